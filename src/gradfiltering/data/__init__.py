@@ -1,0 +1,1 @@
+"""From rows in any supported format to tokenised examples."""

@@ -1,0 +1,61 @@
+"""LightningDataModule of the ensemble: training batches per member, and passes over all rows."""
+
+from collections.abc import Sequence
+
+import lightning as L
+from torch.utils.data import DataLoader
+
+from gradfiltering.data.batches import LengthBatches, LengthBuckets, MemberBatches, loader
+from gradfiltering.data.examples import Examples
+
+
+class EnsembleData(L.LightningDataModule):
+    """Feeds M members, each with its own order of rows.
+
+    Args:
+        examples: rows to train on and to score.
+        heldout: rows to log only, or None.
+        members: the members' numbers.
+        batch_size: examples of one update.
+        bucket_batches: batches in a length bucket.
+        tokens: padded tokens of a batch in a pass over all rows.
+        pad_id: token id for padding.
+        seed: the run's seed.
+        workers: processes that prepare batches.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        heldout: Examples | None,
+        members: Sequence[int],
+        batch_size: int,
+        bucket_batches: int,
+        tokens: int,
+        pad_id: int,
+        seed: int,
+        workers: int,
+    ):
+        super().__init__()
+        self.examples = examples
+        self.heldout = heldout
+        self.members = list(members)
+        self.buckets = LengthBuckets.of(examples.lengths, batch_size, bucket_batches, seed)
+        self.tokens = tokens
+        self.pad_id = pad_id
+        self.workers = workers
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of one epoch."""
+        return len(self.buckets.slots(1))
+
+    def train_dataloader(self) -> DataLoader:
+        """Step batches of the epoch the trainer is about to run (1-based in the order's seed)."""
+        assert self.trainer is not None
+        epoch = self.trainer.current_epoch + 1
+        return loader(MemberBatches(self.examples, self.buckets, self.members, epoch, self.pad_id), self.workers)
+
+    def pass_over(self, examples: Examples) -> DataLoader:
+        """Batches of one pass over `examples`, by length."""
+        return loader(LengthBatches(examples, self.tokens, self.pad_id), self.workers)

@@ -1,0 +1,60 @@
+"""Prompt templates: from one instruction record to the text the model sees before its response."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from gradfiltering.errors import UserError
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One instruction record in the Alpaca schema; `input` may be empty."""
+
+    instruction: str
+    input: str
+    output: str
+
+
+def alpaca(turn: Turn, tokenizer: Any) -> str:
+    """The standard Alpaca prompt (Taori et al., 2023), with and without an input."""
+    if turn.input:
+        return (
+            "Below is an instruction that describes a task, paired with an input that provides further context. "
+            "Write a response that appropriately completes the request.\n\n"
+            f"### Instruction:\n{turn.instruction}\n\n### Input:\n{turn.input}\n\n### Response:\n"
+        )
+    return (
+        "Below is an instruction that describes a task. "
+        "Write a response that appropriately completes the request.\n\n"
+        f"### Instruction:\n{turn.instruction}\n\n### Response:\n"
+    )
+
+
+def plain(turn: Turn, tokenizer: Any) -> str:
+    r"""`{instruction}\n{input}\n` or `{instruction}\n`, the layout Superfiltering scores (Li et al., 2024)."""
+    return f"{turn.instruction}\n{turn.input}\n" if turn.input else f"{turn.instruction}\n"
+
+
+def chat(turn: Turn, tokenizer: Any) -> str:
+    """The tokenizer's own chat template with one user turn, or a plain two-role layout where it has none."""
+    content = f"{turn.instruction}\n\n{turn.input}" if turn.input else turn.instruction
+    if getattr(tokenizer, "chat_template", None):
+        message = [{"role": "user", "content": content}]
+        return tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    return f"<|user|>\n{content}\n<|assistant|>\n"
+
+
+Template = Callable[[Turn, Any], str]
+TEMPLATES: dict[str, Template] = {"alpaca": alpaca, "plain": plain, "chat": chat}
+
+
+def template_named(name: str) -> Template:
+    """The template function of that name.
+
+    Raises:
+        UserError: no such template.
+    """
+    if name not in TEMPLATES:
+        raise UserError(f"data.template={name} is unknown; choose one of: {', '.join(sorted(TEMPLATES))}")
+    return TEMPLATES[name]

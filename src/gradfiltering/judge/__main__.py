@@ -1,0 +1,86 @@
+"""`python -m gradfiltering.judge rescore FILE... --json`: PWS of stored judgements."""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from gradfiltering.errors import UserError
+from gradfiltering.judge.rescore import rescore
+
+# A run takes these from conf/judge/common.yaml and train.yaml; a test keeps the two equal.
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+SEED = 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        entries = rescore(options.files, options.resamples, options.confidence, options.seed)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if options.json:
+        print(json.dumps(entries, indent=2, allow_nan=False))
+    else:
+        Console().print(_table(entries, options.confidence))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m gradfiltering.judge", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser(
+        "rescore", help="wins, ties, losses and PWS of stored judgements, per file and pooled"
+    )
+    command.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="verdicts.jsonl of a run, or a published review file (.json)",
+    )
+    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    command.add_argument("--resamples", type=_resamples, default=RESAMPLES, help="bootstrap resamples (%(default)s)")
+    command.add_argument("--confidence", type=_confidence, default=CONFIDENCE, help="of the interval (%(default)s)")
+    command.add_argument("--seed", type=int, default=SEED, help="of the bootstrap (%(default)s)")
+    return parser
+
+
+def _resamples(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return value
+
+
+def _confidence(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must lie between 0 and 1, both excluded")
+    return value
+
+
+def _table(entries: Mapping[str, Mapping[str, Any]], confidence: float) -> Table:
+    table = Table("judgements", "wins", "ties", "losses", "unparsed", "PWS", f"{confidence:.0%} interval")
+    table.columns[0].overflow = "fold"
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, entry in entries.items():
+        counts = [str(entry[key]) for key in ("wins", "ties", "losses", "unparsed")]
+        known = entry["pws"] is not None
+        score = f"{entry['pws']:.3f}" if known else "–"
+        interval = f"{entry['low']:.3f} – {entry['high']:.3f}" if known else "–"
+        table.add_row(name, *counts, score, interval)
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

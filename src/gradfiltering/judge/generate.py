@@ -1,0 +1,167 @@
+"""Greedy answers of a causal language model to evaluation prompts."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from rich.progress import track
+from transformers import GenerationConfig
+
+from gradfiltering.data.prompts import Turn, template_named
+from gradfiltering.errors import UserError
+from gradfiltering.judge.prompts import Prompt
+from gradfiltering.judge.responses import Response, StopReason
+
+
+def render_prompts(prompts: Sequence[Prompt], template: str, tokenizer: Any) -> list[str]:
+    """The text a model sees for each prompt, under the template it was trained with.
+
+    Args:
+        prompts: what is asked.
+        template: name of a prompt template of `gradfiltering.data.prompts`.
+        tokenizer: the model's; the `chat` template is its own.
+    """
+    render = template_named(template)
+    return [render(Turn(prompt.instruction, prompt.input, ""), tokenizer) for prompt in prompts]
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    texts: Sequence[str],
+    max_new_tokens: int,
+    batch_size: int,
+    description: str,
+) -> list[Response]:
+    """Answer every prompt greedily; a response ends at the end-of-sequence token or after `max_new_tokens`.
+
+    Prompts are batched by like length and padded on the left, so an answer does not depend on its batch (up to ties
+    between floats). A prompt that leaves no room for the answer in the model's context loses its start.
+
+    Args:
+        model: a `transformers` causal language model, or a PEFT model around one. Its mode is restored afterwards.
+        tokenizer: its tokenizer; left as it is. Without a padding token the end-of-sequence token pads.
+        prompts: B prompts.
+        texts: their rendered texts, as `render_prompts` makes them.
+        max_new_tokens: longest answer in tokens.
+        batch_size: prompts per batch.
+        description: what the progress bar says.
+
+    Returns:
+        B responses in the order of the prompts.
+
+    Raises:
+        UserError: an option is out of range, the tokenizer has no end-of-sequence token, or the context is too short.
+    """
+    _check(tokenizer, prompts, texts, max_new_tokens, batch_size)
+    room = _prompt_room(model, max_new_tokens)
+    whole = tokenizer(list(texts))["input_ids"] if texts else []
+    kept = [_fit(tokens, room, tokenizer.bos_token_id) for tokens in whole]
+    for prompt, tokens in zip(prompts, kept, strict=True):
+        if not tokens:
+            raise UserError(f"prompt {prompt.prompt_id!r} of {prompt.prompt_set} has no token under this tokenizer")
+    # Longest first: if the memory does not suffice, that shows at once.
+    order = sorted(range(len(kept)), key=lambda index: -len(kept[index]))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    answers: dict[int, tuple[list[int], StopReason]] = {}
+    with _plain_decoding(model):
+        for batch in track(batches, description=description, transient=True):
+            answered = _generate_batch(model, tokenizer, [kept[index] for index in batch], max_new_tokens)
+            answers.update(zip(batch, answered, strict=True))
+    return [
+        Response(
+            prompt_set=prompt.prompt_set,
+            prompt_id=prompt.prompt_id,
+            prompt=texts[index],
+            response=tokenizer.decode(answers[index][0], skip_special_tokens=True, clean_up_tokenization_spaces=False),
+            prompt_tokens=len(kept[index]),
+            response_tokens=len(answers[index][0]),
+            stop_reason=answers[index][1],
+            prompt_truncated=len(kept[index]) < len(whole[index]),
+        )
+        for index, prompt in enumerate(prompts)
+    ]
+
+
+def _check(
+    tokenizer: Any, prompts: Sequence[Prompt], texts: Sequence[str], max_new_tokens: int, batch_size: int
+) -> None:
+    for name, value in (("eval.max_new_tokens", max_new_tokens), ("eval.batch_size", batch_size)):
+        if value < 1:
+            raise UserError(f"{name} is {value}; it must be at least 1")
+    if tokenizer.eos_token_id is None:
+        raise UserError("the tokenizer has no end-of-sequence token; set one in its tokenizer_config.json")
+    if len(prompts) != len(texts):
+        raise ValueError(f"{len(prompts)} prompts, but {len(texts)} texts")
+
+
+@contextmanager
+def _plain_decoding(model: Any) -> Iterator[None]:
+    """Evaluation mode, without the decoding options that a model brings along; both as before afterwards.
+
+    `generate` fills what a configuration leaves open from the model's own, a repetition penalty for instance.
+    """
+    # PEFT reads and writes the options of the model it wraps.
+    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    options, training = owner.generation_config, model.training
+    owner.generation_config = GenerationConfig()
+    model.eval()
+    try:
+        yield
+    finally:
+        owner.generation_config = options
+        model.train(training)
+
+
+@torch.no_grad()
+def _generate_batch(
+    model: Any, tokenizer: Any, prompts: Sequence[list[int]], max_new_tokens: int
+) -> list[tuple[list[int], StopReason]]:
+    """The new tokens of each prompt (the closing end-of-sequence token included) and why they end."""
+    eos = tokenizer.eos_token_id
+    pad = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    width = max(len(tokens) for tokens in prompts)
+    # Padded by hand: a tokenizer's padding side is shared state that training relies on.
+    input_ids = torch.tensor([[pad] * (width - len(tokens)) + tokens for tokens in prompts])  # [B, T]
+    attention_mask = torch.tensor([[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in prompts])  # [B, T]
+    # The stop token is the tokenizer's, which closed each response in training; a model's own may be another.
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, eos_token_id=eos, pad_token_id=pad
+    )
+    output = model.generate(
+        input_ids=input_ids.to(model.device),
+        attention_mask=attention_mask.to(model.device),
+        generation_config=config,
+    )
+    new_tokens = output[:, width:].tolist()  # [B, T + new] -> [B, new]
+    return [_until_eos(tokens, eos) for tokens in new_tokens]
+
+
+def _until_eos(tokens: list[int], eos: int) -> tuple[list[int], StopReason]:
+    if eos in tokens:
+        return tokens[: tokens.index(eos) + 1], "eos"
+    return tokens, "length"
+
+
+def _fit(tokens: list[int], room: int | None, bos: int | None) -> list[int]:
+    """The prompt's last `room` tokens; a beginning-of-sequence token stays, as no prompt was trained without it."""
+    if room is None or len(tokens) <= room:
+        return tokens
+    if bos is not None and tokens[0] == bos and room > 1:
+        return [bos, *tokens[len(tokens) - room + 1 :]]
+    return tokens[len(tokens) - room :]
+
+
+def _prompt_room(model: Any, max_new_tokens: int) -> int | None:
+    """Tokens the context leaves for a prompt; None for a model without a limit."""
+    context = getattr(model.config, "max_position_embeddings", None)
+    if context is None:
+        return None
+    if context <= max_new_tokens:
+        raise UserError(
+            f"eval.max_new_tokens is {max_new_tokens}, but the model's context holds {context} tokens, which leaves "
+            f"none for the prompt; choose at most {context // 2}"
+        )
+    return context - max_new_tokens

@@ -1,0 +1,112 @@
+"""The judge stage: answers of every model to every prompt, then verdicts and their tally."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from peft import PeftModel
+
+from gradfiltering.data.records import Records
+from gradfiltering.judge.base import Judge, judge_pairs
+from gradfiltering.judge.generate import generate, render_prompts
+from gradfiltering.judge.metrics import response_metrics
+from gradfiltering.judge.prompts import Prompt, PromptLoader, load_prompts
+from gradfiltering.judge.pws import answer_lengths, judge_bias, tally
+from gradfiltering.judge.responses import Response, write_responses
+from gradfiltering.judge.verdicts import Verdict, write_verdicts
+from gradfiltering.proxy.backbone import Loaded
+from gradfiltering.target.stage import CANDIDATE
+
+
+def load_prompt_sets(loaders: Mapping[str, PromptLoader], records: Records) -> list[Prompt]:
+    """All prompts of the chosen sets; held-out rows serve as prompts where asked for."""
+    turns = records.heldout_turns()
+    return load_prompts(list(loaders.values()), None if turns is None else [asdict(turn) for turn in turns])
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How answers are generated.
+
+    Attributes:
+        max_new_tokens: longest answer.
+        batch_size: prompts answered at once.
+    """
+
+    max_new_tokens: int
+    batch_size: int
+
+
+def answer_all(
+    models: Iterable[str],
+    backbone: Loaded,
+    prompts: Sequence[Prompt],
+    template: str,
+    how: Generation,
+    run_dir: Path,
+    trainer: Callable[..., L.Trainer],
+) -> dict[str, list[Response]]:
+    """Greedy answers of every fine-tuned model, from its stored adapter, into `responses/<model>.jsonl`.
+
+    Args:
+        models: names under `target/` of the run folder.
+        backbone: target and tokenizer.
+        prompts: what is asked.
+        template: prompt template, the one the models were trained with.
+        how: length and batch.
+        run_dir: the run folder.
+        trainer: builds a `lightning.Trainer`; its device is used.
+    """
+    device = trainer().strategy.root_device
+    texts = render_prompts(prompts, template, backbone.tokenizer)
+    responses = {}
+    for name in models:
+        adapter = run_dir / "target" / name / "adapter"
+        model: Any = PeftModel.from_pretrained(backbone.model, str(adapter)).to(device).eval()
+        title = f"answers of {name}"
+        responses[name] = generate(model, backbone.tokenizer, prompts, texts, how.max_new_tokens, how.batch_size, title)
+        model.unload()
+        write_responses(run_dir / "responses" / f"{name}.jsonl", responses[name])
+    return responses
+
+
+def judge_all(
+    judge: Judge,
+    prompts: Sequence[Prompt],
+    responses: Mapping[str, Sequence[Response]],
+    run_dir: Path,
+) -> list[Verdict]:
+    """Holds the candidate against every other model and writes `verdicts.jsonl`."""
+    verdicts = []
+    for against in responses:
+        if against != CANDIDATE:
+            candidate = responses[CANDIDATE]
+            verdicts += judge_pairs(judge, prompts, candidate, responses[against], CANDIDATE, against)
+    write_verdicts(run_dir / "verdicts.jsonl", verdicts)
+    return verdicts
+
+
+def measure_answers(
+    prompts: Sequence[Prompt], responses: Mapping[str, Sequence[Response]]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Metrics against references: `{model: {prompt set: {metric: value}}}`."""
+    measured = {model: response_metrics(prompts, answers) for model, answers in responses.items()}
+    return {model: {name: asdict(one) for name, one in sets.items()} for model, sets in measured.items()}
+
+
+def tally_verdicts(
+    verdicts: Sequence[Verdict],
+    responses: Mapping[str, Sequence[Response]],
+    resamples: int,
+    confidence: float,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """`pws` per opponent and prompt set with intervals, and `judge` bias per opponent, as they stand in the summary."""
+    table = tally(verdicts, resamples, confidence, seed)
+    bias = {}
+    for against in table:
+        some = [verdict for verdict in verdicts if verdict.against == against]
+        bias[against] = asdict(judge_bias(some, answer_lengths(some, responses)))
+    return {"pws": {a: {name: asdict(one) for name, one in sets.items()} for a, sets in table.items()}, "judge": bias}

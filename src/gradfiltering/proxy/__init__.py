@@ -1,0 +1,1 @@
+"""The proxy ensemble: backbone, adapters, gradient engines, gradient log."""

@@ -1,0 +1,160 @@
+"""The frozen language model under the adapters: loaded by name or folder, or a small one trained from scratch."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from gradfiltering.errors import UserError
+from gradfiltering.proxy.pretrain import Pretraining, corpus_hash, pretrain, read_corpus
+from gradfiltering.store import Store
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A causal language model with its tokenizer.
+
+    Attributes:
+        name: what was loaded, in words.
+        path: the folder or hub id `from_pretrained` loads it by.
+        seconds: time spent training it, 0 for a model that was there.
+        reused: whether a model this project trains was found ready.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    path: str
+    seconds: float
+    reused: bool
+
+    @property
+    def context(self) -> int:
+        """Longest input the model takes, in tokens."""
+        return int(self.model.config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
+
+    @property
+    def pad_id(self) -> int:
+        """Token id to pad with; the end-of-sequence token where the tokenizer has no padding token."""
+        pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        return int(end if pad is None else pad)
+
+
+class Backbone(Protocol):
+    """A part that can produce a model and its tokenizer."""
+
+    def load(self, store: Store, seed: int, trainer: Any) -> Loaded:
+        """Loads or makes the model; `trainer` builds a Lightning trainer where training is needed."""
+
+
+@dataclass(frozen=True)
+class PretrainedBackbone:
+    """Any causal language model by hub id or local folder.
+
+    Attributes:
+        model: hub id or folder.
+        tokenizer: hub id or folder of the tokenizer, None for the model's own.
+        dtype: `float32`, `bfloat16` or `float64`.
+        attention: attention implementation; per-example gradients by `torch.func` want `eager`.
+        trust_remote_code: run code that comes with the model (off unless the user turns it on).
+    """
+
+    model: str
+    tokenizer: str | None
+    dtype: str
+    attention: str
+    trust_remote_code: bool
+
+    def __post_init__(self):
+        if self.dtype not in DTYPES:
+            raise UserError(f"dtype={self.dtype} is unknown; choose one of: {', '.join(DTYPES)}")
+
+    def load(self, store: Store, seed: int, trainer: Any) -> Loaded:
+        """Loads model and tokenizer with `from_pretrained`.
+
+        Raises:
+            UserError: the folder or hub id cannot be loaded, or tokenizer and model do not fit each other.
+        """
+        tokenizer = _from_pretrained(
+            AutoTokenizer, self.tokenizer or self.model, trust_remote_code=self.trust_remote_code
+        )
+        model = _from_pretrained(
+            AutoModelForCausalLM,
+            self.model,
+            dtype=DTYPES[self.dtype],
+            attn_implementation=self.attention,
+            trust_remote_code=self.trust_remote_code,
+        )
+        rows = model.get_input_embeddings().weight.shape[0]
+        if len(tokenizer) > rows:
+            raise UserError(
+                f"the tokenizer of {self.tokenizer or self.model} has {len(tokenizer)} tokens, but {self.model} embeds "
+                f"only {rows}; give the tokenizer the model was trained with"
+            )
+        return Loaded(model.eval().requires_grad_(False), tokenizer, self.model, self.model, 0.0, True)
+
+
+@dataclass(frozen=True)
+class TinyBackbone:
+    """A small GPT-2 or LLaMA with its own BPE tokenizer, trained from scratch on given text and kept in the store.
+
+    Attributes:
+        architecture: `gpt2` or `llama`.
+        layers, heads, width, context: the model's shape; `context` in tokens.
+        vocabulary: size of the BPE vocabulary.
+        text: text files to train on, or None for the task generator's prose.
+        characters: how much of the generator's prose to train on.
+        pretraining: the training budget.
+        dtype: `float32`, `bfloat16` or `float64`.
+        attention: attention implementation.
+    """
+
+    architecture: str
+    layers: int
+    heads: int
+    width: int
+    context: int
+    vocabulary: int
+    text: list[str] | None
+    characters: int
+    pretraining: Pretraining
+    dtype: str
+    attention: str
+
+    def load(self, store: Store, seed: int, trainer: Any) -> Loaded:
+        """Loads the model from the store, training it first if it is not there."""
+        documents = read_corpus(self.text, self.characters, seed)
+        shape = {
+            "architecture": self.architecture,
+            "layers": self.layers,
+            "heads": self.heads,
+            "width": self.width,
+            "context": self.context,
+            "vocabulary": self.vocabulary,
+        }
+        key = {"shape": shape, "corpus": corpus_hash(documents), "pretraining": asdict(self.pretraining), "seed": seed}
+
+        def build(folder: Path) -> None:
+            pretrain(folder, documents, shape, self.pretraining, seed, trainer)
+
+        made = store.make("backbone", key, build)
+        folder = str(made.path)
+        kept = PretrainedBackbone(folder, None, self.dtype, self.attention, trust_remote_code=False)
+        loaded = kept.load(store, seed, trainer)
+        name = f"tiny {self.architecture} ({self.layers} layers, width {self.width})"
+        return Loaded(loaded.model, loaded.tokenizer, name, folder, made.seconds, made.reused)
+
+
+def _from_pretrained(factory: Any, name: str, **options: Any) -> Any:
+    try:
+        return factory.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot load {name}: {str(error).splitlines()[0]}. Give a folder written by save_pretrained, or a hub id "
+            "that this machine can reach (for a gated model run `hf auth login` first)"
+        ) from error

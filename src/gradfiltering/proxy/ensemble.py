@@ -1,0 +1,173 @@
+"""The proxy ensemble: M LoRA adapters trained side by side on one frozen backbone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from gradfiltering.data.batches import Batch
+from gradfiltering.errors import UserError
+from gradfiltering.proxy.gradients import GradientEngine
+from gradfiltering.proxy.log import EpochRecorder
+from gradfiltering.proxy.lora import Adapters, LoraSettings
+from gradfiltering.proxy.trajectory import Trajectory, flatten
+
+COLLECT = ("snapshot", "online")
+
+
+@dataclass(frozen=True)
+class EnsembleSettings:
+    """How the ensemble is trained and logged.
+
+    Attributes:
+        m: number of members M.
+        batch_size: examples of one update of each member.
+        lr: learning rate of AdamW, constant after warm-up, so that it does not depend on how many epochs are asked for.
+        warmup_steps: steps of linear warm-up.
+        betas, eps, weight_decay: of AdamW.
+        clip_norm: each member's mean gradient is scaled down to this L2 norm; null for no clipping.
+        collect: `snapshot` measures all rows with the parameters frozen after the epoch (the definition);
+            `online` keeps the norms of the epoch's own training steps.
+        bucket_batches: batches in a length bucket.
+        trajectory_steps: a sketch of the adapters is recorded every so many steps.
+        lora: shape and start of each adapter.
+    """
+
+    m: int
+    batch_size: int
+    lr: float
+    warmup_steps: int
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    clip_norm: float | None
+    collect: str
+    bucket_batches: int
+    trajectory_steps: int
+    lora: LoraSettings
+
+    def __post_init__(self):
+        for name in ("m", "batch_size", "bucket_batches", "trajectory_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"ensemble.{name}={getattr(self, name)}: give a positive number")
+        if self.collect not in COLLECT:
+            raise UserError(f"ensemble.collect={self.collect} is unknown; choose one of: {', '.join(COLLECT)}")
+        if self.lr < 0 or self.warmup_steps < 0:
+            raise UserError(
+                f"ensemble.lr={self.lr}, ensemble.warmup_steps={self.warmup_steps}: neither may be negative"
+            )
+
+    @property
+    def members(self) -> range:
+        """The members' numbers, from 0."""
+        return range(self.m)
+
+
+class ProxyEnsemble(L.LightningModule):
+    """Trains stacked adapters; a step's update is the mean of the per-example gradients the engine just computed.
+
+    Only the adapters are parameters of this module, so no checkpoint ever holds the frozen backbone.
+
+    Args:
+        engine: computes per-example gradients.
+        adapters: parameter name -> [M, ...] initial values.
+        settings: optimiser and logging.
+        members: the members' numbers, in the order of the stack.
+    """
+
+    def __init__(self, engine: GradientEngine, adapters: Adapters, settings: EnsembleSettings, members: Sequence[int]):
+        super().__init__()
+        self.engine = engine
+        self.settings = settings
+        self.names = sorted(adapters)
+        self.stacked = nn.ParameterList([nn.Parameter(adapters[name]) for name in self.names])
+        self.trajectory = Trajectory(list(members))
+        self.recorder: EpochRecorder | None = None
+        self._before: Tensor | None = None
+
+    @property
+    def adapters(self) -> Adapters:
+        """Parameter name -> [M, ...], without autograd history."""
+        return {name: value.detach() for name, value in zip(self.names, self.stacked, strict=True)}
+
+    def on_fit_start(self) -> None:
+        """Brings the backbone to the adapters' device and records where training starts."""
+        self.engine.to(self.device)
+        if self.global_step == 0:
+            start = flatten(self.adapters)
+            self.trajectory.record(0, start, start)
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        """One update of every member from a [M, B, T] batch.
+
+        Returns:
+            A scalar whose gradient with respect to the adapters is exactly the mean per-example gradient, so that
+            Lightning's optimisation, accumulation and distributed strategies work as with any other loss.
+
+        Raises:
+            UserError: a loss is not finite; the message names step, members and rows.
+        """
+        measured = self.engine.measure(self.adapters, batch, want_gradient=True)
+        self._check(measured.loss, batch)
+        if self.recorder is not None:
+            self.recorder.add(
+                batch.example_id.cpu().numpy(), measured.grad_norm.cpu().numpy(), measured.loss.cpu().numpy()
+            )
+        self.log("proxy/loss", measured.loss.mean(), prog_bar=True)
+        self.log("proxy/grad_norm", measured.grad_norm.mean())
+        gradient = measured.mean_gradient
+        assert gradient is not None
+        pairs = zip(self.names, self.stacked, strict=True)
+        return torch.stack([(value * gradient[name]).sum() for name, value in pairs]).sum()
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Clips each member's gradient by that member's own norm."""
+        limit = self.settings.clip_norm
+        if limit is None:
+            return
+        squares = [value.grad.flatten(1).square().sum(1) for value in self.stacked if value.grad is not None]
+        norm = torch.stack(squares).sum(0).sqrt()  # [M]
+        factor = (limit / (norm + 1e-6)).clamp(max=1.0)
+        for value in self.stacked:
+            if value.grad is not None:
+                value.grad.mul_(factor.view(-1, *[1] * (value.dim() - 1)))
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Keeps the adapters of a step whose sketch will be recorded."""
+        if (self.global_step + 1) % self.settings.trajectory_steps == 0:
+            self._before = flatten(self.adapters).clone()
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, index: int) -> None:
+        """Records the sketch after the update."""
+        if self._before is not None:
+            self.trajectory.record(self.global_step, self._before, flatten(self.adapters))
+            self._before = None
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, element-wise and therefore independent between members, with a warm-up to a constant rate."""
+        settings = self.settings
+        optimizer = torch.optim.AdamW(
+            self.parameters(),
+            lr=settings.lr,
+            betas=(settings.betas[0], settings.betas[1]),
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (step + 1) / max(1, settings.warmup_steps))
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _check(self, loss: Tensor, batch: Batch) -> None:
+        bad = ~torch.isfinite(loss)
+        if bool(bad.any()):
+            members, columns = bad.nonzero(as_tuple=True)
+            named = sorted({self.trajectory.members[m] for m in members.tolist()})
+            rows = sorted(set(batch.example_id[members, columns].tolist()))[:10]
+            raise UserError(
+                f"the loss is not finite at step {self.global_step} for members {named}, rows {rows}; "
+                "lower ensemble.lr, or set ensemble.clip_norm, or look at those rows"
+            )

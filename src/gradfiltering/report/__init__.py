@@ -1,0 +1,1 @@
+"""What a run tells: run folder, diagnostics, screen, experiment logger."""

@@ -1,0 +1,183 @@
+"""The run folder: configuration, environment, costs, and `summary.json`."""
+
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from gradfiltering.report.diagnostics import Diagnostics
+from gradfiltering.store import atomic_path, package_versions, write_json
+
+SECRET = re.compile(r"(api_?key|token|password|secret)$", re.IGNORECASE)
+
+
+OUTPUTS = (
+    "gradient_log",
+    "gradient_log_heldout",
+    "projections",
+    "trajectory.parquet",
+    "adapters",
+    "truth.parquet",
+    "scores.parquet",
+    "unscored.parquet",
+    "subset.jsonl",
+    "subset.parquet",
+    "target",
+    "responses",
+    "verdicts.jsonl",
+    "summary.json",
+)
+
+
+class Run:
+    """A run folder and what has been learned so far.
+
+    Args:
+        folder: where everything is written.
+
+    Attributes:
+        config: the resolved configuration without secrets.
+        summary: content of `summary.json`, written after every step, so it is there whatever `until`.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.config: dict[str, Any] = {}
+        self.summary: dict[str, Any] = {"stages": [], "cost": {}, "diagnostics": {"warnings": []}}
+
+    def start(self, config: Any, seed: int) -> None:
+        """Writes `config.yaml` and `environment.json`; an earlier run's outputs in the same folder are removed.
+
+        Args:
+            config: the resolved configuration.
+            seed: the run's seed.
+        """
+        self.config = without_secrets(config)
+        for name in OUTPUTS:
+            path = self.folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        with atomic_path(self.folder / "config.yaml") as part:
+            part.write_text(yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        write_json(self.folder / "environment.json", environment(seed))
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[dict[str, Any]]:
+        """Times a stage and measures its peak memory; the block may set `reused` and `flops` in what is yielded."""
+        measured: dict[str, Any] = {"reused": False, "flops": None}
+        reset_peak()
+        started = time.monotonic()
+        yield measured
+        seconds = round(time.monotonic() - started, 3)
+        self.summary["stages"].append({"name": name, "seconds": seconds, "reused": measured["reused"]})
+        self.summary["cost"][name] = {"seconds": seconds, "flops": measured["flops"], "peak_bytes": peak_bytes()}
+        self.write()
+
+    def add(self, **parts: Any) -> None:
+        """Adds top-level parts to the summary."""
+        self.summary.update(parts)
+        self.write()
+
+    def diagnose(self, found: Diagnostics) -> None:
+        """Adds diagnostics and their warnings."""
+        self.summary["diagnostics"].update(found.values)
+        self.warn(found.warnings)
+
+    def warn(self, warnings: list[str]) -> None:
+        """Adds warnings, shown at the end and kept in the summary."""
+        self.summary["diagnostics"]["warnings"] += warnings
+        self.write()
+
+    def write(self) -> None:
+        """Writes `summary.json`; numbers that are not finite become null."""
+        write_json(self.folder / "summary.json", _finite(self.summary))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def environment(seed: int) -> dict[str, Any]:
+    """Package versions, commit, seed, host and device of this process."""
+    return {
+        "packages": package_versions(),
+        "python": platform.python_version(),
+        "git_commit": git_commit(),
+        "seed": seed,
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
+def git_commit() -> str | None:
+    """The commit this code stands at, with `-dirty` if it was changed; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()
+
+
+def without_secrets(value: Any) -> Any:
+    """A copy of a configuration in which values of keys that name a secret are masked."""
+    if isinstance(value, dict):
+        return {
+            key: "***" if isinstance(entry, str) and SECRET.search(str(key)) else without_secrets(entry)
+            for key, entry in value.items()
+        }
+    if isinstance(value, list):
+        return [without_secrets(entry) for entry in value]
+    return value
+
+
+def reset_peak() -> None:
+    """Starts a new measurement of peak memory, where the system allows it."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists():
+        try:
+            clear.write_text("5")
+        except OSError:
+            return  # some containers forbid it; the peak then is the process's so far
+
+
+def peak_bytes() -> int:
+    """Peak memory since `reset_peak`: of the GPU where there is one, else resident memory of this process."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        if found:
+            return int(found[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024

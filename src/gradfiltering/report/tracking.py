@@ -1,0 +1,71 @@
+"""Numbers and figures of a run in its experiment logger."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+
+def log_numbers(logger: Logger, prefix: str, values: Mapping[str, Any]) -> None:
+    """Logs every number of a nested mapping under `prefix/path/to/it`."""
+    numbers = dict(_numbers(prefix, values))
+    if numbers:
+        logger.log_metrics(numbers)
+
+
+def log_histogram(logger: Logger, name: str, values: np.ndarray) -> None:
+    """Logs a histogram where the logger can draw one; the numbers themselves are in the run folder."""
+    if isinstance(logger, WandbLogger):
+        import wandb
+
+        logger.experiment.log({name: wandb.Histogram(values[np.isfinite(values)].tolist())})
+
+
+def open_logger(build: Callable[[], Logger], config: dict[str, Any]) -> Logger:
+    """Quietens the libraries, builds the logger and logs the resolved configuration (already free of secrets)."""
+    quieten()
+    logger = build()
+    logger.log_hyperparams(config)
+    return logger
+
+
+def log_summary(logger: Logger, summary: Mapping[str, Any]) -> None:
+    """Logs the numbers of the summary: `diagnostics/…`, `target/…`, `metrics/…`, `pws/…`, `cost/…`."""
+    for part in ("data", "proxy", "selection", "diagnostics", "target", "metrics", "pws", "cost"):
+        if part in summary:
+            log_numbers(logger, part, summary[part])
+
+
+def close_logger(logger: Logger) -> None:
+    """Closes the run, so that the next job of a sweep opens its own."""
+    if isinstance(logger, WandbLogger):
+        import wandb
+
+        wandb.finish()
+    else:
+        logger.finalize("success")
+
+
+def quieten() -> None:
+    """Keeps libraries from printing over the progress of a run; errors and warnings stay."""
+    import logging
+
+    import datasets
+    import transformers
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _numbers(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(f"{prefix}/{key}", value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}/{key}", value

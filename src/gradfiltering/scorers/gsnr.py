@@ -1,0 +1,19 @@
+"""G-SNR, the score of GradFiltering."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradfiltering.scorers.statistics import GradientScorer, GradientStatistics
+
+
+@dataclass(frozen=True)
+class GSNR(GradientScorer):
+    r"""Gradient signal-to-noise ratio, \((G_s - G_t)/(G_s + ε) · 1/(V_t + ε)\) (arXiv 2601.13697, eq. 5).
+
+    High for examples whose gradient norm falls as training proceeds and on which the members agree.
+    """
+
+    def formula(self, stats: GradientStatistics) -> np.ndarray:
+        """[N] relative drop of the norm, divided by the members' variance."""
+        return stats.drop / (stats.g_early + self.epsilon) / (stats.variance_late + self.epsilon)

@@ -1,0 +1,19 @@
+"""Relative drop of the gradient norm."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from gradfiltering.scorers.statistics import GradientScorer, GradientStatistics
+
+
+@dataclass(frozen=True)
+class NormalizedDrop(GradientScorer):
+    r"""\((G_s - G_t)/(G_s + ε)\) (arXiv 2601.13697, ablation, alternative 2)."""
+
+    uses_variance: ClassVar[bool] = False
+
+    def formula(self, stats: GradientStatistics) -> np.ndarray:
+        """[N] fall of the mean norm as a share of the early one."""
+        return stats.drop / (stats.g_early + self.epsilon)

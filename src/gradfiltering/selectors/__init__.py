@@ -1,0 +1,1 @@
+"""One file per selector: from scores, or less, to the chosen rows."""

@@ -1,0 +1,1 @@
+"""LoRA fine-tuning of the target on chosen rows."""
