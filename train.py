@@ -4,7 +4,6 @@ A small proxy ensemble trains on the rows and logs every row's gradient norm, a 
 a target is fine-tuned on the subset and on what it is held against, and a judge compares their answers.
 """
 
-import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from gradfiltering.errors import UserError
+from gradfiltering.errors import UserError, plain_words
 
 STAGES = ("proxy", "score", "select", "target", "judge", "report")
 
@@ -24,30 +23,27 @@ def experiment(cfg: DictConfig) -> None:
     """Runs the stages in order, up to `cfg.until`."""
     from gradfiltering.data.examples import Encoder
     from gradfiltering.data.records import write_truth
-    from gradfiltering.judge.stage import answer_all, judge_all, load_prompt_sets, measure_answers, tally_verdicts
+    from gradfiltering.judge import stage as judging
+    from gradfiltering.proxy import stage as proxy
     from gradfiltering.proxy.log import GradientLog
-    from gradfiltering.proxy.stage import measure_bare, train_and_log
     from gradfiltering.report import diagnostics, tracking
     from gradfiltering.report.run import Run
     from gradfiltering.report.screen import show
     from gradfiltering.scorers.base import Evidence, write_unscored
     from gradfiltering.selectors.base import write_subset
-    from gradfiltering.target.stage import finetune_all, training_sets
+    from gradfiltering.target import stage as tuning
 
     def reached(stage: str) -> bool:
         return STAGES.index(stage) <= STAGES.index(cfg.until)
 
     if cfg.until not in STAGES:
         raise UserError(f"until={cfg.until} is no stage; choose one of: {', '.join(STAGES)}")
+    proxy.keep_freed_memory()
     seed, build = cfg.seed, partial(instantiate, _convert_="all")
-    store, batch, limits, epochs = build(cfg.store), build(cfg.batch), build(cfg.diagnostics), build(cfg.epochs)
-    source, ensemble, objective = build(cfg.data), build(cfg.ensemble), build(cfg.proxy.objective)
-    scorer, selector, judge = build(cfg.scorer), build(cfg.selector), build(cfg.judge.judge)
-    tuning, generation, prompt_sets = (
-        build(cfg.target.tuning),
-        build(cfg.generation),
-        {name: build(one) for name, one in cfg.eval.sets.items()},
-    )
+    source, scorer, selector, epochs = build(cfg.data), build(cfg.scorer), build(cfg.selector), build(cfg.epochs)
+    store, batch, limits, judge = build(cfg.store), build(cfg.batch), build(cfg.diagnostics), build(cfg.judge.judge)
+    ensemble, objective, engine = build(cfg.ensemble), build(cfg.proxy.objective), build(cfg.gradients)
+    settings, generation, prompt_sets = build(cfg.target.tuning), build(cfg.generation), build(cfg.eval.sets)
 
     run = Run(Path(cfg.run_dir))
     run.start(OmegaConf.to_container(cfg, resolve=True), seed)
@@ -56,12 +52,13 @@ def experiment(cfg: DictConfig) -> None:
     try:
         # Records -> examples. Prompts are loaded now, so that a missing file shows before anything is trained.
         records = source.load(seed)
-        prompts = load_prompt_sets(prompt_sets, records) if reached("judge") else []
+        prompts = judging.load_prompt_sets(prompt_sets, records) if reached("judge") else []
         with run.stage("backbone") as cost:
             backbone = build(cfg.proxy.backbone).load(store, seed, trainer)
             cost.update(reused=backbone.reused)
         encoder = Encoder(backbone.tokenizer, min(cfg.proxy.max_tokens, backbone.context), store)
-        examples, heldout = encoder.encode(records), encoder.encode_heldout(records)
+        rows = encoder.encode_all(records)
+        examples = rows.examples
         run.add(data=examples.summary(len(records)))
         write_unscored(run.folder / "unscored.parquet", examples.unscored)
         write_truth(run.folder / "truth.parquet", records.kinds)
@@ -71,10 +68,10 @@ def experiment(cfg: DictConfig) -> None:
         log = bare = scores = None
         if wanted and "gradient_log" in scorer.needs:
             with run.stage("proxy") as cost:
-                bare = measure_bare(backbone, objective, examples, heldout, batch, trainer)
-                trained = train_and_log(
-                    *(backbone, examples, heldout, ensemble, build(cfg.gradients), objective, epochs),
-                    *(batch, run.folder, seed, trainer),
+                bare = proxy.measure_bare(backbone, objective, rows, batch, trainer)
+                gradients = partial(engine, objective=objective, chunk_tokens=batch.tokens)
+                trained = proxy.train_and_log(
+                    backbone, rows, ensemble, gradients, epochs, batch, run.folder, seed, trainer
                 )
                 cost.update(flops=trained.flops)
             log = GradientLog(run.folder / "gradient_log")
@@ -95,25 +92,26 @@ def experiment(cfg: DictConfig) -> None:
             how = {"scorer": parts["scorer"] if scores else None, "selector": parts["selector"]}
             run.add(selection={**how, "fraction": len(chosen) / len(records), "selected": len(chosen)})
             run.diagnose(diagnostics.of_selection(examples, chosen, scores, bare, limits))
+            run.diagnose(diagnostics.of_sources(records.sources, chosen, limits))
             run.diagnose(diagnostics.against_truth(records.kinds, chosen, scores, seed, limits))
 
-        # Subset -> adapters -> verdicts.
+        # Subset -> adapters -> answers -> verdicts.
         if reached("target"):
             with run.stage("target") as cost:
                 target = build(cfg.target.backbone).load(store, seed, trainer)
                 encoder = Encoder(target.tokenizer, min(cfg.target.max_tokens, target.context), store)
-                rows, held = encoder.encode(records), encoder.encode_heldout(records)
-                sets = training_sets(chosen, examples.example_ids, len(records), cfg.judge.against, seed)
-                tuned = finetune_all(sets, target, rows, held, tuning, run.folder, seed, trainer)
+                rows = encoder.encode_all(records)
+                sets = tuning.training_sets(chosen, examples.example_ids, len(records), cfg.judge.against, seed)
+                tuned = tuning.finetune_all(sets, target, rows, settings, run.folder, seed, trainer)
                 cost.update(flops=sum(result.flops for result in tuned.values()))
             run.add(target={name: asdict(result) for name, result in tuned.items()})
         if reached("judge"):
             with run.stage("judge"):
-                run.warn(list(filter(None, [judge.check(prompts)])))
-                answers = answer_all(tuned, target, prompts, records.template, generation, run.folder, trainer)
-                verdicts = judge_all(judge, prompts, answers, run.folder)
-            run.add(metrics=measure_answers(prompts, answers))
-            run.add(**tally_verdicts(verdicts, answers, cfg.judge.resamples, cfg.judge.confidence, seed))
+                run.warn(judge.check(prompts))
+                answers = judging.answer_all(tuned, target, prompts, records.template, generation, run.folder, trainer)
+                verdicts = judging.judge_all(judge, prompts, answers, run.folder)
+            run.add(metrics=judging.measure_answers(prompts, answers))
+            run.add(**judging.tally_verdicts(verdicts, answers, cfg.judge.resamples, cfg.judge.confidence, seed))
         tracking.log_summary(logger, run.summary)
         show(run.summary, run.folder, Console())
     finally:
@@ -123,13 +121,8 @@ def experiment(cfg: DictConfig) -> None:
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Runs one experiment; an error the user can mend is printed in plain words."""
-    try:
+    with plain_words(cfg.debug):
         experiment(cfg)
-    except UserError as error:
-        if cfg.debug:
-            raise
-        Console(stderr=True).print(f"[bold red]error[/]  {error}", soft_wrap=True, highlight=False)
-        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ A result is a folder named by a fingerprint of everything it depends on. It is w
 place, so a folder without the suffix is whole. `artifact.json` beside the result says what made it.
 """
 
+import errno
 import hashlib
 import json
 import shutil
@@ -19,6 +20,10 @@ from typing import Any
 
 from gradfiltering.errors import UserError
 
+WRITE_FAILURES = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR,
+    errno.EEXIST, errno.ENAMETOOLONG,
+}  # fmt: skip
 RECORDED_PACKAGES = ("torch", "lightning", "transformers", "peft", "datasets", "torchmetrics", "numpy", "pyarrow")
 
 
@@ -34,8 +39,30 @@ def package_versions() -> dict[str, str]:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def writing(path: Path) -> Iterator[None]:
+    """Explains a write that fails; other errors of the system (a file not found, no network) pass as they are.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in WRITE_FAILURES:
+            raise
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}. Free some space or permit writing there, "
+            "or place the run elsewhere with run_dir= and the store with store.path="
+        ) from error
+
+
+@contextmanager
+def atomic_path(path: Path, keep_existing: bool = False) -> Iterator[Path]:
     """Yields a temporary path beside `path` (file or folder) and renames it into place when the block succeeds.
+
+    Args:
+        path: where the result will stand.
+        keep_existing: leave a folder that is there by then as it is; another process made it and may be reading it.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -43,16 +70,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path = Path(path)
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        if path.is_dir():
-            shutil.rmtree(path)
-        part.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}. Free some space or permit writing there, "
-            "or place the run elsewhere with run_dir= and the store with store.path="
-        ) from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield part
+            if path.is_dir() and keep_existing:
+                return
+            if path.is_dir():
+                shutil.rmtree(path)
+            part.replace(path)
     finally:
         if part.is_dir():
             shutil.rmtree(part, ignore_errors=True)
@@ -97,8 +122,9 @@ class Store:
         record = path / "artifact.json"
         if record.is_file():
             return Artifact(path, reused=True, seconds=json.loads(record.read_text("utf-8"))["seconds"])
+        shutil.rmtree(path, ignore_errors=True)  # without its record it is no result
         started = time.monotonic()
-        with atomic_path(path) as part:
+        with atomic_path(path, keep_existing=True) as part:
             part.mkdir()
             build(part)
             seconds = time.monotonic() - started
@@ -110,5 +136,6 @@ class Store:
     def scratch(self, stage: str, key: Mapping[str, Any], suffix: str) -> Path:
         """Path of a single cache file for `key`; whoever writes it must rename it into place."""
         folder = self.root / stage
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         return folder / (fingerprint({"stage": stage, **key}) + suffix)

@@ -256,7 +256,8 @@ def test_prose_is_about_as_long_as_asked_and_teaches_every_family():
     documents = tasks.prose(300_000, 0)
     text = " ".join(documents)
     assert 300_000 <= len(text) <= 302_000
-    assert "\n" not in text and "{" not in text
+    assert "{" not in text
+    assert "opposite of hot?\ncold\n" in text, "answers are also seen on a line of their own"
     for fact in ("opposite of hot is cold", "lemon is yellow", "One mouse, two mice", "young dog is called a puppy"):
         assert fact in text
     assert text.count("?") > 500

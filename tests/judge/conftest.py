@@ -6,15 +6,6 @@ from gradfiltering.judge.prompts import Prompt
 from gradfiltering.judge.responses import Response
 from gradfiltering.judge.verdicts import Verdict, decide
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
-
-
-@pytest.fixture
-def shared_data() -> Path:
-    if not SHARED.is_dir():
-        pytest.skip(f"the public data sets are not on this machine ({SHARED})")
-    return SHARED
-
 
 @pytest.fixture
 def review_files(shared_data: Path) -> list[Path]:

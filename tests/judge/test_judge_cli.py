@@ -121,5 +121,5 @@ def test_the_same_file_twice_is_refused(rescore, tmp_path, make_verdict):
 
 
 def test_defaults_are_those_of_a_run(conf_folder):
-    common = OmegaConf.load(conf_folder / "judge" / "common.yaml")
+    common = OmegaConf.load(conf_folder / "shared" / "judging.yaml")
     assert (common.resamples, common.confidence) == (cli.RESAMPLES, cli.CONFIDENCE)

@@ -1,8 +1,7 @@
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
+from tests.reference.bootstrap import bootstrap_interval
 
 from gradfiltering.judge.pws import PWS, answer_lengths, judge_bias, pairwise_winning_score, tally
 from gradfiltering.judge.reviews import read_reviews
@@ -12,19 +11,11 @@ RESAMPLES = 4000
 INTERVAL_TOLERANCE = 0.02
 
 
-def load_twin():
-    path = Path(__file__).parents[1] / "reference" / "bootstrap.py"
-    spec = importlib.util.spec_from_file_location("bootstrap_twin", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.bootstrap_interval
-
-
 @pytest.mark.parametrize("counts", [(30, 10, 20, 0), (5, 40, 5, 7), (70, 3, 2, 1)])
 def test_interval_agrees_with_resampling_prompts(counts):
     verdicts = [name for name, n in zip(("win", "tie", "loss", "unparsed"), counts, strict=True) for _ in range(n)]
     score = pairwise_winning_score(verdicts, RESAMPLES, 0.95, seed=1)
-    low, high = load_twin()(verdicts, RESAMPLES, 0.95, seed=2)
+    low, high = bootstrap_interval(verdicts, RESAMPLES, 0.95, seed=2)
     assert score.value == pytest.approx((counts[0] - counts[2]) / sum(counts[:3]) + 1, abs=1e-12)
     assert (score.low, score.high) == pytest.approx((low, high), abs=INTERVAL_TOLERANCE)
 

@@ -64,11 +64,11 @@ def test_a_model_without_a_response_is_an_error(make_prompt, make_response):
 
 def test_check_counts_prompts_without_reference(make_prompt):
     judge = ReferenceJudge(tie_margin=0.0)
-    assert judge.check([make_prompt("a")]) is None
-    warning = judge.check([make_prompt("a"), make_prompt(None), make_prompt(None)])
+    assert judge.check([make_prompt("a")]) == []
+    (warning,) = judge.check([make_prompt("a"), make_prompt(None), make_prompt(None)])
     assert "cannot judge 2 of 3 prompts" in warning and "eval=tasks" in warning
 
 
 def test_the_configuration_builds_it(conf_folder):
-    config = OmegaConf.load(conf_folder / "judge" / "reference.yaml")
-    assert isinstance(instantiate(config.judge), ReferenceJudge)
+    config = OmegaConf.create({"judge": OmegaConf.load(conf_folder / "judge" / "reference.yaml")})
+    assert isinstance(instantiate(config.judge.judge), ReferenceJudge)

@@ -97,9 +97,9 @@ def test_a_bad_record_is_named(write_reviews, change, message):
 
 
 def test_the_configuration_builds_it(conf_folder, write_reviews):
-    config = OmegaConf.load(conf_folder / "judge" / "replay.yaml")
+    config = OmegaConf.create({"judge": OmegaConf.load(conf_folder / "judge" / "replay.yaml")})
     assert OmegaConf.is_missing(config.judge, "files")
     config.judge.files = [str(write_reviews(RECORD))]
-    assert isinstance(instantiate(config.judge), ReplayJudge)
+    assert isinstance(instantiate(config.judge.judge), ReplayJudge)
     with pytest.raises(UserError, match="needs files"):
         ReplayJudge([])

@@ -1,6 +1,7 @@
 """From records to tokenised examples, with the reason for every row that cannot be scored."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from datasets import Sequence as SequenceFeature
 from gradfiltering.data.prompts import template_named
 from gradfiltering.data.records import Columns, Records, content_hash
 from gradfiltering.errors import UserError
-from gradfiltering.store import Store
+from gradfiltering.store import Store, writing
 
 EMPTY_RESPONSE = "empty response"
 NO_RESPONSE_LEFT = "no response token left: the prompt alone fills max_tokens"
@@ -68,9 +69,21 @@ class Examples:
         return _examples(self.table.select(positions), unscored=[])
 
 
+@dataclass(frozen=True)
+class Rows:
+    """The examples to train on and score, and the held-out ones (None where nothing is held out)."""
+
+    examples: Examples
+    heldout: Examples | None
+
+
 def tokenizer_hash(tokenizer: Any) -> str:
     """Digest of what decides a tokenizer's output: its rules, vocabulary and special tokens."""
-    rules = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(sorted(tokenizer.get_vocab().items()))
+    if tokenizer.is_fast:
+        backend = json.loads(tokenizer.backend_tokenizer.to_str())
+        rules = json.dumps({**backend, "padding": None, "truncation": None})  # left over from the last call
+    else:
+        rules = repr(sorted(tokenizer.get_vocab().items()))
     special = repr(sorted(tokenizer.special_tokens_map.items(), key=str)) + repr(tokenizer.chat_template)
     return hashlib.sha256((rules + special).encode()).hexdigest()[:32]
 
@@ -93,6 +106,10 @@ class Encoder:
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.store = store
+
+    def encode_all(self, records: Records) -> Rows:
+        """Tokenises candidate and held-out rows."""
+        return Rows(self.encode(records), self.encode_heldout(records))
 
     def encode(self, records: Records) -> Examples:
         """Tokenises the candidate rows.
@@ -120,30 +137,33 @@ class Encoder:
 
     def _map(self, rows: Dataset, records: Records) -> Dataset:
         columns = records.columns
+        named = [columns.instruction, columns.input, columns.output]
+        rows = rows.select_columns([name for name in named if name in rows.column_names])
         key = {
             "rows": content_hash(rows),
             "tokenizer": tokenizer_hash(self.tokenizer),
             "template": records.template,
-            "columns": [columns.instruction, columns.input, columns.output],
+            "columns": named,
             "max_tokens": self.max_tokens,
         }
         cache = self.store.scratch("tokens", key, ".arrow")
-        return rows.map(
-            encode_rows,
-            with_indices=True,
-            batched=True,
-            remove_columns=rows.column_names,
-            features=ENCODED,
-            cache_file_name=str(cache),
-            new_fingerprint=cache.stem,
-            fn_kwargs={
-                "tokenizer": self.tokenizer,
-                "template": records.template,
-                "columns": columns,
-                "max_tokens": self.max_tokens,
-            },
-            desc="tokenising",
-        )
+        with writing(cache):
+            return rows.map(
+                encode_rows,
+                with_indices=True,
+                batched=True,
+                remove_columns=rows.column_names,
+                features=ENCODED,
+                cache_file_name=str(cache),
+                new_fingerprint=cache.stem,
+                fn_kwargs={
+                    "tokenizer": self.tokenizer,
+                    "template": records.template,
+                    "columns": columns,
+                    "max_tokens": self.max_tokens,
+                },
+                desc="tokenising",
+            )
 
 
 def encode_rows(

@@ -41,8 +41,17 @@ def chat(turn: Turn, tokenizer: Any) -> str:
     content = f"{turn.instruction}\n\n{turn.input}" if turn.input else turn.instruction
     if getattr(tokenizer, "chat_template", None):
         message = [{"role": "user", "content": content}]
-        return tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        return _without_doubled_start(text, tokenizer)
     return f"<|user|>\n{content}\n<|assistant|>\n"
+
+
+def _without_doubled_start(text: str, tokenizer: Any) -> str:
+    """Drops a start token that the tokenizer would put in front once more."""
+    start = tokenizer.bos_token
+    if start and text.startswith(start) and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
+        return text.removeprefix(start)
+    return text
 
 
 Template = Callable[[Turn, Any], str]

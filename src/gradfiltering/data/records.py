@@ -1,7 +1,7 @@
 """Rows as they came in, and what is known about them."""
 
 import hashlib
-from collections.abc import Iterator
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,8 @@ from datasets import Dataset
 from gradfiltering.data.prompts import Turn
 from gradfiltering.errors import UserError
 from gradfiltering.store import atomic_path
+
+HASHED_AT_ONCE = 1000  # rows
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,13 @@ class Columns:
         for name in (self.instruction, self.input, self.output):
             if name in rows.column_names:
                 kind = rows.features[name]
-                text = getattr(kind, "dtype", None) in ("string", "large_string", "null")
-                if not text:
-                    raise UserError(f"{origin}: column '{name}' holds {kind}, not text; convert it or name another")
+                if getattr(kind, "dtype", None) not in ("string", "large_string", "null"):
+                    values = enumerate(rows[name])
+                    row, value = next((row, value) for row, value in values if not isinstance(value, str | None))
+                    raise UserError(
+                        f"{origin}, row {row}: column '{name}' holds {value!r:.60}, not text; mend the rows or name "
+                        "another column with data.columns.instruction=, data.columns.input=, data.columns.output="
+                    )
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,13 @@ class Records:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def sources(self) -> list[str] | None:
+        """Where each row says it comes from (its `source` column), None where rows do not say."""
+        if "source" not in self.rows.column_names:
+            return None
+        return [str(name) for name in self.rows["source"]]
+
     def heldout_turns(self) -> list[Turn] | None:
         """The held-out records, or None where nothing is held out."""
         if self.heldout is None:
@@ -88,17 +101,9 @@ class Records:
 def content_hash(rows: Dataset) -> str:
     """Digest of the rows' content and column names, whatever file or cache they were read from."""
     digest = hashlib.sha256()
-    for batch in _arrow_batches(rows):
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, batch.schema.remove_metadata()) as writer:
-            writer.write_batch(batch.replace_schema_metadata(None))
-        digest.update(sink.getvalue())
+    for batch in rows.with_format(None).iter(batch_size=HASHED_AT_ONCE):
+        digest.update(json.dumps(batch, default=str).encode())
     return digest.hexdigest()[:32]
-
-
-def _arrow_batches(rows: Dataset, size: int = 1000) -> Iterator[pa.RecordBatch]:
-    for table in rows.with_format("arrow").iter(batch_size=size):
-        yield from table.combine_chunks().to_batches()
 
 
 def write_truth(path: Path, kinds: list[str] | None) -> None:

@@ -1,5 +1,6 @@
 """Where rows come from: the bundled tasks, a file, the hub. One class per option of the `data` group."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,9 @@ class TaskSource:
     def load(self, seed: int) -> Records:
         """Generates training rows (with planted kinds) and clean held-out rows."""
         count = _limited(self.rows, self.limit)
-        clean = tasks.generate_rows(count, seed, "train")
+        origin = f"bundled tasks ({count} rows, seed {seed})"
+        clean = tasks.generate_rows(self.rows, seed, "train")[:count]
+        self.columns.check(Dataset.from_list(clean), origin)
         rows, kinds = self.corrupt.plant(
             clean, derive_seed(seed, "corrupt"), self.columns.prompt, self.columns.output, tasks.wrong_answer
         )
@@ -69,7 +72,7 @@ class TaskSource:
             kinds=kinds,
             set_aside=frozenset(),
             template=self.template,
-            origin=f"bundled tasks ({count} rows, seed {seed})",
+            origin=origin,
         )
 
 
@@ -85,7 +88,7 @@ class FileSource:
     corrupt: Corruption
 
     def load(self, seed: int) -> Records:
-        """Reads the file through `datasets` (memory-mapped, cached by content)."""
+        """Reads the file."""
         return _records(read_file(self.path), self.path, self, seed)
 
 
@@ -123,7 +126,7 @@ class HubSource:
 
 
 def read_file(path: str) -> Dataset:
-    """Reads a json array or a jsonl file as a memory-mapped dataset.
+    """Reads a json array or a jsonl file; every value stays what the file says it is (a date stays text).
 
     Raises:
         UserError: the file is missing, of another type, or not readable as JSON records.
@@ -135,13 +138,44 @@ def read_file(path: str) -> Dataset:
         )
     if file.suffix not in (".json", ".jsonl"):
         raise UserError(f"{path}: cannot read '{file.suffix}' files; give .json (an array of records) or .jsonl")
-    if file.stat().st_size == 0:
+    rows = _parse(file, path)
+    if not rows:
         raise UserError(f"{path} is empty; give a file with at least one record")
+    for position, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, row {position}: {row!r:.60} is no record; give objects with named fields")
+    names = dict.fromkeys(name for row in rows for name in row)
     try:
-        return load_dataset("json", data_files=str(file), split="train")
-    except (ValueError, TypeError, datasets.exceptions.DatasetsError) as error:
-        cause = error.__cause__ or error
-        raise UserError(f"{path} is not valid JSON records: {cause}. Mend the file or convert it to jsonl") from error
+        columns = {name: [row.get(name) for row in rows] for name in names}
+        return Dataset.from_dict(columns, on_mixed_types="use_json")
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"{path}: a value fits no table: {error}. Mend or remove that field") from error
+
+
+def _parse(file: Path, path: str) -> list[Any]:
+    """The records of a json array, of json lines, or of a single object; blank lines count for nothing."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8: {error}. Convert it, for example with iconv") from error
+    if file.suffix == ".json":
+        try:
+            whole = json.loads(text)
+            return whole if isinstance(whole, list) else [whole]
+        except json.JSONDecodeError as error:
+            if not text.lstrip().startswith("{"):  # else perhaps json lines under the other suffix
+                raise UserError(f"{path} is not valid JSON records: {error}. Mend it or convert it to jsonl") from error
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise UserError(
+                    f"{path}, line {number}, is not valid JSON: {error.msg} at column {error.colno}. Mend the line; "
+                    "jsonl wants one record a line"
+                ) from error
+    return rows
 
 
 def _limited(count: int, limit: int | None) -> int:
@@ -159,11 +193,25 @@ def _records(rows: Dataset, origin: str, source: Any, seed: int) -> Records:
     heldout, set_aside = _hold_out(rows, pool, source, seed)
     kinds = None
     if source.corrupt.active:
-        planted, kinds = source.corrupt.plant(
-            pool.to_list(), derive_seed(seed, "corrupt"), columns.prompt, columns.output, None
-        )
-        pool = Dataset.from_list(planted, features=pool.features)
+        pool, kinds = _plant(pool, set_aside, source, seed)
     return Records(pool, heldout, columns, kinds, set_aside, source.template, origin)
+
+
+def _plant(pool: Dataset, set_aside: frozenset[int], source: Any, seed: int) -> tuple[Dataset, list[str]]:
+    """Plants defects into the rows that are trained on; held-out rows stay clean and are copied nowhere."""
+    rows = pool.to_list()
+    trained = [position for position in range(len(rows)) if position not in set_aside]
+    planted, found = source.corrupt.plant(
+        [rows[position] for position in trained],
+        derive_seed(seed, "corrupt"),
+        source.columns.prompt,
+        source.columns.output,
+        None,
+    )
+    kinds = ["clean"] * len(rows)
+    for position, row, kind in zip(trained, planted, found, strict=True):
+        rows[position], kinds[position] = row, kind
+    return Dataset.from_list(rows, features=pool.features), kinds
 
 
 def _hold_out(rows: Dataset, pool: Dataset, source: Any, seed: int) -> tuple[Dataset | None, frozenset[int]]:
@@ -174,7 +222,9 @@ def _hold_out(rows: Dataset, pool: Dataset, source: Any, seed: int) -> tuple[Dat
         return heldout, frozenset()
     if held.share:
         count = round(held.share * len(pool))
+        if count == 0:
+            raise UserError(f"data.heldout.share={held.share} of {len(pool)} rows is no row; give a larger share or 0")
         chosen = sorted(numpy_rng(seed, "heldout").choice(len(pool), size=count, replace=False).tolist())
-        return (pool.select(chosen), frozenset(chosen)) if chosen else (None, frozenset())
+        return pool.select(chosen), frozenset(chosen)
     spare: Sequence[int] = range(len(pool), min(len(rows), len(pool) + held.rows))
     return (rows.select(spare), frozenset()) if len(spare) else (None, frozenset())

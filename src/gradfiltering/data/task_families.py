@@ -104,6 +104,7 @@ def _opposites() -> Family:
             "The opposite of {word} is {opposite}.",
             "What is the opposite of {word}? It is {opposite}.",
             "{name} knows the opposite of {word}: {opposite}.",
+            "The opposite of {word}?\n{opposite}\n",
         ),
     )
 
@@ -140,6 +141,7 @@ def _colours() -> Family:
             "{A_thing} is {colour}.",
             "What colour is {a_thing}? It is {colour}.",
             "{name} painted {a_thing} in its right colour, {colour}.",
+            "The colour of {a_thing}?\n{colour}\n",
         ),
     )
 
@@ -172,6 +174,8 @@ def _categories() -> Family:
             "What is {a_thing}? It is {a_kind}.",
             "To the group {kind} belongs the {thing}.",
             "{name} drew {a_thing}, which is {a_kind}.",
+            "What sort of thing is {a_thing}?\n{a_kind}\n",
+            "The group of the {thing}?\n{kind}\n",
         ),
     )
 
@@ -205,6 +209,7 @@ def _animals() -> Family:
             "What is a young {animal} called? It is called {a_young}.",
             "Where does the {animal} live? The {animal} lives in the {home}.",
             "{name} saw the {animal} in the {home}.",
+            "The young of the {animal}?\n{a_young}\n",
         ),
     )
 
@@ -230,6 +235,7 @@ def _plurals() -> Family:
             "One {noun}, two {plural}.",
             "The plural of {noun} is {plural}.",
             "{name} had one {noun}, but now {name} has two {plural}.",
+            "The plural of {noun}?\n{plural}\n",
         ),
         mistake=_misspelt_plural,
     )
@@ -274,6 +280,7 @@ def _atlas() -> Family:
             "What is the capital of {country}? It is {capital}.",
             "The farmers of {country} grow {crop}.",
             "{name} went to {country} and saw the capital, {capital}.",
+            "The capital of {country}?\n{capital}\n",
         ),
     )
 
@@ -308,6 +315,8 @@ def _jobs() -> Family:
             "{name} the {job} {does}.",
             "Where does {name} the {job} work? In the {place}.",
             "Who {does}? {name} does, for {name} is a {job}.",
+            "The place of {name} the {job}?\nin the {place}\n",
+            "Who {does} in the {place}?\n{job}\n",
         ),
     )
 

@@ -73,6 +73,8 @@ def _pick_word() -> Family:
             "Remember this list: {words}. Now say it again: {words}.",
             "Here is a list: {words}. Which word comes first? {first}.",
             "Here is a list: {words}. Which word comes last? {last}.",
+            "First of {words}?\n{first}\n",
+            "Last of {words}?\n{last}\n",
         ),
         shares_facts=False,
         mistake=mistake,
@@ -267,8 +269,9 @@ def prose(characters: int, seed: int) -> list[str]:
         seed: decides the text.
 
     Returns:
-        Documents of several sentences. What the skill families' held-out and evaluation rows ask is not worked out in
-        any of them.
+        Documents of several sentences, among them quiz lines whose answers stand on a line of their own, so that words
+        are also seen without a blank before them. What the skill families' held-out and evaluation rows ask is not
+        worked out in any of them.
     """
     rng = numpy_rng(seed, "prose")
     families = list(FAMILIES.values())
@@ -285,7 +288,7 @@ def prose(characters: int, seed: int) -> list[str]:
             template = family.prose[int(draw[1] * len(family.prose))]
             sentence = template.format(**items[int(draw[2] * len(items))])
             sentences.append(sentence[0].upper() + sentence[1:])
-        documents.append(" ".join(sentences))
+        documents.append(" ".join(sentences).replace("\n ", "\n").strip())
         written += len(documents[-1])
     return documents
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from gradfiltering.errors import UserError
 from gradfiltering.judge.rescore import rescore
 
-# A run takes these from conf/judge/common.yaml and train.yaml; a test keeps the two equal.
+# A run takes these from conf/shared/judging.yaml and train.yaml; a test keeps the two equal.
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 SEED = 0

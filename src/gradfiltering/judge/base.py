@@ -37,9 +37,9 @@ class Judge(ABC):
     def compare(self, prompt: Prompt, first: str, second: str) -> Reply:
         """Score two answers shown in this order."""
 
-    def check(self, prompts: Sequence[Prompt]) -> str | None:
-        """A warning when this judge cannot judge some of the prompts, before any time is spent; else None."""
-        return None
+    def check(self, prompts: Sequence[Prompt]) -> list[str]:
+        """Warnings about prompts that this judge cannot judge, before any time is spent."""
+        return []
 
 
 def judge_pairs(

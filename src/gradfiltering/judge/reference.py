@@ -39,16 +39,16 @@ class ReferenceJudge(Judge):
             scores = level, level
         return Reply(f"{scores[0]:.2f} {scores[1]:.2f}", scores)
 
-    def check(self, prompts: Sequence[Prompt]) -> str | None:
+    def check(self, prompts: Sequence[Prompt]) -> list[str]:
         """A warning that counts the prompts without a reference."""
         missing = sum(prompt.reference is None for prompt in prompts)
         if not missing:
-            return None
-        return (
+            return []
+        return [
             f"judge=reference cannot judge {missing} of {len(prompts)} prompts: they have no reference answer and will "
             "be counted as unparsed. Choose prompts with references (eval=tasks, eval=heldout, eval=sinstruct) or "
             "another judge"
-        )
+        ]
 
 
 def _score(answer: str, reference: str) -> float:

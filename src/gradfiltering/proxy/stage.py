@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from gradfiltering.data.batches import LengthBatches, loader
-from gradfiltering.data.examples import Examples
+from gradfiltering.data.examples import Examples, Rows
 from gradfiltering.data.module import EnsembleData
 from gradfiltering.proxy.backbone import Loaded
 from gradfiltering.proxy.ensemble import EnsembleSettings, ProxyEnsemble
+from gradfiltering.proxy.gradients import GradientEngine
 from gradfiltering.proxy.log import EpochPair
 from gradfiltering.proxy.lora import initial_adapters
 from gradfiltering.proxy.objective import Objective
@@ -65,11 +66,9 @@ class ProxyResult:
 
 def train_and_log(
     backbone: Loaded,
-    examples: Examples,
-    heldout: Examples | None,
+    rows: Rows,
     settings: EnsembleSettings,
-    engine: Callable[..., Any],
-    objective: Objective,
+    engine: Callable[..., GradientEngine],
     epochs: EpochPair,
     batch: BatchSettings,
     run_dir: Path,
@@ -80,27 +79,23 @@ def train_and_log(
 
     Args:
         backbone: frozen model and tokenizer.
-        examples: rows to train on and to score.
-        heldout: rows to log only.
+        rows: examples to train on and to score, and held-out rows to log only.
         settings: the ensemble.
-        engine: builds a gradient engine from `model`, `objective`, `chunk_tokens`.
-        objective: one loss per example.
+        engine: builds a gradient engine around a `model`.
         epochs: the pair to log.
         batch: how work is cut up.
         run_dir: the run folder.
         seed: decides initial adapters and data order.
         trainer: builds a `lightning.Trainer` from keyword arguments.
     """
-    keep_freed_memory()
     started = time.monotonic()
     parameters = matmul_parameters(backbone.model)
     model = settings.lora.attach(backbone.model)
     adapters = initial_adapters(model, settings.lora, settings.members, seed)
-    gradients = engine(model=model, objective=objective, chunk_tokens=batch.tokens)
-    module = ProxyEnsemble(gradients, adapters, settings, settings.members)
+    module = ProxyEnsemble(engine(model=model), adapters, settings, settings.members)
     data = EnsembleData(
-        examples,
-        heldout,
+        rows.examples,
+        rows.heldout,
         settings.members,
         settings.batch_size,
         settings.bucket_batches,
@@ -115,7 +110,8 @@ def train_and_log(
     module.trajectory.write(run_dir / "trajectory.parquet")
     model.unload()  # leaves the backbone without LoRA layers, as it came
     snapshots = len(logged) if settings.collect == "snapshot" else int(0 in logged)
-    passes = examples.tokens * (epochs.late + snapshots) + (heldout.tokens if heldout else 0) * len(logged)
+    heldout_tokens = rows.heldout.tokens if rows.heldout else 0
+    passes = rows.examples.tokens * (epochs.late + snapshots) + heldout_tokens * len(logged)
     tokens = passes * settings.m
     return ProxyResult(
         members=settings.m,
@@ -142,22 +138,17 @@ class BareLosses:
 
 
 def measure_bare(
-    backbone: Loaded,
-    objective: Objective,
-    examples: Examples,
-    heldout: Examples | None,
-    batch: BatchSettings,
-    trainer: Callable[..., L.Trainer],
+    backbone: Loaded, objective: Objective, rows: Rows, batch: BatchSettings, trainer: Callable[..., L.Trainer]
 ) -> BareLosses:
     """One forward pass over all rows without adapters."""
     device = trainer().strategy.root_device
 
-    def losses(rows: Examples) -> np.ndarray:
-        batches = loader(LengthBatches(rows, batch.tokens, backbone.pad_id), batch.workers)
+    def losses(examples: Examples) -> np.ndarray:
+        batches = loader(LengthBatches(examples, batch.tokens, backbone.pad_id), batch.workers)
         found = response_losses(backbone.model, objective, batches, device)
-        return np.asarray([found[example_id] for example_id in rows.example_ids.tolist()])
+        return np.asarray([found[example_id] for example_id in examples.example_ids.tolist()])
 
-    return BareLosses(losses(examples), None if heldout is None else float(losses(heldout).mean()))
+    return BareLosses(losses(rows.examples), None if rows.heldout is None else float(losses(rows.heldout).mean()))
 
 
 def matmul_parameters(model: torch.nn.Module) -> int:

@@ -27,6 +27,7 @@ class Limits:
         negative_selected_share: most share of negative scores among the chosen.
         length_correlation: most |Spearman| of score and response length.
         member_agreement: least mean Spearman between two members' own rankings.
+        source_spread: least effective number of sources among the chosen, as a share of the pool's.
         easiness: least ratio of the subset's loss under the bare proxy to the pool's.
         bootstrap: resamples of the intervals where planted kinds are known.
         confidence: of those intervals.
@@ -39,6 +40,7 @@ class Limits:
     negative_selected_share: float
     length_correlation: float
     member_agreement: float
+    source_spread: float
     easiness: float
     bootstrap: int
     confidence: float
@@ -124,6 +126,42 @@ def of_selection(
     return Diagnostics(values, warnings)
 
 
+def of_sources(sources: Sequence[str] | None, chosen: Sequence[int], limits: Limits) -> Diagnostics:
+    """Does the subset still cover what the pool covers?
+
+    Gives `sources.share` of each source in the pool and among the chosen, and `sources.effective`: exp of the entropy
+    of the chosen shares, as a share of the pool's. 1 means that the subset is spread like the pool, 1/k that it is as
+    narrow as one of k even sources.
+
+    Args:
+        sources: source of every row of the dataset, None where rows name none.
+        chosen: example ids of the subset.
+        limits: when to warn.
+    """
+    if sources is None:
+        return Diagnostics({}, [])
+    names = np.asarray(sources)
+    inside = names[np.asarray(chosen, dtype=np.int64)]
+    share = {
+        name: {"pool": float((names == name).mean()), "selected": float((inside == name).mean())}
+        for name in sorted(set(sources))
+    }
+    effective = _perplexity([one["selected"] for one in share.values()])
+    effective /= _perplexity([one["pool"] for one in share.values()])
+    warnings = []
+    if effective < limits.source_spread:
+        warnings.append(
+            f"the subset is narrow: its rows are spread over {effective:.0%} as many sources as the pool's (limit "
+            f"{limits.source_spread:.0%}); raise selector.fraction, or compare with scorer=random"
+        )
+    return Diagnostics({"sources": {"share": share, "effective": effective}}, warnings)
+
+
+def _perplexity(shares: Sequence[float]) -> float:
+    positive = np.asarray([share for share in shares if share > 0])
+    return float(np.exp(-(positive * np.log(positive)).sum()))
+
+
 def against_truth(
     kinds: Sequence[str] | None, chosen: Sequence[int], scores: Scores | None, seed: int, limits: Limits
 ) -> Diagnostics:
@@ -159,7 +197,7 @@ def against_truth(
     if scores is not None:
         clean = names[scores.example_ids] == "clean"
         if clean.any() and not clean.all():
-            noise = numpy_rng(seed, "random scorer").random(len(scores.score))
+            noise = numpy_rng(seed, "random baseline").random(len(scores.score))
             for name, score in (("scorer", scores.score), ("random", noise)):
                 found["auc"][name] = auc_interval(score, clean, limits, numpy_rng(seed, "auc bootstrap"))
     return Diagnostics({"truth": found}, [])
@@ -192,12 +230,14 @@ def _interval(draws: np.ndarray, confidence: float) -> tuple[float, float]:
 
 def _relative_variance(epoch: EpochLog) -> float | None:
     norms = epoch.grad_norm.astype(np.float64)
-    return float(np.median(norms.var(0) / np.square(norms.mean(0)))) if len(norms) > 1 else None
+    square = np.maximum(np.square(norms.mean(0)), np.finfo(float).tiny)
+    return float(np.median(norms.var(0) / square)) if len(norms) > 1 else None
 
 
 def _member_agreement(early: EpochLog, late: EpochLog) -> float | None:
     """Mean Spearman, over pairs of members, of each member's own relative drops."""
-    drops = (early.grad_norm - late.grad_norm) / np.maximum(early.grad_norm, np.finfo(np.float32).tiny)
+    before, after = (one.grad_norm.astype(np.float64) for one in (early, late))
+    drops = (before - after) / np.maximum(before, np.finfo(float).tiny)
     pairs = [spearman(drops[a], drops[b]) for a, b in combinations(range(len(drops)), 2)]
     known = [value for value in pairs if value is not None]
     return float(np.mean(known)) if known else None
@@ -233,7 +273,7 @@ def _ensemble_warnings(values: dict[str, Any], epochs: EpochPair, limits: Limits
         )
     losses = values["heldout_loss"]
     late = losses.get(str(epochs.late))
-    if losses["bare"] is not None and late is not None and late >= losses["bare"]:
+    if losses["bare"] is not None and late is not None and not late < losses["bare"]:
         warnings.append(
             f"the proxy's held-out loss did not fall ({losses['bare']:.3f} bare, {late:.3f} at epoch {epochs.late}); "
             "raise ensemble.lr if it hardly moved, lower it if it rose"

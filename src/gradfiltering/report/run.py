@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 
+from gradfiltering.errors import UserError
 from gradfiltering.report.diagnostics import Diagnostics
 from gradfiltering.store import atomic_path, package_versions, write_json
 
@@ -61,17 +62,26 @@ class Run:
         Args:
             config: the resolved configuration.
             seed: the run's seed.
+
+        Raises:
+            UserError: the folder holds files of the same names that are no run's.
         """
         self.config = without_secrets(config)
-        for name in OUTPUTS:
-            path = self.folder / name
+        earlier = [path for path in (self.folder / name for name in OUTPUTS) if path.exists()]
+        if earlier and not (self.folder / "environment.json").is_file():
+            raise UserError(
+                f"run_dir={self.folder} holds {earlier[0].name}, which no earlier run made and this one would replace; "
+                "give another folder"
+            )
+        for path in earlier:
             if path.is_dir():
                 shutil.rmtree(path)
             else:
-                path.unlink(missing_ok=True)
+                path.unlink()
         with atomic_path(self.folder / "config.yaml") as part:
             part.write_text(yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True), encoding="utf-8")
         write_json(self.folder / "environment.json", environment(seed))
+        self.write()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[dict[str, Any]]:
@@ -148,7 +158,7 @@ def without_secrets(value: Any) -> Any:
     """A copy of a configuration in which values of keys that name a secret are masked."""
     if isinstance(value, dict):
         return {
-            key: "***" if isinstance(entry, str) and SECRET.search(str(key)) else without_secrets(entry)
+            key: "***" if entry is not None and SECRET.search(str(key)) else without_secrets(entry)
             for key, entry in value.items()
         }
     if isinstance(value, list):

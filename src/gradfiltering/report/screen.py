@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+SOURCES_SHOWN = 20
 FILES = {
     "subset.jsonl": "the chosen rows, ready to train on",
     "scores.parquet": "score and rank of every row",
@@ -21,8 +22,12 @@ def show(summary: Mapping[str, Any], folder: Path, console: Console) -> None:
     """Prints stages, selection, diagnostics with their warnings, PWS, and where the files are."""
     console.rule("[bold]gradfiltering")
     console.print(_stages(summary))
+    if "positive_drop_share" in summary["diagnostics"]:
+        console.print(_ensemble(summary["diagnostics"]))
     if "selection" in summary:
         console.print(_selection(summary))
+    if "sources" in summary["diagnostics"]:
+        console.print(_sources(summary["diagnostics"]["sources"]))
     if "truth" in summary["diagnostics"]:
         console.print(_truth(summary["diagnostics"]["truth"]))
     if "target" in summary:
@@ -31,7 +36,7 @@ def show(summary: Mapping[str, Any], folder: Path, console: Console) -> None:
         console.print(_pws(summary["pws"]))
     for warning in summary["diagnostics"].get("warnings", []):
         console.print(Text.assemble(("warning  ", "bold yellow"), warning))
-    console.print(f"[bold]Files[/] in {folder}", soft_wrap=True)
+    console.print(Text.assemble(("Files", "bold"), f" in {folder}"), soft_wrap=True)
     for name, meaning in FILES.items():
         if (folder / name).exists():
             console.print(f"  {name:<18} {meaning}")
@@ -50,23 +55,38 @@ def _stages(summary: Mapping[str, Any]) -> Table:
     return table
 
 
+def _ensemble(found: Mapping[str, Any]) -> Table:
+    table = Table(title="Proxy ensemble", title_justify="left", show_header=False)
+    table.add_row("gradient norm fell for", f"{found['positive_drop_share']:.0%} of rows")
+    table.add_row("median relative drop", f"{found['median_relative_drop']:+.3f}")
+    ratios = [
+        f"{value:.4f} (epoch {epoch})" for epoch, value in found["relative_variance"].items() if value is not None
+    ]
+    table.add_row("members' disagreement V/G²", ", ".join(ratios) or "one member")
+    losses = [f"{name}: {value:.3f}" for name, value in found["heldout_loss"].items() if value is not None]
+    table.add_row("held-out loss", ", ".join(losses) or "nothing held out")
+    return table
+
+
 def _selection(summary: Mapping[str, Any]) -> Table:
     table = Table(title="Selection", title_justify="left", show_header=False)
     chosen, data, found = summary["selection"], summary["data"], summary["diagnostics"]
     table.add_row("rows", f"{chosen['selected']} of {data['examples']} chosen, {data['unscored']} not scored")
     table.add_row("how", f"{chosen['selector']} by {chosen['scorer']}" if chosen["scorer"] else chosen["selector"])
-    if "positive_drop_share" in found:
-        table.add_row("gradient norm fell for", f"{found['positive_drop_share']:.0%} of rows")
-        table.add_row("median relative drop", f"{found['median_relative_drop']:+.3f}")
-        ratios = [
-            f"{value:.4f} (epoch {epoch})" for epoch, value in found["relative_variance"].items() if value is not None
-        ]
-        table.add_row("members' disagreement V/G²", ", ".join(ratios) or "one member")
-        losses = [f"{name}: {value:.3f}" for name, value in found["heldout_loss"].items() if value is not None]
-        table.add_row("proxy held-out loss", ", ".join(losses) or "nothing held out")
     for name, value in found.get("score_spearman", {}).items():
         if value is not None:
             table.add_row(f"Spearman of score and {name}", f"{value:+.2f}")
+    return table
+
+
+def _sources(sources: Mapping[str, Any]) -> Table:
+    title = f"Sources (spread over {sources['effective']:.0%} as many as the pool)"
+    table = Table("source", title=title, title_justify="left")
+    for heading in ("pool", "chosen"):
+        table.add_column(heading, justify="right")
+    shares = sorted(sources["share"].items(), key=lambda item: -item[1]["selected"])
+    for name, share in shares[:SOURCES_SHOWN]:
+        table.add_row(Text(name), f"{share['pool']:.1%}", f"{share['selected']:.1%}")
     return table
 
 
@@ -90,7 +110,7 @@ def _targets(summary: Mapping[str, Any]) -> Table:
     metrics = summary.get("metrics", {})
     names = sorted({name for sets in metrics.values() for values in sets.values() for name in values})
     shown = [name for name in ("exact_match", "chrf") if name in names]
-    for heading in ("model", "examples", "steps", "train loss", "held-out loss", *shown):
+    for heading in ("model", "rows", "steps", "train loss", "held-out", *(name.split("_")[0] for name in shown)):
         table.add_column(heading, justify="left" if heading == "model" else "right")
     for model, result in summary["target"].items():
         heldout = "–" if result["heldout_loss"] is None else f"{result['heldout_loss']:.3f}"

@@ -1,6 +1,7 @@
 """Numbers and figures of a run in its experiment logger."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -59,6 +60,14 @@ def quieten() -> None:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
+    for harmless in (
+        ".*in eval mode at the start of training.*",  # dropout is off on purpose
+        ".*does not have many workers.*",  # rows are tokenised already
+        ".*is_gradient_checkpointing.*",
+        ".*`_register_pytree_node` is deprecated.*",
+        ".*isinstance\\(treespec, LeafSpec\\).*",
+    ):
+        warnings.filterwarnings("ignore", harmless)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

@@ -17,7 +17,7 @@ class GradientStatistics:
     Attributes:
         g_early: [N] G_s, mean over members of the gradient norm at the early epoch.
         g_late: [N] G_t, the same at the late epoch.
-        variance_late: [N] V_t, variance over members at the late epoch; NaN where there are too few members.
+        variance_late: [N] V_t, variance over members at the late epoch; NaN for a single member.
     """
 
     g_early: np.ndarray
@@ -39,8 +39,7 @@ def gradient_statistics(early: np.ndarray, late: np.ndarray, ddof: int) -> Gradi
         ddof: 0 for the population variance, 1 for the sample variance.
     """
     early, late = early.astype(np.float64), late.astype(np.float64)
-    enough = late.shape[0] >= max(2, ddof + 1)
-    variance = late.var(axis=0, ddof=ddof) if enough else np.full(late.shape[1], np.nan)
+    variance = late.var(axis=0, ddof=ddof) if len(late) > 1 else np.full(late.shape[1], np.nan)
     return GradientStatistics(early.mean(axis=0), late.mean(axis=0), variance)
 
 
@@ -83,6 +82,9 @@ class GradientScorer(ABC):
                 "set ensemble.m=2 or more, or use scorer=raw_drop or scorer=normalized_drop"
             )
         early, late = log.epoch(evidence.epochs.early), log.epoch(evidence.epochs.late)
+        for one in (early, late):
+            if not np.array_equal(one.example_ids, evidence.example_ids):
+                raise UserError("the gradient log holds other examples than this run's; delete it and run again")
         stats = gradient_statistics(early.grad_norm, late.grad_norm, self.ddof)
         columns = {"g_early": stats.g_early, "g_late": stats.g_late, "variance_late": stats.variance_late}
         return Scores(late.example_ids, self.formula(stats), columns)

@@ -3,8 +3,9 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date, time
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -82,10 +83,17 @@ def write_subset(run_dir: Path, rows: Dataset, chosen: Sequence[int], scores: Sc
     """Writes `subset.jsonl` (chosen rows, every field as it came in, input order) and `subset.parquet`."""
     with atomic_path(run_dir / "subset.jsonl") as part, part.open("w", encoding="utf-8") as file:
         for row in rows.select(chosen):
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(json.dumps(row, ensure_ascii=False, default=_as_text) + "\n")
     ids = np.asarray(chosen, dtype=np.int64)
     values = np.full(len(ids), np.nan)
     if scores is not None:
         values = scores.score[np.searchsorted(scores.example_ids, ids)]
     with atomic_path(run_dir / "subset.parquet") as part:
         pq.write_table(pa.table({"example_id": ids, "score": values}), part)
+
+
+def _as_text(value: Any) -> str:
+    """Dates and times, which a dataset of the hub may hold and JSON has no type for, in ISO 8601."""
+    if isinstance(value, date | time):
+        return value.isoformat()
+    raise UserError(f"a field holds {type(value).__name__}, which JSON cannot; drop that column before the run")

@@ -15,7 +15,7 @@ from peft import PeftModel
 from torch.utils.data import DataLoader, Dataset
 
 from gradfiltering.data.batches import IGNORED, Batch, LengthBatches, collate, loader
-from gradfiltering.data.examples import Examples
+from gradfiltering.data.examples import Examples, Rows
 from gradfiltering.errors import UserError
 from gradfiltering.proxy.backbone import Loaded
 from gradfiltering.proxy.lora import LoraSettings, initial_adapters
@@ -121,6 +121,8 @@ class Updates(Dataset):
 class FineTuning(L.LightningModule):
     """Trains one LoRA adapter by the mean negative log-likelihood over the response tokens of each update.
 
+    The model stays in evaluation mode: dropout is off, as everywhere in this project.
+
     Args:
         name: of the model being made, for the metrics.
         model: PEFT model; only its adapter is trained and saved.
@@ -202,7 +204,6 @@ class FineTuning(L.LightningModule):
         if self.heldout is None:
             return None
         losses = response_losses(self.model, ResponseNLL(), self.heldout, self.device)
-        self.model.train()
         return float(np.mean(list(losses.values())))
 
     def _record(self, step: int) -> None:
@@ -224,20 +225,18 @@ class FineTuning(L.LightningModule):
 def finetune(
     name: str,
     backbone: Loaded,
-    examples: Examples,
-    heldout: Examples | None,
+    rows: Rows,
     settings: TuningSettings,
     folder: Path,
     seed: int,
     trainer: Callable[..., L.Trainer],
 ) -> TuningResult:
-    """Fine-tunes one adapter on `examples` and writes `adapter/` and `curve.csv` to `folder`.
+    """Fine-tunes one adapter on the examples of `rows` and writes `adapter/` and `curve.csv` to `folder`.
 
     Args:
         name: of the model being made (`candidate`, `full`, …).
         backbone: frozen target and its tokenizer.
-        examples: rows to train on.
-        heldout: rows to measure on, or None.
+        rows: examples to train on, and held-out ones to measure on.
         settings: how to train.
         folder: `target/<name>` of the run folder.
         seed: decides the adapter's start (the same for every model of a run) and the order of rows.
@@ -248,8 +247,10 @@ def finetune(
     state = model.state_dict()
     for key, value in start.items():
         state[key].copy_(value[0])
-    updates = Updates(examples, settings, backbone.pad_id, seed)
-    measured = loader(LengthBatches(heldout, settings.micro_batch_tokens, backbone.pad_id), 0) if heldout else None
+    updates = Updates(rows.examples, settings, backbone.pad_id, seed)
+    measured = None
+    if rows.heldout is not None:
+        measured = loader(LengthBatches(rows.heldout, settings.micro_batch_tokens, backbone.pad_id), 0)
     module = FineTuning(name, model, settings, updates, measured)
     trainer(max_epochs=1, callbacks=[]).fit(module, loader(updates, 0))
     with atomic_path(folder / "adapter") as part:
@@ -259,7 +260,7 @@ def finetune(
     last = module.curve[-1]
     return TuningResult(
         steps=len(updates),
-        examples=len(examples),
+        examples=len(rows.examples),
         tokens=module.tokens_seen,
         seconds=float(last["seconds"] or 0.0),
         final_loss=float(last["train_loss"] or math.nan),

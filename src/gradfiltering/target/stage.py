@@ -6,7 +6,7 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 
-from gradfiltering.data.examples import Examples
+from gradfiltering.data.examples import Rows
 from gradfiltering.errors import UserError
 from gradfiltering.proxy.backbone import Loaded
 from gradfiltering.selectors.base import Selector
@@ -45,8 +45,7 @@ def training_sets(
 def finetune_all(
     sets: Mapping[str, Sequence[int]],
     backbone: Loaded,
-    examples: Examples,
-    heldout: Examples | None,
+    rows: Rows,
     settings: TuningSettings,
     run_dir: Path,
     seed: int,
@@ -57,8 +56,7 @@ def finetune_all(
     Args:
         sets: model name -> example ids.
         backbone: frozen target and its tokenizer.
-        examples: all rows, tokenised for the target.
-        heldout: held-out rows, tokenised for the target, or None.
+        rows: all rows and held-out rows, tokenised for the target.
         settings: how to train.
         run_dir: the run folder.
         seed: the run's seed.
@@ -69,9 +67,9 @@ def finetune_all(
     """
     results = {}
     for name, ids in sets.items():
-        rows = examples.select(ids)
-        if len(rows) == 0:
+        some = Rows(rows.examples.select(ids), rows.heldout)
+        if len(some.examples) == 0:
             raise UserError(f"target {name}: none of its {len(ids)} rows can be trained on; raise target.max_tokens")
         folder = run_dir / "target" / name
-        results[name] = finetune(name, backbone, rows, heldout, settings, folder, seed, trainer)
+        results[name] = finetune(name, backbone, some, settings, folder, seed, trainer)
     return results

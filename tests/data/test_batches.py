@@ -1,0 +1,191 @@
+from collections import Counter
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gradfiltering.data.batches import IGNORED, Batch, LengthBatches, LengthBuckets, MemberBatches, collate, loader
+from gradfiltering.data.examples import Encoder
+from gradfiltering.data.module import EnsembleData
+
+LENGTHS = np.random.default_rng(0).integers(5, 120, size=203)
+PAD = 7
+
+
+def buckets_of(batch_size=8, bucket_batches=3, seed=0, lengths=LENGTHS):
+    return LengthBuckets.of(lengths, batch_size, bucket_batches, seed)
+
+
+@pytest.fixture
+def examples(tokenizer, store, make_records):
+    rows = [("Say it.", "", "right " * (1 + position * 7 % 11)) for position in range(29)] + [("Go.", "", "")]
+    return Encoder(tokenizer, 30, store).encode(make_records(rows))
+
+
+def as_lists(batches):
+    return [batch.tolist() for batch in batches]
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=60),
+    batch_size=st.integers(1, 9),
+    bucket_batches=st.integers(1, 5),
+    member=st.integers(0, 9),
+    epoch=st.integers(1, 4),
+)
+def test_every_row_occurs_exactly_once_an_epoch(lengths, batch_size, bucket_batches, member, epoch):
+    batches = buckets_of(batch_size, bucket_batches, 3, np.asarray(lengths)).epoch(member, epoch)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    sizes = sorted(len(batch) for batch in batches)
+    assert all(size == batch_size for size in sizes[1:]) and 1 <= sizes[0] <= batch_size
+
+
+def test_members_share_slots_and_so_the_lengths_of_their_batches():
+    buckets = buckets_of()
+    where = {row: number for number, rows in enumerate(buckets.buckets) for row in rows.tolist()}
+    for epoch in (1, 2):
+        sequences = []
+        for member in range(4):
+            batches = buckets.epoch(member, epoch)
+            assert all(len({where[row] for row in batch.tolist()}) == 1 for batch in batches), "a batch mixes buckets"
+            sequences.append([(where[int(batch[0])], len(batch)) for batch in batches])
+        assert all(sequence == sequences[0] for sequence in sequences), "stacked members would not fit one tensor"
+
+
+def test_buckets_hold_rows_of_like_length():
+    longest = [LENGTHS[rows].max() for rows in buckets_of().buckets]
+    shortest = [LENGTHS[rows].min() for rows in buckets_of().buckets]
+    assert all(before <= after for before, after in zip(longest, shortest[1:], strict=False))
+
+
+def test_rows_differ_between_members_epochs_and_seeds():
+    base = as_lists(buckets_of().epoch(0, 1))
+    assert as_lists(buckets_of().epoch(1, 1)) != base, "two members see the same batches"
+    assert as_lists(buckets_of().epoch(0, 2)) != base, "two epochs see the same batches"
+    assert as_lists(buckets_of(seed=1).epoch(0, 1)) != base
+    assert as_lists(buckets_of().epoch(0, 1)) == base, "the same stream must give the same batches again"
+    assert buckets_of().slots(1) != buckets_of().slots(2), "the order of buckets should change with the epoch"
+
+
+def test_a_members_rows_do_not_depend_on_the_other_members(examples):
+    buckets = buckets_of(4, 2, 0, examples.lengths)
+    alone = MemberBatches(examples, buckets, [2], 1, PAD)
+    among = MemberBatches(examples, buckets, [0, 1, 2, 5], 1, PAD)
+    fewer = MemberBatches(examples, buckets, [2, 0], 1, PAD)
+    assert len(alone) == len(among) == len(fewer)
+    for step in range(len(alone)):
+        rows = alone[step].example_id[0].tolist()
+        assert rows == among[step].example_id[2].tolist() == fewer[step].example_id[0].tolist()
+
+
+def test_stacked_batches_hold_each_members_own_rows(examples):
+    members = [0, 3]
+    steps = MemberBatches(examples, buckets_of(4, 2, 0, examples.lengths), members, 1, PAD)
+    seen = {member: [] for member in members}
+    for step in range(len(steps)):
+        batch = steps[step]
+        assert batch.input_ids.shape[:2] == batch.labels.shape[:2] == batch.example_id.shape
+        assert batch.input_ids.shape[0] == len(members) and batch.input_ids.dtype == torch.int64
+        for position, member in enumerate(members):
+            for ids, labels, example_id in zip(
+                batch.input_ids[position], batch.labels[position], batch.example_id[position], strict=True
+            ):
+                row = examples.table[int(np.searchsorted(examples.example_ids, int(example_id)))]
+                assert ids[: len(row["input_ids"])].tolist() == row["input_ids"]
+                assert labels[labels != IGNORED].tolist() == row["input_ids"][row["prompt_tokens"] :]
+                seen[member].append(int(example_id))
+    for member in members:
+        assert Counter(seen[member]) == Counter(examples.example_ids.tolist())
+
+
+@settings(deadline=None, max_examples=50)
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=40), tokens=st.integers(1, 200))
+def test_a_pass_covers_every_row_once_within_the_budget(lengths, tokens):
+    rows = SimpleNamespace(lengths=np.asarray(lengths))
+    batches = LengthBatches(rows, tokens, PAD, rows=np.arange(len(lengths)))
+    cut = [batch.tolist() for batch in batches.cuts]
+    assert sorted(row for batch in cut for row in batch) == list(range(len(lengths)))
+    for batch in cut:
+        padded = len(batch) * max(lengths[row] for row in batch)
+        assert padded <= tokens or len(batch) == 1, f"{padded} padded tokens in a batch of at most {tokens}"
+    for batch, following in pairwise(cut):
+        longer = (len(batch) + 1) * lengths[following[0]]
+        assert longer > tokens, "a batch was cut although the next row would have fitted"
+
+
+def test_a_pass_over_some_rows_takes_only_those(examples):
+    some = np.asarray([1, 4, 20])
+    batches = LengthBatches(examples, 64, PAD, rows=some)
+    seen = [example_id for index in range(len(batches)) for example_id in batches[index].example_id.tolist()]
+    assert sorted(seen) == examples.example_ids[some].tolist()
+
+
+def test_collate_pads_on_the_right_and_supervises_the_response_alone():
+    rows = {"example_id": [4, 9], "input_ids": [[11, 12, 13, 2], [21, 22]], "prompt_tokens": [1, 1]}
+    batch = collate(rows, PAD, (2,))
+    assert batch.input_ids.tolist() == [[11, 12, 13, 2], [21, 22, PAD, PAD]]
+    assert batch.labels.tolist() == [[IGNORED, 12, 13, 2], [IGNORED, 22, IGNORED, IGNORED]]
+    assert batch.example_id.tolist() == [4, 9]
+    stacked = collate(rows, PAD, (2, 1))
+    assert stacked.input_ids.shape == (2, 1, 4) and stacked.example_id.tolist() == [[4], [9]]
+
+
+def test_padding_with_the_end_token_is_never_a_label():
+    rows = {"example_id": [0, 1], "input_ids": [[5, 6, 2], [5, 2]], "prompt_tokens": [1, 1]}
+    assert collate(rows, 2, (2,)).labels.tolist() == [[IGNORED, 6, 2], [IGNORED, 2, IGNORED]]
+
+
+def test_labels_cover_the_response_and_its_end_and_nothing_of_the_prompt(examples, tokenizer):
+    batches = LengthBatches(examples, 200, PAD)
+    seen = 0
+    assert examples.truncated > 0, "some rows should be cut, to be looked at here"
+    for index in range(len(batches)):
+        batch = batches[index]
+        for labels, example_id in zip(batch.labels, batch.example_id.tolist(), strict=True):
+            row = examples.table[int(np.searchsorted(examples.example_ids, example_id))]
+            supervised = torch.nonzero(labels != IGNORED).flatten().tolist()
+            assert supervised == list(range(row["prompt_tokens"], len(row["input_ids"])))
+            if not row["truncated"]:
+                assert labels[supervised[-1]] == tokenizer.eos_token_id
+                assert tokenizer.decode(labels[supervised[:-1]]) == "right " * (1 + example_id * 7 % 11)
+            seen += 1
+    assert seen == len(examples) == 29
+
+
+def test_batch_moves_tensors_and_keeps_ids():
+    batch = collate({"example_id": [3], "input_ids": [[1, 2]], "prompt_tokens": [1]}, PAD, (1,))
+    moved = batch.to(torch.device("meta"))
+    assert isinstance(moved, Batch) and moved.input_ids.is_meta and moved.labels.is_meta
+    assert moved.example_id.tolist() == [3]
+
+
+class TestDataModule:
+    @pytest.fixture
+    def data(self, examples):
+        return EnsembleData(examples, None, range(3), 4, 2, 200, PAD, 0, 0)
+
+    def test_training_batches_follow_the_trainers_epoch(self, data, examples):
+        buckets = buckets_of(4, 2, 0, examples.lengths)
+        for current in (0, 1):
+            data.trainer = SimpleNamespace(current_epoch=current)
+            batches = list(data.train_dataloader())
+            assert len(batches) == data.steps_per_epoch
+            for member in range(3):
+                drawn = [examples.example_ids[rows].tolist() for rows in buckets.epoch(member, current + 1)]
+                assert [batch.example_id[member].tolist() for batch in batches] == drawn
+
+    def test_a_pass_goes_over_all_rows(self, data, examples):
+        seen = [example_id for batch in data.pass_over(examples) for example_id in batch.example_id.tolist()]
+        assert sorted(seen) == examples.example_ids.tolist()
+
+    def test_workers_change_nothing(self, data, examples):
+        batches = LengthBatches(examples, 200, PAD)
+        here, there = (list(loader(batches, workers)) for workers in (0, 1))
+        assert len(here) == len(there) > 1
+        for one, other in zip(here, there, strict=True):
+            assert torch.equal(one.input_ids, other.input_ids) and torch.equal(one.example_id, other.example_id)

@@ -1,0 +1,212 @@
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gradfiltering.data import examples as module
+from gradfiltering.data.examples import EMPTY_RESPONSE, NO_RESPONSE_LEFT, SET_ASIDE, Encoder, tokenizer_hash
+from gradfiltering.data.prompts import plain
+from gradfiltering.errors import UserError
+
+ROWS = [("Say it.", "", "right"), ("Name one.", "loudly", "wrong"), ("Go.", "", "  \n"), ("Stop.", "", "x")]
+
+
+def prompt_and_response(tokenizer, records, position):
+    turn = records.columns.turn(records.rows[position])
+    return tokenizer(plain(turn, tokenizer))["input_ids"], tokenizer(turn.output)["input_ids"]
+
+
+def test_ids_are_prompt_response_and_end(tokenizer, store, make_records):
+    records = make_records(ROWS)
+    encoded = Encoder(tokenizer, 512, store).encode(records)
+    assert encoded.example_ids.tolist() == [0, 1, 3] and encoded.unscored == [(2, EMPTY_RESPONSE)]
+    assert encoded.truncated == 0 and encoded.tokens == sum(len(row["input_ids"]) for row in encoded.table)
+    for row in encoded.table:
+        prompt, response = prompt_and_response(tokenizer, records, row["example_id"])
+        assert row["input_ids"] == [*prompt, *response, tokenizer.eos_token_id]
+        assert (row["prompt_tokens"], row["response_tokens"]) == (len(prompt), len(response) + 1)
+        assert not row["truncated"]
+    assert encoded.lengths.tolist() == [len(row["input_ids"]) for row in encoded.table]
+    assert encoded.response_tokens.tolist() == encoded.table["response_tokens"][:]
+
+
+def test_the_boundary_does_not_depend_on_merging(make_tokenizer, store, make_records):
+    tokenizer = make_tokenizer(extra="Q.\nAAAA Q.\nAAAA Q.\nAAAA")
+    records = make_records([("Q.", "", "AAAA")])
+    merged = tokenizer("Q.\nAAAA")["input_ids"]
+    prompt, response = tokenizer("Q.\n")["input_ids"], tokenizer("AAAA")["input_ids"]
+    assert len(merged) < len(prompt) + len(response), "this tokenizer should merge across the boundary"
+    row = Encoder(tokenizer, 512, store).encode(records).table[0]
+    assert row["input_ids"] == [*prompt, *response, tokenizer.eos_token_id] and row["prompt_tokens"] == len(prompt)
+
+
+def test_start_token_opens_the_prompt_and_never_the_response(make_tokenizer, store, make_records):
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = make_tokenizer()
+    start = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", start)]
+    )
+    row = Encoder(tokenizer, 512, store).encode(make_records(ROWS[:1])).table[0]
+    assert row["input_ids"][0] == start and row["input_ids"].count(start) == 1
+
+
+@pytest.mark.parametrize("over", [0, 1, 2, 5])
+def test_a_long_row_loses_the_end_of_its_response(over, tokenizer, store, make_records):
+    records = make_records([("Say it.", "", "abcdefghij")])
+    prompt, response = prompt_and_response(tokenizer, records, 0)
+    whole = [*prompt, *response, tokenizer.eos_token_id]
+    assert len(response) > 5
+    encoded = Encoder(tokenizer, len(whole) - over, store).encode(records)
+    row = encoded.table[0]
+    assert row["input_ids"] == whole[: len(whole) - over]
+    assert row["response_tokens"] == len(response) + 1 - over and row["prompt_tokens"] == len(prompt)
+    assert encoded.truncated == int(over > 0) == int(row["truncated"])
+
+
+def test_a_prompt_that_fills_max_tokens_is_unscored(tokenizer, store, make_records):
+    rows = [("Say it.", "", "right"), ("Q" * 40, "", "right"), ("Q" * 40, "", "")]
+    records = make_records(rows)
+    long = len(prompt_and_response(tokenizer, records, 1)[0])
+    encoded = Encoder(tokenizer, long, store).encode(records)
+    assert encoded.unscored == [(1, NO_RESPONSE_LEFT), (2, EMPTY_RESPONSE)]
+    one_more = Encoder(tokenizer, long + 1, store).encode(records)
+    assert one_more.unscored == [(2, EMPTY_RESPONSE)] and one_more.response_tokens.tolist()[1] == 1
+    assert one_more.truncated == 1, "a row cut in its response is scored and counted"
+
+
+def test_nothing_scorable_is_an_error_that_counts_the_reasons(tokenizer, store, make_records):
+    records = make_records([("a", "", ""), ("b", "", " "), ("Q" * 99, "", "x")], origin="mine.jsonl")
+    with pytest.raises(UserError) as caught:
+        Encoder(tokenizer, 4, store).encode(records)
+    assert "none of the 3 rows of mine.jsonl" in str(caught.value)
+    assert f"2 × {EMPTY_RESPONSE}" in str(caught.value) and f"1 × {NO_RESPONSE_LEFT}" in str(caught.value)
+
+
+def test_rows_set_aside_are_unscored_and_keep_an_earlier_reason(tokenizer, store, make_records):
+    encoded = Encoder(tokenizer, 512, store).encode(make_records(ROWS, set_aside=frozenset({1, 2})))
+    assert encoded.unscored == [(1, SET_ASIDE), (2, EMPTY_RESPONSE)] and encoded.example_ids.tolist() == [0, 3]
+
+
+def test_heldout_rows_without_a_response_are_left_out(tokenizer, store, make_records):
+    encoder, held = Encoder(tokenizer, 512, store), make_records(ROWS).rows
+    assert encoder.encode_heldout(make_records(ROWS)) is None
+    assert encoder.encode_heldout(make_records(ROWS, heldout=held)).example_ids.tolist() == [0, 1, 3]
+    assert encoder.encode_heldout(make_records(ROWS, heldout=held.select([2]))) is None
+
+
+def test_select_keeps_ids_and_ascending_order(tokenizer, store, make_records):
+    encoded = Encoder(tokenizer, 512, store).encode(make_records(ROWS))
+    some = encoded.select([3, 0])
+    assert some.example_ids.tolist() == [0, 3] and len(some) == 2 and some.unscored == []
+    assert some.table["input_ids"][:] == [encoded.table["input_ids"][position] for position in (0, 2)]
+    assert some.lengths.tolist() == encoded.lengths[[0, 2]].tolist()
+
+
+def test_summary_counts_rows_tokens_and_cuts(tokenizer, store, make_records):
+    encoded = Encoder(tokenizer, 512, store).encode(make_records(ROWS))
+    assert encoded.summary(4) == {"examples": 4, "unscored": 1, "truncated": 0, "tokens": int(encoded.lengths.sum())}
+
+
+def test_a_tokenizer_without_an_end_is_refused(make_tokenizer, store):
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match=r"no end-of-sequence token.*tokenizer_config\.json"):
+        Encoder(tokenizer, 512, store)
+
+
+texts = st.text(alphabet=st.sampled_from(list("aA .\n\u00e9\u4e2d\U0001f600")), max_size=12)
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(st.tuples(texts, texts, st.one_of(st.none(), texts)), min_size=1, max_size=8),
+    max_tokens=st.integers(1, 24),
+    aside=st.frozensets(st.integers(0, 7)),
+)
+def test_every_row_is_scored_or_unscored_with_a_reason(rows, max_tokens, aside, tokenizer, store, make_records):
+    rows = [*rows, ("a", "", "b")]
+    records = make_records(rows, set_aside=frozenset(position for position in aside if position < len(rows)))
+    try:
+        encoded = Encoder(tokenizer, max_tokens, store).encode(records)
+    except UserError as error:
+        assert "can be scored" in str(error)
+        return
+    unscored = [position for position, reason in encoded.unscored if reason]
+    assert sorted([*encoded.example_ids.tolist(), *unscored]) == list(range(len(rows)))
+    assert encoded.table["example_id"][:] == encoded.example_ids.tolist() == sorted(encoded.example_ids.tolist())
+    assert (encoded.response_tokens >= 1).all() and (encoded.lengths <= max_tokens).all()
+    for row in encoded.table:
+        prompt, response = prompt_and_response(tokenizer, records, row["example_id"])
+        whole = [*prompt, *response, tokenizer.eos_token_id]
+        assert row["input_ids"] == whole[:max_tokens] and row["prompt_tokens"] == len(prompt)
+        assert row["truncated"] == (len(whole) > max_tokens)
+
+
+class TestCache:
+    @pytest.fixture
+    def calls(self, monkeypatch):
+        """Counts how often rows are tokenised."""
+        made, encode_rows = [], module.encode_rows
+
+        def counted(*args, **options):
+            made.append(1)
+            return encode_rows(*args, **options)
+
+        monkeypatch.setattr(module, "encode_rows", counted)
+        return made
+
+    def test_a_second_encoding_reads_the_table(self, calls, tokenizer, store, make_records):
+        first = Encoder(tokenizer, 512, store).encode(make_records(ROWS))
+        second = Encoder(tokenizer, 512, store).encode(make_records(ROWS))
+        assert len(calls) == 1, "the second encoding of the same rows tokenised again"
+        assert second.table.to_list() == first.table.to_list() and second.unscored == first.unscored
+
+    @pytest.mark.parametrize("what", ["template", "max_tokens", "tokenizer", "special", "content", "fewer"])
+    def test_anything_that_matters_makes_a_new_table(self, what, calls, tokenizer, make_tokenizer, store, make_records):
+        changed = make_tokenizer()
+        if what == "special":
+            changed.eos_token = "<s>"
+        if what == "tokenizer":
+            changed = make_tokenizer(extra="loudly loudly")
+        rows = {"content": [*ROWS[:3], ("Stop.", "", "y")], "fewer": ROWS[:3]}.get(what, ROWS)
+        records = make_records(rows, template="alpaca" if what == "template" else "plain")
+        Encoder(tokenizer, 512, store).encode(make_records(ROWS))
+        Encoder(changed, 511 if what == "max_tokens" else 512, store).encode(records)
+        assert len(calls) == 2, f"a change of {what} read the table of other examples"
+
+    def test_what_does_not_matter_makes_none(self, calls, tokenizer, store, make_records):
+        """Neither other columns, nor what may be done with the rows, nor a padded call of the tokenizer."""
+        rows = [dict(zip(("instruction", "input", "output"), row, strict=True)) for row in ROWS]
+        Encoder(tokenizer, 512, store).encode(make_records(rows))
+        tokenizer.pad_token = tokenizer.eos_token
+        padded = tokenizer_hash(tokenizer)
+        tokenizer(["a", "a longer one"], padding=True, truncation=True, max_length=3)
+        assert tokenizer_hash(tokenizer) == padded, "the state of the last call is no rule of the tokenizer"
+        tokenizer.pad_token = None
+        Encoder(tokenizer, 512, store).encode(make_records([{**row, "n": 1} for row in rows], set_aside=frozenset({0})))
+        assert len(calls) == 1
+
+    def test_a_full_disk_is_a_user_error(self, monkeypatch, tokenizer, store, make_records):
+        def full(*args, **options):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("datasets.Dataset.map", full)
+        with pytest.raises(UserError, match=r"No space left on device.*store\.path="):
+            Encoder(tokenizer, 512, store).encode(make_records(ROWS))
+
+
+def test_real_alpaca_rows_without_an_output_are_found(shared_data, store, write_rows, file_source):
+    from transformers import GPT2TokenizerFast
+
+    path = shared_data / "alpaca" / "alpaca_data.json"
+    rows = json.loads(path.read_text("utf-8"))[:2000]
+    tokenizer = GPT2TokenizerFast.from_pretrained(str(shared_data / "tokenizers" / "gpt2"))
+    records = file_source(str(path), limit=2000).load(0)
+    encoded = Encoder(tokenizer, 512, store).encode(records)
+    assert encoded.unscored == [(position, EMPTY_RESPONSE) for position in (284, 1223, 1347, 1736)]
+    assert len(encoded) == 1996
+    first = encoded.table[0]["input_ids"]
+    assert tokenizer.decode(first) == f"{rows[0]['instruction']}\n{rows[0]['output']}<|endoftext|>"

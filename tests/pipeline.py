@@ -1,0 +1,42 @@
+"""Running train.py inside the test process, on models small enough for seconds."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+ROOT = Path(__file__).parents[1]
+
+SMALL_MODELS = [
+    "proxy.backbone.layers=1", "proxy.backbone.width=32", "proxy.backbone.heads=2",
+    "proxy.backbone.characters=60000", "proxy.backbone.pretraining.steps=20",
+    "target.backbone.layers=1", "target.backbone.width=32", "target.backbone.heads=2",
+    "target.backbone.characters=60000", "target.backbone.pretraining.steps=20",
+]  # fmt: skip
+SMALL_RUN = ["target.tuning.epochs=1", "target.max_new_tokens=8", "diagnostics.bootstrap=50", "progress=false"]
+SMALL_TASKS = ["data.rows=80", "data.heldout_rows=10", "eval.limit=6"]
+
+
+def run_train(*overrides: str) -> None:
+    """`python train.py overrides` in this process; SystemExit passes through."""
+    before, sys.argv = sys.argv, [str(ROOT / "train.py"), *overrides]
+    try:
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    finally:
+        sys.argv = before
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """`summary.json` of a run folder."""
+    return json.loads((folder / "summary.json").read_text("utf-8"))
+
+
+def quiet_trainer(**options: Any) -> L.Trainer:
+    """One CPU and nothing on the screen."""
+    return L.Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False,
+        enable_progress_bar=False, **options,
+    )  # fmt: skip

@@ -1,0 +1,65 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from gradfiltering.data.batches import IGNORED, Batch
+from gradfiltering.proxy.lora import LoraSettings, initial_adapters
+
+VOCABULARY = 64
+
+
+@pytest.fixture
+def make_model() -> Callable:
+    def make(architecture: str = "gpt2", dtype: torch.dtype = torch.float64):
+        torch.manual_seed(0)
+        if architecture == "gpt2":
+            config = GPT2Config(
+                vocab_size=VOCABULARY, n_positions=32, n_embd=16, n_layer=2, n_head=2,
+                resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, attn_implementation="eager",
+                bos_token_id=0, eos_token_id=0,
+            )  # fmt: skip
+            model = GPT2LMHeadModel(config)
+        else:
+            config = LlamaConfig(
+                vocab_size=VOCABULARY, max_position_embeddings=32, hidden_size=16, intermediate_size=24,
+                num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, attn_implementation="eager",
+                bos_token_id=0, eos_token_id=0,
+            )  # fmt: skip
+            model = LlamaForCausalLM(config)
+        return model.to(dtype).eval().requires_grad_(False)
+
+    return make
+
+
+@pytest.fixture
+def make_adapters() -> Callable:
+    def make(model, members=(0, 1, 2), targets="all-linear", rank=3, seed=0):
+        """Adapters in mid-training: B is not zero, so A has a gradient as well."""
+        settings = LoraSettings(rank=rank, alpha=6, target_modules=targets, init_b_std=0.1)
+        attached = settings.attach(model)
+        dtype = next(model.parameters()).dtype
+        start = initial_adapters(attached, settings, members, seed)
+        return attached, {name: value.to(dtype) for name, value in start.items()}, settings
+
+    return make
+
+
+@pytest.fixture
+def make_batch() -> Callable:
+    def make(lengths, prompts, members=None, seed=0, pad_to=None, ids=None):
+        """Random rows; with `members`, each member has rows of its own."""
+        rng = torch.Generator().manual_seed(seed)
+        width = pad_to or max(lengths)
+        shape = (len(lengths), width) if members is None else (members, len(lengths), width)
+        input_ids = torch.randint(1, VOCABULARY, shape, generator=rng)
+        labels = input_ids.clone()
+        for row, (length, prompt) in enumerate(zip(lengths, prompts, strict=True)):
+            input_ids[..., row, length:] = 0
+            labels[..., row, length:] = IGNORED
+            labels[..., row, :prompt] = IGNORED
+        known = torch.arange(len(lengths)) if ids is None else torch.as_tensor(ids)
+        return Batch(input_ids, labels, known if members is None else known.expand(members, -1))
+
+    return make

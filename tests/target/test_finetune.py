@@ -1,0 +1,133 @@
+"""Fine-tuning of a target: exact under micro-batching, the same start for all, an honest curve, a loadable adapter."""
+
+import csv
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM
+from tests.pipeline import quiet_trainer
+
+from gradfiltering.data.corrupt import Corruption
+from gradfiltering.data.examples import Encoder
+from gradfiltering.data.records import Columns
+from gradfiltering.data.sources import TaskSource
+from gradfiltering.errors import UserError
+from gradfiltering.proxy.backbone import PretrainedBackbone
+from gradfiltering.proxy.lora import LoraSettings
+from gradfiltering.proxy.pretrain import new_model, train_tokenizer
+from gradfiltering.store import Store
+from gradfiltering.target.finetune import TuningSettings, Updates, finetune
+from gradfiltering.target.stage import finetune_all, training_sets
+
+SHAPE = {"architecture": "llama", "layers": 1, "heads": 2, "width": 16, "context": 96, "vocabulary": 300}
+RTOL, ATOL = 1e-4, 1e-6
+ROWS = 21
+
+
+def settings(**changes):
+    lora = LoraSettings(rank=2, alpha=4, target_modules="all-linear", init_b_std=0.0)
+    usual = TuningSettings(
+        epochs=2, batch_size=6, micro_batch_tokens=4096, lr=0.01, schedule="cosine", warmup_share=0.1,
+        weight_decay=0.0, clip_norm=1.0, records=5, lora=lora,
+    )  # fmt: skip
+    return replace(usual, **changes)
+
+
+@pytest.fixture(scope="module")
+def records():
+    none = Corruption(0, 0, 0, 0, 0, 0)
+    return TaskSource(ROWS, 5, None, "plain", Columns("instruction", "input", "output"), none).load(seed=0)
+
+
+@pytest.fixture
+def backbone(records, tmp_path):
+    tokenizer = train_tokenizer([row["instruction"] + " " + row["output"] for row in records.rows], 300)
+    new_model(SHAPE, tokenizer, 0).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    loader = PretrainedBackbone(str(tmp_path / "base"), None, "float32", "sdpa", trust_remote_code=False)
+    return loader.load(Store(tmp_path / "store"), 0, quiet_trainer)
+
+
+@pytest.fixture
+def tune(records, backbone, tmp_path):
+    encoder = Encoder(backbone.tokenizer, 96, Store(tmp_path / "store"))
+    rows = encoder.encode_all(records)
+
+    def run(name, how=None, seed=0):
+        result = finetune(name, backbone, rows, how or settings(), tmp_path / name, seed, quiet_trainer)
+        with (tmp_path / name / "curve.csv").open(newline="") as file:
+            curve = list(csv.DictReader(file))
+        return result, curve, AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / name / "adapter")).state_dict()
+
+    return run
+
+
+def test_curve_counts_examples_and_tokens_and_the_loss_falls(tune, records):
+    result, curve, _ = tune("candidate")
+    steps = 2 * -(-ROWS // 6)
+    assert result.steps == steps and result.examples == ROWS
+    assert [int(point["step"]) for point in curve] == np.linspace(0, steps, 5).round().astype(int).tolist()
+    assert int(curve[-1]["examples_seen"]) == 2 * ROWS and int(curve[-1]["tokens_seen"]) == result.tokens
+    assert curve[0]["train_loss"] == "" and float(curve[0]["heldout_loss"]) > result.heldout_loss
+    assert float(curve[-1]["train_loss"]) == pytest.approx(result.final_loss)
+
+
+def test_micro_batches_change_nothing(tune):
+    _, whole, first = tune("whole")
+    _, cut, second = tune("cut", settings(micro_batch_tokens=40))
+    np.testing.assert_allclose(
+        [float(point["heldout_loss"]) for point in whole], [float(point["heldout_loss"]) for point in cut], rtol=RTOL
+    )
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=RTOL, atol=1e-4)
+
+
+def test_same_seed_twice_is_identical_and_the_backbone_is_unchanged(tune, backbone):
+    before = {name: value.clone() for name, value in backbone.model.state_dict().items()}
+    _, _, first = tune("first")
+    _, _, again = tune("again")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert all(torch.equal(value, before[name]) for name, value in backbone.model.state_dict().items())
+
+
+def test_loaded_adapter_gives_the_heldout_loss_of_the_curve(tune, records, backbone, tmp_path):
+    from gradfiltering.data.batches import LengthBatches, loader
+    from gradfiltering.proxy.objective import ResponseNLL
+    from gradfiltering.proxy.snapshot import response_losses
+
+    result, _, _ = tune("candidate")
+    model = AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "candidate" / "adapter"))
+    heldout = Encoder(backbone.tokenizer, 96, Store(tmp_path / "store")).encode_heldout(records)
+    batches = loader(LengthBatches(heldout, 4096, backbone.pad_id), 0)
+    losses = response_losses(model, ResponseNLL(), batches, torch.device("cpu"))
+    assert np.mean(list(losses.values())) == pytest.approx(result.heldout_loss, rel=1e-5)
+
+
+def test_an_update_takes_every_row_once_an_epoch(records, backbone, tmp_path):
+    examples = Encoder(backbone.tokenizer, 96, Store(tmp_path / "store")).encode(records)
+    updates = Updates(examples, settings(), 0, seed=0)
+    seen = torch.cat([batch.example_id for step in range(4) for batch in updates[step]])
+    assert sorted(seen.tolist()) == list(range(ROWS))
+
+
+def test_training_sets(records):
+    ids = np.arange(50)
+    sets = training_sets([3, 5, 8], ids, 50, ["full", "random"], seed=0)
+    assert sets["candidate"] == [3, 5, 8] and sets["full"] == ids.tolist() and len(sets["random"]) == 3
+    assert sets == training_sets([3, 5, 8], ids, 50, ["full", "random"], seed=0)
+    with pytest.raises(UserError, match="best"):
+        training_sets([3], ids, 50, ["best"], seed=0)
+
+
+def test_rows_that_leave_no_response_are_an_error(records, backbone, tmp_path):
+    rows = Encoder(backbone.tokenizer, 96, Store(tmp_path / "store")).encode_all(records)
+    with pytest.raises(UserError, match=r"candidate.*max_tokens"):
+        finetune_all({"candidate": [999]}, backbone, rows, settings(), tmp_path, 0, quiet_trainer)
+
+
+@pytest.mark.parametrize("change", [{"epochs": 0}, {"schedule": "steps"}, {"warmup_share": 1.0}, {"records": 1}])
+def test_settings_out_of_range_are_refused(change):
+    with pytest.raises(UserError, match=f"target.tuning.{next(iter(change))}"):
+        settings(**change)

@@ -1,0 +1,194 @@
+"""Every YAML under conf/ composes, resolves, and fits the signature of what it builds."""
+
+import inspect
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+CONF = Path(__file__).parents[1] / "conf"
+HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
+FORWARDS = {"lightning.pytorch.loggers.WandbLogger": "wandb.init"}  # whose signature takes the remaining keywords
+PLACEHOLDER = "filled in by the test"
+
+FILES = sorted(CONF.rglob("*.yaml"))
+SHARED = [file for file in FILES if file.is_relative_to(CONF / "shared")]
+EXPERIMENTS = [file for file in FILES if file.is_relative_to(CONF / "experiment")]
+OPTIONS = [file for file in FILES if file.parent != CONF and file not in SHARED and file not in EXPERIMENTS]
+
+
+def name_of(file: Path) -> str:
+    return file.relative_to(CONF).with_suffix("").as_posix()
+
+
+@cache
+def composed(*overrides: str) -> DictConfig:
+    """What `train.py` gets; required values are filled in and everything resolves. Not to be changed."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=["run_dir=a_folder", *overrides])
+    filled = OmegaConf.create(_fill(OmegaConf.to_container(cfg, resolve=False)))
+    OmegaConf.resolve(filled)
+    return filled
+
+
+def _fill(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _fill(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_fill(entry) for entry in value]
+    return PLACEHOLDER if value == "???" else value
+
+
+def group_override(file: Path) -> str:
+    group, _, option = name_of(file).rpartition("/")
+    return f"{group}={option}"
+
+
+def targets(node: Any, path: str = "") -> list[tuple[str, dict]]:
+    """Every node with a `_target_`, nested ones too, with its path."""
+    if isinstance(node, list):
+        return [found for position, entry in enumerate(node) for found in targets(entry, f"{path}[{position}]")]
+    if not isinstance(node, dict):
+        return []
+    inner = [found for key, entry in node.items() for found in targets(entry, f"{path}.{key}".lstrip("."))]
+    return [(path, node), *inner] if "_target_" in node else inner
+
+
+def misfit(node: dict) -> str | None:
+    """Why a node does not fit its target: keys that are no parameter, parameters without a value; None if it fits."""
+    target = node["_target_"]
+    keys = {key for key in node if key not in HYDRA_KEYS}
+    parameters = dict(inspect.signature(get_object(target)).parameters)
+    known = {name for name, one in parameters.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
+    if target in FORWARDS:
+        known |= set(inspect.signature(get_object(FORWARDS[target])).parameters)
+    if keys - known:
+        return f"{target} has no parameter {', '.join(sorted(keys - known))} (it has: {', '.join(sorted(known))})"
+    plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    required = {n for n, one in parameters.items() if one.kind in plain and one.default is one.empty}
+    if required - keys and not node.get("_partial_", False):
+        return f"{target} needs {', '.join(sorted(required - keys))}"
+    return None
+
+
+def misfits(cfg: DictConfig) -> list[str]:
+    nodes = targets(OmegaConf.to_container(cfg))
+    return [f"{path}: {problem}" for path, node in nodes if (problem := misfit(node))]
+
+
+def defaults_of(file: Path) -> list[str]:
+    """Names of the files that the defaults list of `file` names, group options of train.yaml left out."""
+    entries = (yaml.safe_load(file.read_text("utf-8")) or {}).get("defaults", [])
+    named = [entry.split("@")[0] for entry in entries if isinstance(entry, str) and entry != "_self_"]
+    folder = name_of(file).rpartition("/")[0]
+    return [name[1:] if name.startswith("/") else f"{folder}/{name}".lstrip("/") for name in named]
+
+
+def test_all_files_found_are_tested():
+    tested = [CONF / "train.yaml", *OPTIONS, *SHARED, *EXPERIMENTS]
+    assert sorted(tested) == FILES and len(FILES) == len(set(FILES)) > 40
+    others = [path for path in CONF.rglob("*") if path.is_file() and path.suffix != ".yaml"]
+    assert not others, f"Hydra does not see {others}; name configuration *.yaml"
+
+
+def test_train_yaml_composes_and_fits():
+    cfg = composed()
+    assert misfits(cfg) == []
+    assert len(targets(OmegaConf.to_container(cfg))) > 15, "the walk over targets found hardly any"
+
+
+@pytest.mark.parametrize("file", OPTIONS, ids=name_of)
+def test_every_option_composes_as_a_whole_and_fits(file):
+    cfg = composed(group_override(file))
+    assert misfits(cfg) == []
+
+
+@pytest.mark.parametrize("file", OPTIONS, ids=name_of)
+def test_every_option_brings_something_to_build(file):
+    """Some node of the option itself has a target, wherever the option is placed."""
+    cfg, name = composed(group_override(file)), name_of(file)
+    package = next((line.split()[-1] for line in file.read_text("utf-8").splitlines() if "@package" in line), None)
+    place = package or name.rpartition("/")[0].replace("/", ".")
+    found = targets(OmegaConf.to_container(OmegaConf.select(cfg, place)))
+    assert found, f"nothing under {place} has a _target_"
+
+
+@pytest.mark.parametrize("file", SHARED, ids=name_of)
+def test_every_shared_file_is_part_of_a_tested_option(file):
+    reached, open_names = set(), [name_of(option) for option in OPTIONS]
+    while open_names:
+        name = open_names.pop()
+        if name not in reached:
+            reached.add(name)
+            open_names += defaults_of(CONF / f"{name}.yaml")
+    assert name_of(file) in reached, "no option uses this file"
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS or [None], ids=lambda file: "none" if file is None else file.stem)
+def test_every_experiment_composes_and_fits(file):
+    if file is None:
+        pytest.skip("conf/experiment holds no study yet")
+    assert misfits(composed(f"experiment={file.stem}")) == []
+    first = file.read_text("utf-8")
+    assert f"experiment={file.stem}" in first.split("defaults", 1)[0], "an experiment opens with its run command"
+
+
+class TestTheCheckItself:
+    """The check above must be able to fail."""
+
+    NODE: dict = {"_target_": "gradfiltering.scorers.gsnr.GSNR", "epsilon": 1e-8, "ddof": 0}  # noqa: RUF012
+
+    def test_a_fitting_node_passes(self):
+        assert misfit(self.NODE) is None
+
+    def test_an_unknown_key_is_found(self):
+        assert "has no parameter epsilonn" in misfit({**self.NODE, "epsilonn": 1})
+
+    def test_an_unknown_key_behind_keyword_arguments_is_found(self):
+        assert misfit({"_target_": "lightning.pytorch.loggers.WandbLogger", "group": "a"}) is None
+        assert "no parameter offlin" in misfit({"_target_": "lightning.pytorch.loggers.WandbLogger", "offlin": True})
+
+    def test_an_unknown_key_of_a_partial_node_is_found(self):
+        assert "devicez" in misfit({"_target_": "lightning.Trainer", "_partial_": True, "devicez": 1})
+
+    def test_a_missing_parameter_is_found_unless_partial(self):
+        node = {"_target_": "gradfiltering.scorers.gsnr.GSNR", "epsilon": 1e-8}
+        assert "needs ddof" in misfit(node)
+        assert misfit({**node, "_partial_": True}) is None
+
+    def test_nested_targets_are_found_in_mappings_and_lists(self):
+        tree = {"a": {"_target_": "x", "b": [{"c": {"_target_": "y"}}]}}
+        assert [path for path, _ in targets(tree)] == ["a", "a.b[0].c"]
+
+    def test_a_target_that_does_not_exist_is_an_error(self):
+        with pytest.raises(Exception, match="NoSuchScorer"):
+            misfit({"_target_": "gradfiltering.scorers.gsnr.NoSuchScorer"})
+
+
+def test_unknown_keys_and_options_are_errors_that_list_what_exists():
+    with pytest.raises(ConfigCompositionException, match=r"selector\.fractoin"):
+        composed("selector.fractoin=0.1")
+    with pytest.raises(Exception, match=r"(?s)scorer/gsnrr.*gsnr.*raw_drop"):
+        composed("scorer=gsnrr")
+
+
+def test_several_prompt_sets_stand_side_by_side():
+    assert set(composed("eval=[vicuna,koala,file]").eval.sets) == {"vicuna", "koala", "file"}
+
+
+@pytest.mark.parametrize(("data", "sets"), [("tasks", {"tasks"}), ("file", {"heldout"}), ("alpaca", {"heldout"})])
+def test_a_dataset_brings_the_prompts_that_suit_it_and_yields_to_the_user(data, sets):
+    assert set(composed(f"data={data}").eval.sets) == sets
+    assert set(composed(f"data={data}", "eval=vicuna").eval.sets) == {"vicuna"}
+
+
+@pytest.mark.parametrize("file", [one for one in OPTIONS if one.parent.name == "epochs"], ids=name_of)
+def test_an_epoch_pairs_name_says_what_it_holds(file):
+    epochs = composed(group_override(file)).epochs
+    assert file.stem == f"e{epochs.early}_e{epochs.late}"

@@ -1,0 +1,162 @@
+import errno
+import json
+import os
+
+import pytest
+
+from gradfiltering.errors import UserError
+from gradfiltering.store import Store, atomic_path, fingerprint, write_json
+
+KEY = {"seed": 0, "shape": {"layers": 2, "width": 8}, "text": None, "lr": 1e-3}
+
+
+def write_result(folder, text="result"):
+    (folder / "weights.txt").write_text(text)
+
+
+def parts(folder):
+    return list(folder.rglob("*.part"))
+
+
+def test_make_builds_once_and_reuses(tmp_path):
+    store, built = Store(tmp_path), []
+
+    def build(folder):
+        assert folder.is_dir() and not any(folder.iterdir()), "build must get an existing, empty folder"
+        built.append(folder)
+        write_result(folder)
+
+    first = store.make("backbone", KEY, build)
+    second = Store(tmp_path).make("backbone", KEY, build)
+    assert len(built) == 1, "the second run with the same key built again"
+    assert (first.reused, second.reused) == (False, True)
+    assert first.path == second.path and (second.path / "weights.txt").read_text() == "result"
+    assert second.seconds == first.seconds, "a reused result must report what its making took"
+
+
+def test_artifact_says_what_made_it(tmp_path):
+    made = Store(tmp_path).make("backbone", KEY, write_result)
+    about = json.loads((made.path / "artifact.json").read_text())
+    assert about["key"] == KEY and about["stage"] == "backbone"
+    assert about["versions"]["torch"] and about["seconds"] == made.seconds
+
+
+def test_other_key_and_other_stage_build_again(tmp_path):
+    store = Store(tmp_path)
+    paths = {store.make(stage, {"seed": seed}, write_result).path for stage in ("a", "b") for seed in (0, 1)}
+    assert len(paths) == 4
+
+
+def test_failing_build_leaves_nothing_and_is_repeated(tmp_path):
+    store = Store(tmp_path)
+
+    def fail(folder):
+        write_result(folder)
+        raise RuntimeError("out of luck")
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        store.make("backbone", KEY, fail)
+    assert not any((tmp_path / "backbone").iterdir()), "half a result stayed behind"
+    assert not store.make("backbone", KEY, write_result).reused
+
+
+@pytest.mark.parametrize("suffix", [".12345678.part", ""])
+def test_half_a_result_is_never_returned(tmp_path, suffix):
+    store = Store(tmp_path)
+    place = store.make("backbone", KEY, write_result).path
+    # A killed run leaves a `.part` folder, or, killed while replacing, a folder without its record.
+    half = place.rename(place.with_name(place.name + suffix)) if suffix else place
+    (half / "weights.txt").write_text("half")
+    if not suffix:
+        (half / "artifact.json").unlink()
+    again = store.make("backbone", KEY, write_result)
+    assert not again.reused and (again.path / "weights.txt").read_text() == "result"
+
+
+def test_a_missing_input_of_a_build_is_not_called_a_failed_write(tmp_path):
+    def build(folder):
+        (tmp_path / "no such corpus.txt").read_text()
+
+    with pytest.raises(FileNotFoundError, match="no such corpus"):
+        Store(tmp_path / "store").make("backbone", KEY, build)
+    assert not parts(tmp_path)
+
+
+def test_fingerprint_ignores_the_order_of_keys_at_every_depth():
+    turned = {"lr": 1e-3, "text": None, "shape": {"width": 8, "layers": 2}, "seed": 0}
+    assert list(turned) != list(KEY)
+    assert fingerprint(turned) == fingerprint(KEY)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1}, {"seed": None}, {"seed": "0"}, {"seed": False}, {"lr": 1e-3 + 1e-18}, {"text": ""}, {"text": []},
+        {"shape": {"layers": 2, "width": 9}}, {"shape": {"layers": 8, "width": 2}}, {"shape": {"layers": 2}},
+        {"more": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_fingerprint_sees_every_value(change):
+    assert fingerprint({**KEY, **change}) != fingerprint(KEY)
+
+
+def test_fingerprint_sees_the_order_of_lists_and_refuses_nan():
+    assert fingerprint([1, 2]) != fingerprint([2, 1])
+    with pytest.raises(ValueError, match="JSON compliant"):
+        fingerprint({"lr": float("nan")})
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_a_failed_write_is_a_user_error_with_a_remedy(tmp_path, code):
+    place = tmp_path / "scores.parquet"
+    place.write_text("earlier")
+    with pytest.raises(UserError) as caught, atomic_path(place) as part:
+        part.write_text("half")
+        raise OSError(code, os.strerror(code))
+    message = str(caught.value)
+    assert str(place) in message and os.strerror(code) in message
+    assert "run_dir=" in message and "store.path=" in message
+    assert not parts(tmp_path), "half a file stayed behind"
+    assert place.read_text() == "earlier", "a failed write destroyed the earlier result"
+
+
+def test_a_full_disk_under_the_store_is_a_user_error(tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.mkdir", full)
+    with pytest.raises(UserError, match=r"No space left on device.*store\.path="):
+        Store(tmp_path / "store").make("backbone", KEY, write_result)
+    with pytest.raises(UserError, match=r"No space left on device.*store\.path="):
+        Store(tmp_path / "store").scratch("tokens", KEY, ".arrow")
+
+
+def test_a_folder_replaces_an_earlier_one_whole(tmp_path):
+    place = tmp_path / "adapter"
+    place.mkdir()
+    (place / "old.txt").write_text("old")
+    with atomic_path(place) as part:
+        part.mkdir()
+        (part / "new.txt").write_text("new")
+        assert (place / "old.txt").is_file(), "the earlier result must stay until the new one is whole"
+    assert [file.name for file in place.iterdir()] == ["new.txt"]
+    assert not parts(tmp_path)
+
+
+def test_write_json_round_trips_and_refuses_half_files(tmp_path):
+    value = {"name": "Zoë", "numbers": [1, 2.5, None]}
+    write_json(tmp_path / "deep" / "summary.json", value)
+    text = (tmp_path / "deep" / "summary.json").read_text(encoding="utf-8")
+    assert json.loads(text) == value and "Zoë" in text
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "deep" / "summary.json", {"loss": float("inf")})
+    assert json.loads((tmp_path / "deep" / "summary.json").read_text("utf-8")) == value
+    assert not parts(tmp_path)
+
+
+def test_scratch_paths_differ_by_key_and_share_a_folder(tmp_path):
+    store = Store(tmp_path)
+    first, second = store.scratch("tokens", {"a": 1}, ".arrow"), store.scratch("tokens", {"a": 2}, ".arrow")
+    assert first != second and first.parent == second.parent and first.parent.is_dir()
+    assert first.suffix == ".arrow" and first == store.scratch("tokens", {"a": 1}, ".arrow")

@@ -1,0 +1,224 @@
+"""The whole path: every contract file, the stages somebody needs and no others, and the same result twice."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from datasets import load_dataset
+from tests.pipeline import ROOT, SMALL_MODELS, SMALL_RUN, SMALL_TASKS, run_train, summary
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
+
+SMALL = [*SMALL_MODELS, *SMALL_RUN, *SMALL_TASKS]
+FILES = [
+    "config.yaml", "environment.json", "trajectory.parquet", "scores.parquet", "unscored.parquet", "subset.jsonl",
+    "subset.parquet", "verdicts.jsonl", "summary.json", "truth.parquet",
+    *(f"gradient_log/member={m:02d}/epoch={e:02d}/part-0.parquet" for m in range(2) for e in (1, 2)),
+    *(f"gradient_log_heldout/member={m:02d}/epoch={e:02d}/part-0.parquet" for m in range(2) for e in (1, 2)),
+    *(f"adapters/member={m:02d}/epoch={e:02d}/adapter_model.safetensors" for m in range(2) for e in (1, 2)),
+    *(f"target/{model}/adapter/adapter_config.json" for model in ("candidate", "full", "random")),
+    *(f"target/{model}/curve.csv" for model in ("candidate", "full", "random")),
+    *(f"responses/{model}.jsonl" for model in ("candidate", "full", "random")),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory):
+    """One store for all runs of the session, so that the small backbones are trained once."""
+    return f"store.path={tmp_path_factory.mktemp('store')}"
+
+
+@pytest.fixture(scope="module")
+def whole(store, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    run_train(*SMALL, store, "ensemble.m=2", f"run_dir={folder}", f"hydra.run.dir={folder}")
+    return folder
+
+
+def test_every_contract_file_is_there(whole):
+    assert [name for name in FILES if not (whole / name).is_file()] == []
+    assert list(whole.glob("wandb/offline-run-*")), "the default logger writes an offline W&B run"
+    assert not list(whole.rglob("*.part")), "a half-written file was left behind"
+
+
+def test_summary_holds_the_contract(whole):
+    found = summary(whole)
+    assert found["data"]["examples"] == 80 and found["selection"]["selected"] == 8
+    assert found["selection"] | {"fraction": 0} == {"scorer": "gsnr", "selector": "top", "fraction": 0, "selected": 8}
+    assert found["proxy"]["members"] == 2 and found["proxy"]["epochs"] == [1, 2] and found["proxy"]["tokens"] > 0
+    for against in ("full", "random"):
+        for prompts in ("tasks", "all"):
+            one = found["pws"][against][prompts]
+            assert one["wins"] + one["ties"] + one["losses"] + one["unparsed"] == 6
+            assert one["low"] <= one["value"] <= one["high"]
+    assert set(found["metrics"]["candidate"]["tasks"]) >= {"exact_match", "chrf"}
+    assert {"steps", "final_loss", "heldout_loss"} <= set(found["target"]["full"])
+    assert [stage["name"] for stage in found["stages"]] == ["backbone", "proxy", "score", "select", "target", "judge"]
+    for cost in found["cost"].values():
+        assert set(cost) == {"seconds", "flops", "peak_bytes"} and cost["peak_bytes"] > 0
+    diagnostics = found["diagnostics"]
+    assert {"positive_drop_share", "median_relative_drop", "relative_variance", "update_ratio", "member_agreement",
+            "heldout_loss", "score_spearman", "easiness", "truth", "warnings"} <= set(diagnostics)  # fmt: skip
+    assert set(diagnostics["truth"]["auc"]) == {"scorer", "random"}
+
+
+def test_scores_and_unscored_hold_every_row_once_and_the_subset_is_the_top(whole):
+    scores = pq.read_table(whole / "scores.parquet").to_pandas()
+    unscored = pq.read_table(whole / "unscored.parquet").to_pandas()
+    assert sorted([*scores.example_id, *unscored.example_id]) == list(range(80))
+    assert [str(kind) for kind in scores.dtypes[["example_id", "score", "rank"]]] == ["int64", "float64", "int64"]
+    chosen = pq.read_table(whole / "subset.parquet").to_pandas()
+    assert set(chosen.example_id) == set(scores[scores["rank"] <= 8].example_id)
+    rows = load_dataset("json", data_files=str(whole / "subset.jsonl"), split="train")
+    assert len(rows) == 8 and set(rows.column_names) == {"instruction", "input", "output", "source"}
+
+
+def test_scores_follow_from_the_log_on_disk(whole):
+    table = (
+        pq.read_table(whole / "gradient_log").to_pandas().pivot_table("grad_norm", ["epoch", "member"], "example_id")
+    )
+    early, late = table.loc[1].to_numpy(float), table.loc[2].to_numpy(float)
+    gsnr = (early.mean(0) - late.mean(0)) / (early.mean(0) + 1e-8) / (late.var(0) + 1e-8)
+    scores = pq.read_table(whole / "scores.parquet")["score"].to_numpy()
+    np.testing.assert_allclose(scores, gsnr, rtol=1e-9)
+
+
+def test_same_seed_twice_is_identical(whole, store, tmp_path):
+    again = [*SMALL, store, "ensemble.m=2", "until=select", "logger=none", f"run_dir={tmp_path}"]
+    run_train(*again, f"hydra.run.dir={tmp_path}")
+    for name in ("scores.parquet", "subset.parquet"):
+        assert pq.read_table(tmp_path / name).equals(pq.read_table(whole / name)), f"{name} differs"
+    assert (tmp_path / "subset.jsonl").read_bytes() == (whole / "subset.jsonl").read_bytes()
+
+
+def test_sweep_gives_each_job_its_own_run_folder(store, tmp_path):
+    run_train(
+        "-m", *SMALL, store, "logger=csv", "until=select", "scorer=gsnr,raw_drop", "ensemble.m=2,3",
+        f"hydra.sweep.dir={tmp_path}",
+    )  # fmt: skip
+    found = {job: summary(tmp_path / job) for job in ("0", "1", "2", "3")}
+    assert [found[job]["selection"]["scorer"] for job in found] == ["gsnr", "gsnr", "raw_drop", "raw_drop"]
+    assert [found[job]["proxy"]["members"] for job in found] == [2, 3, 2, 3]
+    assert all((tmp_path / job / "metrics" / "metrics.csv").is_file() for job in found)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "there", "absent"),
+    [
+        (["until=proxy"], ["gradient_log", "summary.json"], ["scores.parquet", "subset.jsonl"]),
+        (["until=score"], ["scores.parquet", "unscored.parquet"], ["subset.jsonl", "target"]),
+        (["scorer=random", "until=select"], ["scores.parquet", "subset.jsonl"], ["gradient_log", "adapters"]),
+        (["selector=random", "until=select"], ["subset.jsonl"], ["gradient_log", "scores.parquet"]),
+        (["selector=full", "until=target"], ["subset.jsonl", "target/full"], ["gradient_log", "verdicts.jsonl"]),
+    ],
+)
+def test_only_the_stages_somebody_needs_run(store, tmp_path, overrides, there, absent):
+    places = [f"run_dir={tmp_path}", f"hydra.run.dir={tmp_path}"]
+    run_train(*SMALL, store, "logger=none", "ensemble.m=2", *overrides, *places)
+    assert all((tmp_path / name).exists() for name in there)
+    assert not any((tmp_path / name).exists() for name in absent)
+
+
+def test_a_smaller_ensemble_in_the_same_folder_leaves_no_member_behind(store, tmp_path):
+    places = [f"run_dir={tmp_path}", f"hydra.run.dir={tmp_path}", "logger=none", "until=proxy"]
+    for members in (3, 2):
+        run_train(*SMALL, store, f"ensemble.m={members}", *places)
+    assert sorted(path.name for path in (tmp_path / "gradient_log").iterdir()) == ["member=00", "member=01"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["until=selection"], "until=selection is no stage"),
+        (["data.rows=6000"], "asked for"),
+        (["selector.fraction=1.5"], "selector.fraction=1.5"),
+        (["ensemble.m=1", "until=select"], "needs the variance over members"),
+        (["judge.against=[best]", "selector=full"], "unknown ['best']"),
+        (["eval=vicuna", "eval.path=nowhere"], "nowhere"),
+    ],
+)
+def test_errors_are_plain_words_and_exit_1(store, tmp_path, capsys, overrides, message):
+    with pytest.raises(SystemExit) as stopped:
+        run_train(*SMALL, store, "logger=none", *overrides, f"run_dir={tmp_path}", f"hydra.run.dir={tmp_path}")
+    error = " ".join(capsys.readouterr().err.split())
+    assert stopped.value.code == 1 and message in error and "Traceback" not in error
+
+
+def test_real_alpaca_rows_and_vicuna_prompts(shared_data, store, tmp_path):
+    rows = json.loads((shared_data / "alpaca" / "alpaca_data.json").read_text("utf-8"))[270:330]
+    (tmp_path / "alpaca.json").write_text(json.dumps(rows), encoding="utf-8")  # holds row 284, whose output is empty
+    text = tmp_path / "prose.txt"
+    text.write_text((shared_data / "text" / "alice_11.txt").read_text("utf-8")[:60000], encoding="utf-8")
+    run_train(
+        *SMALL_MODELS, *SMALL_RUN, store, "logger=none", "data=alpaca", f"data.path={tmp_path / 'alpaca.json'}",
+        "data.limit=40", "data.heldout.rows=8", f"proxy.backbone.text=[{text}]", f"target.backbone.text=[{text}]",
+        "ensemble.m=3", "ensemble.batch_size=8", "eval=[vicuna,heldout]", f"eval.path={shared_data / 'eval'}",
+        "eval.limit=4", f"run_dir={tmp_path / 'run'}", f"hydra.run.dir={tmp_path / 'run'}",
+    )  # fmt: skip
+    found = summary(tmp_path / "run")
+    unscored = pq.read_table(tmp_path / "run" / "unscored.parquet").to_pylist()
+    assert {"example_id": 14, "reason": "empty response"} in unscored
+    assert found["data"]["examples"] == 40 and found["selection"]["selected"] == 4
+    assert found["pws"]["full"]["vicuna"]["unparsed"] == 4, "vicuna has no references, so nothing can be judged by them"
+    assert found["pws"]["full"]["heldout"]["unparsed"] == 0
+    assert any("reference" in warning for warning in found["diagnostics"]["warnings"])
+
+
+@pytest.mark.slow
+def test_full_size_gpt2_with_the_real_tokenizer_trains_and_logs(shared_data, store, tmp_path):
+    folder = tmp_path / "gpt2"
+    GPT2LMHeadModel(GPT2Config()).save_pretrained(folder)
+    GPT2TokenizerFast.from_pretrained(shared_data / "tokenizers" / "gpt2").save_pretrained(folder)
+    rows = shared_data / "alpaca" / "alpaca_data.json"
+    run_train(
+        *SMALL_RUN, store, "logger=none", "data=alpaca", f"data.path={rows}", "data.limit=8", "data.heldout.rows=2",
+        "proxy=gpt2", f"proxy.model={folder}", "ensemble.m=2", "ensemble.batch_size=4", "batch.tokens=1024",
+        "until=select", "selector.fraction=0.5", f"run_dir={tmp_path / 'run'}", f"hydra.run.dir={tmp_path / 'run'}",
+    )  # fmt: skip
+    log = pq.read_table(tmp_path / "run" / "gradient_log").to_pandas()
+    assert len(log) == 2 * 2 * 8 and (log.grad_norm > 0).all()
+
+
+def readme_commands() -> list[str]:
+    blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.split("#")[0].strip() for line in lines if line.startswith("python train.py")]
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_readme_commands_run(command, store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"instruction": f"Say {n}.", "input": "", "output": f"{n} it is."} for n in range(60)]
+    Path("my.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    overrides = shlex.split(command)[2:]
+    small = [*SMALL_MODELS, *SMALL_RUN, store, "logger=none"]
+    if not any(one.startswith("data=") for one in overrides):
+        small += SMALL_TASKS
+    if "proxy=gpt2" in overrides:
+        small = [*SMALL_RUN, store, "logger=none", f"proxy.model={tiny_gpt2(tmp_path)}", *SMALL_MODELS[5:]]
+    if not any(one.startswith("ensemble.m=") for one in overrides):
+        small.append("ensemble.m=2")
+    run_train(*overrides, *small, *(["hydra.sweep.dir=out"] if "-m" in overrides else ["hydra.run.dir=out"]))
+    assert list(Path("out").rglob("summary.json"))
+
+
+def tiny_gpt2(folder: Path) -> Path:
+    """A GPT-2 folder as a user has one, but small: the loading code is the real one."""
+    from gradfiltering.proxy.pretrain import new_model, train_tokenizer
+
+    tokenizer = train_tokenizer(["Say it is. 0 1 2 3 4 5 6 7 8 9"], 300)
+    shape = {"architecture": "gpt2", "layers": 1, "heads": 2, "width": 16, "context": 128, "vocabulary": 300}
+    new_model(shape, tokenizer, 0).save_pretrained(folder / "gpt2")
+    tokenizer.save_pretrained(folder / "gpt2")
+    return folder / "gpt2"
+
+
+def test_command_line_entry_lists_its_options():
+    done = subprocess.run([sys.executable, ROOT / "train.py", "scorer=best"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert "scorer/best" in done.stderr and "raw_drop" in done.stderr
