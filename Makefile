@@ -33,9 +33,9 @@ gpu: $(STAMP)             ## the tests that need a CUDA device
 # torch goes first and alone: whatever build of it the machine offers then satisfies the other packages.
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q "$$(grep '^torch==' requirements.lock)"
-	$(BIN)/python -m pip install -q -r requirements.lock
-	$(BIN)/python -m pip install -q --no-deps -e .
+	$(BIN)/python -m pip install -q --no-compile "$$(grep '^torch==' requirements.lock)"
+	$(BIN)/python -m pip install -q --no-compile -r requirements.lock
+	$(BIN)/python -m pip install -q --no-compile --no-deps -e .
 	touch $(STAMP)
 
 lock: $(STAMP)            ## pin what is installed now

@@ -20,7 +20,8 @@ PLACEHOLDER = "filled in by the test"
 FILES = sorted(CONF.rglob("*.yaml"))
 SHARED = [file for file in FILES if file.is_relative_to(CONF / "shared")]
 EXPERIMENTS = [file for file in FILES if file.is_relative_to(CONF / "experiment")]
-OPTIONS = [file for file in FILES if file.parent != CONF and file not in SHARED and file not in EXPERIMENTS]
+HELP = CONF / "hydra" / "help" / "manual.yaml"
+OPTIONS = [file for file in FILES if file.parent != CONF and file not in (*SHARED, *EXPERIMENTS, HELP)]
 
 
 def name_of(file: Path) -> str:
@@ -91,7 +92,7 @@ def defaults_of(file: Path) -> list[str]:
 
 
 def test_all_files_found_are_tested():
-    tested = [CONF / "train.yaml", *OPTIONS, *SHARED, *EXPERIMENTS]
+    tested = [CONF / "train.yaml", *OPTIONS, *SHARED, *EXPERIMENTS, HELP]
     assert sorted(tested) == FILES and len(FILES) == len(set(FILES)) > 40
     others = [path for path in CONF.rglob("*") if path.is_file() and path.suffix != ".yaml"]
     assert not others, f"Hydra does not see {others}; name configuration *.yaml"
@@ -130,13 +131,20 @@ def test_every_shared_file_is_part_of_a_tested_option(file):
     assert name_of(file) in reached, "no option uses this file"
 
 
-@pytest.mark.parametrize("file", EXPERIMENTS or [None], ids=lambda file: "none" if file is None else file.stem)
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=name_of)
 def test_every_experiment_composes_and_fits(file):
-    if file is None:
-        pytest.skip("conf/experiment holds no study yet")
     assert misfits(composed(f"experiment={file.stem}")) == []
     first = file.read_text("utf-8")
     assert f"experiment={file.stem}" in first.split("defaults", 1)[0], "an experiment opens with its run command"
+
+
+def test_every_example_of_the_help_page_composes():
+    page = yaml.safe_load(HELP.read_text("utf-8"))["template"]
+    examples = [line.split()[2:] for line in page.split("EXAMPLES")[1].splitlines() if "python train.py" in line]
+    assert len(examples) >= 5
+    for overrides in examples:
+        first_of_sweep = [one.split(",")[0] if "-m" in overrides else one for one in overrides if one != "-m"]
+        assert misfits(composed(*first_of_sweep)) == []
 
 
 class TestTheCheckItself:
