@@ -6,6 +6,7 @@ the first process is the user's, that of any other a temporary one. With one pro
 """
 
 import atexit
+import logging
 import os
 import shutil
 import signal
@@ -82,6 +83,8 @@ def _connect(trainer: "Callable[..., L.Trainer]") -> list[Any]:
 
     if distributed.is_initialized():  # an earlier job of this sweep
         return []
+    for name in ("lightning.pytorch", "lightning.fabric"):  # what devices it found, and advice
+        logging.getLogger(name).setLevel(logging.WARNING)
     asked = trainer(logger=False)
     if asked.strategy.launcher is None:
         processes = int(os.environ.get("WORLD_SIZE", 1))

@@ -57,8 +57,6 @@ def close_logger(logger: Logger) -> None:
 
 def quieten() -> None:
     """Keeps libraries from printing over the progress of a run; errors and warnings stay."""
-    import logging
-
     import datasets
     import transformers
 
@@ -74,8 +72,6 @@ def quieten() -> None:
         ".*isinstance\\(treespec, LeafSpec\\).*",
     ):
         warnings.filterwarnings("ignore", harmless)
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _numbers(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
