@@ -164,13 +164,20 @@ def test_each_job_of_a_sweep_has_one_folder(store, tmp_path, launcher):
 
 
 @pytest.mark.slow
-def test_a_users_error_is_told_once_and_ends_all_processes(store, tmp_path):
-    done = launch(
-        tmp_path / "tmp", "train.py", *SMALL, "trainer=ddp_cpu", "data.rows=24", "until=proxy", "ensemble.lr=1e30",
-        *at(tmp_path / "run", store),
-    )  # fmt: skip
+@pytest.mark.parametrize(
+    ("override", "foreign", "message"),
+    [("ensemble.lr=1e300", None, "is not finite"), ("until=select", "scores.parquet", "which no earlier run made")],
+    ids=["in every process", "in the first process"],
+)
+def test_a_users_error_is_told_once_and_ends_all_processes(store, tmp_path, override, foreign, message):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    if foreign is not None:
+        (folder / foreign).touch()
+    overrides = [*SMALL, "trainer=ddp_cpu", "data.rows=24", "until=proxy", override]
+    done = launch(tmp_path / "tmp", "train.py", *overrides, *at(folder, store))
     assert done.returncode == 1
-    assert done.stderr.count("is not finite") == 1 and "Traceback" not in done.stderr
+    assert done.stderr.count(message) == 1 and "Traceback" not in done.stderr
 
 
 @pytest.mark.slow

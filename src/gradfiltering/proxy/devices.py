@@ -32,6 +32,7 @@ Result = TypeVar("Result")
 
 PATIENCE = timedelta(days=7)  # the others wait as long for what the first process does alone, such as judging
 LAST_WORD_SECONDS = 30
+GRACE_SECONDS = 2  # for the others to leave Lightning's fit, which answers a signal with a stack trace
 
 
 def start(main: Callable[[], None]) -> None:
@@ -71,7 +72,10 @@ def connected(trainer: "Callable[..., L.Trainer]") -> Iterator[None]:
         yield
     except BaseException as error:
         if isinstance(error, UserError) and rank() > 0:
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
             time.sleep(LAST_WORD_SECONDS)  # the first process tells it and ends this one
+        elif children:
+            time.sleep(GRACE_SECONDS)
         for child in children:
             child.send_signal(signal.SIGTERM)
         raise
