@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from gradfiltering.errors import UserError, plain_words
+from gradfiltering.proxy import devices
 
 STAGES = ("proxy", "score", "select", "target", "judge", "report")
 
@@ -46,18 +47,18 @@ def experiment(cfg: DictConfig) -> None:
     settings, generation, prompt_sets = build(cfg.target.tuning), build(cfg.generation), build(cfg.eval.sets)
 
     run = Run(Path(cfg.run_dir))
-    run.start(OmegaConf.to_container(cfg, resolve=True), seed)
+    devices.first_then_all(run.start, OmegaConf.to_container(cfg, resolve=True), seed)
     logger = tracking.open_logger(partial(build, cfg.logger), run.config)
     trainer = partial(build(cfg.trainer), logger=logger, default_root_dir=run.folder, enable_progress_bar=cfg.progress)
     try:
         # Records -> examples. Prompts are loaded now, so that a missing file shows before anything is trained.
-        records = source.load(seed)
+        records = devices.first_then_all(source.load, seed)
         prompts = judging.load_prompt_sets(prompt_sets, records) if reached("judge") else []
         with run.stage("backbone") as cost:
             backbone = build(cfg.proxy.backbone).load(store, seed, trainer)
             cost.update(reused=backbone.reused)
         encoder = Encoder(backbone.tokenizer, min(cfg.proxy.max_tokens, backbone.context), store)
-        rows = encoder.encode_all(records)
+        rows = devices.first_then_all(encoder.encode_all, records)
         examples = rows.examples
         run.add(data=examples.summary(len(records)))
         write_unscored(run.folder / "unscored.parquet", examples.unscored)
@@ -100,7 +101,7 @@ def experiment(cfg: DictConfig) -> None:
             with run.stage("target") as cost:
                 target = build(cfg.target.backbone).load(store, seed, trainer)
                 encoder = Encoder(target.tokenizer, min(cfg.target.max_tokens, target.context), store)
-                rows = encoder.encode_all(records)
+                rows = devices.first_then_all(encoder.encode_all, records)
                 sets = tuning.training_sets(chosen, examples.example_ids, len(records), cfg.judge.against, seed)
                 tuned = tuning.finetune_all(sets, target, rows, settings, run.folder, seed, trainer)
                 cost.update(flops=sum(result.flops for result in tuned.values()))
@@ -109,11 +110,11 @@ def experiment(cfg: DictConfig) -> None:
             with run.stage("judge"):
                 run.warn(judge.check(prompts))
                 answers = judging.answer_all(tuned, target, prompts, records.template, generation, run.folder, trainer)
-                verdicts = judging.judge_all(judge, prompts, answers, run.folder)
+                verdicts = devices.once(judging.judge_all, judge, prompts, answers, run.folder)
             run.add(metrics=judging.measure_answers(prompts, answers))
             run.add(**judging.tally_verdicts(verdicts, answers, cfg.judge.resamples, cfg.judge.confidence, seed))
         tracking.log_summary(logger, run.summary)
-        show(run.summary, run.folder, Console())
+        show(run.summary, run.folder, Console(quiet=devices.rank() > 0))
     finally:
         tracking.close_logger(logger)
 
@@ -121,9 +122,9 @@ def experiment(cfg: DictConfig) -> None:
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Runs one experiment; an error the user can mend is printed in plain words."""
-    with plain_words(cfg.debug):
+    with plain_words(cfg.debug), devices.connected(instantiate(cfg.trainer)):
         experiment(cfg)
 
 
 if __name__ == "__main__":
-    main()
+    devices.start(main)

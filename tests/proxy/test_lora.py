@@ -56,6 +56,20 @@ def test_exported_member_gives_the_logits_it_gave_in_the_ensemble(make_model, ma
     }
 
 
+@pytest.mark.parametrize("targets", [["attn.c_attn"], ["mlp.c_fc", "mlp.c_proj"], "all-linear"], ids=str)
+def test_merged_member_gives_the_logits_of_the_adapted_model(make_model, make_adapters, tmp_path, targets):
+    model, adapters, _ = make_adapters(make_model("gpt2"), targets=targets)
+    ids = torch.arange(1, 9)[None]
+    own = {name: value[2] for name, value in adapters.items()}
+    inside = torch.func.functional_call(model, own, (), {"input_ids": ids}).logits
+    export_adapter(model, adapters, 2, tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(make_model("gpt2"), str(tmp_path / "adapter")).eval()
+    torch.testing.assert_close(loaded(input_ids=ids).logits, inside, rtol=1e-9, atol=1e-9)
+    merged = loaded.merge_and_unload()
+    assert not any("lora" in name for name, _ in merged.named_modules())
+    torch.testing.assert_close(merged(input_ids=ids).logits, inside, rtol=1e-9, atol=1e-9)
+
+
 def test_update_ratio_equals_the_explicit_products(make_model, make_adapters):
     plain = make_model()
     model, adapters, shape = make_adapters(plain)

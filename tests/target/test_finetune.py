@@ -105,6 +105,17 @@ def test_loaded_adapter_gives_the_heldout_loss_of_the_curve(tune, records, backb
     assert np.mean(list(losses.values())) == pytest.approx(result.heldout_loss, rel=1e-5)
 
 
+def test_merged_target_gives_the_logits_of_the_adapted_one(tune, backbone, tmp_path):
+    tune("candidate")
+    model = AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "candidate" / "adapter")).eval()
+    ids = torch.arange(1, 30)[None]
+    with torch.no_grad():
+        adapted, plain = model(input_ids=ids).logits, backbone.model(input_ids=ids).logits
+        merged = model.merge_and_unload()(input_ids=ids).logits
+    assert not torch.allclose(adapted, plain, rtol=1e-3), "the adapter does nothing, so merging shows nothing"
+    torch.testing.assert_close(merged, adapted, rtol=RTOL, atol=1e-5)
+
+
 def test_an_update_takes_every_row_once_an_epoch(records, backbone, tmp_path):
     examples = Encoder(backbone.tokenizer, 96, Store(tmp_path / "store")).encode(records)
     updates = Updates(examples, settings(), 0, seed=0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,11 +40,11 @@ def collate(rows: dict[str, list], pad_id: int, shape: tuple[int, ...]) -> Batch
     """Pads encoded rows on the right to the longest.
 
     Args:
-        rows: columns `example_id`, `input_ids`, `prompt_tokens` of as many rows as `shape` holds.
+        rows: columns `example_id`, `input_ids`, `prompt_tokens` of as many rows as `shape` holds, which may be none.
         pad_id: token id for padding; it is never a label and, behind causal attention, never seen by a response.
         shape: leading shape of the batch, (B,) or (M, B).
     """
-    width = max(len(ids) for ids in rows["input_ids"])
+    width = max((len(ids) for ids in rows["input_ids"]), default=1)
     input_ids = np.full((len(rows["input_ids"]), width), pad_id, dtype=np.int64)
     labels = np.full_like(input_ids, IGNORED)
     for row, (ids, prompt) in enumerate(zip(rows["input_ids"], rows["prompt_tokens"], strict=True)):
@@ -94,19 +95,57 @@ class LengthBuckets:
         return [drawn[bucket][start : start + self.batch_size] for bucket, start in self.slots(epoch)]
 
 
-class MemberBatches(Dataset):
-    """One epoch of training batches for stacked members: item k holds step k's [M, B, T] batch."""
+@dataclass(frozen=True)
+class Share:
+    """Which part of the work a process does: every `of`-th piece from `number` on.
 
-    def __init__(self, examples: Examples, buckets: LengthBuckets, members: Sequence[int], epoch: int, pad_id: int):
+    Attributes:
+        number: the process, from 0.
+        of: how many processes there are.
+    """
+
+    number: int
+    of: int
+
+    def __call__(self, work: Any) -> Any:
+        """This process's part of a list or array, which may be empty."""
+        return work[self.number :: self.of]
+
+
+WHOLE = Share(0, 1)
+
+
+class MemberBatches(Dataset):
+    """One epoch of training batches for stacked members: item k holds step k's [M, B, T] batch.
+
+    Args:
+        examples: the rows.
+        buckets: which rows fall into which batch.
+        members: the members' numbers.
+        epoch: 1 for the first.
+        pad_id: token id for padding.
+        share: the rows of each member's batch that this process takes; B is 0 where none is left for it.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        buckets: LengthBuckets,
+        members: Sequence[int],
+        epoch: int,
+        pad_id: int,
+        share: Share = WHOLE,
+    ):
         self.examples = examples
         self.steps = list(zip(*(buckets.epoch(member, epoch) for member in members), strict=True))
         self.pad_id = pad_id
+        self.share = share
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __getitem__(self, step: int) -> Batch:
-        rows = self.steps[step]
+        rows = [self.share(own) for own in self.steps[step]]
         return collate(self.examples.table[np.concatenate(rows)], self.pad_id, (len(rows), len(rows[0])))
 
 
@@ -118,9 +157,12 @@ class LengthBatches(Dataset):
         tokens: padded tokens in a batch at most (at least one row is taken).
         pad_id: token id for padding.
         rows: positions of the rows to go through, None for all.
+        share: the batches that this process takes.
     """
 
-    def __init__(self, examples: Examples, tokens: int, pad_id: int, rows: np.ndarray | None = None):
+    def __init__(
+        self, examples: Examples, tokens: int, pad_id: int, rows: np.ndarray | None = None, share: Share = WHOLE
+    ):
         self.examples = examples
         self.pad_id = pad_id
         self.cuts: list[np.ndarray] = []
@@ -132,6 +174,7 @@ class LengthBatches(Dataset):
             if full:
                 self.cuts.append(order[start:stop])
                 start = stop
+        self.cuts = share(self.cuts)
 
     def __len__(self) -> int:
         return len(self.cuts)

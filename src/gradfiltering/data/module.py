@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import lightning as L
 from torch.utils.data import DataLoader
 
-from gradfiltering.data.batches import LengthBatches, LengthBuckets, MemberBatches, loader
+from gradfiltering.data.batches import WHOLE, LengthBatches, LengthBuckets, MemberBatches, Share, loader
 from gradfiltering.data.examples import Examples
 
 
@@ -22,6 +22,9 @@ class EnsembleData(L.LightningDataModule):
         pad_id: token id for padding.
         seed: the run's seed.
         workers: processes that prepare batches.
+
+    Attributes:
+        share: what this process takes of each training batch and of the batches of a pass.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class EnsembleData(L.LightningDataModule):
         self.tokens = tokens
         self.pad_id = pad_id
         self.workers = workers
+        self.share: Share = WHOLE
 
     @property
     def steps_per_epoch(self) -> int:
@@ -54,8 +58,9 @@ class EnsembleData(L.LightningDataModule):
         """Step batches of the epoch the trainer is about to run (1-based in the order's seed)."""
         assert self.trainer is not None
         epoch = self.trainer.current_epoch + 1
-        return loader(MemberBatches(self.examples, self.buckets, self.members, epoch, self.pad_id), self.workers)
+        batches = MemberBatches(self.examples, self.buckets, self.members, epoch, self.pad_id, self.share)
+        return loader(batches, self.workers)
 
     def pass_over(self, examples: Examples) -> DataLoader:
         """Batches of one pass over `examples`, by length."""
-        return loader(LengthBatches(examples, self.tokens, self.pad_id), self.workers)
+        return loader(LengthBatches(examples, self.tokens, self.pad_id, share=self.share), self.workers)

@@ -12,6 +12,7 @@ from gradfiltering.data.prompts import Turn, template_named
 from gradfiltering.errors import UserError
 from gradfiltering.judge.prompts import Prompt
 from gradfiltering.judge.responses import Response, StopReason
+from gradfiltering.proxy.devices import gather, rank, share
 
 
 def render_prompts(prompts: Sequence[Prompt], template: str, tokenizer: Any) -> list[str]:
@@ -36,6 +37,8 @@ def generate(
     description: str,
 ) -> list[Response]:
     """Answer every prompt greedily; a response ends at the end-of-sequence token or after `max_new_tokens`.
+
+    Batches of prompts are shared out among the processes, and every process gets all responses.
 
     Prompts are batched by like length and padded on the left, so an answer does not depend on its batch (up to ties
     between floats). A prompt that leaves no room for the answer in the model's context loses its start.
@@ -65,11 +68,12 @@ def generate(
     # Longest first: if the memory does not suffice, that shows at once.
     order = sorted(range(len(kept)), key=lambda index: -len(kept[index]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    answers: dict[int, tuple[list[int], StopReason]] = {}
+    mine: dict[int, tuple[list[int], StopReason]] = {}
     with _plain_decoding(model):
-        for batch in track(batches, description=description, transient=True):
+        for batch in track(share()(batches), description=description, transient=True, disable=rank() > 0):
             answered = _generate_batch(model, tokenizer, [kept[index] for index in batch], max_new_tokens)
-            answers.update(zip(batch, answered, strict=True))
+            mine.update(zip(batch, answered, strict=True))
+    answers = {index: answer for some in gather(mine) for index, answer in some.items()}
     return [
         Response(
             prompt_set=prompt.prompt_set,

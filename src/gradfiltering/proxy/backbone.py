@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from gradfiltering.errors import UserError
+from gradfiltering.proxy.devices import alone, first_then_all
 from gradfiltering.proxy.pretrain import Pretraining, corpus_hash, pretrain, read_corpus
 from gradfiltering.store import Store
 
@@ -140,9 +141,9 @@ class TinyBackbone:
         key = {"shape": shape, "corpus": corpus_hash(documents), "pretraining": asdict(self.pretraining), "seed": seed}
 
         def build(folder: Path) -> None:
-            pretrain(folder, documents, shape, self.pretraining, seed, trainer)
+            pretrain(folder, documents, shape, self.pretraining, seed, alone(trainer))
 
-        made = store.make("backbone", key, build)
+        made = first_then_all(store.make, "backbone", key, build)
         folder = str(made.path)
         kept = PretrainedBackbone(folder, None, self.dtype, self.attention, trust_remote_code=False)
         loaded = kept.load(store, seed, trainer)

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gradfiltering.data.batches import Batch
 from gradfiltering.errors import UserError
+from gradfiltering.proxy.devices import gather, total, world_size
 from gradfiltering.proxy.gradients import GradientEngine
 from gradfiltering.proxy.log import EpochRecorder
 from gradfiltering.proxy.lora import Adapters, LoraSettings
@@ -101,27 +103,36 @@ class ProxyEnsemble(L.LightningModule):
             self.trajectory.record(0, start, start)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        """One update of every member from a [M, B, T] batch.
+        """One update of every member from a [M, B, T] batch, of which this process has its share.
 
         Returns:
-            A scalar whose gradient with respect to the adapters is exactly the mean per-example gradient, so that
-            Lightning's optimisation, accumulation and distributed strategies work as with any other loss.
+            A scalar whose gradient with respect to the adapters, averaged over the processes, is exactly the mean
+            per-example gradient of the whole batch, so that Lightning's optimisation and DDP work as with any other
+            loss.
 
         Raises:
             UserError: a loss is not finite; the message names step, members and rows.
         """
-        measured = self.engine.measure(self.adapters, batch, want_gradient=True)
-        self._check(measured.loss, batch)
-        if self.recorder is not None:
+        mine = batch.example_id.shape[1]
+        measured = self.engine.measure(self.adapters, batch, want_gradient=True) if mine else None
+        problem = self._problem(measured.loss, batch) if measured else None
+        sums = [measured.loss.mean().item() * mine, measured.grad_norm.mean().item() * mine] if measured else [0.0, 0.0]
+        rows, problems, loss, norm = total(np.array([mine, problem is not None, *sums])).tolist()
+        if problems:
+            raise UserError(next(found for found in gather(problem) if found))
+        if self.recorder is not None and measured:
             self.recorder.add(
                 batch.example_id.cpu().numpy(), measured.grad_norm.cpu().numpy(), measured.loss.cpu().numpy()
             )
-        self.log("proxy/loss", measured.loss.mean(), prog_bar=True)
-        self.log("proxy/grad_norm", measured.grad_norm.mean())
+        self.log("proxy/loss", loss / rows, prog_bar=True)
+        self.log("proxy/grad_norm", norm / rows)
+        pairs = zip(self.names, self.stacked, strict=True)
+        if measured is None:  # a small batch: nothing to add, but the average waits for every process
+            return torch.stack([(value * 0).sum() for value in self.stacked]).sum()
         gradient = measured.mean_gradient
         assert gradient is not None
-        pairs = zip(self.names, self.stacked, strict=True)
-        return torch.stack([(value * gradient[name]).sum() for name, value in pairs]).sum()
+        share = mine * world_size() / rows  # DDP averages over processes, the mean is over rows
+        return torch.stack([(value * gradient[name]).sum() for name, value in pairs]).sum() * share
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clips each member's gradient by that member's own norm."""
@@ -161,13 +172,14 @@ class ProxyEnsemble(L.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _check(self, loss: Tensor, batch: Batch) -> None:
+    def _problem(self, loss: Tensor, batch: Batch) -> str | None:
         bad = ~torch.isfinite(loss)
-        if bool(bad.any()):
-            members, columns = bad.nonzero(as_tuple=True)
-            named = sorted({self.trajectory.members[m] for m in members.tolist()})
-            rows = sorted(set(batch.example_id[members, columns].tolist()))[:10]
-            raise UserError(
-                f"the loss is not finite at step {self.global_step} for members {named}, rows {rows}; "
-                "lower ensemble.lr, or set ensemble.clip_norm, or look at those rows"
-            )
+        if not bool(bad.any()):
+            return None
+        members, columns = bad.cpu().nonzero(as_tuple=True)
+        named = sorted({self.trajectory.members[m] for m in members.tolist()})
+        rows = sorted(set(batch.example_id[members, columns].tolist()))[:10]
+        return (
+            f"the loss is not finite at step {self.global_step} for members {named}, rows {rows}; "
+            "lower ensemble.lr, or set ensemble.clip_norm, or look at those rows"
+        )

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gradfiltering.errors import UserError
+from gradfiltering.proxy.devices import total
 from gradfiltering.store import atomic_path
 
 SCHEMA = pa.schema(
@@ -44,8 +45,8 @@ class EpochLog:
 
     Attributes:
         example_ids: [N] int64, ascending.
-        grad_norm: [M, N] float32.
-        loss: [M, N] float32, nats per response token.
+        grad_norm: [M, N] float32 when read from disk, float64 while it is being measured.
+        loss: [M, N] likewise, nats per response token.
         response_tokens: [N] int32.
     """
 
@@ -56,7 +57,7 @@ class EpochLog:
 
 
 class EpochRecorder:
-    """Gathers measurements in any order and hands them out by example id.
+    """Gathers the measurements of all processes in any order and hands them out by example id.
 
     Args:
         example_ids: [N] int64, ascending: every example that must be measured once.
@@ -67,8 +68,9 @@ class EpochRecorder:
     def __init__(self, example_ids: np.ndarray, response_tokens: np.ndarray, members: int):
         self.example_ids = example_ids
         self.response_tokens = response_tokens
-        self.grad_norm = np.full((members, len(example_ids)), np.nan, dtype=np.float32)
-        self.loss = np.full_like(self.grad_norm, np.nan)
+        self.grad_norm = np.zeros((members, len(example_ids)))
+        self.loss = np.zeros_like(self.grad_norm)
+        self.times = np.zeros(self.grad_norm.shape, dtype=np.int32)
 
     def add(self, example_id: np.ndarray, grad_norm: np.ndarray, loss: np.ndarray) -> None:
         """Records a batch.
@@ -82,17 +84,31 @@ class EpochRecorder:
         member = np.arange(len(grad_norm))[:, None]
         self.grad_norm[member, rows] = grad_norm
         self.loss[member, rows] = loss
+        self.times[member, rows] += 1
 
     def finish(self) -> EpochLog:
-        """The complete log of the epoch.
+        """The complete log of the epoch, the same in every process.
 
         Raises:
-            RuntimeError: some example was never measured (a defect of the caller).
+            RuntimeError: some example was not measured exactly once over all processes (a defect of the caller).
+            UserError: a norm or a loss is not finite.
         """
-        missing = int(np.isnan(self.grad_norm).sum())
-        if missing:
-            raise RuntimeError(f"{missing} of {self.grad_norm.size} measurements are missing from the gradient log")
-        return EpochLog(self.example_ids, self.grad_norm, self.loss, self.response_tokens)
+        times = total(self.times)
+        if (times != 1).any():
+            raise RuntimeError(
+                f"of {times.size} measurements {int((times == 0).sum())} are missing from the gradient log and "
+                f"{int((times > 1).sum())} were made more than once"
+            )
+        # Every other process has 0 where this one measured, so the sums are the measurements, bit for bit.
+        grad_norm, loss = total(self.grad_norm), total(self.loss)
+        bad = ~(np.isfinite(grad_norm) & np.isfinite(loss))
+        if bad.any():
+            rows = self.example_ids[bad.any(0)][:10].tolist()
+            raise UserError(
+                f"gradient norm or loss is not finite for {int(bad.any(1).sum())} of {len(bad)} members, rows {rows}; "
+                "lower ensemble.lr, or set ensemble.clip_norm, or look at those rows"
+            )
+        return EpochLog(self.example_ids, grad_norm, loss, self.response_tokens)
 
 
 def leaf(folder: Path, member: int, epoch: int) -> Path:
@@ -104,7 +120,13 @@ def write_epoch(folder: Path, log: EpochLog, members: Sequence[int], epoch: int)
     """Writes one epoch of the log, a parquet file per member."""
     for position, member in enumerate(members):
         table = pa.table(
-            [log.example_ids, log.grad_norm[position], log.loss[position], log.response_tokens], schema=SCHEMA
+            [
+                log.example_ids,
+                log.grad_norm[position].astype(np.float32),
+                log.loss[position].astype(np.float32),
+                log.response_tokens,
+            ],
+            schema=SCHEMA,
         )
         with atomic_path(leaf(folder, member, epoch) / "part-0.parquet") as part:
             pq.write_table(table, part)

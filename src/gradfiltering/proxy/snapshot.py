@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from gradfiltering.data.batches import Batch
 from gradfiltering.data.examples import Examples
 from gradfiltering.data.module import EnsembleData
+from gradfiltering.proxy.devices import gather, rank
 from gradfiltering.proxy.ensemble import ProxyEnsemble
 from gradfiltering.proxy.gradients import GradientEngine
 from gradfiltering.proxy.log import EpochLog, EpochRecorder, write_epoch
@@ -25,13 +26,20 @@ def measure_all(
 ) -> EpochLog:
     """Loss and gradient norm of every example under every member, parameters frozen, dropout off.
 
+    Args:
+        engine: measures.
+        adapters: the members.
+        examples: all of them.
+        batches: this process's share of them.
+        title: what the progress bar says.
+
     Returns:
         The epoch's log, [M, N].
     """
     device = next(iter(adapters.values())).device
     members = next(iter(adapters.values())).shape[0]
     recorder = EpochRecorder(examples.example_ids, examples.response_tokens, members)
-    for batch in track(batches, description=title, transient=True):
+    for batch in track(batches, description=title, transient=True, disable=rank() > 0):
         there = batch.to(device)
         measured = engine.measure(adapters, there, want_gradient=False)
         recorder.add(batch.example_id.numpy(), measured.grad_norm.cpu().numpy(), measured.loss.cpu().numpy())
@@ -42,14 +50,17 @@ def measure_all(
 def response_losses(
     model: torch.nn.Module, objective: Objective, batches: Iterable[Batch], device: torch.device
 ) -> dict[int, float]:
-    """Objective of each example under a plain model: example id -> loss in nats per response token."""
+    """Objective of each example under a plain model: example id -> loss in nats per response token.
+
+    `batches` are this process's share; what comes back is of all processes.
+    """
     model.to(device).eval()
     losses: dict[int, float] = {}
     for batch in batches:
         there = batch.to(device)
         loss = objective(model(input_ids=there.input_ids, use_cache=False).logits, there.labels)
         losses.update(zip(batch.example_id.tolist(), loss.float().cpu().tolist(), strict=True))
-    return losses
+    return {example_id: loss for some in gather(losses) for example_id, loss in some.items()}
 
 
 class EpochLogger(L.Callback):

@@ -16,6 +16,7 @@ from gradfiltering.data.batches import LengthBatches, loader
 from gradfiltering.data.examples import Examples, Rows
 from gradfiltering.data.module import EnsembleData
 from gradfiltering.proxy.backbone import Loaded
+from gradfiltering.proxy.devices import share
 from gradfiltering.proxy.ensemble import EnsembleSettings, ProxyEnsemble
 from gradfiltering.proxy.gradients import GradientEngine
 from gradfiltering.proxy.log import EpochPair
@@ -104,6 +105,7 @@ def train_and_log(
         seed,
         batch.workers,
     )
+    data.share = share()
     logged = {epochs.early, epochs.late}
     log = EpochLogger(run_dir, logged, model, settings.lora, settings.collect)
     trainer(max_epochs=epochs.late, callbacks=[log], reload_dataloaders_every_n_epochs=1).fit(module, datamodule=data)
@@ -144,7 +146,7 @@ def measure_bare(
     device = trainer().strategy.root_device
 
     def losses(examples: Examples) -> np.ndarray:
-        batches = loader(LengthBatches(examples, batch.tokens, backbone.pad_id), batch.workers)
+        batches = loader(LengthBatches(examples, batch.tokens, backbone.pad_id, share=share()), batch.workers)
         found = response_losses(backbone.model, objective, batches, device)
         return np.asarray([found[example_id] for example_id in examples.example_ids.tolist()])
 

@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers.logger import DummyLogger
+
+from gradfiltering.proxy.devices import rank
 
 
 def log_numbers(logger: Logger, prefix: str, values: Mapping[str, Any]) -> None:
@@ -25,9 +28,12 @@ def log_histogram(logger: Logger, name: str, values: np.ndarray) -> None:
 
 
 def open_logger(build: Callable[[], Logger], config: dict[str, Any]) -> Logger:
-    """Quietens the libraries, builds the logger and logs the resolved configuration (already free of secrets)."""
+    """Quietens the libraries, builds the logger and logs the resolved configuration (already free of secrets).
+
+    Only the first process logs.
+    """
     quieten()
-    logger = build()
+    logger = build() if rank() == 0 else DummyLogger()
     logger.log_hyperparams(config)
     return logger
 
@@ -51,8 +57,6 @@ def close_logger(logger: Logger) -> None:
 
 def quieten() -> None:
     """Keeps libraries from printing over the progress of a run; errors and warnings stay."""
-    import logging
-
     import datasets
     import transformers
 
@@ -68,8 +72,6 @@ def quieten() -> None:
         ".*isinstance\\(treespec, LeafSpec\\).*",
     ):
         warnings.filterwarnings("ignore", harmless)
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _numbers(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

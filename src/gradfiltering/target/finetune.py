@@ -4,6 +4,7 @@ import csv
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import torch
 from peft import PeftModel
 from torch.utils.data import DataLoader, Dataset
 
-from gradfiltering.data.batches import IGNORED, Batch, LengthBatches, collate, loader
+from gradfiltering.data.batches import IGNORED, WHOLE, Batch, LengthBatches, Share, collate, loader
 from gradfiltering.data.examples import Examples, Rows
 from gradfiltering.errors import UserError
 from gradfiltering.proxy.backbone import Loaded
+from gradfiltering.proxy.devices import share, sum_gradients, total, world_size
 from gradfiltering.proxy.lora import LoraSettings, initial_adapters
 from gradfiltering.proxy.objective import ResponseNLL, token_nll
 from gradfiltering.proxy.snapshot import response_losses
@@ -93,12 +95,13 @@ class TuningResult:
 
 
 class Updates(Dataset):
-    """All updates of a training run: item k holds the micro-batches of update k."""
+    """All updates of a training run: item k holds the micro-batches of update k, or of this process's share of it."""
 
-    def __init__(self, examples: Examples, settings: TuningSettings, pad_id: int, seed: int):
+    def __init__(self, examples: Examples, settings: TuningSettings, pad_id: int, seed: int, share: Share = WHOLE):
         self.examples = examples
         self.budget = settings.micro_batch_tokens
         self.pad_id = pad_id
+        self.share = share
         self.rows: list[np.ndarray] = []
         for epoch in range(settings.epochs):
             order = numpy_rng(seed, "target rows", epoch).permutation(len(examples))
@@ -114,7 +117,7 @@ class Updates(Dataset):
         return int(self.examples.lengths[self.rows[step]].sum())
 
     def __getitem__(self, step: int) -> list[Batch]:
-        cuts = LengthBatches(self.examples, self.budget, self.pad_id, self.rows[step]).cuts
+        cuts = LengthBatches(self.examples, self.budget, self.pad_id, self.share(self.rows[step])).cuts
         return [collate(self.examples.table[rows], self.pad_id, (len(rows),)) for rows in cuts]
 
 
@@ -155,21 +158,25 @@ class FineTuning(L.LightningModule):
         self._record(0)
 
     def training_step(self, micro_batches: list[Batch], index: int) -> None:
-        """One update."""
+        """One update, by the mean over the supervised tokens of all processes."""
         optimizer: Any = self.optimizers()
-        supervised = sum(int((batch.labels != IGNORED).sum()) for batch in micro_batches)
-        total = 0.0
-        for batch in micro_batches:
-            logits = self.model(input_ids=batch.input_ids, use_cache=False).logits
-            loss = token_nll(logits, batch.labels).sum() / supervised
-            self.manual_backward(loss)
-            total += float(loss.detach())
+        supervised = int(total(np.array(sum(int((batch.labels != IGNORED).sum()) for batch in micro_batches))))
+        update_loss = 0.0
+        # DDP would average once a micro-batch, of which processes have different numbers: the sum is ours to take.
+        with self._unsynchronised():
+            for batch in micro_batches:
+                logits = self.model(input_ids=batch.input_ids, use_cache=False).logits
+                loss = token_nll(logits, batch.labels).sum() / supervised
+                self.manual_backward(loss)
+                update_loss += float(loss.detach())
+        sum_gradients(self.trained)
+        update_loss = float(total(np.array(update_loss)))
         self.examples_seen += len(self.updates.rows[index])
         self.tokens_seen += self.updates.tokens(index)
-        if not math.isfinite(total):
-            rows = torch.cat([batch.example_id for batch in micro_batches]).tolist()
+        if not math.isfinite(update_loss):
+            rows = self.updates.examples.example_ids[self.updates.rows[index]].tolist()
             raise UserError(
-                f"target {self.name}: the loss is {total} at step {index}, rows {sorted(rows)[:10]}; "
+                f"target {self.name}: the loss is {update_loss} at step {index}, rows {sorted(rows)[:10]}; "
                 "lower target.tuning.lr or set target.tuning.clip_norm"
             )
         if self.settings.clip_norm is not None:
@@ -178,15 +185,23 @@ class FineTuning(L.LightningModule):
         optimizer.zero_grad()
         scheduler: Any = self.lr_schedulers()
         scheduler.step()
-        self._losses.append(total)
-        self.log(f"target/{self.name}/train_loss", total, prog_bar=True)
+        self._losses.append(update_loss)
+        self.log(f"target/{self.name}/train_loss", update_loss, prog_bar=True)
         if index + 1 in self.due:
             self._record(index + 1)
 
+    @property
+    def trained(self) -> list[torch.nn.Parameter]:
+        """The adapter's parameters."""
+        return [value for value in self.model.parameters() if value.requires_grad]
+
+    def _unsynchronised(self) -> Any:
+        strategy: Any = self.trainer.strategy
+        return strategy.block_backward_sync() if world_size() > 1 else nullcontext()
+
     def configure_optimizers(self) -> Any:
         """AdamW with the chosen schedule."""
-        trained = [value for value in self.model.parameters() if value.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=self.settings.lr, weight_decay=self.settings.weight_decay)
+        optimizer = torch.optim.AdamW(self.trained, lr=self.settings.lr, weight_decay=self.settings.weight_decay)
         warmup = round(self.settings.warmup_share * self.steps)
 
         def factor(step: int) -> float:
@@ -247,10 +262,11 @@ def finetune(
     state = model.state_dict()
     for key, value in start.items():
         state[key].copy_(value[0])
-    updates = Updates(rows.examples, settings, backbone.pad_id, seed)
+    updates = Updates(rows.examples, settings, backbone.pad_id, seed, share())
     measured = None
     if rows.heldout is not None:
-        measured = loader(LengthBatches(rows.heldout, settings.micro_batch_tokens, backbone.pad_id), 0)
+        batches = LengthBatches(rows.heldout, settings.micro_batch_tokens, backbone.pad_id, share=share())
+        measured = loader(batches, 0)
     module = FineTuning(name, model, settings, updates, measured)
     trainer(max_epochs=1, callbacks=[]).fit(module, loader(updates, 0))
     with atomic_path(folder / "adapter") as part:

@@ -1,0 +1,187 @@
+"""Several processes give what one gives: log, adapters, scores, subset, targets and answers."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file
+from tests.pipeline import ROOT, SMALL_MODELS, SMALL_RUN, run_train, summary
+
+ADAPTER_RTOL = 1e-8  # float64
+LOG_RTOL = 2e-7  # the log on disk is float32
+TARGET_RTOL, TARGET_ATOL = 1e-3, 1e-6  # float32 AdamW
+BATCH = 8
+LONG_ENOUGH = 240
+
+SMALL = [
+    *SMALL_MODELS, *SMALL_RUN, "data.heldout_rows=5", "eval.limit=5", "ensemble.m=2", f"ensemble.batch_size={BATCH}",
+    "proxy.backbone.dtype=float64", "generation.batch_size=2", "logger=csv",
+]  # fmt: skip
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node"]
+PLACES = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return tmp_path_factory.mktemp("store")
+
+
+def at(folder: Path, store: Path) -> list[str]:
+    return [f"store.path={store}", f"run_dir={folder}", f"hydra.run.dir={folder}"]
+
+
+def launch(temporary: Path, *command: str) -> subprocess.CompletedProcess:
+    """`python command` as from a shell; whatever it started is stopped with it."""
+    temporary.mkdir(exist_ok=True)
+    plain = {name: value for name, value in os.environ.items() if name not in PLACES}
+    environment = {**plain, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
+    process = subprocess.Popen(
+        [sys.executable, *command], env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        output, errors = process.communicate(timeout=LONG_ENOUGH)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
+def run_in_processes(temporary: Path, *command: str) -> str:
+    done = launch(temporary, *command)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def one_process(folder: Path, store: Path, *overrides: str) -> Path:
+    run_train(*SMALL, "trainer=cpu", *overrides, *at(folder, store))
+    return folder
+
+
+def assert_same_log(one: Path, other: Path, rows: int) -> None:
+    for name in ("gradient_log", "gradient_log_heldout"):
+        a, b = (pq.read_table(folder / name).to_pandas() for folder in (one, other))
+        keys = ["member", "epoch", "example_id"]
+        assert len(b) == len(b[keys].drop_duplicates()), f"{name}: an example was logged twice"
+        assert a[keys].equals(b[keys])
+        np.testing.assert_allclose(b.grad_norm, a.grad_norm, rtol=LOG_RTOL)
+        np.testing.assert_allclose(b.loss, a.loss, rtol=LOG_RTOL)
+    assert len(pq.read_table(other / "gradient_log")) == 2 * 2 * rows
+
+
+def assert_same_adapters(one: Path, other: Path) -> None:
+    files = sorted(one.glob("adapters/**/*.safetensors"))
+    assert len(files) == 4
+    for file in files:
+        a, b = load_file(file), load_file(other / file.relative_to(one))
+        for name, value in a.items():
+            assert value.dtype == np.float64
+            np.testing.assert_allclose(b[name], value, rtol=ADAPTER_RTOL, atol=ADAPTER_RTOL * np.abs(value).max())
+
+
+def assert_same_choice(one: Path, other: Path) -> None:
+    scores = [pq.read_table(folder / "scores.parquet") for folder in (one, other)]
+    assert scores[0]["rank"].equals(scores[1]["rank"])
+    assert (one / "subset.jsonl").read_bytes() == (other / "subset.jsonl").read_bytes()
+
+
+def files_of(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_two_processes_started_by_lightning_equal_one(store, tmp_path):
+    rows = 25  # three batches of 8 and one of 1, of which the second process gets nothing
+    few = [f"data.rows={rows}", "until=select", "selector.fraction=0.2"]
+    one = one_process(tmp_path / "one", store, *few)
+    two = tmp_path / "two"
+    output = run_in_processes(
+        tmp_path / "tmp", "train.py", *SMALL, "trainer=ddp_cpu", "progress=true", *few, *at(two, store)
+    )
+    assert_same_log(one, two, rows)
+    assert_same_adapters(one, two)
+    assert_same_choice(one, two)
+    assert files_of(one) == files_of(two)
+    assert output.count("summary.json") == 1, "the screen belongs to the first process"
+    assert not list((tmp_path / "tmp").glob("gradfiltering-*")), "another process left its folder behind"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [24, 25], ids=["divisible", "not divisible"])
+@pytest.mark.parametrize("collect", ["snapshot", "online"])
+@pytest.mark.parametrize("processes", [2, 3])
+def test_log_adapters_and_choice_under_torchrun(store, tmp_path, processes, collect, rows):
+    few = [f"data.rows={rows}", f"ensemble.collect={collect}", "ensemble.clip_norm=0.5", "until=select",
+           "selector.fraction=0.2"]  # fmt: skip
+    one, many = one_process(tmp_path / "one", store, *few), tmp_path / "many"
+    command = [*TORCHRUN, str(processes), "train.py", *SMALL, "trainer=ddp_cpu", f"trainer.devices={processes}"]
+    run_in_processes(tmp_path / "tmp", *command, *few, *at(many, store))
+    assert_same_log(one, many, rows)
+    assert_same_adapters(one, many)
+    assert_same_choice(one, many)
+    assert files_of(one) == files_of(many)
+
+
+@pytest.mark.slow
+def test_whole_run_in_three_processes_with_a_store_of_its_own(store, tmp_path):
+    few = ["data.rows=40", "target.tuning.batch_size=7"]
+    one, three = one_process(tmp_path / "one", store, *few), tmp_path / "three"
+    command = ["train.py", *SMALL, "trainer=ddp_cpu", "trainer.devices=3", *few]
+    run_in_processes(tmp_path / "tmp", *command, *at(three, tmp_path / "store"))
+    assert_same_choice(one, three)
+    for model in ("candidate", "full", "random"):
+        a, b = (
+            load_file(folder / "target" / model / "adapter" / "adapter_model.safetensors") for folder in (one, three)
+        )
+        for name, value in a.items():
+            np.testing.assert_allclose(b[name], value, rtol=TARGET_RTOL, atol=TARGET_ATOL + 1e-4 * np.abs(value).max())
+        assert (one / f"responses/{model}.jsonl").read_bytes() == (three / f"responses/{model}.jsonl").read_bytes()
+    assert files_of(one) == files_of(three)
+    a, b = summary(one), summary(three)
+    assert a["pws"] == b["pws"] and a["selection"] == b["selection"]
+    for model, found in a["target"].items():
+        for name in ("steps", "examples", "tokens", "flops"):
+            assert b["target"][model][name] == found[name]
+        for name in ("final_loss", "heldout_loss"):
+            assert b["target"][model][name] == pytest.approx(found[name], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [[], [*TORCHRUN, "2"]], ids=["lightning", "torchrun"])
+def test_each_job_of_a_sweep_has_one_folder(store, tmp_path, launcher):
+    overrides = [*SMALL, "trainer=ddp_cpu", "data.rows=24", "until=select", f"store.path={store}"]
+    sweep = tmp_path / "sweep"
+    run_in_processes(
+        tmp_path / "tmp", *launcher, "train.py", "-m", *overrides, "scorer=gsnr,raw_drop", f"hydra.sweep.dir={sweep}"
+    )
+    assert sorted(path.name for path in sweep.iterdir()) == ["0", "1", "multirun.yaml"]
+    assert [summary(sweep / job)["selection"]["scorer"] for job in "01"] == ["gsnr", "raw_drop"]
+    assert not list((tmp_path / "tmp").glob("gradfiltering-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("override", "foreign", "message"),
+    [("ensemble.lr=1e300", None, "is not finite"), ("until=select", "scores.parquet", "which no earlier run made")],
+    ids=["in every process", "in the first process"],
+)
+def test_a_users_error_is_told_once_and_ends_all_processes(store, tmp_path, override, foreign, message):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    if foreign is not None:
+        (folder / foreign).touch()
+    overrides = [*SMALL, "trainer=ddp_cpu", "data.rows=24", "until=proxy", override]
+    done = launch(tmp_path / "tmp", "train.py", *overrides, *at(folder, store))
+    assert done.returncode == 1
+    assert done.stderr.count(message) == 1 and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_processes_that_the_trainer_does_not_use_are_an_error(store, tmp_path):
+    command = [*TORCHRUN, "2", "train.py", *SMALL, "trainer=cpu", "data.rows=24"]
+    done = launch(tmp_path / "tmp", *command, *at(tmp_path / "run", store))
+    assert done.returncode != 0 and "add trainer=ddp" in done.stderr
