@@ -87,7 +87,7 @@ def experiment(cfg: DictConfig) -> None:
         if reached("select"):
             with run.stage("select"):
                 chosen = selector.select(examples.example_ids, len(records), scores, seed)
-                write_subset(run.folder, records.rows, chosen, scores)
+                write_subset(run.folder, records, chosen, scores)
             parts = HydraConfig.get().runtime.choices
             how = {"scorer": parts["scorer"] if scores else None, "selector": parts["selector"]}
             run.add(selection={**how, "fraction": len(chosen) / len(records), "selected": len(chosen)})
