@@ -140,10 +140,10 @@ BAD = {
     "quote.csv": ('instruction,output\na,"b\n', {}, "line 2, is not valid csv.*mend its double quotes"),
     "twice.tsv": ("output\toutput\na\tb\n", {}, "line 1: the header.*repeated name; give"),
     "text.txt": ("a", {}, r"cannot read '\.txt' files; data\.path= reads"),
-    "bad.jsonl.gz": (b"not gzip", {}, "cannot be read.*unpack it with gzip"),
-    "cut.jsonl.gz": (gzip.compress(LINES)[:-9], {}, "cannot be read.*unpack it with gzip"),
-    "bad.jsonl.zst": (b"not zstd at all", {}, "cannot be read.*unpack it with zstd"),
-    "cut.jsonl.zst": (zstd(LINES)[:-9], {}, "cannot be read.*unpack it with zstd"),
+    "bad.jsonl.gz": (b"not gzip", {}, "cannot be read.*unpack it by hand .gzip."),
+    "cut.jsonl.gz": (gzip.compress(LINES)[:-9], {}, "cannot be read.*unpack it by hand .gzip."),
+    "bad.jsonl.zst": (b"not zstd at all", {}, "cannot be read.*unpack it by hand .zstd."),
+    "cut.jsonl.zst": (zstd(LINES)[:-9], {}, "cannot be read.*unpack it by hand .zstd."),
     "bad.parquet": (b"PAR1 nothing", {}, "no readable parquet file.*write it again"),
     "bad.arrow": (b"ARROW1 nothing", {}, "no readable arrow file.*write it again"),
     "bad.feather": (b"nothing", {}, "no readable arrow file.*write it again"),
@@ -151,11 +151,14 @@ BAD = {
     "column.jsonl": ('{"a": 1}\n', {}, r"no column.*it has: a.*data\.columns\."),
     "named.jsonl": (GOOD, {"schema": "text"}, r"no column 'text' \(it has.*data\.columns\.text="),
     "schema.jsonl": (GOOD, {"schema": "chatml"}, "data.schema=chatml is unknown; choose one of: auto, alpaca"),
-    "type.jsonl": (GOOD + '{"instruction": "a", "output": 7}\n', {}, "line 2, row 1: column 'output' holds 7, not text.*data.columns"),
+    "type.jsonl": (GOOD + '{"instruction": "a", "output": 7}\n', {},
+        "line 2, row 1: column 'output' holds 7, not text.*data.columns"),
     "string.jsonl": ('{"messages": "hello"}\n', {}, "line 1, row 0: column 'messages' holds 'hello', not a list.*mend"),
-    "role.jsonl": (MESSAGES % '{"role": "boss", "content": "b"}', {}, "row 0: .*message 1: role 'boss' is unknown; the roles are"),
+    "role.jsonl": (MESSAGES % '{"role": "boss", "content": "b"}', {},
+        "row 0: .*message 1: role 'boss' is unknown; the roles are"),
     "part.jsonl": (MESSAGES % '{"role": "user", "content": 3}', {}, "row 0: .*message 1: content 3 is not text; mend"),
-    "image.jsonl": (MESSAGES % '{"role": "user", "content": [{"image": "x"}]}', {}, "message 1: content .* no text; only text.*mend"),
+    "image.jsonl": (MESSAGES % '{"role": "user", "content": [{"image": "x"}]}', {},
+        "message 1: content .* no text; only text.*mend"),
     "limit.jsonl": (GOOD, {"limit": 0}, r"data\.limit=0: give"),
 }  # fmt: skip
 
@@ -168,7 +171,7 @@ def test_bad_input_names_file_place_and_remedy(name, tmp_path, file_source):
     with pytest.raises(UserError) as caught:
         file_source(tmp_path / name, **options).load(0)
     assert re.search(message, str(caught.value), re.DOTALL), str(caught.value)
-    assert name in str(caught.value) or "data." in message, str(caught.value)
+    assert name in str(caught.value) or name == "limit.jsonl", str(caught.value)
 
 
 def test_a_folder_of_several_types_or_of_none_is_refused(tmp_path):
@@ -188,12 +191,12 @@ def test_a_named_column_that_is_not_there(tmp_path, file_source):
         file_source(tmp_path / "a.jsonl", columns=columns).load(0)
 
 
+NAMES = st.sampled_from(["instruction", "output", "messages", "role", "content", "from", "value", "text", "x"])
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
     max_leaves=8,
 )
-NAMES = st.sampled_from(["instruction", "output", "messages", "role", "content", "from", "value", "text", "x"])
 lines = st.lists(anything.map(json.dumps), max_size=4).map(lambda found: "\n".join(found).encode())
 
 
