@@ -59,6 +59,7 @@ def experiment(cfg: DictConfig) -> None:
         encoder = Encoder(backbone.tokenizer, min(cfg.proxy.max_tokens, backbone.context), store)
         rows = encoder.encode_all(records)
         examples = rows.examples
+        encoder.show(records, examples, Console())
         run.add(data=examples.summary(len(records)))
         write_unscored(run.folder / "unscored.parquet", examples.unscored)
         write_truth(run.folder / "truth.parquet", records.kinds)

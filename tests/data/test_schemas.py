@@ -1,10 +1,13 @@
 """Schemas, conversations and what of them is supervised."""
 
+import io
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from gradfiltering.data.batches import IGNORED, collate
 from gradfiltering.data.encoding import clean, fit
@@ -126,7 +129,7 @@ def test_a_text_is_supervised_but_for_the_token_that_nothing_predicts(encode, to
 
 def test_half_a_surrogate_pair_is_tokenised_as_a_replacement(make_records, store, tokenizer):
     rows = JsonRows.from_list([{"instruction": "a\ud800", "output": "b\udc00"}])
-    examples = Encoder(tokenizer, 512, store).encode(make_records([("a", "", "b")], rows=rows))
+    examples = Encoder(tokenizer, 512, store).encode(replace(make_records([("a", "", "b")]), rows=rows))
     assert tokenizer.decode(examples.table[0]["input_ids"]) == "a\ufffd\nb\ufffd</s>"
     assert clean("😀 é") == "😀 é"
 
@@ -160,3 +163,12 @@ def test_a_cut_row_fits_and_keeps_what_can_be_learnt(stretches, max_tokens):
         assert ids == list(range(count))
     if cut and max_tokens >= 4 and answer - {0}:
         assert inside, "a row with a response lost all of it"
+
+
+def test_the_screen_shows_the_schema_and_an_example_with_the_supervised_part_set_off(encode, tokenizer, store):
+    records, examples = encode([{"messages": TALK}], tokenizer)
+    console = Console(record=True, force_terminal=True, width=200, file=io.StringIO())
+    Encoder(tokenizer, 512, store).show(records, examples, console)
+    shown = console.export_text(styles=True)
+    assert "schema messages (messages), template conversation" in shown
+    assert "\x1b[1;32mright" in shown and "\x1b[2m<|system|>" in shown

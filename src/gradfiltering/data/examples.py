@@ -5,11 +5,14 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, Value
 from datasets import Sequence as SequenceFeature
+from rich.console import Console
+from rich.text import Text
 
 from gradfiltering.data.encoding import NO_RESPONSE, NO_RESPONSE_LEFT, fit, pieces_of_rows, reason_of
 from gradfiltering.data.prompts import template_named
@@ -19,6 +22,7 @@ from gradfiltering.data.schemas import Schema
 from gradfiltering.errors import UserError
 from gradfiltering.store import Store, writing
 
+SHOWN_CHARACTERS = 600  # of each stretch of the example on the screen
 SET_ASIDE = "held out for evaluation (data.heldout.share)"
 
 ENCODED = Features(
@@ -119,6 +123,16 @@ class Encoder:
     def encode_all(self, records: Records) -> Rows:
         """Tokenises candidate and held-out rows."""
         return Rows(self.encode(records), self.encode_heldout(records))
+
+    def show(self, records: Records, examples: Examples, console: Console) -> None:
+        """Prints the schema found and the first example as the model will see it; what it learns stands out."""
+        schema, row = records.schema, examples.table[0]
+        found = [name for name in schema.fields if name in records.rows.column_names]
+        console.print(Text(f"{records.origin}: schema {schema.name} ({', '.join(found)}), template {records.template}"))
+        bounds = [0, *row["supervised"], len(row["input_ids"])]
+        pieces = [self.tokenizer.decode(row["input_ids"][a:b]) for a, b in pairwise(bounds)]
+        styled = [(text[:SHOWN_CHARACTERS], "bold green" if odd % 2 else "dim") for odd, text in enumerate(pieces)]
+        console.print(Text.assemble(*styled))
 
     def encode(self, records: Records) -> Examples:
         """Tokenises the candidate rows.
