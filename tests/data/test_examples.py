@@ -153,8 +153,11 @@ def test_every_row_is_scored_or_unscored_with_a_reason(rows, max_tokens, aside, 
     for row in encoded.table:
         prompt, response = prompt_and_response(tokenizer, records, row["example_id"])
         whole = [*prompt, *response, tokenizer.eos_token_id]
-        assert row["input_ids"] == whole[:max_tokens] and row["supervised"][0] == len(prompt)
         assert row["truncated"] == (len(whole) > max_tokens)
+        assert row["truncated"] or row["input_ids"] == whole
+        start, stop = row["supervised"]
+        assert row["input_ids"][start:stop] == [*response, tokenizer.eos_token_id][: stop - start]
+        assert stop == len(row["input_ids"]), "the response closes the row, cut or not"
 
 
 class TestCache:
