@@ -43,7 +43,8 @@ def experiment(cfg: DictConfig) -> None:
     seed, build = cfg.seed, partial(instantiate, _convert_="all")
     source, scorer, selector, epochs = build(cfg.data), build(cfg.scorer), build(cfg.selector), build(cfg.epochs)
     store, batch, limits, judge = build(cfg.store), build(cfg.batch), build(cfg.diagnostics), build(cfg.judge.judge)
-    ensemble, objective, engine = build(cfg.ensemble), build(cfg.proxy.objective), build(cfg.gradients)
+    ensemble, objective = build(cfg.ensemble), build(cfg.proxy.objective)
+    engine = partial(build(cfg.gradients), objective=objective, chunk_tokens=batch.tokens)
     settings, generation, prompt_sets = build(cfg.target.tuning), build(cfg.generation), build(cfg.eval.sets)
 
     run = Run(Path(cfg.run_dir))
@@ -60,6 +61,7 @@ def experiment(cfg: DictConfig) -> None:
         encoder = Encoder(backbone.tokenizer, min(cfg.proxy.max_tokens, backbone.context), store)
         rows = devices.first_then_all(encoder.encode_all, records)
         examples = rows.examples
+        devices.once(encoder.show, records, examples, Console())
         run.add(data=examples.summary(len(records)))
         write_unscored(run.folder / "unscored.parquet", examples.unscored)
         write_truth(run.folder / "truth.parquet", records.kinds)
@@ -70,9 +72,8 @@ def experiment(cfg: DictConfig) -> None:
         if wanted and "gradient_log" in scorer.needs:
             with run.stage("proxy") as cost:
                 bare = proxy.measure_bare(backbone, objective, rows, batch, trainer)
-                gradients = partial(engine, objective=objective, chunk_tokens=batch.tokens)
                 trained = proxy.train_and_log(
-                    backbone, rows, ensemble, gradients, epochs, batch, run.folder, seed, trainer
+                    backbone, rows, ensemble, engine, epochs, batch, run.folder, seed, trainer
                 )
                 cost.update(flops=trained.flops)
             log = GradientLog(run.folder / "gradient_log")
@@ -88,9 +89,9 @@ def experiment(cfg: DictConfig) -> None:
         if reached("select"):
             with run.stage("select"):
                 chosen = selector.select(examples.example_ids, len(records), scores, seed)
-                write_subset(run.folder, records.rows, chosen, scores)
-            parts = HydraConfig.get().runtime.choices
-            how = {"scorer": parts["scorer"] if scores else None, "selector": parts["selector"]}
+                write_subset(run.folder, records, chosen, scores)
+            named = HydraConfig.get().runtime.choices
+            how = {"scorer": named["scorer"] if scores else None, "selector": named["selector"]}
             run.add(selection={**how, "fraction": len(chosen) / len(records), "selected": len(chosen)})
             run.diagnose(diagnostics.of_selection(examples, chosen, scores, bare, limits))
             run.diagnose(diagnostics.of_sources(records.sources, chosen, limits))

@@ -8,12 +8,20 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from gradfiltering.data.corrupt import Corruption
-from gradfiltering.data.records import Columns, Records
+from gradfiltering.data.records import Records
+from gradfiltering.data.schemas import Columns, Instruction
 from gradfiltering.data.sources import FileSource, Heldout
 from gradfiltering.store import Store
 
 COLUMNS = Columns("instruction", "input", "output")
+ALPACA = Instruction("alpaca", "instruction", "input", "output")
 NOTHING = Corruption(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+@pytest.fixture(autouse=True)
+def cache_of_the_test(tmp_path, monkeypatch):
+    """Rows are cached under the test's own folder."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 @pytest.fixture
@@ -60,7 +68,7 @@ def make_records():
             row if isinstance(row, dict) else dict(zip(("instruction", "input", "output"), row, strict=True))
             for row in rows
         ]
-        whole = Records(Dataset.from_list(rows), None, COLUMNS, None, frozenset(), "plain", "test rows")
+        whole = Records(Dataset.from_list(rows), None, ALPACA, None, frozenset(), "plain", "test rows", "jsonl")
         return replace(whole, **fields)
 
     return make
@@ -96,7 +104,9 @@ def write_rows(tmp_path):
 def file_source():
     """Builds a `FileSource` with nothing held out and nothing planted unless asked for."""
 
-    def make(path: str, limit=None, heldout=(None, 0, 0.0), corrupt=NOTHING, columns=COLUMNS) -> FileSource:
-        return FileSource(path, limit, "plain", columns, Heldout(*heldout), corrupt)
+    def make(
+        path: str, limit=None, heldout=(None, 0, 0.0), corrupt=NOTHING, columns=COLUMNS, schema="auto"
+    ) -> FileSource:
+        return FileSource(str(path), limit, "plain", schema, columns, Heldout(*heldout), corrupt)
 
     return make

@@ -97,7 +97,7 @@ def test_stacked_batches_hold_each_members_own_rows(examples):
             ):
                 row = examples.table[int(np.searchsorted(examples.example_ids, int(example_id)))]
                 assert ids[: len(row["input_ids"])].tolist() == row["input_ids"]
-                assert labels[labels != IGNORED].tolist() == row["input_ids"][row["prompt_tokens"] :]
+                assert labels[labels != IGNORED].tolist() == row["input_ids"][slice(*row["supervised"])]
                 seen[member].append(int(example_id))
     for member in members:
         assert Counter(seen[member]) == Counter(examples.example_ids.tolist())
@@ -126,7 +126,7 @@ def test_a_pass_over_some_rows_takes_only_those(examples):
 
 
 def test_collate_pads_on_the_right_and_supervises_the_response_alone():
-    rows = {"example_id": [4, 9], "input_ids": [[11, 12, 13, 2], [21, 22]], "prompt_tokens": [1, 1]}
+    rows = {"example_id": [4, 9], "input_ids": [[11, 12, 13, 2], [21, 22]], "supervised": [[1, 4], [1, 2]]}
     batch = collate(rows, PAD, (2,))
     assert batch.input_ids.tolist() == [[11, 12, 13, 2], [21, 22, PAD, PAD]]
     assert batch.labels.tolist() == [[IGNORED, 12, 13, 2], [IGNORED, 22, IGNORED, IGNORED]]
@@ -136,7 +136,7 @@ def test_collate_pads_on_the_right_and_supervises_the_response_alone():
 
 
 def test_padding_with_the_end_token_is_never_a_label():
-    rows = {"example_id": [0, 1], "input_ids": [[5, 6, 2], [5, 2]], "prompt_tokens": [1, 1]}
+    rows = {"example_id": [0, 1], "input_ids": [[5, 6, 2], [5, 2]], "supervised": [[1, 3], [1, 2]]}
     assert collate(rows, 2, (2,)).labels.tolist() == [[IGNORED, 6, 2], [IGNORED, 2, IGNORED]]
 
 
@@ -149,7 +149,7 @@ def test_labels_cover_the_response_and_its_end_and_nothing_of_the_prompt(example
         for labels, example_id in zip(batch.labels, batch.example_id.tolist(), strict=True):
             row = examples.table[int(np.searchsorted(examples.example_ids, example_id))]
             supervised = torch.nonzero(labels != IGNORED).flatten().tolist()
-            assert supervised == list(range(row["prompt_tokens"], len(row["input_ids"])))
+            assert supervised == list(range(*row["supervised"]))
             if not row["truncated"]:
                 assert labels[supervised[-1]] == tokenizer.eos_token_id
                 assert tokenizer.decode(labels[supervised[:-1]]) == "right " * (1 + example_id * 7 % 11)
@@ -158,7 +158,7 @@ def test_labels_cover_the_response_and_its_end_and_nothing_of_the_prompt(example
 
 
 def test_batch_moves_tensors_and_keeps_ids():
-    batch = collate({"example_id": [3], "input_ids": [[1, 2]], "prompt_tokens": [1]}, PAD, (1,))
+    batch = collate({"example_id": [3], "input_ids": [[1, 2]], "supervised": [[1, 2]]}, PAD, (1,))
     moved = batch.to(torch.device("meta"))
     assert isinstance(moved, Batch) and moved.input_ids.is_meta and moved.labels.is_meta
     assert moved.example_id.tolist() == [3]

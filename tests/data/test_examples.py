@@ -5,15 +5,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gradfiltering.data import examples as module
-from gradfiltering.data.examples import EMPTY_RESPONSE, NO_RESPONSE_LEFT, SET_ASIDE, Encoder, tokenizer_hash
+from gradfiltering.data.encoding import NO_RESPONSE_LEFT
+from gradfiltering.data.examples import SET_ASIDE, Encoder, tokenizer_hash
 from gradfiltering.data.prompts import plain
+from gradfiltering.data.schemas import EMPTY_RESPONSE
 from gradfiltering.errors import UserError
 
 ROWS = [("Say it.", "", "right"), ("Name one.", "loudly", "wrong"), ("Go.", "", "  \n"), ("Stop.", "", "x")]
 
 
 def prompt_and_response(tokenizer, records, position):
-    turn = records.columns.turn(records.rows[position])
+    turn = records.schema.turn(records.rows[position])
     return tokenizer(plain(turn, tokenizer))["input_ids"], tokenizer(turn.output)["input_ids"]
 
 
@@ -25,7 +27,8 @@ def test_ids_are_prompt_response_and_end(tokenizer, store, make_records):
     for row in encoded.table:
         prompt, response = prompt_and_response(tokenizer, records, row["example_id"])
         assert row["input_ids"] == [*prompt, *response, tokenizer.eos_token_id]
-        assert (row["prompt_tokens"], row["response_tokens"]) == (len(prompt), len(response) + 1)
+        assert row["supervised"] == [len(prompt), len(prompt) + len(response) + 1]
+        assert (row["tokens"], row["response_tokens"]) == (len(row["input_ids"]), len(response) + 1)
         assert not row["truncated"]
     assert encoded.lengths.tolist() == [len(row["input_ids"]) for row in encoded.table]
     assert encoded.response_tokens.tolist() == encoded.table["response_tokens"][:]
@@ -38,7 +41,7 @@ def test_the_boundary_does_not_depend_on_merging(make_tokenizer, store, make_rec
     prompt, response = tokenizer("Q.\n")["input_ids"], tokenizer("AAAA")["input_ids"]
     assert len(merged) < len(prompt) + len(response), "this tokenizer should merge across the boundary"
     row = Encoder(tokenizer, 512, store).encode(records).table[0]
-    assert row["input_ids"] == [*prompt, *response, tokenizer.eos_token_id] and row["prompt_tokens"] == len(prompt)
+    assert row["input_ids"] == [*prompt, *response, tokenizer.eos_token_id] and row["supervised"][0] == len(prompt)
 
 
 def test_start_token_opens_the_prompt_and_never_the_response(make_tokenizer, store, make_records):
@@ -54,35 +57,41 @@ def test_start_token_opens_the_prompt_and_never_the_response(make_tokenizer, sto
 
 
 @pytest.mark.parametrize("over", [0, 1, 2, 5])
-def test_a_long_row_loses_the_end_of_its_response(over, tokenizer, store, make_records):
-    records = make_records([("Say it.", "", "abcdefghij")])
+def test_a_long_response_behind_a_short_prompt_loses_its_end(over, tokenizer, store, make_records):
+    records = make_records([("S", "", "abcdefghijklm")])
     prompt, response = prompt_and_response(tokenizer, records, 0)
     whole = [*prompt, *response, tokenizer.eos_token_id]
-    assert len(response) > 5
+    assert len(prompt) <= (len(whole) - over) // 4, "the prompt should be too short to be cut"
     encoded = Encoder(tokenizer, len(whole) - over, store).encode(records)
     row = encoded.table[0]
     assert row["input_ids"] == whole[: len(whole) - over]
-    assert row["response_tokens"] == len(response) + 1 - over and row["prompt_tokens"] == len(prompt)
+    assert row["response_tokens"] == len(response) + 1 - over and row["supervised"][0] == len(prompt)
     assert encoded.truncated == int(over > 0) == int(row["truncated"])
 
 
-def test_a_prompt_that_fills_max_tokens_is_unscored(tokenizer, store, make_records):
-    rows = [("Say it.", "", "right"), ("Q" * 40, "", "right"), ("Q" * 40, "", "")]
-    records = make_records(rows)
-    long = len(prompt_and_response(tokenizer, records, 1)[0])
-    encoded = Encoder(tokenizer, long, store).encode(records)
-    assert encoded.unscored == [(1, NO_RESPONSE_LEFT), (2, EMPTY_RESPONSE)]
-    one_more = Encoder(tokenizer, long + 1, store).encode(records)
-    assert one_more.unscored == [(2, EMPTY_RESPONSE)] and one_more.response_tokens.tolist()[1] == 1
-    assert one_more.truncated == 1, "a row cut in its response is scored and counted"
+@pytest.mark.parametrize("max_tokens", [12, 20, 39])
+def test_a_long_prompt_loses_its_middle_and_the_response_stays_whole(max_tokens, tokenizer, store, make_records):
+    records = make_records([("".join(map(chr, range(65, 105))), "", "xyz")])
+    prompt, response = prompt_and_response(tokenizer, records, 0)
+    encoded = Encoder(tokenizer, max_tokens, store).encode(records)
+    ids = encoded.table[0]["input_ids"]
+    kept = max_tokens - len(response) - 1
+    head = kept - kept // 2
+    assert ids[kept:] == [*response, tokenizer.eos_token_id] and len(ids) == max_tokens
+    assert ids[:head] == prompt[:head] and ids[head:kept] == prompt[-(kept // 2) :]
+    assert encoded.truncated == 1 and encoded.unscored == []
+
+
+def test_no_token_of_the_response_is_left_where_the_context_holds_one_token(tokenizer, store, make_records):
+    records = make_records([("Q", "", "right")], origin="mine.jsonl")
+    with pytest.raises(UserError, match=rf"none of the 1 rows of mine\.jsonl.*{NO_RESPONSE_LEFT}.*proxy\.max_tokens"):
+        Encoder(tokenizer, 1, store).encode(records)
 
 
 def test_nothing_scorable_is_an_error_that_counts_the_reasons(tokenizer, store, make_records):
-    records = make_records([("a", "", ""), ("b", "", " "), ("Q" * 99, "", "x")], origin="mine.jsonl")
-    with pytest.raises(UserError) as caught:
+    records = make_records([("a", "", ""), ("b", "", " ")], origin="mine.jsonl")
+    with pytest.raises(UserError, match=rf"none of the 2 rows of mine\.jsonl.*2 × {EMPTY_RESPONSE}.*data\.columns"):
         Encoder(tokenizer, 4, store).encode(records)
-    assert "none of the 3 rows of mine.jsonl" in str(caught.value)
-    assert f"2 × {EMPTY_RESPONSE}" in str(caught.value) and f"1 × {NO_RESPONSE_LEFT}" in str(caught.value)
 
 
 def test_rows_set_aside_are_unscored_and_keep_an_earlier_reason(tokenizer, store, make_records):
@@ -107,7 +116,10 @@ def test_select_keeps_ids_and_ascending_order(tokenizer, store, make_records):
 
 def test_summary_counts_rows_tokens_and_cuts(tokenizer, store, make_records):
     encoded = Encoder(tokenizer, 512, store).encode(make_records(ROWS))
-    assert encoded.summary(4) == {"examples": 4, "unscored": 1, "truncated": 0, "tokens": int(encoded.lengths.sum())}
+    assert encoded.summary(4) == {
+        "examples": 4, "unscored": 1, "unscored_reasons": {EMPTY_RESPONSE: 1}, "truncated": 0,
+        "tokens": int(encoded.lengths.sum()),
+    }  # fmt: skip
 
 
 def test_a_tokenizer_without_an_end_is_refused(make_tokenizer, store):
@@ -141,8 +153,11 @@ def test_every_row_is_scored_or_unscored_with_a_reason(rows, max_tokens, aside, 
     for row in encoded.table:
         prompt, response = prompt_and_response(tokenizer, records, row["example_id"])
         whole = [*prompt, *response, tokenizer.eos_token_id]
-        assert row["input_ids"] == whole[:max_tokens] and row["prompt_tokens"] == len(prompt)
         assert row["truncated"] == (len(whole) > max_tokens)
+        assert row["truncated"] or row["input_ids"] == whole
+        start, stop = row["supervised"]
+        assert row["input_ids"][start:stop] == [*response, tokenizer.eos_token_id][: stop - start]
+        assert stop == len(row["input_ids"]), "the response closes the row, cut or not"
 
 
 class TestCache:

@@ -76,5 +76,7 @@ def test_no_template_looks_at_the_output(name, tokenizer):
 
 
 def test_unknown_template_lists_what_exists():
-    with pytest.raises(UserError, match=r"data\.template=vicuna is unknown.*alpaca, chat, plain"):
+    with pytest.raises(
+        UserError, match=r"data\.template=vicuna is unknown.*alpaca, chat, conversation, plain, verbatim"
+    ):
         template_named("vicuna")

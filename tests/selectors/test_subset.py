@@ -8,6 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, load_dataset
 
+from gradfiltering.data.records import Records
+from gradfiltering.data.rows import JsonRows
+from gradfiltering.data.schemas import Instruction
 from gradfiltering.errors import UserError
 from gradfiltering.scorers.base import Scores
 from gradfiltering.selectors.base import write_subset
@@ -20,18 +23,26 @@ ROWS = [
 SCORES = Scores(np.asarray([0, 1, 3, 6, 7, 9]), np.asarray([0.5, -1.0, 2.0, 0.0, 3.0, 1.5]))
 
 
+SCHEMA = Instruction("alpaca", "instruction", "input", "output")
+
+
+def records_of(rows, kind="jsonl"):
+    rows = rows if isinstance(rows, Dataset | JsonRows) else Dataset.from_list(rows)
+    return Records(rows, None, SCHEMA, None, frozenset(), "plain", "test rows", kind)
+
+
 def lines(folder):
     return [json.loads(line) for line in (folder / "subset.jsonl").read_text("utf-8").split("\n")[:-1]]
 
 
 def test_rows_keep_every_field_and_the_order_of_the_input(tmp_path):
-    write_subset(tmp_path, Dataset.from_list(ROWS), [1, 3, 7], SCORES)
+    write_subset(tmp_path, records_of(ROWS), [1, 3, 7], SCORES)
     assert lines(tmp_path) == [ROWS[1], ROWS[3], ROWS[7]]
     assert "中" in (tmp_path / "subset.jsonl").read_text("utf-8"), "text is to stay readable, not escaped"
 
 
 def test_subset_loads_as_the_input_did(tmp_path):
-    write_subset(tmp_path, Dataset.from_list(ROWS), [0, 3, 9], SCORES)
+    write_subset(tmp_path, records_of(ROWS), [0, 3, 9], SCORES)
     loaded = load_dataset(
         "json", data_files=str(tmp_path / "subset.jsonl"), split="train", cache_dir=str(tmp_path / "cache")
     )
@@ -39,14 +50,14 @@ def test_subset_loads_as_the_input_did(tmp_path):
 
 
 def test_ids_and_scores_stand_beside_it(tmp_path):
-    write_subset(tmp_path, Dataset.from_list(ROWS), [1, 6, 9], SCORES)
+    write_subset(tmp_path, records_of(ROWS), [1, 6, 9], SCORES)
     table = pq.read_table(tmp_path / "subset.parquet")
     assert table.schema.types == [pa.int64(), pa.float64()]
     assert table.to_pydict() == {"example_id": [1, 6, 9], "score": [-1.0, 0.0, 1.5]}
 
 
 def test_without_scores_the_column_holds_nan(tmp_path):
-    write_subset(tmp_path, Dataset.from_list(ROWS), [2, 4], None)
+    write_subset(tmp_path, records_of(ROWS), [2, 4], None)
     table = pq.read_table(tmp_path / "subset.parquet")
     assert table["example_id"].to_pylist() == [2, 4] and all(map(math.isnan, table["score"].to_pylist()))
 
@@ -55,11 +66,11 @@ def test_dates_of_hub_datasets_become_text(tmp_path):
     rows = Dataset.from_list(
         [{"output": "a", "made": datetime.datetime(2024, 5, 1, 12), "day": datetime.date(2024, 5, 1)}]
     )
-    write_subset(tmp_path, rows, [0], None)
+    write_subset(tmp_path, records_of(rows), [0], None)
     assert lines(tmp_path) == [{"output": "a", "made": "2024-05-01T12:00:00", "day": "2024-05-01"}]
 
 
 def test_what_json_cannot_hold_is_an_error_and_leaves_no_file(tmp_path):
     with pytest.raises(UserError, match="bytes, which JSON cannot"):
-        write_subset(tmp_path, Dataset.from_list([{"output": "a", "blob": b"x"}]), [0], None)
+        write_subset(tmp_path, records_of([{"output": "a", "blob": b"x"}]), [0], None)
     assert not list(tmp_path.iterdir())

@@ -40,16 +40,17 @@ def collate(rows: dict[str, list], pad_id: int, shape: tuple[int, ...]) -> Batch
     """Pads encoded rows on the right to the longest.
 
     Args:
-        rows: columns `example_id`, `input_ids`, `prompt_tokens` of as many rows as `shape` holds, which may be none.
+        rows: columns `example_id`, `input_ids`, `supervised` of as many rows as `shape` holds, which may be none.
         pad_id: token id for padding; it is never a label and, behind causal attention, never seen by a response.
         shape: leading shape of the batch, (B,) or (M, B).
     """
     width = max((len(ids) for ids in rows["input_ids"]), default=1)
     input_ids = np.full((len(rows["input_ids"]), width), pad_id, dtype=np.int64)
     labels = np.full_like(input_ids, IGNORED)
-    for row, (ids, prompt) in enumerate(zip(rows["input_ids"], rows["prompt_tokens"], strict=True)):
+    for row, (ids, spans) in enumerate(zip(rows["input_ids"], rows["supervised"], strict=True)):
         input_ids[row, : len(ids)] = ids
-        labels[row, prompt : len(ids)] = ids[prompt:]
+        for start, stop in zip(spans[::2], spans[1::2], strict=True):
+            labels[row, start:stop] = ids[start:stop]
     return Batch(
         input_ids=torch.from_numpy(input_ids).view(*shape, width),
         labels=torch.from_numpy(labels).view(*shape, width),

@@ -2,28 +2,35 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, Value
 from datasets import Sequence as SequenceFeature
+from rich.console import Console
+from rich.text import Text
 
+from gradfiltering.data.encoding import NO_RESPONSE, NO_RESPONSE_LEFT, fit, pieces_of_rows, reason_of
 from gradfiltering.data.prompts import template_named
-from gradfiltering.data.records import Columns, Records, content_hash
+from gradfiltering.data.records import Records, content_hash
+from gradfiltering.data.rows import RECORD, JsonRows, rows_of
+from gradfiltering.data.schemas import Schema
 from gradfiltering.errors import UserError
 from gradfiltering.store import Store, writing
 
-EMPTY_RESPONSE = "empty response"
-NO_RESPONSE_LEFT = "no response token left: the prompt alone fills max_tokens"
+SHOWN_CHARACTERS = 600  # of each stretch of the example on the screen
 SET_ASIDE = "held out for evaluation (data.heldout.share)"
 
 ENCODED = Features(
     {
         "example_id": Value("int64"),
         "input_ids": SequenceFeature(Value("int32")),
-        "prompt_tokens": Value("int32"),
+        "supervised": SequenceFeature(Value("int32")),
+        "tokens": Value("int32"),
         "response_tokens": Value("int32"),
         "truncated": Value("bool"),
         "reason": Value("string"),
@@ -36,10 +43,11 @@ class Examples:
     """Tokenised examples that can be scored.
 
     Attributes:
-        table: one row an example: `example_id`, `input_ids` (prompt, response, end of sequence), `prompt_tokens`,
-            `response_tokens` (end of sequence included), `truncated`.
+        table: one row an example: `example_id`, `input_ids` (each response closed by an end of sequence), `supervised`
+            (the spans of `input_ids` to learn, as start, stop, start, stop, …), `tokens`, `response_tokens` (those
+            in the spans), `truncated`.
         example_ids: [N] int64, ascending.
-        lengths: [N] int32, tokens of prompt and response.
+        lengths: [N] int32, all tokens.
         response_tokens: [N] int32.
         unscored: example id and reason of every row left out.
     """
@@ -59,9 +67,15 @@ class Examples:
         """Tokens of one pass over all examples, padding not counted."""
         return int(self.lengths.sum())
 
-    def summary(self, rows: int) -> dict[str, int]:
+    def summary(self, rows: int) -> dict[str, Any]:
         """The part of `summary.json` about the data, which has `rows` rows in all."""
-        return {"examples": rows, "unscored": len(self.unscored), "truncated": self.truncated, "tokens": self.tokens}
+        return {
+            "examples": rows,
+            "unscored": len(self.unscored),
+            "unscored_reasons": dict(Counter(reason for _, reason in self.unscored)),
+            "truncated": self.truncated,
+            "tokens": self.tokens,
+        }
 
     def select(self, example_ids: Sequence[int]) -> "Examples":
         """The examples with these ids, in ascending order of id."""
@@ -89,10 +103,9 @@ def tokenizer_hash(tokenizer: Any) -> str:
 
 
 class Encoder:
-    """Tokenises rows for one model: prompt by template, then the response closed by an end-of-sequence token.
+    """Tokenises rows for one model: the prompt by template, every response closed by an end-of-sequence token.
 
-    Prompt and response are tokenised apart, so the boundary between them never depends on how they would merge.
-    A row longer than `max_tokens` loses the end of its response (and with it the end-of-sequence token).
+    A row longer than `max_tokens` is cut as `encoding.fit` says.
 
     Args:
         tokenizer: a `transformers` tokenizer with an end-of-sequence token.
@@ -111,6 +124,16 @@ class Encoder:
         """Tokenises candidate and held-out rows."""
         return Rows(self.encode(records), self.encode_heldout(records))
 
+    def show(self, records: Records, examples: Examples, console: Console) -> None:
+        """Prints the schema found and the first example as the model will see it; what it learns stands out."""
+        schema, row = records.schema, examples.table[0]
+        found = [name for name in schema.fields if name in records.rows.column_names]
+        console.print(Text(f"{records.origin}: schema {schema.name} ({', '.join(found)}), template {records.template}"))
+        bounds = [0, *row["supervised"], len(row["input_ids"])]
+        pieces = [self.tokenizer.decode(row["input_ids"][a:b]) for a, b in pairwise(bounds)]
+        styled = [(text[:SHOWN_CHARACTERS], "bold green" if odd % 2 else "dim") for odd, text in enumerate(pieces)]
+        console.print(Text.assemble(*styled))
+
     def encode(self, records: Records) -> Examples:
         """Tokenises the candidate rows.
 
@@ -118,48 +141,52 @@ class Encoder:
             UserError: not one row can be scored; the message counts the reasons.
         """
         encoded = self._map(records.rows, records)
-        reasons = encoded["reason"][:]
-        for position in records.set_aside:
-            reasons[position] = reasons[position] or SET_ASIDE
-        unscored = [(position, reason) for position, reason in enumerate(reasons) if reason]
-        if len(unscored) == len(reasons):
-            raise UserError(f"none of the {len(reasons)} rows of {records.origin} can be scored: {_counts(unscored)}")
-        keep = [position for position, reason in enumerate(reasons) if not reason]
-        return _examples(encoded.select(keep).remove_columns("reason"), unscored)
+        scorable = _scorable(encoded)
+        scorable[list(records.set_aside)] = False
+        out = np.flatnonzero(~scorable)
+        reasons = encoded.select(out)["reason"][:]
+        unscored = [(position, reason or SET_ASIDE) for position, reason in zip(out.tolist(), reasons, strict=True)]
+        if not scorable.any():
+            raise UserError(
+                f"none of the {len(encoded)} rows of {records.origin} can be scored: {_counts(unscored)}; give rows "
+                "with a response, name their columns with data.columns.*, or raise proxy.max_tokens"
+            )
+        return _examples(encoded.select(np.flatnonzero(scorable)).remove_columns("reason"), unscored)
 
     def encode_heldout(self, records: Records) -> Examples | None:
         """Tokenises the held-out rows, leaving out those without a response; None where none is held out."""
         if records.heldout is None:
             return None
         encoded = self._map(records.heldout, records)
-        keep = [position for position, reason in enumerate(encoded["reason"][:]) if not reason]
-        return _examples(encoded.select(keep).remove_columns("reason"), unscored=[]) if keep else None
+        keep = np.flatnonzero(_scorable(encoded))
+        return _examples(encoded.select(keep).remove_columns("reason"), unscored=[]) if len(keep) else None
 
-    def _map(self, rows: Dataset, records: Records) -> Dataset:
-        columns = records.columns
-        named = [columns.instruction, columns.input, columns.output]
-        rows = rows.select_columns([name for name in named if name in rows.column_names])
+    def _map(self, rows: Dataset | JsonRows, records: Records) -> Dataset:
+        schema = records.schema
+        template_named(records.template)
         key = {
-            "rows": content_hash(rows),
+            "rows": content_hash(rows, schema.fields),
             "tokenizer": tokenizer_hash(self.tokenizer),
             "template": records.template,
-            "columns": named,
+            "schema": [schema.name, *schema.fields],
             "max_tokens": self.max_tokens,
         }
         cache = self.store.scratch("tokens", key, ".arrow")
+        table, names = (rows.table, [RECORD]) if isinstance(rows, JsonRows) else (rows, schema.fields)
+        table = table.select_columns([name for name in names if name in table.column_names])
         with writing(cache):
-            return rows.map(
+            return table.map(
                 encode_rows,
                 with_indices=True,
                 batched=True,
-                remove_columns=rows.column_names,
+                remove_columns=table.column_names,
                 features=ENCODED,
                 cache_file_name=str(cache),
                 new_fingerprint=cache.stem,
                 fn_kwargs={
                     "tokenizer": self.tokenizer,
                     "template": records.template,
-                    "columns": columns,
+                    "schema": schema,
                     "max_tokens": self.max_tokens,
                 },
                 desc="tokenising",
@@ -167,29 +194,33 @@ class Encoder:
 
 
 def encode_rows(
-    rows: dict[str, list], indices: list[int], tokenizer: Any, template: str, columns: Columns, max_tokens: int
+    batch: dict[str, list], indices: list[int], tokenizer: Any, template: str, schema: Schema, max_tokens: int
 ) -> dict[str, list]:
     """Tokenises a batch of rows; the columns of `ENCODED`, with `reason` empty for a row that can be scored."""
-    render = template_named(template)
-    turns = [columns.turn(dict(zip(rows, values, strict=True))) for values in zip(*rows.values(), strict=True)]
-    prompts = tokenizer([render(turn, tokenizer) for turn in turns])["input_ids"]
-    responses = tokenizer([turn.output for turn in turns], add_special_tokens=False)["input_ids"]
+    rows = rows_of(batch)
     encoded: dict[str, list] = {name: [] for name in ENCODED}
-    for index, turn, prompt, response in zip(indices, turns, prompts, responses, strict=True):
-        whole = prompt + response + [tokenizer.eos_token_id]
-        kept = whole[:max_tokens]
-        reason = ""
-        if not turn.output.strip():
-            reason = EMPTY_RESPONSE
-        elif len(kept) <= len(prompt):
-            reason = NO_RESPONSE_LEFT
+    pieces = pieces_of_rows(rows, schema, template, tokenizer)
+    for index, row, found in zip(indices, rows, pieces, strict=True):
+        reason = reason_of(row, schema)
+        refused = found if isinstance(found, str) else ""
+        ids, spans, cut = fit([] if isinstance(found, str) else found, max_tokens)
+        reason = reason or refused
+        supervised = sum(spans[1::2]) - sum(spans[::2])
+        if not reason and not supervised:
+            reason = NO_RESPONSE_LEFT if cut else NO_RESPONSE
         encoded["example_id"].append(index)
-        encoded["input_ids"].append(kept)
-        encoded["prompt_tokens"].append(min(len(prompt), len(kept)))
-        encoded["response_tokens"].append(max(0, len(kept) - len(prompt)))
-        encoded["truncated"].append(len(whole) > max_tokens)
+        encoded["input_ids"].append(ids)
+        encoded["supervised"].append(spans)
+        encoded["tokens"].append(len(ids))
+        encoded["response_tokens"].append(supervised)
+        encoded["truncated"].append(cut)
         encoded["reason"].append(reason)
     return encoded
+
+
+def _scorable(encoded: Dataset) -> np.ndarray:
+    """[N] bool: the rows without a reason against them."""
+    return np.asarray(encoded.with_format("arrow")["reason"][:]) == ""
 
 
 def _examples(table: Dataset, unscored: list[tuple[int, str]]) -> Examples:
@@ -198,7 +229,7 @@ def _examples(table: Dataset, unscored: list[tuple[int, str]]) -> Examples:
     return Examples(
         table=table,
         example_ids=np.asarray(columns["example_id"][:], dtype=np.int64),
-        lengths=np.asarray(columns["prompt_tokens"][:], dtype=np.int32) + response_tokens,
+        lengths=np.asarray(columns["tokens"][:], dtype=np.int32),
         response_tokens=response_tokens,
         truncated=int(np.sum(columns["truncated"][:])),
         unscored=unscored,

@@ -1,10 +1,13 @@
 """Prompt templates: from one instruction record to the text the model sees before its response."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from gradfiltering.errors import UserError
+
+_GENERATION = re.compile(r"{%-?\s*generation\b")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,22 @@ def chat(turn: Turn, tokenizer: Any) -> str:
     return f"<|user|>\n{content}\n<|assistant|>\n"
 
 
+def conversation(turn: Turn, tokenizer: Any) -> str:
+    """The opening of a conversation as `messages` rows are laid out: `chat` if it marks the assistant's tokens."""
+    return chat(turn, tokenizer if marks_assistant(tokenizer) else None)
+
+
+def verbatim(turn: Turn, tokenizer: Any) -> str:
+    """The prompt as it is, for rows whose prompt already ends where the response begins."""
+    return turn.instruction + turn.input
+
+
+def marks_assistant(tokenizer: Any) -> bool:
+    """Whether the tokenizer's chat template says which tokens are the assistant's (`{% generation %}`)."""
+    template = getattr(tokenizer, "chat_template", None)
+    return isinstance(template, str) and tokenizer.is_fast and _GENERATION.search(template) is not None
+
+
 def _without_doubled_start(text: str, tokenizer: Any) -> str:
     """Drops a start token that the tokenizer would put in front once more."""
     start = tokenizer.bos_token
@@ -55,7 +74,9 @@ def _without_doubled_start(text: str, tokenizer: Any) -> str:
 
 
 Template = Callable[[Turn, Any], str]
-TEMPLATES: dict[str, Template] = {"alpaca": alpaca, "plain": plain, "chat": chat}
+TEMPLATES: dict[str, Template] = {
+    "alpaca": alpaca, "plain": plain, "chat": chat, "conversation": conversation, "verbatim": verbatim,
+}  # fmt: skip
 
 
 def template_named(name: str) -> Template:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,53 +11,44 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from gradfiltering.data.prompts import Turn
+from gradfiltering.data.rows import JsonRows
+from gradfiltering.data.schemas import Columns as Columns
+from gradfiltering.data.schemas import Messages, Schema
 from gradfiltering.errors import UserError
 from gradfiltering.store import atomic_path
 
-HASHED_AT_ONCE = 1000  # rows
+
+def check_rows(rows: Dataset | JsonRows, schema: Schema, place: Callable[[int], str]) -> None:
+    """Refuses rows that are not of the schema.
+
+    Args:
+        rows: all rows of a source.
+        schema: what they are to be.
+        place: says where a row stands.
+
+    Raises:
+        UserError: the first row that does not fit, its field and value.
+    """
+    for position in _suspects(rows, schema):
+        problem = schema.problem(rows[position])
+        if problem:
+            options = ", ".join(f"data.columns.{name}=" for name in schema.options)
+            raise UserError(
+                f"{place(position)}: {problem}; mend the rows, or name another column with {options}, or another "
+                "schema with data.schema="
+            )
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Names of the columns that hold an Alpaca-schema record; a dataset may lack the `input` column."""
-
-    instruction: str
-    input: str
-    output: str
-
-    @property
-    def prompt(self) -> tuple[str, str]:
-        """The columns a prompt is made of."""
-        return (self.instruction, self.input)
-
-    def turn(self, row: dict) -> Turn:
-        """The record in `row`; a missing or null input is an empty one."""
-        return Turn(row[self.instruction] or "", row.get(self.input) or "", row[self.output] or "")
-
-    def check(self, rows: Dataset, origin: str) -> None:
-        """Refuses rows that are not of this schema.
-
-        Raises:
-            UserError: no rows, a required column is missing, or a column does not hold text.
-        """
-        if len(rows) == 0:
-            raise UserError(f"{origin} holds no rows; give a file with at least one record")
-        for name in (self.instruction, self.output):
-            if name not in rows.column_names:
-                raise UserError(
-                    f"{origin} has no column '{name}' (it has: {', '.join(rows.column_names)}); "
-                    "name the columns with data.columns.instruction=, data.columns.input=, data.columns.output="
-                )
-        for name in (self.instruction, self.input, self.output):
-            if name in rows.column_names:
-                kind = rows.features[name]
-                if getattr(kind, "dtype", None) not in ("string", "large_string", "null"):
-                    values = enumerate(rows[name])
-                    row, value = next((row, value) for row, value in values if not isinstance(value, str | None))
-                    raise UserError(
-                        f"{origin}, row {row}: column '{name}' holds {value!r:.60}, not text; mend the rows or name "
-                        "another column with data.columns.instruction=, data.columns.input=, data.columns.output="
-                    )
+def _suspects(rows: Dataset | JsonRows, schema: Schema) -> Iterable[int]:
+    """Rows that may not fit: of text fields, what the table knows about types; of conversations, all rows."""
+    if isinstance(schema, Messages):
+        return range(len(rows))
+    if isinstance(rows, JsonRows):
+        found = [rows.kinds.get(name, {}) for name in schema.fields]
+        return sorted(first for kinds in found for kind, first in kinds.items() if kind not in ("str", "NoneType"))
+    present = [name for name in schema.fields if name in rows.column_names]
+    text = all(getattr(rows.features[name], "dtype", None) in ("string", "large_string", "null") for name in present)
+    return () if text else range(len(rows))
 
 
 @dataclass(frozen=True)
@@ -66,20 +58,22 @@ class Records:
     Attributes:
         rows: N rows with every field as it came in; a row's position is its `example_id`.
         heldout: rows kept for evaluation, disjoint from `rows` by position, or None.
-        columns: where the record is found in a row.
+        schema: where the record is found in a row, and what of it is supervised.
         kinds: the planted kind of each of the N rows where it is known. Kept apart from the rows: no scorer sees it.
         set_aside: positions in `rows` that are held out from training (listed as unscored).
         template: name of the prompt template.
         origin: the source in words, for messages and provenance.
+        file_kind: the type of file the rows came in, the one the subset is written in.
     """
 
-    rows: Dataset
-    heldout: Dataset | None
-    columns: Columns
+    rows: Dataset | JsonRows
+    heldout: Dataset | JsonRows | None
+    schema: Schema
     kinds: list[str] | None
     set_aside: frozenset[int]
     template: str
     origin: str
+    file_kind: str
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -92,18 +86,23 @@ class Records:
         return [str(name) for name in self.rows["source"]]
 
     def heldout_turns(self) -> list[Turn] | None:
-        """The held-out records, or None where nothing is held out."""
-        if self.heldout is None:
-            return None
-        return [self.columns.turn(row) for row in self.heldout]
+        """The held-out records, or None where nothing with a question is held out.
+
+        Of a conversation this is the first question and its answer.
+        """
+        turns = [turn for row in self.heldout or () if (turn := self.schema.turn(row)) is not None]
+        return turns or None
 
 
-def content_hash(rows: Dataset) -> str:
-    """Digest of the rows' content and column names, whatever file or cache they were read from."""
+def content_hash(rows: Dataset | JsonRows, names: Sequence[str]) -> str:
+    """Digest of some columns' content and names, whatever file or cache the rows were read from."""
+    if not isinstance(rows, JsonRows):
+        # A column left out beforehand is never decoded.
+        rows = rows.with_format(None).select_columns([name for name in names if name in rows.column_names])
     digest = hashlib.sha256()
-    for batch in rows.with_format(None).iter(batch_size=HASHED_AT_ONCE):
-        digest.update(json.dumps(batch, default=str).encode())
-    return digest.hexdigest()[:32]
+    for row in rows:
+        digest.update(json.dumps([row.get(name) for name in names], default=str).encode())
+    return hashlib.sha256((json.dumps(list(names)) + digest.hexdigest()).encode()).hexdigest()[:32]
 
 
 def write_truth(path: Path, kinds: list[str] | None) -> None:

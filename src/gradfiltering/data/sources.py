@@ -1,9 +1,7 @@
 """Where rows come from: the bundled tasks, a file, the hub. One class per option of the `data` group."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import datasets
@@ -11,7 +9,10 @@ from datasets import Dataset, load_dataset
 
 from gradfiltering.data import tasks
 from gradfiltering.data.corrupt import Corruption
-from gradfiltering.data.records import Columns, Records
+from gradfiltering.data.loading import Loaded, load
+from gradfiltering.data.records import Records, check_rows
+from gradfiltering.data.rows import JsonRows
+from gradfiltering.data.schemas import Columns, Instruction, Messages, Schema, detect
 from gradfiltering.errors import UserError
 from gradfiltering.seeding import derive_seed, numpy_rng
 
@@ -60,41 +61,46 @@ class TaskSource:
         count = _limited(self.rows, self.limit)
         origin = f"bundled tasks ({count} rows, seed {seed})"
         clean = tasks.generate_rows(self.rows, seed, "train")[:count]
-        self.columns.check(Dataset.from_list(clean), origin)
+        if not clean:
+            raise UserError(f"{origin} holds no rows; set data.rows= to a positive number")
+        schema = detect(list(clean[0]), self.columns, "alpaca", origin)
+        assert isinstance(schema, Instruction)
         rows, kinds = self.corrupt.plant(
-            clean, derive_seed(seed, "corrupt"), self.columns.prompt, self.columns.output, tasks.wrong_answer
+            clean, derive_seed(seed, "corrupt"), schema.prompt, schema.output, tasks.wrong_answer
         )
         heldout = tasks.generate_rows(self.heldout_rows, seed, "heldout") if self.heldout_rows else None
         return Records(
             rows=Dataset.from_list(rows),
             heldout=Dataset.from_list(heldout) if heldout else None,
-            columns=self.columns,
+            schema=schema,
             kinds=kinds,
             set_aside=frozenset(),
             template=self.template,
             origin=origin,
+            file_kind="jsonl",
         )
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """A json or jsonl file in the Alpaca schema."""
+    """A file, a folder or a glob: json, jsonl, csv, tsv (also gz, zst), parquet, arrow, in any of the schemas."""
 
     path: str
     limit: int | None
     template: str
+    schema: str
     columns: Columns
     heldout: Heldout
     corrupt: Corruption
 
     def load(self, seed: int) -> Records:
         """Reads the file."""
-        return _records(read_file(self.path), self.path, self, seed)
+        return cut_and_plant(load(self.path), self, seed)
 
 
 @dataclass(frozen=True)
 class HubSource:
-    """A dataset of the Hugging Face hub in the Alpaca schema, or its local copy when `path` is given."""
+    """A dataset of the Hugging Face hub, or its local copy when `path` is given."""
 
     name: str
     config: str | None
@@ -102,6 +108,7 @@ class HubSource:
     path: str | None
     limit: int | None
     template: str
+    schema: str
     columns: Columns
     heldout: Heldout
     corrupt: Corruption
@@ -113,7 +120,7 @@ class HubSource:
             UserError: the dataset cannot be reached or does not exist.
         """
         if self.path is not None:
-            return _records(read_file(self.path), self.path, self, seed)
+            return cut_and_plant(load(self.path), self, seed)
         origin = f"hub dataset {self.name} [{self.split}]"
         try:
             rows = load_dataset(self.name, self.config, split=self.split)
@@ -122,60 +129,9 @@ class HubSource:
                 f"cannot load {origin}: {error}. Check the name and the connection, "
                 "or give a local copy with data.path=FILE"
             ) from error
-        return _records(rows, origin, self, seed)
-
-
-def read_file(path: str) -> Dataset:
-    """Reads a json array or a jsonl file; every value stays what the file says it is (a date stays text).
-
-    Raises:
-        UserError: the file is missing, of another type, or not readable as JSON records.
-    """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise UserError(
-            f"no such file: {path} (looked in {file.absolute().parent}); set data.path= to a json or jsonl file"
-        )
-    if file.suffix not in (".json", ".jsonl"):
-        raise UserError(f"{path}: cannot read '{file.suffix}' files; give .json (an array of records) or .jsonl")
-    rows = _parse(file, path)
-    if not rows:
-        raise UserError(f"{path} is empty; give a file with at least one record")
-    for position, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, row {position}: {row!r:.60} is no record; give objects with named fields")
-    names = dict.fromkeys(name for row in rows for name in row)
-    try:
-        columns = {name: [row.get(name) for row in rows] for name in names}
-        return Dataset.from_dict(columns, on_mixed_types="use_json")
-    except (ValueError, OverflowError) as error:
-        raise UserError(f"{path}: a value fits no table: {error}. Mend or remove that field") from error
-
-
-def _parse(file: Path, path: str) -> list[Any]:
-    """The records of a json array, of json lines, or of a single object; blank lines count for nothing."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8: {error}. Convert it, for example with iconv") from error
-    if file.suffix == ".json":
-        try:
-            whole = json.loads(text)
-            return whole if isinstance(whole, list) else [whole]
-        except json.JSONDecodeError as error:
-            if not text.lstrip().startswith("{"):  # else perhaps json lines under the other suffix
-                raise UserError(f"{path} is not valid JSON records: {error}. Mend it or convert it to jsonl") from error
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{path}, line {number}, is not valid JSON: {error.msg} at column {error.colno}. Mend the line; "
-                    "jsonl wants one record a line"
-                ) from error
-    return rows
+        if not len(rows):
+            raise UserError(f"{origin} holds no rows; name another with data.split=")
+        return cut_and_plant(Loaded(rows, "jsonl", origin), self, seed)
 
 
 def _limited(count: int, limit: int | None) -> int:
@@ -184,42 +140,67 @@ def _limited(count: int, limit: int | None) -> int:
     return count if limit is None else min(count, limit)
 
 
-def _records(rows: Dataset, origin: str, source: Any, seed: int) -> Records:
-    """Cuts a loaded dataset into pool and held-out rows and plants what `data.corrupt` asks for."""
-    columns: Columns = source.columns
-    columns.check(rows, origin)
+def schema_of(loaded: Loaded, source: Any) -> Schema:
+    """The schema of all rows of a source, each of which was looked at.
+
+    Raises:
+        UserError: the columns fit no schema, or a row does not fit its own.
+    """
+    schema = detect(loaded.rows.column_names, source.columns, source.schema, loaded.origin)
+    check_rows(loaded.rows, schema, loaded.place)
+    return schema
+
+
+def cut_and_plant(loaded: Loaded, source: Any, seed: int) -> Records:
+    """Cuts loaded rows into pool and held-out rows and plants what `data.corrupt` asks for."""
+    schema = schema_of(loaded, source)
+    rows = loaded.rows
     size = _limited(len(rows), source.limit)
     pool = rows.select(range(size))
-    heldout, set_aside = _hold_out(rows, pool, source, seed)
+    heldout, set_aside = _hold_out(rows, pool, source, schema, seed)
     kinds = None
     if source.corrupt.active:
-        pool, kinds = _plant(pool, set_aside, source, seed)
-    return Records(pool, heldout, columns, kinds, set_aside, source.template, origin)
+        pool, kinds = _plant(pool, set_aside, source.corrupt, schema, seed)
+    # A conversation has a layout of its own, whatever the template of single questions.
+    template = "conversation" if isinstance(schema, Messages) else source.template
+    return Records(pool, heldout, schema, kinds, set_aside, template, loaded.origin, loaded.kind)
 
 
-def _plant(pool: Dataset, set_aside: frozenset[int], source: Any, seed: int) -> tuple[Dataset, list[str]]:
+def _plant(
+    pool: Dataset | JsonRows, set_aside: frozenset[int], corrupt: Corruption, schema: Schema, seed: int
+) -> tuple[Dataset | JsonRows, list[str]]:
     """Plants defects into the rows that are trained on; held-out rows stay clean and are copied nowhere."""
+    if not isinstance(schema, Instruction):
+        raise UserError(
+            f"data.corrupt plants defects into rows with one response, and these are of the schema {schema.name}; "
+            "set its shares to 0"
+        )
     rows = pool.to_list()
     trained = [position for position in range(len(rows)) if position not in set_aside]
-    planted, found = source.corrupt.plant(
-        [rows[position] for position in trained],
-        derive_seed(seed, "corrupt"),
-        source.columns.prompt,
-        source.columns.output,
-        None,
+    planted, found = corrupt.plant(
+        [rows[position] for position in trained], derive_seed(seed, "corrupt"), schema.prompt, schema.output, None
     )
     kinds = ["clean"] * len(rows)
     for position, row, kind in zip(trained, planted, found, strict=True):
         rows[position], kinds[position] = row, kind
+    if isinstance(pool, JsonRows):
+        return JsonRows.from_list(rows), kinds
     return Dataset.from_list(rows, features=pool.features), kinds
 
 
-def _hold_out(rows: Dataset, pool: Dataset, source: Any, seed: int) -> tuple[Dataset | None, frozenset[int]]:
+def _hold_out(
+    rows: Dataset | JsonRows, pool: Dataset | JsonRows, source: Any, schema: Schema, seed: int
+) -> tuple[Dataset | JsonRows | None, frozenset[int]]:
     held: Heldout = source.heldout
     if held.path is not None:
-        heldout = read_file(held.path)
-        source.columns.check(heldout, held.path)
-        return heldout, frozenset()
+        loaded = load(held.path)
+        found = schema_of(loaded, source)
+        if found != schema:
+            raise UserError(
+                f"{held.path} is of the schema {found.name} ({', '.join(found.fields)}) and the data of "
+                f"{schema.name} ({', '.join(schema.fields)}); give data.heldout.path= rows of the same schema"
+            )
+        return loaded.rows, frozenset()
     if held.share:
         count = round(held.share * len(pool))
         if count == 0:

@@ -1,17 +1,16 @@
 """What a selector is, how large a budget is, and the subset it leaves."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, time
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset
 
+from gradfiltering.data.export import write_rows
+from gradfiltering.data.records import Records
 from gradfiltering.errors import UserError
 from gradfiltering.scorers.base import Scores
 from gradfiltering.store import atomic_path
@@ -79,21 +78,12 @@ class Budget:
         return min(wanted, available)
 
 
-def write_subset(run_dir: Path, rows: Dataset, chosen: Sequence[int], scores: Scores | None) -> None:
-    """Writes `subset.jsonl` (chosen rows, every field as it came in, input order) and `subset.parquet`."""
-    with atomic_path(run_dir / "subset.jsonl") as part, part.open("w", encoding="utf-8") as file:
-        for row in rows.select(chosen):
-            file.write(json.dumps(row, ensure_ascii=False, default=_as_text) + "\n")
+def write_subset(run_dir: Path, records: Records, chosen: Sequence[int], scores: Scores | None) -> None:
+    """Writes the chosen rows as they came in (`subset.jsonl` and the input's own file type) and `subset.parquet`."""
+    write_rows(run_dir, records, chosen)
     ids = np.asarray(chosen, dtype=np.int64)
     values = np.full(len(ids), np.nan)
     if scores is not None:
         values = scores.score[np.searchsorted(scores.example_ids, ids)]
     with atomic_path(run_dir / "subset.parquet") as part:
         pq.write_table(pa.table({"example_id": ids, "score": values}), part)
-
-
-def _as_text(value: Any) -> str:
-    """Dates and times, which a dataset of the hub may hold and JSON has no type for, in ISO 8601."""
-    if isinstance(value, date | time):
-        return value.isoformat()
-    raise UserError(f"a field holds {type(value).__name__}, which JSON cannot; drop that column before the run")

@@ -1,0 +1,217 @@
+import gzip
+import json
+import re
+
+import pyarrow as pa
+import pyarrow.feather as feather
+import pyarrow.parquet as pq
+import pytest
+from datasets import load_dataset
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gradfiltering.data.loading import load
+from gradfiltering.data.schemas import Columns
+from gradfiltering.errors import UserError
+from gradfiltering.selectors.base import write_subset
+
+ROWS = [
+    {"instruction": "Sag „é“ 😀", "input": "", "output": "שלום\nعالم"},
+    {"instruction": 'b, "c"', "input": "x", "output": "中文 \u2028 d"},
+]
+GOOD = '{"instruction": "a", "output": "b"}\n'
+LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
+
+
+def as_csv(separator):
+    def cell(value):
+        return '"' + value.replace('"', '""') + '"'
+
+    lines = [separator.join(ROWS[0]), *(separator.join(map(cell, row.values())) for row in ROWS)]
+    return "\r\n".join(lines).encode()
+
+
+def zstd(data):
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+def write_as(path, kind):
+    table = pa.Table.from_pylist(ROWS)
+    if kind == "parquet":
+        pq.write_table(table, path)
+    elif kind == "feather":
+        feather.write_feather(table, path)
+    elif kind == "arrow":
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        path.write_bytes(BYTES[kind])
+
+
+BYTES = {
+    "json": json.dumps(ROWS).encode(), "jsonl": LINES, "ndjson": LINES, "csv": as_csv(","), "tsv": as_csv("\t"),
+    "jsonl.gz": gzip.compress(LINES), "jsonl.zst": zstd(LINES), "csv.gz": gzip.compress(as_csv(",")),
+    "json.zst": zstd(json.dumps(ROWS).encode()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [*BYTES, "parquet", "feather", "arrow"])
+def test_every_type_gives_the_same_rows_and_the_subset_in_the_same_type(kind, tmp_path, file_source):
+    path = tmp_path / f"rows.{kind}"
+    write_as(path, kind)
+    records = file_source(path).load(0)
+    assert records.rows.to_list() == ROWS and records.schema.name == "alpaca"
+    out = tmp_path / "out"
+    out.mkdir()
+    write_subset(out, records, [1], None)
+    reader = {"csv": "csv", "tsv": "csv", "parquet": "parquet", "arrow": "parquet"}.get(records.file_kind, "json")
+    name = "subset_rows.parquet" if reader == "parquet" else f"subset.{records.file_kind}"
+    options = {"delimiter": "\t"} if records.file_kind == "tsv" else {}
+    options |= {"keep_default_na": False} if reader == "csv" else {}
+    back = load_dataset(reader, data_files=str(out / name), split="train", cache_dir=str(tmp_path / "hf"), **options)
+    assert back.to_list() == ROWS[1:] and load(str(out / name)).rows.to_list() == ROWS[1:]
+    assert [json.loads(line) for line in (out / "subset.jsonl").read_text("utf-8").split("\n")[:-1]] == ROWS[1:]
+    entry = json.loads((out / "dataset_info.json").read_text("utf-8"))["subset"]
+    assert entry == {
+        "file_name": "subset.jsonl", "formatting": "alpaca",
+        "columns": {"prompt": "instruction", "query": "input", "response": "output"},
+    }  # fmt: skip
+
+
+def test_folders_and_globs_are_read_in_sorted_order(tmp_path):
+    for name in ("b", "a", "c"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"n": name}) + "\n")
+    (tmp_path / "README.md").write_text("about")
+    assert load(str(tmp_path)).rows["n"] == ["a", "b", "c"]
+    assert load(str(tmp_path / "[ab].jsonl")).rows["n"] == ["a", "b"]
+    assert load(str(tmp_path)).place(2).endswith("c.jsonl, line 1, row 0")
+
+
+def test_a_changed_file_is_read_anew_although_size_and_time_are_the_same(tmp_path):
+    import os
+
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"n": 1}\n')
+    before = path.stat()
+    assert load(str(path)).rows["n"] == [1]
+    path.write_text('{"n": 2}\n')
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert load(str(path)).rows["n"] == [2]
+
+
+def test_a_broken_file_leaves_nothing_in_the_cache(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(GOOD * 3000 + "{oops}\n")
+    for _ in range(2):
+        with pytest.raises(UserError, match="line 3001"):
+            load(str(path))
+    assert not list((tmp_path / "cache").rglob("rows.arrow"))
+
+
+def test_crlf_byte_order_mark_and_half_a_surrogate_pair_survive(tmp_path, file_source):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"instruction": "a\\ud800", "output": "b", "n": 1}\r\n' + GOOD.encode())
+    records = file_source(path).load(0)
+    write_subset(tmp_path, records, [0, 1], None)
+    back = [json.loads(line) for line in (tmp_path / "subset.jsonl").read_text("utf-8").splitlines()]
+    assert back == [{"instruction": "a\ud800", "output": "b", "n": 1}, {"instruction": "a", "output": "b"}]
+
+
+MESSAGES = '{"messages": [{"role": "user", "content": "a"}, %s]}\n'
+# name: (content, options of the source, what the message must say beside the file's name)
+BAD = {
+    "missing/none.jsonl": (None, {}, "no such file.*data.path="),
+    "empty.jsonl": ("", {}, "is empty; give"),
+    "header.csv": ("instruction,output\n", {}, "is empty; give"),
+    "empty.csv": ("", {}, "is empty; give"),
+    "broken.jsonl": (GOOD + "{oops\n", {}, "line 2, is not valid JSON.*Mend"),
+    "cut.json": ('[{"instruction": "a"', {}, "not valid JSON records.*Mend"),
+    "deep.jsonl": (GOOD + "[" * 100000 + "\n", {}, "line 2, .*Mend"),
+    "scalar.jsonl": (GOOD + "7\n", {}, "line 2, row 1: 7 is no record; give objects"),
+    "list.json": ("[[1]]", {}, "row 0: .*no record; give objects"),
+    "latin.jsonl": (GOOD.encode() + b'{"instruction": "\xe9"}\n', {}, "line 2, is not UTF-8.*iconv"),
+    "latin.json": (b'["\xe9"]', {}, "is not UTF-8.*iconv"),
+    "latin.csv": (b"instruction,output\na,\xe9\n", {}, "is not UTF-8.*iconv"),
+    "wide.jsonl": (GOOD.encode("utf-16"), {}, "UTF-16.*iconv"),
+    "short.csv": ("instruction,output\na,b\nc\n", {}, "line 3, has 1 cells and the header 2; mend"),
+    "quote.csv": ('instruction,output\na,"b\n', {}, "line 2, is not valid csv.*mend its double quotes"),
+    "twice.tsv": ("output\toutput\na\tb\n", {}, "line 1: the header.*repeated name; give"),
+    "text.txt": ("a", {}, r"cannot read '\.txt' files; data\.path= reads"),
+    "bad.jsonl.gz": (b"not gzip", {}, "cannot be read.*unpack it by hand .gzip."),
+    "cut.jsonl.gz": (gzip.compress(LINES)[:-9], {}, "cannot be read.*unpack it by hand .gzip."),
+    "bad.jsonl.zst": (b"not zstd at all", {}, "cannot be read.*unpack it by hand .zstd."),
+    "cut.jsonl.zst": (zstd(LINES)[:-9], {}, "cannot be read.*unpack it by hand .zstd."),
+    "bad.parquet": (b"PAR1 nothing", {}, "no readable parquet file.*write it again"),
+    "bad.arrow": (b"ARROW1 nothing", {}, "no readable arrow file.*write it again"),
+    "bad.feather": (b"nothing", {}, "no readable arrow file.*write it again"),
+    "packed.parquet.gz": (b"", {}, "compressed inside; unpack it"),
+    "column.jsonl": ('{"a": 1}\n', {}, r"no column.*it has: a.*data\.columns\."),
+    "named.jsonl": (GOOD, {"schema": "text"}, r"no column 'text' \(it has.*data\.columns\.text="),
+    "schema.jsonl": (GOOD, {"schema": "chatml"}, "data.schema=chatml is unknown; choose one of: auto, alpaca"),
+    "type.jsonl": (GOOD + '{"instruction": "a", "output": 7}\n', {},
+        "line 2, row 1: column 'output' holds 7, not text.*data.columns"),
+    "string.jsonl": ('{"messages": "hello"}\n', {}, "line 1, row 0: column 'messages' holds 'hello', not a list.*mend"),
+    "role.jsonl": (MESSAGES % '{"role": "boss", "content": "b"}', {},
+        "row 0: .*message 1: role 'boss' is unknown; the roles are"),
+    "part.jsonl": (MESSAGES % '{"role": "user", "content": 3}', {}, "row 0: .*message 1: content 3 is not text; mend"),
+    "image.jsonl": (MESSAGES % '{"role": "user", "content": [{"image": "x"}]}', {},
+        "message 1: content .* no text; only text.*mend"),
+    "limit.jsonl": (GOOD, {"limit": 0}, r"data\.limit=0: give"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_names_file_place_and_remedy(name, tmp_path, file_source):
+    content, options, message = BAD[name]
+    if content is not None:
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as caught:
+        file_source(tmp_path / name, **options).load(0)
+    assert re.search(message, str(caught.value), re.DOTALL), str(caught.value)
+    assert name in str(caught.value) or str(caught.value).startswith("data."), str(caught.value)
+
+
+def test_a_folder_of_several_types_or_of_none_is_refused(tmp_path):
+    (tmp_path / "README.md").write_text("about")
+    with pytest.raises(UserError, match=r"no file of a known type; data\.path= reads"):
+        load(str(tmp_path))
+    (tmp_path / "a.jsonl").write_text(GOOD)
+    (tmp_path / "b.csv").write_text("instruction,output\n")
+    with pytest.raises(UserError, match=r"mixes file types \(jsonl: a\.jsonl, csv: b\.csv\).*glob"):
+        load(str(tmp_path))
+
+
+def test_a_named_column_that_is_not_there(tmp_path, file_source):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    columns = Columns("instruction", "input", "output", prompt="ask")
+    with pytest.raises(UserError, match=r"a\.jsonl has no column 'ask'.*data\.columns\.prompt="):
+        file_source(tmp_path / "a.jsonl", columns=columns).load(0)
+
+
+NAMES = st.sampled_from(["instruction", "output", "messages", "role", "content", "from", "value", "text", "x"])
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
+    max_leaves=8,
+)
+lines = st.lists(anything.map(json.dumps), max_size=4).map(lambda found: "\n".join(found).encode())
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    data=st.binary(max_size=60) | lines,
+    kind=st.sampled_from(["json", "jsonl", "csv", "tsv", "parquet", "arrow", "jsonl.gz", "json.zst"]),
+)
+def test_whatever_a_file_holds_the_loader_ends_in_rows_or_a_user_error(data, kind, tmp_path, file_source):
+    path = tmp_path / f"fuzz.{kind}"
+    path.write_bytes(gzip.compress(data) if kind.endswith("gz") else data)
+    try:
+        records = file_source(path).load(0)
+    except UserError as error:
+        assert str(error)
+    else:
+        assert len(records) > 0 and list(records.rows)
+        write_subset(tmp_path, records, [0], None)
