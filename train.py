@@ -72,13 +72,11 @@ def experiment(cfg: DictConfig) -> None:
         if wanted and "gradient_log" in scorer.needs:
             with run.stage("proxy") as cost:
                 bare = proxy.measure_bare(backbone, objective, rows, batch, trainer)
-                trained = proxy.train_and_log(
-                    backbone, rows, ensemble, engine, epochs, batch, run.folder, seed, trainer
-                )
-                cost.update(flops=trained.flops)
+                logged = proxy.log_gradients(backbone, rows, ensemble, engine, epochs, batch, run.folder, seed, trainer)
+                cost.update(flops=logged.flops)
             log = GradientLog(run.folder / "gradient_log")
-            run.add(proxy=trained.summary())
-            run.diagnose(diagnostics.of_ensemble(log, epochs, trained, bare, limits))
+            run.add(proxy=logged.summary())
+            run.diagnose(diagnostics.of_ensemble(log, epochs, logged, bare, limits))
 
         # Gradient log -> scores -> subset.
         if reached("score") and wanted:

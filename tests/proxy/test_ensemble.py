@@ -22,7 +22,7 @@ from gradfiltering.proxy.log import EpochPair, GradientLog
 from gradfiltering.proxy.lora import LoraSettings
 from gradfiltering.proxy.objective import ResponseNLL
 from gradfiltering.proxy.pretrain import new_model, train_tokenizer
-from gradfiltering.proxy.stage import BatchSettings, train_and_log
+from gradfiltering.proxy.stage import BatchSettings, log_gradients
 from gradfiltering.proxy.vmap import VmapEngine
 from gradfiltering.store import Store
 
@@ -63,7 +63,7 @@ def train(records, tokenizer, tmp_path):
         folder = tmp_path / name
         engine = partial(VmapEngine, objective=ResponseNLL(), chunk_tokens=tokens)
         batch = BatchSettings(tokens, 0)
-        train_and_log(backbone, rows, how or settings(), engine, EpochPair(*pair), batch, folder, seed, quiet_trainer)
+        log_gradients(backbone, rows, how or settings(), engine, EpochPair(*pair), batch, folder, seed, quiet_trainer)
         return GradientLog(folder / "gradient_log")
 
     return run

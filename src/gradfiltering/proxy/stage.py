@@ -65,7 +65,7 @@ class ProxyResult:
         return {name: getattr(self, name) for name in ("members", "epochs", "seconds", "tokens")}
 
 
-def train_and_log(
+def log_gradients(
     backbone: Loaded,
     rows: Rows,
     settings: EnsembleSettings,
