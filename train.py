@@ -10,10 +10,11 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from gradfiltering.config import build
+from gradfiltering.config import run as run_command
 from gradfiltering.errors import UserError, plain_words
 from gradfiltering.proxy import devices
 
@@ -40,7 +41,7 @@ def experiment(cfg: DictConfig) -> None:
     if cfg.until not in STAGES:
         raise UserError(f"until={cfg.until} is no stage; choose one of: {', '.join(STAGES)}")
     proxy.keep_freed_memory()
-    seed, build = cfg.seed, partial(instantiate, _convert_="all")
+    seed = cfg.seed
     source, scorer, selector, epochs = build(cfg.data), build(cfg.scorer), build(cfg.selector), build(cfg.epochs)
     store, batch, limits, judge = build(cfg.store), build(cfg.batch), build(cfg.diagnostics), build(cfg.judge.judge)
     ensemble, objective = build(cfg.ensemble), build(cfg.proxy.objective)
@@ -121,9 +122,9 @@ def experiment(cfg: DictConfig) -> None:
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Runs one experiment; an error the user can mend is printed in plain words."""
-    with plain_words(cfg.debug), devices.connected(instantiate(cfg.trainer)):
+    with plain_words(cfg.debug), devices.connected(build(cfg.trainer)):
         experiment(cfg)
 
 
 if __name__ == "__main__":
-    devices.start(main)
+    run_command(partial(devices.start, main))

@@ -84,7 +84,8 @@ def test_a_long_prompt_loses_its_middle_and_the_response_stays_whole(max_tokens,
 
 def test_no_token_of_the_response_is_left_where_the_context_holds_one_token(tokenizer, store, make_records):
     records = make_records([("Q", "", "right")], origin="mine.jsonl")
-    with pytest.raises(UserError, match=rf"none of the 1 rows of mine\.jsonl.*{NO_RESPONSE_LEFT}.*proxy\.max_tokens"):
+    words = rf"none of the 1 rows of mine\.jsonl.*{NO_RESPONSE_LEFT}.*max_tokens of the proxy"
+    with pytest.raises(UserError, match=words):
         Encoder(tokenizer, 1, store).encode(records)
 
 

@@ -173,9 +173,9 @@ def test_a_beginning_of_sequence_token_survives_truncation(tokenizer):
 
 
 def test_what_cannot_work_is_refused(model, tokenizer):
-    with pytest.raises(UserError, match=rf"eval.max_new_tokens is {CONTEXT}, .* context holds {CONTEXT} tokens"):
+    with pytest.raises(UserError, match=rf"generation.max_new_tokens is {CONTEXT}, .* context holds {CONTEXT} tokens"):
         answer(model, tokenizer, max_new_tokens=CONTEXT)
-    with pytest.raises(UserError, match=r"eval.batch_size is 0"):
+    with pytest.raises(UserError, match=r"generation.batch_size is 0"):
         answer(model, tokenizer, batch_size=0)
     with pytest.raises(UserError, match=r"prompt '0' of tasks has no token"):
         answer(model, tokenizer, PROMPTS[:1], [""])

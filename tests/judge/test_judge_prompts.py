@@ -106,7 +106,7 @@ def test_heldout_rows_are_drawn_by_seed():
         for p, prompt in zip(positions, prompts, strict=True)
     )
     assert len(HeldoutPrompts(rows=None, seed=1, limit=None).load(HELDOUT)) == len(HELDOUT)
-    with pytest.raises(UserError, match="holds none out"):
+    with pytest.raises(UserError, match="there are none"):
         HeldoutPrompts(rows=6, seed=1, limit=None).load(None)
 
 

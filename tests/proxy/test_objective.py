@@ -26,3 +26,11 @@ def test_prompt_and_padding_cost_nothing(make_batch):
     nll = token_nll(logits, batch.labels)
     assert nll.shape == (3, 11)
     assert (nll[1] > 0).nonzero().flatten().tolist() == [3], "row 1 has one response token, predicted at position 3"
+
+
+def test_half_precision_logits_give_a_float32_loss(make_batch):
+    batch = make_batch([12, 5, 9], [4, 4, 2])
+    logits = torch.randn(3, 12, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
+    loss = ResponseNLL()(logits, batch.labels)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, ResponseNLL()(logits.float(), batch.labels), rtol=1e-6, atol=0)

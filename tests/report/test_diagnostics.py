@@ -199,3 +199,4 @@ def test_sources_compare_the_spread_of_the_subset_with_the_pools():
     assert len(found.warnings) == 1 and "25%" in found.warnings[0] and "scorer=random" in found.warnings[0]
     assert of_sources(sources, [0, 4, 8], replace(QUIET, source_spread=0.24)).warnings == []
     assert of_sources(None, [0], QUIET).values == {}
+    assert of_sources([str(n) for n in range(500)], [0], QUIET).values == {}, "ids are not sources"

@@ -22,6 +22,7 @@ from gradfiltering.data.schemas import Schema
 from gradfiltering.errors import UserError
 from gradfiltering.store import Store, writing
 
+ENCODING_VERSION = 1  # raise it when the same rows would be encoded otherwise
 SHOWN_CHARACTERS = 600  # of each stretch of the example on the screen
 SET_ASIDE = "held out for evaluation (data.heldout.share)"
 
@@ -149,7 +150,7 @@ class Encoder:
         if not scorable.any():
             raise UserError(
                 f"none of the {len(encoded)} rows of {records.origin} can be scored: {_counts(unscored)}; give rows "
-                "with a response, name their columns with data.columns.*, or raise proxy.max_tokens"
+                "with a response, name their columns with data.columns.*, or raise max_tokens of the proxy or target"
             )
         return _examples(encoded.select(np.flatnonzero(scorable)).remove_columns("reason"), unscored)
 
@@ -165,6 +166,7 @@ class Encoder:
         schema = records.schema
         template_named(records.template)
         key = {
+            "code": ENCODING_VERSION,
             "rows": content_hash(rows, schema.fields),
             "tokenizer": tokenizer_hash(self.tokenizer),
             "template": records.template,

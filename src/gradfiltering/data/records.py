@@ -86,12 +86,12 @@ class Records:
         return [str(name) for name in self.rows["source"]]
 
     def heldout_turns(self) -> list[Turn] | None:
-        """The held-out records, or None where nothing with a question is held out.
+        """The held-out records with a response, or None where nothing with a question is held out.
 
         Of a conversation this is the first question and its answer.
         """
-        turns = [turn for row in self.heldout or () if (turn := self.schema.turn(row)) is not None]
-        return turns or None
+        turns = [self.schema.turn(row) for row in self.heldout or ()]
+        return [turn for turn in turns if turn is not None and turn.output.strip()] or None
 
 
 def content_hash(rows: Dataset | JsonRows, names: Sequence[str]) -> str:

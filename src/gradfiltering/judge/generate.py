@@ -92,7 +92,7 @@ def generate(
 def _check(
     tokenizer: Any, prompts: Sequence[Prompt], texts: Sequence[str], max_new_tokens: int, batch_size: int
 ) -> None:
-    for name, value in (("eval.max_new_tokens", max_new_tokens), ("eval.batch_size", batch_size)):
+    for name, value in (("generation.max_new_tokens", max_new_tokens), ("generation.batch_size", batch_size)):
         if value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
     if tokenizer.eos_token_id is None:
@@ -165,7 +165,7 @@ def _prompt_room(model: Any, max_new_tokens: int) -> int | None:
         return None
     if context <= max_new_tokens:
         raise UserError(
-            f"eval.max_new_tokens is {max_new_tokens}, but the model's context holds {context} tokens, which leaves "
-            f"none for the prompt; choose at most {context // 2}"
+            f"generation.max_new_tokens is {max_new_tokens}, but the model's context holds {context} tokens, which "
+            f"leaves none for the prompt; choose at most {context // 2}"
         )
     return context - max_new_tokens

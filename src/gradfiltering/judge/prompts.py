@@ -72,7 +72,7 @@ class TaskPrompts:
 
 
 class HeldoutPrompts:
-    """Held-out rows of the training data, with their outputs as references.
+    """Held-out rows of the training data, with their outputs as references; rows without an output are left out.
 
     Args:
         rows: how many to draw; None takes all.
@@ -93,8 +93,9 @@ class HeldoutPrompts:
         """
         if not heldout:
             raise UserError(
-                "eval=heldout needs held-out rows, and this dataset holds none out; "
-                "set data.heldout.rows or data.heldout.share, or choose another eval"
+                "eval=heldout needs held-out rows with a question, and there are none: these follow data.limit, "
+                "so set data.limit below the file's length, or data.heldout.share=0.05, or data.heldout.path=FILE, or "
+                "choose another eval"
             )
         positions: Iterable[int] = range(len(heldout))
         if self.rows is not None and self.rows < len(heldout):

@@ -13,6 +13,7 @@ from gradfiltering.proxy.devices import alone, first_then_all
 from gradfiltering.proxy.pretrain import Pretraining, corpus_hash, pretrain, read_corpus
 from gradfiltering.store import Store
 
+PRETRAINING_VERSION = 1  # raise it when the same settings would train another model
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -138,7 +139,13 @@ class TinyBackbone:
             "context": self.context,
             "vocabulary": self.vocabulary,
         }
-        key = {"shape": shape, "corpus": corpus_hash(documents), "pretraining": asdict(self.pretraining), "seed": seed}
+        key = {
+            "code": PRETRAINING_VERSION,
+            "shape": shape,
+            "corpus": corpus_hash(documents),
+            "pretraining": asdict(self.pretraining),
+            "seed": seed,
+        }
 
         def build(folder: Path) -> None:
             pretrain(folder, documents, shape, self.pretraining, seed, alone(trainer))

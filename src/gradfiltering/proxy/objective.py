@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -48,5 +49,7 @@ def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
         [B, T - 1].
     """
     targets = labels[:, 1:]
+    # In bf16 a sum over the vocabulary is too coarse.
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     nll = F.cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
     return nll.view(targets.shape)

@@ -14,6 +14,8 @@ from gradfiltering.proxy.stage import BareLosses, ProxyResult
 from gradfiltering.scorers.base import Scores
 from gradfiltering.seeding import numpy_rng
 
+MOST_SOURCES = 100
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -134,20 +136,22 @@ def of_sources(sources: Sequence[str] | None, chosen: Sequence[int], limits: Lim
     narrow as one of k even sources.
 
     Args:
-        sources: source of every row of the dataset, None where rows name none.
+        sources: source of every row of the dataset, None where rows name none; with more than a hundred different ones
+            nothing is reported.
         chosen: example ids of the subset.
         limits: when to warn.
     """
     if sources is None:
         return Diagnostics({}, [])
-    names = np.asarray(sources)
-    inside = names[np.asarray(chosen, dtype=np.int64)]
+    names, found = np.unique(np.asarray(sources), return_inverse=True)
+    if len(names) > MOST_SOURCES:  # document ids or addresses rather than sources
+        return Diagnostics({}, [])
+    pool = np.bincount(found, minlength=len(names)) / len(found)
+    inside = np.bincount(found[np.asarray(chosen, dtype=np.int64)], minlength=len(names)) / len(chosen)
     share = {
-        name: {"pool": float((names == name).mean()), "selected": float((inside == name).mean())}
-        for name in sorted(set(sources))
+        str(name): {"pool": float(pool[place]), "selected": float(inside[place])} for place, name in enumerate(names)
     }
-    effective = _perplexity([one["selected"] for one in share.values()])
-    effective /= _perplexity([one["pool"] for one in share.values()])
+    effective = _perplexity(inside) / _perplexity(pool)
     warnings = []
     if effective < limits.source_spread:
         warnings.append(
@@ -157,8 +161,8 @@ def of_sources(sources: Sequence[str] | None, chosen: Sequence[int], limits: Lim
     return Diagnostics({"sources": {"share": share, "effective": effective}}, warnings)
 
 
-def _perplexity(shares: Sequence[float]) -> float:
-    positive = np.asarray([share for share in shares if share > 0])
+def _perplexity(shares: np.ndarray) -> float:
+    positive = shares[shares > 0]
     return float(np.exp(-(positive * np.log(positive)).sum()))
 
 

@@ -1,0 +1,90 @@
+"""From configuration to objects, with errors that name the option and what it may be."""
+
+import os
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import is_dataclass
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from hydra.errors import HydraException, InstantiationException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue
+
+from gradfiltering.errors import UserError, plain_words
+
+SIMPLE = (int, float, str, bool, type(None))
+
+
+def build(node: DictConfig, **arguments: Any) -> Any:
+    """Builds what `_target_` names, from plain Python values.
+
+    Raises:
+        UserError: a value is missing, of the wrong type, or refused by what is built.
+    """
+    try:
+        check_types(node)
+        return instantiate(node, _convert_="all", **arguments)
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key} is required; give it as {error.full_key}=VALUE") from error
+    except InstantiationException as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, UserError):
+                raise cause from error
+            cause = cause.__cause__
+        raise
+
+
+def check_types(node: Any) -> None:
+    """Compares the values of every dataclass target in `node` with its annotations, where these are simple types.
+
+    Raises:
+        UserError: a value has another type; the message names the option and the types it may have.
+    """
+    if not isinstance(node, DictConfig):
+        return
+    hints: dict[str, Any] = {}
+    if "_target_" in node:
+        target = get_object(node["_target_"])
+        hints = get_type_hints(target) if is_dataclass(target) else {}
+    for key in node:
+        allowed = _simple(hints.get(str(key)))
+        value = node[key]
+        if allowed and not any(_fits(value, kind) for kind in allowed):
+            option = node._get_full_key(key)
+            raise UserError(f"{option}={value}: give {' or '.join(_name(kind) for kind in allowed)}")
+        check_types(value)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs Hydra's `main`; what is wrong with the command line is told in plain words, with what could be given."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that errors reach this function, which tells them
+    with plain_words("debug=true" in sys.argv):
+        try:
+            main()
+        except HydraException as error:
+            cause = error.__cause__
+            if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.parent_node is not None:
+                place = str(cause.full_key).rpartition(".")[0]
+                known = ", ".join(sorted(str(key) for key in cause.parent_node))
+                where = f"options of {place}" if place else "options"
+                raise UserError(f"there is no option {cause.full_key}; {where}: {known}") from error
+            raise UserError(str(error).split("Config search path")[0].strip()) from error
+
+
+def _simple(hint: Any) -> tuple[type, ...]:
+    """The simple types of an annotation, none where it allows anything else."""
+    kinds = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
+    return kinds if all(kind in SIMPLE for kind in kinds) else ()
+
+
+def _fits(value: Any, kind: type) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
+
+
+def _name(kind: type) -> str:
+    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(kind, "null")
