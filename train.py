@@ -48,7 +48,7 @@ def experiment(cfg: DictConfig) -> None:
     engine = partial(build(cfg.gradients), objective=objective, chunk_tokens=batch.tokens)
     settings, generation, prompt_sets = build(cfg.target.tuning), build(cfg.generation), build(cfg.eval.sets)
 
-    run = Run(Path(cfg.run_dir))
+    run = Run(Path(cfg.run_dir), build(cfg.trainer)(logger=False).strategy.root_device)
     devices.first_then_all(run.start, OmegaConf.to_container(cfg, resolve=True), seed)
     logger = tracking.open_logger(partial(build, cfg.logger), run.config)
     trainer = partial(build(cfg.trainer), logger=logger, default_root_dir=run.folder, enable_progress_bar=cfg.progress)

@@ -87,7 +87,7 @@ def test_sharegpt_reads_as_messages_do(encode, tokenizer):
     records, second = encode([{"conversations": other}, {"conversations": other[1:], "system": "Be kind."}], tokenizer)
     assert second.table["input_ids"][0] == second.table["input_ids"][1] == first.table["input_ids"][0]
     assert second.table["supervised"][0] == first.table["supervised"][0]
-    assert records.schema.turn(records.rows[0]) == Turn("Be kind.\n\nOne?", "", "right")
+    assert records.schema.turn(records.rows[0]) == Turn("One?", "", "right", "Be kind.")
 
 
 def test_a_chat_template_that_marks_the_assistant_is_taken(encode, make_tokenizer):

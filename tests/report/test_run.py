@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from omegaconf import OmegaConf
 
@@ -13,12 +14,13 @@ CONFIG = {
     "seed": 0, "run_dir": "logs/x", "scorer": {"epsilon": 1e-8, "name": "„gsnr“"}, "list": [1, None, {"a": 2.5}],
     "logger": {"settings": {"api_key": "sk-very-secret"}},
 }  # fmt: skip
+CPU = torch.device("cpu")
 BYTES = 64 * 2**20
 
 
 @pytest.fixture
 def run(tmp_path):
-    run = Run(tmp_path / "run")
+    run = Run(tmp_path / "run", CPU)
     run.start(CONFIG, seed=3)
     return run
 
@@ -56,7 +58,7 @@ def test_unset_secrets_stay_unset_and_the_input_is_left_alone():
 
 def test_environment_names_versions_commit_seed_and_device(run):
     found = json.loads((run.folder / "environment.json").read_text("utf-8"))
-    assert found == environment(3) and found["seed"] == 3
+    assert found == environment(3, CPU) and found["seed"] == 3
     assert {"torch", "transformers", "datasets"} <= set(found["packages"])
     assert found["git_commit"] == git_commit() and found["device"] and found["python"].startswith("3.")
 
@@ -111,7 +113,7 @@ def test_an_earlier_runs_outputs_are_removed_and_nothing_else(run):
         else:
             (path / "member=00").mkdir(parents=True)
             (path / "member=00" / "old.parquet").write_text("old")
-    Run(run.folder).start({"seed": 1}, seed=1)
+    Run(run.folder, CPU).start({"seed": 1}, seed=1)
     left = {path.name for path in run.folder.iterdir()}
     assert left == {"config.yaml", "environment.json", "summary.json", "notes.txt"}
     assert json.loads((run.folder / "summary.json").read_text())["stages"] == []
@@ -125,7 +127,7 @@ def test_links_into_the_store_are_removed_and_their_targets_kept(run, tmp_path):
     leaf = run.folder / "gradient_log" / "member=00"
     leaf.mkdir(parents=True)
     (leaf / "part-0.parquet").symlink_to(target)
-    Run(run.folder).start(CONFIG, seed=0)
+    Run(run.folder, CPU).start(CONFIG, seed=0)
     assert not (run.folder / "gradient_log").exists() and target.read_text() == "precious"
 
 
@@ -139,13 +141,40 @@ def test_files_that_are_no_runs_are_never_removed(name, tmp_path):
         foreign.mkdir()
         (foreign / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match=rf"run_dir={tmp_path} holds {name}.*give another folder"):
-        Run(tmp_path).start(CONFIG, seed=0)
+        Run(tmp_path, CPU).start(CONFIG, seed=0)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_peak_memory_sees_a_large_buffer():
-    reset_peak()
-    before = peak_bytes()
+    reset_peak(CPU)
+    before = peak_bytes(CPU)
     buffer = np.ones(BYTES, dtype=np.uint8)
-    assert peak_bytes() - before >= BYTES // 2, "a 64 MiB buffer did not show in the peak"
+    assert peak_bytes(CPU) - before >= BYTES // 2, "a 64 MiB buffer did not show in the peak"
     del buffer
+
+
+def test_a_cpu_run_on_a_machine_with_a_gpu_reports_the_cpu(run, monkeypatch):
+    """The device is the trainer's; what else the machine has was not used."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+
+    def asked(*_):
+        raise AssertionError("CUDA was asked about a run on the CPU")
+
+    for name in ("max_memory_allocated", "reset_peak_memory_stats", "get_device_name"):
+        monkeypatch.setattr(f"torch.cuda.{name}", asked)
+    assert environment(0, CPU)["device"] == "cpu"
+    with run.stage("proxy"):
+        pass
+    assert read(run)["cost"]["proxy"]["peak_bytes"] > 0
+
+
+def test_a_gpu_run_reports_that_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: f"GPU number {device.index}")
+    monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda device: 1000 + device.index)
+    run = Run(tmp_path, torch.device("cuda", 1))
+    run.start(CONFIG, seed=0)
+    with run.stage("proxy"):
+        pass
+    assert json.loads((tmp_path / "environment.json").read_text("utf-8"))["device"] == "GPU number 1"
+    assert read(run)["cost"]["proxy"]["peak_bytes"] == 1001

@@ -5,7 +5,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from gradfiltering.data.prompts import marks_assistant
+from gradfiltering.data.prompts import closing, marks_assistant, stop_tokens
 from gradfiltering.data.schemas import EMPTY_RESPONSE, NO_ASSISTANT, Messages, Row, Schema, Segment
 
 NO_RESPONSE = "no response token: the chat template marks none, or nothing precedes it"
@@ -28,17 +28,20 @@ def pieces_of_rows(rows: Sequence[Row], schema: Schema, template: str, tokenizer
     """Tokenises rows; each becomes its tokens in stretches, supervised or not, or the reason why it cannot.
 
     Segments are tokenised apart, so the boundary between them never depends on how they would merge. A conversation
-    takes the tokenizer's own chat template where that marks the assistant's tokens.
+    takes the tokenizer's own chat template where that marks the assistant's tokens. Either way each response ends in
+    the one token that `closing` names, or in an end of sequence that the template itself writes.
     """
+    end = closing(template, tokenizer)
     if isinstance(schema, Messages) and marks_assistant(tokenizer):
-        return [_by_chat_template(schema.conversation(row), tokenizer) for row in rows]
+        stops = set(stop_tokens(tokenizer))
+        return [_by_chat_template(schema.conversation(row), tokenizer, end, stops) for row in rows]
     segments = [schema.segments(row, template, tokenizer) for row in rows]
     # The first segment of a row carries the tokenizer's start token, the others none.
     opening = tokenizer([clean(row[0].text) if row else "" for row in segments])["input_ids"] if segments else []
     rest = [clean(segment.text) for row in segments for segment in row[1:]]
     following = iter(tokenizer(rest, add_special_tokens=False)["input_ids"] if rest else [])
     return [
-        [(first, False), *(_piece(segment, next(following), tokenizer) for segment in row[1:])]
+        [(first, False), *(_piece(segment, next(following), end) for segment in row[1:])]
         for row, first in zip(segments, opening, strict=True)
     ]
 
@@ -108,11 +111,13 @@ def _shorten(pieces: list[Piece], over: int, floor: int) -> list[Piece]:
     return shortened
 
 
-def _piece(segment: Segment, ids: list[int], tokenizer: Any) -> Piece:
-    return ([*ids, tokenizer.eos_token_id], True) if segment.supervised else (ids, False)
+def _piece(segment: Segment, ids: list[int], end: int) -> Piece:
+    return ([*ids, end], True) if segment.supervised else (ids, False)
 
 
-def _by_chat_template(conversation: list[dict[str, str]], tokenizer: Any) -> list[Piece] | str:
+def _by_chat_template(
+    conversation: list[dict[str, str]], tokenizer: Any, end: int, stops: set[int]
+) -> list[Piece] | str:
     messages = [{**message, "content": clean(message["content"])} for message in conversation]
     if not messages:
         return []
@@ -127,4 +132,35 @@ def _by_chat_template(conversation: list[dict[str, str]], tokenizer: Any) -> lis
         if not pieces or pieces[-1][1] != bool(mark):
             pieces.append(([], bool(mark)))
         pieces[-1][0].append(token)
-    return pieces
+    return _closed(pieces, end, stops, tokenizer)
+
+
+def _closed(pieces: list[Piece], end: int, stops: set[int], tokenizer: Any) -> list[Piece]:
+    """The pieces of a chat template with each response supervised up to the token that ends it, and no further.
+
+    Templates differ in what they mark: the words alone, the end of the turn as well, or also the line break after it.
+    A template that ends a turn in nothing but text gets the end of sequence put in.
+    """
+
+    def blank(ids: list[int]) -> bool:
+        return not tokenizer.decode(ids).strip()
+
+    closed: list[Piece] = []
+    rest = list(pieces)
+    while rest:
+        ids, supervised = rest.pop(0)
+        if not supervised:
+            closed.append((ids, False))
+            continue
+        inside = max((place + 1 for place, token in enumerate(ids) if token in stops), default=0)
+        if inside and blank(ids[inside:]):
+            closed += [(ids[:inside], True), (ids[inside:], False)]
+            continue
+        following = rest[0][0] if rest else []
+        after = next((place + 1 for place, token in enumerate(following) if token in stops), 0)
+        if after and blank(following[: after - 1]):
+            closed.append((ids + following[:after], True))
+            rest[0] = (following[after:], False)
+        else:
+            closed.append(([*ids, end], True))
+    return closed

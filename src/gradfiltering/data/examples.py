@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -22,8 +25,13 @@ from gradfiltering.data.schemas import Schema
 from gradfiltering.errors import UserError
 from gradfiltering.store import Store, writing
 
-ENCODING_VERSION = 1  # raise it when the same rows would be encoded otherwise
+ENCODING_VERSION = 2  # raise it when the same rows would be encoded otherwise
 SHOWN_CHARACTERS = 600  # of each stretch of the example on the screen
+# Options of a tokenizer that say where it lies, how it pads, or what stands in the hash anyway.
+WITHOUT_EFFECT = re.compile(
+    r"name_or_path|is_local|local_files_only|model_max_length|(padding|truncation)_side|chat_template|"
+    r".*_(file|token|tokens|tokens_decoder)"
+)
 SET_ASIDE = "held out for evaluation (data.heldout.share)"
 
 ENCODED = Features(
@@ -44,7 +52,7 @@ class Examples:
     """Tokenised examples that can be scored.
 
     Attributes:
-        table: one row an example: `example_id`, `input_ids` (each response closed by an end of sequence), `supervised`
+        table: one row an example: `example_id`, `input_ids` (each response closed by its end token), `supervised`
             (the spans of `input_ids` to learn, as start, stop, start, stop, …), `tokens`, `response_tokens` (those
             in the spans), `truncated`.
         example_ids: [N] int64, ascending.
@@ -98,13 +106,27 @@ def tokenizer_hash(tokenizer: Any) -> str:
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
         rules = json.dumps({**backend, "padding": None, "truncation": None})  # left over from the last call
     else:
-        rules = repr(sorted(tokenizer.get_vocab().items()))
+        rules = _slow_rules(tokenizer)
     special = repr(sorted(tokenizer.special_tokens_map.items(), key=str)) + repr(tokenizer.chat_template)
     return hashlib.sha256((rules + special).encode()).hexdigest()[:32]
 
 
+def _slow_rules(tokenizer: Any) -> str:
+    """What decides the ids of a tokenizer written in Python: its class, options, vocabulary, added tokens and files.
+
+    The files hold what the vocabulary does not: merges, or the pieces' scores in a sentencepiece model.
+    """
+    with TemporaryDirectory() as folder:
+        tokenizer.save_vocabulary(folder)
+        files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+    named = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    options = {name: value for name, value in tokenizer.init_kwargs.items() if not WITHOUT_EFFECT.fullmatch(name)}
+    rules = (tokenizer.get_vocab(), tokenizer.added_tokens_decoder, options, named)
+    return type(tokenizer).__name__ + repr([sorted(entries.items()) for entries in rules])
+
+
 class Encoder:
-    """Tokenises rows for one model: the prompt by template, every response closed by an end-of-sequence token.
+    """Tokenises rows for one model: the prompt by template, every response closed by the token that ends it there.
 
     A row longer than `max_tokens` is cut as `encoding.fit` says.
 

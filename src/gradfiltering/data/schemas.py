@@ -29,7 +29,7 @@ class Segment:
 
     Attributes:
         text: what is tokenised, apart from its neighbours.
-        supervised: whether the model learns to say it; an end-of-sequence token closes it then.
+        supervised: whether the model learns to say it; the token that ends a response closes it then.
     """
 
     text: str
@@ -237,12 +237,13 @@ class Messages:
         return found
 
     def turn(self, row: Row) -> Turn | None:
-        """The first question, system turn before it, and the first answer; None where one of them is missing."""
-        asked: list[str] = []
+        """The first question with its system turn, and the first answer; None where one of them is missing."""
+        asked: dict[str, list[str]] = {"system": [], "user": []}
         for message in self.conversation(row):
             if message["role"] == "assistant":
-                return Turn("\n\n".join(asked), "", message["content"]) if asked else None
-            asked.append(message["content"])
+                system, question = ("\n\n".join(asked[role]) for role in ("system", "user"))
+                return Turn(question, "", message["content"], system) if question else None
+            asked["system" if message["role"] == "system" else "user"].append(message["content"])
         return None
 
 

@@ -8,10 +8,11 @@ import torch
 from rich.progress import track
 from transformers import GenerationConfig
 
-from gradfiltering.data.prompts import Turn, template_named
+from gradfiltering.data.prompts import stop_tokens, template_named
 from gradfiltering.errors import UserError
 from gradfiltering.judge.prompts import Prompt
 from gradfiltering.judge.responses import Response, StopReason
+from gradfiltering.proxy.backbone import context_length
 from gradfiltering.proxy.devices import gather, rank, share
 
 
@@ -24,7 +25,7 @@ def render_prompts(prompts: Sequence[Prompt], template: str, tokenizer: Any) -> 
         tokenizer: the model's; the `chat` template is its own.
     """
     render = template_named(template)
-    return [render(Turn(prompt.instruction, prompt.input, ""), tokenizer) for prompt in prompts]
+    return [render(prompt.turn, tokenizer) for prompt in prompts]
 
 
 def generate(
@@ -36,7 +37,9 @@ def generate(
     batch_size: int,
     description: str,
 ) -> list[Response]:
-    """Answer every prompt greedily; a response ends at the end-of-sequence token or after `max_new_tokens`.
+    """Answer every prompt greedily; a response ends at a token that closed responses in training, or at the limit.
+
+    Those are the end-of-sequence token and the chat template's own end of the assistant's turn.
 
     Batches of prompts are shared out among the processes, and every process gets all responses.
 
@@ -59,7 +62,7 @@ def generate(
         UserError: an option is out of range, the tokenizer has no end-of-sequence token, or the context is too short.
     """
     _check(tokenizer, prompts, texts, max_new_tokens, batch_size)
-    room = _prompt_room(model, max_new_tokens)
+    room = _prompt_room(model, tokenizer, max_new_tokens)
     whole = tokenizer(list(texts))["input_ids"] if texts else []
     kept = [_fit(tokens, room, tokenizer.bos_token_id) for tokens in whole]
     for prompt, tokens in zip(prompts, kept, strict=True):
@@ -79,7 +82,7 @@ def generate(
             prompt_set=prompt.prompt_set,
             prompt_id=prompt.prompt_id,
             prompt=texts[index],
-            response=tokenizer.decode(answers[index][0], skip_special_tokens=True, clean_up_tokenization_spaces=False),
+            response=_said(answers[index], tokenizer),
             prompt_tokens=len(kept[index]),
             response_tokens=len(answers[index][0]),
             stop_reason=answers[index][1],
@@ -123,16 +126,16 @@ def _plain_decoding(model: Any) -> Iterator[None]:
 def _generate_batch(
     model: Any, tokenizer: Any, prompts: Sequence[list[int]], max_new_tokens: int
 ) -> list[tuple[list[int], StopReason]]:
-    """The new tokens of each prompt (the closing end-of-sequence token included) and why they end."""
-    eos = tokenizer.eos_token_id
-    pad = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    """The new tokens of each prompt (the closing one included) and why they end."""
+    stops = stop_tokens(tokenizer)
+    pad = stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     width = max(len(tokens) for tokens in prompts)
     # Padded by hand: a tokenizer's padding side is shared state that training relies on.
     input_ids = torch.tensor([[pad] * (width - len(tokens)) + tokens for tokens in prompts])  # [B, T]
     attention_mask = torch.tensor([[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in prompts])  # [B, T]
-    # The stop token is the tokenizer's, which closed each response in training; a model's own may be another.
+    # The stop tokens are the tokenizer's, one of which closed each response in training; a model's own may be others.
     config = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, eos_token_id=eos, pad_token_id=pad
+        max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, eos_token_id=stops, pad_token_id=pad
     )
     output = model.generate(
         input_ids=input_ids.to(model.device),
@@ -140,29 +143,33 @@ def _generate_batch(
         generation_config=config,
     )
     new_tokens = output[:, width:].tolist()  # [B, T + new] -> [B, new]
-    return [_until_eos(tokens, eos) for tokens in new_tokens]
+    return [_until_stop(tokens, stops) for tokens in new_tokens]
 
 
-def _until_eos(tokens: list[int], eos: int) -> tuple[list[int], StopReason]:
-    if eos in tokens:
-        return tokens[: tokens.index(eos) + 1], "eos"
-    return tokens, "length"
+def _until_stop(tokens: list[int], stops: Sequence[int]) -> tuple[list[int], StopReason]:
+    end = next((place + 1 for place, token in enumerate(tokens) if token in stops), None)
+    return (tokens, "length") if end is None else (tokens[:end], "eos")
 
 
-def _fit(tokens: list[int], room: int | None, bos: int | None) -> list[int]:
+def _said(answer: tuple[list[int], StopReason], tokenizer: Any) -> str:
+    """An answer's text. The closing token is none of it, even where the tokenizer does not count it as special."""
+    tokens, reason = answer
+    words = tokens[:-1] if reason == "eos" else tokens
+    return tokenizer.decode(words, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _fit(tokens: list[int], room: int, bos: int | None) -> list[int]:
     """The prompt's last `room` tokens; a beginning-of-sequence token stays, as no prompt was trained without it."""
-    if room is None or len(tokens) <= room:
+    if len(tokens) <= room:
         return tokens
     if bos is not None and tokens[0] == bos and room > 1:
         return [bos, *tokens[len(tokens) - room + 1 :]]
     return tokens[len(tokens) - room :]
 
 
-def _prompt_room(model: Any, max_new_tokens: int) -> int | None:
-    """Tokens the context leaves for a prompt; None for a model without a limit."""
-    context = getattr(model.config, "max_position_embeddings", None)
-    if context is None:
-        return None
+def _prompt_room(model: Any, tokenizer: Any, max_new_tokens: int) -> int:
+    """Tokens the context leaves for a prompt."""
+    context = context_length(model.config, tokenizer)
     if context <= max_new_tokens:
         raise UserError(
             f"generation.max_new_tokens is {max_new_tokens}, but the model's context holds {context} tokens, which "

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from gradfiltering.data.prompts import Turn
 from gradfiltering.data.tasks import generate_rows
 from gradfiltering.errors import UserError
 from gradfiltering.judge.jsonl import read_jsonl
@@ -26,6 +27,7 @@ class Prompt:
         instruction: what is asked.
         input: further context; empty when there is none.
         reference: a correct or good answer, where the set has one.
+        system: the system turn before the question; empty when there is none.
     """
 
     prompt_set: str
@@ -33,11 +35,17 @@ class Prompt:
     instruction: str
     input: str
     reference: str | None
+    system: str = ""
+
+    @property
+    def turn(self) -> Turn:
+        """The question as a template renders it."""
+        return Turn(self.instruction, self.input, "", self.system)
 
     @property
     def question(self) -> str:
-        """Instruction and input as one text, as a judge sees it."""
-        return f"{self.instruction}\n\n{self.input}" if self.input else self.instruction
+        """System turn, instruction and input as one text, as a judge sees it."""
+        return self.turn.question
 
 
 class PromptLoader(Protocol):
@@ -47,7 +55,8 @@ class PromptLoader(Protocol):
         """The set's prompts.
 
         Args:
-            heldout: the training data's held-out rows under the keys instruction, input, output; None without any.
+            heldout: the training data's held-out rows under the keys instruction, input, output and, where they have a
+                system turn, system; None without any.
         """
 
 
@@ -215,7 +224,10 @@ def load_prompts(loaders: Iterable[PromptLoader], heldout: Rows | None) -> list[
 
 
 def _from_rows(prompt_set: str, rows: Iterable[tuple[int, Mapping[str, str]]]) -> list[Prompt]:
-    return [Prompt(prompt_set, str(index), row["instruction"], row["input"], row["output"]) for index, row in rows]
+    return [
+        Prompt(prompt_set, str(index), row["instruction"], row["input"], row["output"], row.get("system", ""))
+        for index, row in rows
+    ]
 
 
 def _user_prompt(where: str, index: int, row: Mapping[str, Any]) -> Prompt:

@@ -21,7 +21,7 @@ class Response:
         prompt: the text the model saw, template and all (before any truncation).
         response: the decoded answer, without special tokens.
         prompt_tokens: tokens of the prompt that the model was given.
-        response_tokens: tokens generated; the closing end-of-sequence token counts, as it does in training.
+        response_tokens: tokens generated; the one that closes the answer counts, as it does in training.
         stop_reason: "eos" when the model ended its answer, "length" when the limit did.
         prompt_truncated: whether the prompt's start was cut off to make it fit the context.
     """

@@ -1,5 +1,6 @@
 """The frozen language model under the adapters: loaded by name or folder, or a small one trained from scratch."""
 
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from gradfiltering.proxy.pretrain import Pretraining, corpus_hash, pretrain, rea
 from gradfiltering.store import Store
 
 PRETRAINING_VERSION = 1  # raise it when the same settings would train another model
+CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -38,7 +40,7 @@ class Loaded:
     @property
     def context(self) -> int:
         """Longest input the model takes, in tokens."""
-        return int(self.model.config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
+        return context_length(self.model.config, self.tokenizer)
 
     @property
     def pad_id(self) -> int:
@@ -156,6 +158,19 @@ class TinyBackbone:
         loaded = kept.load(store, seed, trainer)
         name = f"tiny {self.architecture} ({self.layers} layers, width {self.width})"
         return Loaded(loaded.model, loaded.tokenizer, name, folder, made.seconds, made.reused)
+
+
+def context_length(config: Any, tokenizer: Any) -> int:
+    """Longest input a model takes, in tokens; `sys.maxsize` where nothing limits it, as in a state-space model.
+
+    Args:
+        config: the model's configuration. Its class maps most names onto one another, but not all.
+        tokenizer: its own limit counts where the model names none; an absurdly large one is how it says "none".
+    """
+    text = config.get_text_config(decoder=True)
+    named = [getattr(text, name, None) for name in CONTEXT_NAMES]
+    limits = [limit for limit in (*named, tokenizer.model_max_length) if isinstance(limit, int) and limit > 0]
+    return min(limits[0], sys.maxsize) if limits else sys.maxsize
 
 
 def _from_pretrained(factory: Any, name: str, **options: Any) -> Any:

@@ -37,9 +37,9 @@ class LoraSettings:
 
     def __post_init__(self):
         if self.rank < 1:
-            raise UserError(f"lora.rank={self.rank}: give a positive rank")
+            raise UserError(f"{_option('rank')} is {self.rank}: give a positive rank")
         if self.init_b_std < 0:
-            raise UserError(f"lora.init_b_std={self.init_b_std}: give 0 or a positive standard deviation")
+            raise UserError(f"{_option('init_b_std')} is {self.init_b_std}: give 0 or a positive standard deviation")
 
     def attach(self, model: nn.Module) -> PeftModel:
         """Wraps `model` with LoRA layers of this shape.
@@ -59,7 +59,12 @@ class LoraSettings:
         try:
             return get_peft_model(model, config)
         except ValueError as error:
-            raise UserError(f"lora.target_modules={targets}: {error}") from error
+            raise UserError(f"{_option('target_modules')} is {targets}: {error}") from error
+
+
+def _option(name: str) -> str:
+    """An option of a LoRA adapter by the names it goes by: the same settings serve the ensemble and the target."""
+    return f"ensemble.lora.{name} (of the proxy) or target.tuning.lora.{name} (of the target)"
 
 
 def initial_adapters(model: PeftModel, settings: LoraSettings, members: Sequence[int], seed: int) -> Adapters:

@@ -50,14 +50,16 @@ class Run:
 
     Args:
         folder: where everything is written.
+        device: the trainer's, which is not always the best the machine has.
 
     Attributes:
         config: the resolved configuration without secrets.
         summary: content of `summary.json`, written after every step, so it is there whatever `until`.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, device: torch.device):
         self.folder = folder
+        self.device = device
         self.config: dict[str, Any] = {}
         self.summary: dict[str, Any] = {"stages": [], "cost": {}, "diagnostics": {"warnings": []}}
 
@@ -85,19 +87,20 @@ class Run:
                 path.unlink()
         with atomic_path(self.folder / "config.yaml") as part:
             part.write_text(yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        write_json(self.folder / "environment.json", environment(seed))
+        write_json(self.folder / "environment.json", environment(seed, self.device))
         self.write()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[dict[str, Any]]:
         """Times a stage and measures its peak memory; the block may set `reused` and `flops` in what is yielded."""
         measured: dict[str, Any] = {"reused": False, "flops": None}
-        reset_peak()
+        reset_peak(self.device)
         started = time.monotonic()
         yield measured
         seconds = round(time.monotonic() - started, 3)
         self.summary["stages"].append({"name": name, "seconds": seconds, "reused": measured["reused"]})
-        self.summary["cost"][name] = {"seconds": seconds, "flops": measured["flops"], "peak_bytes": peak_bytes()}
+        peak = peak_bytes(self.device)
+        self.summary["cost"][name] = {"seconds": seconds, "flops": measured["flops"], "peak_bytes": peak}
         self.write()
 
     def add(self, **parts: Any) -> None:
@@ -128,8 +131,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def environment(seed: int) -> dict[str, Any]:
-    """Package versions, commit, seed, host and device of this process."""
+def environment(seed: int, device: torch.device) -> dict[str, Any]:
+    """Package versions, commit, seed, host and device of a run."""
     return {
         "packages": package_versions(),
         "python": platform.python_version(),
@@ -139,7 +142,7 @@ def environment(seed: int) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
 
 
@@ -171,10 +174,11 @@ def without_secrets(value: Any) -> Any:
     return value
 
 
-def reset_peak() -> None:
+def reset_peak(device: torch.device) -> None:
     """Starts a new measurement of peak memory, where the system allows it."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
         try:
@@ -183,10 +187,10 @@ def reset_peak() -> None:
             return  # some containers forbid it; the peak then is the process's so far
 
 
-def peak_bytes() -> int:
-    """Peak memory since `reset_peak`: of the GPU where there is one, else resident memory of this process."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
+def peak_bytes(device: torch.device) -> int:
+    """Peak memory since `reset_peak`: of the GPU if `device` is one, else resident memory of this process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
     status = Path("/proc/self/status")
     if status.exists():
         found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
