@@ -4,8 +4,10 @@ import sys
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -117,6 +119,36 @@ def test_each_answer_is_the_plain_greedy_one_whatever_the_batch(model, tokenizer
         ], f"batch size {batch_size}"
 
 
+def test_the_end_of_turn_of_the_chat_template_ends_an_answer(tokenizer):
+    """A model trained on turns that end in `<|im_end|>` never says the end of sequence."""
+    chatty = copy.deepcopy(tokenizer)
+    chatty.chat_template = "{% for m in messages %}{{ m.content + '<|im_end|>' + '\n' }}{% endfor %}"
+    model = build_model("gpt2", tokenizer)
+    text, plain = max(((text, _greedy(model, tokenizer, text)) for text in TEXTS), key=lambda pair: len(pair[1]))
+    chatty.add_tokens([AddedToken("<|im_end|>", special=False)])
+    end = len(chatty) - 1
+    model.resize_token_embeddings(len(chatty), mean_resizing=False)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[end] = model.get_output_embeddings().weight[plain[2]] * 1.01
+    first = plain.index(plain[2])
+    (stopped,) = answer(model, chatty, PROMPTS[:1], [text])
+    assert (stopped.stop_reason, stopped.response_tokens) == ("eos", first + 1)
+    assert stopped.response == tokenizer.decode(plain[:first], skip_special_tokens=True), (
+        "the end is none of the answer"
+    )
+    chatty.chat_template = None
+    (endless,) = answer(model, chatty, PROMPTS[:1], [text])
+    assert endless.response_tokens > first + 1, "without a chat template the token ends nothing"
+
+
+def test_a_model_without_a_limit_takes_any_prompt(tokenizer):
+    torch.manual_seed(0)
+    model = BloomForCausalLM(BloomConfig(vocab_size=len(tokenizer), hidden_size=16, n_layer=1, n_head=2)).eval()
+    long = " ".join([WORDS] * 5)
+    (response,) = answer(model, tokenizer, PROMPTS[:1], [long])
+    assert not response.prompt_truncated and response.prompt_tokens == len(tokenizer(long)["input_ids"])
+
+
 def test_tokenizer_and_mode_are_left_alone(model, tokenizer):
     before = (
         tokenizer.padding_side,
@@ -195,6 +227,10 @@ def test_rendering_uses_the_training_template(tokenizer):
     texts = render_prompts(prompts, "alpaca", tokenizer)
     assert "### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:" in texts[0]
     assert "### Input" not in texts[1] and "### Instruction:\nHello?" in texts[1]
+    asked = Prompt("heldout", "0", "Hello?", "", None, "Be kind.")
+    assert render_prompts([asked], "conversation", tokenizer) == [
+        "<|system|>\nBe kind.\n<|user|>\nHello?\n<|assistant|>\n"
+    ]
     with pytest.raises(UserError, match="nonsense"):
         render_prompts(prompts, "nonsense", tokenizer)
 

@@ -5,6 +5,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from gradfiltering.data.prompts import Turn
 from gradfiltering.errors import UserError
 from gradfiltering.judge.prompts import FilePrompts, HeldoutPrompts, PublicPrompts, TaskPrompts, load_prompts
 
@@ -145,3 +146,10 @@ def test_a_bad_own_file_is_named(tmp_path, text, message):
     with pytest.raises(UserError) as error:
         FilePrompts(str(path), None).load(None)
     assert str(path) in str(error.value) and message in str(error.value)
+
+
+def test_a_held_out_system_turn_stays_one_and_the_judge_sees_it():
+    rows = [{"instruction": "One?", "input": "", "output": "right", "system": "Be kind."}]
+    (prompt,) = HeldoutPrompts(rows=None, seed=0, limit=None).load(rows)
+    assert prompt.system == "Be kind." and prompt.instruction == "One?"
+    assert prompt.question == "Be kind.\n\nOne?" and prompt.turn == Turn("One?", "", "", "Be kind.")

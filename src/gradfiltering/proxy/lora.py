@@ -25,7 +25,7 @@ class LoraSettings:
     Attributes:
         rank: R.
         alpha: the update is scaled by alpha / rank.
-        target_modules: `all-linear`, or a list of module name endings.
+        target_modules: `all-linear` (all linear layers but the head), or a list of module name endings.
         init_b_std: standard deviation of B's initial values. 0 is the usual start, in which only B has a gradient and
             norms rise as B grows; a positive value gives A a gradient from the first step.
     """
@@ -59,7 +59,9 @@ class LoraSettings:
         try:
             return get_peft_model(model, config)
         except ValueError as error:
-            raise UserError(f"{_option('target_modules')} is {targets}: {error}") from error
+            raise UserError(
+                f"{_option('target_modules')} is {targets}: {error} Give all-linear or a list of module name endings"
+            ) from error
 
 
 def _option(name: str) -> str:

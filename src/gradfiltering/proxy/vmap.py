@@ -1,5 +1,7 @@
 """Per-example gradients by `torch.func`: vmap over members of vmap over examples of grad."""
 
+import re
+
 import torch
 from peft import PeftModel
 from torch import Tensor
@@ -66,7 +68,15 @@ class VmapEngine:
         shared = batch.input_ids.dim() == 2
         index = slice(start, start + rows) if shared else (own, slice(start, start + rows))
         per_example = self._shared if shared else self._stacked
-        gradients, loss = per_example(adapters, batch.input_ids[index], batch.labels[index])
+        try:
+            gradients, loss = per_example(adapters, batch.input_ids[index], batch.labels[index])
+        except RuntimeError as error:
+            if not re.search("vmap|transform", str(error)):  # memory, for instance
+                raise
+            raise UserError(
+                f"torch.func cannot take per-example gradients of {type(self.model.get_base_model()).__name__}, which "
+                f"does what it does not support: {error}. Choose another proxy.model"
+            ) from error
         squares = [gradient.flatten(2).square().sum(2) for gradient in gradients.values()]  # [M, B, ...] -> [M, B]
         total = {name: gradient.sum(1) for name, gradient in gradients.items()} if want_gradient else None
         return Measurement(loss=loss, grad_norm=torch.stack(squares).sum(0).sqrt(), mean_gradient=total)
