@@ -7,6 +7,7 @@ from datasets import Dataset
 
 from gradfiltering.data.corrupt import Corruption
 from gradfiltering.data.loading import load
+from gradfiltering.data.prompts import Turn
 from gradfiltering.data.records import content_hash, write_truth
 from gradfiltering.data.schemas import Columns
 from gradfiltering.data.sources import Heldout, HubSource, TaskSource
@@ -126,7 +127,7 @@ def test_missing_and_null_inputs_are_empty(write_rows, file_source):
 def test_other_column_names(write_rows, file_source):
     rows = [{"question": "a", "context": "b", "answer": "c"}]
     records = file_source(write_rows(rows), columns=Columns("question", "context", "answer")).load(0)
-    assert asdict(records.schema.turn(records.rows[0])) == {"instruction": "a", "input": "b", "output": "c"}
+    assert records.schema.turn(records.rows[0]) == Turn("a", "b", "c")
 
 
 @pytest.mark.parametrize(("limit", "taken"), [(None, 10), (1, 1), (4, 4), (10, 10), (99, 10)])

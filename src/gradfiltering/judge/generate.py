@@ -48,7 +48,7 @@ def generate(
 
     Args:
         model: a `transformers` causal language model, or a PEFT model around one. Its mode is restored afterwards.
-        tokenizer: its tokenizer; left as it is. Without a padding token the end-of-sequence token pads.
+        tokenizer: its tokenizer; left as it is. Without a padding token a stop token pads.
         prompts: B prompts.
         texts: their rendered texts, as `render_prompts` makes them.
         max_new_tokens: longest answer in tokens.
