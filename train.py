@@ -28,6 +28,7 @@ def experiment(cfg: DictConfig) -> None:
     from gradfiltering.judge import stage as judging
     from gradfiltering.proxy import stage as proxy
     from gradfiltering.proxy.log import GradientLog
+    from gradfiltering.proxy.memory import keep_freed_memory
     from gradfiltering.report import diagnostics, tracking
     from gradfiltering.report.run import Run
     from gradfiltering.report.screen import show
@@ -40,12 +41,12 @@ def experiment(cfg: DictConfig) -> None:
 
     if cfg.until not in STAGES:
         raise UserError(f"until={cfg.until} is no stage; choose one of: {', '.join(STAGES)}")
-    proxy.keep_freed_memory()
+    keep_freed_memory()
     seed = cfg.seed
     source, scorer, selector, epochs = build(cfg.data), build(cfg.scorer), build(cfg.selector), build(cfg.epochs)
     store, batch, limits, judge = build(cfg.store), build(cfg.batch), build(cfg.diagnostics), build(cfg.judge.judge)
     ensemble, objective = build(cfg.ensemble), build(cfg.proxy.objective)
-    engine = partial(build(cfg.gradients), objective=objective, chunk_tokens=batch.tokens)
+    engine = partial(build(cfg.gradients), objective=objective)
     settings, generation, prompt_sets = build(cfg.target.tuning), build(cfg.generation), build(cfg.eval.sets)
 
     run = Run(Path(cfg.run_dir), build(cfg.trainer)(logger=False).strategy.root_device)

@@ -16,7 +16,7 @@ from gradfiltering.store import Store
 
 PRETRAINING_VERSION = 1  # raise it when the same settings would train another model
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
 
 @dataclass(frozen=True)
@@ -63,20 +63,21 @@ class PretrainedBackbone:
     Attributes:
         model: hub id or folder.
         tokenizer: hub id or folder of the tokenizer, None for the model's own.
-        dtype: `float32`, `bfloat16` or `float64`.
-        attention: attention implementation; per-example gradients by `torch.func` want `eager`.
+        precision: of the weights: `fp32`, `bf16`, `fp64`, or `auto` for bf16 where the device multiplies it natively
+            and fp32 elsewhere.
+        attention: attention implementation; a gradient engine takes the one that suits it.
         trust_remote_code: run code that comes with the model (off unless the user turns it on).
     """
 
     model: str
     tokenizer: str | None
-    dtype: str
+    precision: str
     attention: str
     trust_remote_code: bool
 
     def __post_init__(self):
-        if self.dtype not in DTYPES:
-            raise UserError(f"dtype={self.dtype} is unknown; choose one of: {', '.join(DTYPES)}")
+        if self.precision not in ("auto", *DTYPES):
+            raise UserError(f"precision={self.precision} is unknown; choose one of: auto, {', '.join(DTYPES)}")
 
     def load(self, store: Store, seed: int, trainer: Any) -> Loaded:
         """Loads model and tokenizer with `from_pretrained`.
@@ -90,7 +91,7 @@ class PretrainedBackbone:
         model = _from_pretrained(
             AutoModelForCausalLM,
             self.model,
-            dtype=DTYPES[self.dtype],
+            dtype=DTYPES[settle_precision(self.precision, trainer)],
             attn_implementation=self.attention,
             trust_remote_code=self.trust_remote_code,
         )
@@ -114,8 +115,7 @@ class TinyBackbone:
         text: text files to train on, or None for the task generator's prose.
         characters: how much of the generator's prose to train on.
         pretraining: the training budget.
-        dtype: `float32`, `bfloat16` or `float64`.
-        attention: attention implementation.
+        precision, attention: see `PretrainedBackbone`.
     """
 
     architecture: str
@@ -127,7 +127,7 @@ class TinyBackbone:
     text: list[str] | None
     characters: int
     pretraining: Pretraining
-    dtype: str
+    precision: str
     attention: str
 
     def load(self, store: Store, seed: int, trainer: Any) -> Loaded:
@@ -154,10 +154,21 @@ class TinyBackbone:
 
         made = first_then_all(store.make, "backbone", key, build)
         folder = str(made.path)
-        kept = PretrainedBackbone(folder, None, self.dtype, self.attention, trust_remote_code=False)
+        kept = PretrainedBackbone(folder, None, self.precision, self.attention, trust_remote_code=False)
         loaded = kept.load(store, seed, trainer)
         name = f"tiny {self.architecture} ({self.layers} layers, width {self.width})"
         return Loaded(loaded.model, loaded.tokenizer, name, folder, made.seconds, made.reused)
+
+
+def settle_precision(precision: str, trainer: Any) -> str:
+    """What `auto` means on the trainer's device; anything else stays as it is."""
+    if precision != "auto":
+        return precision
+    if trainer(logger=False).strategy.root_device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if native else "fp32"
 
 
 def context_length(config: Any, tokenizer: Any) -> int:

@@ -11,7 +11,11 @@ from gradfiltering.data.batches import IGNORED
 
 
 class Objective(Protocol):
-    """One loss per example. It must be made of torch operations that `torch.func` can batch."""
+    """One loss per example. It must be made of torch operations that `torch.func` can batch.
+
+    An objective that also has a method `token_weights(labels) -> [B, T - 1]`, and whose loss is the sum of `token_nll`
+    with these weights, saves an engine the logits of all positions whose weight is 0.
+    """
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Loss of each example.
@@ -36,6 +40,11 @@ class ResponseNLL:
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """[B, T, V], [B, T] -> [B]."""
         return token_nll(logits, labels).sum(1) / (labels[:, 1:] != IGNORED).sum(1)
+
+    def token_weights(self, labels: Tensor) -> Tensor:
+        """[B, T] -> [B, T - 1]: each example's response tokens weigh the same and 1 together."""
+        response = labels[:, 1:] != IGNORED
+        return response.double() / response.sum(1, keepdim=True)
 
 
 def token_nll(logits: Tensor, labels: Tensor) -> Tensor:

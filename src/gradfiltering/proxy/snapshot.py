@@ -16,6 +16,7 @@ from gradfiltering.data.module import EnsembleData
 from gradfiltering.proxy.devices import gather, rank
 from gradfiltering.proxy.ensemble import ProxyEnsemble
 from gradfiltering.proxy.gradients import GradientEngine
+from gradfiltering.proxy.head import split_head
 from gradfiltering.proxy.log import EpochLog, EpochRecorder, write_epoch
 from gradfiltering.proxy.lora import Adapters, LoraSettings, export_adapter, update_ratio
 from gradfiltering.proxy.objective import Objective
@@ -55,10 +56,11 @@ def response_losses(
     `batches` are this process's share; what comes back is of all processes.
     """
     model.to(device).eval()
+    split = split_head(model)
     losses: dict[int, float] = {}
     for batch in batches:
         there = batch.to(device)
-        loss = objective(model(input_ids=there.input_ids, use_cache=False).logits, there.labels)
+        loss = split.losses(objective, there.input_ids, there.labels)
         losses.update(zip(batch.example_id.tolist(), loss.float().cpu().tolist(), strict=True))
     return {example_id: loss for some in gather(losses) for example_id, loss in some.items()}
 
