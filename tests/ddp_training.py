@@ -58,7 +58,8 @@ def trainer_of(processes: int) -> partial[L.Trainer]:
     """Builds a trainer of so many gloo processes."""
     return partial(
         L.Trainer, accelerator="cpu", devices=processes, strategy="ddp" if processes > 1 else "auto", logger=False,
-        enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False, use_distributed_sampler=False,
+        enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
+        use_distributed_sampler=False,
     )  # fmt: skip
 
 
@@ -84,7 +85,11 @@ def train_all(folder: Path, trainer: partial[L.Trainer]) -> None:
                 )  # fmt: skip
             np.savez(
                 own / collect / "measured.npz",
-                **{f"{name}/{at}": getattr(one.log, name) for at, one in enumerate(passes) for name in ("grad_norm", "loss")},
+                **{
+                    f"{name}/{at}": getattr(one.log, name)
+                    for at, one in enumerate(passes)
+                    for name in ("grad_norm", "loss")
+                },
                 **{f"times/{at}": one.times for at, one in enumerate(passes)},
             )
         finetune("candidate", backbone, encoded, TUNING, own / "target", 0, trainer)
