@@ -1,17 +1,19 @@
 """Several processes give what one gives: log, adapters, scores, subset, targets and answers."""
 
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
-from tests.pipeline import SMALL_MODELS, SMALL_RUN, run_train, summary
+from tests.pipeline import ROOT, SMALL_MODELS, SMALL_RUN, run_train, summary
 from tests.processes import TORCHRUN, finish, launch, run_in_processes, slurm_job, slurm_variables, start
 
 ADAPTER_RTOL = 1e-8  # float64
 LOG_RTOL = 2e-7  # the log on disk is float32
-# A float32 target, by the norm of a tensor. Processes add up a gradient in another order, so it differs by rounding, and
+# A float32 target, by the norm of a tensor. Processes add up a gradient in another order, so it differs by rounding.
 # AdamW divides each entry by its own size: where that is near its eps (A at the second step, B being hardly off zero),
 # rounding becomes a visible share of a whole update. test_ddp_exact.py shows in float64 that nothing else differs.
 TARGET_RTOL = 1e-3
@@ -169,15 +171,46 @@ def test_tasks_of_a_slurm_job_that_the_trainer_does_not_use_are_an_error(store, 
     [("ensemble.lr=1e300", None, "is not finite"), ("until=select", "scores.parquet", "which no earlier run made")],
     ids=["in every process", "in the first process"],
 )
-def test_a_users_error_is_told_once_and_ends_all_processes(store, tmp_path, override, foreign, message):
+@pytest.mark.parametrize("launcher", [[], [*TORCHRUN, "2"]], ids=["lightning", "torchrun"])
+def test_a_users_error_is_told_once_and_ends_all_processes(store, tmp_path, launcher, override, foreign, message):
     folder = tmp_path / "run"
     folder.mkdir()
     if foreign is not None:
         (folder / foreign).touch()
     overrides = [*SMALL, "trainer=ddp_cpu", "data.rows=24", "until=proxy", override]
-    done = launch(tmp_path / "tmp", "train.py", *overrides, *at(folder, store))
+    done = launch(tmp_path / "tmp", *launcher, "train.py", *overrides, *at(folder, store))
     assert done.returncode == 1
-    assert done.stderr.count(message) == 1 and "Traceback" not in done.stderr
+    assert done.stderr.count(message) == 1, done.stderr
+    assert launcher or "Traceback" not in done.stderr  # torchrun shows one of its own
+    assert not list((tmp_path / "tmp").glob("gradfiltering-*")), "another process left its folder behind"
+
+
+ONE_FAILS = """
+from functools import partial
+from gradfiltering.config import run
+from gradfiltering.errors import UserError
+from gradfiltering.proxy import devices
+from tests.ddp_training import trainer_of
+
+def main():
+    devices.LAST_WORD = devices.timedelta(seconds=1)
+    with devices.connected(trainer_of(2)):
+        if devices.rank() == 1:
+            raise UserError("the disk of the second machine is full")
+        devices.gather(0)
+
+run(main)
+"""
+
+
+@pytest.mark.slow
+def test_an_error_of_another_process_alone_is_told_by_it_and_ends_all(tmp_path):
+    script = tmp_path / "fails.py"
+    script.write_text(ONE_FAILS, "utf-8")
+    done = finish(
+        start(tmp_path / "tmp", str(script), PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), *sys.path])))
+    )
+    assert done.returncode != 0 and "the disk of the second machine is full" in done.stderr
 
 
 @pytest.mark.slow
