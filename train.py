@@ -13,10 +13,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from gradfiltering.config import build
-from gradfiltering.config import run as run_command
+from gradfiltering.config import build, run
 from gradfiltering.errors import UserError, plain_words
 from gradfiltering.proxy import devices
+from gradfiltering.report import screen
 
 STAGES = ("proxy", "score", "select", "target", "judge", "report")
 
@@ -31,7 +31,6 @@ def experiment(cfg: DictConfig) -> None:
     from gradfiltering.proxy.memory import keep_freed_memory
     from gradfiltering.report import diagnostics, tracking
     from gradfiltering.report.run import Run
-    from gradfiltering.report.screen import show
     from gradfiltering.scorers.base import Evidence, write_unscored
     from gradfiltering.selectors.base import write_subset
     from gradfiltering.target import stage as tuning
@@ -115,7 +114,7 @@ def experiment(cfg: DictConfig) -> None:
             run.add(metrics=judging.measure_answers(prompts, answers))
             run.add(**judging.tally_verdicts(verdicts, answers, cfg.judge.resamples, cfg.judge.confidence, seed))
         tracking.log_summary(logger, run.summary)
-        show(run.summary, run.folder, Console(quiet=devices.rank() > 0))
+        screen.show(run.summary, run.folder, Console(quiet=devices.rank() > 0))
     finally:
         tracking.close_logger(logger)
 
@@ -123,9 +122,10 @@ def experiment(cfg: DictConfig) -> None:
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Runs one experiment; an error the user can mend is printed in plain words."""
+    screen.open_run(cfg.run_dir, Console(quiet=not devices.is_first()))
     with plain_words(cfg.debug), devices.connected(build(cfg.trainer)):
         experiment(cfg)
 
 
 if __name__ == "__main__":
-    run_command(partial(devices.start, main))
+    run(partial(devices.start, main))

@@ -1,8 +1,6 @@
 """Several processes give what one gives: log, adapters, scores, subset, targets and answers."""
 
 import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,19 +9,21 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 from tests.pipeline import ROOT, SMALL_MODELS, SMALL_RUN, run_train, summary
+from tests.processes import TORCHRUN, finish, launch, run_in_processes, slurm_job, slurm_variables, start
 
 ADAPTER_RTOL = 1e-8  # float64
 LOG_RTOL = 2e-7  # the log on disk is float32
-TARGET_RTOL, TARGET_ATOL = 1e-3, 1e-6  # float32 AdamW
+# A float32 target, by the norm of a tensor. Processes add up a gradient in another order, so it differs by rounding.
+# AdamW divides each entry by its own size: where that is near its eps (A at the second step, B being hardly off zero),
+# rounding becomes a visible share of a whole update. test_ddp_exact.py shows in float64 that nothing else differs.
+TARGET_RTOL = 1e-3
+LOSS_RTOL = 1e-4  # float32
 BATCH = 8
-LONG_ENOUGH = 240
 
 SMALL = [
     *SMALL_MODELS, *SMALL_RUN, "data.heldout_rows=5", "eval.limit=5", "ensemble.m=2", f"ensemble.batch_size={BATCH}",
     "proxy.backbone.dtype=float64", "generation.batch_size=2", "logger=csv",
 ]  # fmt: skip
-TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node"]
-PLACES = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @pytest.fixture(scope="module")
@@ -33,29 +33,6 @@ def store(tmp_path_factory):
 
 def at(folder: Path, store: Path) -> list[str]:
     return [f"store.path={store}", f"run_dir={folder}", f"hydra.run.dir={folder}"]
-
-
-def launch(temporary: Path, *command: str) -> subprocess.CompletedProcess:
-    """`python command` as from a shell; whatever it started is stopped with it."""
-    temporary.mkdir(exist_ok=True)
-    plain = {name: value for name, value in os.environ.items() if name not in PLACES}
-    environment = {**plain, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
-    process = subprocess.Popen(
-        [sys.executable, *command], env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, start_new_session=True,
-    )  # fmt: skip
-    try:
-        output, errors = process.communicate(timeout=LONG_ENOUGH)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    return subprocess.CompletedProcess(command, process.returncode, output, errors)
-
-
-def run_in_processes(temporary: Path, *command: str) -> str:
-    done = launch(temporary, *command)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def one_process(folder: Path, store: Path, *overrides: str) -> Path:
@@ -138,7 +115,8 @@ def test_whole_run_in_three_processes_with_a_store_of_its_own(store, tmp_path):
             load_file(folder / "target" / model / "adapter" / "adapter_model.safetensors") for folder in (one, three)
         )
         for name, value in a.items():
-            np.testing.assert_allclose(b[name], value, rtol=TARGET_RTOL, atol=TARGET_ATOL + 1e-4 * np.abs(value).max())
+            apart = np.linalg.norm(b[name] - value) / np.linalg.norm(value)
+            assert apart <= TARGET_RTOL, f"{model} {name}: {apart:.1e} apart; a row is missing or counted twice"
         assert (one / f"responses/{model}.jsonl").read_bytes() == (three / f"responses/{model}.jsonl").read_bytes()
     assert files_of(one) == files_of(three)
     a, b = summary(one), summary(three)
@@ -147,7 +125,7 @@ def test_whole_run_in_three_processes_with_a_store_of_its_own(store, tmp_path):
         for name in ("steps", "examples", "tokens", "flops"):
             assert b["target"][model][name] == found[name]
         for name in ("final_loss", "heldout_loss"):
-            assert b["target"][model][name] == pytest.approx(found[name], rel=1e-4)
+            assert b["target"][model][name] == pytest.approx(found[name], rel=LOSS_RTOL)
 
 
 @pytest.mark.slow
@@ -155,12 +133,36 @@ def test_whole_run_in_three_processes_with_a_store_of_its_own(store, tmp_path):
 def test_each_job_of_a_sweep_has_one_folder(store, tmp_path, launcher):
     overrides = [*SMALL, "trainer=ddp_cpu", "data.rows=24", "until=select", f"store.path={store}"]
     sweep = tmp_path / "sweep"
-    run_in_processes(
+    output = run_in_processes(
         tmp_path / "tmp", *launcher, "train.py", "-m", *overrides, "scorer=gsnr,raw_drop", f"hydra.sweep.dir={sweep}"
     )
     assert sorted(path.name for path in sweep.iterdir()) == ["0", "1", "multirun.yaml"]
     assert [summary(sweep / job)["selection"]["scorer"] for job in "01"] == ["gsnr", "raw_drop"]
+    assert files_of(sweep / "0") == files_of(sweep / "1") and "summary.json" in files_of(sweep / "0")
+    assert output.count("summary.json") == 2, "each job is told once, by the first process"
     assert not list((tmp_path / "tmp").glob("gradfiltering-*"))
+
+
+@pytest.mark.slow
+def test_tasks_of_a_slurm_job_find_each_other(store, tmp_path):
+    few = ["data.rows=25", "until=select", "selector.fraction=0.2"]
+    one, two = one_process(tmp_path / "one", store, *few), tmp_path / "two"
+    command, job = ["train.py", *SMALL, "trainer=ddp_cpu", *few, *at(two, store)], slurm_job(tasks=2)
+    tasks = [start(tmp_path / "tmp", *command, **slurm_variables(job, task)) for task in range(2)]
+    done = [finish(task) for task in tasks]
+    assert [task.returncode for task in done] == [0, 0], done[0].stderr + done[1].stderr
+    assert [task.stdout.count("summary.json") for task in done] == [1, 0], "the screen belongs to the first task"
+    assert_same_log(one, two, 25)
+    assert_same_adapters(one, two)
+    assert_same_choice(one, two)
+    assert files_of(one) == files_of(two)
+
+
+@pytest.mark.slow
+def test_tasks_of_a_slurm_job_that_the_trainer_does_not_use_are_an_error(store, tmp_path):
+    command = ["train.py", *SMALL, "trainer=ddp_cpu", "trainer.devices=3", "data.rows=24", *at(tmp_path / "run", store)]
+    done = finish(start(tmp_path / "tmp", *command, **slurm_variables(slurm_job(tasks=2), 0)))
+    assert done.returncode == 1 and "trainer.devices" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
@@ -169,15 +171,46 @@ def test_each_job_of_a_sweep_has_one_folder(store, tmp_path, launcher):
     [("ensemble.lr=1e300", None, "is not finite"), ("until=select", "scores.parquet", "which no earlier run made")],
     ids=["in every process", "in the first process"],
 )
-def test_a_users_error_is_told_once_and_ends_all_processes(store, tmp_path, override, foreign, message):
+@pytest.mark.parametrize("launcher", [[], [*TORCHRUN, "2"]], ids=["lightning", "torchrun"])
+def test_a_users_error_is_told_once_and_ends_all_processes(store, tmp_path, launcher, override, foreign, message):
     folder = tmp_path / "run"
     folder.mkdir()
     if foreign is not None:
         (folder / foreign).touch()
     overrides = [*SMALL, "trainer=ddp_cpu", "data.rows=24", "until=proxy", override]
-    done = launch(tmp_path / "tmp", "train.py", *overrides, *at(folder, store))
+    done = launch(tmp_path / "tmp", *launcher, "train.py", *overrides, *at(folder, store))
     assert done.returncode == 1
-    assert done.stderr.count(message) == 1 and "Traceback" not in done.stderr
+    assert done.stderr.count(message) == 1, done.stderr
+    assert launcher or "Traceback" not in done.stderr  # torchrun shows one of its own
+    assert not list((tmp_path / "tmp").glob("gradfiltering-*")), "another process left its folder behind"
+
+
+ONE_FAILS = """
+from functools import partial
+from gradfiltering.config import run
+from gradfiltering.errors import UserError
+from gradfiltering.proxy import devices
+from tests.ddp_training import trainer_of
+
+def main():
+    devices.LAST_WORD = devices.timedelta(seconds=1)
+    with devices.connected(trainer_of(2)):
+        if devices.rank() == 1:
+            raise UserError("the disk of the second machine is full")
+        devices.gather(0)
+
+run(main)
+"""
+
+
+@pytest.mark.slow
+def test_an_error_of_another_process_alone_is_told_by_it_and_ends_all(tmp_path):
+    script = tmp_path / "fails.py"
+    script.write_text(ONE_FAILS, "utf-8")
+    done = finish(
+        start(tmp_path / "tmp", str(script), PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), *sys.path])))
+    )
+    assert done.returncode != 0 and "the disk of the second machine is full" in done.stderr
 
 
 @pytest.mark.slow

@@ -10,9 +10,9 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 PATIENCE = timedelta(days=7)  # the others wait as long for what the first process does alone, such as judging
-LAST_WORD_SECONDS = 30
+LAST_WORD = timedelta(seconds=30)  # for the first process to meet the error of another
 GRACE_SECONDS = 2  # for the others to leave Lightning's fit, which answers a signal with a stack trace
+TOLD = "gradfiltering: the first process tells the error"
 
 
 def start(main: Callable[[], None]) -> None:
@@ -40,15 +41,15 @@ def start(main: Callable[[], None]) -> None:
 
     Lightning starts the processes of a sweep once, with the same command line, and they go through its jobs together.
     """
-    if not _is_first():
+    if not is_first():
         folder = tempfile.mkdtemp(prefix="gradfiltering-rank-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         sys.argv += [f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}", "run_dir=${hydra:runtime.output_dir}"]
     main()
 
 
-def _is_first() -> bool:
-    """What the environment says before anything is connected: Lightning's, torchrun's and SLURM's variables."""
+def is_first() -> bool:
+    """Whether this is the first process, by the variables of Lightning, torchrun and SLURM."""
     number = [int(os.environ.get(name, 0)) for name in ("RANK", "NODE_RANK", "LOCAL_RANK")]
     if "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
         number.append(int(os.environ.get("SLURM_PROCID", 0)))
@@ -71,14 +72,39 @@ def connected(trainer: "Callable[..., L.Trainer]") -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if isinstance(error, UserError) and rank() > 0:
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-            time.sleep(LAST_WORD_SECONDS)  # the first process tells it and ends this one
-        elif children:
-            time.sleep(GRACE_SECONDS)
+        if isinstance(error, UserError) and world_size() > 1:
+            _leave_to_first(error)
         for child in children:
-            child.send_signal(signal.SIGTERM)
+            _end(child)
         raise
+
+
+def _leave_to_first(error: UserError) -> None:
+    """Lets the first process go on to tell `error` and any other go silently, once it knows that the first has met it.
+
+    Raises:
+        UserError: the first did not meet it, so this process must tell.
+    """
+    from torch import distributed
+
+    store = distributed.distributed_c10d._get_default_store()
+    if rank() == 0:
+        store.set(TOLD, "")
+        return
+    try:
+        store.wait([TOLD], LAST_WORD)
+    except distributed.DistStoreError:
+        raise error from None
+    except distributed.DistNetworkError:  # the first has ended already
+        pass
+    sys.exit(0)  # any other status would make the launcher end the first before it has spoken
+
+
+def _end(child: Any) -> None:
+    try:
+        child.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.send_signal(signal.SIGTERM)
 
 
 def _connect(trainer: "Callable[..., L.Trainer]") -> list[Any]:

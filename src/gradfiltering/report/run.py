@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 import yaml
+from rich.console import Console
 
 from gradfiltering.errors import UserError
+from gradfiltering.proxy.devices import rank
 from gradfiltering.report.diagnostics import Diagnostics
 from gradfiltering.store import atomic_path, package_versions, write_json
 
@@ -92,8 +94,9 @@ class Run:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[dict[str, Any]]:
-        """Times a stage and measures its peak memory; the block may set `reused` and `flops` in what is yielded."""
+        """Announces and times a stage, measures its memory; the block may set `reused` and `flops` in what it gets."""
         measured: dict[str, Any] = {"reused": False, "flops": None}
+        Console(quiet=rank() > 0).print(f"[bold]stage[/bold] {name}")
         reset_peak(self.device)
         started = time.monotonic()
         yield measured

@@ -1,4 +1,4 @@
-"""What the user sees at the end of a run."""
+"""What the user sees at the start and at the end of a run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +16,11 @@ FILES = {
     "verdicts.jsonl": "every pairwise verdict",
     "summary.json": "all numbers of this run",
 }
+
+
+def open_run(folder: str, console: Console) -> None:
+    """Says that a run has begun and where it writes, before anything that takes long to import."""
+    console.print(Text.assemble(("gradfiltering", "bold"), f" writes to {folder}; loading libraries …"), soft_wrap=True)
 
 
 def show(summary: Mapping[str, Any], folder: Path, console: Console) -> None:

@@ -1,0 +1,114 @@
+"""Trains the proxy ensemble and a target in float64 in some processes and keeps what they measured, unrounded.
+
+Run as `python -m tests.ddp_training FOLDER PROCESSES`, also under torchrun; process R leaves `FOLDER/rank=R`.
+"""
+
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import lightning as L
+import numpy as np
+
+from gradfiltering.data.corrupt import Corruption
+from gradfiltering.data.examples import Encoder
+from gradfiltering.data.records import Columns
+from gradfiltering.data.sources import TaskSource
+from gradfiltering.proxy import devices, snapshot
+from gradfiltering.proxy.backbone import Loaded
+from gradfiltering.proxy.ensemble import EnsembleSettings
+from gradfiltering.proxy.log import EpochLog, EpochPair, EpochRecorder
+from gradfiltering.proxy.lora import LoraSettings
+from gradfiltering.proxy.objective import ResponseNLL
+from gradfiltering.proxy.pretrain import new_model, train_tokenizer
+from gradfiltering.proxy.stage import BatchSettings, log_gradients
+from gradfiltering.proxy.vmap import VmapEngine
+from gradfiltering.store import Store
+from gradfiltering.target.finetune import TuningSettings, finetune
+
+# GPT-2, because transformers' LLaMA computes its RMSNorm in float32 whatever the model's type.
+SHAPE = {"architecture": "gpt2", "layers": 1, "heads": 2, "width": 16, "context": 96, "vocabulary": 300}
+COLLECT = ("snapshot", "online")
+ROWS = (24, 25)  # divisible by 2 and 3; by neither, with an update of one row, of which some processes get none
+HELDOUT = 5
+EPOCHS = EpochPair(1, 2)
+LORA = LoraSettings(rank=2, alpha=4, target_modules="all-linear", init_b_std=0.05)
+# Clipping and a large eps: without them AdamW hides a gradient that is a multiple of the right one.
+ENSEMBLE = partial(
+    EnsembleSettings, m=2, batch_size=8, lr=0.01, warmup_steps=3, betas=(0.9, 0.999), eps=1e-3, weight_decay=0.01,
+    clip_norm=0.5, bucket_batches=2, trajectory_steps=2, lora=LORA,
+)  # fmt: skip
+TUNING = TuningSettings(
+    epochs=2, batch_size=7, micro_batch_tokens=120, lr=0.01, schedule="cosine", warmup_share=0.1, weight_decay=0.0,
+    clip_norm=0.1, records=5, lora=LORA,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One pass over all rows as a process knows it: its own part of the work, and everybody's results."""
+
+    times: np.ndarray
+    log: EpochLog
+
+
+def trainer_of(processes: int) -> partial[L.Trainer]:
+    """Builds a trainer of so many gloo processes."""
+    return partial(
+        L.Trainer, accelerator="cpu", devices=processes, strategy="ddp" if processes > 1 else "auto", logger=False,
+        enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
+        use_distributed_sampler=False,
+    )  # fmt: skip
+
+
+def train_all(folder: Path, trainer: partial[L.Trainer]) -> None:
+    """Every way of collecting, every number of rows, and a target each, in this process's folder."""
+    for rows in ROWS:
+        none = Corruption(0, 0, 0, 0, 0, 0)
+        records = TaskSource(rows, HELDOUT, None, "plain", Columns("instruction", "input", "output"), none).load(seed=0)
+        tokenizer = train_tokenizer([row["instruction"] + " " + row["output"] for row in records.rows], 300)
+        encoder = Encoder(tokenizer, SHAPE["context"], Store(folder / "store"))
+        encoded = devices.first_then_all(encoder.encode_all, records)
+        model = new_model(SHAPE, tokenizer, 0).double().eval().requires_grad_(False)
+        model.set_attn_implementation("eager")
+        backbone = Loaded(model, tokenizer, "test", "test", 0.0, True)
+        own = folder / f"rank={devices.rank()}" / f"rows={rows}"
+        engine = partial(VmapEngine, objective=ResponseNLL(), chunk_tokens=4096)
+        for collect in COLLECT:
+            passes: list[Measured] = []
+            with mock.patch.object(snapshot, "EpochRecorder", partial(Keeping, passes)):
+                log_gradients(
+                    backbone, encoded, ENSEMBLE(collect=collect), engine, EPOCHS, BatchSettings(200, 0),
+                    own / collect, 0, trainer,
+                )  # fmt: skip
+            np.savez(
+                own / collect / "measured.npz",
+                **{
+                    f"{name}/{at}": getattr(one.log, name)
+                    for at, one in enumerate(passes)
+                    for name in ("grad_norm", "loss")
+                },
+                **{f"times/{at}": one.times for at, one in enumerate(passes)},
+            )
+        finetune("candidate", backbone, encoded, TUNING, own / "target", 0, trainer)
+
+
+class Keeping(EpochRecorder):
+    """A recorder that keeps what it hands out."""
+
+    def __init__(self, passes: list[Measured], *arguments):
+        super().__init__(*arguments)
+        self.passes = passes
+
+    def finish(self) -> EpochLog:
+        log = super().finish()
+        self.passes.append(Measured(self.times.copy(), log))
+        return log
+
+
+if __name__ == "__main__":
+    chosen = trainer_of(int(sys.argv[2]))
+    with devices.connected(chosen):
+        train_all(Path(sys.argv[1]), chosen)

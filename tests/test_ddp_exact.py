@@ -1,0 +1,83 @@
+"""In float64 several processes give what one gives, to rounding: the log before it is written, and the target."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tests.ddp_training import COLLECT, HELDOUT, ROWS, train_all, trainer_of
+from tests.processes import TORCHRUN, run_in_processes
+
+RTOL = 1e-8  # float64, over two epochs; found: 1e-15
+TARGET_RTOL = 1e-10  # of a tensor's largest entry; found: 1e-15
+
+several = pytest.mark.parametrize(
+    ("processes", "launcher"),
+    [(2, []), pytest.param(3, [*TORCHRUN, "3"], marks=pytest.mark.slow)],
+    ids=["2 by Lightning", "3 by torchrun"],
+)
+any_rows = pytest.mark.parametrize("rows", ROWS, ids=["divisible", "not divisible"])
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one")
+    train_all(folder, trainer_of(1))
+    return folder / "rank=0"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Folder of each process, by number of processes; each training is done once."""
+
+    @cache
+    def run(processes, *launcher):
+        folder = tmp_path_factory.mktemp(f"in-{processes}")
+        run_in_processes(folder / "tmp", *launcher, "-m", "tests.ddp_training", str(folder), str(processes))
+        return [folder / f"rank={rank}" for rank in range(processes)]
+
+    return run
+
+
+def measured(folder, rows, collect):
+    with np.load(folder / f"rows={rows}" / collect / "measured.npz") as file:
+        return dict(file)
+
+
+@several
+@any_rows
+@pytest.mark.parametrize("collect", COLLECT)
+def test_gradient_log_after_two_epochs_is_that_of_one_process(one, trained, processes, launcher, collect, rows):
+    alone = measured(one, rows, collect)
+    together = [measured(folder, rows, collect) for folder in trained(processes, *launcher)]
+    for name, expected in alone.items():
+        if not name.startswith("times"):
+            assert expected.dtype == np.float64 and expected.shape[1] in (rows, HELDOUT)
+            for found in together:
+                np.testing.assert_allclose(found[name], expected, rtol=RTOL, err_msg=f"{name}: {collect}, {rows} rows")
+    assert not np.allclose(alone["grad_norm/0"], alone["grad_norm/2"], rtol=1e-3), "nothing was learned in between"
+
+
+@several
+@any_rows
+@pytest.mark.parametrize("collect", COLLECT)
+def test_each_example_is_measured_once_and_each_process_does_its_part(trained, processes, launcher, collect, rows):
+    together = [measured(folder, rows, collect) for folder in trained(processes, *launcher)]
+    for name in (name for name in together[0] if name.startswith("times")):
+        parts = [found[name] for found in together]
+        np.testing.assert_array_equal(np.sum(parts, axis=0), 1)
+        if parts[0].shape[1] == rows:
+            assert all(part.any() for part in parts), f"{name}: a process had nothing to do"
+
+
+@several
+@any_rows
+def test_target_is_that_of_one_process(one, trained, processes, launcher, rows):
+    file = f"rows={rows}/target/adapter/adapter_model.safetensors"
+    alone = load_file(one / file)
+    for folder in trained(processes, *launcher):
+        found = load_file(folder / file)
+        assert found.keys() == alone.keys()
+        for name, value in alone.items():
+            assert value.dtype == np.float64
+            np.testing.assert_allclose(found[name], value, rtol=0, atol=TARGET_RTOL * np.abs(value).max(), err_msg=name)
