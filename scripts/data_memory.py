@@ -104,7 +104,10 @@ def measure(options: argparse.Namespace, scratch: Path) -> None:
         tokenizer = GPT2TokenizerFast.from_pretrained(options.tokenizer)
     nothing = Corruption(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     columns = Columns("instruction", "input", "output")
-    source = FileSource(str(path), None, "alpaca", "auto", columns, Heldout(None, 0, 0.0), nothing)
+    source = FileSource(
+        path=str(path), limit=None, template="alpaca", schema="auto", columns=columns,
+        heldout=Heldout(None, 0, 0.0), corrupt=nothing,
+    )  # fmt: skip
     with measured("read and check"):
         records = source.load(0)
     encoder = Encoder(tokenizer, options.max_tokens, Store(scratch / "store"))
