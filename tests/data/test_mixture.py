@@ -30,9 +30,7 @@ def test_order_and_choice_depend_on_the_seed_alone(paths, mixture_source):
     sources = {"a": {"path": paths[0], "count": 10}, "b": {"path": paths[1], "count": 5}}
     first, same, other = (mixture_source(sources).load(seed).rows.to_list() for seed in (0, 0, 1))
     assert first == same != other
-    assert len(set(mixture_source(sources, limit=6).load(0).sources)) == 2, (
-        "a limit is to leave a mixture"
-    )
+    assert len(set(mixture_source(sources, limit=6).load(0).sources)) == 2, "a limit is to leave a mixture"
 
 
 @pytest.mark.parametrize(
