@@ -164,7 +164,7 @@ def test_a_vocabulary_that_does_not_fit_the_model(tmp_path, capsys):
     [
         (["ensemble.lr=1e38", "until=select", "ensemble.m=2"], ["not finite", "members [", "rows [", "ensemble.lr"]),
         (["scorer=random", "target.tuning.lr=1e30", "target.tuning.clip_norm=null"],
-            ["target candidate: the loss is", "at step", "rows [", "lower target.tuning.lr"]),
+            ["target full: the loss is", "at step", "rows [", "lower target.tuning.lr"]),
         (["scorer=random", "generation.max_new_tokens=256"], ["context holds 256 tokens", "choose at most 128"]),
     ],
     ids=["NaN of the proxy", "NaN of the target", "no room for a prompt in the context"],
