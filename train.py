@@ -14,11 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from gradfiltering.config import build, run
-from gradfiltering.errors import UserError, plain_words
+from gradfiltering.errors import plain_words
+from gradfiltering.plan import Plan
 from gradfiltering.proxy import devices
 from gradfiltering.report import screen
-
-STAGES = ("proxy", "score", "select", "target", "judge", "report")
 
 
 def experiment(cfg: DictConfig) -> None:
@@ -32,14 +31,9 @@ def experiment(cfg: DictConfig) -> None:
     from gradfiltering.report import diagnostics, tracking
     from gradfiltering.report.run import Run
     from gradfiltering.scorers.base import Evidence, write_unscored
-    from gradfiltering.selectors.base import write_subset
+    from gradfiltering.selectors.base import shortfall, write_subset
     from gradfiltering.target import stage as tuning
 
-    def reached(stage: str) -> bool:
-        return STAGES.index(stage) <= STAGES.index(cfg.until)
-
-    if cfg.until not in STAGES:
-        raise UserError(f"until={cfg.until} is no stage; choose one of: {', '.join(STAGES)}")
     keep_freed_memory()
     seed = cfg.seed
     source, scorer, selector, epochs = build(cfg.data), build(cfg.scorer), build(cfg.selector), build(cfg.epochs)
@@ -47,6 +41,9 @@ def experiment(cfg: DictConfig) -> None:
     ensemble, objective = build(cfg.ensemble), build(cfg.proxy.objective)
     engine = partial(build(cfg.gradients), objective=objective)
     settings, generation, prompt_sets = build(cfg.target.tuning), build(cfg.generation), build(cfg.eval.sets)
+    small, large = build(cfg.proxy.backbone), build(cfg.target.backbone)
+    plan = Plan(cfg.until, scorer, selector)
+    plan.check(ensemble.m, small, large, cfg.judge.against)
 
     run = Run(Path(cfg.run_dir), build(cfg.trainer)(logger=False).strategy.root_device)
     devices.first_then_all(run.start, OmegaConf.to_container(cfg, resolve=True), seed)
@@ -55,9 +52,10 @@ def experiment(cfg: DictConfig) -> None:
     try:
         # Records -> examples. Prompts are loaded now, so that a missing file shows before anything is trained.
         records = devices.first_then_all(source.load, seed)
-        prompts = judging.load_prompt_sets(prompt_sets, records) if reached("judge") else []
+        asked = selector.wanted(len(records))
+        prompts = judging.load_prompt_sets(prompt_sets, records) if plan.reached("judge") else []
         with run.stage("backbone") as cost:
-            backbone = build(cfg.proxy.backbone).load(store, seed, trainer)
+            backbone = small.load(store, seed, trainer)
             cost.update(reused=backbone.reused)
         encoder = Encoder(backbone.tokenizer, min(cfg.proxy.max_tokens, backbone.context), store)
         rows = devices.first_then_all(encoder.encode_all, records)
@@ -68,9 +66,8 @@ def experiment(cfg: DictConfig) -> None:
         write_truth(run.folder / "truth.parquet", records.kinds)
 
         # Examples -> gradient log, where somebody needs it.
-        wanted = "scores" in selector.needs or not reached("select")
         log = bare = scores = None
-        if wanted and "gradient_log" in scorer.needs:
+        if plan.scored and "gradient_log" in scorer.needs:
             with run.stage("proxy") as cost:
                 bare = proxy.measure_bare(backbone, objective, rows, batch, trainer)
                 logged = proxy.log_gradients(backbone, rows, ensemble, engine, epochs, batch, run.folder, seed, trainer)
@@ -80,33 +77,34 @@ def experiment(cfg: DictConfig) -> None:
             run.diagnose(diagnostics.of_ensemble(log, epochs, logged, bare, limits))
 
         # Gradient log -> scores -> subset.
-        if reached("score") and wanted:
+        if plan.reached("score") and plan.scored:
             with run.stage("score"):
                 scores = scorer.score(Evidence(examples.example_ids, seed, epochs, log))
                 scores.write(run.folder / "scores.parquet")
             tracking.log_histogram(logger, "score/histogram", scores.score)
-        if reached("select"):
+        if plan.reached("select"):
             with run.stage("select"):
                 chosen = selector.select(examples.example_ids, len(records), scores, seed)
                 write_subset(run.folder, records, chosen, scores)
             named = HydraConfig.get().runtime.choices
             how = {"scorer": named["scorer"] if scores else None, "selector": named["selector"]}
             run.add(selection={**how, "fraction": len(chosen) / len(records), "selected": len(chosen)})
+            run.warn(shortfall(asked, len(chosen)))
             run.diagnose(diagnostics.of_selection(examples, chosen, scores, bare, limits))
             run.diagnose(diagnostics.of_sources(records.sources, chosen, limits))
             run.diagnose(diagnostics.against_truth(records.kinds, chosen, scores, seed, limits))
 
         # Subset -> adapters -> answers -> verdicts.
-        if reached("target"):
+        if plan.reached("target"):
             with run.stage("target") as cost:
-                target = build(cfg.target.backbone).load(store, seed, trainer)
+                target = large.load(store, seed, trainer)
                 encoder = Encoder(target.tokenizer, min(cfg.target.max_tokens, target.context), store)
                 rows = devices.first_then_all(encoder.encode_all, records)
                 sets = tuning.training_sets(chosen, examples.example_ids, len(records), cfg.judge.against, seed)
                 tuned = tuning.finetune_all(sets, target, rows, settings, run.folder, seed, trainer)
                 cost.update(flops=sum(result.flops for result in tuned.values()))
             run.add(target={name: asdict(result) for name, result in tuned.items()})
-        if reached("judge"):
+        if plan.reached("judge"):
             with run.stage("judge"):
                 run.warn(judge.check(prompts))
                 answers = judging.answer_all(tuned, target, prompts, records.template, generation, run.folder, trainer)

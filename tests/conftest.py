@@ -10,6 +10,12 @@ SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
+def store(tmp_path_factory) -> str:
+    """One store for all whole runs of the session, so that the small backbones are trained once."""
+    return f"store.path={tmp_path_factory.mktemp('store')}"
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real public data beside the checkout; a user's machine has none of it."""
     if not SHARED.is_dir():

@@ -34,6 +34,17 @@ def summary(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "summary.json").read_text("utf-8"))
 
 
+def tiny_gpt2(folder: Path, vocabulary: int = 300) -> Path:
+    """A GPT-2 folder as a user has one, but small: the loading code is the real one."""
+    from gradfiltering.proxy.pretrain import new_model, train_tokenizer
+
+    tokenizer = train_tokenizer(["Say it is. 0 1 2 3 4 5 6 7 8 9"], vocabulary)
+    shape = {"architecture": "gpt2", "layers": 1, "heads": 2, "width": 16, "context": 128, "vocabulary": vocabulary}
+    new_model(shape, tokenizer, 0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def quiet_trainer(**options: Any) -> L.Trainer:
     """One CPU and nothing on the screen."""
     return L.Trainer(

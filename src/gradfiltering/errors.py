@@ -1,8 +1,17 @@
 """The one error a user is meant to read, and how it is shown."""
 
+import errno
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# How libraries that raise no OSError say that a write failed: safetensors, and torch's archives.
+_FULL_WORDS = re.compile(r"os error (28|27|122)\b|No space left on device|PytorchStreamWriter|unexpected pos \d+ vs")
+_MEMORY_WORDS = re.compile(
+    r"can't allocate memory|not enough memory: you tried to allocate|out of memory", re.IGNORECASE
+)
 
 
 class UserError(ValueError):
@@ -13,16 +22,49 @@ class UserError(ValueError):
     """
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a write failed for want of space, whichever library was writing."""
+    if isinstance(error, OSError):
+        return error.errno in DISK_FULL
+    return type(error).__name__ in ("SafetensorError", "RuntimeError") and bool(_FULL_WORDS.search(str(error)))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the host or on the device."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and bool(_MEMORY_WORDS.search(str(error)))  # torch.OutOfMemoryError is one
+    )
+
+
+def explained(error: BaseException) -> UserError | None:
+    """What the machine lacks in words of this project, None for any other error."""
+    if isinstance(error, UserError):
+        return error
+    why = " ".join((str(error) or type(error).__name__).splitlines()[:1])[:300]
+    if is_out_of_memory(error):
+        return UserError(
+            f"memory ran out: {why}. Lower batch.tokens, target.tuning.micro_batch_tokens or generation.batch_size (no "
+            "training result depends on them), or ensemble.m, or choose a smaller proxy or target"
+        )
+    if is_disk_full(error):
+        return UserError(
+            f"the disk is full: {why}. Free some space, or place the run elsewhere with run_dir=, the store with "
+            "store.path= and the cache of read files with the environment variable HF_DATASETS_CACHE"
+        )
+    return None
+
+
 @contextmanager
 def plain_words(debug: bool = False) -> Iterator[None]:
-    """Prints a `UserError` in plain words and exits with 1; with `debug` it passes as it is."""
+    """Prints what the user can mend in plain words and exits with 1; with `debug` errors pass as they are."""
     try:
         yield
-    except UserError as error:
-        if debug:
+    except Exception as error:
+        told = None if debug else explained(error)
+        if told is None:
             raise
         from rich.console import Console
         from rich.text import Text
 
-        Console(stderr=True).print(Text.assemble(("error  ", "bold red"), str(error)), soft_wrap=True)
+        Console(stderr=True).print(Text.assemble(("error  ", "bold red"), str(told)), soft_wrap=True)
         sys.exit(1)

@@ -18,11 +18,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from gradfiltering.errors import UserError
+from gradfiltering.errors import UserError, is_disk_full
 
 WRITE_FAILURES = {
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR,
-    errno.EEXIST, errno.ENAMETOOLONG,
+    errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG
 }  # fmt: skip
 RECORDED_PACKAGES = ("torch", "lightning", "transformers", "peft", "datasets", "torchmetrics", "numpy", "pyarrow")
 
@@ -47,12 +46,14 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in WRITE_FAILURES:
+    except Exception as error:
+        if not is_disk_full(error) and not (isinstance(error, OSError) and error.errno in WRITE_FAILURES):
             raise
+        why = (error.strerror if isinstance(error, OSError) else None) or error
         raise UserError(
-            f"cannot write {path}: {error.strerror or error}. Free some space or permit writing there, "
-            "or place the run elsewhere with run_dir= and the store with store.path="
+            f"cannot write {path}: {why}. Free some space or permit writing there, "
+            "or place the run elsewhere with run_dir=, the store with store.path= and the cache of read files with the "
+            "environment variable HF_DATASETS_CACHE"
         ) from error
 
 

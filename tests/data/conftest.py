@@ -8,6 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from gradfiltering.data.corrupt import Corruption
+from gradfiltering.data.formats import JSON_LINES
+from gradfiltering.data.mixture import MixtureSource
 from gradfiltering.data.records import Records
 from gradfiltering.data.schemas import Columns, Instruction
 from gradfiltering.data.sources import FileSource, Heldout
@@ -68,7 +70,7 @@ def make_records():
             row if isinstance(row, dict) else dict(zip(("instruction", "input", "output"), row, strict=True))
             for row in rows
         ]
-        whole = Records(Dataset.from_list(rows), None, ALPACA, None, frozenset(), "plain", "test rows", "jsonl")
+        whole = Records(Dataset.from_list(rows), None, ALPACA, None, frozenset(), "plain", "test rows", JSON_LINES)
         return replace(whole, **fields)
 
     return make
@@ -101,12 +103,29 @@ def write_rows(tmp_path):
 
 
 @pytest.fixture
+def mixture_source():
+    """Builds a `MixtureSource` with nothing held out and nothing planted unless asked for."""
+
+    def make(sources, **changes) -> MixtureSource:
+        usual = {
+            "limit": None, "template": "plain", "schema": "auto", "columns": COLUMNS, "heldout": Heldout(None, 0, 0.0),
+            "corrupt": NOTHING,
+        }  # fmt: skip
+        return MixtureSource(sources=sources, **{**usual, **changes})
+
+    return make
+
+
+@pytest.fixture
 def file_source():
     """Builds a `FileSource` with nothing held out and nothing planted unless asked for."""
 
     def make(
         path: str, limit=None, heldout=(None, 0, 0.0), corrupt=NOTHING, columns=COLUMNS, schema="auto"
     ) -> FileSource:
-        return FileSource(str(path), limit, "plain", schema, columns, Heldout(*heldout), corrupt)
+        return FileSource(
+            path=str(path), limit=limit, template="plain", schema=schema, columns=columns, heldout=Heldout(*heldout),
+            corrupt=corrupt,
+        )  # fmt: skip
 
     return make

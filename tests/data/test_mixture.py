@@ -2,21 +2,7 @@ from collections import Counter
 
 import pytest
 
-from gradfiltering.data.corrupt import Corruption
-from gradfiltering.data.mixture import MixtureSource
-from gradfiltering.data.schemas import Columns
-from gradfiltering.data.sources import Heldout
 from gradfiltering.errors import UserError
-
-NOTHING = Corruption(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-
-
-def mixture(sources, **changes):
-    usual = {
-        "limit": None, "template": "plain", "schema": "auto", "columns": Columns("instruction", "input", "output"),
-        "heldout": Heldout(None, 0, 0.0), "corrupt": NOTHING,
-    }  # fmt: skip
-    return MixtureSource(sources, **{**usual, **changes})
 
 
 @pytest.fixture
@@ -33,18 +19,18 @@ def paths(numbered, write_rows):
         ({}, {}, (40, 10)),
     ],
 )
-def test_weights_counts_or_all_rows(first, second, counts, paths):
-    records = mixture({"a": {"path": paths[0], **first}, "b": {"path": paths[1], **second}}).load(0)
+def test_weights_counts_or_all_rows(first, second, counts, paths, mixture_source):
+    records = mixture_source({"a": {"path": paths[0], **first}, "b": {"path": paths[1], **second}}).load(0)
     found = Counter(records.sources)
     assert (found["a"], found["own"]) == counts, "a row's own source is kept, the name of the mixture's part added"
     assert len({(row["source"], row["n"]) for row in records.rows}) == sum(counts), "no row twice"
 
 
-def test_order_and_choice_depend_on_the_seed_alone(paths):
+def test_order_and_choice_depend_on_the_seed_alone(paths, mixture_source):
     sources = {"a": {"path": paths[0], "count": 10}, "b": {"path": paths[1], "count": 5}}
-    first, same, other = (mixture(sources).load(seed).rows.to_list() for seed in (0, 0, 1))
+    first, same, other = (mixture_source(sources).load(seed).rows.to_list() for seed in (0, 0, 1))
     assert first == same != other
-    assert len(set(mixture(sources, limit=6).load(0).sources)) == 2, "a limit is to leave a mixture of the sources"
+    assert len(set(mixture_source(sources, limit=6).load(0).sources)) == 2, "a limit is to leave a mixture"
 
 
 @pytest.mark.parametrize(
@@ -59,8 +45,8 @@ def test_order_and_choice_depend_on_the_seed_alone(paths):
         ({"a": {"path": "A"}, "b": {"path": "C"}}, r"data\.sources\.b is of the schema text .*a of alpaca.*bring them"),
     ],
 )
-def test_bad_mixtures_name_option_and_remedy(sources, message, paths, write_rows):
+def test_bad_mixtures_name_option_and_remedy(sources, message, paths, write_rows, mixture_source):
     files = {"A": paths[0], "B": paths[1], "C": write_rows([{"text": "x"}], "c.jsonl")}
     sources = {name: {**one, "path": files[one["path"]]} if "path" in one else one for name, one in sources.items()}
     with pytest.raises(UserError, match=message):
-        mixture(sources).load(0)
+        mixture_source(sources).load(0)

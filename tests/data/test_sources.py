@@ -17,19 +17,23 @@ from gradfiltering.selectors.base import write_subset
 NAMES = ("instruction", "input", "output", "n", "more", "question")
 PLANTED = Corruption(0.1, 0.1, 0.1, 0.1, 0.1, 0.1)
 NOTHING = Corruption(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+HUB = {
+    "name": "nobody/nothing", "config": None, "split": "train", "template": "alpaca", "schema": "auto",
+    "corrupt": NOTHING,
+}  # fmt: skip
 
 REFUSED = {
     "empty.json": ("", "empty"),
     "empty.jsonl": ("", "is empty; give a file with at least one record"),
     "none.json": ("[]", "is empty; give a file with at least one record"),
     "blank.jsonl": ("\n \n", "is empty; give a file with at least one record"),
-    "broken.json": ('[{"instruction": "a", "output": ]', "not valid JSON records.*column 33.*Mend"),
+    "broken.json": ('[{"instruction": "a", "output": ]', "not valid JSON: .*column 33.*Mend"),
     "broken.jsonl": ('{"instruction": "a", "output": "b"}\n\n{oops}\n', "line 3, is not valid JSON.*Mend the line"),
     "scalar.json": ('[{"instruction": "a", "output": "b"}, 7]', "row 1: 7 is no record; give objects"),
     "null.json": ("null", "row 0: None is no record"),
     "text.jsonl": ('"hello"\n', "row 0: 'hello' is no record"),
     "rows.txt": ("a", r"cannot read '\.txt' files; data\.path= reads \.json"),
-    "number.jsonl": ('{"a": 1%s}\n' % ("0" * 5000), "line 1, cannot be read: .*digits.*Mend or remove"),
+    "number.jsonl": ('{"a": 1%s}\n' % ("0" * 5000), "line 1, cannot be read: .*digits.*Mend the line"),
 }  # fmt: skip
 
 
@@ -210,9 +214,7 @@ def test_corruption_depends_on_the_seed_alone(numbered, write_rows, file_source)
 
 def test_hub_source_reads_a_local_copy(numbered, write_rows, columns):
     path = write_rows(numbered(8))
-    source = HubSource(
-        "nobody/nothing", None, "train", path, 5, "alpaca", "auto", columns, Heldout(None, 2, 0.0), NOTHING
-    )
+    source = HubSource(**HUB, path=path, limit=5, columns=columns, heldout=Heldout(None, 2, 0.0))
     records = source.load(0)
     assert records.rows.to_list() == numbered(5) and records.heldout.to_list() == numbered(7)[5:]
     assert records.origin == path and records.template == "alpaca"
@@ -223,9 +225,7 @@ def test_hub_source_says_what_it_cannot_reach(columns, monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setattr("gradfiltering.data.sources.load_dataset", unreachable)
-    source = HubSource(
-        "nobody/nothing", None, "train", None, None, "alpaca", "auto", columns, Heldout(None, 0, 0.0), NOTHING
-    )
+    source = HubSource(**HUB, path=None, limit=None, columns=columns, heldout=Heldout(None, 0, 0.0))
     with pytest.raises(UserError, match=r"nobody/nothing \[train\]: no route.*data\.path="):
         source.load(0)
 

@@ -95,8 +95,8 @@ def test_the_table_shows_every_file(tmp_path, make_verdict, capsys):
     [
         ("absent.json", None, "no such file"),
         ("absent.jsonl", None, "no such file"),
-        ("broken.json", '{"data": [', "not JSON"),
-        ("broken.jsonl", '{"candidate": ', "line 1: not JSON"),
+        ("broken.json", '{"data": [', "not valid JSON"),
+        ("broken.jsonl", '{"candidate": ', "line 1, is not valid JSON"),
         ("other.json", '{"rows": []}', "no list of reviews under 'data'"),
         ("other.jsonl", '{"prompt": "Why?"}\n', "line 1: no field 'candidate'"),
         ("empty.jsonl", "", "holds no verdict"),

@@ -84,7 +84,7 @@ def test_a_reply_without_scores_is_unparsed_not_a_tie(write_reviews):
         ({"scores": "[8.0, 9.0]"}, "record 1: scores is [8.0, 9.0], but the first line of review holds 9 8"),
         ({"review": "Both fine."}, "record 1: scores is [9.0, 8.0], but the first line of review holds no two scores"),
         ({"scores_reverse": "[1]"}, "record 1: scores_reverse is [1]"),
-        ({"scores_reverse": "seven"}, "record 1: scores_reverse is 'seven'"),
+        ({"scores_reverse": "seven"}, "record 1: scores_reverse, 'seven', is not valid JSON"),
         ({"Answer2": None}, "record 1: Answer2 is None"),
         ({"text": None}, "record 1: no question under any of"),
     ],

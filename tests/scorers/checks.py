@@ -66,7 +66,7 @@ class GradientScorerChecks:
         early, late = (norm[:1] for norm in norms)
         scorer = self.scorer(1e-8, 0)
         if self.scorer.uses_variance:
-            with pytest.raises(UserError, match=r"the log has 1; set ensemble\.m=2.*scorer=raw_drop"):
+            with pytest.raises(UserError, match=r"ensemble\.m=1; set ensemble\.m=2.*scorer=raw_drop"):
                 scorer.score(evidence(early, late))
             return
         found = scorer.score(evidence(early, late))

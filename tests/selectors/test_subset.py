@@ -5,13 +5,12 @@ import math
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from datasets import Dataset, load_dataset
 
+from gradfiltering.data.formats import JSON_LINES
 from gradfiltering.data.records import Records
 from gradfiltering.data.rows import JsonRows
 from gradfiltering.data.schemas import Instruction
-from gradfiltering.errors import UserError
 from gradfiltering.scorers.base import Scores
 from gradfiltering.selectors.base import write_subset
 
@@ -26,9 +25,9 @@ SCORES = Scores(np.asarray([0, 1, 3, 6, 7, 9]), np.asarray([0.5, -1.0, 2.0, 0.0,
 SCHEMA = Instruction("alpaca", "instruction", "input", "output")
 
 
-def records_of(rows, kind="jsonl"):
+def records_of(rows):
     rows = rows if isinstance(rows, Dataset | JsonRows) else Dataset.from_list(rows)
-    return Records(rows, None, SCHEMA, None, frozenset(), "plain", "test rows", kind)
+    return Records(rows, None, SCHEMA, None, frozenset(), "plain", "test rows", JSON_LINES)
 
 
 def lines(folder):
@@ -68,9 +67,3 @@ def test_dates_of_hub_datasets_become_text(tmp_path):
     )
     write_subset(tmp_path, records_of(rows), [0], None)
     assert lines(tmp_path) == [{"output": "a", "made": "2024-05-01T12:00:00", "day": "2024-05-01"}]
-
-
-def test_what_json_cannot_hold_is_an_error_and_leaves_no_file(tmp_path):
-    with pytest.raises(UserError, match="bytes, which JSON cannot"):
-        write_subset(tmp_path, records_of([{"output": "a", "blob": b"x"}]), [0], None)
-    assert not list(tmp_path.iterdir())

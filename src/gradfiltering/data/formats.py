@@ -46,6 +46,41 @@ class DataFile:
     compression: str | None
 
 
+@dataclass(frozen=True)
+class Form:
+    """What files look like from outside, so that chosen rows can be given back in the same.
+
+    Attributes:
+        kind: json, jsonl, csv, tsv, parquet or arrow.
+        suffix: of the name, compression included.
+        compression: gzip, zstd or None.
+        schema: of a typed file, dictionaries and metadata included.
+        stream: whether an arrow file is a stream, as `datasets` writes them, and not of the file format.
+    """
+
+    kind: str
+    suffix: str
+    compression: str | None = None
+    schema: pa.Schema | None = None
+    stream: bool = False
+
+
+JSON_LINES = Form("jsonl", ".jsonl")
+
+
+def form_of(file: DataFile) -> Form:
+    """The form of a file, from its name and, where it is typed, its header."""
+    if file.kind in TYPED:
+        return Form(file.kind, file.path.suffix, None, batches_of(file)[0], file.kind == "arrow" and _is_stream(file))
+    ends = {compression: suffix for suffix, compression in COMPRESSIONS.items()}
+    return Form(file.kind, f".{file.kind}{ends.get(file.compression or '', '')}", file.compression)
+
+
+def _is_stream(file: DataFile) -> bool:
+    with file.path.open("rb") as start:
+        return not start.read(6).startswith((b"ARROW1", b"FEA1"))
+
+
 def find_files(path: str) -> list[DataFile]:
     """The files that a path, folder or glob names, in sorted order and all of one type.
 
@@ -132,12 +167,42 @@ def _opened(file: DataFile) -> Iterator[BinaryIO]:
         if isinstance(error, UserError):
             raise
         how = f"unpack it by hand ({file.compression}) to see whether it is whole" if file.compression else "mend it"
+        if isinstance(error, FileNotFoundError):
+            raise UserError(f"{file.path}: no such file; check the spelling, or give the whole path") from error
+        if isinstance(error, IsADirectoryError):
+            raise UserError(f"{file.path}: is a folder; name a file in it") from error
         raise UserError(
             f"{file.path} cannot be read: {error}; check permissions and {how}, or fetch it again"
         ) from error
 
 
 _ICONV = "Convert it, for example with iconv -f "
+
+
+def parse_json(text: str, where: str, remedy: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        UserError: it is not JSON, or Python cannot hold it; the message opens with `where` and ends with `remedy`.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}" if "\n" in text.strip() else f"column {error.colno}"
+        raise UserError(f"{where} is not valid JSON: {error.msg} at {place}. {remedy}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists within lists
+        raise UserError(f"{where} cannot be read: {error}. {remedy}") from error
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """The value of a JSON file the user named.
+
+    Raises:
+        UserError: the file is missing, a folder, unreadable, not UTF-8 or not JSON.
+    """
+    file = DataFile(path, "json", None)
+    with _opened(file) as stream:
+        return parse_json(_text(file, stream.read(), ""), str(path), remedy)
 
 
 def _text(file: DataFile, data: bytes, where: str) -> str:
@@ -157,13 +222,11 @@ def _whole(file: DataFile, stream: BinaryIO) -> Iterator[Placed]:
     """The records of a json array, or of a single object; such a file is read whole."""
     text = _text(file, stream.read(), "")
     try:
-        found = json.loads(text) if text.strip() else []
-    except (ValueError, RecursionError) as error:
+        found = parse_json(text, str(file.path), "Mend it or convert it to jsonl") if text.strip() else []
+    except UserError:
         # Perhaps json lines under the other suffix.
         if not text.lstrip().startswith("{") or "\n" not in text.strip():
-            raise UserError(
-                f"{file.path} is not valid JSON records: {error}. Mend it or convert it to jsonl"
-            ) from error
+            raise
         yield from _lines(file, io.BytesIO(text.encode()))
         return
     for position, row in enumerate(found if isinstance(found, list) else [found]):
@@ -177,15 +240,7 @@ def _lines(file: DataFile, stream: BinaryIO) -> Iterator[Placed]:
         text = _text(file, data, f", line {number},")
         if not text.strip():
             continue
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{file.path}, line {number}, is not valid JSON: {error.msg} at column {error.colno}. Mend the line; "
-                "jsonl wants one record a line"
-            ) from error
-        except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists within lists
-            raise UserError(f"{file.path}, line {number}, cannot be read: {error}. Mend or remove the line") from error
+        value = parse_json(text, f"{file.path}, line {number},", "Mend the line; jsonl wants one record a line")
         yield _record(file, value, f"line {number}, row {row}"), number
         row += 1
 
@@ -236,15 +291,13 @@ def batches_of(file: DataFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
             parquet = pq.ParquetFile(file.path, memory_map=True)
             return parquet.schema_arrow, _guarded(file, parquet.iter_batches())
         source = pa.memory_map(str(file.path))
-        start = source.read(6)
-        source.seek(0)
-        if start.startswith(b"ARROW1"):
+        if not _is_stream(file):
+            if source.read(4) == b"FEA1":
+                table = feather.read_table(file.path)
+                return table.schema, iter(table.to_batches())
             reader = pa.ipc.open_file(source)
             batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
             return reader.schema, _guarded(file, batches)
-        if start.startswith(b"FEA1"):
-            table = feather.read_table(file.path)
-            return table.schema, iter(table.to_batches())
         stream = pa.ipc.open_stream(source)
         return stream.schema, _guarded(file, iter(stream))
     except (pa.ArrowException, OSError) as error:

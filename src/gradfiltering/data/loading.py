@@ -11,12 +11,12 @@ import datasets
 import pyarrow as pa
 from datasets import Dataset
 
-from gradfiltering.data.formats import TYPED, DataFile, batches_of, find_files, records_of
-from gradfiltering.data.rows import LINE, RECORD, JsonRows, Kinds, note_kinds
+from gradfiltering.data.formats import JSON_LINES, TYPED, DataFile, Form, batches_of, find_files, form_of, records_of
+from gradfiltering.data.rows import LINE, RECORD, JsonRows, Kinds, check_types, note_kinds, to_json
 from gradfiltering.errors import UserError
 from gradfiltering.store import atomic_path, fingerprint
 
-FORMAT = 1  # of the cache; raised when what stands in it changes its meaning
+FORMAT = 2  # of the cache; raised when what stands in it changes its meaning
 WRITTEN_AT_ONCE = 2000  # rows
 SCHEMA = pa.schema([(RECORD, pa.large_string()), (LINE, pa.int64())])
 
@@ -27,36 +27,44 @@ class Loaded:
 
     Attributes:
         rows: text formats as `JsonRows`, typed ones as a table.
-        kind: json, jsonl, csv, tsv, parquet or arrow.
         origin: the source in words.
+        form: what the rows came in, and are given back in.
     """
 
     rows: Dataset | JsonRows
-    kind: str
     origin: str
+    form: Form = JSON_LINES
 
     def place(self, position: int) -> str:
         """Where a row stands, in words."""
         return self.rows.place(position) if isinstance(self.rows, JsonRows) else f"{self.origin}, row {position}"
 
 
-def load(path: str) -> Loaded:
+def load(path: str, first: int | None = None) -> Loaded:
     """Reads a file, the files of a folder, or those a glob names; every value stays what the file says it is.
 
-    The Arrow file lies in the cache of `datasets` (`HF_DATASETS_CACHE`) under a digest of the files' bytes, so that a
+    The Arrow file lies in the cache of `datasets` (`HF_DATASETS_CACHE`) under a digest of what was read, so that a
     changed file is never read from an old one.
+
+    Args:
+        path: what to read.
+        first: only so many rows are asked for; of text files no more are read (a json array is read whole), of typed
+            ones more may come.
 
     Raises:
         UserError: nothing is there, it cannot be read as rows, or it holds none.
     """
     files = find_files(path)
-    key = {"format": FORMAT, "files": [[str(file.path), file.kind, _digest(file)] for file in files]}
     typed = files[0].kind in TYPED
-    folder = cached(key, lambda part: _write_typed(part, files) if typed else _write_files(part, files))
+    cut = None if typed else first
+    # A digest of the bytes would need the whole file, one of the first rows needs no more than these.
+    digests = [_digest(file) for file in files] if cut is None else [_rows_digest(_placed(files, [], cut))]
+    key = {"format": FORMAT, "files": [[str(file.path), file.kind] for file in files], "first": cut, "digests": digests}
+    folder = cached(key, lambda part: _write_typed(part, files) if typed else _write_files(part, files, cut))
     rows: Dataset | JsonRows = Dataset.from_file(str(folder / "rows.arrow")) if typed else open_rows(folder)
     if not len(rows):
         raise UserError(f"{path} is empty; give a file with at least one record")
-    return Loaded(rows, files[0].kind, path)
+    return Loaded(rows, path, form_of(files[0]))
 
 
 def cached(key: Mapping[str, Any], write: Any) -> Path:
@@ -97,7 +105,7 @@ def write_rows(folder: Path, rows: Iterable[tuple[Mapping[str, Any], int]], file
 
         for position, (row, line) in enumerate(rows):
             note_kinds(kinds, row, position)
-            texts.append(json.dumps(row))
+            texts.append(to_json(row))
             lines.append(line)
             if len(texts) == WRITTEN_AT_ONCE:
                 flush()
@@ -106,18 +114,30 @@ def write_rows(folder: Path, rows: Iterable[tuple[Mapping[str, Any], int]], file
     (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
 
 
-def _write_files(folder: Path, files: list[DataFile]) -> None:
+def _write_files(folder: Path, files: list[DataFile], first: int | None) -> None:
     starts: list[tuple[str, int]] = []
+    write_rows(folder, _placed(files, starts, first), starts)
 
-    def rows() -> Iterator[tuple[Mapping[str, Any], int]]:
-        count = 0
-        for file in files:
-            starts.append((str(file.path), count))
-            for placed in records_of(file):
-                yield placed
-                count += 1
 
-    write_rows(folder, rows(), starts)
+def _placed(
+    files: list[DataFile], starts: list[tuple[str, int]], first: int | None
+) -> Iterator[tuple[Mapping[str, Any], int]]:
+    """The first rows of all files, each with its line; where a file's rows start is added to `starts`."""
+    count = 0
+    for file in files:
+        starts.append((str(file.path), count))
+        for placed in records_of(file):
+            yield placed
+            count += 1
+            if count == first:
+                return
+
+
+def _rows_digest(rows: Iterable[tuple[Mapping[str, Any], int]]) -> str:
+    digest = hashlib.sha256()
+    for row, line in rows:
+        digest.update(f"{line}\t{to_json(row)}\n".encode())
+    return digest.hexdigest()
 
 
 def _write_typed(folder: Path, files: list[DataFile]) -> None:
@@ -126,6 +146,7 @@ def _write_typed(folder: Path, files: list[DataFile]) -> None:
     schema = _plain(opened[0][1])
     if len(set(schema.names)) < len(schema.names):
         raise UserError(f"{files[0].path} has a column name twice ({', '.join(schema.names)}); rename one of them")
+    check_types(schema, str(files[0].path))
     try:
         datasets.Features.from_arrow_schema(schema)
     except (ValueError, TypeError, NotImplementedError, KeyError) as error:

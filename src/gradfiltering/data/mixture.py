@@ -7,19 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from gradfiltering.data.corrupt import Corruption
 from gradfiltering.data.loading import Loaded, cached, load, open_rows, write_rows
 from gradfiltering.data.records import Records, content_hash
-from gradfiltering.data.schemas import Columns
-from gradfiltering.data.sources import Heldout, cut_and_plant, schema_of
+from gradfiltering.data.sources import LoadedSource
 from gradfiltering.errors import UserError
 from gradfiltering.seeding import numpy_rng
 
 KEYS = ("path", "weight", "count")
 
 
-@dataclass(frozen=True)
-class MixtureSource:
+@dataclass(frozen=True, kw_only=True)
+class MixtureSource(LoadedSource):
     """Rows of several files, folders or globs, all of one schema.
 
     With counts, each source gives so many rows; with weights, sources give rows in these proportions, as many as the
@@ -31,14 +29,9 @@ class MixtureSource:
     """
 
     sources: Mapping[str, Mapping[str, Any]]
-    limit: int | None
-    template: str
-    schema: str
-    columns: Columns
-    heldout: Heldout
-    corrupt: Corruption
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.sources:
             raise UserError(
                 "data.sources is empty; give each source a name and a path: '+data.sources.mine={path: my.jsonl}'"
@@ -67,7 +60,7 @@ class MixtureSource:
             UserError: a source cannot be read, has too few rows, or is of another schema than the first.
         """
         loaded = {name: load(str(source["path"])) for name, source in self.sources.items()}
-        schemas = {name: schema_of(one, self) for name, one in loaded.items()}
+        schemas = {name: self.schema_of(one) for name, one in loaded.items()}
         first = next(iter(schemas))
         for name, schema in schemas.items():
             if schema != schemas[first]:
@@ -99,7 +92,7 @@ class MixtureSource:
             write_rows(folder, rows(), [])
 
         origin = f"mixture of {', '.join(self.sources)}"
-        return cut_and_plant(Loaded(open_rows(cached(key, write)), "jsonl", origin), self, seed)
+        return self.records(Loaded(open_rows(cached(key, write)), origin), seed)
 
     def _counts(self, sizes: Mapping[str, int]) -> dict[str, int]:
         """Rows of each source."""

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+from gradfiltering.data.formats import Form
 from gradfiltering.data.prompts import Turn
 from gradfiltering.data.rows import JsonRows
 from gradfiltering.data.schemas import Columns as Columns
@@ -63,7 +64,7 @@ class Records:
         set_aside: positions in `rows` that are held out from training (listed as unscored).
         template: name of the prompt template.
         origin: the source in words, for messages and provenance.
-        file_kind: the type of file the rows came in, the one the subset is written in.
+        form: what the rows came in, and the subset is given back in.
     """
 
     rows: Dataset | JsonRows
@@ -73,7 +74,7 @@ class Records:
     set_aside: frozenset[int]
     template: str
     origin: str
-    file_kind: str
+    form: Form
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -2,12 +2,17 @@
 
 import bisect
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date, time
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset
+
+from gradfiltering.errors import UserError
 
 RECORD = "__record__"  # the column of JSON text; no column of a user's typed table is called so
 LINE = "__line__"
@@ -39,7 +44,7 @@ class JsonRows:
         kinds: Kinds = {}
         for position, row in enumerate(rows):
             note_kinds(kinds, row, position)
-        return cls(Dataset(pa.table({RECORD: pa.array([json.dumps(row) for row in rows], pa.large_string())})), kinds)
+        return cls(Dataset(pa.table({RECORD: pa.array([to_json(row) for row in rows], pa.large_string())})), kinds)
 
     @property
     def column_names(self) -> list[str]:
@@ -74,6 +79,66 @@ class JsonRows:
         name, first = self.files[bisect.bisect_right([start for _, start in self.files], position) - 1]
         line = self.table[position][LINE]
         return f"{name}, " + (f"line {line}, " if line else "") + f"row {position - first}"
+
+
+def to_json(row: Mapping[str, Any], ascii_only: bool = True) -> str:
+    """A row as one line of JSON, the one rule for what JSON has no type for.
+
+    Dates and times become text in ISO 8601, decimals the text of their digits; a number that is not finite becomes
+    null. Columns of other types (bytes, durations) are refused when a table is read, see `check_types`.
+    """
+    try:
+        return json.dumps(row, ensure_ascii=ascii_only, allow_nan=False, default=_as_text)
+    except ValueError:
+        return json.dumps(_finite(row), ensure_ascii=ascii_only, allow_nan=False)
+
+
+def check_types(schema: pa.Schema, origin: str) -> None:
+    """Refuses a table with a column that `to_json` cannot write.
+
+    Raises:
+        UserError: the first such column and its type.
+    """
+    for column in schema:
+        kind = _beyond_json(column.type)
+        if kind is not None:
+            raise UserError(
+                f"{origin}: column '{column.name}' holds {kind}, which subset.jsonl cannot hold; drop the column or "
+                "cast it to text or numbers"
+            )
+
+
+def _beyond_json(kind: pa.DataType) -> pa.DataType | None:
+    """The type, or the one inside it, that JSON has no place for."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _beyond_json(kind.storage_type)
+    types = pa.types
+    inner = [kind.field(number).type for number in range(kind.num_fields)]
+    if types.is_dictionary(kind):
+        inner.append(kind.value_type)
+    binary = types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
+    if binary or types.is_binary_view(kind) or types.is_duration(kind) or types.is_interval(kind):
+        return kind
+    return next((found for found in map(_beyond_json, inner) if found is not None), None)
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} passed the check of column types")
+
+
+def _finite(value: Any) -> Any:
+    """A copy in which null stands for every number that is not finite."""
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return _as_text(value) if isinstance(value, date | time | Decimal) else value
 
 
 def note_kinds(kinds: Kinds, row: Mapping[str, Any], position: int) -> None:

@@ -2,16 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import datasets
 from datasets import Dataset, load_dataset
 
 from gradfiltering.data import tasks
 from gradfiltering.data.corrupt import Corruption
+from gradfiltering.data.formats import JSON_LINES
 from gradfiltering.data.loading import Loaded, load
 from gradfiltering.data.records import Records, check_rows
-from gradfiltering.data.rows import JsonRows
+from gradfiltering.data.rows import JsonRows, check_types
 from gradfiltering.data.schemas import Columns, Instruction, Messages, Schema, detect
 from gradfiltering.errors import UserError
 from gradfiltering.seeding import derive_seed, numpy_rng
@@ -77,15 +78,23 @@ class TaskSource:
             set_aside=frozenset(),
             template=self.template,
             origin=origin,
-            file_kind="jsonl",
+            form=JSON_LINES,
         )
 
 
-@dataclass(frozen=True)
-class FileSource:
-    """A file, a folder or a glob: json, jsonl, csv, tsv (also gz, zst), parquet, arrow, in any of the schemas."""
+@dataclass(frozen=True, kw_only=True)
+class LoadedSource:
+    """What the sources that load a user's rows share.
 
-    path: str
+    Attributes:
+        limit: only the first so many rows, None for all.
+        template: name of the prompt template.
+        schema: one of `SCHEMAS`.
+        columns: names of the columns that hold a record.
+        heldout: which rows are kept for evaluation.
+        corrupt: which defects are planted.
+    """
+
     limit: int | None
     template: str
     schema: str
@@ -93,25 +102,84 @@ class FileSource:
     heldout: Heldout
     corrupt: Corruption
 
+    def __post_init__(self) -> None:
+        _limited(0, self.limit)
+
+    @property
+    def first(self) -> int | None:
+        """How many rows of the source are needed, held-out ones included, None for all."""
+        if self.limit is None:
+            return None
+        # Held-out rows from a file of their own, or a share of the pool, need none beyond the limit.
+        return self.limit + (0 if self.heldout.path is not None or self.heldout.share else self.heldout.rows)
+
+    def schema_of(self, loaded: Loaded) -> Schema:
+        """The schema of all rows of a source, each of which was looked at.
+
+        Raises:
+            UserError: the columns fit no schema, or a row does not fit its own.
+        """
+        schema = detect(loaded.rows.column_names, self.columns, self.schema, loaded.origin)
+        check_rows(loaded.rows, schema, loaded.place)
+        return schema
+
+    def records(self, loaded: Loaded, seed: int) -> Records:
+        """Cuts loaded rows into pool and held-out rows and plants what `data.corrupt` asks for."""
+        schema = self.schema_of(loaded)
+        rows = loaded.rows
+        pool = rows.select(range(_limited(len(rows), self.limit)))
+        heldout, set_aside = self._hold_out(rows, pool, schema, seed)
+        kinds = None
+        if self.corrupt.active:
+            pool, kinds = _plant(pool, set_aside, self.corrupt, schema, seed)
+        # A conversation has a layout of its own, whatever the template of single questions.
+        template = "conversation" if isinstance(schema, Messages) else self.template
+        return Records(pool, heldout, schema, kinds, set_aside, template, loaded.origin, loaded.form)
+
+    def _hold_out(
+        self, rows: Dataset | JsonRows, pool: Dataset | JsonRows, schema: Schema, seed: int
+    ) -> tuple[Dataset | JsonRows | None, frozenset[int]]:
+        held = self.heldout
+        if held.path is not None:
+            loaded = load(held.path)
+            found = self.schema_of(loaded)
+            if found != schema:
+                raise UserError(
+                    f"{held.path} is of the schema {found.name} ({', '.join(found.fields)}) and the data of "
+                    f"{schema.name} ({', '.join(schema.fields)}); give data.heldout.path= rows of the same schema"
+                )
+            return loaded.rows, frozenset()
+        if held.share:
+            count = round(held.share * len(pool))
+            if count == 0:
+                raise UserError(
+                    f"data.heldout.share={held.share} of {len(pool)} rows is no row; give a larger share or 0"
+                )
+            chosen = sorted(numpy_rng(seed, "heldout").choice(len(pool), size=count, replace=False).tolist())
+            return pool.select(chosen), frozenset(chosen)
+        spare: Sequence[int] = range(len(pool), min(len(rows), len(pool) + held.rows))
+        return (rows.select(spare), frozenset()) if len(spare) else (None, frozenset())
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileSource(LoadedSource):
+    """A file, a folder or a glob: json, jsonl, csv, tsv (also gz, zst), parquet, arrow, in any of the schemas."""
+
+    path: str
+
     def load(self, seed: int) -> Records:
         """Reads the file."""
-        return cut_and_plant(load(self.path), self, seed)
+        return self.records(load(self.path, self.first), seed)
 
 
-@dataclass(frozen=True)
-class HubSource:
+@dataclass(frozen=True, kw_only=True)
+class HubSource(LoadedSource):
     """A dataset of the Hugging Face hub, or its local copy when `path` is given."""
 
     name: str
     config: str | None
     split: str
     path: str | None
-    limit: int | None
-    template: str
-    schema: str
-    columns: Columns
-    heldout: Heldout
-    corrupt: Corruption
 
     def load(self, seed: int) -> Records:
         """Reads `path` if given, else downloads (or finds in the cache) the named dataset.
@@ -120,7 +188,7 @@ class HubSource:
             UserError: the dataset cannot be reached or does not exist.
         """
         if self.path is not None:
-            return cut_and_plant(load(self.path), self, seed)
+            return self.records(load(self.path, self.first), seed)
         origin = f"hub dataset {self.name} [{self.split}]"
         try:
             rows = load_dataset(self.name, self.config, split=self.split)
@@ -131,39 +199,14 @@ class HubSource:
             ) from error
         if not len(rows):
             raise UserError(f"{origin} holds no rows; name another with data.split=")
-        return cut_and_plant(Loaded(rows, "jsonl", origin), self, seed)
+        check_types(rows.features.arrow_schema, origin)
+        return self.records(Loaded(rows, origin), seed)
 
 
 def _limited(count: int, limit: int | None) -> int:
     if limit is not None and limit < 1:
         raise UserError(f"data.limit={limit}: give a positive number of rows, or null for all")
     return count if limit is None else min(count, limit)
-
-
-def schema_of(loaded: Loaded, source: Any) -> Schema:
-    """The schema of all rows of a source, each of which was looked at.
-
-    Raises:
-        UserError: the columns fit no schema, or a row does not fit its own.
-    """
-    schema = detect(loaded.rows.column_names, source.columns, source.schema, loaded.origin)
-    check_rows(loaded.rows, schema, loaded.place)
-    return schema
-
-
-def cut_and_plant(loaded: Loaded, source: Any, seed: int) -> Records:
-    """Cuts loaded rows into pool and held-out rows and plants what `data.corrupt` asks for."""
-    schema = schema_of(loaded, source)
-    rows = loaded.rows
-    size = _limited(len(rows), source.limit)
-    pool = rows.select(range(size))
-    heldout, set_aside = _hold_out(rows, pool, source, schema, seed)
-    kinds = None
-    if source.corrupt.active:
-        pool, kinds = _plant(pool, set_aside, source.corrupt, schema, seed)
-    # A conversation has a layout of its own, whatever the template of single questions.
-    template = "conversation" if isinstance(schema, Messages) else source.template
-    return Records(pool, heldout, schema, kinds, set_aside, template, loaded.origin, loaded.kind)
 
 
 def _plant(
@@ -186,26 +229,3 @@ def _plant(
     if isinstance(pool, JsonRows):
         return JsonRows.from_list(rows), kinds
     return Dataset.from_list(rows, features=pool.features), kinds
-
-
-def _hold_out(
-    rows: Dataset | JsonRows, pool: Dataset | JsonRows, source: Any, schema: Schema, seed: int
-) -> tuple[Dataset | JsonRows | None, frozenset[int]]:
-    held: Heldout = source.heldout
-    if held.path is not None:
-        loaded = load(held.path)
-        found = schema_of(loaded, source)
-        if found != schema:
-            raise UserError(
-                f"{held.path} is of the schema {found.name} ({', '.join(found.fields)}) and the data of "
-                f"{schema.name} ({', '.join(schema.fields)}); give data.heldout.path= rows of the same schema"
-            )
-        return loaded.rows, frozenset()
-    if held.share:
-        count = round(held.share * len(pool))
-        if count == 0:
-            raise UserError(f"data.heldout.share={held.share} of {len(pool)} rows is no row; give a larger share or 0")
-        chosen = sorted(numpy_rng(seed, "heldout").choice(len(pool), size=count, replace=False).tolist())
-        return pool.select(chosen), frozenset(chosen)
-    spare: Sequence[int] = range(len(pool), min(len(rows), len(pool) + held.rows))
-    return (rows.select(spare), frozenset()) if len(spare) else (None, frozenset())

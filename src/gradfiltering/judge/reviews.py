@@ -1,13 +1,12 @@
 """Stored judgements: the published review files, and verdicts of an earlier run with its responses."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gradfiltering.data.formats import parse_json, read_json
 from gradfiltering.errors import UserError
-from gradfiltering.judge.jsonl import read_text
 from gradfiltering.judge.parse import parse_scores
 from gradfiltering.judge.responses import read_responses
 from gradfiltering.judge.verdicts import Scores, Verdict, decide, read_verdicts, scores_from_json
@@ -45,14 +44,7 @@ def read_reviews(path: Path) -> list[Review]:
     """
     if path.suffix == ".jsonl":
         return [Review(verdict, None, None) for verdict in read_verdicts(path)]
-    text = read_text(path)
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}: not JSON ({error.msg} at line {error.lineno}); give a file of stored reviews, "
-            "or verdicts under a name that ends in .jsonl"
-        ) from None
+    content = read_json(path, "Give a file of stored reviews, or verdicts under a name that ends in .jsonl")
     if not isinstance(content, dict) or not isinstance(content.get("data"), list) or not content["data"]:
         raise UserError(f"{path}: no list of reviews under 'data'; give a file of stored reviews")
     about = content.get("Meta_Info")
@@ -143,8 +135,5 @@ def _scored(where: str, record: Mapping[str, Any], review_field: str, scores_fie
 def _stored_scores(where: str, value: object) -> Scores | None:
     # The published files hold the list as a text, "[9.0, 8.5]".
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError:
-            raise UserError(f"{where} is {value!r}; expected two numbers in a list") from None
+        value = parse_json(value, f"{where}, {value!r:.60},", "Expected two numbers in a list")
     return scores_from_json(value, where)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from gradfiltering.errors import UserError
 from gradfiltering.proxy.devices import alone, first_then_all
@@ -52,6 +52,9 @@ class Loaded:
 class Backbone(Protocol):
     """A part that can produce a model and its tokenizer."""
 
+    def check(self) -> None:
+        """Refuses what `load` could not load, without loading the weights."""
+
     def load(self, store: Store, seed: int, trainer: Any) -> Loaded:
         """Loads or makes the model; `trainer` builds a Lightning trainer where training is needed."""
 
@@ -79,15 +82,22 @@ class PretrainedBackbone:
         if self.precision not in ("auto", *DTYPES):
             raise UserError(f"precision={self.precision} is unknown; choose one of: auto, {', '.join(DTYPES)}")
 
+    def check(self) -> None:
+        """Reads configuration and tokenizer, which a missing or gated model refuses as it would its weights.
+
+        Raises:
+            UserError: the folder or hub id cannot be loaded, or tokenizer and model do not fit each other.
+        """
+        config = _from_pretrained(AutoConfig, self.model, trust_remote_code=self.trust_remote_code)
+        self._check_vocabulary(self._load_tokenizer(), config.get_text_config().vocab_size)
+
     def load(self, store: Store, seed: int, trainer: Any) -> Loaded:
         """Loads model and tokenizer with `from_pretrained`.
 
         Raises:
             UserError: the folder or hub id cannot be loaded, or tokenizer and model do not fit each other.
         """
-        tokenizer = _from_pretrained(
-            AutoTokenizer, self.tokenizer or self.model, trust_remote_code=self.trust_remote_code
-        )
+        tokenizer = self._load_tokenizer()
         model = _from_pretrained(
             AutoModelForCausalLM,
             self.model,
@@ -95,13 +105,18 @@ class PretrainedBackbone:
             attn_implementation=self.attention,
             trust_remote_code=self.trust_remote_code,
         )
-        rows = model.get_input_embeddings().weight.shape[0]
+        self._check_vocabulary(tokenizer, model.get_input_embeddings().weight.shape[0])
+        return Loaded(model.eval().requires_grad_(False), tokenizer, self.model, self.model, 0.0, True)
+
+    def _load_tokenizer(self) -> Any:
+        return _from_pretrained(AutoTokenizer, self.tokenizer or self.model, trust_remote_code=self.trust_remote_code)
+
+    def _check_vocabulary(self, tokenizer: Any, rows: int) -> None:
         if len(tokenizer) > rows:
             raise UserError(
                 f"the tokenizer of {self.tokenizer or self.model} has {len(tokenizer)} tokens, but {self.model} embeds "
                 f"only {rows}; give the tokenizer the model was trained with"
             )
-        return Loaded(model.eval().requires_grad_(False), tokenizer, self.model, self.model, 0.0, True)
 
 
 @dataclass(frozen=True)
@@ -129,6 +144,10 @@ class TinyBackbone:
     pretraining: Pretraining
     precision: str
     attention: str
+
+    def check(self) -> None:
+        """Reads the text files, where any are named."""
+        read_corpus(self.text, 0, 0)
 
     def load(self, store: Store, seed: int, trainer: Any) -> Loaded:
         """Loads the model from the store, training it first if it is not there."""
@@ -190,5 +209,6 @@ def _from_pretrained(factory: Any, name: str, **options: Any) -> Any:
     except (OSError, ValueError) as error:
         raise UserError(
             f"cannot load {name}: {str(error).splitlines()[0]}. Give a folder written by save_pretrained, or a hub id "
-            "that this machine can reach (for a gated model run `hf auth login` first)"
+            "that this machine can reach (for a gated model ask for access on its page, then run `hf auth login`, "
+            "formerly `huggingface-cli login`, or set HF_TOKEN)"
         ) from error

@@ -33,11 +33,7 @@ OUTPUTS = (
     "truth.parquet",
     "scores.parquet",
     "unscored.parquet",
-    "subset.jsonl",
-    "subset.parquet",
-    "subset.json",
-    "subset.csv",
-    "subset.tsv",
+    "subset.*",
     "subset_rows.parquet",
     "dataset_info.json",
     "target",
@@ -76,7 +72,7 @@ class Run:
             UserError: the folder holds files of the same names that are no run's.
         """
         self.config = without_secrets(config)
-        earlier = [path for path in (self.folder / name for name in OUTPUTS) if path.exists()]
+        earlier = [path for name in OUTPUTS for path in self.folder.glob(name)]
         if earlier and not (self.folder / "environment.json").is_file():
             raise UserError(
                 f"run_dir={self.folder} holds {earlier[0].name}, which no earlier run made and this one would replace; "

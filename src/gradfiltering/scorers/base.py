@@ -39,6 +39,9 @@ class Scorer(Protocol):
 
     needs: ClassVar[frozenset[str]]
 
+    def check(self, members: int) -> None:
+        """Refuses an ensemble of too few members, before it is trained."""
+
     def score(self, evidence: Evidence) -> "Scores":
         """Scores every example of the evidence."""
 

@@ -13,6 +13,9 @@ class RandomScorer:
 
     needs: ClassVar[frozenset[str]] = frozenset()
 
+    def check(self, members: int) -> None:
+        """Any ensemble will do: none is looked at."""
+
     def score(self, evidence: Evidence) -> Scores:
         """[N] independent uniform numbers."""
         rng = numpy_rng(evidence.seed, "random scorer")

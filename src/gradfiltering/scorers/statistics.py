@@ -68,6 +68,18 @@ class GradientScorer(ABC):
     def formula(self, stats: GradientStatistics) -> np.ndarray:
         """[N] scores."""
 
+    def check(self, members: int) -> None:
+        """Refuses a single member where the members' variance is needed.
+
+        Raises:
+            UserError: names the option and the scorers that do without.
+        """
+        if self.uses_variance and members < 2:
+            raise UserError(
+                f"{type(self).__name__} needs the variance over members, and ensemble.m={members}; "
+                "set ensemble.m=2 or more, or use scorer=raw_drop or scorer=normalized_drop"
+            )
+
     def score(self, evidence: Evidence) -> Scores:
         """Scores the examples of the gradient log.
 
@@ -76,11 +88,7 @@ class GradientScorer(ABC):
         """
         log = evidence.gradient_log
         assert log is not None, "a gradient scorer declares the need gradient_log"
-        if self.uses_variance and len(log.members) < 2:
-            raise UserError(
-                f"{type(self).__name__} needs the variance over members and the log has {len(log.members)}; "
-                "set ensemble.m=2 or more, or use scorer=raw_drop or scorer=normalized_drop"
-            )
+        self.check(len(log.members))
         early, late = log.epoch(evidence.epochs.early), log.epoch(evidence.epochs.late)
         for one in (early, late):
             if not np.array_equal(one.example_ids, evidence.example_ids):

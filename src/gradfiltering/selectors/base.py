@@ -25,6 +25,13 @@ class Selector(Protocol):
 
     needs: ClassVar[frozenset[str]]
 
+    def wanted(self, total: int) -> int:
+        """How many of `total` rows are asked for.
+
+        Raises:
+            UserError: no row at all, or more rows than there are.
+        """
+
     def select(self, example_ids: np.ndarray, total: int, scores: Scores | None, seed: int) -> list[int]:
         """Chooses among the rows that can be scored.
 
@@ -62,8 +69,8 @@ class Budget:
         if self.count is not None and self.count < 1:
             raise UserError(f"selector.count={self.count}: give a positive number of rows")
 
-    def rows(self, total: int, available: int) -> int:
-        """The budget in rows: round(fraction · total), or the count; at most what can be chosen from.
+    def wanted(self, total: int) -> int:
+        """The budget in rows: round(fraction · total), or the count.
 
         Raises:
             UserError: the budget is no row at all, or more rows than the dataset has.
@@ -75,7 +82,21 @@ class Budget:
             raise UserError(
                 f"selector.count={self.count} is more than the dataset's {total} rows; give a smaller count"
             )
-        return min(wanted, available)
+        return wanted
+
+    def rows(self, total: int, available: int) -> int:
+        """The budget in rows, at most what can be chosen from."""
+        return min(self.wanted(total), available)
+
+
+def shortfall(asked: int, chosen: int) -> list[str]:
+    """A warning where fewer rows were chosen than asked for."""
+    if chosen >= asked:
+        return []
+    return [
+        f"the selector was asked for {asked} rows and chose {chosen}: no more of them can be scored (unscored.parquet "
+        "says why); mend those rows, or ask for fewer with selector.fraction= or selector.count="
+    ]
 
 
 def write_subset(run_dir: Path, records: Records, chosen: Sequence[int], scores: Scores | None) -> None:

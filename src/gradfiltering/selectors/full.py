@@ -14,6 +14,10 @@ class FullSelector:
 
     needs: ClassVar[frozenset[str]] = frozenset()
 
+    def wanted(self, total: int) -> int:
+        """All of them."""
+        return total
+
     def select(self, example_ids: np.ndarray, total: int, scores: Scores | None, seed: int) -> list[int]:
         """All rows, in ascending order of id."""
         return example_ids.tolist()

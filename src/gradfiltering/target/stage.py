@@ -15,6 +15,18 @@ from gradfiltering.selectors.random import RandomSelector
 from gradfiltering.target.finetune import TuningResult, TuningSettings, finetune
 
 CANDIDATE = "candidate"
+OPPONENTS = ("full", "random")
+
+
+def check_opponents(against: Sequence[str]) -> None:
+    """Refuses names of models that the candidate cannot be held against.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    unknown = sorted(set(against) - set(OPPONENTS))
+    if unknown:
+        raise UserError(f"judge.against={list(against)}: unknown {unknown}; choose among {', '.join(OPPONENTS)}")
 
 
 def training_sets(
@@ -32,10 +44,8 @@ def training_sets(
     Raises:
         UserError: an unknown name in `against`.
     """
+    check_opponents(against)
     selectors: dict[str, Selector] = {"full": FullSelector(), "random": RandomSelector(None, len(chosen))}
-    unknown = sorted(set(against) - set(selectors))
-    if unknown:
-        raise UserError(f"judge.against={list(against)}: unknown {unknown}; choose among {sorted(selectors)}")
     sets = {CANDIDATE: list(chosen)}
     for name in against:
         sets[name] = selectors[name].select(example_ids, total, None, seed)

@@ -1,0 +1,58 @@
+"""Which stages a run has, and what can be refused before any of them starts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gradfiltering.errors import UserError
+
+STAGES = ("proxy", "score", "select", "target", "judge", "report")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages up to `until`, of which those that train the proxy and score run only if somebody needs them.
+
+    Attributes:
+        until: the last stage.
+        scorer: how rows are scored.
+        selector: how rows are chosen.
+    """
+
+    until: str
+    scorer: Any
+    selector: Any
+
+    def __post_init__(self) -> None:
+        if self.until not in STAGES:
+            raise UserError(f"until={self.until} is no stage; choose one of: {', '.join(STAGES)}")
+
+    def reached(self, stage: str) -> bool:
+        """Whether the run gets as far as `stage`."""
+        return STAGES.index(stage) <= STAGES.index(self.until)
+
+    @property
+    def scored(self) -> bool:
+        """Whether anybody looks at the gradient log and the scores."""
+        return "scores" in self.selector.needs or not self.reached("select")
+
+    def check(self, members: int, proxy: Any, target: Any, against: Sequence[str]) -> None:
+        """Refuses what cannot end well, before anything is loaded or trained.
+
+        Args:
+            members: of the ensemble.
+            proxy: the proxy's backbone.
+            target: the target's.
+            against: what the candidate is held against.
+
+        Raises:
+            UserError: names the option and what to give instead.
+        """
+        from gradfiltering.target.stage import check_opponents
+
+        if self.scored and self.reached("score"):
+            self.scorer.check(members)
+        proxy.check()
+        if self.reached("target"):
+            check_opponents(against)
+            target.check()
