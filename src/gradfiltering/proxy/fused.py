@@ -120,10 +120,13 @@ class _StackedLora(torch.autograd.Function):
         """x [M·B, T, D_in], weight [D_in, D_out], a [M, R, D_in], b [M, D_out, R] -> [M·B, T, D_out]."""
         ctx.scaling, ctx.names, ctx.tally = rest
         flat = x.reshape(-1, x.shape[-1])
-        y = flat @ weight if bias is None else torch.addmm(bias, flat, weight)
-        per_member = flat.view(len(a), -1, x.shape[-1])  # [M, B·T, D_in]
-        h = per_member @ a.mT  # [M, B·T, R]
-        y.view(len(a), -1, y.shape[-1]).baddbmm_(h, b.mT, alpha=ctx.scaling)
+        y = flat @ weight
+        h = flat.view(len(a), -1, x.shape[-1]) @ a.mT  # [M, B·T, D_in] -> [M, B·T, R]
+        update, of_h = h, b.mT * ctx.scaling  # [M, R, D_out]
+        if bias is not None:  # as one more column of h: a product with bias of its own is slower on a CPU
+            update = torch.cat([h, h.new_ones(*h.shape[:-1], 1)], -1)
+            of_h = torch.cat([of_h, bias.expand(len(b), 1, -1)], 1)
+        y.view(len(a), -1, y.shape[-1]).baddbmm_(update, of_h)
         ctx.save_for_backward(x, weight, a, b, h)
         return y.view(*x.shape[:-1], -1)
 
