@@ -19,12 +19,12 @@ from gradfiltering.data.sources import TaskSource
 from gradfiltering.proxy import devices, snapshot
 from gradfiltering.proxy.backbone import Loaded
 from gradfiltering.proxy.ensemble import EnsembleSettings
+from gradfiltering.proxy.fused import FusedEngine
 from gradfiltering.proxy.log import EpochLog, EpochPair, EpochRecorder
 from gradfiltering.proxy.lora import LoraSettings
 from gradfiltering.proxy.objective import ResponseNLL
 from gradfiltering.proxy.pretrain import new_model, train_tokenizer
 from gradfiltering.proxy.stage import BatchSettings, log_gradients
-from gradfiltering.proxy.vmap import VmapEngine
 from gradfiltering.store import Store
 from gradfiltering.target.finetune import TuningSettings, finetune
 
@@ -75,7 +75,7 @@ def train_all(folder: Path, trainer: partial[L.Trainer]) -> None:
         model.set_attn_implementation("eager")
         backbone = Loaded(model, tokenizer, "test", "test", 0.0, True)
         own = folder / f"rank={devices.rank()}" / f"rows={rows}"
-        engine = partial(VmapEngine, objective=ResponseNLL(), chunk_tokens=4096)
+        engine = partial(FusedEngine, objective=ResponseNLL())
         for collect in COLLECT:
             passes: list[Measured] = []
             with mock.patch.object(snapshot, "EpochRecorder", partial(Keeping, passes)):

@@ -22,7 +22,7 @@ BATCH = 8
 
 SMALL = [
     *SMALL_MODELS, *SMALL_RUN, "data.heldout_rows=5", "eval.limit=5", "ensemble.m=2", f"ensemble.batch_size={BATCH}",
-    "proxy.backbone.dtype=float64", "generation.batch_size=2", "logger=csv",
+    "precision=fp64", "generation.batch_size=2", "logger=csv",
 ]  # fmt: skip
 
 

@@ -79,7 +79,7 @@ def test_all_linear_finds_every_layer_but_the_head_and_gradients_are_the_loops(
 def test_a_model_that_torch_func_cannot_take_is_refused_by_name(make_adapters, make_batch):
     model, adapters, _ = make_adapters(build(BLOOM), members=(0, 1))
     name = type(model.get_base_model()).__name__
-    with pytest.raises(UserError, match=rf"(?s)torch\.func cannot take .* of {name},.*Choose another proxy\.model"):
+    with pytest.raises(UserError, match=rf"(?s)torch\.func cannot take .* of {name},.*choose another proxy\.model"):
         VmapEngine(model, ResponseNLL(), 10_000).measure(adapters, make_batch([9, 5], [3, 2], members=2), True)
 
 

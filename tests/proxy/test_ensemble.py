@@ -18,12 +18,12 @@ from gradfiltering.data.sources import TaskSource
 from gradfiltering.errors import UserError
 from gradfiltering.proxy.backbone import Loaded
 from gradfiltering.proxy.ensemble import EnsembleSettings, ProxyEnsemble
+from gradfiltering.proxy.fused import FusedEngine
 from gradfiltering.proxy.log import EpochPair, GradientLog
 from gradfiltering.proxy.lora import LoraSettings
 from gradfiltering.proxy.objective import ResponseNLL
 from gradfiltering.proxy.pretrain import new_model, train_tokenizer
 from gradfiltering.proxy.stage import BatchSettings, log_gradients
-from gradfiltering.proxy.vmap import VmapEngine
 from gradfiltering.store import Store
 
 SHAPE = {"architecture": "gpt2", "layers": 1, "heads": 2, "width": 16, "context": 96, "vocabulary": 300}
@@ -61,7 +61,7 @@ def train(records, tokenizer, tmp_path):
         model.set_attn_implementation("eager")
         backbone = Loaded(model, tokenizer, "test", "test", 0.0, True)
         folder = tmp_path / name
-        engine = partial(VmapEngine, objective=ResponseNLL(), chunk_tokens=tokens)
+        engine = partial(FusedEngine, objective=ResponseNLL())
         batch = BatchSettings(tokens, 0)
         log_gradients(backbone, rows, how or settings(), engine, EpochPair(*pair), batch, folder, seed, quiet_trainer)
         return GradientLog(folder / "gradient_log")
@@ -140,7 +140,7 @@ def test_files_of_the_contract(train, tmp_path, tokenizer):
 
 
 def module_with(records_batch, how, model, adapters):
-    module = ProxyEnsemble(VmapEngine(model, ResponseNLL(), 4096), adapters, how, range(3))
+    module = ProxyEnsemble(FusedEngine(model, ResponseNLL(), 4096), adapters, how, range(3))
     module.log = lambda *_, **__: None
     loss = module.training_step(records_batch, 0)
     loss.backward()
@@ -199,7 +199,7 @@ def test_a_loss_that_is_not_finite_names_step_members_and_rows(make_model, make_
     model, adapters, _ = make_adapters(make_model())
     name = next(iter(adapters))
     adapters[name][1] = float("nan")
-    module = ProxyEnsemble(VmapEngine(model, ResponseNLL(), 4096), adapters, settings(), range(3))
+    module = ProxyEnsemble(FusedEngine(model, ResponseNLL(), 4096), adapters, settings(), range(3))
     with pytest.raises(UserError, match=r"members \[1\], rows \[17, 18\].*ensemble\.lr"):
         module.training_step(make_batch([12, 9], [4, 2], members=3, ids=[17, 18]), 0)
 

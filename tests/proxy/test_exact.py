@@ -7,6 +7,7 @@ from tests.reference.gradients import loop_gradients, norm
 from transformers.pytorch_utils import Conv1D
 
 from gradfiltering.data.batches import IGNORED, Batch
+from gradfiltering.proxy.fused import FusedEngine
 from gradfiltering.proxy.objective import ResponseNLL
 from gradfiltering.proxy.vmap import VmapEngine
 
@@ -36,14 +37,14 @@ def case(request):
     return CASES[request.param]
 
 
-@pytest.fixture
-def float64_softmax(monkeypatch):
-    """transformers' LLaMA takes its softmax in float32 whatever the model's type.
+@pytest.fixture(params=[FusedEngine, VmapEngine], ids=["fused", "vmap"])
+def measure(request):
+    def run(model, adapters, batch, tokens=10_000, want_gradient=False):
+        engine = request.param(model, ResponseNLL(), tokens)
+        engine.to(torch.device("cpu"))
+        return engine.measure(adapters, batch, want_gradient)
 
-    Then the width of a batch shows in the last bits of float32, which would hide a leak of the same size.
-    """
-    softmax = torch.nn.functional.softmax
-    monkeypatch.setattr(torch.nn.functional, "softmax", lambda scores, dim, dtype=None: softmax(scores, dim=dim))
+    return run
 
 
 @pytest.fixture
@@ -51,10 +52,6 @@ def adapted(case, make_model, make_adapters, float64_softmax):
     architecture, targets, _, _ = case
     model, adapters, _ = make_adapters(make_model(architecture), targets=targets)
     return model, adapters
-
-
-def measure(model, adapters, batch, tokens=10_000, want_gradient=False):
-    return VmapEngine(model, ResponseNLL(), tokens).measure(adapters, batch, want_gradient)
 
 
 def by_loop(model, adapters, batch):
@@ -81,7 +78,7 @@ def test_the_case_adapts_the_layers_it_names(case, adapted):
         assert all(any(place.endswith(target) for target in targets) for place in places)
 
 
-def test_norms_losses_and_mean_gradient_equal_the_loop(adapted, make_batch):
+def test_norms_losses_and_mean_gradient_equal_the_loop(measure, adapted, make_batch):
     model, adapters = adapted
     batch = make_batch(LENGTHS, PROMPTS)
     measured = measure(model, adapters, batch, want_gradient=True)
@@ -94,7 +91,7 @@ def test_norms_losses_and_mean_gradient_equal_the_loop(adapted, make_batch):
         torch.testing.assert_close(measured.mean_gradient[name], expected, rtol=RTOL, atol=1e-14)
 
 
-def test_norms_do_not_depend_on_company_padding_order_or_chunks(adapted, make_batch):
+def test_norms_do_not_depend_on_company_padding_order_or_chunks(measure, adapted, make_batch):
     model, adapters = adapted
     batch = make_batch(LENGTHS, PROMPTS)
     norms = measure(model, adapters, batch).grad_norm
@@ -116,7 +113,7 @@ def test_norms_do_not_depend_on_company_padding_order_or_chunks(adapted, make_ba
         torch.testing.assert_close(found, expected, rtol=RTOL, atol=0, msg=lambda m, cause=cause: f"{cause}: {m}")
 
 
-def test_a_member_does_not_depend_on_its_neighbours(adapted, make_batch):
+def test_a_member_does_not_depend_on_its_neighbours(measure, adapted, make_batch):
     model, adapters = adapted
     batch = make_batch(LENGTHS, PROMPTS)
     norms = measure(model, adapters, batch).grad_norm

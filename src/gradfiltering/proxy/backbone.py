@@ -183,7 +183,7 @@ def settle_precision(precision: str, trainer: Any) -> str:
     """What `auto` means on the trainer's device; anything else stays as it is."""
     if precision != "auto":
         return precision
-    if trainer(logger=False).strategy.root_device.type == "cuda":
+    if trainer().strategy.root_device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

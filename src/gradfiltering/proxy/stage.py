@@ -103,7 +103,7 @@ def log_gradients(
     adapters = initial_adapters(model, settings.lora, settings.members, seed)
     gradients = engine(model=model, chunk_tokens=BARE_TOKENS)
     module = ProxyEnsemble(gradients, adapters, settings, settings.members)
-    device = trainer(logger=False).strategy.root_device
+    device = trainer().strategy.root_device
     longest = int(rows.examples.lengths.max())
     tokens = gradients.chunk_tokens = _settle_tokens(batch.tokens, gradients, adapters, longest, device)
     data = EnsembleData(
@@ -156,7 +156,7 @@ def measure_bare(
     backbone: Loaded, objective: Objective, rows: Rows, batch: BatchSettings, trainer: Callable[..., L.Trainer]
 ) -> BareLosses:
     """One forward pass over all rows without adapters."""
-    device = trainer(logger=False).strategy.root_device
+    device = trainer().strategy.root_device
     tokens = BARE_TOKENS if isinstance(batch.tokens, str) else batch.tokens
 
     def losses(examples: Examples) -> np.ndarray:

@@ -1,9 +1,13 @@
+"""What every gradient engine must do, held against the loop twin in float64."""
+
 import pytest
 import torch
 from tests.reference.gradients import loop_gradients, norm
 
 from gradfiltering.data.batches import Batch
 from gradfiltering.errors import UserError
+from gradfiltering.proxy.fused import FusedEngine
+from gradfiltering.proxy.loop import LoopEngine
 from gradfiltering.proxy.objective import ResponseNLL
 from gradfiltering.proxy.vmap import VmapEngine
 
@@ -11,8 +15,14 @@ RTOL = 1e-9
 LENGTHS, PROMPTS = [12, 5, 9, 7], [4, 4, 2, 3]  # the second row has a response of one token
 
 
-def engine(model, tokens=10_000):
-    return VmapEngine(model, ResponseNLL(), tokens)
+@pytest.fixture(params=[FusedEngine, VmapEngine, LoopEngine], ids=["fused", "vmap", "loop"])
+def engine(request):
+    def build(model, tokens=10_000):
+        built = request.param(model, ResponseNLL(), tokens)
+        built.to(torch.device("cpu"))
+        return built
+
+    return build
 
 
 def twin(model, adapters, batch, lengths):
@@ -29,7 +39,7 @@ def twin(model, adapters, batch, lengths):
 
 @pytest.mark.parametrize("members", [None, 3], ids=["shared rows", "rows per member"])
 @pytest.mark.parametrize("pad_to", [12, 20], ids=["longest", "padded further"])
-def test_norms_and_losses_equal_the_loop(make_model, make_adapters, make_batch, members, pad_to):
+def test_norms_and_losses_equal_the_loop(engine, make_model, make_adapters, make_batch, members, pad_to):
     model, adapters, _ = make_adapters(make_model())
     batch = make_batch(LENGTHS, PROMPTS, members, pad_to=pad_to)
     measured = engine(model).measure(adapters, batch, want_gradient=False)
@@ -45,7 +55,7 @@ def test_norms_and_losses_equal_the_loop(make_model, make_adapters, make_batch, 
 
 @pytest.mark.parametrize("tokens", [1, 40, 10_000], ids=["one example", "some", "all at once"])
 def test_mean_gradient_is_the_mean_over_examples_and_chunks_change_nothing(
-    make_model, make_adapters, make_batch, tokens
+    engine, make_model, make_adapters, make_batch, tokens
 ):
     model, adapters, _ = make_adapters(make_model())
     batch = make_batch(LENGTHS, PROMPTS, members=3)
@@ -56,7 +66,7 @@ def test_mean_gradient_is_the_mean_over_examples_and_chunks_change_nothing(
             torch.testing.assert_close(measured.mean_gradient[name][member], expected, rtol=RTOL, atol=1e-14)
 
 
-def test_a_norm_does_not_depend_on_the_batch_it_is_in(make_model, make_adapters, make_batch):
+def test_a_norm_does_not_depend_on_the_batch_it_is_in(engine, make_model, make_adapters, make_batch):
     model, adapters, _ = make_adapters(make_model())
     batch = make_batch(LENGTHS, PROMPTS)
     together = engine(model).measure(adapters, batch, want_gradient=False).grad_norm
@@ -66,7 +76,7 @@ def test_a_norm_does_not_depend_on_the_batch_it_is_in(make_model, make_adapters,
         torch.testing.assert_close(together[:, row : row + 1], single, rtol=RTOL, atol=0)
 
 
-def test_the_backbone_is_left_as_it_was(make_model, make_adapters, make_batch):
+def test_the_backbone_is_left_as_it_was(engine, make_model, make_adapters, make_batch):
     model, adapters, _ = make_adapters(make_model())
     before = {name: value.clone() for name, value in model.state_dict().items()}
     engine(model).measure(adapters, make_batch(LENGTHS, PROMPTS), want_gradient=True)
@@ -74,7 +84,7 @@ def test_the_backbone_is_left_as_it_was(make_model, make_adapters, make_batch):
         assert torch.equal(value, before[name]), f"{name} was changed by measuring"
 
 
-def test_chunks_must_hold_a_token(make_model, make_adapters):
+def test_chunks_must_hold_a_token(engine, make_model, make_adapters):
     model, _, _ = make_adapters(make_model())
     with pytest.raises(UserError, match=r"batch\.tokens=0"):
         engine(model, 0)

@@ -1,0 +1,91 @@
+"""Peak memory of training the ensemble, for several ensemble sizes and dataset sizes.
+
+python scripts/bench_memory.py --members 1 3 5 10 20 --rows 1000 10000
+
+Every cell is a process of its own that trains the tiny proxy's shape on rows of the task generator for a few steps and
+says how much its peak memory grew over what it held before the first step.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import lightning as L
+import psutil
+import torch
+
+from bench_gradients import peak_mb, reset_peak
+from gradfiltering.data.corrupt import Corruption
+from gradfiltering.data.examples import Encoder
+from gradfiltering.data.module import EnsembleData
+from gradfiltering.data.records import Columns
+from gradfiltering.data.sources import TaskSource
+from gradfiltering.data.tasks import prose
+from gradfiltering.proxy.ensemble import EnsembleSettings, ProxyEnsemble
+from gradfiltering.proxy.fused import FusedEngine
+from gradfiltering.proxy.lora import LoraSettings, initial_adapters
+from gradfiltering.proxy.memory import keep_freed_memory
+from gradfiltering.proxy.objective import ResponseNLL
+from gradfiltering.proxy.pretrain import new_model, train_tokenizer
+from gradfiltering.store import Store
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--members", type=int, nargs="+", default=[1, 3, 5, 10, 20])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1000, 10000])
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[8192], help="padded tokens computed at once")
+    parser.add_argument("--cell", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.cell:
+        print(json.dumps(cell(options.members[0], options.rows[0], options.tokens[0], options)))
+        return
+    print("tokens at once | rows | members | MiB before | MiB of growth")
+    for tokens in options.tokens:
+        for rows in options.rows:
+            for members in options.members:
+                arguments = ["--members", members, "--rows", rows, "--tokens", tokens, "--steps", options.steps]
+                command = [sys.executable, __file__, "--cell", *map(str, arguments)]
+                command += ["--batch-size", str(options.batch_size)]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                found = json.loads(done.stdout.splitlines()[-1])
+                print(f"{tokens} | {rows} | {members} | {found['before']:.0f} | {found['growth']:.0f}", flush=True)
+
+
+def cell(members: int, rows: int, tokens: int, options: argparse.Namespace) -> dict[str, float]:
+    """Trains `members` on `rows` rows and measures."""
+    keep_freed_memory()
+    tokenizer = train_tokenizer(prose(100_000, 0), 1024)
+    nothing = Corruption(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    source = TaskSource(rows, 0, None, "alpaca", Columns("instruction", "input", "output"), nothing)
+    with tempfile.TemporaryDirectory() as scratch:
+        examples = Encoder(tokenizer, 128, Store(Path(scratch))).encode_all(source.load(0)).examples
+        shape = {"architecture": "gpt2", "layers": 3, "heads": 4, "width": 96, "context": 128, "vocabulary": 1024}
+        lora = LoraSettings(rank=8, alpha=16, target_modules="all-linear", init_b_std=0.02)
+        model = lora.attach(new_model(shape, tokenizer, 0).eval().requires_grad_(False))
+        how = EnsembleSettings(
+            m=members, batch_size=options.batch_size, lr=2e-3, warmup_steps=10, betas=(0.9, 0.999), eps=1e-8,
+            weight_decay=0.0, clip_norm=None, collect="snapshot", bucket_batches=8, trajectory_steps=10, lora=lora,
+        )  # fmt: skip
+        engine = FusedEngine(model, ResponseNLL(), tokens)
+        module = ProxyEnsemble(engine, initial_adapters(model, lora, how.members, 0), how, how.members)
+        data = EnsembleData(examples, None, how.members, how.batch_size, 8, tokens, 0, 0, 0)
+        trainer = partial(
+            L.Trainer, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        device = torch.device("cpu")
+        before = psutil.Process().memory_info().rss / 2**20
+        reset_peak(device)
+        trainer(max_steps=options.steps, max_epochs=1000).fit(module, datamodule=data)
+        return {"before": before, "growth": peak_mb(device) - before}
+
+
+if __name__ == "__main__":
+    main()
