@@ -32,6 +32,7 @@ def experiment(cfg: DictConfig) -> None:
     from gradfiltering.report.run import Run
     from gradfiltering.scorers.base import Evidence, write_unscored
     from gradfiltering.selectors.base import shortfall, write_subset
+    from gradfiltering.store import Workspace
     from gradfiltering.target import stage as tuning
 
     keep_freed_memory()
@@ -42,13 +43,12 @@ def experiment(cfg: DictConfig) -> None:
     engine = partial(build(cfg.gradients), objective=objective)
     settings, generation, prompt_sets = build(cfg.target.tuning), build(cfg.generation), build(cfg.eval.sets)
     small, large = build(cfg.proxy.backbone), build(cfg.target.backbone)
-    plan = Plan(cfg.until, scorer, selector)
-    plan.check(ensemble.m, small, large, cfg.judge.against)
-
+    (plan := Plan(cfg.until, scorer, selector)).check(ensemble.m, small, large, cfg.judge.against)
     run = Run(Path(cfg.run_dir), build(cfg.trainer)(logger=False).strategy.root_device)
     devices.first_then_all(run.start, OmegaConf.to_container(cfg, resolve=True), seed)
     logger = tracking.open_logger(partial(build, cfg.logger), run.config)
     trainer = partial(build(cfg.trainer), logger=logger, default_root_dir=run.folder, enable_progress_bar=cfg.progress)
+    workspace = Workspace(run.folder, store, seed, trainer)
     try:
         # Records -> examples. Prompts are loaded now, so that a missing file shows before anything is trained.
         records = devices.first_then_all(source.load, seed)
@@ -69,9 +69,9 @@ def experiment(cfg: DictConfig) -> None:
         log = bare = scores = None
         if plan.scored and "gradient_log" in scorer.needs:
             with run.stage("proxy") as cost:
-                bare = proxy.measure_bare(backbone, objective, rows, batch, trainer)
-                logged = proxy.log_gradients(backbone, rows, ensemble, engine, epochs, batch, run.folder, seed, trainer)
-                cost.update(flops=logged.flops)
+                bare = proxy.measure_bare(backbone, objective, rows, batch, workspace)
+                logged = proxy.log_gradients(backbone, rows, ensemble, engine, epochs, batch, workspace)
+                cost.update(flops=logged.flops, reused=logged.reused)
             log = GradientLog(run.folder / "gradient_log")
             run.add(proxy=logged.summary())
             run.diagnose(diagnostics.of_ensemble(log, epochs, logged, bare, limits))

@@ -31,6 +31,7 @@ from gradfiltering.proxy.lora import LoraSettings, initial_adapters
 from gradfiltering.proxy.memory import keep_freed_memory
 from gradfiltering.proxy.objective import ResponseNLL
 from gradfiltering.proxy.pretrain import new_model, train_tokenizer
+from gradfiltering.proxy.state import State
 from gradfiltering.store import Store
 
 
@@ -71,11 +72,12 @@ def cell(members: int, rows: int, tokens: int, options: argparse.Namespace) -> d
         model = lora.attach(new_model(shape, tokenizer, 0).eval().requires_grad_(False))
         how = EnsembleSettings(
             m=members, batch_size=options.batch_size, lr=2e-3, warmup_steps=10, betas=(0.9, 0.999), eps=1e-8,
-            weight_decay=0.0, clip_norm=None, collect="snapshot", bucket_batches=8, trajectory_steps=10, lora=lora,
+            weight_decay=0.0, clip_norm=None, collect="snapshot", bucket_batches=8, trajectory_steps=10,
+            checkpoint_minutes=10, lora=lora,
         )  # fmt: skip
         engine = FusedEngine(model, ResponseNLL(), tokens)
-        module = ProxyEnsemble(engine, initial_adapters(model, lora, how.members, 0), how, how.members)
-        data = EnsembleData(examples, None, how.members, how.batch_size, 8, tokens, 0, 0, 0)
+        module = ProxyEnsemble(engine, State(initial_adapters(model, lora, how.members, 0), {}, 0), how, how.members)
+        data = EnsembleData(examples, how.members, how.batch_size, 8, tokens, 0, 0, 0)
         trainer = partial(
             L.Trainer, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False,

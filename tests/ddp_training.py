@@ -16,7 +16,7 @@ from gradfiltering.data.corrupt import Corruption
 from gradfiltering.data.examples import Encoder
 from gradfiltering.data.records import Columns
 from gradfiltering.data.sources import TaskSource
-from gradfiltering.proxy import devices, snapshot
+from gradfiltering.proxy import devices, snapshot, training
 from gradfiltering.proxy.backbone import Loaded
 from gradfiltering.proxy.ensemble import EnsembleSettings
 from gradfiltering.proxy.fused import FusedEngine
@@ -25,7 +25,7 @@ from gradfiltering.proxy.lora import LoraSettings
 from gradfiltering.proxy.objective import ResponseNLL
 from gradfiltering.proxy.pretrain import new_model, train_tokenizer
 from gradfiltering.proxy.stage import BatchSettings, log_gradients
-from gradfiltering.store import Store
+from gradfiltering.store import Store, Workspace
 from gradfiltering.target.finetune import TuningSettings, finetune
 
 # GPT-2, because transformers' LLaMA computes its RMSNorm in float32 whatever the model's type.
@@ -38,7 +38,7 @@ LORA = LoraSettings(rank=2, alpha=4, target_modules="all-linear", init_b_std=0.0
 # Clipping and a large eps: without them AdamW hides a gradient that is a multiple of the right one.
 ENSEMBLE = partial(
     EnsembleSettings, m=2, batch_size=8, lr=0.01, warmup_steps=3, betas=(0.9, 0.999), eps=1e-3, weight_decay=0.01,
-    clip_norm=0.5, bucket_batches=2, trajectory_steps=2, lora=LORA,
+    clip_norm=0.5, bucket_batches=2, trajectory_steps=2, checkpoint_minutes=10, lora=LORA,
 )  # fmt: skip
 TUNING = TuningSettings(
     epochs=2, batch_size=7, micro_batch_tokens=120, lr=0.01, schedule="cosine", warmup_share=0.1, weight_decay=0.0,
@@ -78,10 +78,14 @@ def train_all(folder: Path, trainer: partial[L.Trainer]) -> None:
         engine = partial(FusedEngine, objective=ResponseNLL())
         for collect in COLLECT:
             passes: list[Measured] = []
-            with mock.patch.object(snapshot, "EpochRecorder", partial(Keeping, passes)):
+            keeping = partial(Keeping, passes)
+            with (
+                mock.patch.object(snapshot, "EpochRecorder", keeping),
+                mock.patch.object(training, "EpochRecorder", keeping),
+            ):
                 log_gradients(
                     backbone, encoded, ENSEMBLE(collect=collect), engine, EPOCHS, BatchSettings(200, 0),
-                    own / collect, 0, trainer,
+                    Workspace(own / collect, Store(folder / "store"), 0, trainer),
                 )  # fmt: skip
             np.savez(
                 own / collect / "measured.npz",

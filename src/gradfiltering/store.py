@@ -7,6 +7,8 @@ place, so a folder without the suffix is whole. `artifact.json` beside the resul
 import errno
 import hashlib
 import json
+import os
+import platform
 import shutil
 import time
 import uuid
@@ -18,11 +20,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from gradfiltering.errors import UserError, is_disk_full
 
 WRITE_FAILURES = {
     errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG
 }  # fmt: skip
+RECORD = "artifact.json"
 RECORDED_PACKAGES = ("torch", "lightning", "transformers", "peft", "datasets", "torchmetrics", "numpy", "pyarrow")
 
 
@@ -111,28 +116,71 @@ class Store:
     def __init__(self, path: Path | str):
         self.root = Path(path)
 
-    def make(self, stage: str, key: Mapping[str, Any], build: Callable[[Path], None]) -> Artifact:
-        """Returns the stored result for `key`, or builds it.
+    def find(self, stage: str, key: Mapping[str, Any]) -> Artifact | None:
+        """The stored result for `key`, if there is one."""
+        path = self._path(stage, key)
+        record = path / RECORD
+        if not record.is_file():
+            return None
+        return Artifact(path, reused=True, seconds=json.loads(record.read_text("utf-8"))["seconds"])
+
+    def make(
+        self, stage: str, key: Mapping[str, Any], build: Callable[[Path], None], spent: float | None = None
+    ) -> Artifact:
+        """Returns the stored result for `key`, or builds it; of several processes that want it, one does.
 
         Args:
             stage: folder of the store, such as `backbone`.
             key: everything the result depends on, JSON-serialisable, and nothing else.
             build: fills the (existing, empty) folder it is given.
+            spent: seconds the result took, where `build` only writes it down; None to time `build`.
         """
-        path = self.root / stage / fingerprint({"stage": stage, **key})
-        record = path / "artifact.json"
-        if record.is_file():
-            return Artifact(path, reused=True, seconds=json.loads(record.read_text("utf-8"))["seconds"])
+        found = self.find(stage, key)
+        if found:
+            return found
+        with self.lock(stage, key):
+            return self.find(stage, key) or self._build(stage, key, build, spent)
+
+    def _build(
+        self, stage: str, key: Mapping[str, Any], build: Callable[[Path], None], spent: float | None
+    ) -> Artifact:
+        path = self._path(stage, key)
         shutil.rmtree(path, ignore_errors=True)  # without its record it is no result
         started = time.monotonic()
         with atomic_path(path, keep_existing=True) as part:
             part.mkdir()
             build(part)
-            seconds = time.monotonic() - started
+            seconds = time.monotonic() - started if spent is None else spent
             made = datetime.now(UTC).isoformat(timespec="seconds")
             about = {"stage": stage, "key": key, "versions": package_versions(), "seconds": seconds, "made": made}
-            (part / "artifact.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
+            (part / RECORD).write_text(json.dumps(about, indent=2), encoding="utf-8")
         return Artifact(path, reused=False, seconds=seconds)
+
+    @contextmanager
+    def lock(self, stage: str, key: Mapping[str, Any]) -> Iterator[None]:
+        """Holds the making of a result; whoever wants it as well waits, and says for whom.
+
+        The lock is the operating system's, so it is free again the moment its owner ends, however it ends.
+        """
+        path = self.root / "locks" / f"{stage}-{fingerprint({'stage': stage, **key})}.lock"
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(path, timeout=0)
+        owner = path.with_suffix(".owner")
+        try:
+            held.acquire()
+        except Timeout:
+            print(f"waiting for {_words(owner)}, which makes {path.stem}", flush=True)
+            held.acquire(timeout=-1)
+        try:
+            write_json(owner, {"host": platform.node(), "process": os.getpid(), "since": time.time()})
+            yield
+        finally:
+            owner.unlink(missing_ok=True)
+            held.release()
+
+    def _path(self, stage: str, key: Mapping[str, Any]) -> Path:
+        return self.root / stage / fingerprint({"stage": stage, **key})
 
     def scratch(self, stage: str, key: Mapping[str, Any], suffix: str) -> Path:
         """Path of a single cache file for `key`; whoever writes it must rename it into place."""
@@ -140,3 +188,45 @@ class Store:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         return folder / (fingerprint({"stage": stage, **key}) + suffix)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What every stage of a run works with.
+
+    Attributes:
+        run_dir: the run folder.
+        store: finished results of this run and others.
+        seed: the run's.
+        trainer: builds a `lightning.Trainer` from keyword arguments.
+    """
+
+    run_dir: Path
+    store: Store
+    seed: int
+    trainer: Callable[..., Any]
+
+
+def link(source: Path, target: Path) -> None:
+    """Puts a stored file, or a folder of files, into a run folder without a second copy where the file system can.
+
+    A hard link, so that the run keeps its file whatever becomes of the store.
+    """
+    if source.is_dir():
+        for file in sorted(source.iterdir()):
+            link(file, target / file.name)
+        return
+    with atomic_path(target) as part:
+        try:
+            os.link(source, part)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(source, part)
+
+
+def _words(owner: Path) -> str:
+    try:
+        about = json.loads(owner.read_text("utf-8"))
+    except (OSError, ValueError):
+        return "another process"
+    minutes = (time.time() - about["since"]) / 60
+    return f"process {about['process']} on {about['host']} (since {minutes:.0f} min)"

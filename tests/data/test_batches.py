@@ -167,7 +167,7 @@ def test_batch_moves_tensors_and_keeps_ids():
 class TestDataModule:
     @pytest.fixture
     def data(self, examples):
-        return EnsembleData(examples, None, range(3), 4, 2, 200, PAD, 0, 0)
+        return EnsembleData(examples, range(3), 4, 2, 200, PAD, 0, 0)
 
     def test_training_batches_follow_the_trainers_epoch(self, data, examples):
         buckets = buckets_of(4, 2, 0, examples.lengths)

@@ -1,11 +1,25 @@
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
+from tests.pipeline import quiet_trainer
+from tests.proxy.ensembles import ROWS, SHAPE, settings
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from gradfiltering.data.batches import IGNORED, Batch
+from gradfiltering.data.corrupt import Corruption
+from gradfiltering.data.examples import Encoder
+from gradfiltering.data.records import Columns
+from gradfiltering.data.sources import TaskSource
+from gradfiltering.proxy.backbone import Loaded
+from gradfiltering.proxy.fused import FusedEngine
+from gradfiltering.proxy.log import EpochPair, GradientLog
 from gradfiltering.proxy.lora import LoraSettings, initial_adapters
+from gradfiltering.proxy.objective import ResponseNLL
+from gradfiltering.proxy.pretrain import new_model, train_tokenizer
+from gradfiltering.proxy.stage import BatchSettings, log_gradients
+from gradfiltering.store import Store, Workspace
 
 VOCABULARY = 64
 
@@ -73,3 +87,34 @@ def float64_softmax(monkeypatch):
     """
     softmax = torch.nn.functional.softmax
     monkeypatch.setattr(torch.nn.functional, "softmax", lambda scores, dim, dtype=None: softmax(scores, dim=dim))
+
+
+@pytest.fixture(scope="module")
+def records():
+    none = Corruption(0, 0, 0, 0, 0, 0)
+    return TaskSource(ROWS, 5, None, "plain", Columns("instruction", "input", "output"), none).load(seed=0)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(records):
+    return train_tokenizer([row["instruction"] + " " + row["output"] for row in records.rows], SHAPE["vocabulary"])
+
+
+@pytest.fixture
+def train(records, tokenizer, tmp_path):
+    encoder = Encoder(tokenizer, SHAPE["context"], Store(tmp_path / "store"))
+    rows = encoder.encode_all(records)
+
+    def run(name, how=None, pair=(1, 2), tokens=4096, seed=0, store=None, trainer=quiet_trainer):
+        """Trains with a store of the run's own unless one is given."""
+        model = new_model(SHAPE, tokenizer, 0).double().eval().requires_grad_(False)
+        model.set_attn_implementation("eager")
+        backbone = Loaded(model, tokenizer, "test", "test", 0.0, True)
+        folder = tmp_path / name
+        engine = partial(FusedEngine, objective=ResponseNLL())
+        batch = BatchSettings(tokens, 0)
+        workspace = Workspace(folder, Store(store or tmp_path / "stores" / name), seed, trainer)
+        run.result = log_gradients(backbone, rows, how or settings(), engine, EpochPair(*pair), batch, workspace)
+        return GradientLog(folder / "gradient_log")
+
+    return run

@@ -1,80 +1,21 @@
 """The training of the ensemble: exact, and the same for a member whatever is beside it."""
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import PeftModel
-from tests.pipeline import quiet_trainer
+from tests.proxy.ensembles import ROWS, SHAPE, assert_same, settings
 from tests.reference.gradients import loop_gradients
 
-from gradfiltering.data.corrupt import Corruption
-from gradfiltering.data.examples import Encoder
-from gradfiltering.data.records import Columns
-from gradfiltering.data.sources import TaskSource
 from gradfiltering.errors import UserError
-from gradfiltering.proxy.backbone import Loaded
-from gradfiltering.proxy.ensemble import EnsembleSettings, ProxyEnsemble
+from gradfiltering.proxy.ensemble import ProxyEnsemble
 from gradfiltering.proxy.fused import FusedEngine
-from gradfiltering.proxy.log import EpochPair, GradientLog
-from gradfiltering.proxy.lora import LoraSettings
 from gradfiltering.proxy.objective import ResponseNLL
-from gradfiltering.proxy.pretrain import new_model, train_tokenizer
-from gradfiltering.proxy.stage import BatchSettings, log_gradients
-from gradfiltering.store import Store
-
-SHAPE = {"architecture": "gpt2", "layers": 1, "heads": 2, "width": 16, "context": 96, "vocabulary": 300}
-LOG_RTOL = 2e-7  # the log is float32
-ROWS = 21  # not a multiple of the batch size
-
-
-def settings(**changes):
-    lora = LoraSettings(rank=2, alpha=4, target_modules="all-linear", init_b_std=0.05)
-    usual = EnsembleSettings(
-        m=3, batch_size=4, lr=0.01, warmup_steps=3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, clip_norm=None,
-        collect="snapshot", bucket_batches=2, trajectory_steps=2, lora=lora,
-    )  # fmt: skip
-    return replace(usual, **changes)
-
-
-@pytest.fixture(scope="module")
-def records():
-    none = Corruption(0, 0, 0, 0, 0, 0)
-    return TaskSource(ROWS, 5, None, "plain", Columns("instruction", "input", "output"), none).load(seed=0)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(records):
-    return train_tokenizer([row["instruction"] + " " + row["output"] for row in records.rows], SHAPE["vocabulary"])
-
-
-@pytest.fixture
-def train(records, tokenizer, tmp_path):
-    encoder = Encoder(tokenizer, SHAPE["context"], Store(tmp_path / "store"))
-    rows = encoder.encode_all(records)
-
-    def run(name, how=None, pair=(1, 2), tokens=4096, seed=0):
-        model = new_model(SHAPE, tokenizer, 0).double().eval().requires_grad_(False)
-        model.set_attn_implementation("eager")
-        backbone = Loaded(model, tokenizer, "test", "test", 0.0, True)
-        folder = tmp_path / name
-        engine = partial(FusedEngine, objective=ResponseNLL())
-        batch = BatchSettings(tokens, 0)
-        log_gradients(backbone, rows, how or settings(), engine, EpochPair(*pair), batch, folder, seed, quiet_trainer)
-        return GradientLog(folder / "gradient_log")
-
-    return run
-
-
-def assert_same(one, other, member, epochs=(1, 2)):
-    for epoch in epochs:
-        a, b = one.epoch(epoch), other.epoch(epoch)
-        np.testing.assert_array_equal(a.example_ids, b.example_ids)
-        np.testing.assert_allclose(a.grad_norm[member], b.grad_norm[member], rtol=LOG_RTOL)
-        np.testing.assert_allclose(a.loss[member], b.loss[member], rtol=LOG_RTOL)
+from gradfiltering.proxy.pretrain import new_model
+from gradfiltering.proxy.state import State
 
 
 def test_member_is_the_same_in_an_ensemble_of_any_size(train):
@@ -140,7 +81,7 @@ def test_files_of_the_contract(train, tmp_path, tokenizer):
 
 
 def module_with(records_batch, how, model, adapters):
-    module = ProxyEnsemble(FusedEngine(model, ResponseNLL(), 4096), adapters, how, range(3))
+    module = ProxyEnsemble(FusedEngine(model, ResponseNLL(), 4096), State(adapters, {}, 0), how, range(3))
     module.log = lambda *_, **__: None
     loss = module.training_step(records_batch, 0)
     loss.backward()
@@ -199,7 +140,7 @@ def test_a_loss_that_is_not_finite_names_step_members_and_rows(make_model, make_
     model, adapters, _ = make_adapters(make_model())
     name = next(iter(adapters))
     adapters[name][1] = float("nan")
-    module = ProxyEnsemble(FusedEngine(model, ResponseNLL(), 4096), adapters, settings(), range(3))
+    module = ProxyEnsemble(FusedEngine(model, ResponseNLL(), 4096), State(adapters, {}, 0), settings(), range(3))
     with pytest.raises(UserError, match=r"members \[1\], rows \[17, 18\].*ensemble\.lr"):
         module.training_step(make_batch([12, 9], [4, 2], members=3, ids=[17, 18]), 0)
 

@@ -14,7 +14,6 @@ class EnsembleData(L.LightningDataModule):
 
     Args:
         examples: rows to train on and to score.
-        heldout: rows to log only, or None.
         members: the members' numbers.
         batch_size: examples of one update.
         bucket_batches: batches in a length bucket.
@@ -25,12 +24,12 @@ class EnsembleData(L.LightningDataModule):
 
     Attributes:
         share: what this process takes of each training batch and of the batches of a pass.
+        epochs_done, steps_done: epochs that were trained before, and steps of the one after them.
     """
 
     def __init__(
         self,
         examples: Examples,
-        heldout: Examples | None,
         members: Sequence[int],
         batch_size: int,
         bucket_batches: int,
@@ -41,13 +40,13 @@ class EnsembleData(L.LightningDataModule):
     ):
         super().__init__()
         self.examples = examples
-        self.heldout = heldout
         self.members = list(members)
         self.buckets = LengthBuckets.of(examples.lengths, batch_size, bucket_batches, seed)
         self.tokens = tokens
         self.pad_id = pad_id
         self.workers = workers
         self.share: Share = WHOLE
+        self.epochs_done = self.steps_done = 0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -57,9 +56,15 @@ class EnsembleData(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Step batches of the epoch the trainer is about to run (1-based in the order's seed)."""
         assert self.trainer is not None
-        epoch = self.trainer.current_epoch + 1
-        batches = MemberBatches(self.examples, self.buckets, self.members, epoch, self.pad_id, self.share)
+        done = self.steps_done if self.trainer.current_epoch == 0 else 0
+        batches = MemberBatches(self.examples, self.buckets, self.members, self.epoch, self.pad_id, self.share, done)
         return loader(batches, self.workers)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch being trained, 1 for the first, whatever part of training this run does."""
+        assert self.trainer is not None
+        return self.epochs_done + self.trainer.current_epoch + 1
 
     def pass_over(self, examples: Examples) -> DataLoader:
         """Batches of one pass over `examples`, by length."""

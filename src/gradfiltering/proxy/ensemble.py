@@ -15,6 +15,7 @@ from gradfiltering.proxy.devices import gather, total, world_size
 from gradfiltering.proxy.gradients import GradientEngine
 from gradfiltering.proxy.log import EpochRecorder
 from gradfiltering.proxy.lora import Adapters, LoraSettings
+from gradfiltering.proxy.state import MOMENTS, State
 from gradfiltering.proxy.trajectory import Trajectory, flatten
 
 COLLECT = ("snapshot", "online")
@@ -35,6 +36,7 @@ class EnsembleSettings:
             `online` keeps the norms of the epoch's own training steps.
         bucket_batches: batches in a length bucket.
         trajectory_steps: a sketch of the adapters is recorded every so many steps.
+        checkpoint_minutes: within an epoch, what training would go on from is kept this often.
         lora: shape and start of each adapter.
     """
 
@@ -49,11 +51,12 @@ class EnsembleSettings:
     collect: str
     bucket_batches: int
     trajectory_steps: int
+    checkpoint_minutes: float
     lora: LoraSettings
 
     def __post_init__(self):
-        for name in ("m", "batch_size", "bucket_batches", "trajectory_steps"):
-            if getattr(self, name) < 1:
+        for name in ("m", "batch_size", "bucket_batches", "trajectory_steps", "checkpoint_minutes"):
+            if getattr(self, name) <= 0:
                 raise UserError(f"ensemble.{name}={getattr(self, name)}: give a positive number")
         if self.collect not in COLLECT:
             raise UserError(f"ensemble.collect={self.collect} is unknown; choose one of: {', '.join(COLLECT)}")
@@ -75,17 +78,18 @@ class ProxyEnsemble(L.LightningModule):
 
     Args:
         engine: computes per-example gradients.
-        adapters: parameter name -> [M, ...] initial values.
+        state: what training starts from.
         settings: optimiser and logging.
         members: the members' numbers, in the order of the stack.
     """
 
-    def __init__(self, engine: GradientEngine, adapters: Adapters, settings: EnsembleSettings, members: Sequence[int]):
+    def __init__(self, engine: GradientEngine, state: State, settings: EnsembleSettings, members: Sequence[int]):
         super().__init__()
         self.engine = engine
         self.settings = settings
-        self.names = sorted(adapters)
-        self.stacked = nn.ParameterList([nn.Parameter(adapters[name]) for name in self.names])
+        self.names = sorted(state.adapters)
+        self.stacked = nn.ParameterList([nn.Parameter(state.adapters[name]) for name in self.names])
+        self.start = state
         self.trajectory = Trajectory(list(members))
         self.recorder: EpochRecorder | None = None
         self._before: Tensor | None = None
@@ -95,10 +99,30 @@ class ProxyEnsemble(L.LightningModule):
         """Parameter name -> [M, ...], without autograd history."""
         return {name: value.detach() for name, value in zip(self.names, self.stacked, strict=True)}
 
+    @property
+    def members(self) -> list[int]:
+        """The members' numbers, in the order of the stack."""
+        return self.trajectory.members
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps taken, those of earlier runs included."""
+        return self.start.steps + self.global_step
+
+    @property
+    def state(self) -> State:
+        """What training would go on from."""
+        kept = self.trainer.optimizers[0].state
+        moments = {
+            kind: {name: kept[value][kind] for name, value in zip(self.names, self.stacked, strict=True)}
+            for kind in MOMENTS
+        }
+        return State(self.adapters, moments, self.steps)
+
     def on_fit_start(self) -> None:
         """Brings the backbone to the adapters' device and records where training starts."""
         self.engine.to(self.device)
-        if self.global_step == 0:
+        if self.steps == 0:
             start = flatten(self.adapters)
             self.trajectory.record(0, start, start)
 
@@ -148,13 +172,14 @@ class ProxyEnsemble(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Keeps the adapters of a step whose sketch will be recorded."""
-        if (self.global_step + 1) % self.settings.trajectory_steps == 0:
+        if (self.steps + 1) % self.settings.trajectory_steps == 0:
             self._before = flatten(self.adapters).clone()
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, index: int) -> None:
-        """Records the sketch after the update."""
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """Takes the step and records the sketch after it."""
+        super().optimizer_step(*arguments, **options)
         if self._before is not None:
-            self.trajectory.record(self.global_step, self._before, flatten(self.adapters))
+            self.trajectory.record(self.steps + 1, self._before, flatten(self.adapters))
             self._before = None
 
     def configure_optimizers(self) -> Any:
@@ -168,8 +193,12 @@ class ProxyEnsemble(L.LightningModule):
             weight_decay=settings.weight_decay,
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1.0, (step + 1) / max(1, settings.warmup_steps))
+            optimizer, lambda step: min(1.0, (self.start.steps + step + 1) / max(1, settings.warmup_steps))
         )
+        for kind, of in self.start.moments.items():
+            for name, value in zip(self.names, self.stacked, strict=True):
+                optimizer.state[value][kind] = of[name].to(value)
+                optimizer.state[value]["step"] = torch.tensor(float(self.start.steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _problem(self, loss: Tensor, batch: Batch) -> str | None:
@@ -180,6 +209,6 @@ class ProxyEnsemble(L.LightningModule):
         named = sorted({self.trajectory.members[m] for m in members.tolist()})
         rows = sorted(set(batch.example_id[members, columns].tolist()))[:10]
         return (
-            f"the loss is not finite at step {self.global_step} for members {named}, rows {rows}; "
+            f"the loss is not finite at step {self.steps} for members {named}, rows {rows}; "
             "lower ensemble.lr, or set ensemble.clip_norm, or look at those rows"
         )

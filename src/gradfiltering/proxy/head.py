@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gradfiltering.proxy.objective import Objective
 
-CHUNK_BYTES = 32 << 20  # float32 logits held at once
+CHUNK_BYTES = 64 << 20  # logits held at once
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class _LinearNll(torch.autograd.Function):
         count, vocabulary = len(hidden), len(weight)
         nll = torch.empty(count, dtype=wide, device=hidden.device)
         of_hidden = torch.empty_like(hidden)
-        step = max(1, CHUNK_BYTES // (4 * vocabulary))
+        step = max(1, CHUNK_BYTES // (hidden.element_size() * vocabulary))
         for start in range(0, count, step):
             some = slice(start, start + step)
             logits = hidden[some] @ weight.t() if bias is None else torch.addmm(bias, hidden[some], weight.t())

@@ -12,6 +12,7 @@ from gradfiltering.errors import UserError
 from gradfiltering.proxy.devices import total
 from gradfiltering.store import atomic_path
 
+FILE = "part-0.parquet"
 SCHEMA = pa.schema(
     [
         ("example_id", pa.int64()),
@@ -86,6 +87,14 @@ class EpochRecorder:
         self.loss[member, rows] = loss
         self.times[member, rows] += 1
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What was measured so far, for `restore`."""
+        return {"grad_norm": self.grad_norm, "loss": self.loss, "times": self.times}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Goes on from what `arrays` gave."""
+        self.grad_norm, self.loss, self.times = (arrays[name] for name in ("grad_norm", "loss", "times"))
+
     def finish(self) -> EpochLog:
         """The complete log of the epoch, the same in every process.
 
@@ -119,17 +128,33 @@ def leaf(folder: Path, member: int, epoch: int) -> Path:
 def write_epoch(folder: Path, log: EpochLog, members: Sequence[int], epoch: int) -> None:
     """Writes one epoch of the log, a parquet file per member."""
     for position, member in enumerate(members):
-        table = pa.table(
-            [
-                log.example_ids,
-                log.grad_norm[position].astype(np.float32),
-                log.loss[position].astype(np.float32),
-                log.response_tokens,
-            ],
-            schema=SCHEMA,
-        )
-        with atomic_path(leaf(folder, member, epoch) / "part-0.parquet") as part:
-            pq.write_table(table, part)
+        with atomic_path(leaf(folder, member, epoch) / FILE) as part:
+            write_member(part, log, position)
+
+
+def write_member(path: Path, log: EpochLog, position: int) -> None:
+    """Writes the measurements of the member at `position` of the log."""
+    norm, loss = (values[position].astype(np.float32) for values in (log.grad_norm, log.loss))
+    pq.write_table(pa.table([log.example_ids, norm, loss, log.response_tokens], schema=SCHEMA), path)
+
+
+def read_members(files: Sequence[Path]) -> EpochLog:
+    """The log of an epoch from one file a member.
+
+    Raises:
+        UserError: the members logged different examples.
+    """
+    tables = [pq.ParquetFile(file).read() for file in files]
+    ids = tables[0]["example_id"].to_numpy()
+    for file, table in zip(files, tables, strict=True):
+        if not np.array_equal(table["example_id"].to_numpy(), ids):
+            raise UserError(f"{file} logged other examples than {files[0]}")
+    return EpochLog(
+        example_ids=ids,
+        grad_norm=np.stack([table["grad_norm"].to_numpy() for table in tables]),
+        loss=np.stack([table["loss"].to_numpy() for table in tables]),
+        response_tokens=tables[0]["response_tokens"].to_numpy(),
+    )
 
 
 class GradientLog:
@@ -163,22 +188,11 @@ class GradientLog:
         return self._read[epoch]
 
     def _load(self, epoch: int) -> EpochLog:
-        tables = []
-        for member in self.members:
-            file = leaf(self.folder, member, epoch) / "part-0.parquet"
+        files = [leaf(self.folder, member, epoch) / FILE for member in self.members]
+        for member, file in zip(self.members, files, strict=True):
             if not file.is_file():
                 raise UserError(
                     f"the gradient log {self.folder} has no epoch {epoch} for member {member} (epochs logged: "
                     f"{self.epochs}); choose epochs.early and epochs.late among them or log that epoch"
                 )
-            tables.append(pq.ParquetFile(file).read())
-        ids = tables[0]["example_id"].to_numpy()
-        for member, table in zip(self.members, tables, strict=True):
-            if not np.array_equal(table["example_id"].to_numpy(), ids):
-                raise UserError(f"{self.folder}: member {member} logged other examples than member {self.members[0]}")
-        return EpochLog(
-            example_ids=ids,
-            grad_norm=np.stack([table["grad_norm"].to_numpy() for table in tables]),
-            loss=np.stack([table["loss"].to_numpy() for table in tables]),
-            response_tokens=tables[0]["response_tokens"].to_numpy(),
-        )
+        return read_members(files)

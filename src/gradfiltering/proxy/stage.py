@@ -1,29 +1,36 @@
 """The proxy stage: from examples to gradient log, adapters and trajectory in the run folder."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
+from peft import PeftModel
 
 from gradfiltering.data.batches import LengthBatches, loader
 from gradfiltering.data.examples import Examples, Rows
 from gradfiltering.data.module import EnsembleData
 from gradfiltering.errors import UserError
 from gradfiltering.proxy.backbone import Loaded
-from gradfiltering.proxy.devices import gather, share
-from gradfiltering.proxy.ensemble import EnsembleSettings, ProxyEnsemble
+from gradfiltering.proxy.devices import gather, once, rank, share
+from gradfiltering.proxy.ensemble import EnsembleSettings
 from gradfiltering.proxy.gradients import GradientEngine
-from gradfiltering.proxy.log import EpochPair
-from gradfiltering.proxy.lora import Adapters, initial_adapters
+from gradfiltering.proxy.log import FILE, EpochPair, leaf, read_members, write_epoch
+from gradfiltering.proxy.lora import Adapters, export_adapter, initial_adapters, update_ratio
+from gradfiltering.proxy.members import MemberStore, examples_hash, weights_hash
 from gradfiltering.proxy.memory import AUTO, fitting_tokens
 from gradfiltering.proxy.objective import Objective
-from gradfiltering.proxy.snapshot import EpochLogger, response_losses
+from gradfiltering.proxy.snapshot import measure_all, response_losses
+from gradfiltering.proxy.state import State
+from gradfiltering.proxy.training import train_stack
+from gradfiltering.proxy.trajectory import write_rows
+from gradfiltering.store import Workspace, atomic_path, link
 
+BARE_VERSION = 1  # raise it when the same rows would get other losses
+LOG, HELDOUT_LOG = "gradient_log", "gradient_log_heldout"
 BARE_TOKENS = 4096  # padded tokens of one batch in a forward pass, where nothing else is said
 
 
@@ -50,9 +57,11 @@ class ProxyResult:
 
     Attributes:
         members, epochs: what is in the gradient log.
-        seconds: of training and logging.
-        tokens: tokens put through forward and backward, over members, training and logging, padding not counted.
-        batch_tokens: padded tokens computed at once.
+        seconds: of training and logging, in this run.
+        tokens: tokens put through forward and backward in this run, over members, padding not counted.
+        batch_tokens: padded tokens computed at once; None where nothing had to be computed.
+        trained, logged: epochs of members trained, and logged, in this run.
+        reused_seconds: what those found in the store took when they were made.
         update_ratio: epoch -> ‖ΔW‖/‖W‖ of each member.
         heldout_loss: epoch -> mean held-out loss over members and rows, nats per response token.
         flops: an estimate, 4 per backbone weight in a matrix product and token: forward, and backward through the
@@ -63,14 +72,23 @@ class ProxyResult:
     epochs: list[int]
     seconds: float
     tokens: int
-    batch_tokens: int
+    batch_tokens: int | None
+    trained: int
+    logged: int
+    reused_seconds: float
     update_ratio: dict[int, list[float]]
     heldout_loss: dict[int, float]
     flops: int
 
+    @property
+    def reused(self) -> bool:
+        """Whether all of it was found in the store."""
+        return not self.trained and not self.logged
+
     def summary(self) -> dict[str, Any]:
         """The part of `summary.json` about the proxy."""
-        return {name: getattr(self, name) for name in ("members", "epochs", "seconds", "tokens", "batch_tokens")}
+        without = ("update_ratio", "heldout_loss", "flops")
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in without}
 
 
 def log_gradients(
@@ -80,11 +98,9 @@ def log_gradients(
     engine: Callable[..., GradientEngine],
     epochs: EpochPair,
     batch: BatchSettings,
-    run_dir: Path,
-    seed: int,
-    trainer: Callable[..., L.Trainer],
+    workspace: Workspace,
 ) -> ProxyResult:
-    """Trains the ensemble to `epochs.late` and logs both epochs of the pair.
+    """Trains what members and epochs the store lacks, and logs both epochs of the pair into the run folder.
 
     Args:
         backbone: frozen model and tokenizer.
@@ -93,50 +109,169 @@ def log_gradients(
         engine: builds a gradient engine around a `model`.
         epochs: the pair to log.
         batch: how work is cut up.
-        run_dir: the run folder.
-        seed: decides initial adapters and data order.
-        trainer: builds a `lightning.Trainer` from keyword arguments.
+        workspace: run folder, store, seed, trainer.
     """
     started = time.monotonic()
     parameters = matmul_parameters(backbone.model)
+    hashed = weights_hash(backbone.model)
     model = settings.lora.attach(backbone.model)
-    adapters = initial_adapters(model, settings.lora, settings.members, seed)
-    gradients = engine(model=model, chunk_tokens=BARE_TOKENS)
-    module = ProxyEnsemble(gradients, adapters, settings, settings.members)
-    device = trainer().strategy.root_device
-    longest = int(rows.examples.lengths.max())
-    tokens = gradients.chunk_tokens = _settle_tokens(batch.tokens, gradients, adapters, longest, device)
-    data = EnsembleData(
-        rows.examples,
-        rows.heldout,
-        settings.members,
-        settings.batch_size,
-        settings.bucket_batches,
-        max(1, tokens // settings.m),
-        backbone.pad_id,
-        seed,
-        batch.workers,
-    )
-    data.share = share()
-    logged = {epochs.early, epochs.late}
-    log = EpochLogger(run_dir, logged, model, settings.lora, settings.collect)
-    trainer(max_epochs=epochs.late, callbacks=[log], reload_dataloaders_every_n_epochs=1).fit(module, datamodule=data)
-    module.trajectory.write(run_dir / "trajectory.parquet")
-    model.unload()  # leaves the backbone without LoRA layers, as it came
-    snapshots = len(logged) if settings.collect == "snapshot" else int(0 in logged)
-    heldout_tokens = rows.heldout.tokens if rows.heldout else 0
-    passes = rows.examples.tokens * (epochs.late + snapshots) + heldout_tokens * len(logged)
-    computed = passes * settings.m
+    work = _Ensemble(backbone, model, rows, settings, engine, batch, workspace, hashed)
+    lock = workspace.store.lock("ensembles", work.kept.base) if rank() == 0 else nullcontext()
+    try:
+        with lock:
+            work.train([epochs.early, epochs.late])
+            for epoch in (epochs.early, epochs.late):
+                work.log(epoch)
+                work.write_adapters(epoch)
+            work.write_trajectory(epochs.late)
+    finally:
+        model.unload()  # leaves the backbone without LoRA layers, as it came
     return ProxyResult(
         members=settings.m,
-        epochs=sorted(logged),
+        epochs=[epochs.early, epochs.late],
         seconds=time.monotonic() - started,
-        tokens=computed,
-        batch_tokens=tokens,
-        update_ratio=log.update_ratio,
-        heldout_loss=log.heldout_loss,
-        flops=4 * parameters * computed,
+        tokens=work.tokens,
+        batch_tokens=work.batch_tokens,
+        trained=work.trained,
+        logged=work.logged,
+        reused_seconds=work.reused_seconds,
+        update_ratio=work.update_ratio,
+        heldout_loss=work.heldout_loss,
+        flops=4 * parameters * work.tokens,
     )
+
+
+class _Ensemble:
+    """Brings the store to where it holds what a run needs, and the run folder to where it holds that."""
+
+    def __init__(
+        self,
+        backbone: Loaded,
+        model: PeftModel,
+        rows: Rows,
+        settings: EnsembleSettings,
+        engine: Callable[..., GradientEngine],
+        batch: BatchSettings,
+        workspace: Workspace,
+        backbone_hash: str,
+    ):
+        self.backbone, self.model, self.settings, self.batch = backbone, model, settings, batch
+        self.workspace = workspace
+        self.gradients = engine(model=model, chunk_tokens=BARE_TOKENS)
+        self.sets = {LOG: rows.examples} | ({HELDOUT_LOG: rows.heldout} if rows.heldout is not None else {})
+        self.hashes = {name: examples_hash(examples) for name, examples in self.sets.items()}
+        how = {
+            "backbone": backbone_hash,
+            "examples": self.hashes[LOG],
+            "objective": repr(self.gradients.objective),
+            "engine": type(self.gradients).__name__,
+            "seed": workspace.seed,
+        }
+        self.kept = MemberStore(workspace.store, settings, how)
+        self.members = list(settings.members)
+        self.batch_tokens: int | None = None
+        self.tokens = self.trained = self.logged = 0
+        self.reused_seconds = 0.0
+        self.update_ratio: dict[int, list[float]] = {}
+        self.heldout_loss: dict[int, float] = {}
+
+    def start(self, members: Sequence[int], epoch: int) -> State:
+        """Members after `epoch` epochs; the same in every process, whatever its store holds."""
+        if epoch > 0:
+            return once(self.kept.state, members, epoch)
+        return State(initial_adapters(self.model, self.settings.lora, members, self.workspace.seed), {}, 0)
+
+    def data(self, members: Sequence[int], epochs_done: int) -> EnsembleData:
+        """What a stack of members trains on, and passes over all rows."""
+        if self.batch_tokens is None:
+            longest = max(int(examples.lengths.max()) for examples in self.sets.values())
+            device = self.workspace.trainer().strategy.root_device
+            self.gradients.to(device)
+            adapters = self.start(members, 0).adapters
+            self.batch_tokens = _settle_tokens(self.batch.tokens, self.gradients, adapters, longest, device)
+        self.gradients.chunk_tokens = self.batch_tokens
+        data = EnsembleData(
+            self.sets[LOG],
+            members,
+            self.settings.batch_size,
+            self.settings.bucket_batches,
+            max(1, self.batch_tokens // len(members)),
+            self.backbone.pad_id,
+            self.workspace.seed,
+            self.batch.workers,
+        )
+        data.share, data.epochs_done = share(), epochs_done
+        return data
+
+    def train(self, needed: Sequence[int]) -> None:
+        """Trains every member from where the store has it, so that it is there after each `needed` epoch."""
+        plans = once(lambda: [self.kept.to_train(member, needed) for member in self.members])
+        for first, last in sorted(set(plans)):
+            members = [member for member, plan in zip(self.members, plans, strict=True) if plan == (first, last)]
+            self.reused_seconds += once(self.kept.seconds, members, first)
+            if first == last:
+                continue
+            data = self.data(members, first)
+            train_stack(
+                members, self.start(members, first), data, last, self.settings, self.gradients, self.kept,
+                self.model, self.workspace.trainer,
+            )  # fmt: skip
+            self.trained += len(members) * (last - first)
+            self.tokens += len(members) * (last - first) * self.sets[LOG].tokens
+
+    def log(self, epoch: int) -> None:
+        """Measures what the store lacks of an epoch, and writes the epoch's log into the run folder."""
+        for name, examples in self.sets.items():
+            online = self.settings.collect == "online" and epoch > 0 and name == LOG
+            rows = self.hashes[name]
+            found = once(lambda rows=rows, online=online: self.kept.files(self.members, epoch, rows, online))
+            missing = [member for member, file in zip(self.members, found, strict=True) if file is None]
+            if missing:
+                self._measure(missing, epoch, name, examples)
+            files = once(self.kept.all_files, self.members, epoch, rows, online)
+            log = once(read_members, files)
+            folder = self.workspace.run_dir / name
+            if rank() > 0:  # its own folder, and perhaps no store that holds the files
+                write_epoch(folder, log, self.members, epoch)
+            else:
+                for member, file in zip(self.members, files, strict=True):
+                    link(file, leaf(folder, member, epoch) / FILE)
+            if name == HELDOUT_LOG:
+                self.heldout_loss[epoch] = float(np.mean(log.loss, dtype=np.float64))
+
+    def _measure(self, members: Sequence[int], epoch: int, name: str, examples: Examples) -> None:
+        started = time.monotonic()
+        data, what = self.data(members, epoch), "all rows" if name == LOG else "held-out rows"
+        device = self.workspace.trainer().strategy.root_device
+        self.gradients.to(device)
+        adapters = {key: value.to(device) for key, value in self.start(members, epoch).adapters.items()}
+        log = measure_all(self.gradients, adapters, examples, data.pass_over(examples), f"epoch {epoch}: {what}")
+        seconds = (time.monotonic() - started) / len(members)
+        for position, member in enumerate(members):
+            self.kept.keep_log(member, epoch, self.hashes[name], log, position, seconds)
+        self.logged += len(members)
+        self.tokens += len(members) * examples.tokens
+
+    def write_adapters(self, epoch: int) -> None:
+        """Writes the epoch's adapters into the run folder, and looks how far they went."""
+        state = self.start(self.members, epoch)
+        self.update_ratio[epoch] = update_ratio(self.model, state.adapters, self.settings.lora)
+        if rank() > 0:
+            return
+        for position, member in enumerate(self.members):
+            folder = self.workspace.run_dir / "adapters" / f"member={member:02d}" / f"epoch={epoch:02d}"
+            if epoch > 0:
+                link(self.kept.adapter(member, epoch), folder)
+            else:
+                export_adapter(self.model, state.adapters, position, folder)
+
+    def write_trajectory(self, last: int) -> None:
+        """Writes the members' trajectories up to epoch `last` into the run folder."""
+        if rank() > 0:
+            return
+        path = [row for member in self.members for row in self.kept.trajectory(member, last)]
+        with atomic_path(self.workspace.run_dir / "trajectory.parquet") as part:
+            write_rows(sorted(path, key=lambda row: (row["step"], row["member"])), part)
 
 
 @dataclass(frozen=True)
@@ -153,16 +288,30 @@ class BareLosses:
 
 
 def measure_bare(
-    backbone: Loaded, objective: Objective, rows: Rows, batch: BatchSettings, trainer: Callable[..., L.Trainer]
+    backbone: Loaded, objective: Objective, rows: Rows, batch: BatchSettings, workspace: Workspace
 ) -> BareLosses:
-    """One forward pass over all rows without adapters."""
-    device = trainer().strategy.root_device
+    """One forward pass over all rows without adapters, unless the store has its result."""
+    device = workspace.trainer().strategy.root_device
     tokens = BARE_TOKENS if isinstance(batch.tokens, str) else batch.tokens
+    hashed = weights_hash(backbone.model)
 
     def losses(examples: Examples) -> np.ndarray:
+        key = {
+            "code": BARE_VERSION,
+            "backbone": hashed,
+            "examples": examples_hash(examples),
+            "objective": repr(objective),
+        }
+        found = once(workspace.store.find, "bare_losses", key)
+        if found:
+            return once(np.load, found.path / "losses.npy")
+        started = time.monotonic()
         batches = loader(LengthBatches(examples, tokens, backbone.pad_id, share=share()), batch.workers)
-        found = response_losses(backbone.model, objective, batches, device)
-        return np.asarray([found[example_id] for example_id in examples.example_ids.tolist()])
+        by_id = response_losses(backbone.model, objective, batches, device)
+        values = np.asarray([by_id[example_id] for example_id in examples.example_ids.tolist()])
+        spent = time.monotonic() - started
+        workspace.store.make("bare_losses", key, lambda folder: np.save(folder / "losses.npy", values), spent)
+        return values
 
     return BareLosses(losses(rows.examples), None if rows.heldout is None else float(losses(rows.heldout).mean()))
 

@@ -9,9 +9,17 @@ from torch import Tensor
 
 from gradfiltering.proxy.lora import Adapters
 from gradfiltering.seeding import torch_rng
-from gradfiltering.store import atomic_path
 
 SKETCH_SIZE = 64
+SCHEMA = pa.schema(
+    [
+        ("member", pa.int32()),
+        ("step", pa.int64()),
+        ("sketch", pa.list_(pa.float32(), SKETCH_SIZE)),
+        ("norm", pa.float64()),
+        ("update_norm", pa.float64()),
+    ]
+)
 
 
 class Trajectory:
@@ -53,20 +61,6 @@ class Trajectory:
                 }
             )
 
-    def write(self, path: Path) -> None:
-        """Writes the records as parquet."""
-        schema = pa.schema(
-            [
-                ("member", pa.int32()),
-                ("step", pa.int64()),
-                ("sketch", pa.list_(pa.float32(), SKETCH_SIZE)),
-                ("norm", pa.float64()),
-                ("update_norm", pa.float64()),
-            ]
-        )
-        with atomic_path(path) as part:
-            pq.write_table(pa.Table.from_pylist(self.rows, schema=schema), part)
-
     def _sketch(self, flat: Tensor) -> Tensor:
         if self._bucket is None or self._sign is None:
             rng = torch_rng("trajectory sketch")
@@ -74,6 +68,11 @@ class Trajectory:
             self._sign = (torch.randint(2, (flat.shape[1],), generator=rng) * 2 - 1).to(flat)
         empty = flat.new_zeros(flat.shape[0], SKETCH_SIZE)
         return empty.index_add_(1, self._bucket, flat * self._sign)  # [M, P] -> [M, 64]
+
+
+def write_rows(rows: list[dict], path: Path) -> None:
+    """Writes records as parquet."""
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
 
 
 def flatten(adapters: Adapters) -> Tensor:

@@ -1,0 +1,158 @@
+"""Trained members in the store: a member's epoch is the unit that is kept, found again and continued from."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from gradfiltering.data.examples import Examples
+from gradfiltering.proxy.ensemble import EnsembleSettings
+from gradfiltering.proxy.log import FILE, EpochLog, write_member
+from gradfiltering.proxy.lora import export_adapter
+from gradfiltering.proxy.state import State
+from gradfiltering.proxy.trajectory import write_rows
+from gradfiltering.store import Artifact, Store
+
+MEMBER_VERSION = 1  # raise it when the same settings would train other adapters
+ONLINE = "online.parquet"
+LOG_VERSION = 1  # raise it when the same adapters would be measured otherwise
+# Neither how many members there are, nor what is logged of them, changes how one of them trains.
+NOT_OF_A_MEMBER = ("m", "checkpoint_minutes")
+
+
+class MemberStore:
+    """Where trained members and their gradient logs lie.
+
+    Args:
+        store: the store.
+        settings: of the ensemble.
+        how: what else decides a member: backbone, examples, objective, engine, seed.
+    """
+
+    def __init__(self, store: Store, settings: EnsembleSettings, how: dict[str, Any]):
+        self.store = store
+        trained_by = {name: value for name, value in asdict(settings).items() if name not in NOT_OF_A_MEMBER}
+        self.base = {"code": MEMBER_VERSION, "ensemble": trained_by, **how}
+
+    def key(self, member: int, epoch: int) -> dict[str, Any]:
+        """What member `member` after `epoch` epochs depends on."""
+        return {**self.base, "member": member, "epoch": epoch}
+
+    def trained(self, member: int, epoch: int) -> Artifact | None:
+        """The member after `epoch` epochs, if it is there."""
+        return self.store.find("members", self.key(member, epoch))
+
+    def to_train(self, member: int, needed: Sequence[int]) -> tuple[int, int]:
+        """What must be trained so that the store holds a member at all `needed` epochs.
+
+        Returns:
+            The epoch to go on from (0 to start anew) and the last one to train; equal where nothing is missing.
+        """
+        missing = [epoch for epoch in needed if epoch > 0 and not self.trained(member, epoch)]
+        if not missing:
+            return max(needed), max(needed)
+        there = [epoch for epoch in range(1, min(missing)) if self.trained(member, epoch)]
+        return max(there, default=0), max(missing)
+
+    def keep(
+        self,
+        member: int,
+        epoch: int,
+        state: State,
+        model: PeftModel,
+        trajectory: list[dict],
+        online: tuple[EpochLog, int] | None,
+        seconds: float,
+    ) -> None:
+        """Keeps one member, a stack of one, as it is after `epoch`.
+
+        `online` is the log made in training, if one was, and the member's position in it.
+        """
+
+        def write(folder: Path) -> None:
+            state.write(folder / "state.safetensors")
+            export_adapter(model, state.adapters, 0, folder / "adapter")
+            write_rows(trajectory, folder / "trajectory.parquet")
+            if online is not None:
+                write_member(folder / ONLINE, *online)
+
+        self.store.make("members", self.key(member, epoch), write, seconds)
+
+    def state(self, members: Sequence[int], epoch: int) -> State:
+        """Stored members after `epoch` epochs, stacked."""
+        return State.stacked([State.read(self._folder(member, epoch) / "state.safetensors") for member in members])
+
+    def _folder(self, member: int, epoch: int) -> Path:
+        found = self.trained(member, epoch)
+        assert found is not None
+        return found.path
+
+    def log_key(self, member: int, epoch: int, rows: str) -> dict[str, Any]:
+        """What the log of one member at one epoch over some rows depends on."""
+        return {"code": LOG_VERSION, **self.key(member, epoch), "rows": rows}
+
+    def files(self, members: Sequence[int], epoch: int, rows: str, online: bool) -> list[Path | None]:
+        """The parquet file of each member's log of an epoch, None where there is none."""
+        if online:
+            return [self._folder(member, epoch) / ONLINE for member in members]
+        found = [self.store.find("gradient_log", self.log_key(member, epoch, rows)) for member in members]
+        return [made.path / FILE if made else None for made in found]
+
+    def all_files(self, members: Sequence[int], epoch: int, rows: str, online: bool) -> list[Path]:
+        """The same where all of them are there."""
+        return [file for file in self.files(members, epoch, rows, online) if file is not None]
+
+    def seconds(self, members: Sequence[int], epochs: int) -> float:
+        """What training these members for `epochs` epochs took."""
+        found = [self.trained(member, epoch) for member in members for epoch in range(1, epochs + 1)]
+        return sum(made.seconds for made in found if made)
+
+    def keep_log(self, member: int, epoch: int, rows: str, log: EpochLog, position: int, seconds: float) -> None:
+        """Keeps one member's log of an epoch."""
+        write = partial(_write_log, log=log, position=position)
+        self.store.make("gradient_log", self.log_key(member, epoch, rows), write, seconds)
+
+    def trajectory(self, member: int, epochs: int) -> list[dict]:
+        """Rows of the trajectory of the first `epochs` epochs, as far as these are there."""
+        found = [self.trained(member, epoch) for epoch in range(1, epochs + 1)]
+        return [row for made in found if made for row in pq.read_table(made.path / "trajectory.parquet").to_pylist()]
+
+    def adapter(self, member: int, epoch: int) -> Path:
+        """The PEFT folder of a trained member."""
+        return self._folder(member, epoch) / "adapter"
+
+
+def _write_log(folder: Path, log: EpochLog, position: int) -> None:
+    write_member(folder / FILE, log, position)
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Digest of a model's parameters and buffers, by name, type, shape and bytes."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(_bytes(value))
+    return digest.hexdigest()[:32]
+
+
+def examples_hash(examples: Examples) -> str:
+    """Digest of ids, tokens and what is learnt of them."""
+    digest = hashlib.sha256(np.ascontiguousarray(examples.example_ids).tobytes())
+    for batch in examples.table.select_columns(["input_ids", "supervised"]).with_format("arrow").iter(10_000):
+        for name in ("input_ids", "supervised"):
+            column = batch[name].combine_chunks()
+            digest.update(column.value_lengths().to_numpy(zero_copy_only=False).tobytes())
+            digest.update(column.flatten().to_numpy(zero_copy_only=False).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _bytes(value: Tensor) -> bytes:
+    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -1,0 +1,166 @@
+"""Training of a stack of members; every epoch of every member is kept as it ends."""
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pyarrow.parquet as pq
+from peft import PeftModel
+
+from gradfiltering.data.batches import Batch
+from gradfiltering.data.module import EnsembleData
+from gradfiltering.proxy.devices import once, rank, world_size
+from gradfiltering.proxy.ensemble import EnsembleSettings, ProxyEnsemble
+from gradfiltering.proxy.gradients import GradientEngine
+from gradfiltering.proxy.log import EpochRecorder
+from gradfiltering.proxy.members import MemberStore
+from gradfiltering.proxy.state import State
+from gradfiltering.proxy.trajectory import write_rows
+from gradfiltering.store import atomic_path, fingerprint
+
+
+@dataclass
+class Interrupted:
+    """An epoch that was begun by a run that did not end it.
+
+    Attributes:
+        state: of the stack.
+        steps_done: steps of the epoch that were taken.
+        trajectory: what was recorded in it.
+        recorded: of an online log, what was measured in it.
+    """
+
+    state: State
+    steps_done: int
+    trajectory: list[dict]
+    recorded: dict[str, np.ndarray]
+
+    def write(self, folder: Path) -> None:
+        """Writes it, whole or not at all."""
+        with atomic_path(folder) as part:
+            part.mkdir()
+            self.state.write(part / "state.safetensors")
+            write_rows(self.trajectory, part / "trajectory.parquet")
+            recorded: dict[str, Any] = {**self.recorded, "steps_done": self.steps_done}
+            np.savez(part / "recorded.npz", **recorded)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Interrupted | None":
+        """Reads what `write` wrote, None where nothing is."""
+        if not folder.is_dir():
+            return None
+        with np.load(folder / "recorded.npz") as kept:
+            recorded = dict(kept)
+        done = int(recorded.pop("steps_done"))
+        trajectory = pq.read_table(folder / "trajectory.parquet").to_pylist()
+        return cls(State.read(folder / "state.safetensors"), done, trajectory, recorded)
+
+
+def train_stack(
+    members: Sequence[int],
+    start: State,
+    data: EnsembleData,
+    last: int,
+    settings: EnsembleSettings,
+    engine: GradientEngine,
+    kept: MemberStore,
+    model: PeftModel,
+    trainer: Callable[..., L.Trainer],
+) -> None:
+    """Trains members that have equally many epochs behind them to the end of epoch `last`.
+
+    Args:
+        members: their numbers, in the order of the stack.
+        start: after `data.epochs_done` epochs.
+        data: their batches.
+        last: epoch.
+        settings, engine, kept, model: of the ensemble.
+        trainer: builds a `lightning.Trainer` from keyword arguments.
+    """
+    keeper = MemberKeeper(kept, model, settings)
+    folder = keeper.folder(list(members), data.epochs_done + 1)
+    interrupted = once(Interrupted.read, folder)
+    if interrupted is not None:
+        start, data.steps_done = interrupted.state, interrupted.steps_done
+    module = ProxyEnsemble(engine, start, settings, members)
+    keeper.interrupted = interrupted
+    epochs = last - data.epochs_done
+    trainer(max_epochs=epochs, callbacks=[keeper], reload_dataloaders_every_n_epochs=1).fit(module, datamodule=data)
+
+
+class MemberKeeper(L.Callback):
+    """Keeps every member at the end of every epoch and, now and then within one, what training would go on from.
+
+    Args:
+        kept: where to.
+        model: the PEFT model the adapters belong to.
+        settings: of the ensemble.
+    """
+
+    def __init__(self, kept: MemberStore, model: PeftModel, settings: EnsembleSettings):
+        self.kept = kept
+        self.model = model
+        self.settings = settings
+        self.interrupted: Interrupted | None = None
+        self._began = self._saved = time.monotonic()
+
+    def folder(self, members: list[int], epoch: int) -> Path:
+        """Where an epoch of these members that is not done yet lies."""
+        key = {**self.kept.base, "members": members, "epoch": epoch}
+        return self.kept.store.root / "interrupted" / fingerprint(key)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Prepares the recorder of an online epoch, and takes up what an interrupted run left."""
+        assert isinstance(module, ProxyEnsemble)
+        examples = _data(trainer).examples
+        if self.settings.collect == "online":
+            module.recorder = EpochRecorder(examples.example_ids, examples.response_tokens, len(module.members))
+        if self.interrupted is not None:
+            module.trajectory.rows = self.interrupted.trajectory
+            if module.recorder is not None:
+                module.recorder.restore(self.interrupted.recorded)
+            self.interrupted = None
+        self._began = self._saved = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Keeps what there is of the epoch when it is time to."""
+        assert isinstance(module, ProxyEnsemble)
+        data = _data(trainer)
+        # With several processes each has but its share of an online log: then an epoch is begun anew.
+        alone = rank() == 0 and (module.recorder is None or world_size() == 1)
+        due = time.monotonic() - self._saved >= 60 * self.settings.checkpoint_minutes
+        if alone and due:
+            steps_done = batch_idx + 1 + (data.steps_done if trainer.current_epoch == 0 else 0)
+            recorded = module.recorder.arrays() if module.recorder is not None else {}
+            left = Interrupted(module.state, steps_done, module.trajectory.rows, recorded)
+            left.write(self.folder(module.members, data.epoch))
+            self._saved = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Keeps the members after the epoch that just ended."""
+        assert isinstance(module, ProxyEnsemble)
+        epoch, members = _data(trainer).epoch, module.members
+        online = module.recorder.finish() if module.recorder is not None else None
+        seconds = (time.monotonic() - self._began) / len(members)
+        state, rows = module.state, module.trajectory.rows
+        for position, member in enumerate(members):
+            own = [row for row in rows if row["member"] == member]
+            log = None if online is None else (online, position)
+            self.kept.keep(member, epoch, state.of(position), self.model, own, log, seconds)
+        module.recorder = None
+        module.trajectory.rows = []
+        if rank() == 0:
+            shutil.rmtree(self.folder(members, epoch), ignore_errors=True)
+
+
+def _data(trainer: L.Trainer) -> EnsembleData:
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(data, EnsembleData)
+    return data
