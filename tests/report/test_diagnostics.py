@@ -35,7 +35,11 @@ def log(tmp_path):
 
 def trained(update_ratio=0.1, heldout=(1.8, 1.5)) -> ProxyResult:
     heldout_loss = {} if heldout is None else dict(zip((1, 2), heldout, strict=True))
-    return ProxyResult(2, [1, 2], 1.0, 10, {1: [0.01, 0.03], 2: [update_ratio] * 2}, heldout_loss, 100)
+    ratios = {1: [0.01, 0.03], 2: [update_ratio] * 2}
+    return ProxyResult(
+        members=2, epochs=[1, 2], seconds=1.0, tokens=10, batch_tokens=64, trained=4, logged=4, reused_seconds=0.0,
+        update_ratio=ratios, heldout_loss=heldout_loss, flops=100,
+    )  # fmt: skip
 
 
 def ensemble(log, limits=QUIET, bare=2.0, **fields):

@@ -46,7 +46,7 @@ def backbone(records, tmp_path):
     tokenizer = train_tokenizer([row["instruction"] + " " + row["output"] for row in records.rows], 300)
     new_model(SHAPE, tokenizer, 0).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
-    loader = PretrainedBackbone(str(tmp_path / "base"), None, "float32", "sdpa", trust_remote_code=False)
+    loader = PretrainedBackbone(str(tmp_path / "base"), None, "fp32", "sdpa", trust_remote_code=False)
     return loader.load(Store(tmp_path / "store"), 0, quiet_trainer)
 
 
