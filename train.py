@@ -101,8 +101,8 @@ def experiment(cfg: DictConfig) -> None:
                 encoder = Encoder(target.tokenizer, min(cfg.target.max_tokens, target.context), store)
                 rows = devices.first_then_all(encoder.encode_all, records)
                 sets = tuning.training_sets(chosen, examples.example_ids, len(records), cfg.judge.against, seed)
-                tuned = tuning.finetune_all(sets, target, rows, settings, run.folder, seed, trainer)
-                cost.update(flops=sum(result.flops for result in tuned.values()))
+                tuned = tuning.finetune_all(sets, target, rows, settings, workspace)
+                cost.update(flops=sum(result.flops for result in tuned.values() if not result.reused))
             run.add(target={name: asdict(result) for name, result in tuned.items()})
         if plan.reached("judge"):
             with run.stage("judge"):

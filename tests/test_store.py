@@ -1,6 +1,9 @@
 import errno
 import json
 import os
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -160,3 +163,53 @@ def test_scratch_paths_differ_by_key_and_share_a_folder(tmp_path):
     first, second = store.scratch("tokens", {"a": 1}, ".arrow"), store.scratch("tokens", {"a": 2}, ".arrow")
     assert first != second and first.parent == second.parent and first.parent.is_dir()
     assert first.suffix == ".arrow" and first == store.scratch("tokens", {"a": 1}, ".arrow")
+
+
+WANTS = """
+import os, sys, time
+from pathlib import Path
+from gradfiltering.store import Store
+
+def build(folder):
+    with open(sys.argv[2], "a") as log:
+        log.write(f"{os.getpid()}\\n")
+    time.sleep(float(sys.argv[3]))
+    (folder / "weights.txt").write_text("result")
+
+print("reused", Store(sys.argv[1]).make("backbone", {"seed": 0}, build).reused)
+"""
+
+
+def wanting(folder, seconds):
+    arguments = [sys.executable, "-c", WANTS, str(folder / "store"), str(folder / "log"), str(seconds)]
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+
+
+def began(folder, count):
+    for _ in range(300):
+        if (folder / "log").is_file() and len((folder / "log").read_text().split()) >= count:
+            return
+        time.sleep(0.1)
+    raise AssertionError("no process began to build")
+
+
+def test_of_two_processes_that_want_a_result_one_makes_it(tmp_path):
+    first = wanting(tmp_path, 2)
+    began(tmp_path, 1)
+    second = wanting(tmp_path, 2)
+    told = [process.communicate(timeout=60)[0] for process in (first, second)]
+    assert (tmp_path / "log").read_text().split() == [str(first.pid)]
+    assert told[0] == "reused False\n"
+    assert f"waiting for process {first.pid} on" in told[1] and told[1].endswith("reused True\n")
+
+
+def test_a_killed_makers_lock_is_free_at_once_and_its_half_result_never_read(tmp_path):
+    first = wanting(tmp_path, 600)
+    began(tmp_path, 1)
+    second = wanting(tmp_path, 0)
+    time.sleep(1)
+    first.kill()
+    first.wait()
+    assert second.communicate(timeout=60)[0].endswith("reused False\n")
+    (made,) = (tmp_path / "store" / "backbone").glob("*/artifact.json")
+    assert (made.parent / "weights.txt").read_text() == "result"

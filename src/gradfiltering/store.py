@@ -42,6 +42,18 @@ def package_versions() -> dict[str, str]:
     return {name: version(name) for name in RECORDED_PACKAGES}
 
 
+def files_of(folder: Path) -> list[str]:
+    """Names of a result's own files, relative to its folder."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [path.relative_to(folder).as_posix() for path in found if path.name != RECORD]
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Explains a write that fails; other errors of the system (a file not found, no network) pass as they are.
@@ -152,7 +164,14 @@ class Store:
             build(part)
             seconds = time.monotonic() - started if spent is None else spent
             made = datetime.now(UTC).isoformat(timespec="seconds")
-            about = {"stage": stage, "key": key, "versions": package_versions(), "seconds": seconds, "made": made}
+            about = {
+                "stage": stage,
+                "key": key,
+                "versions": package_versions(),
+                "seconds": seconds,
+                "made": made,
+                "files": {name: checksum(part / name) for name in files_of(part)},
+            }
             (part / RECORD).write_text(json.dumps(about, indent=2), encoding="utf-8")
         return Artifact(path, reused=False, seconds=seconds)
 
@@ -230,3 +249,9 @@ def _words(owner: Path) -> str:
         return "another process"
     minutes = (time.time() - about["since"]) / 60
     return f"process {about['process']} on {about['host']} (since {minutes:.0f} min)"
+
+
+if __name__ == "__main__":
+    from gradfiltering.upkeep import main
+
+    main()

@@ -17,7 +17,7 @@ from gradfiltering.errors import UserError
 from gradfiltering.proxy.backbone import PretrainedBackbone
 from gradfiltering.proxy.lora import LoraSettings
 from gradfiltering.proxy.pretrain import new_model, train_tokenizer
-from gradfiltering.store import Store
+from gradfiltering.store import Store, Workspace
 from gradfiltering.target.finetune import TuningSettings, Updates, finetune
 from gradfiltering.target.stage import finetune_all, training_sets
 
@@ -50,11 +50,17 @@ def backbone(records, tmp_path):
     return loader.load(Store(tmp_path / "store"), 0, quiet_trainer)
 
 
-@pytest.fixture
-def tune(records, backbone, tmp_path):
-    encoder = Encoder(backbone.tokenizer, 96, Store(tmp_path / "store"))
-    rows = encoder.encode_all(records)
+def workspace(run_dir, store, seed=0, trainer=quiet_trainer):
+    return Workspace(run_dir, Store(store), seed, trainer)
 
+
+@pytest.fixture
+def rows(records, backbone, tmp_path):
+    return Encoder(backbone.tokenizer, 96, Store(tmp_path / "store")).encode_all(records)
+
+
+@pytest.fixture
+def tune(rows, backbone, tmp_path):
     def run(name, how=None, seed=0):
         result = finetune(name, backbone, rows, how or settings(), tmp_path / name, seed, quiet_trainer)
         with (tmp_path / name / "curve.csv").open(newline="") as file:
@@ -135,10 +141,36 @@ def test_training_sets(records):
 def test_rows_that_leave_no_response_are_an_error(records, backbone, tmp_path):
     rows = Encoder(backbone.tokenizer, 96, Store(tmp_path / "store")).encode_all(records)
     with pytest.raises(UserError, match=r"candidate.*max_tokens"):
-        finetune_all({"candidate": [999]}, backbone, rows, settings(), tmp_path, 0, quiet_trainer)
+        finetune_all({"candidate": [999]}, backbone, rows, settings(), workspace(tmp_path / "run", tmp_path / "store"))
 
 
 @pytest.mark.parametrize("change", [{"epochs": 0}, {"schedule": "steps"}, {"warmup_share": 1.0}, {"records": 1}])
 def test_settings_out_of_range_are_refused(change):
     with pytest.raises(UserError, match=f"target.tuning.{next(iter(change))}"):
         settings(**change)
+
+
+def test_a_model_of_the_same_rows_is_trained_once_for_all_runs(backbone, rows, tmp_path):
+    ids = rows.examples.example_ids.tolist()
+    first = finetune_all(
+        {"candidate": ids[:9], "full": ids}, backbone, rows, settings(), workspace(tmp_path / "a", tmp_path / "store")
+    )
+    again = finetune_all(
+        {"full": ids, "random": ids[:9], "candidate": ids[1:9]}, backbone, rows, settings(),
+        workspace(tmp_path / "b", tmp_path / "store"),
+    )  # fmt: skip
+    assert [again[name].reused for name in ("full", "random", "candidate")] == [True, True, False]
+    assert not any(result.reused for result in first.values())
+    assert replace(again["full"], reused=False) == first["full"]
+    for one, other in (("a/target/full", "b/target/full"), ("a/target/candidate", "b/target/random")):
+        for file in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "curve.csv"):
+            assert (tmp_path / one / file).read_bytes() == (tmp_path / other / file).read_bytes()
+
+
+@pytest.mark.parametrize("change", [{"lr": 0.02}, {"epochs": 1}])
+def test_other_settings_or_another_seed_train_anew(backbone, rows, tmp_path, change):
+    ids, store = rows.examples.example_ids.tolist(), tmp_path / "store"
+    finetune_all({"full": ids}, backbone, rows, settings(), workspace(tmp_path / "a", store))
+    changed = finetune_all({"full": ids}, backbone, rows, settings(**change), workspace(tmp_path / "b", store))
+    seeded = finetune_all({"full": ids}, backbone, rows, settings(), workspace(tmp_path / "c", store, seed=1))
+    assert not changed["full"].reused and not seeded["full"].reused

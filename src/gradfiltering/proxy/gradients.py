@@ -150,7 +150,8 @@ class GradientEngine(ABC):
         shared = batch.input_ids.dim() == 2
         examples, width = batch.input_ids.shape[-2:]
         group = max(1, min(members, self.chunk_tokens // width))
-        rows = max(1, min(examples, self.chunk_tokens // (group * width)))
+        most = max(1, min(examples, self.chunk_tokens // (group * width)))
+        rows = -(-examples // -(-examples // most))  # chunks of equal size, none a small rest
         lines = []
         for first in range(0, members, group):
             own = slice(first, first + group)

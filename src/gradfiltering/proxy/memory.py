@@ -11,7 +11,7 @@ from gradfiltering.errors import UserError
 from gradfiltering.proxy.gradients import GradientEngine
 from gradfiltering.proxy.lora import Adapters
 
-MOST_TOKENS = {"cpu": 8192, "cuda": 131072}  # beyond this a larger chunk is no faster
+MOST_TOKENS = {"cpu": 16384, "cuda": 131072}  # beyond this a larger chunk is no faster
 MEMORY_SHARE = 0.5  # of what is free; the rest is for longer rows, other programs, the page cache
 AUTO = "auto"
 

@@ -83,6 +83,7 @@ class TuningResult:
         final_loss: mean training loss since the curve's last but one point, nats per response token.
         heldout_loss: at the end, nats per response token, None where nothing is held out.
         flops: an estimate, 4 per backbone weight in a matrix product and token trained on.
+        reused: whether it was found in the store, having taken `seconds` when it was made.
     """
 
     steps: int
@@ -92,6 +93,7 @@ class TuningResult:
     final_loss: float
     heldout_loss: float | None
     flops: int
+    reused: bool = False
 
 
 class Updates(Dataset):

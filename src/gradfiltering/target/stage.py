@@ -1,20 +1,30 @@
 """The target stage: which models are made, and their making."""
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import lightning as L
 import numpy as np
 
 from gradfiltering.data.examples import Rows
 from gradfiltering.errors import UserError
 from gradfiltering.proxy.backbone import Loaded
+from gradfiltering.proxy.devices import once, rank
+from gradfiltering.proxy.members import examples_hash, weights_hash
 from gradfiltering.selectors.base import Selector
 from gradfiltering.selectors.full import FullSelector
 from gradfiltering.selectors.random import RandomSelector
+from gradfiltering.store import RECORD, Workspace, atomic_path, link
 from gradfiltering.target.finetune import TuningResult, TuningSettings, finetune
 
 CANDIDATE = "candidate"
+TARGET_VERSION = 1  # raise it when the same rows and settings would train another adapter
+RESULT, MODEL_FILES = "result.json", ("adapter", "curve.csv")
 OPPONENTS = ("full", "random")
 
 
@@ -53,33 +63,68 @@ def training_sets(
 
 
 def finetune_all(
-    sets: Mapping[str, Sequence[int]],
-    backbone: Loaded,
-    rows: Rows,
-    settings: TuningSettings,
-    run_dir: Path,
-    seed: int,
-    trainer: Callable[..., L.Trainer],
+    sets: Mapping[str, Sequence[int]], backbone: Loaded, rows: Rows, settings: TuningSettings, workspace: Workspace
 ) -> dict[str, TuningResult]:
     """Fine-tunes one adapter for each set of rows, all from the same start, into `target/<model>/`.
+
+    A model that was trained on the same rows before, by whatever name, is taken from the store.
 
     Args:
         sets: model name -> example ids.
         backbone: frozen target and its tokenizer.
         rows: all rows and held-out rows, tokenised for the target.
         settings: how to train.
-        run_dir: the run folder.
-        seed: the run's seed.
-        trainer: builds a `lightning.Trainer` from keyword arguments.
+        workspace: run folder, store, seed, trainer.
 
     Raises:
         UserError: none of a model's rows leaves a response token under the target's tokenizer.
     """
+    common = {
+        "code": TARGET_VERSION,
+        "backbone": weights_hash(backbone.model),
+        "tuning": asdict(settings),
+        "heldout": examples_hash(rows.heldout) if rows.heldout is not None else None,
+        "seed": workspace.seed,
+    }
     results = {}
     for name, ids in sets.items():
         some = Rows(rows.examples.select(ids), rows.heldout)
         if len(some.examples) == 0:
             raise UserError(f"target {name}: none of its {len(ids)} rows can be trained on; raise target.max_tokens")
-        folder = run_dir / "target" / name
-        results[name] = finetune(name, backbone, some, settings, folder, seed, trainer)
+        key = {**common, "examples": examples_hash(some.examples)}
+        lock = workspace.store.lock("target", key) if rank() == 0 else nullcontext()
+        with lock:
+            results[name] = _made(name, some, key, backbone, settings, workspace)
     return results
+
+
+def _made(
+    name: str, rows: Rows, key: dict[str, Any], backbone: Loaded, settings: TuningSettings, workspace: Workspace
+) -> TuningResult:
+    """One model in the run folder: from the store if the first process finds it there, else trained and kept."""
+    store, folder = workspace.store, workspace.run_dir / "target" / name
+    found = once(store.find, "targets", key)
+    if found is None:
+        result = finetune(name, backbone, rows, settings, folder, workspace.seed, workspace.trainer)
+        store.make("targets", key, partial(_keep, folder=folder, result=result), result.seconds)
+        return result
+    for file, content in once(_read_all, found.path).items():
+        if file == RESULT:
+            result = TuningResult(**json.loads(content))
+        elif rank() == 0:
+            link(found.path / file, folder / file)
+        else:  # a folder of its own, and perhaps no store that holds the file
+            with atomic_path(folder / file) as part:
+                part.write_bytes(content)
+    return replace(result, reused=True)
+
+
+def _keep(part: Path, folder: Path, result: TuningResult) -> None:
+    for file in MODEL_FILES:
+        shutil.copytree(folder / file, part / file) if (folder / file).is_dir() else link(folder / file, part / file)
+    (part / RESULT).write_text(json.dumps(asdict(result)), "utf-8")
+
+
+def _read_all(folder: Path) -> dict[str, bytes]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != RECORD]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
