@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,12 +61,13 @@ class Run:
         self.config: dict[str, Any] = {}
         self.summary: dict[str, Any] = {"stages": [], "cost": {}, "diagnostics": {"warnings": []}}
 
-    def start(self, config: Any, seed: int) -> None:
+    def start(self, config: Any, seed: int, overrides: Sequence[str] = ()) -> None:
         """Writes `config.yaml` and `environment.json`; an earlier run's outputs in the same folder are removed.
 
         Args:
             config: the resolved configuration.
             seed: the run's seed.
+            overrides: what was asked for on the command line, `key=value` each.
 
         Raises:
             UserError: the folder holds files of the same names that are no run's.
@@ -85,7 +86,11 @@ class Run:
                 path.unlink()
         with atomic_path(self.folder / "config.yaml") as part:
             part.write_text(yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        write_json(self.folder / "environment.json", environment(seed, self.device))
+        said = [
+            f"{key}=***" if SECRET.search(key) else f"{key}={value}"
+            for key, _, value in (one.partition("=") for one in overrides)
+        ]
+        write_json(self.folder / "environment.json", {**environment(seed, self.device), "overrides": said})
         self.write()
 
     @contextmanager

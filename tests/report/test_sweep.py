@@ -1,0 +1,96 @@
+"""The table of a sweep's jobs."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from gradfiltering.errors import UserError
+from gradfiltering.report.sweep import sweep_rows, write_sweep
+
+PWS = {"value": 1.2, "low": 1.1, "high": 1.3, "wins": 6, "ties": 1, "losses": 3, "unparsed": 0}
+
+
+def job(folder, number, chosen=None, scores=None, overrides=(), pws=None, saved=0.0):
+    """A run folder with what the table reads."""
+    path = folder / str(number)
+    path.mkdir(parents=True)
+    summary = {
+        "stages": [{"name": "proxy", "seconds": 2.0}, {"name": "score", "seconds": 0.5}],
+        "diagnostics": {"warnings": ["one"], "positive_drop_share": 0.7, "sources": {}},
+        "proxy": {"reused_seconds": saved},
+        "selection": {"scorer": "gsnr", "selector": "top", "selected": len(chosen or [])},
+    }  # fmt: skip
+    if pws:
+        summary["pws"] = {"random": {"all": pws, "tasks": pws}}
+        summary["target"] = {"candidate": {"heldout_loss": 1.5}, "full": {"reused": True, "seconds": 7.0}}
+    (path / "summary.json").write_text(json.dumps(summary))
+    (path / "environment.json").write_text(json.dumps({"overrides": list(overrides)}))
+    if chosen:
+        pq.write_table(pa.table({"example_id": chosen, "score": [0.0] * len(chosen)}), path / "subset.parquet")
+    if scores:
+        pq.write_table(pa.table({"example_id": list(range(len(scores))), "score": scores}), path / "scores.parquet")
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    job(tmp_path, 0, [1, 2, 3, 4], [0.1, 0.2, 0.3], ["scorer=gsnr", "ensemble.m=3"], PWS, saved=1.5)
+    job(tmp_path, 1, [3, 4, 5, 6], [3.0, 2.0, 1.0], ["scorer=raw_drop", "ensemble.m=3"])
+    job(tmp_path, 10, [1, 2, 3, 4], [0.1, 0.2, 0.4])
+    job(tmp_path, 2)
+    return tmp_path
+
+
+def test_rows_stand_in_the_order_of_the_jobs(sweep):
+    assert [row["job"] for row in sweep_rows(sweep)] == ["0", "1", "2", "10"]
+
+
+def test_a_row_says_what_was_asked_for_what_came_out_and_what_it_cost(sweep):
+    row = sweep_rows(sweep)[0]
+    assert row["asked_for"] == "scorer=gsnr ensemble.m=3" and row["positive_drop_share"] == 0.7
+    assert (row["score_min"], row["score_median"], row["score_max"]) == (0.1, 0.2, 0.3)
+    assert (row["pws_random"], row["pws_random_low"], row["pws_random_high"]) == (1.2, 1.1, 1.3)
+    assert row["heldout_loss"] == 1.5 and row["warnings"] == 1
+    assert row["seconds"] == 2.5 and row["saved"] == 1.5 + 7.0
+
+
+def test_overlap_and_rank_correlation_are_means_over_the_other_jobs(sweep):
+    first, second, third, last = sweep_rows(sweep)
+    assert first["jaccard"] == pytest.approx((2 / 6 + 1) / 2) and second["jaccard"] == pytest.approx(2 / 6)
+    assert first["rank_correlation"] == pytest.approx((-1 + 1) / 2)
+    assert second["rank_correlation"] == pytest.approx(-1)
+    assert third["jaccard"] is None and third["rank_correlation"] is None
+    assert last["jaccard"] == first["jaccard"]
+
+
+def test_constant_scores_have_no_rank_correlation(tmp_path):
+    job(tmp_path, 0, [1], [1.0, 1.0, 1.0])
+    job(tmp_path, 1, [1], [1.0, 2.0, 3.0])
+    assert sweep_rows(tmp_path)[0]["rank_correlation"] is None
+
+
+def test_both_files_hold_every_row(sweep):
+    rows = write_sweep(sweep, Console(quiet=True))
+    assert json.loads((sweep / "sweep.json").read_text()) == rows
+    with (sweep / "sweep.csv").open(newline="") as file:
+        read = list(csv.DictReader(file))
+    assert [row["job"] for row in read] == [row["job"] for row in rows]
+    assert float(read[0]["pws_random"]) == 1.2 and read[1]["pws_random"] == ""
+
+
+def test_an_old_sweep_by_the_command_line(sweep, tmp_path):
+    command = [sys.executable, "-m", "gradfiltering.report", "sweep"]
+    done = subprocess.run([*command, str(sweep)], capture_output=True, text=True, env={"COLUMNS": "200"})
+    assert done.returncode == 0 and "1.20 [1.10, 1.30]" in done.stdout
+    none = subprocess.run([*command, str(tmp_path / "none")], capture_output=True, text=True)
+    assert none.returncode == 1 and "Traceback" not in none.stderr
+
+
+def test_a_folder_without_runs_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no run"):
+        sweep_rows(tmp_path)
