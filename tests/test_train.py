@@ -52,7 +52,9 @@ def test_summary_holds_the_contract(whole):
             assert one["low"] <= one["value"] <= one["high"]
     assert set(found["metrics"]["candidate"]["tasks"]) >= {"exact_match", "chrf"}
     assert {"steps", "final_loss", "heldout_loss"} <= set(found["target"]["full"])
-    assert [stage["name"] for stage in found["stages"]] == ["backbone", "proxy", "score", "select", "target", "judge"]
+    assert [stage["name"] for stage in found["stages"]] == [
+        "backbone", "bare", "proxy", "score", "select", "target", "judge",
+    ]  # fmt: skip
     for cost in found["cost"].values():
         assert set(cost) == {"seconds", "flops", "peak_bytes"} and cost["peak_bytes"] > 0
     diagnostics = found["diagnostics"]

@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from gradfiltering.errors import UserError
+from gradfiltering.proxy.bare import Need
 from gradfiltering.scorers.base import Evidence, Scores
 
 
@@ -55,7 +56,7 @@ class GradientScorer(ABC):
     epsilon: float
     ddof: int
 
-    needs: ClassVar[frozenset[str]] = frozenset({"gradient_log"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"gradient_log"})
     uses_variance: ClassVar[bool] = True
 
     def __post_init__(self):
