@@ -150,3 +150,25 @@ def write_subset(
     if trace:
         with atomic_path(run_dir / "selection.parquet") as part:
             pq.write_table(pa.table(dict(trace)), part)
+
+
+def embeddings_of(evidence: Evidence) -> np.ndarray:
+    """[N, D] float32."""
+    found = evidence.observed.embeddings
+    assert found is not None, "whoever reads the embeddings declares the need"
+    return found
+
+
+def inner_budget(name: str, inner: Selector, wanted: int, total: int) -> int:
+    """`wanted`, the budget of a selector that leaves the last word to another one.
+
+    Raises:
+        UserError: that one has another budget.
+    """
+    own = inner.wanted(total)
+    if own != wanted:
+        raise UserError(
+            f"selector.{name} is to choose {own} rows and the whole {wanted}; leave selector.{name}.fraction and "
+            f"selector.{name}.count as they are and give selector.fraction or selector.count"
+        )
+    return wanted
