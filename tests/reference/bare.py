@@ -9,9 +9,8 @@ from torch import Tensor
 @torch.no_grad()
 def mean_loss(model: Any, ids: list[int], first: int) -> float:
     """Mean negative log-likelihood of the tokens from position `first` on, which is at least 1."""
-    logits = model(input_ids=torch.tensor([ids])).logits[0].double()
-    log_p = torch.log_softmax(logits, -1)
-    return -sum(float(log_p[place - 1, ids[place]]) for place in range(first, len(ids))) / (len(ids) - first)
+    logits = model(input_ids=torch.tensor([ids])).logits[0, first - 1 : -1]
+    return float(torch.nn.functional.cross_entropy(logits, torch.tensor(ids[first:])))
 
 
 def paired_losses(model: Any, tokenizer: Any, prompt: str, answer: str, max_length: int) -> tuple[float, float]:
