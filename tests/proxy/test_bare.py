@@ -114,17 +114,18 @@ def test_rows_that_have_no_two_losses_say_why(backbone, tmp_path):
     assert seen.answers[need].reasons == {0: NO_QUESTION}
 
 
+@pytest.mark.parametrize("count", [30, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("template", ["plain", "alpaca"])
-def test_two_losses_equal_the_published_recipe_on_real_rows(template, shared_data, tmp_path):
-    """Two hundred Alpaca rows, the real GPT-2 tokenizer, a small random GPT-2; long rows are cut as published."""
+def test_two_losses_equal_the_published_recipe_on_real_rows(template, count, shared_data, tmp_path):
+    """Alpaca rows, the real GPT-2 tokenizer, a small random GPT-2; long rows are cut as published."""
     tokenizer = GPT2TokenizerFast.from_pretrained(shared_data / "tokenizers" / "gpt2")
     torch.manual_seed(0)
     shape = GPT2Config(vocab_size=50257, n_positions=256, n_embd=32, n_layer=2, n_head=2)
     model = GPT2LMHeadModel(shape).eval().requires_grad_(False)
     backbone = Loaded(model, tokenizer, "random", "random", 0.0, True)
     rows = json.loads((shared_data / "alpaca" / "alpaca_data.json").read_text("utf-8"))
-    longest = sorted(range(2000), key=lambda n: -len(rows[n]["output"]))[:20]
-    records = records_of([rows[n] for n in [*range(180), *longest]])
+    longest = sorted(range(2000), key=lambda n: -len(rows[n]["output"]))[: count // 10]
+    records = records_of([rows[n] for n in [*range(count - len(longest)), *longest]])
     need = AnswerLosses(template, 1024)
     by_batch = [
         look({need}, backbone, records, tmp_path, tokens, max_tokens=256)[1].answers[need] for tokens in (300, 8192)
@@ -141,4 +142,4 @@ def test_two_losses_equal_the_published_recipe_on_real_rows(template, shared_dat
         np.testing.assert_allclose(by_batch[0].alone[row], alone, rtol=RTOL, err_msg=f"row {row}")
         compared += 1
         cut += len(tokenizer.encode(prompt + record["output"])) > 256
-    assert compared > 185 and cut > 5
+    assert compared > 0.9 * count and cut >= count // 30

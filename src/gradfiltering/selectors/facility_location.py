@@ -44,11 +44,12 @@ class FacilityLocationSelector(Budget):
         def gains(rows: np.ndarray) -> np.ndarray:
             return np.maximum(self.similarities(points, rows) - covered[:, None], 0).sum(0, dtype=np.float64)
 
-        def evaluate(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            found = np.concatenate([gains(rows[at : at + BLOCK]) for at in range(0, len(rows), BLOCK)])
-            return found, found
+        def evaluate(rows: np.ndarray) -> np.ndarray:
+            bounds[rows] = np.concatenate([gains(rows[at : at + BLOCK]) for at in range(0, len(rows), BLOCK)])
+            return bounds[rows]
 
-        bounds, _ = evaluate(np.arange(len(points)))
+        bounds = np.empty(len(points))  # [N] each row's gain when it was last looked at
+        evaluate(np.arange(len(points)))
         order, curve = [], []
         for _ in range(self.rows(total, len(points))):
             best, gain = lazy_argmax(bounds, evaluate)

@@ -6,19 +6,16 @@ import numpy as np
 
 FIRST_LOOK = 32  # candidates evaluated at once; doubled as long as the best is not certain
 
-Evaluate = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
-
-def lazy_argmax(bounds: np.ndarray, evaluate: Evaluate) -> tuple[int, float]:
+def lazy_argmax(bounds: np.ndarray, evaluate: Callable[[np.ndarray], np.ndarray]) -> tuple[int, float]:
     """The candidate of highest value, found without evaluating all of them (Minoux, 1978).
 
-    A candidate's value is at most its gain, and its gain at most what it was before, since gains only fall. So the
-    candidates are evaluated from the highest bound down until no bound is left above the best value found.
+    Gains only fall, so what a candidate gained before bounds what it gains now. The candidates are evaluated from the
+    highest bound down until no bound is left above the best value found.
 
     Args:
-        bounds: [N] float64 upper bounds of the gains, -inf for what cannot be chosen. Lowered in place to the gains of
-            the candidates that were looked at.
-        evaluate: positions [B] -> their gains [B] and values [B], value <= gain.
+        bounds: [N] float64 upper bounds of the values, -inf for what cannot be chosen.
+        evaluate: positions [B] -> their values [B].
 
     Returns:
         Position and value of the best; among equals the first. The value is -inf where nothing can be chosen.
@@ -33,8 +30,7 @@ def lazy_argmax(bounds: np.ndarray, evaluate: Evaluate) -> tuple[int, float]:
         top = top[np.isfinite(open_bounds[top])]
         if not len(top):
             return best, float(best_value)
-        gains, values = evaluate(top)
-        bounds[top] = gains
+        values = evaluate(top)
         open_bounds[top] = -np.inf
         first = int(np.argmax(values))
         if values[first] > best_value or (values[first] == best_value and top[first] < best):

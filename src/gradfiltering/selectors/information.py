@@ -106,7 +106,7 @@ class _History:
 
 
 class DiagonalInformation:
-    r"""The diagonal of the information matrix alone: \(Δ = \log(1 + α \sum_j g_j² / d_j)\), \(d_j = 1 + α \sum_S g_j²\).
+    r"""\(Δ = \log(1 + α \sum_j g_j² / d_j)\), \(d_j = 1 + α \sum_S g_j²\): the information matrix by its diagonal.
 
     Args:
         gradients: [N, K] float32.

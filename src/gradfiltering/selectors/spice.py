@@ -11,7 +11,7 @@ from gradfiltering.scorers.base import Evidence, Scores, mean_projections
 from gradfiltering.seeding import numpy_rng
 from gradfiltering.selectors.base import Budget, Choice
 from gradfiltering.selectors.greedy import lazy_argmax
-from gradfiltering.selectors.information import DiagonalInformation, FullInformation, Information
+from gradfiltering.selectors.information import BLOCK, DiagonalInformation, FullInformation, Information
 
 EARLY_STOP = "the gain fell below selector.stop_below of the first; lower it, or set it to null"
 
@@ -103,29 +103,31 @@ class _Search:
 
     def choose(self, rows: np.ndarray, quota: int) -> None:
         """Takes up to `quota` of `rows`."""
-        within = self.information.restricted(rows)
-        bounds = within.gains(np.arange(len(rows)))
+        within, conflict, limit = self.information.restricted(rows), self.settings.conflict, self.settings.stop_below
+        gains = within.gains(np.arange(len(rows)))  # as of when each was last looked at
+        pull = _Pull(self.gradients[rows], self.lengths[rows], self.sum)
+        free = np.ones(len(rows), dtype=bool)
 
-        def evaluate(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            gains = within.gains(places)
-            return gains, gains - self.settings.conflict * np.maximum(0, -self.cosines(rows[places]))
+        def evaluate(places: np.ndarray) -> np.ndarray:
+            gains[places] = within.gains(places)
+            return gains[places] - conflict * np.maximum(0, -self.cosines(rows[places]))
 
         for _ in range(quota):
             fresh = within.refreshed()
             if fresh is not None:
-                bounds = np.where(np.isfinite(bounds), fresh, -np.inf)
+                gains[:] = fresh
+                pull.refresh(self.sum)
+            bounds = np.where(free, gains - conflict * pull.least_conflict(self.sum), -np.inf)
             place, value = lazy_argmax(bounds, evaluate)
-            gain = float(bounds[place])
-            limit = self.settings.stop_below
+            gain, row = float(gains[place]), int(rows[place])
             if limit is not None and self.steps and gain < limit * self.steps[0][0]:
                 self.stopped = True
                 return
-            row = int(rows[place])
             self.steps.append((gain, value, float(self.cosines(np.asarray([row]))[0])))
             self.order.append(row)
             self.information.add(row)
             self.sum += self.gradients[row]
-            bounds[place] = -np.inf
+            free[place] = False
 
     def cosines(self, rows: np.ndarray) -> np.ndarray:
         """[B] cosine of each row's gradient with the mean of the chosen ones; 0 where either is zero."""
@@ -149,3 +151,28 @@ class _Search:
             "conflict_share": len(against) / max(len(cosine), 1),
             "mean_conflict": float(against.mean()) if len(against) else 0.0,
         }
+
+
+class _Pull:
+    """Bounds on how far rows pull against the sum of the chosen gradients, without looking at their gradients.
+
+    A row's component along the sum, once measured, has since changed by at most the length of what was added.
+    """
+
+    def __init__(self, gradients: np.ndarray, lengths: np.ndarray, total: np.ndarray):
+        self.gradients = gradients
+        self.lengths = lengths
+        self.refresh(total)
+
+    def refresh(self, total: np.ndarray) -> None:
+        """Measures all rows anew."""
+        blocks = range(0, len(self.gradients), BLOCK)
+        product = np.concatenate([self.gradients[at : at + BLOCK] @ total for at in blocks])
+        self.along = np.divide(product, self.lengths, out=np.full(len(product), np.inf), where=self.lengths > 0)
+        self.then = total.copy()
+
+    def least_conflict(self, total: np.ndarray) -> np.ndarray:
+        """[N] lower bounds of max(0, -cos)."""
+        length = np.linalg.norm(total)
+        moved = np.linalg.norm(total - self.then)
+        return np.maximum(0, -(self.along + moved)) / length if length > 0 else np.zeros(len(self.along))
