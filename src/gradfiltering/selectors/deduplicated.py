@@ -11,6 +11,9 @@ from gradfiltering.proxy.bare import Need
 from gradfiltering.scorers.base import Evidence, Scores
 from gradfiltering.selectors.base import Budget, Choice, Selector, inner_budget
 
+FEWEST_PERMUTATIONS = 64  # with fewer, similarity is not estimated but guessed
+SEARCHED = 0.9  # rows estimated to be this near are looked up, whatever the threshold above; banding ends there
+
 
 @dataclass(frozen=True)
 class DeduplicatedSelector(Budget):
@@ -36,9 +39,10 @@ class DeduplicatedSelector(Budget):
         super().__post_init__()
         if not 0 < self.threshold <= 1:
             raise UserError(f"selector.threshold={self.threshold}: give a similarity in (0, 1]")
-        if self.permutations < 2 or self.shingle < 1:
+        if self.permutations < FEWEST_PERMUTATIONS or self.shingle < 1:
             raise UserError(
-                f"selector.permutations={self.permutations}, selector.shingle={self.shingle}: give 2 and 1 or more"
+                f"selector.permutations={self.permutations}, selector.shingle={self.shingle}: give "
+                f"{FEWEST_PERMUTATIONS} and 1 or more"
             )
         if find_spec("datasketch") is None:
             raise UserError("selector=deduplicated needs datasketch; install it with pip install gradfiltering[dedup]")
@@ -71,7 +75,7 @@ class DeduplicatedSelector(Budget):
         """The ids, in the given order, of rows that are near no row before them."""
         from datasketch import MinHash, MinHashLSH
 
-        index = MinHashLSH(threshold=self.threshold, num_perm=self.permutations)
+        index = MinHashLSH(threshold=min(self.threshold, SEARCHED), num_perm=self.permutations)
         sketches: dict[int, MinHash] = {}
         places = np.searchsorted(examples.example_ids, order)
         for example_id, place in zip(order.tolist(), places.tolist(), strict=True):

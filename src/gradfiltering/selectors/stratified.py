@@ -91,9 +91,10 @@ def share_out(budget: int, sizes: np.ndarray, how: str) -> np.ndarray:
     while quotas.sum() < budget:
         open_strata = np.flatnonzero(quotas < sizes)
         each, rest = divmod(budget - int(quotas.sum()), len(open_strata))
-        add = np.full(len(open_strata), each)
-        add[:rest] += 1
-        quotas[open_strata] = np.minimum(quotas[open_strata] + add, sizes[open_strata])
+        if each:
+            quotas[open_strata] = np.minimum(quotas[open_strata] + each, sizes[open_strata])
+        else:
+            quotas[open_strata[np.argsort(quotas[open_strata], kind="stable")[:rest]]] += 1
     return quotas
 
 
