@@ -1,7 +1,4 @@
-"""GradFiltering: which part of my instruction data should I train on, and how do I know?
-
-A proxy looks at the rows, a scorer ranks them, a selector cuts, targets are tuned, and a judge compares their answers.
-"""
+"""GradFiltering: which part of my instruction data should I train on, and how do I know?"""
 
 from dataclasses import asdict
 from functools import partial
@@ -83,6 +80,7 @@ def experiment(cfg: DictConfig) -> None:
             with run.stage("score"):
                 scores = scorer.score(evidence)
                 scores.write(run.folder, examples.unscored)
+            run.add(data=examples.summary(len(records), scores.unscored))
             tracking.log_histogram(logger, "score/histogram", scores.score)
         if plan.reached("select"):
             with run.stage("select"):

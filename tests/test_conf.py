@@ -196,6 +196,22 @@ def test_a_dataset_brings_the_prompts_that_suit_it_and_yields_to_the_user(data, 
     assert set(composed(f"data={data}", "eval=vicuna").eval.sets) == {"vicuna"}
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("scorer=length_controlled", "scorer@scorer.base=loss"),
+        ("scorer=fused_rank", "+scorer@scorer.parts.el2n=el2n", "+scorer.weights.el2n=0.5"),
+        ("selector=deduplicated", "selector@selector.inner=random", "selector.fraction=0.2"),
+        ("selector=two_stage", "selector@selector.second=k_center", "selector.first.fraction=0.3"),
+    ],
+)
+def test_the_parts_of_a_combinator_can_be_swapped(overrides):
+    cfg = composed(*overrides)
+    assert misfits(cfg) == []
+    named = str(OmegaConf.to_container(cfg.scorer)) + str(OmegaConf.to_container(cfg.selector))
+    assert any(target in named for target in ("LossScorer", "EL2N", "RandomSelector", "KCenterSelector"))
+
+
 @pytest.mark.parametrize("file", [one for one in OPTIONS if one.parent.name == "epochs"], ids=name_of)
 def test_an_epoch_pairs_name_says_what_it_holds(file):
     epochs = composed(group_override(file)).epochs

@@ -127,7 +127,8 @@ def test_only_the_stages_somebody_needs_run(store, tmp_path, overrides, there, a
     "overrides",
     [
         ["scorer=ifd", "selector=two_stage", "selector.fraction=0.1"], ["scorer=ifd_loss", "selector=stratified"],
-        ["scorer=el2n", "selector=stratified", "selector.by=cluster", "selector.strata=3"], ["scorer=perplexity_middle"],
+        ["scorer=el2n", "selector=stratified", "selector.by=cluster", "selector.strata=3"],
+        ["scorer=perplexity_middle"],
         ["scorer=length_controlled", "scorer@scorer.base=loss"], ["selector=facility_location"],
         ["scorer=fused_rank", "ensemble.m=1"], ["scorer=gsnr_rank", "selector=stratified", "selector.by=source"],
     ],
