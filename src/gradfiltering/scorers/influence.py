@@ -30,7 +30,7 @@ def adam_direction(gradient: Tensor, first: Tensor, second: Tensor, betas: tuple
 def influence(
     candidates: Sequence[np.ndarray], validation: Sequence[np.ndarray], tasks: np.ndarray, rates: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    r"""\(\max_{\text{task}} \sum_t η_t \, \mathrm{mean}_{v ∈ \text{task}} \cos(\tilde g_i^{(t)}, g_v^{(t)})\) (LESS, sec. 3).
+    r"""\(\max_s \sum_t η_t \, \mathrm{mean}_{v ∈ s} \cos(\tilde g_i^{(t)}, g_v^{(t)})\) over tasks s (LESS, sec. 3).
 
     Args:
         candidates: [N, K] of each checkpoint: projections of Adam directions.
