@@ -262,14 +262,15 @@ def answer_pairs(
     """
     write, tokenizer = template_named(need.template), backbone.tokenizer
     limit = min(need.max_tokens, backbone.context)
-    turns = [records.schema.turn(records.rows[example_id]) for example_id in examples.example_ids.tolist()]
-    reasons = {row: NO_QUESTION for row, turn in enumerate(turns) if turn is None}
-    texts = {
-        row: (clean(write(turn, tokenizer)), clean(turn.output)) for row, turn in enumerate(turns) if turn is not None
-    }
     columns: dict[str, list] = {"example_id": [], "input_ids": [], "supervised": []}
-    tokenised = _tokens(tokenizer, [text for pair in texts.values() for text in (pair[0] + pair[1], *pair)])
-    for row, whole, opening, alone in zip(texts, tokenised[::3], tokenised[1::3], tokenised[2::3], strict=True):
+    reasons: dict[int, str] = {}
+    for row, example_id in enumerate(examples.example_ids.tolist()):
+        turn = records.schema.turn(records.rows[example_id])
+        if turn is None:
+            reasons[row] = NO_QUESTION
+            continue
+        prompt, answer = clean(write(turn, tokenizer)), clean(turn.output)
+        whole, opening, alone = tokenizer([prompt + answer, prompt, answer])["input_ids"]
         start, whole = len(opening), whole[:limit]
         alone = alone[: limit - start + 1] if start < limit else []
         if max(start, 1) >= len(whole):
@@ -284,10 +285,6 @@ def answer_pairs(
     spans = np.asarray(columns["supervised"], dtype=np.int32).reshape(-1, 2)
     ids = np.asarray(columns["example_id"], dtype=np.int64)
     return Examples(Dataset.from_dict(columns), ids, lengths, spans[:, 1] - spans[:, 0], 0, []), reasons
-
-
-def _tokens(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    return tokenizer(texts)["input_ids"] if texts else []
 
 
 @torch.inference_mode()
