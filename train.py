@@ -1,8 +1,4 @@
-"""GradFiltering: which part of my instruction data should I train on, and how do I know?
-
-A small proxy ensemble trains on the rows and logs every row's gradient norm, a scorer ranks the rows, a selector cuts,
-a target is fine-tuned on the subset and on what it is held against, and a judge compares their answers.
-"""
+"""GradFiltering: which part of my instruction data should I train on, and how do I know?"""
 
 from dataclasses import asdict
 from functools import partial
@@ -25,6 +21,7 @@ def experiment(cfg: DictConfig) -> None:
     from gradfiltering.data.examples import Encoder
     from gradfiltering.data.records import write_truth
     from gradfiltering.judge import stage as judging
+    from gradfiltering.proxy import bare
     from gradfiltering.proxy import stage as proxy
     from gradfiltering.proxy.log import GradientLog
     from gradfiltering.proxy.memory import keep_freed_memory
@@ -36,13 +33,12 @@ def experiment(cfg: DictConfig) -> None:
     from gradfiltering.target import stage as tuning
 
     keep_freed_memory()
-    seed = cfg.seed
     source, scorer, selector, epochs = build(cfg.data), build(cfg.scorer), build(cfg.selector), build(cfg.epochs)
     store, batch, limits, judge = build(cfg.store), build(cfg.batch), build(cfg.diagnostics), build(cfg.judge.judge)
-    ensemble, objective = build(cfg.ensemble), build(cfg.proxy.objective)
+    ensemble, objective, embedding = build(cfg.ensemble), build(cfg.proxy.objective), build(cfg.embeddings)
     engine = partial(build(cfg.gradients), objective=objective)
     settings, generation, prompt_sets = build(cfg.target.tuning), build(cfg.generation), build(cfg.eval.sets)
-    small, large = build(cfg.proxy.backbone), build(cfg.target.backbone)
+    seed, small, large = cfg.seed, build(cfg.proxy.backbone), build(cfg.target.backbone)
     (plan := Plan(cfg.until, scorer, selector)).check(ensemble.m, small, large, cfg.judge.against)
     run = Run(Path(cfg.run_dir), build(cfg.trainer)(logger=False).strategy.root_device)
     overrides = list(HydraConfig.get().overrides.task)
@@ -66,32 +62,35 @@ def experiment(cfg: DictConfig) -> None:
         write_unscored(run.folder / "unscored.parquet", examples.unscored)
         write_truth(run.folder / "truth.parquet", records.kinds)
 
-        # Examples -> gradient log, where somebody needs it.
-        log = bare = scores = None
-        if plan.scored and "gradient_log" in scorer.needs:
+        # Examples -> what scorer and selector look at, and no more.
+        log, scores, seen = None, None, bare.Observed()
+        if plan.needs:
+            with run.stage("bare"):
+                seen = bare.observe(plan.needs, backbone, objective, records, rows, embedding, batch, workspace)
+        if "gradient_log" in plan.needs:
             with run.stage("proxy") as cost:
-                bare = proxy.measure_bare(backbone, objective, rows, batch, workspace)
                 logged = proxy.log_gradients(backbone, rows, ensemble, engine, epochs, batch, workspace)
                 cost.update(flops=logged.flops, reused=logged.reused)
             log = GradientLog(run.folder / "gradient_log")
             run.add(proxy=logged.summary())
-            run.diagnose(diagnostics.of_ensemble(log, epochs, logged, bare, limits))
+            run.diagnose(diagnostics.of_ensemble(log, epochs, logged, seen.losses, limits))
 
-        # Gradient log -> scores -> subset.
+        # What they look at -> scores -> subset.
+        evidence = Evidence(examples.example_ids, seed, epochs, log, seen, examples=examples, sources=records.sources)
         if plan.reached("score") and plan.scored:
             with run.stage("score"):
-                scores = scorer.score(Evidence(examples.example_ids, seed, epochs, log))
-                scores.write(run.folder / "scores.parquet")
+                scores = scorer.score(evidence)
+                scores.write(run.folder, examples.unscored)
+            run.add(data=examples.summary(len(records), scores.unscored))
             tracking.log_histogram(logger, "score/histogram", scores.score)
         if plan.reached("select"):
             with run.stage("select"):
-                chosen = selector.select(examples.example_ids, len(records), scores, seed)
-                write_subset(run.folder, records, chosen, scores)
-            named = HydraConfig.get().runtime.choices
-            how = {"scorer": named["scorer"] if scores else None, "selector": named["selector"]}
-            run.add(selection={**how, "fraction": len(chosen) / len(records), "selected": len(chosen)})
-            run.warn(shortfall(asked, len(chosen)))
-            run.diagnose(diagnostics.of_selection(examples, chosen, scores, bare, limits))
+                choice = selector.select(evidence, len(records), scores)
+                chosen = choice.example_ids
+                write_subset(run.folder, records, chosen, scores, choice.trace)
+            run.add(selection=choice.summary(HydraConfig.get().runtime.choices, len(records), scores))
+            run.warn(shortfall(asked, choice))
+            run.diagnose(diagnostics.of_selection(examples, chosen, scores, seen.bare, limits))
             run.diagnose(diagnostics.of_sources(records.sources, chosen, limits))
             run.diagnose(diagnostics.against_truth(records.kinds, chosen, scores, seed, limits))
 

@@ -12,6 +12,9 @@ from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from gradfiltering.config import build
+from gradfiltering.proxy.bare import AnswerLosses
+
 CONF = Path(__file__).parents[1] / "conf"
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
 FORWARDS = {"lightning.pytorch.loggers.WandbLogger": "wandb.init"}  # whose signature takes the remaining keywords
@@ -194,6 +197,43 @@ def test_several_prompt_sets_stand_side_by_side():
 def test_a_dataset_brings_the_prompts_that_suit_it_and_yields_to_the_user(data, sets):
     assert set(composed(f"data={data}").eval.sets) == sets
     assert set(composed(f"data={data}", "eval=vicuna").eval.sets) == {"vicuna"}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("scorer=length_controlled", "scorer@scorer.base=loss"),
+        ("scorer=fused_rank", "+scorer@scorer.parts.el2n=el2n", "+scorer.weights.el2n=0.5"),
+        ("selector=deduplicated", "selector@selector.inner=random", "selector.fraction=0.2"),
+        ("selector=two_stage", "selector@selector.second=k_center", "selector.first.fraction=0.3"),
+    ],
+)
+def test_the_parts_of_a_combinator_can_be_swapped(overrides):
+    cfg = composed(*overrides)
+    assert misfits(cfg) == []
+    named = str(OmegaConf.to_container(cfg.scorer)) + str(OmegaConf.to_container(cfg.selector))
+    assert any(target in named for target in ("LossScorer", "EL2N", "RandomSelector", "KCenterSelector"))
+
+
+METHODS = [one for one in OPTIONS if one.parent.name in ("scorer", "selector")]
+
+
+@pytest.mark.parametrize("file", METHODS, ids=name_of)
+def test_every_method_can_be_built_and_says_what_it_needs(file):
+    if file.stem == "deduplicated":
+        pytest.importorskip("datasketch", reason="the optional extra dedup is not installed")
+    method = build(composed(group_override(file))[file.parent.name])
+    known = {"gradient_log", "projections", "losses", "el2n", "embeddings", "scores"}
+    assert all(isinstance(need, AnswerLosses) or need in known for need in method.needs)
+    assert file.parent.name == "selector" or "scores" not in method.needs, "a scorer cannot look at scores"
+
+
+@pytest.mark.parametrize("file", METHODS, ids=name_of)
+def test_every_method_stands_in_the_readme_and_has_a_mirrored_test(file):
+    assert f"`{file.stem}`" in (CONF.parent / "README.md").read_text("utf-8").split("### Scorers")[1]
+    target = composed(group_override(file))[file.parent.name]._target_.split(".")
+    folder = CONF.parent / "tests" / target[1]
+    assert list(folder.glob(f"test_{target[2]}*.py")), f"no test of {target[2]}"
 
 
 @pytest.mark.parametrize("file", [one for one in OPTIONS if one.parent.name == "epochs"], ids=name_of)

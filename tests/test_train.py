@@ -52,7 +52,9 @@ def test_summary_holds_the_contract(whole):
             assert one["low"] <= one["value"] <= one["high"]
     assert set(found["metrics"]["candidate"]["tasks"]) >= {"exact_match", "chrf"}
     assert {"steps", "final_loss", "heldout_loss"} <= set(found["target"]["full"])
-    assert [stage["name"] for stage in found["stages"]] == ["backbone", "proxy", "score", "select", "target", "judge"]
+    assert [stage["name"] for stage in found["stages"]] == [
+        "backbone", "bare", "proxy", "score", "select", "target", "judge",
+    ]  # fmt: skip
     for cost in found["cost"].values():
         assert set(cost) == {"seconds", "flops", "peak_bytes"} and cost["peak_bytes"] > 0
     diagnostics = found["diagnostics"]
@@ -109,6 +111,9 @@ def test_sweep_gives_each_job_its_own_run_folder(store, tmp_path):
         (["scorer=random", "until=select"], ["scores.parquet", "subset.jsonl"], ["gradient_log", "adapters"]),
         (["selector=random", "until=select"], ["subset.jsonl"], ["gradient_log", "scores.parquet"]),
         (["selector=full", "until=target"], ["subset.jsonl", "target/full"], ["gradient_log", "verdicts.jsonl"]),
+        (["scorer=ifd", "until=select"], ["scores.parquet", "subset.jsonl"], ["gradient_log", "adapters"]),
+        (["scorer=length", "until=select"], ["scores.parquet", "subset.jsonl"], ["gradient_log", "adapters"]),
+        (["selector=k_center", "until=select"], ["selection.parquet"], ["gradient_log", "scores.parquet"]),
     ],
 )
 def test_only_the_stages_somebody_needs_run(store, tmp_path, overrides, there, absent):
@@ -116,6 +121,31 @@ def test_only_the_stages_somebody_needs_run(store, tmp_path, overrides, there, a
     run_train(*SMALL, store, "logger=none", "ensemble.m=2", *overrides, *places)
     assert all((tmp_path / name).exists() for name in there)
     assert not any((tmp_path / name).exists() for name in absent)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["scorer=ifd", "selector=two_stage", "selector.fraction=0.1"], ["scorer=ifd_loss", "selector=stratified"],
+        ["scorer=el2n", "selector=stratified", "selector.by=cluster", "selector.strata=3"],
+        ["scorer=perplexity_middle"],
+        ["scorer=length_controlled", "scorer@scorer.base=loss"], ["selector=facility_location"],
+        ["scorer=fused_rank", "ensemble.m=1"], ["scorer=gsnr_rank", "selector=stratified", "selector.by=source"],
+    ],
+)  # fmt: skip
+def test_other_scorers_and_selectors_give_every_row_once_and_a_whole_subset(overrides, store, tmp_path):
+    places = [f"run_dir={tmp_path}", f"hydra.run.dir={tmp_path}", "logger=none", "until=select", "ensemble.m=2"]
+    run_train(*SMALL, store, *places, *overrides)
+    found = summary(tmp_path)
+    assert found["selection"]["selected"] == 8
+    stages = {stage["name"] for stage in found["stages"]}
+    logged = any("fused_rank" in one or "gsnr" in one for one in overrides)
+    assert ("proxy" in stages) == logged and "bare" in stages
+    unscored = pq.read_table(tmp_path / "unscored.parquet")["example_id"].to_pylist()
+    assert found["data"]["unscored"] == len(unscored)
+    if (tmp_path / "scores.parquet").exists():
+        scored = pq.read_table(tmp_path / "scores.parquet")["example_id"].to_pylist()
+        assert sorted([*scored, *unscored]) == list(range(80))
 
 
 def test_a_smaller_ensemble_in_the_same_folder_leaves_no_member_behind(store, tmp_path):

@@ -11,7 +11,7 @@ STAGES = ("proxy", "score", "select", "target", "judge", "report")
 
 @dataclass(frozen=True)
 class Plan:
-    """The stages up to `until`, of which those that train the proxy and score run only if somebody needs them.
+    """The stages up to `until`; of what the proxy stage measures, only what somebody needs.
 
     Attributes:
         until: the last stage.
@@ -33,8 +33,15 @@ class Plan:
 
     @property
     def scored(self) -> bool:
-        """Whether anybody looks at the gradient log and the scores."""
+        """Whether anybody looks at the scores."""
         return "scores" in self.selector.needs or not self.reached("select")
+
+    @property
+    def needs(self) -> frozenset[Any]:
+        """What the scorer and the selector look at, as far as the run gets."""
+        scorer = self.scorer.needs if self.scored else frozenset()
+        selector = self.selector.needs if self.reached("select") else frozenset()
+        return scorer | selector - {"scores"}
 
     def check(self, members: int, proxy: Any, target: Any, against: Sequence[str]) -> None:
         """Refuses what cannot end well, before anything is loaded or trained.

@@ -76,12 +76,18 @@ class Examples:
         """Tokens of one pass over all examples, padding not counted."""
         return int(self.lengths.sum())
 
-    def summary(self, rows: int) -> dict[str, Any]:
-        """The part of `summary.json` about the data, which has `rows` rows in all."""
+    def summary(self, rows: int, left_out: Sequence[tuple[int, str]] = ()) -> dict[str, Any]:
+        """The part of `summary.json` about the data.
+
+        Args:
+            rows: in all.
+            left_out: id and reason of examples that a scorer gave no score.
+        """
+        unscored = [*self.unscored, *left_out]
         return {
             "examples": rows,
-            "unscored": len(self.unscored),
-            "unscored_reasons": dict(Counter(reason for _, reason in self.unscored)),
+            "unscored": len(unscored),
+            "unscored_reasons": dict(Counter(reason for _, reason in unscored)),
             "truncated": self.truncated,
             "tokens": self.tokens,
         }

@@ -88,7 +88,7 @@ class PretrainedBackbone:
         Raises:
             UserError: the folder or hub id cannot be loaded, or tokenizer and model do not fit each other.
         """
-        config = _from_pretrained(AutoConfig, self.model, trust_remote_code=self.trust_remote_code)
+        config = from_pretrained(AutoConfig, self.model, trust_remote_code=self.trust_remote_code)
         self._check_vocabulary(self._load_tokenizer(), config.get_text_config().vocab_size)
 
     def load(self, store: Store, seed: int, trainer: Any) -> Loaded:
@@ -98,7 +98,7 @@ class PretrainedBackbone:
             UserError: the folder or hub id cannot be loaded, or tokenizer and model do not fit each other.
         """
         tokenizer = self._load_tokenizer()
-        model = _from_pretrained(
+        model = from_pretrained(
             AutoModelForCausalLM,
             self.model,
             dtype=DTYPES[settle_precision(self.precision, trainer)],
@@ -109,7 +109,7 @@ class PretrainedBackbone:
         return Loaded(model.eval().requires_grad_(False), tokenizer, self.model, self.model, 0.0, True)
 
     def _load_tokenizer(self) -> Any:
-        return _from_pretrained(AutoTokenizer, self.tokenizer or self.model, trust_remote_code=self.trust_remote_code)
+        return from_pretrained(AutoTokenizer, self.tokenizer or self.model, trust_remote_code=self.trust_remote_code)
 
     def _check_vocabulary(self, tokenizer: Any, rows: int) -> None:
         if len(tokenizer) > rows:
@@ -203,7 +203,12 @@ def context_length(config: Any, tokenizer: Any) -> int:
     return min(limits[0], sys.maxsize) if limits else sys.maxsize
 
 
-def _from_pretrained(factory: Any, name: str, **options: Any) -> Any:
+def from_pretrained(factory: Any, name: str, **options: Any) -> Any:
+    """`factory.from_pretrained`, with a remedy where the name cannot be loaded.
+
+    Raises:
+        UserError: no such folder or hub id, or this machine cannot reach it.
+    """
     try:
         return factory.from_pretrained(name, **options)
     except (OSError, ValueError) as error:

@@ -98,7 +98,7 @@ def of_selection(
     Args:
         examples: the N rows that can be scored.
         chosen: example ids of the subset.
-        scores: of the same rows, None for a selector that needs none.
+        scores: of these rows, or of most of them; None for a selector that needs none.
         bare: losses under the backbone without adapters, where they were measured.
         limits: when to warn.
     """
@@ -110,8 +110,10 @@ def of_selection(
     }
     warnings = []
     if scores is not None:
-        values["negative_selected_share"] = float((scores.score[inside] < 0).mean())
-        against = {"response_tokens": response_tokens, "bare_loss": bare_loss, **scores.columns}
+        scored = np.isin(examples.example_ids, scores.example_ids)
+        values["negative_selected_share"] = float((scores.score[inside[scored]] < 0).mean())
+        loss = None if bare_loss is None else bare_loss[scored]
+        against = {"response_tokens": response_tokens[scored], "bare_loss": loss, **scores.columns}
         values["score_spearman"] = {
             name: spearman(scores.score, column)
             for name, column in against.items()

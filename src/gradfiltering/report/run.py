@@ -35,6 +35,7 @@ OUTPUTS = (
     "unscored.parquet",
     "subset.*",
     "subset_rows.parquet",
+    "selection.parquet",
     "dataset_info.json",
     "target",
     "responses",

@@ -1,6 +1,7 @@
 """What a scorer is, what it may look at, and the table it makes."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -8,42 +9,88 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gradfiltering.data.examples import Examples
 from gradfiltering.errors import UserError
+from gradfiltering.proxy.bare import Need, Observed
 from gradfiltering.proxy.log import EpochPair, GradientLog
 from gradfiltering.store import atomic_path
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything a scorer may look at; a row's planted kind is not among it.
+    """Everything a scorer or selector may look at; a row's planted kind is not among it.
 
     Attributes:
         example_ids: [N] int64, ascending: the rows that can be scored.
         seed: the run's seed.
         epochs: the snapshots to compare.
-        gradient_log: the log, for scorers that declare the need `gradient_log`.
+        gradient_log: the log, for those that declare the need `gradient_log`.
+        observed: what the bare backbone showed, for the needs `losses`, `el2n`, `embeddings` and `AnswerLosses`.
+        projections: [M, N, K] float32 random projections of the rows' gradients at the late epoch, for the need
+            `projections`.
+        examples: the rows as token ids.
+        sources: where each row of the dataset comes from, by example id; None where rows do not say.
     """
 
     example_ids: np.ndarray
     seed: int
     epochs: EpochPair
-    gradient_log: GradientLog | None
+    gradient_log: GradientLog | None = None
+    observed: Observed = field(default_factory=Observed)
+    projections: np.ndarray | None = None
+    examples: Examples | None = None
+    sources: Sequence[str] | None = None
+
+    def among(self, example_ids: Sequence[int] | np.ndarray) -> "Evidence":
+        """The evidence about some of the rows, for a selector that chooses among them; without the gradient log."""
+        ids = np.sort(np.asarray(example_ids, dtype=np.int64))
+        rows = np.searchsorted(self.example_ids, ids)
+        return replace(
+            self,
+            example_ids=ids,
+            gradient_log=None,
+            observed=self.observed.take(rows),
+            projections=None if self.projections is None else self.projections[:, rows],
+            examples=None if self.examples is None else self.examples.select(ids.tolist()),
+        )
+
+    def member_projections(self) -> np.ndarray:
+        """[M, N, K] float32.
+
+        Raises:
+            UserError: the run made no projections.
+        """
+        if self.projections is None:
+            raise UserError("this run made no projections of gradients; choose a scorer and selector without that need")
+        return self.projections
+
+
+def mean_projections(evidence: Evidence, members: str) -> np.ndarray:
+    """[N, K] float32: the projections of the first member, or their mean over members.
+
+    Args:
+        evidence: with projections.
+        members: `mean` or `first`.
+    """
+    projections = evidence.member_projections()
+    return projections[0] if members == "first" else projections.mean(axis=0, dtype=np.float32)
 
 
 class Scorer(Protocol):
     """Gives each example a score, higher is better.
 
     Attributes:
-        needs: stages' results it looks at, any of `gradient_log`, `projections`, `losses`, `embeddings`.
+        needs: what it looks at: `gradient_log`, `projections`, `losses`, `el2n`, `embeddings`, `AnswerLosses`.
     """
 
-    needs: ClassVar[frozenset[str]]
+    needs: ClassVar[frozenset[Need]]
 
     def check(self, members: int) -> None:
-        """Refuses an ensemble of too few members, before it is trained."""
+        """Refuses an ensemble of too few members, before it is trained; any will do where nothing else is said."""
 
     def score(self, evidence: Evidence) -> "Scores":
         """Scores every example of the evidence."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -54,11 +101,13 @@ class Scores:
         example_ids: [N] int64, ascending.
         score: [N] float64, higher is better.
         columns: statistics behind the scores, each [N] float64, written beside them.
+        unscored: id and reason of each row of the evidence that got no score.
     """
 
     example_ids: np.ndarray
     score: np.ndarray
     columns: dict[str, np.ndarray] = field(default_factory=dict)
+    unscored: list[tuple[int, str]] = field(default_factory=list)
 
     def __post_init__(self):
         bad = ~np.isfinite(self.score)
@@ -80,16 +129,28 @@ class Scores:
         rank[self.order] = np.arange(1, len(self.score) + 1)
         return rank
 
-    def write(self, path: Path) -> None:
-        """Writes `scores.parquet`."""
+    def among(self, example_ids: Sequence[int] | np.ndarray) -> "Scores":
+        """The scores of those of the rows that have one."""
+        rows = np.flatnonzero(np.isin(self.example_ids, np.asarray(example_ids)))
+        columns = {name: column[rows] for name, column in self.columns.items()}
+        return Scores(self.example_ids[rows], self.score[rows], columns)
+
+    def write(self, folder: Path, unscored: Sequence[tuple[int, str]]) -> None:
+        """Writes `scores.parquet`, and `unscored.parquet` with the rows that got no score.
+
+        Args:
+            folder: the run folder.
+            unscored: id and reason of each row of the dataset that is not in the evidence.
+        """
         columns = {"example_id": self.example_ids, "score": self.score.astype(np.float64), "rank": self.rank}
-        with atomic_path(path) as part:
+        with atomic_path(folder / "scores.parquet") as part:
             pq.write_table(pa.table({**columns, **self.columns}), part)
+        write_unscored(folder / "unscored.parquet", [*unscored, *self.unscored])
 
 
 def write_unscored(path: Path, unscored: list[tuple[int, str]]) -> None:
     """Writes `unscored.parquet`: example id and reason of each row without a score."""
     schema = pa.schema([("example_id", pa.int64()), ("reason", pa.string())])
-    rows = [{"example_id": example_id, "reason": reason} for example_id, reason in unscored]
+    rows = [{"example_id": example_id, "reason": reason} for example_id, reason in sorted(unscored)]
     with atomic_path(path) as part:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), part)

@@ -3,18 +3,16 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from gradfiltering.scorers.base import Evidence, Scores
+from gradfiltering.proxy.bare import Need
+from gradfiltering.scorers.base import Evidence, Scorer, Scores
 from gradfiltering.seeding import numpy_rng
 
 
 @dataclass(frozen=True)
-class RandomScorer:
+class RandomScorer(Scorer):
     """Uniform scores in [0, 1) from the run's seed; trains nothing."""
 
-    needs: ClassVar[frozenset[str]] = frozenset()
-
-    def check(self, members: int) -> None:
-        """Any ensemble will do: none is looked at."""
+    needs: ClassVar[frozenset[Need]] = frozenset()
 
     def score(self, evidence: Evidence) -> Scores:
         """[N] independent uniform numbers."""

@@ -7,6 +7,8 @@ from typing import ClassVar
 import numpy as np
 
 from gradfiltering.errors import UserError
+from gradfiltering.proxy.bare import Need
+from gradfiltering.proxy.log import EpochLog
 from gradfiltering.scorers.base import Evidence, Scores
 
 
@@ -43,6 +45,21 @@ def gradient_statistics(early: np.ndarray, late: np.ndarray, ddof: int) -> Gradi
     return GradientStatistics(early.mean(axis=0), late.mean(axis=0), variance)
 
 
+def logged_pair(evidence: Evidence) -> tuple[EpochLog, EpochLog]:
+    """The gradient log at the early and the late epoch.
+
+    Raises:
+        UserError: the log lacks an epoch, or is of other examples.
+    """
+    log = evidence.gradient_log
+    assert log is not None, "a gradient scorer declares the need gradient_log"
+    early, late = log.epoch(evidence.epochs.early), log.epoch(evidence.epochs.late)
+    for one in (early, late):
+        if not np.array_equal(one.example_ids, evidence.example_ids):
+            raise UserError("the gradient log holds other examples than this run's; delete it and run again")
+    return early, late
+
+
 @dataclass(frozen=True)
 class GradientScorer(ABC):
     """A score that is a function of G_s, G_t and V_t.
@@ -55,7 +72,7 @@ class GradientScorer(ABC):
     epsilon: float
     ddof: int
 
-    needs: ClassVar[frozenset[str]] = frozenset({"gradient_log"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"gradient_log"})
     uses_variance: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -86,13 +103,8 @@ class GradientScorer(ABC):
         Raises:
             UserError: a variance is needed and the log has one member.
         """
-        log = evidence.gradient_log
-        assert log is not None, "a gradient scorer declares the need gradient_log"
-        self.check(len(log.members))
-        early, late = log.epoch(evidence.epochs.early), log.epoch(evidence.epochs.late)
-        for one in (early, late):
-            if not np.array_equal(one.example_ids, evidence.example_ids):
-                raise UserError("the gradient log holds other examples than this run's; delete it and run again")
+        early, late = logged_pair(evidence)
+        self.check(len(late.grad_norm))
         stats = gradient_statistics(early.grad_norm, late.grad_norm, self.ddof)
         columns = {"g_early": stats.g_early, "g_late": stats.g_late, "variance_late": stats.variance_late}
         return Scores(late.example_ids, self.formula(stats), columns)

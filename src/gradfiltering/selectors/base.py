@@ -1,9 +1,9 @@
 """What a selector is, how large a budget is, and the subset it leaves."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -12,18 +12,47 @@ import pyarrow.parquet as pq
 from gradfiltering.data.export import write_rows
 from gradfiltering.data.records import Records
 from gradfiltering.errors import UserError
-from gradfiltering.scorers.base import Scores
+from gradfiltering.proxy.bare import Need
+from gradfiltering.scorers.base import Evidence, Scores
 from gradfiltering.store import atomic_path
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a selector chose.
+
+    Attributes:
+        example_ids: chosen rows in ascending order.
+        about: what is worth knowing about the choice, for `summary.json`.
+        trace: columns of equal length, one row for each choice in the order of choosing, for `selection.parquet`.
+        stopped: why fewer rows were chosen than asked for, where the selector itself ended the search.
+    """
+
+    example_ids: list[int]
+    about: dict[str, Any] = field(default_factory=dict)
+    trace: dict[str, np.ndarray] = field(default_factory=dict)
+    stopped: str | None = None
+
+    def summary(self, options: Mapping[str, str], total: int, scores: Scores | None) -> dict[str, Any]:
+        """The part of `summary.json` about the selection.
+
+        Args:
+            options: names of the chosen scorer and selector.
+            total: all rows of the dataset.
+            scores: None where no scorer was asked.
+        """
+        how = {"scorer": None if scores is None else options["scorer"], "selector": options["selector"]}
+        return {**how, "fraction": len(self.example_ids) / total, "selected": len(self.example_ids), **self.about}
 
 
 class Selector(Protocol):
     """Chooses rows.
 
     Attributes:
-        needs: what it looks at, any of `scores`, `projections`, `embeddings`.
+        needs: what it looks at: `scores`, or what a scorer may need.
     """
 
-    needs: ClassVar[frozenset[str]]
+    needs: ClassVar[frozenset[Need]]
 
     def wanted(self, total: int) -> int:
         """How many of `total` rows are asked for.
@@ -31,19 +60,17 @@ class Selector(Protocol):
         Raises:
             UserError: no row at all, or more rows than there are.
         """
+        ...
 
-    def select(self, example_ids: np.ndarray, total: int, scores: Scores | None, seed: int) -> list[int]:
+    def select(self, evidence: Evidence, total: int, scores: Scores | None) -> Choice:
         """Chooses among the rows that can be scored.
 
         Args:
-            example_ids: [N] int64, ascending: the rows to choose from.
+            evidence: about the N rows to choose from.
             total: all rows of the dataset, unscored ones included; budgets count these.
-            scores: of the same rows, for selectors that declare the need `scores`.
-            seed: the run's seed.
-
-        Returns:
-            Chosen example ids in ascending order.
+            scores: of these rows, or of most of them, for selectors that declare the need `scores`.
         """
+        ...
 
 
 @dataclass(frozen=True)
@@ -89,22 +116,59 @@ class Budget:
         return min(self.wanted(total), available)
 
 
-def shortfall(asked: int, chosen: int) -> list[str]:
+def shortfall(asked: int, choice: Choice) -> list[str]:
     """A warning where fewer rows were chosen than asked for."""
+    chosen = len(choice.example_ids)
     if chosen >= asked:
         return []
-    return [
-        f"the selector was asked for {asked} rows and chose {chosen}: no more of them can be scored (unscored.parquet "
-        "says why); mend those rows, or ask for fewer with selector.fraction= or selector.count="
-    ]
+    why = choice.stopped or (
+        "no more of them can be scored (unscored.parquet says why); mend those rows, or ask for fewer with "
+        "selector.fraction= or selector.count="
+    )
+    return [f"the selector was asked for {asked} rows and chose {chosen}: {why}"]
 
 
-def write_subset(run_dir: Path, records: Records, chosen: Sequence[int], scores: Scores | None) -> None:
-    """Writes the chosen rows as they came in (`subset.jsonl` and the input's own file type) and `subset.parquet`."""
+def write_subset(
+    run_dir: Path,
+    records: Records,
+    chosen: Sequence[int],
+    scores: Scores | None,
+    trace: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Writes the chosen rows as they came in (`subset.jsonl` and the input's own file type) and `subset.parquet`.
+
+    What a selector noted step by step, its trace, goes into `selection.parquet`.
+    """
     write_rows(run_dir, records, chosen)
     ids = np.asarray(chosen, dtype=np.int64)
     values = np.full(len(ids), np.nan)
     if scores is not None:
-        values = scores.score[np.searchsorted(scores.example_ids, ids)]
+        scored = np.isin(ids, scores.example_ids)
+        values[scored] = scores.score[np.searchsorted(scores.example_ids, ids[scored])]
     with atomic_path(run_dir / "subset.parquet") as part:
         pq.write_table(pa.table({"example_id": ids, "score": values}), part)
+    if trace:
+        with atomic_path(run_dir / "selection.parquet") as part:
+            pq.write_table(pa.table(dict(trace)), part)
+
+
+def embeddings_of(evidence: Evidence) -> np.ndarray:
+    """[N, D] float32."""
+    found = evidence.observed.embeddings
+    assert found is not None, "whoever reads the embeddings declares the need"
+    return found
+
+
+def inner_budget(name: str, inner: Selector, wanted: int, total: int) -> int:
+    """`wanted`, the budget of a selector that leaves the last word to another one.
+
+    Raises:
+        UserError: that one has another budget.
+    """
+    own = inner.wanted(total)
+    if own != wanted:
+        raise UserError(
+            f"selector.{name} is to choose {own} rows and the whole {wanted}; leave selector.{name}.fraction and "
+            f"selector.{name}.count as they are and give selector.fraction or selector.count"
+        )
+    return wanted

@@ -3,21 +3,21 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
-from gradfiltering.scorers.base import Scores
+from gradfiltering.proxy.bare import Need
+from gradfiltering.scorers.base import Evidence, Scores
+from gradfiltering.selectors.base import Choice
 
 
 @dataclass(frozen=True)
 class FullSelector:
     """Takes every row that can be trained on."""
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[frozenset[Need]] = frozenset()
 
     def wanted(self, total: int) -> int:
         """All of them."""
         return total
 
-    def select(self, example_ids: np.ndarray, total: int, scores: Scores | None, seed: int) -> list[int]:
+    def select(self, evidence: Evidence, total: int, scores: Scores | None) -> Choice:
         """All rows, in ascending order of id."""
-        return example_ids.tolist()
+        return Choice(evidence.example_ids.tolist())

@@ -5,18 +5,23 @@ from typing import ClassVar
 
 import numpy as np
 
-from gradfiltering.scorers.base import Scores
+from gradfiltering.proxy.bare import Need
+from gradfiltering.scorers.base import Evidence, Scores
 from gradfiltering.seeding import numpy_rng
-from gradfiltering.selectors.base import Budget
+from gradfiltering.selectors.base import Budget, Choice
 
 
 @dataclass(frozen=True)
 class RandomSelector(Budget):
     """Draws rows uniformly without replacement; looks at no score and trains nothing."""
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[frozenset[Need]] = frozenset()
 
-    def select(self, example_ids: np.ndarray, total: int, scores: Scores | None, seed: int) -> list[int]:
+    def select(self, evidence: Evidence, total: int, scores: Scores | None) -> Choice:
         """`budget` rows drawn from the run's seed, in ascending order of id."""
+        return Choice(self.draw(evidence.example_ids, total, evidence.seed))
+
+    def draw(self, example_ids: np.ndarray, total: int, seed: int) -> list[int]:
+        """`budget` of these ids, in ascending order."""
         size = self.rows(total, len(example_ids))
         return sorted(numpy_rng(seed, "random subset").choice(example_ids, size=size, replace=False).tolist())

@@ -16,8 +16,6 @@ from gradfiltering.errors import UserError
 from gradfiltering.proxy.backbone import Loaded
 from gradfiltering.proxy.devices import once, rank
 from gradfiltering.proxy.members import examples_hash, weights_hash
-from gradfiltering.selectors.base import Selector
-from gradfiltering.selectors.full import FullSelector
 from gradfiltering.selectors.random import RandomSelector
 from gradfiltering.store import RECORD, Workspace, atomic_path, link
 from gradfiltering.target.finetune import TuningResult, TuningSettings, finetune
@@ -55,11 +53,8 @@ def training_sets(
         UserError: an unknown name in `against`.
     """
     check_opponents(against)
-    selectors: dict[str, Selector] = {"full": FullSelector(), "random": RandomSelector(None, len(chosen))}
-    sets = {CANDIDATE: list(chosen)}
-    for name in against:
-        sets[name] = selectors[name].select(example_ids, total, None, seed)
-    return sets
+    sets = {"full": example_ids.tolist(), "random": RandomSelector(None, len(chosen)).draw(example_ids, total, seed)}
+    return {CANDIDATE: list(chosen), **{name: sets[name] for name in against}}
 
 
 def finetune_all(

@@ -1,0 +1,58 @@
+"""Seconds and peak memory of the SPICE selector on made-up projections.
+
+    python scripts/bench_spice.py --rows 52002 --width 1024 --fraction 0.1 --spectrum decaying
+
+`flat` draws all directions alike, which is the hardest for lazy evaluation; `decaying` gives direction j the standard
+deviation 1/√j, nearer to gradients of a language model. Rows differ in length by a log-normal factor.
+"""
+
+import argparse
+import json
+import os
+import time
+
+import numpy as np
+import torch
+
+from gradfiltering.proxy.log import EpochPair
+from gradfiltering.report.run import peak_bytes
+from gradfiltering.scorers.base import Evidence
+from gradfiltering.selectors.spice import SpiceSelector
+
+
+def projections(rows: int, width: int, spectrum: str, seed: int) -> np.ndarray:
+    """[1, N, K] float32."""
+    rng = np.random.default_rng(seed)
+    made = rng.standard_normal((rows, width), dtype=np.float32)
+    if spectrum == "decaying":
+        made /= np.sqrt(np.arange(1, width + 1, dtype=np.float32))
+    made *= np.exp(0.5 * rng.standard_normal((rows, 1))).astype(np.float32) / np.float32(np.sqrt(width))
+    return made[None]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=52_002)
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--fraction", type=float, default=0.1)
+    parser.add_argument("--spectrum", choices=("flat", "decaying"), default="decaying")
+    parser.add_argument("--mode", choices=("full", "diagonal"), default="full")
+    parser.add_argument("--conflict", type=float, default=0.1)
+    parser.add_argument("--pool", type=int, default=None)
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies the gradients")
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    made = projections(asked.rows, asked.width, asked.spectrum, asked.seed) * np.float32(asked.scale)
+    evidence = Evidence(np.arange(asked.rows), asked.seed, EpochPair(1, 2), projections=made)
+    selector = SpiceSelector(asked.fraction, None, 1.0, asked.conflict, asked.mode, "first", asked.pool, None, None)
+    started = time.monotonic()
+    found = selector.select(evidence, asked.rows, None)
+    seconds = time.monotonic() - started
+    threads = os.environ.get("OMP_NUM_THREADS", f"{os.cpu_count()} cores")
+    peak = peak_bytes(torch.device("cpu")) / 2**30
+    measured = {"selected": len(found.example_ids), "seconds": round(seconds, 1), "peak_gib": round(peak, 2)}
+    print(json.dumps({**vars(asked), "threads": threads, **measured, **found.about}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+import numpy as np
+import pytest
+from tests.reference import scores as reference
+
+from gradfiltering.errors import UserError
+from gradfiltering.scorers.grad_norm import GradNorm
+
+RTOL = 1e-12
+
+
+@pytest.mark.parametrize("at", ["early", "late"])
+def test_is_the_mean_over_members_at_the_epoch(at, norms, evidence):
+    expected = reference.mean_over_members((norms[0] if at == "early" else norms[1]).tolist())
+    given = evidence(*norms)
+    np.testing.assert_allclose(GradNorm(at, "large").score(given).score, expected, rtol=RTOL)
+    np.testing.assert_allclose(-GradNorm(at, "small").score(given).score, expected, rtol=RTOL)
+
+
+def test_one_member_is_enough(evidence):
+    assert GradNorm("late", "large").score(evidence([[1.0, 2.0]], [[0.5, 4.0]])).score.tolist() == [0.5, 4.0]
+
+
+def test_settings_and_need():
+    assert GradNorm("early", "large").needs == {"gradient_log"}
+    with pytest.raises(UserError, match=r"scorer\.at=middle: give early or late"):
+        GradNorm("middle", "large")
+    with pytest.raises(UserError, match=r"scorer\.prefer=any: give large or small"):
+        GradNorm("early", "any")

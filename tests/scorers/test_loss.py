@@ -1,0 +1,13 @@
+import numpy as np
+
+from gradfiltering.proxy.stage import BareLosses
+from gradfiltering.scorers.loss import LossScorer
+
+
+def test_the_hardest_row_is_first(bare):
+    scores = LossScorer().score(bare(3, bare=BareLosses(np.asarray([1.5, 0.25, 3.0]), None)))
+    assert scores.score.tolist() == [1.5, 0.25, 3.0] and scores.rank.tolist() == [2, 3, 1]
+
+
+def test_needs_the_bare_losses_alone():
+    assert LossScorer().needs == {"losses"}

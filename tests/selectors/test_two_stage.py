@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+
+from gradfiltering.errors import UserError
+from gradfiltering.selectors.facility_location import FacilityLocationSelector
+from gradfiltering.selectors.random import RandomSelector
+from gradfiltering.selectors.top import TopSelector
+from gradfiltering.selectors.two_stage import TwoStageSelector
+
+
+def make(fraction=0.2, first=0.5, second=None):
+    return TwoStageSelector(
+        fraction, None, TopSelector(first, None), second or FacilityLocationSelector(fraction, None, "euclidean")
+    )
+
+
+def test_the_second_chooses_among_what_the_first_chose(ids, scores, evidence):
+    points = np.random.default_rng(0).normal(size=(len(ids), 3))
+    found = make().select(evidence(ids, embeddings=points), 25, scores)
+    wide = TopSelector(0.5, None).select(evidence(ids), 25, scores).example_ids
+    rows = np.searchsorted(ids, wide)
+    narrow = FacilityLocationSelector(0.2, None, "euclidean").select(evidence(wide, embeddings=points[rows]), 25, None)
+    assert found.example_ids == narrow.example_ids and set(found.example_ids) <= set(wide)
+    assert found.about["first_selected"] == 12 and len(found.example_ids) == 5
+
+
+def test_needs_are_those_of_both():
+    assert make().needs == {"scores", "embeddings"}
+
+
+def test_stages_that_choose_alike_are_one(ids, scores, evidence):
+    chosen = make(second=TopSelector(0.2, None)).select(evidence(ids), 25, scores).example_ids
+    assert chosen == TopSelector(0.2, None).select(evidence(ids), 25, scores).example_ids
+
+
+def test_budgets_that_do_not_fit_are_refused():
+    with pytest.raises(UserError, match=r"first cut leaves 50 of 500 rows, and 100 are asked for"):
+        make(first=0.1).wanted(500)
+    with pytest.raises(UserError, match=r"selector\.second is to choose 50 rows and the whole 100"):
+        make(second=RandomSelector(0.1, None)).wanted(500)
+    assert make().wanted(500) == 100
