@@ -71,7 +71,7 @@ class Protocol:
             shown = {name: _harmless(text, control) for name, text in raw.items()}
             shown["fence"] = fence(list(shown.values()))
         # One pass over the template: what an answer says is never looked at for places to fill.
-        return [{"role": role, "content": text.substitute(shown)} for role, text in self._sections]
+        return [{"role": role, "content": _sendable(text.substitute(shown))} for role, text in self._sections]
 
     def ask_again(self, messages: Sequence[Message], reply: str) -> list[Message]:
         """The conversation continued after a reply without readable scores."""
@@ -79,7 +79,7 @@ class Protocol:
         again = (TEMPLATES / name).read_text("utf-8").strip()
         # An empty turn is refused by some servers.
         said = reply.strip() or "(empty)"
-        return [*messages, {"role": "assistant", "content": said}, {"role": "user", "content": again}]
+        return [*messages, {"role": "assistant", "content": _sendable(said)}, {"role": "user", "content": again}]
 
     def read(self, reply: str) -> Scores | None:
         """The scores a reply gives, None if it gives none beyond doubt."""
@@ -117,6 +117,11 @@ def _harmless(text: str, control: Sequence[str]) -> str:
         if len(mark) > 1:
             text = text.replace(mark, mark[0] + INVISIBLE + mark[1:])
     return _CONTROL.sub(lambda found: found[0][0] + INVISIBLE + found[0][1:], text)
+
+
+def _sendable(text: str) -> str:
+    """A text that can be sent: lone surrogates, which no encoding has, become question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _read_template(path: Path, needs_fence: bool) -> list[tuple[str, Template]]:
