@@ -89,6 +89,7 @@ class Endpoint:
         self._random = random.Random(0)
         self._open_at = 0.0  # no request leaves before this time, when the server asked for quiet
         self._answered = False
+        self._stopped: UserError | None = None  # why no request is worth sending any more
         self._client: Any = None
 
     def check(self) -> None:
@@ -113,6 +114,7 @@ class Endpoint:
         self.check()
         headers = {header: os.environ[name].strip() for header, name in self.header_variables.items()}
         key = os.environ[self.key_variable].strip() if self.key_variable is not None else "none"
+        self._answered, self._stopped = False, None
         self._slots = asyncio.Semaphore(self.concurrency)
         async with openai.AsyncOpenAI(
             # The client's own retries know neither our budget nor what other requests were told.
@@ -133,6 +135,15 @@ class Endpoint:
             NoReply: none could be had for this request.
             UserError: none can be had for any: a wrong key or model, an unreachable server, a spent budget.
         """
+        try:
+            return await self._persist(body, budget, input_tokens, output_tokens)
+        except UserError as error:
+            self._stopped = error
+            raise
+
+    async def _persist(
+        self, body: Mapping[str, Any], budget: Budget, input_tokens: int, output_tokens: int
+    ) -> StoredReply:
         why = ""
         for attempt in range(self.retries.attempts):
             if attempt:
@@ -140,6 +151,8 @@ class Endpoint:
                 await asyncio.sleep(self._random.uniform(highest / 2, highest))
             async with self._slots:
                 await self._quiet()
+                if self._stopped is not None:
+                    raise self._stopped  # while this request waited for its turn
                 reserved = budget.reserve(input_tokens, output_tokens)
                 reply, why = await self._once(body)
                 self._answered |= reply is not None
@@ -204,8 +217,9 @@ class Endpoint:
             UserError: it will refuse every request.
         """
         status = error.status_code
-        why = f"status {status}: {self._short(error.message)}"
-        if status in HOPELESS or "insufficient_quota" in error.message:
+        said = f"{error.message} {error.code or ''}"
+        why = f"status {status}: {self._short(said)}"
+        if status in HOPELESS or error.code == "insufficient_quota":
             raise UserError(
                 f"{self.base_url} refuses: {why}. Check judge.model, judge.base_url, the account, and the key in "
                 f"{self.key_variable}"

@@ -11,13 +11,15 @@ from peft import PeftModel
 from gradfiltering.data.records import Records
 from gradfiltering.errors import UserError
 from gradfiltering.judge.base import Judge, judge_pairs
+from gradfiltering.judge.bias import answer_lengths, judge_bias, steadiness
 from gradfiltering.judge.generate import generate, render_prompts
 from gradfiltering.judge.metrics import response_metrics
 from gradfiltering.judge.prompts import Prompt, PromptLoader, load_prompts
-from gradfiltering.judge.pws import answer_lengths, judge_bias, tally
+from gradfiltering.judge.pws import tally
 from gradfiltering.judge.responses import Response, write_responses
 from gradfiltering.judge.verdicts import Verdict, write_verdicts
 from gradfiltering.proxy.backbone import Loaded
+from gradfiltering.seeding import derive_seed
 from gradfiltering.target.stage import CANDIDATE
 
 
@@ -120,5 +122,9 @@ def tally_verdicts(
     bias = {}
     for against in table:
         some = [verdict for verdict in verdicts if verdict.against == against]
-        bias[against] = asdict(judge_bias(some, answer_lengths(some, responses)))
+        first = [verdict for verdict in some if verdict.repeat == 0]
+        lengths = answer_lengths(first, responses)
+        found = judge_bias(first, lengths, resamples, confidence, derive_seed(seed, "length", against))
+        steady = steadiness(some)
+        bias[against] = {**asdict(found), "repeats": None if steady is None else asdict(steady)}
     return {"pws": {a: {name: asdict(one) for name, one in sets.items()} for a, sets in table.items()}, "judge": bias}
