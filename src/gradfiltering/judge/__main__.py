@@ -1,4 +1,4 @@
-"""Stored judgements again: `python -m gradfiltering.judge rescore FILE...` and `compare NAME=FILE...`."""
+"""Stored judgements again: `python -m gradfiltering.judge rescore FILE...` and `compare`, `agreement NAME=FILE...`."""
 
 import argparse
 import json
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gradfiltering.errors import UserError
+from gradfiltering.judge.agreement import agreements, read_labels
 from gradfiltering.judge.compare import compare_candidates, read_outcomes
 from gradfiltering.judge.rescore import rescore
 
@@ -55,6 +56,19 @@ def _compare(options: argparse.Namespace, drawing: tuple[int, float, int]) -> tu
     return [asdict(one) for one in found], table
 
 
+def _agreement(options: argparse.Namespace, drawing: tuple[int, float, int]) -> tuple[Any, Table]:
+    found = agreements(read_labels(dict(options.files)), *drawing)
+    if not found:
+        raise UserError("no two raters rated anything in common")
+    table = Table("raters", "rated by all", "equal", f"{options.confidence:.0%} interval", "kappa", "interval")
+    for one in found:
+        equal = (f"{one.share:.3f}", f"{one.share_low:.3f} – {one.share_high:.3f}")
+        known = one.kappa is not None
+        kappa = (f"{one.kappa:.3f}", f"{one.kappa_low:.3f} – {one.kappa_high:.3f}") if known else ("–", "–")
+        table.add_row(", ".join(one.raters), str(one.items), *equal, *kappa)
+    return [asdict(one) for one in found], table
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m gradfiltering.judge", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -78,6 +92,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--against", default="full", help="the opponent they share (%(default)s)")
     command.set_defaults(run=_compare)
+    _common(command)
+    command = commands.add_parser("agreement", help="of judges and of people: share, Cohen's and Fleiss' kappa")
+    command.add_argument(
+        "files", nargs="+", type=_named_file, metavar="NAME=FILE", help="verdicts.jsonl, or ratings.sqlite of people"
+    )
+    command.set_defaults(run=_agreement)
     _common(command)
     return parser
 
