@@ -50,7 +50,8 @@ def experiment(cfg: DictConfig) -> None:
         # Records -> examples. Prompts are loaded now, so that a missing file shows before anything is trained.
         records = devices.first_then_all(source.load, seed)
         asked = selector.wanted(len(records))
-        prompts = judging.load_prompt_sets(prompt_sets, records) if plan.reached("judge") else []
+        asking = (judge, len(cfg.judge.against), cfg.judge.repeats)
+        prompts = judging.load_prompt_sets(prompt_sets, records, *asking) if plan.reached("judge") else []
         with run.stage("backbone") as cost:
             backbone = small.load(store, seed, trainer)
             cost.update(reused=backbone.reused)
@@ -108,7 +109,7 @@ def experiment(cfg: DictConfig) -> None:
             with run.stage("judge"):
                 run.warn(judge.check(prompts))
                 answers = judging.answer_all(tuned, target, prompts, records.template, generation, run.folder, trainer)
-                verdicts = devices.once(judging.judge_all, judge, prompts, answers, run.folder)
+                verdicts = devices.once(judging.judge_all, judge, prompts, answers, cfg.judge.repeats, run.folder)
             run.add(metrics=judging.measure_answers(prompts, answers))
             run.add(**judging.tally_verdicts(verdicts, answers, cfg.judge.resamples, cfg.judge.confidence, seed))
         tracking.log_summary(logger, run.summary)

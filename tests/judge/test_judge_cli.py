@@ -123,3 +123,15 @@ def test_the_same_file_twice_is_refused(rescore, tmp_path, make_verdict):
 def test_defaults_are_those_of_a_run(conf_folder):
     common = OmegaConf.load(conf_folder / "shared" / "judging.yaml")
     assert (common.resamples, common.confidence) == (cli.RESAMPLES, cli.CONFIDENCE)
+
+
+def test_candidates_of_several_runs_are_compared(tmp_path, capsys, make_verdict):
+    win, loss = ((9.0, 1.0), (1.0, 9.0)), ((1.0, 9.0), (9.0, 1.0))
+    for name, scores in (("a", win), ("b", loss)):
+        write_verdicts(tmp_path / f"{name}.jsonl", [make_verdict(*scores, prompt_id=str(n)) for n in range(30)])
+    files = [f"{name}={tmp_path / name}.jsonl" for name in "ab"]
+    assert cli.main(["compare", *files, "--json", "--resamples", "500"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["one"], found["other"], found["prompts"], found["difference"]) == ("a", "b", 30, 2.0)
+    assert cli.main(["compare", *files]) == 0 and "+2.000" in capsys.readouterr().out
+    assert cli.main(["compare", files[0]]) == 1 and "at least two files" in capsys.readouterr().err

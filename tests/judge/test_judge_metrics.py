@@ -1,7 +1,10 @@
+import json
+from decimal import Decimal
+
 import pytest
 
 from gradfiltering.judge.chrf import corpus_chrf, sentence_chrf
-from gradfiltering.judge.metrics import response_metrics
+from gradfiltering.judge.metrics import last_number, reference_number, response_metrics
 
 TOLERANCE = 1e-6  # torchmetrics counts in float32
 
@@ -73,3 +76,46 @@ def test_metrics_by_set(make_prompt, make_response):
 def test_responses_to_other_prompts_are_refused(make_prompt, make_response):
     with pytest.raises(ValueError, match="tasks/1 stands where the prompt is tasks/0"):
         response_metrics([make_prompt("a", "0")], [make_response("a", "1")])
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("The answer is 42.", "42"),
+        ("She makes $1,234.50 a day", "1234.50"),
+        ("#### 18", "18"),
+        ("3-4", "4"),
+        ("It is -5", "-5"),
+        ("It is -$5", "-5"),
+        ("1,2", "2"),
+        ("10,00", "00"),
+        ("18.0", "18"),
+        ("none", None),
+        ("", None),
+    ],
+)
+def test_the_last_number_of_a_text(text, number):
+    assert last_number(text) == (None if number is None else Decimal(number))
+
+
+def test_only_references_that_end_in_a_number_ask_for_one():
+    assert reference_number("9 * 2 = 18\n#### 1,018") == 1018
+    assert reference_number(" 7 ") == 7
+    assert reference_number("The year 1999") is None and reference_number("") is None
+
+
+def test_final_number_in_the_metrics(make_prompt, make_response):
+    references = ["so\n#### 18", "#### 5", "a text"]
+    prompts = [make_prompt(reference, str(n)) for n, reference in enumerate(references)]
+    responses = [make_response(text, str(n)) for n, text in enumerate(["It is $18.00", "5 or 6", "a text"])]
+    found = response_metrics(prompts, responses)["tasks"]
+    assert (found.final_number, found.exact_match) == (0.5, pytest.approx(1 / 3))
+    assert response_metrics(prompts[2:], responses[2:])["tasks"].final_number is None
+
+
+def test_every_reference_of_gsm8k_holds_its_number(shared_data):
+    lines = (shared_data / "tasks" / "gsm8k_test.jsonl").read_text("utf-8").splitlines()
+    answers = [json.loads(line)["answer"] for line in lines]
+    assert len(answers) == 1319
+    for answer in answers:
+        assert reference_number(answer) == last_number(answer) == Decimal(answer.split("####")[1].replace(",", ""))

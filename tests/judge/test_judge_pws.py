@@ -3,7 +3,8 @@ import json
 import pytest
 from tests.reference.bootstrap import bootstrap_interval
 
-from gradfiltering.judge.pws import PWS, answer_lengths, judge_bias, pairwise_winning_score, tally
+from gradfiltering.judge.bias import answer_lengths, judge_bias
+from gradfiltering.judge.pws import PWS, pairwise_winning_score, tally
 from gradfiltering.judge.reviews import read_reviews
 
 RESAMPLES = 4000
@@ -33,8 +34,11 @@ def test_nothing_judged_has_no_score(verdicts):
 
 
 def test_all_wins_and_all_losses_are_the_ends_of_the_scale():
-    assert pairwise_winning_score(["win"] * 9, 100, 0.95, 0) == PWS(2.0, 2.0, 2.0, 9, 0, 0, 0)
-    assert pairwise_winning_score(["loss"] * 9, 100, 0.95, 0) == PWS(0.0, 0.0, 0.0, 0, 0, 9, 0)
+    surely = 2 * 0.5**9
+    best = pairwise_winning_score(["win"] * 9, 100, 0.95, 0)
+    assert best == PWS(2.0, 2.0, 2.0, 9, 0, 0, 0, bca_low=2.0, bca_high=2.0, sign_p=surely, detectable=None)
+    worst = pairwise_winning_score(["loss"] * 9, 100, 0.95, 0)
+    assert worst == PWS(0.0, 0.0, 0.0, 0, 0, 9, 0, bca_low=0.0, bca_high=0.0, sign_p=surely, detectable=None)
 
 
 @pytest.mark.parametrize(
@@ -82,13 +86,15 @@ def test_bias_by_hand(make_verdict, make_response):
         model: [make_response(text, prompt_id=str(index)) for index, text in enumerate(texts)]
         for model, texts in answers.items()
     }
-    bias = judge_bias(verdicts, answer_lengths(verdicts, responses))
+    bias = judge_bias(verdicts, answer_lengths(verdicts, responses), 100, 0.95, seed=0)
     assert (bias.judged, bias.decided) == (3, 2)
     assert bias.contradiction_rate == pytest.approx(1 / 3)
     assert bias.longer_wins_share == 0.5
+    # The win and the loss each go to either slot once; the contradiction goes to the first slot twice.
+    assert bias.first_slot_share == pytest.approx(4 / 6)
     assert (bias.candidate_mean_length, bias.against_mean_length) == (11, 5)
-    assert judge_bias(verdicts, None).longer_wins_share is None
-    assert judge_bias([], None).contradiction_rate is None
+    assert judge_bias(verdicts, None, 100, 0.95, 0).longer_wins_share is None
+    assert judge_bias([], None, 100, 0.95, 0).contradiction_rate is None
 
 
 def test_published_counts_and_bias(shared_data, review_files):
@@ -97,9 +103,8 @@ def test_published_counts_and_bias(shared_data, review_files):
     table = tally([review.verdict for review in reviews], 1000, 0.95, seed=0)["answer2"]
     counts = {name: [score.wins, score.ties, score.losses] for name, score in table.items() if name != "all"}
     assert counts == published
-    bias = judge_bias(
-        [review.verdict for review in reviews], [(len(review.answers[0]), len(review.answers[1])) for review in reviews]
-    )
+    lengths = [(len(review.answers[0]), len(review.answers[1])) for review in reviews]
+    bias = judge_bias([review.verdict for review in reviews], lengths, 200, 0.95, seed=0)
     assert bias.judged == 1030
     assert bias.contradiction_rate == pytest.approx(0.141, abs=0.0005)
     assert bias.longer_wins_share == pytest.approx(0.71, abs=0.005)

@@ -6,7 +6,6 @@ from omegaconf import OmegaConf
 
 from gradfiltering.errors import UserError
 from gradfiltering.judge.base import judge_pairs
-from gradfiltering.judge.parse import parse_scores
 from gradfiltering.judge.reference import ReferenceJudge
 
 REFERENCE = "A rose is red."
@@ -22,7 +21,9 @@ def test_better_answers_win_in_either_order(make_prompt):
         assert reply.scores[0] > reply.scores[1], (better, worse)
         assert swapped.scores == reply.scores[::-1]
         assert judge.compare(make_prompt(REFERENCE), better, worse) == reply
-        assert parse_scores(reply.text) == reply.scores, "the reply's text and its scores must say the same"
+        assert tuple(map(float, reply.text.split())) == reply.scores, (
+            "the reply's text and its scores must say the same"
+        )
 
 
 def test_the_margin_makes_ties_but_never_of_an_exact_match(make_prompt):
@@ -45,12 +46,12 @@ def test_verdicts_mirror_when_the_models_change_places(make_prompt, make_respons
     first = [make_response(text, name) for text, name in zip([*ANSWERS, "x"], ids, strict=True)]
     second = [make_response(text, name) for text, name in zip([*ANSWERS[::-1], "y"], ids, strict=True)]
     judge = ReferenceJudge(tie_margin=1.0)
-    forward = judge_pairs(judge, prompts, first, second, "candidate", "full")
-    backward = judge_pairs(judge, prompts, second, first, "full", "candidate")
+    forward = judge_pairs(judge, prompts, {"candidate": first, "full": second}, "candidate", 1)
+    backward = judge_pairs(judge, prompts, {"full": second, "candidate": first}, "full", 1)
     mirror = {"win": "loss", "loss": "win", "tie": "tie", "unparsed": "unparsed"}
     assert [mirror[verdict.verdict] for verdict in forward] == [verdict.verdict for verdict in backward]
     assert [verdict.verdict for verdict in forward] == ["win", "win", "win", "loss", "loss", "loss", "unparsed"]
-    assert forward == judge_pairs(judge, prompts, first[::-1], second[::-1], "candidate", "full")
+    assert forward == judge_pairs(judge, prompts, {"candidate": first[::-1], "full": second[::-1]}, "candidate", 1)
     verdict = forward[0]
     assert verdict.scores == verdict.scores_reverse[::-1]
     assert (verdict.candidate, verdict.against, verdict.judge, verdict.repeat) == ("candidate", "full", "reference", 0)
@@ -59,7 +60,9 @@ def test_verdicts_mirror_when_the_models_change_places(make_prompt, make_respons
 
 def test_a_model_without_a_response_is_an_error(make_prompt, make_response):
     with pytest.raises(ValueError, match="model 'full' has no response to prompt '0' of tasks"):
-        judge_pairs(ReferenceJudge(0.0), [make_prompt("a")], [make_response("a")], [], "candidate", "full")
+        judge_pairs(
+            ReferenceJudge(0.0), [make_prompt("a")], {"candidate": [make_response("a")], "full": []}, "candidate", 1
+        )
 
 
 def test_check_counts_prompts_without_reference(make_prompt):

@@ -51,7 +51,9 @@ def test_published_verdicts_come_back_through_the_pipeline(review_files, make_re
     candidate, against = (
         [make_response(review.answers[side], str(n), "vicuna") for n, review in enumerate(reviews)] for side in (0, 1)
     )
-    outcomes = [v.verdict for v in judge_pairs(judge, prompts, candidate, against, "candidate", "full")]
+    outcomes = [
+        v.verdict for v in judge_pairs(judge, prompts, {"candidate": candidate, "full": against}, "candidate", 1)
+    ]
     assert outcomes == [review.verdict.verdict for review in reviews]
     assert [outcomes.count(name) for name in ("win", "tie", "loss", "unparsed")] == [44, 15, 21, 0]
 

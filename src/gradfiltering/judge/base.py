@@ -1,8 +1,9 @@
 """What a judge is, and how a pair of models is put before one."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from rich.progress import track
 
@@ -24,8 +25,27 @@ class Reply:
     scores: Scores | None
 
 
+@dataclass(frozen=True)
+class Question:
+    """Two answers to a prompt in the order in which a judge sees them.
+
+    Attributes:
+        prompt: what was asked.
+        first: the answer shown first.
+        second: the answer shown second.
+        order: 0 when the candidate's answer is the first, 1 when it is the second.
+        repeat: 0 for the first time this judge sees the pair, 1 for the second, …
+    """
+
+    prompt: Prompt
+    first: str
+    second: str
+    order: int
+    repeat: int
+
+
 class Judge(ABC):
-    """Compares two answers to a prompt.
+    """Compares answers to prompts.
 
     Attributes:
         name: as it stands in `verdicts.jsonl`.
@@ -34,62 +54,93 @@ class Judge(ABC):
     name: str
 
     @abstractmethod
+    def replies(self, questions: Sequence[Question]) -> list[Reply]:
+        """A reply to each question, in their order."""
+
+    def prepare(self, prompts: Sequence[Prompt], questions: int) -> None:
+        """Refuses what cannot end well, before any time is spent on models.
+
+        Args:
+            prompts: what the models will be asked.
+            questions: how often the judge will be asked about each of them.
+        """
+        return
+
+    def check(self, prompts: Sequence[Prompt]) -> list[str]:
+        """Warnings about prompts that this judge cannot judge."""
+        return []
+
+
+class PairJudge(Judge):
+    """A judge that needs no batch: one pair at a time."""
+
+    @abstractmethod
     def compare(self, prompt: Prompt, first: str, second: str) -> Reply:
         """Score two answers shown in this order."""
 
-    def check(self, prompts: Sequence[Prompt]) -> list[str]:
-        """Warnings about prompts that this judge cannot judge, before any time is spent."""
-        return []
+    def replies(self, questions: Sequence[Question]) -> list[Reply]:
+        """A reply to each question, in their order."""
+        return [
+            self.compare(question.prompt, question.first, question.second)
+            for question in track(questions, description="judging", transient=True)
+        ]
 
 
 def judge_pairs(
     judge: Judge,
     prompts: Sequence[Prompt],
-    candidate_responses: Sequence[Response],
-    against_responses: Sequence[Response],
+    responses: Mapping[str, Sequence[Response]],
     candidate: str,
-    against: str,
+    repeats: int,
 ) -> list[Verdict]:
-    """One verdict per prompt; each pair is put before the judge in both orders.
+    """Holds the candidate against every other model; each pair is put before the judge in both orders.
 
     Args:
         judge: who decides.
         prompts: what was asked.
-        candidate_responses: the candidate's response to every prompt, in any order.
-        against_responses: the opponent's.
+        responses: by model, its response to every prompt, in any order.
         candidate: name of the candidate.
-        against: name of its opponent.
+        repeats: how often each pair is judged.
+
+    Returns:
+        A verdict per opponent, repeat and prompt, in this order.
 
     Raises:
         ValueError: a prompt has no response.
     """
-    firsts, seconds = _by_prompt(candidate_responses), _by_prompt(against_responses)
-    verdicts = []
-    for prompt in track(prompts, description=f"judging {candidate} against {against}", transient=True):
+    answers = {model: _by_prompt(some) for model, some in responses.items()}
+    for model, prompt in product(answers, prompts):
+        if (prompt.prompt_set, prompt.prompt_id) not in answers[model]:
+            raise ValueError(f"model {model!r} has no response to prompt {prompt.prompt_id!r} of {prompt.prompt_set}")
+    pairs = list(product([model for model in responses if model != candidate], range(repeats), prompts))
+    questions = []
+    for against, repeat, prompt in pairs:
         key = (prompt.prompt_set, prompt.prompt_id)
-        for name, answers in ((candidate, firsts), (against, seconds)):
-            if key not in answers:
-                raise ValueError(
-                    f"model {name!r} has no response to prompt {prompt.prompt_id!r} of {prompt.prompt_set}"
-                )
-        reply = judge.compare(prompt, firsts[key], seconds[key])
-        reverse = judge.compare(prompt, seconds[key], firsts[key])
-        verdicts.append(
-            Verdict(
-                candidate=candidate,
-                against=against,
-                judge=judge.name,
-                repeat=0,
-                prompt_set=prompt.prompt_set,
-                prompt_id=prompt.prompt_id,
-                reply=reply.text,
-                scores=reply.scores,
-                reply_reverse=reverse.text,
-                scores_reverse=reverse.scores,
-                verdict=decide(reply.scores, reverse.scores),
-            )
-        )
-    return verdicts
+        mine, other = answers[candidate][key], answers[against][key]
+        questions += [Question(prompt, mine, other, 0, repeat), Question(prompt, other, mine, 1, repeat)]
+    replies = iter(judge.replies(questions))
+    return [
+        _verdict(judge.name, candidate, against, repeat, prompt, next(replies), next(replies))
+        for against, repeat, prompt in pairs
+    ]
+
+
+def _verdict(
+    judge: str, candidate: str, against: str, repeat: int, prompt: Prompt, reply: Reply, reverse: Reply
+) -> Verdict:
+    return Verdict(
+        candidate=candidate,
+        against=against,
+        judge=judge,
+        repeat=repeat,
+        prompt_set=prompt.prompt_set,
+        prompt_id=prompt.prompt_id,
+        reply=reply.text,
+        scores=reply.scores,
+        reply_reverse=reverse.text,
+        scores_reverse=reverse.scores,
+        verdict=decide(reply.scores, reverse.scores),
+    )
 
 
 def _by_prompt(responses: Sequence[Response]) -> dict[tuple[str, str], str]:

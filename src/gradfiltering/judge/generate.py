@@ -72,9 +72,9 @@ def generate(
     order = sorted(range(len(kept)), key=lambda index: -len(kept[index]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     mine: dict[int, tuple[list[int], StopReason]] = {}
-    with _plain_decoding(model):
+    with plain_decoding(model):
         for batch in track(share()(batches), description=description, transient=True, disable=rank() > 0):
-            answered = _generate_batch(model, tokenizer, [kept[index] for index in batch], max_new_tokens)
+            answered = generate_batch(model, tokenizer, [kept[index] for index in batch], max_new_tokens)
             mine.update(zip(batch, answered, strict=True))
     answers = {index: answer for some in gather(mine) for index, answer in some.items()}
     return [
@@ -82,7 +82,7 @@ def generate(
             prompt_set=prompt.prompt_set,
             prompt_id=prompt.prompt_id,
             prompt=texts[index],
-            response=_said(answers[index], tokenizer),
+            response=said(answers[index], tokenizer),
             prompt_tokens=len(kept[index]),
             response_tokens=len(answers[index][0]),
             stop_reason=answers[index][1],
@@ -105,7 +105,7 @@ def _check(
 
 
 @contextmanager
-def _plain_decoding(model: Any) -> Iterator[None]:
+def plain_decoding(model: Any) -> Iterator[None]:
     """Evaluation mode, without the decoding options that a model brings along; both as before afterwards.
 
     `generate` fills what a configuration leaves open from the model's own, a repetition penalty for instance.
@@ -123,7 +123,7 @@ def _plain_decoding(model: Any) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _generate_batch(
+def generate_batch(
     model: Any, tokenizer: Any, prompts: Sequence[list[int]], max_new_tokens: int
 ) -> list[tuple[list[int], StopReason]]:
     """The new tokens of each prompt (the closing one included) and why they end."""
@@ -151,7 +151,7 @@ def _until_stop(tokens: list[int], stops: Sequence[int]) -> tuple[list[int], Sto
     return (tokens, "length") if end is None else (tokens[:end], "eos")
 
 
-def _said(answer: tuple[list[int], StopReason], tokenizer: Any) -> str:
+def said(answer: tuple[list[int], StopReason], tokenizer: Any) -> str:
     """An answer's text. The closing token is none of it, even where the tokenizer does not count it as special."""
     tokens, reason = answer
     words = tokens[:-1] if reason == "eos" else tokens

@@ -1,13 +1,13 @@
-"""The pairwise winning score, its bootstrap interval, and what a judge's verdicts say about the judge."""
+"""The pairwise winning score, its intervals, and what could have been found with so many prompts."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from gradfiltering.judge.responses import Response
-from gradfiltering.judge.verdicts import Verdict, order_signs
+from gradfiltering.judge.intervals import bca_interval, detectable_difference, percentile_interval, sign_test
+from gradfiltering.judge.verdicts import Verdict
 from gradfiltering.seeding import derive_seed
 
 ALL_SETS = "all"
@@ -25,6 +25,12 @@ class PWS:
         ties: prompts that were level.
         losses: prompts the opponent won.
         unparsed: prompts without a verdict. They count neither as judged nor as ties.
+        bca_low: lower end of the bias-corrected and accelerated bootstrap interval.
+        bca_high: upper end of it.
+        sign_p: two-sided p-value of the exact sign test of wins against losses; ties say nothing about who is better.
+        detectable: the smallest difference from 1 that so many prompts would show as significant with a power of 80 %.
+
+    All but the counts are None when nothing was judged.
     """
 
     value: float | None
@@ -34,10 +40,14 @@ class PWS:
     ties: int
     losses: int
     unparsed: int
+    bca_low: float | None = None
+    bca_high: float | None = None
+    sign_p: float | None = None
+    detectable: float | None = None
 
 
 def pairwise_winning_score(verdicts: Sequence[str], resamples: int, confidence: float, seed: int) -> PWS:
-    """PWS of a list of verdicts, with a percentile bootstrap interval over prompts.
+    """PWS of a list of verdicts, with bootstrap intervals over prompts.
 
     A bootstrap resample draws `judged` prompts with replacement. The score depends only on how many wins, ties and
     losses are drawn, and those counts are multinomial with the observed shares; so drawing the counts is exactly that
@@ -63,11 +73,27 @@ def pairwise_winning_score(verdicts: Sequence[str], resamples: int, confidence: 
     judged = wins + ties + losses
     if judged == 0:
         return PWS(None, None, None, wins, ties, losses, unparsed)
-    shares = np.array([wins, ties, losses]) / judged
-    drawn = np.random.default_rng(seed).multinomial(judged, shares, size=resamples)  # [resamples, 3]
+    values = np.array([1.0, 0.0, -1.0])
+    numbers = np.array([wins, ties, losses])
+    drawn = np.random.default_rng(seed).multinomial(judged, numbers / judged, size=resamples)  # [resamples, 3]
+    # Whole numbers until here, so that equal scores are equal to the last bit, which BCa counts on.
     scores = (drawn[:, 0] - drawn[:, 2]) / judged + 1  # [resamples, 3] -> [resamples]
-    low, high = np.quantile(scores, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return PWS((wins - losses) / judged + 1, float(low), float(high), wins, ties, losses, unparsed)
+    value = (wins - losses) / judged + 1
+    low, high = percentile_interval(scores, confidence)
+    bca_low, bca_high = bca_interval(scores, value, values, numbers, confidence)
+    return PWS(
+        value=value,
+        low=low,
+        high=high,
+        wins=wins,
+        ties=ties,
+        losses=losses,
+        unparsed=unparsed,
+        bca_low=bca_low,
+        bca_high=bca_high,
+        sign_p=sign_test(wins, losses),
+        detectable=detectable_difference(values, numbers, confidence),
+    )
 
 
 def tally(verdicts: Iterable[Verdict], resamples: int, confidence: float, seed: int) -> dict[str, dict[str, PWS]]:
@@ -93,80 +119,3 @@ def tally(verdicts: Iterable[Verdict], resamples: int, confidence: float, seed: 
             for name, values in {**by_set, ALL_SETS: pool}.items()
         }
     return table
-
-
-@dataclass(frozen=True)
-class JudgeBias:
-    """How far order and length, rather than content, may have moved the verdicts.
-
-    Attributes:
-        judged: verdicts with scores in both orders.
-        contradiction_rate: share of the judged whose two orders name different winners. None when none was judged.
-        decided: judged verdicts that are a win or a loss.
-        longer_wins_share: share of the decided that the longer answer won (answers of equal length count as not
-            won by the longer). None without lengths or when none was decided.
-        candidate_mean_length: mean length of the candidate's answers, in the unit of the lengths given.
-        against_mean_length: the same of the opponent's answers.
-    """
-
-    judged: int
-    contradiction_rate: float | None
-    decided: int
-    longer_wins_share: float | None
-    candidate_mean_length: float | None
-    against_mean_length: float | None
-
-
-def judge_bias(verdicts: Sequence[Verdict], lengths: Sequence[tuple[int, int]] | None) -> JudgeBias:
-    """Contradictions between the two orders, and the pull of length.
-
-    Args:
-        verdicts: of one candidate against one opponent.
-        lengths: (candidate's, opponent's) answer length for each verdict, or None where the answers are not known.
-    """
-    judged = contradictions = decided = longer_wins = 0
-    for position, verdict in enumerate(verdicts):
-        if verdict.scores is None or verdict.scores_reverse is None:
-            continue
-        judged += 1
-        first, second = order_signs(verdict.scores, verdict.scores_reverse)
-        contradictions += first * second < 0
-        if verdict.verdict == "tie":
-            continue
-        decided += 1
-        if lengths is not None:
-            candidate, against = lengths[position]
-            longer_wins += candidate > against if verdict.verdict == "win" else against > candidate
-    return JudgeBias(
-        judged=judged,
-        contradiction_rate=contradictions / judged if judged else None,
-        decided=decided,
-        longer_wins_share=longer_wins / decided if decided and lengths is not None else None,
-        candidate_mean_length=_mean([pair[0] for pair in lengths]) if lengths else None,
-        against_mean_length=_mean([pair[1] for pair in lengths]) if lengths else None,
-    )
-
-
-def answer_lengths(verdicts: Sequence[Verdict], responses: Mapping[str, Sequence[Response]]) -> list[tuple[int, int]]:
-    """(candidate's, opponent's) answer length in characters for each verdict.
-
-    Args:
-        verdicts: whose answers to measure.
-        responses: each model's responses, by model name; they must hold every prompt of the verdicts.
-    """
-    characters = {
-        (model, response.prompt_set, response.prompt_id): len(response.response)
-        for model, answers in responses.items()
-        for response in answers
-    }
-    return [
-        (
-            characters[verdict.candidate, verdict.prompt_set, verdict.prompt_id],
-            characters[verdict.against, verdict.prompt_set, verdict.prompt_id],
-        )
-        for verdict in verdicts
-    ]
-
-
-def _mean(values: Sequence[int]) -> float:
-    return sum(values) / len(values)

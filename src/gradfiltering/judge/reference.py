@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from gradfiltering.errors import UserError
-from gradfiltering.judge.base import Judge, Reply
+from gradfiltering.judge.base import PairJudge, Reply
 from gradfiltering.judge.chrf import sentence_chrf
 from gradfiltering.judge.prompts import Prompt
 
@@ -12,7 +12,7 @@ EXACT_SCORE = 100.0
 INEXACT_CEILING = 99.0
 
 
-class ReferenceJudge(Judge):
+class ReferenceJudge(PairJudge):
     """Scores each answer against the prompt's reference: exact match first, then sentence chrF in percent.
 
     It is deterministic and does not see the order of the answers, so its two orders never contradict each other.

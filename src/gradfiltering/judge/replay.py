@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gradfiltering.errors import UserError
-from gradfiltering.judge.base import Judge, Reply
+from gradfiltering.judge.base import PairJudge, Reply
 from gradfiltering.judge.prompts import Prompt
 from gradfiltering.judge.reviews import Review, with_answers
 
@@ -31,7 +31,7 @@ def _wanted_keys(prompt: Prompt) -> tuple[PromptKey, ...]:
     )
 
 
-class ReplayJudge(Judge):
+class ReplayJudge(PairJudge):
     """Answers from files of stored judgements: published reviews, or `verdicts.jsonl` with its responses beside it.
 
     A pair is looked up by its prompt and both answers, in whichever order it was stored. A pair that was not judged is

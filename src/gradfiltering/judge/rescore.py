@@ -1,11 +1,13 @@
 """PWS of stored judgements, per file and pooled."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from gradfiltering.errors import UserError
-from gradfiltering.judge.pws import judge_bias, pairwise_winning_score
+from gradfiltering.judge.bias import judge_bias
+from gradfiltering.judge.pws import pairwise_winning_score
 from gradfiltering.judge.reviews import Review, read_reviews
 from gradfiltering.seeding import derive_seed
 
@@ -23,8 +25,10 @@ def rescore(files: Sequence[Path], resamples: int, confidence: float, seed: int)
 
     Returns:
         By file (its stem, or the path as given where two stems are equal) and under "pooled": the counts wins, ties,
-        losses, unparsed; pws, low, high; contradiction_rate, longer_wins_share and the mean answer lengths in
-        characters, None where the answers are not known. Several opponents are never mixed: a file with more than one
+        losses, unparsed; pws with its percentile and BCa intervals, the sign test's p-value and the detectable
+        difference; contradiction_rate, first_slot_share; and, None where the answers are not known,
+        longer_wins_share, the mean answer lengths in characters and the length-controlled PWS.
+        Several opponents are never mixed: a file with more than one
         has an entry `file/opponent` for each, and so has the pool.
     """
     by_file = {
@@ -46,7 +50,9 @@ def _entry(reviews: Sequence[Review], resamples: int, confidence: float, seed: i
     verdicts = [review.verdict for review in reviews]
     score = pairwise_winning_score([verdict.verdict for verdict in verdicts], resamples, confidence, seed)
     lengths = [(len(review.answers[0]), len(review.answers[1])) for review in reviews if review.answers is not None]
-    bias = judge_bias(verdicts, lengths if len(lengths) == len(verdicts) else None)
+    known = lengths if len(lengths) == len(verdicts) else None
+    bias = judge_bias(verdicts, known, resamples, confidence, derive_seed(seed, "length"))
+    controlled = bias.length_controlled
     return {
         "wins": score.wins,
         "ties": score.ties,
@@ -55,10 +61,16 @@ def _entry(reviews: Sequence[Review], resamples: int, confidence: float, seed: i
         "pws": score.value,
         "low": score.low,
         "high": score.high,
+        "bca_low": score.bca_low,
+        "bca_high": score.bca_high,
+        "sign_p": score.sign_p,
+        "detectable": score.detectable,
         "contradiction_rate": bias.contradiction_rate,
+        "first_slot_share": bias.first_slot_share,
         "longer_wins_share": bias.longer_wins_share,
         "candidate_mean_characters": bias.candidate_mean_length,
         "against_mean_characters": bias.against_mean_length,
+        "length_controlled": None if controlled is None else asdict(controlled),
     }
 
 

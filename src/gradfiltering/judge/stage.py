@@ -9,21 +9,38 @@ import lightning as L
 from peft import PeftModel
 
 from gradfiltering.data.records import Records
+from gradfiltering.errors import UserError
 from gradfiltering.judge.base import Judge, judge_pairs
+from gradfiltering.judge.bias import answer_lengths, judge_bias, steadiness
 from gradfiltering.judge.generate import generate, render_prompts
 from gradfiltering.judge.metrics import response_metrics
 from gradfiltering.judge.prompts import Prompt, PromptLoader, load_prompts
-from gradfiltering.judge.pws import answer_lengths, judge_bias, tally
+from gradfiltering.judge.pws import tally
 from gradfiltering.judge.responses import Response, write_responses
 from gradfiltering.judge.verdicts import Verdict, write_verdicts
 from gradfiltering.proxy.backbone import Loaded
+from gradfiltering.seeding import derive_seed
 from gradfiltering.target.stage import CANDIDATE
 
 
-def load_prompt_sets(loaders: Mapping[str, PromptLoader], records: Records) -> list[Prompt]:
-    """All prompts of the chosen sets; held-out rows serve as prompts where asked for."""
+def load_prompt_sets(
+    loaders: Mapping[str, PromptLoader], records: Records, judge: Judge, against: int, repeats: int
+) -> list[Prompt]:
+    """All prompts of the chosen sets; held-out rows serve as prompts where asked for.
+
+    Args:
+        loaders: the sets.
+        records: the data with its held-out rows.
+        judge: it may refuse before anything is trained.
+        against: number of opponents.
+        repeats: how often each pair is judged.
+    """
+    if repeats < 1:
+        raise UserError(f"judge.repeats is {repeats}; it must be at least 1")
     turns = records.heldout_turns()
-    return load_prompts(list(loaders.values()), None if turns is None else [asdict(turn) for turn in turns])
+    prompts = load_prompts(list(loaders.values()), None if turns is None else [asdict(turn) for turn in turns])
+    judge.prepare(prompts, 2 * against * repeats)
+    return prompts
 
 
 @dataclass(frozen=True)
@@ -76,14 +93,11 @@ def judge_all(
     judge: Judge,
     prompts: Sequence[Prompt],
     responses: Mapping[str, Sequence[Response]],
+    repeats: int,
     run_dir: Path,
 ) -> list[Verdict]:
     """Holds the candidate against every other model and writes `verdicts.jsonl`."""
-    verdicts = []
-    for against in responses:
-        if against != CANDIDATE:
-            candidate = responses[CANDIDATE]
-            verdicts += judge_pairs(judge, prompts, candidate, responses[against], CANDIDATE, against)
+    verdicts = judge_pairs(judge, prompts, responses, CANDIDATE, repeats)
     write_verdicts(run_dir / "verdicts.jsonl", verdicts)
     return verdicts
 
@@ -108,5 +122,9 @@ def tally_verdicts(
     bias = {}
     for against in table:
         some = [verdict for verdict in verdicts if verdict.against == against]
-        bias[against] = asdict(judge_bias(some, answer_lengths(some, responses)))
+        first = [verdict for verdict in some if verdict.repeat == 0]
+        lengths = answer_lengths(first, responses)
+        found = judge_bias(first, lengths, resamples, confidence, derive_seed(seed, "length", against))
+        steady = steadiness(some)
+        bias[against] = {**asdict(found), "repeats": None if steady is None else asdict(steady)}
     return {"pws": {a: {name: asdict(one) for name, one in sets.items()} for a, sets in table.items()}, "judge": bias}

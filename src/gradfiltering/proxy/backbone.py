@@ -181,9 +181,12 @@ class TinyBackbone:
 
 def settle_precision(precision: str, trainer: Any) -> str:
     """What `auto` means on the trainer's device; anything else stays as it is."""
-    if precision != "auto":
-        return precision
-    if trainer().strategy.root_device.type == "cuda":
+    return precision if precision != "auto" else native_precision(trainer().strategy.root_device)
+
+
+def native_precision(device: torch.device) -> str:
+    """bf16 where a device multiplies it natively, else fp32."""
+    if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -1,0 +1,81 @@
+"""How well judge=openai keeps a server busy, and what planted faults cost.
+
+    python scripts/bench_judge.py --latency 0.5 --concurrency 64 [--faults 0.3]
+
+Throughput is compared with what the server's latency allows: `concurrency` requests at a time, each as long as the
+latency. Server and client run in two processes on this machine.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+from gradfiltering.judge.base import Question
+from gradfiltering.judge.budget import Prices
+from gradfiltering.judge.endpoint import Endpoint, Retries
+from gradfiltering.judge.openai_judge import OpenAIJudge
+from gradfiltering.judge.prompts import Prompt
+from gradfiltering.judge.protocol import Protocol
+
+SERVER = Path(__file__).with_name("chat_server.py")
+WORDS = "An answer of some length, with a reason and an example. " * 12
+
+
+def questions(prompts: int) -> list[Question]:
+    """Pairs in both orders; no two texts are alike."""
+    made = []
+    for number in range(prompts):
+        prompt = Prompt("bench", str(number), f"Question {number}?", "", None)
+        one, two = f"One {number}. {WORDS}", f"Two {number}. {WORDS}"
+        made += [Question(prompt, one, two, 0, 0), Question(prompt, two, one, 1, 0)]
+    return made
+
+
+def judge(url: str, concurrency: int, timeout: float, replies: Path) -> OpenAIJudge:
+    endpoint = Endpoint(url, None, {}, concurrency, timeout, Retries(attempts=12, first_wait=0.05, longest_wait=2.0))
+    return OpenAIJudge(
+        endpoint=endpoint, model="bench", protocol=Protocol("corrected", "text", None), temperature=0.0,
+        max_reply_tokens=1024, token_limit_name="max_tokens", request={}, asks=3, prices=Prices(None, None),
+        max_requests=None, max_cost=None, replies=str(replies),
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=1030, help="each asked in both orders (%(default)s)")
+    parser.add_argument("--concurrency", type=int, default=64, help="(%(default)s)")
+    parser.add_argument("--latency", type=float, default=0.5, help="of the server, seconds (%(default)s)")
+    parser.add_argument("--faults", type=float, default=0.0, help="share of calls that go wrong (%(default)s)")
+    parser.add_argument("--timeout", type=float, default=5.0, help="of the client, seconds (%(default)s)")
+    options = parser.parse_args()
+    command = [sys.executable, str(SERVER), "--latency", str(options.latency), "--faults", str(options.faults)]
+    server = subprocess.Popen([*command, "--client-timeout", str(options.timeout)], stdout=subprocess.PIPE, text=True)
+    try:
+        port = int(server.stdout.readline())
+        asked = questions(options.prompts)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "replies.sqlite"
+            client = judge(f"http://127.0.0.1:{port}/v1", options.concurrency, options.timeout, file)
+            client.endpoint.check()  # the client's library is imported before the clock starts
+            started, busy = time.perf_counter(), time.process_time()
+            replies = client.replies(asked)
+            seconds, busy = time.perf_counter() - started, time.process_time() - busy
+        seen = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/log"))
+    finally:
+        server.kill()
+    allowed = math.ceil(len(seen["log"]) / options.concurrency) * options.latency
+    judged = sum(reply.scores is not None for reply in replies)
+    print(f"{len(asked)} questions, {judged} judged, {len(seen['log'])} requests in {seconds:.1f} s")
+    print(f"{len(seen['log']) / seconds:.1f} requests/s; {allowed / seconds:.1%} of what the latency allows")
+    print(f"client's processor time per request: {1000 * busy / len(seen['log']):.2f} ms")
+    print(f"most under way at the server: {seen['most_under_way']}")
+
+
+if __name__ == "__main__":
+    main()
