@@ -41,8 +41,8 @@ def experiment(cfg: DictConfig) -> None:
     seed, small, large = cfg.seed, build(cfg.proxy.backbone), build(cfg.target.backbone)
     (plan := Plan(cfg.until, scorer, selector)).check(ensemble.m, small, large, cfg.judge.against)
     run = Run(Path(cfg.run_dir), build(cfg.trainer)(logger=False).strategy.root_device)
-    overrides = list(HydraConfig.get().overrides.task)
-    devices.first_then_all(run.start, OmegaConf.to_container(cfg, resolve=True), seed, overrides)
+    hydra_cfg, options = HydraConfig.get(), OmegaConf.to_container(cfg, resolve=True)
+    devices.first_then_all(run.start, options, seed, hydra_cfg.overrides.task)
     logger = tracking.open_logger(partial(build, cfg.logger), run.config)
     trainer = partial(build(cfg.trainer), logger=logger, default_root_dir=run.folder, enable_progress_bar=cfg.progress)
     workspace = Workspace(run.folder, store, seed, trainer)
@@ -57,27 +57,27 @@ def experiment(cfg: DictConfig) -> None:
             cost.update(reused=backbone.reused)
         encoder = Encoder(backbone.tokenizer, min(cfg.proxy.max_tokens, backbone.context), store)
         rows = devices.first_then_all(encoder.encode_all, records)
-        examples = rows.examples
-        devices.once(encoder.show, records, examples, Console())
+        devices.once(encoder.show, records, examples := rows.examples, Console())
         run.add(data=examples.summary(len(records)))
         write_unscored(run.folder / "unscored.parquet", examples.unscored)
         write_truth(run.folder / "truth.parquet", records.kinds)
 
         # Examples -> what scorer and selector look at, and no more.
-        log, scores, seen = None, None, bare.Observed()
+        log, scores, seen, projected = None, None, bare.Observed(), None
         if plan.needs:
             with run.stage("bare"):
                 seen = bare.observe(plan.needs, backbone, objective, records, rows, embedding, batch, workspace)
-        if "gradient_log" in plan.needs:
+        if plan.needs & {"gradient_log", "projections"}:
+            projection = build(cfg.projection) if "projections" in plan.needs else None
             with run.stage("proxy") as cost:
-                logged = proxy.log_gradients(backbone, rows, ensemble, engine, epochs, batch, workspace)
+                logged = proxy.log_gradients(backbone, rows, ensemble, engine, epochs, batch, workspace, projection)
                 cost.update(flops=logged.flops, reused=logged.reused)
-            log = GradientLog(run.folder / "gradient_log")
+            log, projected = GradientLog(run.folder / "gradient_log"), logged.projections
             run.add(proxy=logged.summary())
             run.diagnose(diagnostics.of_ensemble(log, epochs, logged, seen.losses, limits))
 
         # What they look at -> scores -> subset.
-        evidence = Evidence(examples.example_ids, seed, epochs, log, seen, examples=examples, sources=records.sources)
+        evidence = Evidence(examples.example_ids, seed, epochs, log, seen, projected, examples, records.sources)
         if plan.reached("score") and plan.scored:
             with run.stage("score"):
                 scores = scorer.score(evidence)
@@ -89,7 +89,7 @@ def experiment(cfg: DictConfig) -> None:
                 choice = selector.select(evidence, len(records), scores)
                 chosen = choice.example_ids
                 write_subset(run.folder, records, chosen, scores, choice.trace)
-            run.add(selection=choice.summary(HydraConfig.get().runtime.choices, len(records), scores))
+            run.add(selection=choice.summary(hydra_cfg.runtime.choices, len(records), scores))
             run.warn(shortfall(asked, choice))
             run.diagnose(diagnostics.of_selection(examples, chosen, scores, seen.bare, limits))
             run.diagnose(diagnostics.of_sources(records.sources, chosen, limits))

@@ -42,7 +42,7 @@ from gradfiltering.data.corrupt import Corruption
 from gradfiltering.data.examples import Encoder, Examples
 from gradfiltering.data.schemas import Columns
 from gradfiltering.data.sources import FileSource, Heldout
-from gradfiltering.proxy.backbone import DTYPES, settle_precision
+from gradfiltering.proxy.backbone import DTYPES, native_precision
 from gradfiltering.proxy.fused import FusedEngine
 from gradfiltering.proxy.gradients import GradientEngine
 from gradfiltering.proxy.loop import LoopEngine
@@ -101,12 +101,7 @@ class Bench:
     def __init__(self, options: argparse.Namespace):
         self.options = options
         self.device = torch.device(options.device)
-        device = self.device
-
-        class Trainer:  # what `settle_precision` asks a trainer for
-            strategy = type("Strategy", (), {"root_device": device})
-
-        self.precision = settle_precision(options.precision, Trainer)
+        self.precision = native_precision(self.device) if options.precision == "auto" else options.precision
         self.tokenizer = load_tokenizer(options)
         self.examples = load_rows(options, self.tokenizer)
         self.settings = LoraSettings(rank=options.rank, alpha=16, target_modules="all-linear", init_b_std=0.02)

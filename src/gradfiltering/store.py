@@ -233,7 +233,8 @@ def link(source: Path, target: Path) -> None:
     """
     if source.is_dir():
         for file in sorted(source.iterdir()):
-            link(file, target / file.name)
+            if file.name != RECORD:
+                link(file, target / file.name)
         return
     with atomic_path(target) as part:
         try:

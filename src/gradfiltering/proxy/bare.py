@@ -145,7 +145,9 @@ def observe(
         embeddings = passes.states(rows.examples) if own else _encoded(embedding, records, rows.examples, passes)
         embeddings = embeddings - embeddings.mean(0) if embedding.centre else embeddings
     return Observed(
-        measure_bare(backbone, objective, rows, batch, workspace) if needs & {"losses", "gradient_log"} else None,
+        measure_bare(backbone, objective, rows, batch, workspace)
+        if needs & {"losses", "gradient_log", "projections"}
+        else None,
         passes.el2n(rows.examples) if "el2n" in needs else None,
         embeddings,
         {need: passes.paired(need, records, rows.examples) for need in asked},

@@ -17,13 +17,15 @@ from gradfiltering.data.examples import Examples
 from gradfiltering.proxy.ensemble import EnsembleSettings
 from gradfiltering.proxy.log import FILE, EpochLog, write_member
 from gradfiltering.proxy.lora import export_adapter
+from gradfiltering.proxy.projection import Projection
 from gradfiltering.proxy.state import State
 from gradfiltering.proxy.trajectory import write_rows
-from gradfiltering.store import Artifact, Store
+from gradfiltering.store import Artifact, Store, write_json
 
 MEMBER_VERSION = 1  # raise it when the same settings would train other adapters
-ONLINE = "online.parquet"
+ONLINE, PROJECTIONS = "online.parquet", "projections.npy"
 LOG_VERSION = 1  # raise it when the same adapters would be measured otherwise
+PROJECTION_VERSION = 1  # raise it when the same gradients would be projected otherwise
 # Neither how many members there are, nor what is logged of them, changes how one of them trains.
 NOT_OF_A_MEMBER = ("m", "checkpoint_minutes")
 
@@ -119,6 +121,28 @@ class MemberStore:
         """Keeps one member's log of an epoch."""
         write = partial(_write_log, log=log, position=position)
         self.store.make("gradient_log", self.log_key(member, epoch, rows), write, seconds)
+
+    def projection_key(self, member: int, epoch: int, rows: str, projection: Projection) -> dict[str, Any]:
+        """What the projections of one member's gradients at one epoch depend on."""
+        made_by = {"code": PROJECTION_VERSION, "width": projection.width, "seed": projection.seed}
+        return {**self.log_key(member, epoch, rows), "projection": made_by}
+
+    def projections(self, members: Sequence[int], epoch: int, rows: str, projection: Projection) -> list[Path | None]:
+        """The folder of each member's projections, None where there is none."""
+        keys = [self.projection_key(member, epoch, rows, projection) for member in members]
+        found = [self.store.find("projections", key) for key in keys]
+        return [made.path if made else None for made in found]
+
+    def keep_projections(
+        self, member: int, epoch: int, rows: str, projection: Projection, values: np.ndarray, seconds: float
+    ) -> None:
+        """Keeps one member's projections, [N, K] float32."""
+
+        def write(folder: Path) -> None:
+            np.save(folder / PROJECTIONS, values)
+            write_json(folder / "projection.json", {"width": projection.width, "seed": projection.seed})
+
+        self.store.make("projections", self.projection_key(member, epoch, rows, projection), write, seconds)
 
     def trajectory(self, member: int, epochs: int) -> list[dict]:
         """Rows of the trajectory of the first `epochs` epochs, as far as these are there."""

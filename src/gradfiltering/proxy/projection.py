@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gradfiltering.errors import UserError
 from gradfiltering.seeding import torch_rng
 
 
@@ -21,6 +22,8 @@ class Projection:
     """
 
     def __init__(self, width: int, seed: int):
+        if width < 1:
+            raise UserError(f"projection.width={width}: give a positive number")
         self.width = width
         self.seed = seed
         self._drawn: dict[str, tuple[Tensor, int]] = {}

@@ -2,23 +2,30 @@
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from rich.progress import track
 from torch.utils.data import DataLoader
 
 from gradfiltering.data.batches import Batch
 from gradfiltering.data.examples import Examples
-from gradfiltering.proxy.devices import gather, rank
-from gradfiltering.proxy.gradients import GradientEngine
+from gradfiltering.proxy.devices import gather, rank, total
+from gradfiltering.proxy.gradients import GradientEngine, Statistic
 from gradfiltering.proxy.head import split_head
 from gradfiltering.proxy.log import EpochLog, EpochRecorder
 from gradfiltering.proxy.lora import Adapters
 from gradfiltering.proxy.objective import Objective
+from gradfiltering.proxy.projection import Projection
 
 
 def measure_all(
-    engine: GradientEngine, adapters: Adapters, examples: Examples, batches: DataLoader, title: str
-) -> EpochLog:
+    engine: GradientEngine,
+    adapters: Adapters,
+    examples: Examples,
+    batches: DataLoader,
+    title: str,
+    projection: Projection | None = None,
+) -> tuple[EpochLog, np.ndarray | None]:
     """Loss and gradient norm of every example under every member, parameters frozen, dropout off.
 
     Args:
@@ -27,18 +34,25 @@ def measure_all(
         examples: all of them.
         batches: this process's share of them.
         title: what the progress bar says.
+        projection: made of every gradient in the same pass, None for none.
 
     Returns:
-        The epoch's log, [M, N].
+        The epoch's log, [M, N], and the projections, [M, N, K] float32.
     """
     device = next(iter(adapters.values())).device
     members = next(iter(adapters.values())).shape[0]
     recorder = EpochRecorder(examples.example_ids, examples.response_tokens, members)
+    statistics: dict[str, Statistic] = {} if projection is None else {"projection": projection}
+    projected = None if projection is None else np.zeros((members, len(examples), projection.width), dtype=np.float32)
     for batch in track(batches, description=title, transient=True, disable=rank() > 0):
         there = batch.to(device)
-        measured = engine.measure(adapters, there, want_gradient=False)
+        measured = engine.measure(adapters, there, want_gradient=False, statistics=statistics)
         recorder.add(batch.example_id.numpy(), measured.grad_norm.cpu().numpy(), measured.loss.cpu().numpy())
-    return recorder.finish()
+        if projected is not None:
+            places = np.searchsorted(examples.example_ids, batch.example_id.numpy())
+            projected[:, places] = measured.statistics["projection"].float().cpu().numpy()
+    # As in the log, every other process has 0 where this one measured.
+    return recorder.finish(), None if projected is None else total(projected)
 
 
 @torch.inference_mode()

@@ -20,9 +20,10 @@ from gradfiltering.proxy.ensemble import EnsembleSettings
 from gradfiltering.proxy.gradients import GradientEngine
 from gradfiltering.proxy.log import FILE, EpochPair, leaf, read_members, write_epoch
 from gradfiltering.proxy.lora import Adapters, export_adapter, initial_adapters, update_ratio
-from gradfiltering.proxy.members import MemberStore, examples_hash, weights_hash
+from gradfiltering.proxy.members import PROJECTIONS, MemberStore, examples_hash, weights_hash
 from gradfiltering.proxy.memory import AUTO, fitting_tokens
 from gradfiltering.proxy.objective import Objective
+from gradfiltering.proxy.projection import Projection
 from gradfiltering.proxy.snapshot import measure_all, response_losses
 from gradfiltering.proxy.state import State
 from gradfiltering.proxy.training import train_stack
@@ -66,6 +67,7 @@ class ProxyResult:
         heldout_loss: epoch -> mean held-out loss over members and rows, nats per response token.
         flops: an estimate, 4 per backbone weight in a matrix product and token: forward, and backward through the
             activations. Attention scores and the adapters themselves are not counted.
+        projections: [M, N, K] float32 of the gradients at the late epoch, where asked for.
     """
 
     members: int
@@ -79,6 +81,7 @@ class ProxyResult:
     update_ratio: dict[int, list[float]]
     heldout_loss: dict[int, float]
     flops: int
+    projections: np.ndarray | None = None
 
     @property
     def reused(self) -> bool:
@@ -87,7 +90,7 @@ class ProxyResult:
 
     def summary(self) -> dict[str, Any]:
         """The part of `summary.json` about the proxy."""
-        without = ("update_ratio", "heldout_loss", "flops")
+        without = ("update_ratio", "heldout_loss", "flops", "projections")
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in without}
 
 
@@ -99,6 +102,7 @@ def log_gradients(
     epochs: EpochPair,
     batch: BatchSettings,
     workspace: Workspace,
+    projection: Projection | None = None,
 ) -> ProxyResult:
     """Trains what members and epochs the store lacks, and logs both epochs of the pair into the run folder.
 
@@ -110,6 +114,7 @@ def log_gradients(
         epochs: the pair to log.
         batch: how work is cut up.
         workspace: run folder, store, seed, trainer.
+        projection: of the gradients at the late epoch, where somebody needs it.
     """
     started = time.monotonic()
     parameters = matmul_parameters(backbone.model)
@@ -120,6 +125,7 @@ def log_gradients(
     try:
         with lock:
             work.train([epochs.early, epochs.late])
+            projections = None if projection is None else work.project(epochs.late, projection)
             for epoch in (epochs.early, epochs.late):
                 work.log(epoch)
                 work.write_adapters(epoch)
@@ -138,6 +144,7 @@ def log_gradients(
         update_ratio=work.update_ratio,
         heldout_loss=work.heldout_loss,
         flops=4 * parameters * work.tokens,
+        projections=projections,
     )
 
 
@@ -239,18 +246,40 @@ class _Ensemble:
             if name == HELDOUT_LOG:
                 self.heldout_loss[epoch] = float(np.mean(log.loss, dtype=np.float64))
 
-    def _measure(self, members: Sequence[int], epoch: int, name: str, examples: Examples) -> None:
+    def _measure(
+        self, members: Sequence[int], epoch: int, name: str, examples: Examples, projection: Projection | None = None
+    ) -> None:
+        """One pass over some rows with the parameters frozen; what it gives is kept in the store."""
         started = time.monotonic()
         data, what = self.data(members, epoch), "all rows" if name == LOG else "held-out rows"
         device = self.workspace.trainer().strategy.root_device
         self.gradients.to(device)
         adapters = {key: value.to(device) for key, value in self.start(members, epoch).adapters.items()}
-        log = measure_all(self.gradients, adapters, examples, data.pass_over(examples), f"epoch {epoch}: {what}")
+        batches = data.pass_over(examples)
+        title = f"epoch {epoch}: {what}"
+        log, projected = measure_all(self.gradients, adapters, examples, batches, title, projection)
         seconds = (time.monotonic() - started) / len(members)
         for position, member in enumerate(members):
             self.kept.keep_log(member, epoch, self.hashes[name], log, position, seconds)
+            if projection is not None and projected is not None:
+                rows = self.hashes[name]
+                self.kept.keep_projections(member, epoch, rows, projection, projected[position], seconds)
         self.logged += len(members)
         self.tokens += len(members) * examples.tokens
+
+    def project(self, epoch: int, projection: Projection) -> np.ndarray:
+        """Projections of all rows' gradients at an epoch, [M, N, K]; the norms come from the same pass."""
+        rows = self.hashes[LOG]
+        found = once(self.kept.projections, self.members, epoch, rows, projection)
+        missing = [member for member, folder in zip(self.members, found, strict=True) if folder is None]
+        if missing:
+            self._measure(missing, epoch, LOG, self.sets[LOG], projection)
+        made = once(self.kept.projections, self.members, epoch, rows, projection)
+        folders = [folder for folder in made if folder is not None]
+        if rank() == 0:
+            for member, folder in zip(self.members, folders, strict=True):
+                link(folder, leaf(self.workspace.run_dir / "projections", member, epoch))
+        return np.stack([once(np.load, folder / PROJECTIONS) for folder in folders])
 
     def write_adapters(self, epoch: int) -> None:
         """Writes the epoch's adapters into the run folder, and looks how far they went."""
