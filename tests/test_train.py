@@ -131,6 +131,7 @@ def test_only_the_stages_somebody_needs_run(store, tmp_path, overrides, there, a
         ["scorer=perplexity_middle"],
         ["scorer=length_controlled", "scorer@scorer.base=loss"], ["selector=facility_location"],
         ["scorer=fused_rank", "ensemble.m=1"], ["scorer=gsnr_rank", "selector=stratified", "selector.by=source"],
+        ["scorer=direction_gsnr", "projection.width=64"], ["selector=spice", "projection.width=64"],
     ],
 )  # fmt: skip
 def test_other_scorers_and_selectors_give_every_row_once_and_a_whole_subset(overrides, store, tmp_path):
@@ -139,13 +140,28 @@ def test_other_scorers_and_selectors_give_every_row_once_and_a_whole_subset(over
     found = summary(tmp_path)
     assert found["selection"]["selected"] == 8
     stages = {stage["name"] for stage in found["stages"]}
-    logged = any("fused_rank" in one or "gsnr" in one for one in overrides)
+    logged = any(name in one for one in overrides for name in ("fused_rank", "gsnr", "spice"))
     assert ("proxy" in stages) == logged and "bare" in stages
     unscored = pq.read_table(tmp_path / "unscored.parquet")["example_id"].to_pylist()
     assert found["data"]["unscored"] == len(unscored)
     if (tmp_path / "scores.parquet").exists():
         scored = pq.read_table(tmp_path / "scores.parquet")["example_id"].to_pylist()
         assert sorted([*scored, *unscored]) == list(range(80))
+
+
+def test_projections_lie_in_the_run_folder_and_are_found_again(store, tmp_path):
+    for run in ("one", "two"):
+        places = [f"run_dir={tmp_path / run}", f"hydra.run.dir={tmp_path / run}", "logger=none", "until=select"]
+        run_train(*SMALL, store, *places, "ensemble.m=2", "selector=spice", "projection.width=32")
+    files = sorted((tmp_path / "two" / "projections").rglob("projections.npy"))
+    assert [file.parent.relative_to(tmp_path / "two").as_posix() for file in files] == [
+        f"projections/member=0{member}/epoch=02" for member in range(2)
+    ]
+    log = pq.read_table(tmp_path / "two" / "gradient_log").to_pandas().query("epoch == 2 and member == 0")
+    lengths = np.linalg.norm(np.load(files[0]), axis=1)
+    assert np.load(files[0]).shape == (len(log), 32) and np.load(files[0]).dtype == np.float32
+    assert np.corrcoef(lengths, log.grad_norm)[0, 1] > 0.8, "a sketch's length is about the gradient's"
+    assert {stage["name"]: stage["reused"] for stage in summary(tmp_path / "two")["stages"]}["proxy"]
 
 
 def test_a_smaller_ensemble_in_the_same_folder_leaves_no_member_behind(store, tmp_path):

@@ -22,7 +22,7 @@ from gradfiltering.proxy.backbone import Loaded
 from gradfiltering.proxy.bare import CUT_OFF, NO_QUESTION, ONE_TOKEN, AnswerLosses, EmbeddingSettings, observe, row_text
 from gradfiltering.proxy.objective import ResponseNLL
 from gradfiltering.proxy.stage import BatchSettings
-from gradfiltering.store import Store
+from gradfiltering.store import Store, Workspace
 
 RTOL = 1e-4  # float32 forward passes in other batches
 SCHEMA = Instruction("alpaca", "instruction", "input", "output")
@@ -54,7 +54,8 @@ def records_of(rows, schema=SCHEMA, template="alpaca") -> Records:
 def look(needs, backbone, records, tmp_path, tokens=256, embedding=PROXY, max_tokens=128):
     encoded = Encoder(backbone.tokenizer, max_tokens, Store(tmp_path / "store")).encode_all(records)
     batch, need = BatchSettings(tokens, 0), frozenset(needs)
-    seen = observe(need, backbone, ResponseNLL(), records, encoded, embedding, batch, one_cpu)
+    workspace = Workspace(tmp_path / "run", Store(tmp_path / "store"), 0, one_cpu)
+    seen = observe(need, backbone, ResponseNLL(), records, encoded, embedding, batch, workspace)
     return encoded.examples, seen
 
 

@@ -58,9 +58,15 @@ def test_unset_secrets_stay_unset_and_the_input_is_left_alone():
 
 def test_environment_names_versions_commit_seed_and_device(run):
     found = json.loads((run.folder / "environment.json").read_text("utf-8"))
-    assert found == environment(3, CPU) and found["seed"] == 3
+    assert found == {**environment(3, CPU), "overrides": []} and found["seed"] == 3
     assert {"torch", "transformers", "datasets"} <= set(found["packages"])
     assert found["git_commit"] == git_commit() and found["device"] and found["python"].startswith("3.")
+
+
+def test_what_was_asked_for_is_kept_without_secrets(tmp_path):
+    Run(tmp_path, CPU).start(CONFIG, 0, ["ensemble.m=3", "judge.api_key=abc=1"])
+    found = json.loads((tmp_path / "environment.json").read_text("utf-8"))
+    assert found["overrides"] == ["ensemble.m=3", "judge.api_key=***"]
 
 
 def test_summary_is_there_after_every_step(run):

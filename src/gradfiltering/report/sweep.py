@@ -142,8 +142,10 @@ def _spearman(one: dict[int, float], other: dict[int, float]) -> float | None:
     both = sorted(one.keys() & other.keys())
     if len(both) < 2:
         return None
-    value = float(spearmanr([one[key] for key in both], [other[key] for key in both])[0])
-    return value if value == value else None  # constant scores have no ranking
+    values = [[scores[key] for key in both] for scores in (one, other)]
+    if any(min(some) == max(some) for some in values):
+        return None  # constant scores have no ranking
+    return float(spearmanr(*values)[0])
 
 
 def _mean(values: Any) -> float | None:
