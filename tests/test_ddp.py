@@ -136,10 +136,11 @@ def test_each_job_of_a_sweep_has_one_folder(store, tmp_path, launcher):
     output = run_in_processes(
         tmp_path / "tmp", *launcher, "train.py", "-m", *overrides, "scorer=gsnr,raw_drop", f"hydra.sweep.dir={sweep}"
     )
-    assert sorted(path.name for path in sweep.iterdir()) == ["0", "1", "multirun.yaml"]
+    assert sorted(path.name for path in sweep.iterdir()) == ["0", "1", "multirun.yaml", "sweep.csv", "sweep.json"]
     assert [summary(sweep / job)["selection"]["scorer"] for job in "01"] == ["gsnr", "raw_drop"]
     assert files_of(sweep / "0") == files_of(sweep / "1") and "summary.json" in files_of(sweep / "0")
     assert output.count("summary.json") == 2, "each job is told once, by the first process"
+    assert output.count("Sweep ") == 1, "and so is the table of all"
     assert not list((tmp_path / "tmp").glob("gradfiltering-*"))
 
 

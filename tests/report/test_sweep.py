@@ -15,6 +15,11 @@ from gradfiltering.report.sweep import sweep_rows, write_sweep
 
 PWS = {"value": 1.2, "low": 1.1, "high": 1.3, "wins": 6, "ties": 1, "losses": 3, "unparsed": 0}
 
+TRUTH = {
+    "share": {"clean": {"pool": 0.7, "selected": 0.9}},
+    "auc": {"scorer": {"value": 0.64, "low": 0.6, "high": 0.7}, "random": {"value": 0.5, "low": 0.4, "high": 0.6}},
+}
+
 
 def job(folder, number, chosen=None, scores=None, overrides=(), pws=None, saved=0.0):
     """A run folder with what the table reads."""
@@ -22,7 +27,7 @@ def job(folder, number, chosen=None, scores=None, overrides=(), pws=None, saved=
     path.mkdir(parents=True)
     summary = {
         "stages": [{"name": "proxy", "seconds": 2.0}, {"name": "score", "seconds": 0.5}],
-        "diagnostics": {"warnings": ["one"], "positive_drop_share": 0.7, "sources": {}},
+        "diagnostics": {"warnings": ["one"], "positive_drop_share": 0.7, "sources": {}, "truth": TRUTH},
         "proxy": {"reused_seconds": saved},
         "selection": {"scorer": "gsnr", "selector": "top", "selected": len(chosen or [])},
     }  # fmt: skip
@@ -55,6 +60,7 @@ def test_a_row_says_what_was_asked_for_what_came_out_and_what_it_cost(sweep):
     assert row["asked_for"] == "scorer=gsnr ensemble.m=3" and row["positive_drop_share"] == 0.7
     assert (row["score_min"], row["score_median"], row["score_max"]) == (0.1, 0.2, 0.3)
     assert (row["pws_random"], row["pws_random_low"], row["pws_random_high"]) == (1.2, 1.1, 1.3)
+    assert row["auc_value"] == 0.64 and row["clean_selected"] == 0.9
     assert row["heldout_loss"] == 1.5 and row["warnings"] == 1
     assert row["seconds"] == 2.5 and row["saved"] == 1.5 + 7.0
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gradfiltering.errors import UserError
+from gradfiltering.proxy.devices import is_first
 from gradfiltering.store import atomic_path, write_json
 
 PWS_COLUMNS = {"": "value", "_low": "low", "_high": "high"}
@@ -27,7 +28,7 @@ class SweepTable(Callback):
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Writes `sweep.csv` and `sweep.json` beside the jobs, if any of them got as far as a summary."""
         folder = Path(config.hydra.sweep.dir)
-        if any(folder.glob("*/summary.json")):
+        if is_first() and any(folder.glob("*/summary.json")):
             write_sweep(folder, Console())
 
 
@@ -82,6 +83,11 @@ def _row(job: Path) -> dict[str, Any]:
     for name, value in summary["diagnostics"].items():
         if isinstance(value, int | float):
             row[name] = value
+    truth = summary["diagnostics"].get("truth", {})
+    if truth.get("auc"):
+        row.update({f"auc_{name}": truth["auc"]["scorer"][name] for name in ("value", "low", "high")})
+    if "clean" in truth.get("share", {}):
+        row["clean_selected"] = truth["share"]["clean"]["selected"]
     row["warnings"] = len(summary["diagnostics"].get("warnings", []))
     row["heldout_loss"] = summary.get("target", {}).get("candidate", {}).get("heldout_loss")
     for against, sets in summary.get("pws", {}).items():
