@@ -55,7 +55,7 @@ def test_killed_half_way_and_rerun_no_stored_reply_is_asked_for_again(tmp_path, 
         client.wait()
         kept = {digest for digest, _ in stored(file)}
         before = len(seen()["log"])
-        assert 0.1 * prompts < len(kept) < 2 * prompts
+        assert 0 < len(kept) < 2 * prompts
         replies = make_judge(url, file).replies(questions(prompts))
         again = [digest for digest, _ in seen()["log"][before:]]
         assert not kept & set(again), "a stored reply was asked for again"
