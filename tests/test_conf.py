@@ -1,6 +1,7 @@
 """Every YAML under conf/ composes, resolves, and fits the signature of what it builds."""
 
 import inspect
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,16 @@ from gradfiltering.proxy.bare import AnswerLosses
 
 CONF = Path(__file__).parents[1] / "conf"
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
+COMBINED = ["[paper_main,bundled]", "[convergence,bundled]"]
 FORWARDS = {"lightning.pytorch.loggers.WandbLogger": "wandb.init"}  # whose signature takes the remaining keywords
 PLACEHOLDER = "filled in by the test"
 
 FILES = sorted(CONF.rglob("*.yaml"))
 SHARED = [file for file in FILES if file.is_relative_to(CONF / "shared")]
 EXPERIMENTS = [file for file in FILES if file.is_relative_to(CONF / "experiment")]
+METHODS = [file for file in FILES if file.is_relative_to(CONF / "method")]
 HELP = CONF / "hydra" / "help" / "manual.yaml"
-OPTIONS = [file for file in FILES if file.parent != CONF and file not in (*SHARED, *EXPERIMENTS, HELP)]
+OPTIONS = [file for file in FILES if file.parent != CONF and file not in (*SHARED, *EXPERIMENTS, *METHODS, HELP)]
 
 
 def name_of(file: Path) -> str:
@@ -95,7 +98,7 @@ def defaults_of(file: Path) -> list[str]:
 
 
 def test_all_files_found_are_tested():
-    tested = [CONF / "train.yaml", *OPTIONS, *SHARED, *EXPERIMENTS, HELP]
+    tested = [CONF / "train.yaml", *OPTIONS, *SHARED, *EXPERIMENTS, *METHODS, HELP]
     assert sorted(tested) == FILES and len(FILES) == len(set(FILES)) > 40
     others = [path for path in CONF.rglob("*") if path.is_file() and path.suffix != ".yaml"]
     assert not others, f"Hydra does not see {others}; name configuration *.yaml"
@@ -138,7 +141,45 @@ def test_every_shared_file_is_part_of_a_tested_option(file):
 def test_every_experiment_composes_and_fits(file):
     assert misfits(composed(f"experiment={file.stem}")) == []
     first = file.read_text("utf-8")
-    assert f"experiment={file.stem}" in first.split("defaults", 1)[0], "an experiment opens with its run command"
+    command = first.split("\n\n")[0].split("defaults", 1)[0]
+    assert re.search(rf"experiment=\S*\b{file.stem}\b", command), "an experiment opens with its run command"
+
+
+@pytest.mark.parametrize("file", METHODS, ids=name_of)
+def test_every_method_composes_and_changes_only_what_a_method_is(file):
+    cfg, plain = composed(f"method={file.stem}"), composed()
+    assert misfits(cfg) == []
+    differing = {key for key in plain if cfg[key] != plain[key]}
+    assert differing <= {"scorer", "selector", "ensemble", "target"}
+    assert file.stem == "gradfiltering" or differing, "the method is what runs anyway"
+
+
+def swept(experiment: str) -> dict[str, list[str]]:
+    """What an experiment sweeps over."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=[f"experiment={experiment}"], return_hydra_config=True)
+    return {key: str(values).split(",") for key, values in (cfg.hydra.sweeper.params or {}).items()}
+
+
+@pytest.mark.parametrize("experiment", [*(file.stem for file in EXPERIMENTS), *COMBINED])
+def test_every_job_of_an_experiments_sweep_composes_and_fits(experiment):
+    """One value at a time: the first of all others."""
+    axes = swept(experiment)
+    first = {key: values[0] for key, values in axes.items()}
+    for key, values in axes.items():
+        for value in values:
+            overrides = [f"{name}={one}" for name, one in {**first, key: value}.items()]
+            assert misfits(composed(f"experiment={experiment}", *overrides)) == [], overrides
+
+
+def test_the_shoot_out_takes_in_every_method():
+    assert sorted(swept("shootout")["method"]) == sorted(file.stem for file in METHODS)
+
+
+def test_the_papers_main_table_has_its_24_cases():
+    axes = swept("paper_main")
+    jobs = len(axes["data"]) * len(axes["target"]) * len(axes["selector.fraction"])
+    assert jobs * len(composed("experiment=paper_main").eval.sets) == 24
 
 
 def test_every_example_of_the_help_page_composes():
@@ -215,10 +256,10 @@ def test_the_parts_of_a_combinator_can_be_swapped(overrides):
     assert any(target in named for target in ("LossScorer", "EL2N", "RandomSelector", "KCenterSelector"))
 
 
-METHODS = [one for one in OPTIONS if one.parent.name in ("scorer", "selector")]
+RANKERS = [one for one in OPTIONS if one.parent.name in ("scorer", "selector")]
 
 
-@pytest.mark.parametrize("file", METHODS, ids=name_of)
+@pytest.mark.parametrize("file", RANKERS, ids=name_of)
 def test_every_method_can_be_built_and_says_what_it_needs(file):
     if file.stem == "deduplicated":
         pytest.importorskip("datasketch", reason="the optional extra dedup is not installed")
@@ -228,7 +269,7 @@ def test_every_method_can_be_built_and_says_what_it_needs(file):
     assert file.parent.name == "selector" or "scores" not in method.needs, "a scorer cannot look at scores"
 
 
-@pytest.mark.parametrize("file", METHODS, ids=name_of)
+@pytest.mark.parametrize("file", RANKERS, ids=name_of)
 def test_every_method_stands_in_the_readme_and_has_a_mirrored_test(file):
     assert f"`{file.stem}`" in (CONF.parent / "README.md").read_text("utf-8").split("### Scorers")[1]
     target = composed(group_override(file))[file.parent.name]._target_.split(".")
