@@ -295,23 +295,25 @@ def finetune(
             it then.
     """
     model = settings.lora.attach(backbone.model)
-    start = initial_adapters(model, settings.lora, [0], derive_seed(seed, "target"))
-    state = model.state_dict()
-    for key, value in start.items():
-        state[key].copy_(value[0])
-    updates = Updates(rows.examples, settings, backbone.pad_id, seed, share())
-    measured = None
-    if rows.heldout is not None:
-        batches = LengthBatches(rows.heldout, settings.micro_batch_tokens, backbone.pad_id, share=share())
-        measured = loader(batches, 0)
-    module = FineTuning(name, model, settings, updates, measured, once(Checkpoint.read, unfinished))
-    keeper = TuningKeeper(unfinished, settings.checkpoint_minutes)
-    trainer(max_epochs=1, callbacks=[keeper]).fit(module, loader(updates, 0))
-    with atomic_path(folder / "adapter") as part:
-        model.save_pretrained(str(part), safe_serialization=True)
+    try:
+        start = initial_adapters(model, settings.lora, [0], derive_seed(seed, "target"))
+        state = model.state_dict()
+        for key, value in start.items():
+            state[key].copy_(value[0])
+        updates = Updates(rows.examples, settings, backbone.pad_id, seed, share())
+        measured = None
+        if rows.heldout is not None:
+            batches = LengthBatches(rows.heldout, settings.micro_batch_tokens, backbone.pad_id, share=share())
+            measured = loader(batches, 0)
+        module = FineTuning(name, model, settings, updates, measured, once(Checkpoint.read, unfinished))
+        keeper = TuningKeeper(unfinished, settings.checkpoint_minutes)
+        trainer(max_epochs=1, callbacks=[keeper]).fit(module, loader(updates, 0))
+        with atomic_path(folder / "adapter") as part:
+            model.save_pretrained(str(part), safe_serialization=True)
+    finally:
+        model.unload()  # leaves the backbone without LoRA layers, as it came
     progress = module.progress
     _write_curve(folder / "curve.csv", progress.curve)
-    model.unload()
     last = progress.curve[-1]
     return TuningResult(
         steps=updates.total,
