@@ -17,12 +17,13 @@ from gradfiltering.proxy.backbone import Loaded
 from gradfiltering.proxy.devices import once, rank
 from gradfiltering.proxy.members import examples_hash, weights_hash
 from gradfiltering.selectors.random import RandomSelector
-from gradfiltering.store import RECORD, Unfinished, Workspace, atomic_path, link
+from gradfiltering.store import RECORD, Unfinished, Workspace, atomic_path, checksum, fingerprint, link
 from gradfiltering.target.finetune import TuningResult, TuningSettings, finetune
 
 CANDIDATE = "candidate"
 TARGET_VERSION = 1  # raise it when the same rows and settings would train another adapter
 NOT_OF_A_TARGET = ("checkpoint_minutes",)  # it changes nothing about the adapter
+PLACES = ("base_model_name_or_path", "revision")  # of the backbone, in an adapter's configuration
 RESULT, MODEL_FILES = "result.json", ("adapter", "curve.csv")
 OPPONENTS = ("full", "random")
 
@@ -116,6 +117,13 @@ def _made(
             with atomic_path(folder / file) as part:
                 part.write_bytes(content)
     return replace(result, reused=True)
+
+
+def adapter_hash(folder: Path) -> str:
+    """Digest of an adapter's weights and of what its configuration says beside where the backbone lies."""
+    said = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    config = {name: value for name, value in said.items() if name not in PLACES}
+    return fingerprint({"config": config, "weights": checksum(folder / "adapter_model.safetensors")})
 
 
 def _keep(part: Path, folder: Path, result: TuningResult) -> None:
