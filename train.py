@@ -108,7 +108,7 @@ def experiment(cfg: DictConfig) -> None:
         if plan.reached("judge"):
             with run.stage("judge"):
                 run.warn(judge.check(prompts))
-                answers = judging.answer_all(tuned, target, prompts, records.template, generation, run.folder, trainer)
+                answers = judging.answer_all(tuned, target, prompts, records.template, generation, workspace)
                 verdicts = devices.once(judging.judge_all, judge, prompts, answers, cfg.judge.repeats, run.folder)
             run.add(metrics=judging.measure_answers(prompts, answers))
             run.add(**judging.tally_verdicts(verdicts, answers, cfg.judge.resamples, cfg.judge.confidence, seed))

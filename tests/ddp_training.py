@@ -25,7 +25,7 @@ from gradfiltering.proxy.lora import LoraSettings
 from gradfiltering.proxy.objective import ResponseNLL
 from gradfiltering.proxy.pretrain import new_model, train_tokenizer
 from gradfiltering.proxy.stage import BatchSettings, log_gradients
-from gradfiltering.store import Store, Workspace
+from gradfiltering.store import Store, Unfinished, Workspace
 from gradfiltering.target.finetune import TuningSettings, finetune
 
 # GPT-2, because transformers' LLaMA computes its RMSNorm in float32 whatever the model's type.
@@ -42,7 +42,7 @@ ENSEMBLE = partial(
 )  # fmt: skip
 TUNING = TuningSettings(
     epochs=2, batch_size=7, micro_batch_tokens=120, lr=0.01, schedule="cosine", warmup_share=0.1, weight_decay=0.0,
-    clip_norm=0.1, records=5, lora=LORA,
+    clip_norm=0.1, records=5, checkpoint_minutes=10, lora=LORA,
 )  # fmt: skip
 
 
@@ -96,7 +96,8 @@ def train_all(folder: Path, trainer: partial[L.Trainer]) -> None:
                 },
                 **{f"times/{at}": one.times for at, one in enumerate(passes)},
             )
-        finetune("candidate", backbone, encoded, TUNING, own / "target", 0, trainer)
+        unfinished = Unfinished(Store(folder / "store"), {"rows": rows})
+        finetune("candidate", backbone, encoded, TUNING, own / "target", 0, trainer, unfinished)
 
 
 class Keeping(EpochRecorder):

@@ -2,8 +2,6 @@
 
 import gzip
 import json
-import resource
-from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.disk import files_up_to
 from tests.pipeline import SMALL_MODELS, SMALL_RUN, SMALL_TASKS, run_train, tiny_gpt2
 
 from gradfiltering.errors import UserError, plain_words
@@ -171,17 +170,6 @@ def test_a_vocabulary_that_does_not_fit_the_model(tmp_path, capsys):
 )  # fmt: skip
 def test_what_shows_only_while_running(options, words, store, tmp_path, capsys):
     assert_holds(refused(capsys, tmp_path, *SMALL_MODELS, *SMALL_TASKS, store, *options), words)
-
-
-@contextmanager
-def files_up_to(size):
-    """As on a full disk, the system refuses to let a file grow beyond `size` bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_ends_a_run_in_plain_words(store, tmp_path, capsys):

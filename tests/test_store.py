@@ -131,8 +131,6 @@ def test_a_full_disk_under_the_store_is_a_user_error(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.mkdir", full)
     with pytest.raises(UserError, match=r"No space left on device.*store\.path="):
         Store(tmp_path / "store").make("backbone", KEY, write_result)
-    with pytest.raises(UserError, match=r"No space left on device.*store\.path="):
-        Store(tmp_path / "store").scratch("tokens", KEY, ".arrow")
 
 
 def test_a_folder_replaces_an_earlier_one_whole(tmp_path):
@@ -156,13 +154,6 @@ def test_write_json_round_trips_and_refuses_half_files(tmp_path):
         write_json(tmp_path / "deep" / "summary.json", {"loss": float("inf")})
     assert json.loads((tmp_path / "deep" / "summary.json").read_text("utf-8")) == value
     assert not parts(tmp_path)
-
-
-def test_scratch_paths_differ_by_key_and_share_a_folder(tmp_path):
-    store = Store(tmp_path)
-    first, second = store.scratch("tokens", {"a": 1}, ".arrow"), store.scratch("tokens", {"a": 2}, ".arrow")
-    assert first != second and first.parent == second.parent and first.parent.is_dir()
-    assert first.suffix == ".arrow" and first == store.scratch("tokens", {"a": 1}, ".arrow")
 
 
 WANTS = """

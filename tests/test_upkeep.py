@@ -1,13 +1,15 @@
 """The store's command line: list, why, verify, prune."""
 
 import json
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from gradfiltering.store import Store, link
+from gradfiltering.errors import UserError
+from gradfiltering.store import Store, Unfinished, fingerprint, link
 from gradfiltering.upkeep import differences, entries
 
 
@@ -37,7 +39,7 @@ def run(store, *arguments, status=0):
 
 def age(entry, days):
     about = {**entry.about, "made": (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="seconds")}
-    (entry.path / "artifact.json").write_text(json.dumps(about))
+    (entry.path / "artifact.json").write_text(json.dumps({**about, "checksum": fingerprint(about)}))
 
 
 def test_list_names_every_result(store):
@@ -69,6 +71,45 @@ def test_verify_finds_a_changed_and_a_missing_file(store):
     file.unlink()
     told = run(store, "verify", status=1)
     assert "part/data.bin" in told and "2 of 3" in told
+
+
+@pytest.mark.parametrize("place", [0.1, 0.3, 0.5, 0.7, 0.9])
+def test_verify_and_find_notice_a_flipped_byte_of_the_record_itself(store, place):
+    one = store.find("backbone", {"seed": 0})
+    content = bytearray((one.path / "artifact.json").read_bytes())
+    content[int(place * len(content))] ^= 1
+    (one.path / "artifact.json").write_bytes(content)
+    assert "artifact.json changed since it was made" in run(store, "verify", status=1)
+    assert run(store, "list").count("backbone") == 1
+    with pytest.raises(UserError, match=r"artifact\.json is not what was written.*Delete"):
+        store.find("backbone", {"seed": 0})
+
+
+def test_what_an_interrupted_run_left_is_listed_verified_and_pruned(store):
+    left = Unfinished(store, {"epoch": 3})
+    left.write(write("x"))
+    left.write(write("y"))
+    assert (left.find() / "part" / "data.bin").read_bytes() == b"y" * 1000
+    assert run(store, "list").count("interrupted") == 1
+    assert "4 of 4 results are whole" in run(store, "verify")
+    age(next(entry for entry in entries(store.root) if entry.about["stage"] == "interrupted"), 40)
+    assert "1 results" in run(store, "prune", "--older-than", "30")
+    assert left.find() is None and len(entries(store.root)) == 3
+
+
+def test_prune_deletes_what_a_killed_process_was_writing_once_nobody_has_touched_it_for_a_day(store):
+    parts = [store.root / "members" / "a.12345678.part", store.root / "targets" / "b.12345678.part"]
+    for part in parts:
+        part.mkdir(parents=True)
+        write("a")(part)
+        (part / "artifact.json").write_text("{}")
+    assert len(entries(store.root)) == 3, "half a result was taken for one"
+    for path in [parts[0], *parts[0].rglob("*")]:
+        os.utime(path, (0, 0))
+    assert "half-written members/a" in run(store, "prune", "--older-than", "30", "--dry-run")
+    assert all(part.is_dir() for part in parts)
+    run(store, "prune", "--older-than", "30")
+    assert [part.is_dir() for part in parts] == [False, True] and len(entries(store.root)) == 3
 
 
 def test_prune_by_age_deletes_only_the_old_and_dry_run_nothing(store):

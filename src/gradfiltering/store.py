@@ -1,7 +1,8 @@
 """Where a stage's result lives and what it was made from.
 
 A result is a folder named by a fingerprint of everything it depends on. It is written to `*.part` and renamed into
-place, so a folder without the suffix is whole. `artifact.json` beside the result says what made it.
+place, so a folder without the suffix is whole. `artifact.json` beside the result says what made it, and holds a checksum
+of each file, which is compared before a process uses a result for the first time.
 """
 
 import errno
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,8 @@ from gradfiltering.errors import UserError, is_disk_full
 WRITE_FAILURES = {
     errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG
 }  # fmt: skip
-RECORD = "artifact.json"
+RECORD, CHECKSUM = "artifact.json", "checksum"
+PART = ".part"  # a name that ends so is being written or deleted, or was when its process was killed
 RECORDED_PACKAGES = ("torch", "lightning", "transformers", "peft", "datasets", "torchmetrics", "numpy", "pyarrow")
 
 
@@ -54,6 +57,55 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """What the record of a result says; None where there is none, or one of a version that kept no checksum of it.
+
+    Raises:
+        UserError: the record is not what was written.
+    """
+    file = folder / RECORD
+    try:
+        about = json.loads(file.read_bytes())
+        kept = about.pop(CHECKSUM, None)
+    except FileNotFoundError:
+        return None
+    except (ValueError, AttributeError):
+        raise _damaged(file) from None
+    if kept is None:
+        return None
+    if kept != fingerprint(about):
+        raise _damaged(file)
+    return about
+
+
+def damaged_files(folder: Path, files: Mapping[str, str], of: Callable[[Path], str] = checksum) -> list[str]:
+    """Names of the files that are gone, or are not what they were when `files` (name -> checksum) was recorded."""
+    there = set(files_of(folder))
+    return sorted(name for name, kept in files.items() if name not in there or of(folder / name) != kept)
+
+
+def _checksum_once(path: Path) -> str:
+    """Checksum of a file, computed once a process as long as nobody writes to the file."""
+    about = path.stat()
+    return _known_checksum(path, about.st_ino, about.st_size, about.st_mtime_ns)
+
+
+@lru_cache(maxsize=None)
+def _known_checksum(path: Path, *state: int) -> str:
+    return checksum(path)
+
+
+def _damaged(file: Path) -> UserError:
+    return UserError(
+        f"{file} is not what was written there: the disk is failing, or somebody changed the file (a run folder may "
+        f"link to it). Delete {_result_of(file)} to make it anew; `python -m gradfiltering.store verify` finds any more"
+    )
+
+
+def _result_of(file: Path) -> Path:
+    return next((folder for folder in file.parents if (folder / RECORD).is_file()), file.parent)
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Explains a write that fails; other errors of the system (a file not found, no network) pass as they are.
@@ -74,6 +126,21 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def part_of(path: Path) -> Path:
+    """A name beside `path` that nobody else uses, and nobody reads."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{PART}")
+
+
+def discard(folder: Path) -> None:
+    """Deletes a folder that others may look at; it is gone at once, not file by file."""
+    part = part_of(folder)
+    try:
+        folder.rename(part)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(part, ignore_errors=True)
+
+
 @contextmanager
 def atomic_path(path: Path, keep_existing: bool = False) -> Iterator[Path]:
     """Yields a temporary path beside `path` (file or folder) and renames it into place when the block succeeds.
@@ -86,7 +153,7 @@ def atomic_path(path: Path, keep_existing: bool = False) -> Iterator[Path]:
         UserError: the disk is full or the folder cannot be written.
     """
     path = Path(path)
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
+    part = part_of(path)
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +161,7 @@ def atomic_path(path: Path, keep_existing: bool = False) -> Iterator[Path]:
             if path.is_dir() and keep_existing:
                 return
             if path.is_dir():
-                shutil.rmtree(path)
+                discard(path)
             part.replace(path)
     finally:
         if part.is_dir():
@@ -129,12 +196,21 @@ class Store:
         self.root = Path(path)
 
     def find(self, stage: str, key: Mapping[str, Any]) -> Artifact | None:
-        """The stored result for `key`, if there is one."""
+        """The stored result for `key`, if there is one.
+
+        Raises:
+            UserError: one of its files is not what was written.
+        """
         path = self._path(stage, key)
-        record = path / RECORD
-        if not record.is_file():
+        about = read_record(path)
+        if about is None:
             return None
-        return Artifact(path, reused=True, seconds=json.loads(record.read_text("utf-8"))["seconds"])
+        bad = damaged_files(path, about["files"], _checksum_once)
+        if bad and (path / RECORD).is_file():  # else it was deleted meanwhile
+            raise _damaged(path / bad[0])
+        if bad:
+            return None
+        return Artifact(path, reused=True, seconds=about["seconds"])
 
     def make(
         self, stage: str, key: Mapping[str, Any], build: Callable[[Path], None], spent: float | None = None
@@ -157,23 +233,30 @@ class Store:
         self, stage: str, key: Mapping[str, Any], build: Callable[[Path], None], spent: float | None
     ) -> Artifact:
         path = self._path(stage, key)
-        shutil.rmtree(path, ignore_errors=True)  # without its record it is no result
+        discard(path)  # without its record it is no result
         started = time.monotonic()
         with atomic_path(path, keep_existing=True) as part:
             part.mkdir()
             build(part)
             seconds = time.monotonic() - started if spent is None else spent
-            made = datetime.now(UTC).isoformat(timespec="seconds")
-            about = {
-                "stage": stage,
-                "key": key,
-                "versions": package_versions(),
-                "seconds": seconds,
-                "made": made,
-                "files": {name: checksum(part / name) for name in files_of(part)},
-            }
-            (part / RECORD).write_text(json.dumps(about, indent=2), encoding="utf-8")
+            _record(part, stage, key, seconds)
         return Artifact(path, reused=False, seconds=seconds)
+
+    def replace(self, stage: str, key: Mapping[str, Any], build: Callable[[Path], None]) -> None:
+        """Writes a result that changes while work goes on, in place of an earlier one; `find` finds it.
+
+        Args:
+            stage, key: what it is found by.
+            build: fills the (existing, empty) folder it is given.
+        """
+        with atomic_path(self._path(stage, key)) as part:
+            part.mkdir()
+            build(part)
+            _record(part, stage, key, 0.0)
+
+    def drop(self, stage: str, key: Mapping[str, Any]) -> None:
+        """Deletes a result, if it is there."""
+        discard(self._path(stage, key))
 
     @contextmanager
     def lock(self, stage: str, key: Mapping[str, Any]) -> Iterator[None]:
@@ -201,12 +284,44 @@ class Store:
     def _path(self, stage: str, key: Mapping[str, Any]) -> Path:
         return self.root / stage / fingerprint({"stage": stage, **key})
 
-    def scratch(self, stage: str, key: Mapping[str, Any], suffix: str) -> Path:
-        """Path of a single cache file for `key`; whoever writes it must rename it into place."""
-        folder = self.root / stage
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        return folder / (fingerprint({"stage": stage, **key}) + suffix)
+
+def _record(folder: Path, stage: str, key: Mapping[str, Any], seconds: float) -> None:
+    """Writes what a result is, and checksums of its files and of the record itself."""
+    about = {
+        "stage": stage,
+        "key": key,
+        "versions": package_versions(),
+        "seconds": seconds,
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "files": {name: checksum(folder / name) for name in files_of(folder)},
+    }
+    (folder / RECORD).write_text(json.dumps({**about, CHECKSUM: fingerprint(about)}, indent=2), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """What work that was begun would go on from, kept under `interrupted` until the work is done.
+
+    Attributes:
+        store: where.
+        key: of the work.
+    """
+
+    store: Store
+    key: Mapping[str, Any]
+
+    def find(self) -> Path | None:
+        """The folder that an interrupted run left."""
+        found = self.store.find("interrupted", self.key)
+        return found.path if found else None
+
+    def write(self, build: Callable[[Path], None]) -> None:
+        """Replaces it; `build` fills the (existing, empty) folder it is given."""
+        self.store.replace("interrupted", self.key, build)
+
+    def remove(self) -> None:
+        """Deletes it; the work is done."""
+        self.store.drop("interrupted", self.key)
 
 
 @dataclass(frozen=True)

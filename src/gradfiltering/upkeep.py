@@ -1,5 +1,8 @@
 """Looking after the store: what is in it, why a result was not found again, is it whole, what can go.
 
+What a killed run would go on from is listed as `interrupted` and pruned as any result. What a killed process was writing
+or deleting is no result; whatever rule is given, `prune` deletes it once nobody has touched it for a day.
+
 python -m gradfiltering.store list
 python -m gradfiltering.store why 3f2a                    # how result 3f2a… differs from the nearest of its stage
 python -m gradfiltering.store verify
@@ -7,8 +10,8 @@ python -m gradfiltering.store prune --older-than 30 --larger-than 20 --dry-run
 """
 
 import argparse
-import json
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,9 +21,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from gradfiltering.store import RECORD, checksum, files_of
+from gradfiltering.errors import UserError
+from gradfiltering.store import PART, RECORD, damaged_files, discard, files_of, read_record
 
 GIB = 2**30
+IN_USE_SECONDS = 24 * 3600  # a half-written file touched since then may be somebody's
 
 
 @dataclass(frozen=True)
@@ -46,13 +51,33 @@ class Entry:
 
 
 def entries(root: Path) -> list[Entry]:
-    """All finished results, the oldest first."""
+    """All finished results, the oldest first, and what interrupted runs left to go on from."""
     found = []
     for record in root.glob(f"*/*/{RECORD}"):
-        stats = [(record.parent / name).stat() for name in files_of(record.parent)]
+        folder = record.parent
+        if folder.suffix == PART:
+            continue
+        stats = [(folder / name).stat() for name in files_of(folder)]
         size, linked = sum(stat.st_size for stat in stats), any(stat.st_nlink > 1 for stat in stats)
-        found.append(Entry(record.parent, json.loads(record.read_text("utf-8")), size, linked))
+        found.append(Entry(folder, _about(record), size, linked))
     return sorted(found, key=lambda entry: (entry.made, entry.path))
+
+
+def _about(record: Path) -> dict[str, Any]:
+    """What a record says; of a broken one, what its place does."""
+    made = datetime.fromtimestamp(record.stat().st_mtime, UTC).isoformat(timespec="seconds")
+    known = {"stage": record.parent.parent.name, "key": {}, "seconds": 0.0, "made": made, "files": {}}
+    try:
+        return read_record(record.parent) or known
+    except UserError:
+        return known
+
+
+def leftovers(root: Path) -> list[Path]:
+    """Files and folders that a killed process was writing or deleting, and nobody has touched for long."""
+    limit = time.time() - IN_USE_SECONDS
+    parts = sorted(root.glob(f"*/*{PART}"))
+    return [part for part in parts if max(one.lstat().st_mtime for one in [part, *part.rglob("*")]) < limit]
 
 
 def differences(one: Any, other: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -66,10 +91,11 @@ def differences(one: Any, other: Any, place: str = "") -> Iterator[tuple[str, An
 
 def damaged(entry: Entry) -> list[str]:
     """Files that are not what they were when the result was made."""
-    recorded = entry.about.get("files", {})
-    there = set(files_of(entry.path))
-    changed = [name for name, digest in recorded.items() if name in there and checksum(entry.path / name) != digest]
-    return sorted([*(name for name in recorded if name not in there), *changed])
+    try:
+        read_record(entry.path)
+    except UserError:
+        return [RECORD]
+    return damaged_files(entry.path, entry.about["files"])
 
 
 def to_prune(found: list[Entry], older_than: float | None, larger_than: float | None, unlinked: bool) -> list[Entry]:
@@ -150,12 +176,24 @@ def main() -> None:
         if options.older_than is None and options.larger_than is None and not options.unlinked:
             raise SystemExit("prune what? Give --older-than, --larger-than or --unlinked")
         found = to_prune(entries(options.path), options.older_than, options.larger_than, options.unlinked)
-        for entry in found:
-            console.print(f"{entry.about['stage']} {entry.path.name[:12]} {entry.bytes / 2**20:.1f} MiB")
-            if not options.dry_run:
-                shutil.rmtree(entry.path)
-        done = "would be deleted" if options.dry_run else "deleted"
-        console.print(f"{len(found)} results, {sum(entry.bytes for entry in found) / GIB:.2f} GiB {done}")
+        prune_all(options.path, found, options.dry_run, console)
+
+
+def prune_all(root: Path, found: list[Entry], dry_run: bool, console: Console) -> None:
+    """Deletes results and what killed processes left behind, or says what would go."""
+    for entry in found:
+        console.print(f"{entry.about['stage']} {entry.path.name[:12]} {entry.bytes / 2**20:.1f} MiB")
+        if not dry_run:
+            discard(entry.path)
+    left = leftovers(root)
+    for path in left:
+        console.print(f"half-written {path.relative_to(root)}")
+        if not dry_run:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    done = "would be deleted" if dry_run else "deleted"
+    console.print(f"{len(found)} results, {sum(entry.bytes for entry in found) / GIB:.2f} GiB {done}")
+    if left:
+        console.print(f"{len(left)} half-written files and folders {done}")
 
 
 def verify(root: Path, console: Console) -> None:

@@ -2,39 +2,15 @@
 
 from dataclasses import replace
 
-import lightning as L
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tests.pipeline import quiet_trainer
+from tests.interruption import KilledHere, Steps, counting
 from tests.proxy.ensembles import ROWS, assert_same, settings
 
 from gradfiltering.store import Store
 
 STEPS = -(-ROWS // 4)  # of an epoch
-
-
-class Steps(L.Callback):
-    """Counts training steps, and stops the run, as a killed process would, before a given one."""
-
-    def __init__(self, until=None):
-        self.taken, self.until = 0, until
-
-    def on_train_batch_start(self, *_):
-        if self.taken == self.until:
-            raise KilledHere
-        self.taken += 1
-
-
-class KilledHere(Exception):
-    pass
-
-
-def counting(steps):
-    def build(callbacks=(), **options):
-        return quiet_trainer(callbacks=[*callbacks, steps], **options)
-
-    return build
 
 
 def identical(one, other, epochs):
@@ -116,6 +92,16 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_the_same(train, tmp_path, co
     paths = [pq.read_table(tmp_path / run / "trajectory.parquet").to_pylist() for run in ("resumed", "whole")]
     assert paths[0] == paths[1]
     assert not any((store / "interrupted").iterdir())
+
+
+def test_of_several_processes_only_the_first_takes_up_what_one_process_had_recorded(train, tmp_path, monkeypatch):
+    store, how = tmp_path / "shared", settings(collect="online", checkpoint_minutes=1e-9)
+    with pytest.raises(KilledHere):
+        train("killed", how, store=store, trainer=counting(Steps(3)))
+    # In the second of two processes nothing is restored, so by itself it lacks what was measured before.
+    monkeypatch.setattr("gradfiltering.proxy.training.rank", lambda: 1)
+    with pytest.raises(RuntimeError, match=f"of {3 * ROWS} measurements {3 * 3 * 4} are missing .* 0 were made more"):
+        train("resumed", how, store=store)
 
 
 def test_an_epoch_that_was_pruned_is_trained_again_from_the_one_before(train, tmp_path):

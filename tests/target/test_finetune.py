@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
+from tests.interruption import KilledHere, Steps, counting
 from tests.pipeline import quiet_trainer
 
 from gradfiltering.data.corrupt import Corruption
@@ -17,7 +18,7 @@ from gradfiltering.errors import UserError
 from gradfiltering.proxy.backbone import PretrainedBackbone
 from gradfiltering.proxy.lora import LoraSettings
 from gradfiltering.proxy.pretrain import new_model, train_tokenizer
-from gradfiltering.store import Store, Workspace
+from gradfiltering.store import Store, Unfinished, Workspace
 from gradfiltering.target.finetune import TuningSettings, Updates, finetune
 from gradfiltering.target.stage import finetune_all, training_sets
 
@@ -30,7 +31,7 @@ def settings(**changes):
     lora = LoraSettings(rank=2, alpha=4, target_modules="all-linear", init_b_std=0.0)
     usual = TuningSettings(
         epochs=2, batch_size=6, micro_batch_tokens=4096, lr=0.01, schedule="cosine", warmup_share=0.1,
-        weight_decay=0.0, clip_norm=1.0, records=5, lora=lora,
+        weight_decay=0.0, clip_norm=1.0, records=5, checkpoint_minutes=10, lora=lora,
     )  # fmt: skip
     return replace(usual, **changes)
 
@@ -62,7 +63,8 @@ def rows(records, backbone, tmp_path):
 @pytest.fixture
 def tune(rows, backbone, tmp_path):
     def run(name, how=None, seed=0):
-        result = finetune(name, backbone, rows, how or settings(), tmp_path / name, seed, quiet_trainer)
+        unfinished = Unfinished(Store(tmp_path / "store"), {"name": name})
+        result = finetune(name, backbone, rows, how or settings(), tmp_path / name, seed, quiet_trainer, unfinished)
         with (tmp_path / name / "curve.csv").open(newline="") as file:
             curve = list(csv.DictReader(file))
         return result, curve, AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / name / "adapter")).state_dict()
@@ -165,6 +167,65 @@ def test_a_model_of_the_same_rows_is_trained_once_for_all_runs(backbone, rows, t
     for one, other in (("a/target/full", "b/target/full"), ("a/target/candidate", "b/target/random")):
         for file in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "curve.csv"):
             assert (tmp_path / one / file).read_bytes() == (tmp_path / other / file).read_bytes()
+
+
+STEPS = 2 * -(-ROWS // 6)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("killed_at", [1, 2, STEPS // 2 + 1, STEPS - 1])
+def test_a_killed_training_goes_on_where_it_was_and_ends_bit_for_bit_the_same(
+    backbone, rows, tmp_path, killed_at, schedule
+):
+    how, store, ids = settings(checkpoint_minutes=1e-9, schedule=schedule), tmp_path / "store", [*range(ROWS)]
+    with pytest.raises(KilledHere):
+        stopped = workspace(tmp_path / "run", store, trainer=counting(Steps(killed_at)))
+        finetune_all({"full": ids}, backbone, rows, how, stopped)
+    steps = Steps()
+    resumed = finetune_all(
+        {"full": ids}, backbone, rows, how, workspace(tmp_path / "run", store, trainer=counting(steps))
+    )
+    assert steps.taken == STEPS - killed_at, "updates that had been made were made again, or none was"
+    assert not any((store / "interrupted").iterdir()), "the checkpoint was left behind"
+    seldom = replace(how, checkpoint_minutes=10)
+    whole = finetune_all({"full": ids}, backbone, rows, seldom, workspace(tmp_path / "whole", tmp_path / "other"))
+    assert_same_target(resumed["full"], whole["full"], tmp_path / "run/target/full", tmp_path / "whole/target/full")
+
+
+def test_a_run_killed_after_the_last_update_only_writes_the_model(backbone, rows, tmp_path, monkeypatch):
+    how, store, ids = settings(checkpoint_minutes=1e-9), tmp_path / "store", [*range(ROWS)]
+    whole = finetune_all({"full": ids}, backbone, rows, how, workspace(tmp_path / "whole", tmp_path / "other"))
+    with monkeypatch.context() as patched, pytest.raises(KilledHere):
+        patched.setattr("peft.PeftModel.save_pretrained", killed)
+        finetune_all({"full": ids}, backbone, rows, how, workspace(tmp_path / "run", store))
+    steps = Steps()
+    resumed = finetune_all(
+        {"full": ids}, backbone, rows, how, workspace(tmp_path / "run", store, trainer=counting(steps))
+    )
+    assert steps.taken == 0
+    assert_same_target(resumed["full"], whole["full"], tmp_path / "run/target/full", tmp_path / "whole/target/full")
+
+
+def killed(*_, **__):
+    raise KilledHere
+
+
+def assert_same_target(one, other, folder, other_folder):
+    file = "adapter/adapter_model.safetensors"
+    assert (folder / file).read_bytes() == (other_folder / file).read_bytes()
+    assert replace(one, seconds=0.0) == replace(other, seconds=0.0)
+    curves = []
+    for place in (folder, other_folder):
+        with (place / "curve.csv").open(newline="") as stream:
+            curves.append([{**point, "seconds": ""} for point in csv.DictReader(stream)])
+    assert curves[0] == curves[1]
+
+
+def test_how_often_a_checkpoint_is_kept_makes_no_other_model(backbone, rows, tmp_path):
+    for minutes in (1, 5):
+        run = workspace(tmp_path / f"{minutes}", tmp_path / "store")
+        made = finetune_all({"full": [1, 2, 3]}, backbone, rows, settings(checkpoint_minutes=minutes), run)
+    assert made["full"].reused
 
 
 @pytest.mark.parametrize("change", [{"lr": 0.02}, {"epochs": 1}])

@@ -23,8 +23,9 @@ from gradfiltering.data.records import Records, content_hash
 from gradfiltering.data.rows import RECORD, JsonRows, rows_of
 from gradfiltering.data.schemas import Schema
 from gradfiltering.errors import UserError
-from gradfiltering.store import Store, writing
+from gradfiltering.store import Store, fingerprint
 
+ENCODED_FILE = "tokens.arrow"
 ENCODING_VERSION = 2  # raise it when the same rows would be encoded otherwise
 SHOWN_CHARACTERS = 600  # of each stretch of the example on the screen
 # Options of a tokenizer that say where it lies, how it pads, or what stands in the hash anyway.
@@ -201,26 +202,29 @@ class Encoder:
             "schema": [schema.name, *schema.fields],
             "max_tokens": self.max_tokens,
         }
-        cache = self.store.scratch("tokens", key, ".arrow")
         table, names = (rows.table, [RECORD]) if isinstance(rows, JsonRows) else (rows, schema.fields)
         table = table.select_columns([name for name in names if name in table.column_names])
-        with writing(cache):
-            return table.map(
+        options = {
+            "tokenizer": self.tokenizer,
+            "template": records.template,
+            "schema": schema,
+            "max_tokens": self.max_tokens,
+        }
+
+        def build(folder: Path) -> None:
+            table.map(
                 encode_rows,
                 with_indices=True,
                 batched=True,
                 remove_columns=table.column_names,
                 features=ENCODED,
-                cache_file_name=str(cache),
-                new_fingerprint=cache.stem,
-                fn_kwargs={
-                    "tokenizer": self.tokenizer,
-                    "template": records.template,
-                    "schema": schema,
-                    "max_tokens": self.max_tokens,
-                },
+                cache_file_name=str(folder / ENCODED_FILE),
+                new_fingerprint=fingerprint(key),
+                fn_kwargs=options,
                 desc="tokenising",
             )
+
+        return Dataset.from_file(str(self.store.make("tokens", key, build).path / ENCODED_FILE))
 
 
 def encode_rows(

@@ -1,13 +1,15 @@
 """The judge stage: answers of every model to every prompt, then verdicts and their tally."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 from peft import PeftModel
 
+from gradfiltering.data.examples import tokenizer_hash
 from gradfiltering.data.records import Records
 from gradfiltering.errors import UserError
 from gradfiltering.judge.base import Judge, judge_pairs
@@ -16,11 +18,17 @@ from gradfiltering.judge.generate import generate, render_prompts
 from gradfiltering.judge.metrics import response_metrics
 from gradfiltering.judge.prompts import Prompt, PromptLoader, load_prompts
 from gradfiltering.judge.pws import tally
-from gradfiltering.judge.responses import Response, write_responses
+from gradfiltering.judge.responses import Response, read_responses, write_responses
 from gradfiltering.judge.verdicts import Verdict, write_verdicts
-from gradfiltering.proxy.backbone import Loaded
+from gradfiltering.proxy.backbone import Loaded, context_length
+from gradfiltering.proxy.devices import once, rank
+from gradfiltering.proxy.members import weights_hash
 from gradfiltering.seeding import derive_seed
-from gradfiltering.target.stage import CANDIDATE
+from gradfiltering.store import Workspace, fingerprint
+from gradfiltering.target.stage import CANDIDATE, adapter_hash
+
+ANSWERS = "answers.jsonl"
+ANSWERS_VERSION = 1  # raise it when the same model would answer otherwise
 
 
 def load_prompt_sets(
@@ -62,10 +70,11 @@ def answer_all(
     prompts: Sequence[Prompt],
     template: str,
     how: Generation,
-    run_dir: Path,
-    trainer: Callable[..., L.Trainer],
+    workspace: Workspace,
 ) -> dict[str, list[Response]]:
     """Greedy answers of every fine-tuned model, from its stored adapter, into `responses/<model>.jsonl`.
+
+    Answers of the same model to the same prompts, whatever it was called, are taken from the store.
 
     Args:
         models: names under `target/` of the run folder.
@@ -73,20 +82,54 @@ def answer_all(
         prompts: what is asked.
         template: prompt template, the one the models were trained with.
         how: length and batch.
-        run_dir: the run folder.
-        trainer: builds a `lightning.Trainer`; its device is used.
+        workspace: run folder, store, and the trainer whose device is used.
     """
-    device = trainer().strategy.root_device
     texts = render_prompts(prompts, template, backbone.tokenizer)
+    asked = [[prompt.prompt_set, prompt.prompt_id, text] for prompt, text in zip(prompts, texts, strict=True)]
+    common = {
+        "code": ANSWERS_VERSION,
+        "backbone": weights_hash(backbone.model),
+        "tokenizer": tokenizer_hash(backbone.tokenizer),
+        "context": context_length(backbone.model.config, backbone.tokenizer),
+        "prompts": fingerprint(asked),
+        "generation": asdict(how),
+    }
     responses = {}
     for name in models:
-        adapter = run_dir / "target" / name / "adapter"
-        model: Any = PeftModel.from_pretrained(backbone.model, str(adapter)).to(device).eval()
-        title = f"answers of {name}"
-        responses[name] = generate(model, backbone.tokenizer, prompts, texts, how.max_new_tokens, how.batch_size, title)
-        model.unload()
-        write_responses(run_dir / "responses" / f"{name}.jsonl", responses[name])
+        adapter = workspace.run_dir / "target" / name / "adapter"
+        key = {**common, "adapter": once(adapter_hash, adapter)}
+        lock = workspace.store.lock("answer", key) if rank() == 0 else nullcontext()
+        with lock:
+            responses[name] = _answers(name, adapter, key, backbone, prompts, texts, how, workspace)
+        write_responses(workspace.run_dir / "responses" / f"{name}.jsonl", responses[name])
     return responses
+
+
+def _answers(
+    name: str,
+    adapter: Path,
+    key: dict[str, Any],
+    backbone: Loaded,
+    prompts: Sequence[Prompt],
+    texts: Sequence[str],
+    how: Generation,
+    workspace: Workspace,
+) -> list[Response]:
+    """One model's answers: from the store if the first process finds them there, else generated and kept."""
+    found = once(workspace.store.find, "answers", key)
+    if found is not None:
+        return once(read_responses, found.path / ANSWERS)
+    started = time.monotonic()
+    device = workspace.trainer().strategy.root_device
+    model: Any = PeftModel.from_pretrained(backbone.model, str(adapter)).to(device).eval()
+    title = f"answers of {name}"
+    try:
+        answers = generate(model, backbone.tokenizer, prompts, texts, how.max_new_tokens, how.batch_size, title)
+    finally:
+        model.unload()
+    seconds = time.monotonic() - started
+    workspace.store.make("answers", key, lambda folder: write_responses(folder / ANSWERS, answers), seconds)
+    return answers
 
 
 def judge_all(

@@ -26,7 +26,7 @@ MEMBER_VERSION = 1  # raise it when the same settings would train other adapters
 ONLINE, PROJECTIONS = "online.parquet", "projections.npy"
 LOG_VERSION = 1  # raise it when the same adapters would be measured otherwise
 PROJECTION_VERSION = 1  # raise it when the same gradients would be projected otherwise
-# Neither how many members there are, nor what is logged of them, changes how one of them trains.
+# Neither how many members there are, nor how often a checkpoint is kept, changes how one of them trains.
 NOT_OF_A_MEMBER = ("m", "checkpoint_minutes")
 
 

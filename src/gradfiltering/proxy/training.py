@@ -1,6 +1,5 @@
 """Training of a stack of members; every epoch of every member is kept as it ends."""
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from gradfiltering.proxy.log import EpochRecorder
 from gradfiltering.proxy.members import MemberStore
 from gradfiltering.proxy.state import State
 from gradfiltering.proxy.trajectory import write_rows
-from gradfiltering.store import atomic_path, fingerprint
+from gradfiltering.store import Unfinished
 
 
 @dataclass
@@ -41,18 +40,17 @@ class Interrupted:
     recorded: dict[str, np.ndarray]
 
     def write(self, folder: Path) -> None:
-        """Writes it, whole or not at all."""
-        with atomic_path(folder) as part:
-            part.mkdir()
-            self.state.write(part / "state.safetensors")
-            write_rows(self.trajectory, part / "trajectory.parquet")
-            recorded: dict[str, Any] = {**self.recorded, "steps_done": self.steps_done}
-            np.savez(part / "recorded.npz", **recorded)
+        """Writes it into an existing folder."""
+        self.state.write(folder / "state.safetensors")
+        write_rows(self.trajectory, folder / "trajectory.parquet")
+        recorded: dict[str, Any] = {**self.recorded, "steps_done": self.steps_done}
+        np.savez(folder / "recorded.npz", **recorded)
 
     @classmethod
-    def read(cls, folder: Path) -> "Interrupted | None":
+    def read(cls, left: Unfinished) -> "Interrupted | None":
         """Reads what `write` wrote, None where nothing is."""
-        if not folder.is_dir():
+        folder = left.find()
+        if folder is None:
             return None
         with np.load(folder / "recorded.npz") as kept:
             recorded = dict(kept)
@@ -83,8 +81,7 @@ def train_stack(
         trainer: builds a `lightning.Trainer` from keyword arguments.
     """
     keeper = MemberKeeper(kept, model, settings)
-    folder = keeper.folder(list(members), data.epochs_done + 1)
-    interrupted = once(Interrupted.read, folder)
+    interrupted = once(Interrupted.read, keeper.unfinished(list(members), data.epochs_done + 1))
     if interrupted is not None:
         start, data.steps_done = interrupted.state, interrupted.steps_done
     module = ProxyEnsemble(engine, start, settings, members)
@@ -109,10 +106,9 @@ class MemberKeeper(L.Callback):
         self.interrupted: Interrupted | None = None
         self._began = self._saved = time.monotonic()
 
-    def folder(self, members: list[int], epoch: int) -> Path:
+    def unfinished(self, members: list[int], epoch: int) -> Unfinished:
         """Where an epoch of these members that is not done yet lies."""
-        key = {**self.kept.base, "members": members, "epoch": epoch}
-        return self.kept.store.root / "interrupted" / fingerprint(key)
+        return Unfinished(self.kept.store, {**self.kept.base, "members": members, "epoch": epoch})
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Prepares the recorder of an online epoch, and takes up what an interrupted run left."""
@@ -122,7 +118,7 @@ class MemberKeeper(L.Callback):
             module.recorder = EpochRecorder(examples.example_ids, examples.response_tokens, len(module.members))
         if self.interrupted is not None:
             module.trajectory.rows = self.interrupted.trajectory
-            if module.recorder is not None:
+            if module.recorder is not None and rank() == 0:  # what all processes recorded is summed up at the end
                 module.recorder.restore(self.interrupted.recorded)
             self.interrupted = None
         self._began = self._saved = time.monotonic()
@@ -140,7 +136,7 @@ class MemberKeeper(L.Callback):
             steps_done = batch_idx + 1 + (data.steps_done if trainer.current_epoch == 0 else 0)
             recorded = module.recorder.arrays() if module.recorder is not None else {}
             left = Interrupted(module.state, steps_done, module.trajectory.rows, recorded)
-            left.write(self.folder(module.members, data.epoch))
+            self.unfinished(module.members, data.epoch).write(left.write)
             self._saved = time.monotonic()
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -157,7 +153,7 @@ class MemberKeeper(L.Callback):
         module.recorder = None
         module.trajectory.rows = []
         if rank() == 0:
-            shutil.rmtree(self.folder(members, epoch), ignore_errors=True)
+            self.unfinished(members, epoch).remove()
 
 
 def _data(trainer: L.Trainer) -> EnsembleData:

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ from gradfiltering.data.batches import IGNORED, WHOLE, Batch, LengthBatches, Sha
 from gradfiltering.data.examples import Examples, Rows
 from gradfiltering.errors import UserError
 from gradfiltering.proxy.backbone import Loaded
-from gradfiltering.proxy.devices import share, sum_gradients, total, world_size
+from gradfiltering.proxy.devices import once, share, sum_gradients, total, world_size
 from gradfiltering.proxy.lora import LoraSettings, initial_adapters
 from gradfiltering.proxy.objective import ResponseNLL, token_nll
 from gradfiltering.proxy.snapshot import response_losses
 from gradfiltering.proxy.stage import matmul_parameters
 from gradfiltering.seeding import derive_seed, numpy_rng
-from gradfiltering.store import atomic_path
+from gradfiltering.store import Unfinished, atomic_path
+from gradfiltering.target.resume import Checkpoint, Progress, TuningKeeper
 
 SCHEDULES = ("constant", "linear", "cosine")
 CURVE = ("step", "examples_seen", "tokens_seen", "seconds", "train_loss", "heldout_loss")
@@ -45,6 +46,7 @@ class TuningSettings:
         weight_decay: of AdamW.
         clip_norm: gradients are scaled down to this L2 norm; null for no clipping.
         records: points of the convergence curve, at even distance in steps (start and end included).
+        checkpoint_minutes: what training would go on from is kept this often.
         lora: the adapter.
     """
 
@@ -57,11 +59,12 @@ class TuningSettings:
     weight_decay: float
     clip_norm: float | None
     records: int
+    checkpoint_minutes: float
     lora: LoraSettings
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "micro_batch_tokens"):
-            if getattr(self, name) < 1:
+        for name in ("epochs", "batch_size", "micro_batch_tokens", "checkpoint_minutes"):
+            if getattr(self, name) <= 0:
                 raise UserError(f"target.tuning.{name}={getattr(self, name)}: give a positive number")
         if self.records < 2:
             raise UserError(f"target.tuning.records={self.records}: give at least 2 (start and end)")
@@ -97,9 +100,14 @@ class TuningResult:
 
 
 class Updates(Dataset):
-    """All updates of a training run: item k holds the micro-batches of update k, or of this process's share of it."""
+    """All updates of a training run: item k holds the micro-batches of update k, or of this process's share of it.
+
+    Attributes:
+        done: updates taken by a run that was interrupted; the items begin after them.
+    """
 
     def __init__(self, examples: Examples, settings: TuningSettings, pad_id: int, seed: int, share: Share = WHOLE):
+        self.done = 0
         self.examples = examples
         self.budget = settings.micro_batch_tokens
         self.pad_id = pad_id
@@ -111,15 +119,20 @@ class Updates(Dataset):
                 order[start : start + settings.batch_size] for start in range(0, len(order), settings.batch_size)
             ]
 
-    def __len__(self) -> int:
+    @property
+    def total(self) -> int:
+        """Updates of the whole training."""
         return len(self.rows)
+
+    def __len__(self) -> int:
+        return self.total - self.done
 
     def tokens(self, step: int) -> int:
         """Tokens of an update, padding not counted."""
         return int(self.examples.lengths[self.rows[step]].sum())
 
-    def __getitem__(self, step: int) -> list[Batch]:
-        cuts = LengthBatches(self.examples, self.budget, self.pad_id, self.share(self.rows[step])).cuts
+    def __getitem__(self, item: int) -> list[Batch]:
+        cuts = LengthBatches(self.examples, self.budget, self.pad_id, self.share(self.rows[self.done + item])).cuts
         return [collate(self.examples.table[rows], self.pad_id, (len(rows),)) for rows in cuts]
 
 
@@ -134,30 +147,42 @@ class FineTuning(L.LightningModule):
         settings: optimiser and schedule.
         updates: what it will be trained on.
         heldout: batches to measure the held-out loss on, or None.
+        left: by a run that was interrupted, or None.
     """
 
     def __init__(
-        self, name: str, model: PeftModel, settings: TuningSettings, updates: Updates, heldout: DataLoader | None
+        self,
+        name: str,
+        model: PeftModel,
+        settings: TuningSettings,
+        updates: Updates,
+        heldout: DataLoader | None,
+        left: Checkpoint | None,
     ):
         super().__init__()
         self.name = name
         self.model = model
         self.settings = settings
         self.updates = updates
-        self.steps = len(updates)
+        self.steps = updates.total
         self.heldout = heldout
         self.automatic_optimization = False  # an update's micro-batches are weighted by their tokens
-        self.curve: list[dict[str, float | int | None]] = []
+        self.left = left
+        self.progress = Progress() if left is None else left.progress
+        updates.done = self.progress.steps
         self.due = set(np.linspace(0, self.steps, settings.records).round().astype(int).tolist())
-        self.examples_seen = 0
-        self.tokens_seen = 0
         self.started = time.monotonic()
-        self._losses: list[float] = []
 
     def on_train_start(self) -> None:
         """Starts the clock and measures the untrained adapter."""
-        self.started = time.monotonic()
-        self._record(0)
+        self.started = time.monotonic() - self.progress.seconds
+        if self.left is None:
+            self._record(0)
+        self.left = None
+
+    def so_far(self) -> Progress:
+        """How far training has come, the time up to now included."""
+        return replace(self.progress, seconds=time.monotonic() - self.started)
 
     def training_step(self, micro_batches: list[Batch], index: int) -> None:
         """One update, by the mean over the supervised tokens of all processes."""
@@ -171,14 +196,15 @@ class FineTuning(L.LightningModule):
                 loss = token_nll(logits, batch.labels).sum() / supervised
                 self.manual_backward(loss)
                 update_loss += float(loss.detach())
-        sum_gradients(self.trained)
+        sum_gradients(list(self.trained.values()))
         update_loss = float(total(np.array(update_loss)))
-        self.examples_seen += len(self.updates.rows[index])
-        self.tokens_seen += self.updates.tokens(index)
+        progress, step = self.progress, self.progress.steps
+        progress.examples_seen += len(self.updates.rows[step])
+        progress.tokens_seen += self.updates.tokens(step)
         if not math.isfinite(update_loss):
-            rows = self.updates.examples.example_ids[self.updates.rows[index]].tolist()
+            rows = self.updates.examples.example_ids[self.updates.rows[step]].tolist()
             raise UserError(
-                f"target {self.name}: the loss is {update_loss} at step {index}, rows {sorted(rows)[:10]}; "
+                f"target {self.name}: the loss is {update_loss} at step {step}, rows {sorted(rows)[:10]}; "
                 "lower target.tuning.lr or set target.tuning.clip_norm"
             )
         if self.settings.clip_norm is not None:
@@ -187,15 +213,16 @@ class FineTuning(L.LightningModule):
         optimizer.zero_grad()
         scheduler: Any = self.lr_schedulers()
         scheduler.step()
-        self._losses.append(update_loss)
+        progress.losses.append(update_loss)
+        progress.steps += 1
         self.log(f"target/{self.name}/train_loss", update_loss, prog_bar=True)
-        if index + 1 in self.due:
-            self._record(index + 1)
+        if progress.steps in self.due:
+            self._record(progress.steps)
 
     @property
-    def trained(self) -> list[torch.nn.Parameter]:
-        """The adapter's parameters."""
-        return [value for value in self.model.parameters() if value.requires_grad]
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """The adapter's parameters by name."""
+        return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
 
     def _unsynchronised(self) -> Any:
         strategy: Any = self.trainer.strategy
@@ -203,18 +230,21 @@ class FineTuning(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with the chosen schedule."""
-        optimizer = torch.optim.AdamW(self.trained, lr=self.settings.lr, weight_decay=self.settings.weight_decay)
-        warmup = round(self.settings.warmup_share * self.steps)
+        settings, done = self.settings, self.progress.steps
+        optimizer = torch.optim.AdamW(self.trained.values(), lr=settings.lr, weight_decay=settings.weight_decay)
+        if self.left is not None:
+            self.left.restore(self.trained, optimizer)
+        warmup = round(settings.warmup_share * self.steps)
 
         def factor(step: int) -> float:
             if step < warmup:
                 return (step + 1) / (warmup + 1)
             share = (step - warmup) / max(1, self.steps - warmup)
             return {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}[
-                self.settings.schedule
+                settings.schedule
             ]
 
-        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, factor)]
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(done + step))]
 
     def heldout_loss(self) -> float | None:
         """Mean over held-out rows of the mean loss per response token, in nats."""
@@ -224,17 +254,17 @@ class FineTuning(L.LightningModule):
         return float(np.mean(list(losses.values())))
 
     def _record(self, step: int) -> None:
-        heldout = self.heldout_loss()
+        heldout, progress = self.heldout_loss(), self.progress
         row = {
             "step": step,
-            "examples_seen": self.examples_seen,
-            "tokens_seen": self.tokens_seen,
+            "examples_seen": progress.examples_seen,
+            "tokens_seen": progress.tokens_seen,
             "seconds": round(time.monotonic() - self.started, 3),
-            "train_loss": float(np.mean(self._losses)) if self._losses else None,
+            "train_loss": float(np.mean(progress.losses)) if progress.losses else None,
             "heldout_loss": heldout,
         }
-        self._losses = []
-        self.curve.append(row)
+        progress.losses = []
+        progress.curve.append(row)
         if heldout is not None and self.logger is not None:
             self.logger.log_metrics({f"target/{self.name}/heldout_loss": heldout}, step=step)
 
@@ -247,8 +277,11 @@ def finetune(
     folder: Path,
     seed: int,
     trainer: Callable[..., L.Trainer],
+    unfinished: Unfinished,
 ) -> TuningResult:
     """Fine-tunes one adapter on the examples of `rows` and writes `adapter/` and `curve.csv` to `folder`.
+
+    Where a run was interrupted in it, training goes on from the last checkpoint, on one device bit for bit.
 
     Args:
         name: of the model being made (`candidate`, `full`, …).
@@ -258,32 +291,38 @@ def finetune(
         folder: `target/<name>` of the run folder.
         seed: decides the adapter's start (the same for every model of a run) and the order of rows.
         trainer: builds a `lightning.Trainer` from keyword arguments.
+        unfinished: where a checkpoint is kept until training is done and its result is in the store; the caller removes
+            it then.
     """
     model = settings.lora.attach(backbone.model)
-    start = initial_adapters(model, settings.lora, [0], derive_seed(seed, "target"))
-    state = model.state_dict()
-    for key, value in start.items():
-        state[key].copy_(value[0])
-    updates = Updates(rows.examples, settings, backbone.pad_id, seed, share())
-    measured = None
-    if rows.heldout is not None:
-        batches = LengthBatches(rows.heldout, settings.micro_batch_tokens, backbone.pad_id, share=share())
-        measured = loader(batches, 0)
-    module = FineTuning(name, model, settings, updates, measured)
-    trainer(max_epochs=1, callbacks=[]).fit(module, loader(updates, 0))
-    with atomic_path(folder / "adapter") as part:
-        model.save_pretrained(str(part), safe_serialization=True)
-    _write_curve(folder / "curve.csv", module.curve)
-    model.unload()
-    last = module.curve[-1]
+    try:
+        start = initial_adapters(model, settings.lora, [0], derive_seed(seed, "target"))
+        state = model.state_dict()
+        for key, value in start.items():
+            state[key].copy_(value[0])
+        updates = Updates(rows.examples, settings, backbone.pad_id, seed, share())
+        measured = None
+        if rows.heldout is not None:
+            batches = LengthBatches(rows.heldout, settings.micro_batch_tokens, backbone.pad_id, share=share())
+            measured = loader(batches, 0)
+        module = FineTuning(name, model, settings, updates, measured, once(Checkpoint.read, unfinished))
+        keeper = TuningKeeper(unfinished, settings.checkpoint_minutes)
+        trainer(max_epochs=1, callbacks=[keeper]).fit(module, loader(updates, 0))
+        with atomic_path(folder / "adapter") as part:
+            model.save_pretrained(str(part), safe_serialization=True)
+    finally:
+        model.unload()  # leaves the backbone without LoRA layers, as it came
+    progress = module.progress
+    _write_curve(folder / "curve.csv", progress.curve)
+    last = progress.curve[-1]
     return TuningResult(
-        steps=len(updates),
+        steps=updates.total,
         examples=len(rows.examples),
-        tokens=module.tokens_seen,
+        tokens=progress.tokens_seen,
         seconds=float(last["seconds"] or 0.0),
         final_loss=float(last["train_loss"] or math.nan),
         heldout_loss=last["heldout_loss"],
-        flops=4 * matmul_parameters(backbone.model) * module.tokens_seen,
+        flops=4 * matmul_parameters(backbone.model) * progress.tokens_seen,
     )
 
 

@@ -17,11 +17,13 @@ from gradfiltering.proxy.backbone import Loaded
 from gradfiltering.proxy.devices import once, rank
 from gradfiltering.proxy.members import examples_hash, weights_hash
 from gradfiltering.selectors.random import RandomSelector
-from gradfiltering.store import RECORD, Workspace, atomic_path, link
+from gradfiltering.store import RECORD, Unfinished, Workspace, atomic_path, checksum, fingerprint, link
 from gradfiltering.target.finetune import TuningResult, TuningSettings, finetune
 
 CANDIDATE = "candidate"
 TARGET_VERSION = 1  # raise it when the same rows and settings would train another adapter
+NOT_OF_A_TARGET = ("checkpoint_minutes",)  # it changes nothing about the adapter
+PLACES = ("base_model_name_or_path", "revision")  # of the backbone, in an adapter's configuration
 RESULT, MODEL_FILES = "result.json", ("adapter", "curve.csv")
 OPPONENTS = ("full", "random")
 
@@ -77,7 +79,7 @@ def finetune_all(
     common = {
         "code": TARGET_VERSION,
         "backbone": weights_hash(backbone.model),
-        "tuning": asdict(settings),
+        "tuning": {name: value for name, value in asdict(settings).items() if name not in NOT_OF_A_TARGET},
         "heldout": examples_hash(rows.heldout) if rows.heldout is not None else None,
         "seed": workspace.seed,
     }
@@ -100,8 +102,11 @@ def _made(
     store, folder = workspace.store, workspace.run_dir / "target" / name
     found = once(store.find, "targets", key)
     if found is None:
-        result = finetune(name, backbone, rows, settings, folder, workspace.seed, workspace.trainer)
+        unfinished = Unfinished(store, {"of": "target", **key})
+        result = finetune(name, backbone, rows, settings, folder, workspace.seed, workspace.trainer, unfinished)
         store.make("targets", key, partial(_keep, folder=folder, result=result), result.seconds)
+        if rank() == 0:
+            unfinished.remove()
         return result
     for file, content in once(_read_all, found.path).items():
         if file == RESULT:
@@ -112,6 +117,13 @@ def _made(
             with atomic_path(folder / file) as part:
                 part.write_bytes(content)
     return replace(result, reused=True)
+
+
+def adapter_hash(folder: Path) -> str:
+    """Digest of an adapter's weights and of what its configuration says beside where the backbone lies."""
+    said = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    config = {name: value for name, value in said.items() if name not in PLACES}
+    return fingerprint({"config": config, "weights": checksum(folder / "adapter_model.safetensors")})
 
 
 def _keep(part: Path, folder: Path, result: TuningResult) -> None:
