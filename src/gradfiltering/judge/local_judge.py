@@ -61,7 +61,7 @@ class LocalJudge(Judge):
 
     def replies(self, questions: Sequence[Question]) -> list[Reply]:
         """A reply to each question; one that does not fit the model's context is left unparsed, never cut."""
-        loaded, device = self._load()
+        loaded, device = load_alone(self.backbone, self.device, "judge.device")
         control = _own_marks(loaded.tokenizer)
         # The same words in another order's or repeat's place get the same reply, since nothing is drawn by chance.
         asked: dict[str, Asked] = {}
@@ -76,18 +76,6 @@ class LocalJudge(Judge):
         finally:
             store.close()
         return [asked[text].final or Reply("not asked", None) for text in texts]
-
-    def _load(self) -> tuple[Loaded, torch.device]:
-        chosen = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
-        try:
-            device = torch.device(chosen)
-        except RuntimeError as error:
-            raise UserError(f"judge.device={chosen}: {error}") from error
-        precision = self.backbone.precision
-        backbone = replace(self.backbone, precision=native_precision(device) if precision == "auto" else precision)
-        # A pretrained model is neither kept in a store nor drawn from a seed, and its precision is settled.
-        load: Any = partial(backbone.load, None, 0, None)  # type: ignore[arg-type]
-        return load(), device
 
     def _ask_all(self, loaded: Loaded, device: torch.device, asked: Sequence[Asked], store: ReplyStore) -> None:
         identity = [LOCAL_VERSION, weights_hash(loaded.model), tokenizer_hash(loaded.tokenizer)]
@@ -145,6 +133,28 @@ class _Waiting:
     asked: Asked
     tokens: list[int]
     key: ReplyKey
+
+
+def load_alone(backbone: PretrainedBackbone, device: str, option: str) -> tuple[Loaded, torch.device]:
+    """Loads a pretrained model outside training, and says where it belongs.
+
+    Args:
+        backbone: the model; its precision `auto` is what suits the device.
+        device: a device's name, or "auto" for a GPU where there is one.
+        option: what the device is called where it was asked for.
+
+    Raises:
+        UserError: there is no such device, or the model cannot be loaded.
+    """
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        place = torch.device(chosen)
+    except RuntimeError as error:
+        raise UserError(f"{option}={chosen}: {error}") from error
+    precision = native_precision(place) if backbone.precision == "auto" else backbone.precision
+    # A pretrained model is neither kept in a store nor drawn from a seed, and its precision is settled.
+    load: Any = partial(replace(backbone, precision=precision).load, None, 0, None)  # type: ignore[arg-type]
+    return load(), place
 
 
 def tokenize_chat(messages: Sequence[Message], tokenizer: Any) -> list[int]:
