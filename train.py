@@ -36,10 +36,10 @@ def experiment(cfg: DictConfig) -> None:
     source, scorer, selector, epochs = build(cfg.data), build(cfg.scorer), build(cfg.selector), build(cfg.epochs)
     store, batch, limits, judge = build(cfg.store), build(cfg.batch), build(cfg.diagnostics), build(cfg.judge.judge)
     ensemble, objective, embedding = build(cfg.ensemble), build(cfg.proxy.objective), build(cfg.embeddings)
-    engine = partial(build(cfg.gradients), objective=objective)
+    engine, others = partial(build(cfg.gradients), objective=objective), build(cfg.judge.others)
     settings, generation, prompt_sets = build(cfg.target.tuning), build(cfg.generation), build(cfg.eval.sets)
     seed, small, large = cfg.seed, build(cfg.proxy.backbone), build(cfg.target.backbone)
-    (plan := Plan(cfg.until, scorer, selector)).check(ensemble.m, small, large, cfg.judge.against)
+    (plan := Plan(cfg.until, scorer, selector)).check(ensemble.m, small, large, cfg.judge.against, generation)
     run = Run(Path(cfg.run_dir), build(cfg.trainer)(logger=False).strategy.root_device)
     hydra_cfg, options = HydraConfig.get(), OmegaConf.to_container(cfg, resolve=True)
     devices.first_then_all(run.start, options, seed, hydra_cfg.overrides.task)
@@ -50,7 +50,7 @@ def experiment(cfg: DictConfig) -> None:
         # Records -> examples. Prompts are loaded now, so that a missing file shows before anything is trained.
         records = devices.first_then_all(source.load, seed)
         asked = selector.wanted(len(records))
-        asking = (judge, len(cfg.judge.against), cfg.judge.repeats)
+        asking = (judge, len(cfg.judge.against), cfg.judge.repeats, generation)
         prompts = judging.load_prompt_sets(prompt_sets, records, *asking) if plan.reached("judge") else []
         with run.stage("backbone") as cost:
             backbone = small.load(store, seed, trainer)
@@ -111,7 +111,8 @@ def experiment(cfg: DictConfig) -> None:
                 answers = judging.answer_all(tuned, target, prompts, records.template, generation, workspace)
                 verdicts = devices.once(judging.judge_all, judge, prompts, answers, cfg.judge.repeats, run.folder)
             run.add(metrics=judging.measure_answers(prompts, answers))
-            run.add(**judging.tally_verdicts(verdicts, answers, cfg.judge.resamples, cfg.judge.confidence, seed))
+            drawing = (cfg.judge.resamples, cfg.judge.confidence, seed)
+            run.add(**judging.tally_verdicts(verdicts, prompts, answers, others, *drawing))
         tracking.log_summary(logger, run.summary)
         screen.show(run.summary, run.folder, Console(quiet=devices.rank() > 0))
     finally:

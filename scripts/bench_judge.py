@@ -16,10 +16,11 @@ import time
 import urllib.request
 from pathlib import Path
 
+from gradfiltering.judge.asking import Asking
 from gradfiltering.judge.base import Question
-from gradfiltering.judge.budget import Prices
+from gradfiltering.judge.budget import Limits, Prices
 from gradfiltering.judge.endpoint import Endpoint, Retries
-from gradfiltering.judge.openai_judge import OpenAIJudge
+from gradfiltering.judge.openai_judge import OpenAIJudge, Request
 from gradfiltering.judge.prompts import Prompt
 from gradfiltering.judge.protocol import Protocol
 
@@ -39,11 +40,9 @@ def questions(prompts: int) -> list[Question]:
 
 def judge(url: str, concurrency: int, timeout: float, replies: Path) -> OpenAIJudge:
     endpoint = Endpoint(url, None, {}, concurrency, timeout, Retries(attempts=12, first_wait=0.05, longest_wait=2.0))
-    return OpenAIJudge(
-        endpoint=endpoint, model="bench", protocol=Protocol("corrected", "text", None), temperature=0.0,
-        max_reply_tokens=1024, token_limit_name="max_tokens", request={}, asks=3, prices=Prices(None, None),
-        max_requests=None, max_cost=None, replies=str(replies),
-    )  # fmt: skip
+    asking = Asking(Protocol("corrected", "text", None), 1024, 3, str(replies))
+    limits = Limits(Prices(None, None), None, None)
+    return OpenAIJudge(endpoint, Request("bench", 0.0, "max_tokens", {}), asking, limits)
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ class Plan:
         selector = self.selector.needs if self.reached("select") else frozenset()
         return scorer | selector - {"scores"}
 
-    def check(self, members: int, proxy: Any, target: Any, against: Sequence[str]) -> None:
+    def check(self, members: int, proxy: Any, target: Any, against: Sequence[str], generation: Any) -> None:
         """Refuses what cannot end well, before anything is loaded or trained.
 
         Args:
@@ -51,6 +51,7 @@ class Plan:
             proxy: the proxy's backbone.
             target: the target's.
             against: what the candidate is held against.
+            generation: how the target answers.
 
         Raises:
             UserError: names the option and what to give instead.
@@ -63,3 +64,5 @@ class Plan:
         if self.reached("target"):
             check_opponents(against)
             target.check()
+        if self.reached("judge"):
+            generation.check(target.context)

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from gradfiltering.judge.asking import Asking
 from gradfiltering.judge.base import Question
-from gradfiltering.judge.budget import Prices
+from gradfiltering.judge.budget import Limits, Prices
 from gradfiltering.judge.endpoint import Endpoint, Retries
-from gradfiltering.judge.openai_judge import OpenAIJudge
+from gradfiltering.judge.openai_judge import OpenAIJudge, Request
 from gradfiltering.judge.prompts import Prompt
 from gradfiltering.judge.protocol import Protocol
 
@@ -87,12 +88,16 @@ def questions(prompts: int) -> list[Question]:
 
 def make_judge(url, replies, key_variable=None, headers=None, concurrency=64, timeout=1.0, retries=QUICK, **options):
     """A judge with test-sized waits."""
-    given = dict(
-        model="test", protocol=Protocol("corrected", "text", None), temperature=0.0, max_reply_tokens=64,
-        token_limit_name="max_tokens", request={}, asks=3, prices=Prices(None, None), max_requests=None, max_cost=None,
-    )  # fmt: skip
-    endpoint = Endpoint(url, key_variable, headers or {}, concurrency, timeout, retries)
-    return OpenAIJudge(endpoint=endpoint, replies=str(replies), **{**given, **options})
+    given = dict(protocol=Protocol("corrected", "text", None), temperature=0.0, token_limit_name="max_tokens",
+                 request={}, asks=3, prices=Prices(None, None), max_requests=None, max_cost=None)  # fmt: skip
+    assert not (unknown := options.keys() - given.keys()), unknown
+    chosen = {**given, **options}
+    return OpenAIJudge(
+        endpoint=Endpoint(url, key_variable, headers or {}, concurrency, timeout, retries),
+        request=Request("test", chosen["temperature"], chosen["token_limit_name"], chosen["request"]),
+        asking=Asking(chosen["protocol"], 64, chosen["asks"], str(replies)),
+        limits=Limits(chosen["prices"], chosen["max_requests"], chosen["max_cost"]),
+    )
 
 
 if __name__ == "__main__":  # a run that can be killed

@@ -16,7 +16,7 @@ from gradfiltering.errors import UserError
 from gradfiltering.judge import __main__ as cli
 from gradfiltering.judge.agreement import agreements, cohen_kappa, fleiss_kappa
 from gradfiltering.judge.base import judge_pairs
-from gradfiltering.judge.human_judge import HumanJudge
+from gradfiltering.judge.human_judge import HumanJudge, Page, Sheets
 from gradfiltering.judge.prompts import Prompt
 from gradfiltering.judge.rating_page import RatingSite, serving
 from gradfiltering.judge.ratings import Pair, RatingStore, export_csv, import_csv, majority, seen_order, swapped
@@ -148,8 +148,9 @@ def test_nobody_gets_in_without_the_password_and_nothing_odd_is_kept(store, monk
 
 
 def human(tmp_path, **options):
-    given = dict(ratings=str(tmp_path / "r.sqlite"), raters=2, host="127.0.0.1", port=0, password_variable=None,
-                 open_to_all=True, export=[], sheets=[], folder=str(tmp_path), seed=3)  # fmt: skip
+    page = Page("127.0.0.1", 0, password_variable=None, open_to_all=True)
+    sheets = Sheets(options.pop("export", []), options.pop("sheets", []), str(tmp_path))
+    given = dict(ratings=str(tmp_path / "r.sqlite"), raters=2, page=page, sheets=sheets, seed=3)
     return HumanJudge(**{**given, **options})
 
 

@@ -5,12 +5,13 @@ import subprocess
 import sys
 import time
 import traceback
+from contextlib import closing
 
 import pytest
 from tests.judge.chat import ROOT, completion, faulty_server, make_judge, questions, scripted_server
 
 from gradfiltering.errors import UserError
-from gradfiltering.judge.budget import BudgetSpent, Prices
+from gradfiltering.judge.budget import BudgetSpent, Prices, estimated_tokens
 from gradfiltering.judge.endpoint import Retries
 from gradfiltering.judge.parse import parse_scores
 from gradfiltering.judge.protocol import Protocol
@@ -23,7 +24,9 @@ SIZES = [pytest.param(100, id="small"), pytest.param(1030, id="published size", 
 
 def stored(path):
     """(prompt hash, text) of all replies kept."""
-    with sqlite3.connect(path, timeout=60) as file:
+    with closing(sqlite3.connect(path, timeout=60)) as file:
+        if not file.execute("SELECT 1 FROM sqlite_master WHERE name = 'replies'").fetchone():
+            return []  # it is just being made
         return file.execute("SELECT prompt_hash, text FROM replies").fetchall()
 
 
@@ -47,15 +50,15 @@ def test_killed_half_way_and_rerun_no_stored_reply_is_asked_for_again(tmp_path, 
     with faulty_server(**{**FAULTS, "latency": 0.1}) as (url, seen):
         command = [sys.executable, "-m", "tests.judge.chat", url, str(file), str(prompts)]
         client = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 240
-        while not file.exists() or len(seen()["log"]) < prompts:
-            assert client.poll() is None and time.monotonic() < deadline, "the client ended early or hangs"
+        # The file says what is kept: a request in the server's log may be far from that yet.
+        while len(stored(file)) < prompts // 2:
+            assert client.poll() is None, "the client ended early"
             time.sleep(0.05)
         client.kill()  # SIGKILL: nothing can be put in order
         client.wait()
         kept = {digest for digest, _ in stored(file)}
         before = len(seen()["log"])
-        assert 0 < len(kept) < 2 * prompts
+        assert 0.1 * prompts < len(kept) < 2 * prompts
         replies = make_judge(url, file).replies(questions(prompts))
         again = [digest for digest, _ in seen()["log"][before:]]
         assert not kept & set(again), "a stored reply was asked for again"
@@ -149,19 +152,50 @@ PRICES = Prices(input_million=10.0, output_million=100.0)
 
 def test_estimates_above_the_budget_are_refused_before_anything_is_sent(tmp_path, capsys):
     with scripted_server(GOOD) as (url, got):
-        with pytest.raises(UserError, match=r"judging takes 20 requests, judge.max_requests is 19"):
+        with pytest.raises(UserError, match=r"judging takes 20 requests .*, judge.max_requests is 19"):
             make_judge(url, tmp_path / "r", max_requests=19).replies(questions(10))
-        with pytest.raises(UserError, match=r"judging may cost 0\.\d\d, judge.max_cost is 0.05"):
+        with pytest.raises(UserError, match=r"judging may cost 0\.\d\d \(0 questions .*\), judge.max_cost is 0.05"):
             make_judge(url, tmp_path / "r", max_cost=0.05, prices=PRICES).replies(questions(10))
         assert not got
         shown = " ".join(capsys.readouterr().out.split())
-        assert "20 requests (0 questions answered by stored replies)" in shown and "in money" in shown
-        # Nothing is known yet but the prompts, and even so it is too much.
-        prompts = [question.prompt for question in questions(10)[::2]]
-        with pytest.raises(UserError, match="judging takes 40 requests"):
-            make_judge(url, tmp_path / "none", max_requests=39).prepare(prompts, 4)
+        assert "20 requests, about" in shown and "in money (0 questions answered by stored replies)" in shown
+        assert not stored(tmp_path / "r")
     with pytest.raises(UserError, match=r"max_cost=1 needs prices"):
         make_judge("http://x/v1", tmp_path / "r", max_cost=1)
+
+
+def test_the_budget_is_looked_at_before_any_training_by_the_longest_answers_there_may_be(tmp_path, capsys):
+    asked = questions(10)
+    prompts = [question.prompt for question in asked[::2]]
+
+    def judge(**options):
+        return make_judge("http://x/v1", tmp_path / "none", prices=PRICES, **options)
+
+    with pytest.raises(UserError, match=r"judging takes 40 requests \(an upper bound: .*\), judge.max_requests is 39"):
+        judge(max_requests=39).prepare(prompts, 4, 100)
+    empty = [type(one)(one.prompt, "", "", 0, 0) for one in asked[::2]]
+    tokens = sum(estimated_tokens(judge().asking.open(one).messages) for one in empty) + 10 * 2 * 100
+    cost = 4 * (tokens * 10 + 10 * 64 * 100) / 1e6
+    judge(max_requests=40, max_cost=cost * 1.001).prepare(prompts, 4, 100)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"40 requests, about {4 * tokens:,} tokens in" in shown and "two answers of 100 tokens" in shown
+    # The same limits do not do for answers that may be longer, whatever replies are stored.
+    with pytest.raises(UserError, match=rf"judging may cost {cost * 0.999:.2f} \(an upper bound: two answers of 100"):
+        judge(max_cost=cost * 0.999).prepare(prompts, 4, 100)
+    with pytest.raises(UserError, match=r"target\.max_new_tokens="):
+        judge(max_cost=cost * 1.001).prepare(prompts, 4, 101)
+    assert not (tmp_path / "none").exists(), "nothing is asked or kept"
+
+
+def test_what_is_asked_costs_no_more_than_was_said_before_training(tmp_path):
+    """Answers of the longest kind, four bytes a token, cost what the upper bound said, and shorter ones less."""
+    said = {}
+    for length in (1, 100):
+        asked = [type(one)(one.prompt, "word" * length, "more" * length, one.order, 0) for one in questions(5)]
+        judge = make_judge("http://x/v1", tmp_path / "none", prices=PRICES)
+        said[length] = sum(estimated_tokens(judge.asking.open(one).messages) for one in asked)
+        empty = sum(estimated_tokens(judge.asking.open(type(one)(one.prompt, "", "", 0, 0)).messages) for one in asked)
+    assert said[1] < said[100] <= empty + 10 * 2 * 100
 
 
 def test_a_budget_that_runs_out_keeps_what_came_and_a_further_run_ends_the_work(tmp_path):
@@ -205,7 +239,7 @@ def test_secrets_reach_no_file_and_no_output(tmp_path, monkeypatch, capfd):
 def test_a_missing_key_and_secrets_in_the_address_are_refused_before_any_training(tmp_path, monkeypatch):
     monkeypatch.delenv("MY_KEY", raising=False)
     with pytest.raises(UserError, match="environment variable MY_KEY, which is not set"):
-        make_judge("http://x/v1", tmp_path / "r", key_variable="MY_KEY").prepare([], 2)
+        make_judge("http://x/v1", tmp_path / "r", key_variable="MY_KEY").prepare([], 2, 9)
     for url in (f"https://me:{KEY}@host/v1", f"https://host/v1?key={KEY}"):
         with pytest.raises(UserError, match="holds a user, a password or a query") as error:
             make_judge(url, tmp_path / "r")

@@ -1,4 +1,7 @@
-"""Stored judgements again: `python -m gradfiltering.judge rescore FILE...` and `compare`, `agreement NAME=FILE...`."""
+"""Stored judgements again (`python -m gradfiltering.judge rescore FILE...`, `compare` and `agreement NAME=FILE...`).
+
+Also benchmarks of lm-evaluation-harness on the models of a run (`harness FOLDER --tasks NAME,...`).
+"""
 
 import argparse
 import json
@@ -25,9 +28,8 @@ SEED = 0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = _parser().parse_args(arguments)
-    drawing = (options.resamples, options.confidence, options.seed)
     try:
-        found, table = options.run(options, drawing)
+        found, table = options.run(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -38,16 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _rescore(options: argparse.Namespace, drawing: tuple[int, float, int]) -> tuple[Any, Table]:
-    entries = rescore(options.files, *drawing)
+def _rescore(options: argparse.Namespace) -> tuple[Any, Table]:
+    entries = rescore(options.files, *_drawing(options))
     return entries, _table(entries, options.confidence)
 
 
-def _compare(options: argparse.Namespace, drawing: tuple[int, float, int]) -> tuple[Any, Table]:
+def _compare(options: argparse.Namespace) -> tuple[Any, Table]:
     files = dict(options.files)
     if len(files) < max(2, len(options.files)):
         raise UserError("give at least two files under different names, NAME=verdicts.jsonl")
-    found = compare_candidates(read_outcomes(files, options.against), *drawing)
+    found = compare_candidates(read_outcomes(files, options.against), *_drawing(options))
     table = Table("candidates", "prompts", "PWS difference", f"{options.confidence:.0%} interval", "p", "p (Holm)")
     for one in found:
         interval = f"{one.low:+.3f} – {one.high:+.3f}"
@@ -56,8 +58,8 @@ def _compare(options: argparse.Namespace, drawing: tuple[int, float, int]) -> tu
     return [asdict(one) for one in found], table
 
 
-def _agreement(options: argparse.Namespace, drawing: tuple[int, float, int]) -> tuple[Any, Table]:
-    found = agreements(read_labels(dict(options.files)), *drawing)
+def _agreement(options: argparse.Namespace) -> tuple[Any, Table]:
+    found = agreements(read_labels(dict(options.files)), *_drawing(options))
     if not found:
         raise UserError("no two raters rated anything in common")
     table = Table("raters", "rated by all", "equal", f"{options.confidence:.0%} interval", "kappa", "interval")
@@ -67,6 +69,25 @@ def _agreement(options: argparse.Namespace, drawing: tuple[int, float, int]) -> 
         kappa = (f"{one.kappa:.3f}", f"{one.kappa_low:.3f} – {one.kappa_high:.3f}") if known else ("–", "–")
         table.add_row(", ".join(one.raters), str(one.items), *equal, *kappa)
     return [asdict(one) for one in found], table
+
+
+def _harness(options: argparse.Namespace) -> tuple[Any, Table]:
+    # Imported here because it takes seconds, and the other commands do without.
+    from gradfiltering.judge.harness import Benchmarks, run_harness
+
+    tasks = [name for name in options.tasks.split(",") if name]
+    chosen = Benchmarks(tasks, options.include, options.limit, options.shots, options.chat)
+    found = run_harness(options.folder, options.model, chosen, options.batch_size, options.device)
+    table = Table("task", "metric", "value", "standard error", "documents", "shots")
+    for task, entry in found.items():
+        for metric, one in entry["metrics"].items():
+            error = "–" if one["stderr"] is None else f"{one['stderr']:.4f}"
+            table.add_row(task, metric, f"{one['value']:.4f}", error, str(entry["samples"]), str(entry["shots"]))
+    return found, table
+
+
+def _drawing(options: argparse.Namespace) -> tuple[int, float, int]:
+    return options.resamples, options.confidence, options.seed
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,12 +120,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=_agreement)
     _common(command)
+    _add_harness(commands.add_parser("harness", help="benchmarks of lm-evaluation-harness on a model of a run"))
     return parser
+
+
+def _add_harness(command: argparse.ArgumentParser) -> None:
+    command.add_argument("folder", type=Path, metavar="FOLDER", help="of the run; its summary.json gets the results")
+    command.add_argument("--tasks", required=True, metavar="NAME,...", help="of tasks or groups")
+    command.add_argument("--model", default="candidate", help="candidate, full or random (%(default)s)")
+    command.add_argument("--include", type=Path, metavar="FOLDER", help="with task files of your own")
+    command.add_argument("--limit", type=_at_least_one, help="only the first so many documents of each task")
+    command.add_argument("--shots", type=int, help="examples in the prompt (default: as each task says)")
+    command.add_argument("--chat", action="store_true", help="put prompts into the model's chat template")
+    command.add_argument("--batch-size", type=_at_least_one, default=8, help="prompts at once (%(default)s)")
+    command.add_argument("--device", default="auto", help="(%(default)s)")
+    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    command.set_defaults(run=_harness)
 
 
 def _common(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    command.add_argument("--resamples", type=_resamples, default=RESAMPLES, help="bootstrap resamples (%(default)s)")
+    command.add_argument("--resamples", type=_at_least_one, default=RESAMPLES, help="bootstrap resamples (%(default)s)")
     command.add_argument("--confidence", type=_confidence, default=CONFIDENCE, help="of the interval (%(default)s)")
     command.add_argument("--seed", type=int, default=SEED, help="of the bootstrap (%(default)s)")
 
@@ -116,7 +152,7 @@ def _named_file(text: str) -> tuple[str, Path]:
     return name, Path(file)
 
 
-def _resamples(text: str) -> int:
+def _at_least_one(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text}: must be at least 1")

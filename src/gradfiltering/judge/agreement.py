@@ -1,7 +1,8 @@
 """How far raters agree, beyond chance, with intervals over what they rated."""
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import numpy as np
 from gradfiltering.errors import UserError
 from gradfiltering.judge.intervals import percentile_interval
 from gradfiltering.judge.ratings import RatingStore
-from gradfiltering.judge.verdicts import read_verdicts
+from gradfiltering.judge.verdicts import HUMAN, Verdict, read_verdicts
 from gradfiltering.seeding import numpy_rng
 
 Labels = Mapping[Any, str]
+OUTCOMES = {"first": "win", "second": "loss", "tie": "tie"}  # in a person's verdict the candidate's answer is the first
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,64 @@ def agreements(ratings: Mapping[str, Labels], resamples: int, confidence: float,
             rows = [[ratings[rater][item] for rater in group] for item in items]
             found.append(_agreement(group, rows, resamples, confidence, seed))
     return found
+
+
+@dataclass(frozen=True)
+class JudgeAgreement:
+    """How far those who judged the same answers agree.
+
+    Attributes:
+        raters: people among each other, every two and all; empty where there are no several.
+        judges: the judge with others whose judgements of the same answers are known (people by their majority).
+        not_found: those of the others that know no judgement of these answers.
+    """
+
+    raters: list[Agreement] = field(default_factory=list)
+    judges: list[Agreement] = field(default_factory=list)
+    not_found: list[str] = field(default_factory=list)
+
+
+def judge_agreement(
+    verdicts: Sequence[Verdict], others: Mapping[str, Sequence[Verdict]], resamples: int, confidence: float, seed: int
+) -> JudgeAgreement:
+    """Agreement of raters, and of a judge with others.
+
+    Args:
+        verdicts: of one judge on one opponent, each pair once.
+        others: verdicts on the same pairs by name of who gave them.
+        resamples: bootstrap resamples.
+        confidence: probability mass of the intervals.
+        seed: of the bootstrap.
+    """
+    drawing = (resamples, confidence, seed)
+    known = {name: labels for name, some in others.items() if (labels := _labels(some))}
+    mine = {verdicts[0].judge: _labels(verdicts)} if verdicts else {}
+    raters = raters_of(verdicts)
+    return JudgeAgreement(
+        raters=agreements(raters, *drawing) if len(raters) > 1 else [],
+        judges=agreements({**mine, **known}, *drawing) if mine and known else [],
+        not_found=[name for name in others if name not in known],
+    )
+
+
+def raters_of(verdicts: Sequence[Verdict]) -> dict[str, dict[Any, str]]:
+    """What each person said of the candidate, by rater and pair; empty where no person judged."""
+    table: dict[str, dict[Any, str]] = {}
+    for verdict in verdicts:
+        if verdict.judge == HUMAN:
+            for rater, label in json.loads(verdict.reply).items():
+                table.setdefault(rater, {})[_item(verdict)] = OUTCOMES[label]
+    return table
+
+
+def _labels(verdicts: Sequence[Verdict]) -> dict[Any, str]:
+    return {
+        _item(verdict): verdict.verdict for verdict in verdicts if verdict.repeat == 0 and verdict.verdict != "unparsed"
+    }
+
+
+def _item(verdict: Verdict) -> tuple[str, str, str]:
+    return verdict.against, verdict.prompt_set, verdict.prompt_id
 
 
 def cohen_kappa(one: Sequence[str], other: Sequence[str]) -> float | None:
@@ -125,11 +185,7 @@ def read_labels(files: Mapping[str, Path]) -> dict[str, dict[Any, str]]:
     table: dict[str, dict[Any, str]] = {}
     for name, file in files.items():
         if file.suffix != ".sqlite":
-            table[name] = {
-                (verdict.against, verdict.prompt_set, verdict.prompt_id): verdict.verdict
-                for verdict in read_verdicts(file)
-                if verdict.repeat == 0 and verdict.verdict != "unparsed"
-            }
+            table[name] = _labels(read_verdicts(file))
             continue
         if not file.is_file():
             raise UserError(f"{file}: no such file")

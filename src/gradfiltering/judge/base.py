@@ -57,12 +57,13 @@ class Judge(ABC):
     def replies(self, questions: Sequence[Question]) -> list[Reply]:
         """A reply to each question, in their order."""
 
-    def prepare(self, prompts: Sequence[Prompt], questions: int) -> None:
+    def prepare(self, prompts: Sequence[Prompt], questions: int, answer_tokens: int) -> None:
         """Refuses what cannot end well, before any time is spent on models.
 
         Args:
             prompts: what the models will be asked.
             questions: how often the judge will be asked about each of them.
+            answer_tokens: longest answer of a model.
         """
         return
 

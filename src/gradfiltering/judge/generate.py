@@ -62,7 +62,7 @@ def generate(
         UserError: an option is out of range, the tokenizer has no end-of-sequence token, or the context is too short.
     """
     _check(tokenizer, prompts, texts, max_new_tokens, batch_size)
-    room = _prompt_room(model, tokenizer, max_new_tokens)
+    room = prompt_room(context_length(model.config, tokenizer), max_new_tokens)
     whole = tokenizer(list(texts))["input_ids"] if texts else []
     kept = [_fit(tokens, room, tokenizer.bos_token_id) for tokens in whole]
     for prompt, tokens in zip(prompts, kept, strict=True):
@@ -92,12 +92,17 @@ def generate(
     ]
 
 
-def _check(
-    tokenizer: Any, prompts: Sequence[Prompt], texts: Sequence[str], max_new_tokens: int, batch_size: int
-) -> None:
+def check_sizes(max_new_tokens: int, batch_size: int) -> None:
+    """Refuses sizes below 1."""
     for name, value in (("generation.max_new_tokens", max_new_tokens), ("generation.batch_size", batch_size)):
         if value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
+
+
+def _check(
+    tokenizer: Any, prompts: Sequence[Prompt], texts: Sequence[str], max_new_tokens: int, batch_size: int
+) -> None:
+    check_sizes(max_new_tokens, batch_size)
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no end-of-sequence token; set one in its tokenizer_config.json")
     if len(prompts) != len(texts):
@@ -167,9 +172,12 @@ def _fit(tokens: list[int], room: int, bos: int | None) -> list[int]:
     return tokens[len(tokens) - room :]
 
 
-def _prompt_room(model: Any, tokenizer: Any, max_new_tokens: int) -> int:
-    """Tokens the context leaves for a prompt."""
-    context = context_length(model.config, tokenizer)
+def prompt_room(context: int, max_new_tokens: int) -> int:
+    """Tokens that a context of so many leaves for a prompt.
+
+    Raises:
+        UserError: none.
+    """
     if context <= max_new_tokens:
         raise UserError(
             f"generation.max_new_tokens is {max_new_tokens}, but the model's context holds {context} tokens, which "

@@ -5,6 +5,7 @@ import os
 import secrets
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -14,9 +15,60 @@ from gradfiltering.judge.base import Judge, Question, Reply
 from gradfiltering.judge.prompts import Prompt
 from gradfiltering.judge.rating_page import RatingSite, serving
 from gradfiltering.judge.ratings import Pair, RatingStore, export_csv, import_csv, majority
-from gradfiltering.judge.verdicts import Scores
+from gradfiltering.judge.verdicts import HUMAN, Scores
 
 SCORES: dict[str, Scores] = {"first": (1.0, 0.0), "second": (0.0, 1.0), "tie": (0.5, 0.5)}
+
+
+@dataclass(frozen=True)
+class Page:
+    """Where people rate.
+
+    Attributes:
+        host: where to serve; 127.0.0.1 keeps the page on this machine.
+        port: 0 takes a free one.
+        password_variable: environment variable with the page's password; None draws one and prints it.
+        open_to_all: no password at all.
+    """
+
+    host: str
+    port: int
+    password_variable: str | None
+    open_to_all: bool
+
+    def __post_init__(self) -> None:
+        if self.open_to_all and self.password_variable is not None:
+            raise UserError("judge.open_to_all=true and judge.password_variable exclude each other; give one of them")
+
+    def password(self) -> str | None:
+        """The password, None for a page without.
+
+        Raises:
+            UserError: the variable is not set.
+        """
+        if self.open_to_all:
+            return None
+        if self.password_variable is None:
+            return secrets.token_urlsafe(9)
+        if not (password := os.environ.get(self.password_variable, "")):
+            raise UserError(f"judge=human: the environment variable {self.password_variable} is not set; set it, or "
+                            "judge.password_variable=null for a password drawn by chance")  # fmt: skip
+        return password
+
+
+@dataclass(frozen=True)
+class Sheets:
+    """Ratings with other tools than the page.
+
+    Attributes:
+        export: write a sheet for each of these names instead of serving.
+        filled: sheets to take over first.
+        folder: where sheets are written.
+    """
+
+    export: Sequence[str]
+    filled: Sequence[str]
+    folder: str
 
 
 class HumanJudge(Judge):
@@ -28,49 +80,26 @@ class HumanJudge(Judge):
     Args:
         ratings: SQLite file of all ratings.
         raters: how many people have to rate each pair.
-        host: where to serve; 127.0.0.1 keeps the page on this machine.
-        port: 0 takes a free one.
-        password_variable: environment variable with the page's password; None draws one and prints it.
-        open_to_all: no password at all.
-        export: write a sheet for each of these names instead of serving, for people who rate with other tools.
-        sheets: filled-in sheets to take over first.
-        folder: where sheets are written.
+        page: where they do.
+        sheets: or how they do without.
         seed: of sides and orders.
     """
 
-    name = "human"
+    name = HUMAN
 
-    def __init__(
-        self,
-        ratings: str,
-        raters: int,
-        host: str,
-        port: int,
-        password_variable: str | None,
-        open_to_all: bool,
-        export: Sequence[str],
-        sheets: Sequence[str],
-        folder: str,
-        seed: int,
-    ):
+    def __init__(self, ratings: str, raters: int, page: Page, sheets: Sheets, seed: int):
         if raters < 1:
             raise UserError(f"judge.raters is {raters}; it must be at least 1")
-        if open_to_all and password_variable is not None:
-            raise UserError("judge.open_to_all=true and judge.password_variable exclude each other; give one of them")
         self.ratings = Path(ratings)
         self.raters = raters
-        self.address = (host, port)
-        self.password_variable = password_variable
-        self.open_to_all = open_to_all
-        self.export = list(export)
-        self.sheets = [Path(sheet).expanduser() for sheet in sheets]
-        self.folder = Path(folder)
+        self.page = page
+        self.sheets = sheets
         self.seed = seed
 
-    def prepare(self, prompts: Sequence[Prompt], questions: int) -> None:
+    def prepare(self, prompts: Sequence[Prompt], questions: int, answer_tokens: int) -> None:
         """Refuses a password or a sheet that is not there."""
-        self._password()
-        for sheet in self.sheets:
+        self.page.password()
+        for sheet in self._filled():
             if not sheet.is_file():
                 raise UserError(f"judge.sheets: no such file: {sheet}")
 
@@ -81,9 +110,9 @@ class HumanJudge(Judge):
         pairs = list({_pair(question): None for question in questions if question.order == 0})
         store = RatingStore(self.ratings, self.seed)
         try:
-            for sheet in self.sheets:
+            for sheet in self._filled():
                 import_csv(sheet, pairs, store)
-            if self.export:
+            if self.sheets.export:
                 self._write_sheets(pairs, store)
             else:
                 self._wait(pairs, store)
@@ -94,9 +123,10 @@ class HumanJudge(Judge):
                 for question in questions]  # fmt: skip
 
     def _write_sheets(self, pairs: Sequence[Pair], store: RatingStore) -> None:
-        for rater in self.export:
-            export_csv(self.folder / f"ratings_{rater}.csv", pairs, store, rater)
-        Console().print(f"judge=human: sheets for {', '.join(self.export)} in {self.folder}; take them over with "
+        names, folder = self.sheets.export, Path(self.sheets.folder)
+        for rater in names:
+            export_csv(folder / f"ratings_{rater}.csv", pairs, store, rater)
+        Console().print(f"judge=human: sheets for {', '.join(names)} in {folder}; take them over with "
                         "judge.sheets=[FILE,...]", highlight=False, soft_wrap=True)  # fmt: skip
 
     def _wait(self, pairs: Sequence[Pair], store: RatingStore) -> None:
@@ -106,11 +136,11 @@ class HumanJudge(Judge):
 
         if complete():
             return
-        password = self._password()
-        with serving(RatingSite(pairs, store, password), *self.address) as url:
+        password = self.page.password()
+        with serving(RatingSite(pairs, store, password), self.page.host, self.page.port) as url:
             words = "no password" if password is None else f"password {password}"
-            if self.password_variable is not None:
-                words = f"password in {self.password_variable}"
+            if self.page.password_variable is not None:
+                words = f"password in {self.page.password_variable}"
             Console().print(
                 f"judge=human: {len(pairs)} pairs, {self.raters} rater(s) each, at {url} ({words}). Ctrl-C stops; "
                 "ratings are kept, and a further run goes on from there", highlight=False, soft_wrap=True
@@ -118,15 +148,8 @@ class HumanJudge(Judge):
             while not complete():
                 time.sleep(0.5)
 
-    def _password(self) -> str | None:
-        if self.open_to_all:
-            return None
-        if self.password_variable is None:
-            return secrets.token_urlsafe(9)
-        if not (password := os.environ.get(self.password_variable, "")):
-            raise UserError(f"judge=human: the environment variable {self.password_variable} is not set; set it, or "
-                            "judge.password_variable=null for a password drawn by chance")  # fmt: skip
-        return password
+    def _filled(self) -> list[Path]:
+        return [Path(sheet).expanduser() for sheet in self.sheets.filled]
 
 
 def _pair(question: Question) -> Pair:

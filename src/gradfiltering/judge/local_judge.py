@@ -1,118 +1,160 @@
 """A causal language model on this machine as judge."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from jinja2.exceptions import TemplateError
+from rich.console import Console
 from rich.progress import Progress
 
+from gradfiltering.data.examples import tokenizer_hash
 from gradfiltering.errors import UserError
+from gradfiltering.judge.asking import Asked, Asking
 from gradfiltering.judge.base import Judge, Question, Reply
 from gradfiltering.judge.generate import generate_batch, plain_decoding, said
 from gradfiltering.judge.prompts import Prompt
-from gradfiltering.judge.protocol import Message, Protocol
+from gradfiltering.judge.protocol import Message
+from gradfiltering.judge.replies import ReplyKey, ReplyStore, StoredReply
 from gradfiltering.proxy.backbone import Loaded, PretrainedBackbone, native_precision
 from gradfiltering.proxy.devices import rank
+from gradfiltering.proxy.members import weights_hash
 
-
-@dataclass
-class _State:
-    """Where a question stands."""
-
-    messages: list[Message]
-    final: Reply | None = None
+LOCAL_VERSION = 1  # raise it when the same model and words would get another reply
 
 
 class LocalJudge(Judge):
     """Asks a model loaded with transformers, greedily and in batches; its chat template where it has one.
 
+    What it says is kept, batch by batch: a pair judged before, in this run or another, is not judged again.
+
     Args:
         backbone: the model.
-        protocol: what is shown and how replies are read.
-        max_reply_tokens: longest reply.
+        asking: what is shown, how often, and where replies are kept.
         batch_size: questions at once.
-        asks: how often a question is asked until its reply can be read.
         device: "auto", or a device's name such as `cuda:1`.
     """
 
     name = "local"
 
-    def __init__(
-        self,
-        backbone: PretrainedBackbone,
-        protocol: Protocol,
-        max_reply_tokens: int,
-        batch_size: int,
-        asks: int,
-        device: str,
-    ):
-        for name, value in (("max_reply_tokens", max_reply_tokens), ("batch_size", batch_size), ("asks", asks)):
-            if value < 1:
-                raise UserError(f"judge.{name} is {value}; it must be at least 1")
+    def __init__(self, backbone: PretrainedBackbone, asking: Asking, batch_size: int, device: str):
+        if batch_size < 1:
+            raise UserError(f"judge.batch_size is {batch_size}; it must be at least 1")
         self.backbone = backbone
-        self.protocol = protocol
-        self.max_reply_tokens = max_reply_tokens
+        self.asking = asking
         self.batch_size = batch_size
-        self.asks = asks
         self.device = device
 
-    def prepare(self, prompts: Sequence[Prompt], questions: int) -> None:
-        """Refuses a model that cannot be loaded."""
+    def prepare(self, prompts: Sequence[Prompt], questions: int, answer_tokens: int) -> None:
+        """Refuses a model that cannot be loaded, or whose context a reply alone would fill."""
         self.backbone.check()
+        if self.backbone.context <= self.asking.max_reply_tokens:
+            raise UserError(
+                f"judge.max_reply_tokens is {self.asking.max_reply_tokens:,}, but {self.backbone.model} takes "
+                f"{self.backbone.context:,} tokens in all, which leaves none for the question; lower it"
+            )
 
     def replies(self, questions: Sequence[Question]) -> list[Reply]:
         """A reply to each question; one that does not fit the model's context is left unparsed, never cut."""
-        loaded, device = self._load()
+        loaded, device = load_alone(self.backbone, self.device, "judge.device")
         control = _own_marks(loaded.tokenizer)
-        states = [_State(self.protocol.messages(one.prompt, one.first, one.second, control)) for one in questions]
+        # The same words in another order's or repeat's place get the same reply, since nothing is drawn by chance.
+        asked: dict[str, Asked] = {}
+        texts = []
+        for question in questions:
+            one = self.asking.open(question, control)
+            texts.append(json.dumps(one.messages))
+            asked.setdefault(texts[-1], one)
+        store = ReplyStore(Path(self.asking.replies))
+        try:
+            self._ask_all(loaded, device, list(asked.values()), store)
+        finally:
+            store.close()
+        return [asked[text].final or Reply("not asked", None) for text in texts]
+
+    def _ask_all(self, loaded: Loaded, device: torch.device, asked: Sequence[Asked], store: ReplyStore) -> None:
+        identity = [LOCAL_VERSION, weights_hash(loaded.model), tokenizer_hash(loaded.tokenizer)]
         model: Any = loaded.model.to(device)
         with plain_decoding(model), Progress(transient=True, disable=rank() > 0) as bar:
-            line = bar.add_task(f"judging by {self.backbone.model}", total=len(states))
-            for ask in range(self.asks):
-                open_ = [state for state in states if state.final is None]
-                self._round(model, loaded, open_, last=ask == self.asks - 1)
-                bar.update(line, completed=sum(state.final is not None for state in states))
-        return [state.final or Reply("not asked", None) for state in states]
+            line = bar.add_task(f"judging by {self.backbone.model}", total=len(asked))
+            for ask in range(self.asking.asks):
+                stored = 0
+                waiting: list[_Waiting] = []
+                for one in (one for one in asked if one.final is None):
+                    if (next_ := self._next(one, loaded, identity)) is None:
+                        continue
+                    if (reply := store.get(next_.key)) is not None:
+                        self.asking.take(one, reply.text)
+                        stored += 1
+                    else:
+                        waiting.append(next_)
+                if ask == 0:
+                    Console(quiet=rank() > 0).print(
+                        f"judge={self.name} ({self.backbone.model}): {len(waiting):,} questions, {stored:,} more "
+                        "answered by stored replies", highlight=False
+                    )  # fmt: skip
+                # Longest first: if the memory does not suffice, that shows at once.
+                waiting.sort(key=lambda one: -len(one.tokens))
+                for start in range(0, len(waiting), self.batch_size):
+                    self._ask(model, loaded.tokenizer, waiting[start : start + self.batch_size], store)
+                    bar.update(line, completed=sum(one.final is not None for one in asked))
 
-    def _load(self) -> tuple[Loaded, torch.device]:
-        chosen = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
-        try:
-            device = torch.device(chosen)
-        except RuntimeError as error:
-            raise UserError(f"judge.device={chosen}: {error}") from error
-        precision = self.backbone.precision
-        backbone = replace(self.backbone, precision=native_precision(device) if precision == "auto" else precision)
-        # A pretrained model is neither kept in a store nor drawn from a seed, and its precision is settled.
-        load: Any = partial(backbone.load, None, 0, None)  # type: ignore[arg-type]
-        return load(), device
+    def _next(self, one: Asked, loaded: Loaded, identity: Sequence[Any]) -> "_Waiting | None":
+        """What to ask next and under which key its reply is kept; None, and the question ended, if it does not fit."""
+        tokens, most = tokenize_chat(one.messages, loaded.tokenizer), self.asking.max_reply_tokens
+        if len(tokens) > loaded.context - most:
+            why = f"{len(tokens)} tokens and a reply of {most} do not fit {loaded.context}"
+            one.final = Reply(f"not judged: {why}", None)
+            return None
+        digest = hashlib.sha256(json.dumps([*identity, most, tokens]).encode()).hexdigest()
+        return _Waiting(one, tokens, ReplyKey(self.name, self.backbone.model, digest, 0, 0, one.attempt))
 
-    def _round(self, model: Any, loaded: Loaded, states: Sequence[_State], last: bool) -> None:
-        """Asks every open question once."""
-        tokenizer = loaded.tokenizer
-        room = loaded.context - self.max_reply_tokens
-        fitting: list[tuple[list[int], _State]] = []
-        for state in states:
-            tokens = tokenize_chat(state.messages, tokenizer)
-            if len(tokens) > room:
-                why = f"{len(tokens)} tokens and a reply of {self.max_reply_tokens} do not fit {loaded.context}"
-                state.final = Reply(f"not judged: {why}", None)
-            else:
-                fitting.append((tokens, state))
-        # Longest first: if the memory does not suffice, that shows at once.
-        fitting.sort(key=lambda pair: -len(pair[0]))
-        for start in range(0, len(fitting), self.batch_size):
-            batch = fitting[start : start + self.batch_size]
-            answers = generate_batch(model, tokenizer, [tokens for tokens, _ in batch], self.max_reply_tokens)
-            for answer, (_, state) in zip(answers, batch, strict=True):
-                text = said(answer, tokenizer)
-                scores = self.protocol.read(text)
-                if scores is not None or last:
-                    state.final = Reply(text, scores)
-                else:
-                    state.messages = self.protocol.ask_again(state.messages, text)
+    def _ask(self, model: Any, tokenizer: Any, batch: Sequence["_Waiting"], store: ReplyStore) -> None:
+        """Asks a batch and keeps what came."""
+        answers = generate_batch(model, tokenizer, [one.tokens for one in batch], self.asking.max_reply_tokens)
+        replies = [
+            StoredReply(said(answer, tokenizer), answer[1], len(one.tokens), len(answer[0]))
+            for answer, one in zip(answers, batch, strict=True)
+        ]
+        store.keep([(one.key, reply) for one, reply in zip(batch, replies, strict=True)])
+        for one, reply in zip(batch, replies, strict=True):
+            self.asking.take(one.asked, reply.text)
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A question that no stored reply answers: its tokens, and the key of its reply."""
+
+    asked: Asked
+    tokens: list[int]
+    key: ReplyKey
+
+
+def load_alone(backbone: PretrainedBackbone, device: str, option: str) -> tuple[Loaded, torch.device]:
+    """Loads a pretrained model outside training, and says where it belongs.
+
+    Args:
+        backbone: the model; its precision `auto` is what suits the device.
+        device: a device's name, or "auto" for a GPU where there is one.
+        option: what the device is called where it was asked for.
+
+    Raises:
+        UserError: there is no such device, or the model cannot be loaded.
+    """
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        place = torch.device(chosen)
+    except RuntimeError as error:
+        raise UserError(f"{option}={chosen}: {error}") from error
+    precision = native_precision(place) if backbone.precision == "auto" else backbone.precision
+    # A pretrained model is neither kept in a store nor drawn from a seed, and its precision is settled.
+    load: Any = partial(replace(backbone, precision=precision).load, None, 0, None)  # type: ignore[arg-type]
+    return load(), place
 
 
 def tokenize_chat(messages: Sequence[Message], tokenizer: Any) -> list[int]:

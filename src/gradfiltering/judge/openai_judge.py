@@ -12,26 +12,45 @@ from rich.console import Console
 from rich.progress import Progress
 
 from gradfiltering.errors import UserError
+from gradfiltering.judge.asking import Asked, Asking
 from gradfiltering.judge.base import Judge, Question, Reply
-from gradfiltering.judge.budget import Budget, BudgetSpent, Prices, estimated_tokens
+from gradfiltering.judge.budget import Budget, BudgetSpent, Limits, estimated_tokens
 from gradfiltering.judge.endpoint import Endpoint, NoReply
 from gradfiltering.judge.prompts import Prompt
-from gradfiltering.judge.protocol import Message, Protocol
-from gradfiltering.judge.replies import ReplyKey, ReplyStore, StoredReply
+from gradfiltering.judge.protocol import Message
+from gradfiltering.judge.replies import ReplyKey, ReplyStore
 from gradfiltering.proxy.devices import rank
 
-FIXED = ("model", "messages", "stream", "n")
 
+@dataclass(frozen=True)
+class Request:
+    """What stands in each request beside the conversation.
 
-@dataclass
-class _Progress:
-    """Where a question stands: what to send next, and the reply that ended it."""
+    Attributes:
+        model: its name at the server.
+        temperature: of sampling; None leaves it to the server.
+        token_limit_name: how this server calls the longest reply, `max_tokens` or `max_completion_tokens`.
+        fields: further fields.
+    """
 
-    question: Question
-    messages: list[Message]
-    attempt: int = 0
-    last: str | None = None
-    final: Reply | None = None
+    model: str
+    temperature: float | None
+    token_limit_name: str
+    fields: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        fixed = ("model", "messages", "stream", "n", "temperature", self.token_limit_name)
+        if taken := [name for name in self.fields if name in fixed]:
+            raise UserError(f"judge.request.{taken[0]} has an option of its own or cannot be changed; remove it")
+
+    def body(self, messages: Sequence[Message], asking: Asking) -> dict[str, Any]:
+        """A request's body."""
+        body = {"model": self.model, "messages": list(messages), **self.fields}
+        if asking.protocol.reply == "json":
+            body.setdefault("response_format", {"type": "json_object"})
+        if self.temperature is not None:
+            body["temperature"] = self.temperature
+        return {**body, self.token_limit_name: asking.max_reply_tokens}
 
 
 class OpenAIJudge(Judge):
@@ -39,62 +58,28 @@ class OpenAIJudge(Judge):
 
     Args:
         endpoint: the server.
-        model: its name there.
-        protocol: what is shown and how replies are read.
-        temperature: of sampling; None leaves it to the server.
-        max_reply_tokens: longest reply.
-        token_limit_name: how this server calls that limit, `max_tokens` or `max_completion_tokens`.
-        request: further fields of each request.
-        asks: how often a question is asked until its reply can be read.
-        prices: of tokens.
-        max_requests: most requests of a run; None sets no limit.
-        max_cost: most money of a run; None sets no limit.
-        replies: SQLite file of all replies.
+        request: what is sent along with each conversation.
+        asking: what is shown, how often, and where replies are kept.
+        limits: of a run, in requests and in money.
     """
 
     name = "openai"
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        model: str,
-        protocol: Protocol,
-        temperature: float | None,
-        max_reply_tokens: int,
-        token_limit_name: str,
-        request: Mapping[str, Any],
-        asks: int,
-        prices: Prices,
-        max_requests: int | None,
-        max_cost: float | None,
-        replies: str,
-    ):
-        if fixed := [name for name in request if name in (*FIXED, token_limit_name, "temperature")]:
-            raise UserError(f"judge.request.{fixed[0]} has an option of its own or cannot be changed; remove it")
-        if max_reply_tokens < 1 or asks < 1:
-            raise UserError(f"judge.max_reply_tokens={max_reply_tokens}, judge.asks={asks}: both must be at least 1")
+    def __init__(self, endpoint: Endpoint, request: Request, asking: Asking, limits: Limits):
         self.endpoint = endpoint
-        self.model = model
-        self.protocol = protocol
-        self.options = dict(request)
-        if protocol.reply == "json":
-            self.options.setdefault("response_format", {"type": "json_object"})
-        if temperature is not None:
-            self.options["temperature"] = temperature
-        self.options[token_limit_name] = max_reply_tokens
-        self.max_reply_tokens = max_reply_tokens
-        self.asks = asks
-        self.limits = (prices, max_requests, max_cost)
-        self.budget = Budget(*self.limits)
-        self.path = Path(replies)
+        self.request = request
+        self.asking = asking
+        self.limits = limits
+        self.budget = Budget(limits)
+        self.path = Path(asking.replies)
 
-    def prepare(self, prompts: Sequence[Prompt], questions: int) -> None:
-        """Refuses a missing key, and limits that would not do even if every answer were empty and none was stored."""
+    def prepare(self, prompts: Sequence[Prompt], questions: int, answer_tokens: int) -> None:
+        """Refuses a missing key, and limits that might not do if every answer were as long as it may be."""
         self.endpoint.check()
-        if not self.path.exists():  # else some replies may be there already
-            empty = [Question(prompt, "", "", 0, 0) for prompt in prompts]
-            requests, tokens = len(empty) * questions, questions * self._input_tokens(empty)
-            self.budget.refuse_above(requests, self.budget.prices.cost(tokens, 0))
+        asked = [self.asking.open(Question(prompt, "", "", 0, 0)) for prompt in prompts]
+        empty = sum(estimated_tokens(one.messages) for one in asked)
+        how = f"an upper bound: two answers of {answer_tokens:,} tokens, generation.max_new_tokens, in each request"
+        self._announce(len(asked) * questions, questions * (empty + 2 * answer_tokens * len(asked)), how)
 
     def replies(self, questions: Sequence[Question]) -> list[Reply]:
         """Asks what no stored reply answers; prints how much that is, and refuses if it is above the limits.
@@ -105,92 +90,79 @@ class OpenAIJudge(Judge):
         """
         store = ReplyStore(self.path)
         try:
-            self.budget = Budget(*self.limits)
-            states = [_Progress(one, self.protocol.messages(one.prompt, one.first, one.second)) for one in questions]
-            open_ = [state for state in states if not self._resume(state, store)]
-            self._announce(open_, len(states) - len(open_))
-            if open_:
-                asyncio.run(self._ask_all(open_, store))
-            return [state.final or Reply("not asked", None) for state in states]
+            self.budget = Budget(self.limits)
+            asked = [self.asking.open(question) for question in questions]
+            left = [one for one in asked if not self._resume(one, store)]
+            how = f"{len(asked) - len(left):,} questions answered by stored replies"
+            self._announce(len(left), sum(estimated_tokens(one.messages) for one in left), how)
+            if left:
+                asyncio.run(self._ask_all(left, store))
+            return [one.final or Reply("not asked", None) for one in asked]
         finally:
             store.close()
 
     def body(self, messages: Sequence[Message]) -> dict[str, Any]:
         """A request's body."""
-        return {"model": self.model, "messages": list(messages), **self.options}
+        return self.request.body(messages, self.asking)
 
-    def key(self, state: _Progress) -> ReplyKey:
-        """Under which a state's next reply is kept."""
-        sent = json.dumps([self.endpoint.base_url, self.body(state.messages)], sort_keys=True)
-        digest = hashlib.sha256(sent.encode()).hexdigest()
-        return ReplyKey(self.name, self.model, digest, state.question.order, state.question.repeat, state.attempt)
+    def key(self, asked: Asked) -> ReplyKey:
+        """Under which a question's next reply is kept."""
+        sent = json.dumps([self.endpoint.base_url, self.body(asked.messages)], sort_keys=True)
+        digest, question = hashlib.sha256(sent.encode()).hexdigest(), asked.question
+        return ReplyKey(self.name, self.request.model, digest, question.order, question.repeat, asked.attempt)
 
-    def _resume(self, state: _Progress, store: ReplyStore) -> bool:
+    def _resume(self, asked: Asked, store: ReplyStore) -> bool:
         """Goes through the stored replies to a question; whether nothing remains to be asked."""
-        while state.final is None and (stored := store.get(self.key(state))) is not None:
-            self._advance(state, stored)
-        return state.final is not None
+        while asked.final is None and (stored := store.get(self.key(asked))) is not None:
+            self.asking.take(asked, stored.text)
+        return asked.final is not None
 
-    def _advance(self, state: _Progress, reply: StoredReply) -> None:
-        """A reply that can be read ends a question, and so does the last that cannot; else it is asked again."""
-        scores = self.protocol.read(reply.text)
-        state.attempt += 1
-        state.last = reply.text
-        if scores is not None or state.attempt >= self.asks:
-            state.final = Reply(reply.text, scores)
-        else:
-            state.messages = self.protocol.ask_again(state.messages, reply.text)
-
-    async def _ask_all(self, states: Sequence[_Progress], store: ReplyStore) -> None:
+    async def _ask_all(self, left: Sequence[Asked], store: ReplyStore) -> None:
         stopped: list[UserError] = []
         failures: list[str] = []
         with Progress(transient=True, disable=rank() > 0) as bar:
-            line = bar.add_task(f"judging by {self.model}", total=len(states))
+            line = bar.add_task(f"judging by {self.request.model}", total=len(left))
 
-            async def settle(state: _Progress) -> None:
+            async def settle(asked: Asked) -> None:
                 try:
-                    while state.final is None and not stopped:
-                        await self._ask(state, store)
+                    while asked.final is None and not stopped:
+                        await self._ask(asked, store)
                 except NoReply as error:
                     failures.append(str(error))
                     # Not stored, so the next run asks for it.
-                    state.final = Reply(f"not judged: {error}", None)
+                    asked.final = Reply(f"not judged: {error}", None)
                 except UserError as error:
                     stopped.append(error)  # those under way may end: they are paid for
                 bar.advance(line)
 
             async with self.endpoint.connected():
-                await asyncio.gather(*(settle(state) for state in states))
+                await asyncio.gather(*(settle(asked) for asked in left))
         self._report(failures)
         if stopped:
             kind = BudgetSpent if isinstance(stopped[0], BudgetSpent) else UserError
             raise kind(f"{stopped[0]}. Replies that came are kept in {self.path}; a further run asks for the rest only")
 
-    async def _ask(self, state: _Progress, store: ReplyStore) -> None:
-        messages = state.messages
-        tokens = estimated_tokens(messages)
-        reply = await self.endpoint.ask(self.body(messages), self.budget, tokens, self.max_reply_tokens)
-        await store.put(self.key(state), reply)
-        self._advance(state, reply)
+    async def _ask(self, asked: Asked, store: ReplyStore) -> None:
+        tokens, most = estimated_tokens(asked.messages), self.asking.max_reply_tokens
+        reply = await self.endpoint.ask(self.body(asked.messages), self.budget, tokens, most)
+        await store.put(self.key(asked), reply)
+        self.asking.take(asked, reply.text)
 
-    def _announce(self, states: Sequence[_Progress], stored: int) -> None:
-        tokens = sum(estimated_tokens(state.messages) for state in states)
-        replies = len(states) * self.max_reply_tokens
-        cost = self.budget.prices.cost(tokens, replies)
-        money = f", at most about {cost:,.2f} in money" if self.budget.prices.known else ", prices unknown"
+    def _announce(self, requests: int, tokens: int, how: str) -> None:
+        """Prints what is to come, and refuses it above the limits."""
+        replies = requests * self.asking.max_reply_tokens
+        cost = self.limits.prices.cost(tokens, replies)
+        money = f", at most about {cost:,.2f} in money" if self.limits.prices.known else ", prices unknown"
         Console(quiet=rank() > 0).print(
-            f"judge={self.name} ({self.model}): {len(states):,} requests ({stored:,} questions answered by stored "
-            f"replies), about {tokens:,} tokens in and at most {replies:,} out{money}",
+            f"judge={self.name} ({self.request.model}): {requests:,} requests, about {tokens:,} tokens in and at most "
+            f"{replies:,} out{money} ({how})",
             highlight=False,
         )
-        self.budget.refuse_above(len(states), cost)
+        self.limits.refuse_above(requests, cost, how)
 
     def _report(self, failures: Sequence[str]) -> None:
-        spent = f", {self.budget.cost:,.4f} in money" if self.budget.prices.known else ""
+        spent = f", {self.budget.cost:,.4f} in money" if self.limits.prices.known else ""
         text = f"judge={self.name}: {self.budget.requests:,} requests sent{spent}"
         if failures:
             text += f"; {len(failures):,} questions without a reply ({failures[0]}); a further run asks for them again"
         Console(quiet=rank() > 0).print(text, highlight=False, markup=False)
-
-    def _input_tokens(self, questions: Sequence[Question]) -> int:
-        return sum(estimated_tokens(self.protocol.messages(one.prompt, one.first, one.second)) for one in questions)

@@ -3,18 +3,16 @@
 import csv
 import hashlib
 import json
-import sqlite3
-import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from gradfiltering.errors import UserError
+from gradfiltering.judge.kept import KeptRows
 from gradfiltering.seeding import derive_seed
-from gradfiltering.store import atomic_path, writing
+from gradfiltering.store import atomic_path
 
 Choice = Literal["left", "right", "tie"]
 Label = Literal["first", "second", "tie"]
@@ -66,16 +64,11 @@ class RatingStore:
     def __init__(self, path: Path, seed: int):
         self.path = path
         self.seed = seed
-        self._lock = threading.Lock()
-        with writing(path), self._explained():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = sqlite3.connect(path, timeout=60, check_same_thread=False)
-            self._file.execute("PRAGMA synchronous = FULL")
-            self._file.execute(
-                "CREATE TABLE IF NOT EXISTS ratings (pair TEXT, rater TEXT, label TEXT NOT NULL, "
-                "at TEXT DEFAULT CURRENT_TIMESTAMP, PRIMARY KEY (pair, rater))"
-            )
-            self._file.commit()
+        table = (
+            "ratings (pair TEXT, rater TEXT, label TEXT NOT NULL, at TEXT DEFAULT CURRENT_TIMESTAMP, "
+            "PRIMARY KEY (pair, rater))"
+        )
+        self._rows = KeptRows(path, table, "ratings", "Name another file in judge.ratings")
 
     def rate(self, pair: str, rater: str, choice: Choice) -> None:
         """Keeps what a rater chose on the page."""
@@ -86,32 +79,20 @@ class RatingStore:
 
     def keep(self, ratings: Sequence[tuple[str, str, Label]]) -> None:
         """Keeps (pair, rater, label); they are on the disk when this returns. The first rating of a pair stands."""
-        with self._explained(), self._lock, self._file:
-            self._file.executemany("INSERT OR IGNORE INTO ratings (pair, rater, label) VALUES (?, ?, ?)", ratings)
+        self._rows.insert("INSERT OR IGNORE INTO ratings (pair, rater, label) VALUES (?, ?, ?)", ratings)
 
     def by_rater(self, pairs: Sequence[Pair] | None) -> dict[str, dict[str, str]]:
         """Labels of these pairs (None: of all) by rater and pair."""
         names = None if pairs is None else {pair.name for pair in pairs}
-        with self._lock:
-            rows = self._file.execute("SELECT rater, pair, label FROM ratings ORDER BY rater, rowid").fetchall()
         table: dict[str, dict[str, str]] = {}
-        for rater, pair, label in rows:
+        for rater, pair, label in self._rows.select("SELECT rater, pair, label FROM ratings ORDER BY rater, rowid"):
             if names is None or pair in names:
                 table.setdefault(rater, {})[pair] = label
         return table
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            raise UserError(
-                f"cannot keep ratings in {self.path}: {error}; name another file in judge.ratings"
-            ) from error
+        self._rows.close()
 
 
 def majority(labels: Sequence[str]) -> Label:

@@ -63,3 +63,8 @@ class ReplayJudge(PairJudge):
         return Reply(
             f"not found: no stored judgement of this pair of answers to {prompt.prompt_set}/{prompt.prompt_id}", None
         )
+
+
+def replays(files: Sequence[str]) -> dict[str, ReplayJudge]:
+    """A judge for each file of stored judgements, by the file's name as given."""
+    return {str(file): ReplayJudge([file]) for file in files}

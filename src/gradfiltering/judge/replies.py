@@ -1,16 +1,11 @@
-"""Replies that were paid for, kept in an SQLite file the moment they arrive."""
+"""Replies that were paid for, in money or in time, kept in an SQLite file the moment they arrive."""
 
 import asyncio
-import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from gradfiltering.errors import UserError
-from gradfiltering.store import writing
-
-LOCK_SECONDS = 60.0
+from gradfiltering.judge.kept import KeptRows
 
 
 @dataclass(frozen=True)
@@ -21,8 +16,9 @@ class ReplyKey:
         judge: name of the judge.
         model: the model asked.
         prompt_hash: digest of everything that was sent, and of where.
-        slot_order: 0 when the candidate's answer came first, 1 when it came second.
-        repeat: which repetition of the pair.
+        slot_order: 0 when the candidate's answer came first, 1 when it came second; 0 for a judge that always says
+            the same to the same words.
+        repeat: which repetition of the pair; 0 for such a judge.
         attempt: 0 for the first reply, 1 for that to being asked again, …
     """
 
@@ -56,33 +52,37 @@ _VALUES = ", ".join(field.name for field in fields(StoredReply))
 
 
 class ReplyStore:
-    """Replies by question. A reply that `put` has returned for survives a crash of the process and of the machine.
+    """Replies by question. A reply that `put` or `keep` has returned for survives a crash of process and machine.
 
     Args:
         path: the SQLite file; made when it is not there. Several processes may use it at once.
     """
 
     def __init__(self, path: Path):
-        self.path = path
-        with writing(path), self._explained():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # No write-ahead log: it needs shared memory, which network file systems lack.
-            self._file = sqlite3.connect(path, timeout=LOCK_SECONDS, check_same_thread=False)
-            self._file.execute("PRAGMA synchronous = FULL")
-            self._file.execute(
-                "CREATE TABLE IF NOT EXISTS replies (judge TEXT, model TEXT, prompt_hash TEXT, slot_order INTEGER, "
-                "repeat INTEGER, attempt INTEGER, text TEXT NOT NULL, finish_reason TEXT, input_tokens INTEGER, "
-                f"output_tokens INTEGER, arrived TEXT DEFAULT CURRENT_TIMESTAMP, PRIMARY KEY ({_KEYS}))"
-            )
-            self._file.commit()
+        table = (
+            "replies (judge TEXT, model TEXT, prompt_hash TEXT, slot_order INTEGER, repeat INTEGER, attempt INTEGER, "
+            "text TEXT NOT NULL, finish_reason TEXT, input_tokens INTEGER, output_tokens INTEGER, "
+            f"arrived TEXT DEFAULT CURRENT_TIMESTAMP, PRIMARY KEY ({_KEYS}))"
+        )
+        remedy = (
+            "Free some space, or name another file in judge.replies; nothing more is asked, since its answer would be "
+            "lost"
+        )
+        self._rows = KeptRows(path, table, "replies", remedy)
         self._waiting: list[tuple[ReplyKey, StoredReply]] = []
         self._writing = asyncio.Lock()
 
     def get(self, key: ReplyKey) -> StoredReply | None:
         """The reply to a question, None if there was none yet."""
         where = " AND ".join(f"{field.name} = ?" for field in fields(ReplyKey))
-        row = self._file.execute(f"SELECT {_VALUES} FROM replies WHERE {where}", astuple(key)).fetchone()
-        return None if row is None else StoredReply(*row)
+        rows = self._rows.select(f"SELECT {_VALUES} FROM replies WHERE {where}", astuple(key))
+        return StoredReply(*rows[0]) if rows else None
+
+    def keep(self, replies: Sequence[tuple[ReplyKey, StoredReply]]) -> None:
+        """Keeps replies; they are on the disk when this returns."""
+        rows = [(*astuple(key), *_storable(reply)) for key, reply in replies]
+        places = ", ".join("?" * (len(fields(ReplyKey)) + len(fields(StoredReply))))
+        self._rows.insert(f"INSERT OR IGNORE INTO replies ({_KEYS}, {_VALUES}) VALUES ({places})", rows)
 
     async def put(self, key: ReplyKey, reply: StoredReply) -> None:
         """Keeps a reply; returns when it is on the disk.
@@ -96,27 +96,11 @@ class ReplyStore:
             if not any(entry is other for other in self._waiting):
                 return  # written along with another
             batch, self._waiting = self._waiting, []
-            await asyncio.to_thread(self._write, batch)
+            await asyncio.to_thread(self.keep, batch)
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            raise UserError(
-                f"cannot keep replies in {self.path}: {error}. Free some space, or name another file in judge.replies; "
-                "nothing more is asked, since its answer would be lost"
-            ) from error
-
-    def _write(self, batch: Sequence[tuple[ReplyKey, StoredReply]]) -> None:
-        rows = [(*astuple(key), *_storable(reply)) for key, reply in batch]
-        places = ", ".join("?" * len(rows[0]))
-        with self._explained(), self._file:
-            self._file.executemany(f"INSERT OR IGNORE INTO replies ({_KEYS}, {_VALUES}) VALUES ({places})", rows)
+        self._rows.close()
 
 
 def _storable(reply: StoredReply) -> tuple[str | int | None, ...]:

@@ -12,9 +12,10 @@ from peft import PeftModel
 from gradfiltering.data.examples import tokenizer_hash
 from gradfiltering.data.records import Records
 from gradfiltering.errors import UserError
+from gradfiltering.judge.agreement import judge_agreement
 from gradfiltering.judge.base import Judge, judge_pairs
 from gradfiltering.judge.bias import answer_lengths, judge_bias, steadiness
-from gradfiltering.judge.generate import generate, render_prompts
+from gradfiltering.judge.generate import check_sizes, generate, prompt_room, render_prompts
 from gradfiltering.judge.metrics import response_metrics
 from gradfiltering.judge.prompts import Prompt, PromptLoader, load_prompts
 from gradfiltering.judge.pws import tally
@@ -32,7 +33,7 @@ ANSWERS_VERSION = 1  # raise it when the same model would answer otherwise
 
 
 def load_prompt_sets(
-    loaders: Mapping[str, PromptLoader], records: Records, judge: Judge, against: int, repeats: int
+    loaders: Mapping[str, PromptLoader], records: Records, judge: Judge, against: int, repeats: int, how: "Generation"
 ) -> list[Prompt]:
     """All prompts of the chosen sets; held-out rows serve as prompts where asked for.
 
@@ -42,12 +43,13 @@ def load_prompt_sets(
         judge: it may refuse before anything is trained.
         against: number of opponents.
         repeats: how often each pair is judged.
+        how: how answers are generated; their length limits what judging costs.
     """
     if repeats < 1:
         raise UserError(f"judge.repeats is {repeats}; it must be at least 1")
     turns = records.heldout_turns()
     prompts = load_prompts(list(loaders.values()), None if turns is None else [asdict(turn) for turn in turns])
-    judge.prepare(prompts, 2 * against * repeats)
+    judge.prepare(prompts, 2 * against * repeats, how.max_new_tokens)
     return prompts
 
 
@@ -62,6 +64,13 @@ class Generation:
 
     max_new_tokens: int
     batch_size: int
+
+    def __post_init__(self) -> None:
+        check_sizes(self.max_new_tokens, self.batch_size)
+
+    def check(self, context: int) -> None:
+        """Refuses answers that leave no room for a prompt in a model's context of so many tokens."""
+        prompt_room(context, self.max_new_tokens)
 
 
 def answer_all(
@@ -155,13 +164,20 @@ def measure_answers(
 
 def tally_verdicts(
     verdicts: Sequence[Verdict],
+    prompts: Sequence[Prompt],
     responses: Mapping[str, Sequence[Response]],
+    others: Mapping[str, Judge],
     resamples: int,
     confidence: float,
     seed: int,
 ) -> dict[str, dict[str, Any]]:
-    """`pws` per opponent and prompt set with intervals, and `judge` bias per opponent, as they stand in the summary."""
+    """`pws` per opponent and prompt set with intervals, and `judge` per opponent, as they stand in the summary.
+
+    The latter is the judge's bias, how steady it is over repeats, how far raters agree among each other where there are
+    several, and how far the judge agrees with `others`, which know judgements of the same answers.
+    """
     table = tally(verdicts, resamples, confidence, seed)
+    said = {name: judge_pairs(other, prompts, responses, CANDIDATE, 1) for name, other in others.items()}
     bias = {}
     for against in table:
         some = [verdict for verdict in verdicts if verdict.against == against]
@@ -169,5 +185,8 @@ def tally_verdicts(
         lengths = answer_lengths(first, responses)
         found = judge_bias(first, lengths, resamples, confidence, derive_seed(seed, "length", against))
         steady = steadiness(some)
-        bias[against] = {**asdict(found), "repeats": None if steady is None else asdict(steady)}
+        theirs = {name: [one for one in rest if one.against == against] for name, rest in said.items()}
+        agreed = judge_agreement(first, theirs, resamples, confidence, seed)
+        repeats = None if steady is None else asdict(steady)
+        bias[against] = {**asdict(found), "repeats": repeats, "agreement": asdict(agreed)}
     return {"pws": {a: {name: asdict(one) for name, one in sets.items()} for a, sets in table.items()}, "judge": bias}

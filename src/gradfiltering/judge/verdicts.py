@@ -11,6 +11,7 @@ from gradfiltering.judge.jsonl import read_jsonl, write_jsonl
 
 Scores = tuple[float, float]
 Outcome = Literal["win", "tie", "loss", "unparsed"]
+HUMAN = "human"  # the judge whose replies hold what each rater said
 
 
 def sign(number: float) -> int:

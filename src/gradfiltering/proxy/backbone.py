@@ -52,6 +52,10 @@ class Loaded:
 class Backbone(Protocol):
     """A part that can produce a model and its tokenizer."""
 
+    @property
+    def context(self) -> int:
+        """Longest input the model takes, in tokens, told without loading the weights."""
+
     def check(self) -> None:
         """Refuses what `load` could not load, without loading the weights."""
 
@@ -81,6 +85,12 @@ class PretrainedBackbone:
     def __post_init__(self):
         if self.precision not in ("auto", *DTYPES):
             raise UserError(f"precision={self.precision} is unknown; choose one of: auto, {', '.join(DTYPES)}")
+
+    @property
+    def context(self) -> int:
+        """Longest input the model takes, in tokens, as its configuration says."""
+        config = from_pretrained(AutoConfig, self.model, trust_remote_code=self.trust_remote_code)
+        return context_length(config, self._load_tokenizer())
 
     def check(self) -> None:
         """Reads configuration and tokenizer, which a missing or gated model refuses as it would its weights.
