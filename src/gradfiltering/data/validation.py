@@ -56,7 +56,10 @@ def validation_rows(records: Records, path: str | None, task: str | None) -> Val
         UserError: there are no such rows, they lack a column, or a row names no task.
     """
     if path is not None:
-        loaded, schema = load(path), records.schema
+        try:
+            loaded, schema = load(path), records.schema
+        except UserError as error:
+            raise UserError(f"scorer.validation={path} cannot be read as rows: {error}") from error
         lacking = [name for name in schema.required if name not in loaded.rows.column_names]
         if lacking:
             raise UserError(
