@@ -22,6 +22,7 @@ def experiment(cfg: DictConfig) -> None:
     from gradfiltering.data.records import write_truth
     from gradfiltering.judge import stage as judging
     from gradfiltering.proxy import bare
+    from gradfiltering.proxy import influence as influences
     from gradfiltering.proxy import stage as proxy
     from gradfiltering.proxy.log import GradientLog
     from gradfiltering.proxy.memory import keep_freed_memory
@@ -52,6 +53,8 @@ def experiment(cfg: DictConfig) -> None:
         asked = selector.wanted(len(records))
         asking = (judge, len(cfg.judge.against), cfg.judge.repeats, generation)
         prompts = judging.load_prompt_sets(prompt_sets, records, *asking) if plan.reached("judge") else []
+        validation = devices.first_then_all(plan.validation, records)
+        run.warn(plan.judged_on_validation(prompts))
         with run.stage("backbone") as cost:
             backbone = small.load(store, seed, trainer)
             cost.update(reused=backbone.reused)
@@ -63,8 +66,8 @@ def experiment(cfg: DictConfig) -> None:
         write_truth(run.folder / "truth.parquet", records.kinds)
 
         # Examples -> what scorer and selector look at, and no more.
-        log, scores, seen, projected = None, None, bare.Observed(), None
-        if plan.needs:
+        log, scores, seen, projected, aimed = None, None, bare.Observed(), None, {}
+        if plan.needs - validation.keys():
             with run.stage("bare"):
                 seen = bare.observe(plan.needs, backbone, objective, records, rows, embedding, batch, workspace)
         if plan.needs & {"gradient_log", "projections"}:
@@ -75,9 +78,16 @@ def experiment(cfg: DictConfig) -> None:
             log, projected = GradientLog(run.folder / "gradient_log"), logged.projections
             run.add(proxy=logged.summary())
             run.diagnose(diagnostics.of_ensemble(log, epochs, logged, seen.losses, limits))
+        if validation:
+            with run.stage("influence") as cost:
+                how = (backbone, ensemble, engine, batch, workspace, build(cfg.projection))
+                found = influences.measure_influence(validation, encoder, examples, *how)
+                cost.update(flops=found.flops, reused=found.reused)
+            aimed = found.gradients
+            run.add(influence=found.summary())
 
         # What they look at -> scores -> subset.
-        evidence = Evidence(examples.example_ids, seed, epochs, log, seen, projected, examples, records.sources)
+        evidence = Evidence(examples.example_ids, seed, epochs, log, seen, projected, examples, records.sources, aimed)
         if plan.reached("score") and plan.scored:
             with run.stage("score"):
                 scores = scorer.score(evidence)

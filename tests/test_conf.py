@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gradfiltering.config import build
 from gradfiltering.proxy.bare import AnswerLosses
+from gradfiltering.proxy.influence import TaskGradients
 
 CONF = Path(__file__).parents[1] / "conf"
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
@@ -265,7 +266,7 @@ def test_every_method_can_be_built_and_says_what_it_needs(file):
         pytest.importorskip("datasketch", reason="the optional extra dedup is not installed")
     method = build(composed(group_override(file))[file.parent.name])
     known = {"gradient_log", "projections", "losses", "el2n", "embeddings", "scores"}
-    assert all(isinstance(need, AnswerLosses) or need in known for need in method.needs)
+    assert all(isinstance(need, AnswerLosses | TaskGradients) or need in known for need in method.needs)
     assert file.parent.name == "selector" or "scores" not in method.needs, "a scorer cannot look at scores"
 
 

@@ -6,6 +6,7 @@ from gradfiltering.plan import Plan
 from gradfiltering.proxy.bare import AnswerLosses
 from gradfiltering.scorers.gsnr import GSNR
 from gradfiltering.scorers.ifd import IFD
+from gradfiltering.scorers.less import LESS
 from gradfiltering.selectors.facility_location import FacilityLocationSelector
 from gradfiltering.selectors.random import RandomSelector
 from gradfiltering.selectors.top import TopSelector
@@ -13,6 +14,7 @@ from gradfiltering.selectors.two_stage import TwoStageSelector
 
 TOP, COVER = TopSelector(0.5, None), FacilityLocationSelector(0.1, None, "euclidean")
 IFD_SCORER = IFD("perplexity", "plain", 1024, 1.0)
+LESS_SCORER, OWN_ROWS = (LESS([1, 2], 1, path, "auto", "max") for path in (None, "own.jsonl"))
 
 
 @pytest.mark.parametrize(
@@ -24,6 +26,8 @@ IFD_SCORER = IFD("perplexity", "plain", 1024, 1.0)
         ("select", GSNR(1e-8, 0), COVER, {"embeddings"}),
         ("score", GSNR(1e-8, 0), COVER, {"gradient_log"}),
         ("proxy", GSNR(1e-8, 0), RandomSelector(0.1, None), {"gradient_log"}),
+        ("select", LESS_SCORER, TOP, {LESS_SCORER.need}),
+        ("select", LESS_SCORER, COVER, {LESS_SCORER.need, "embeddings"}),
         ("select", IFD_SCORER, TwoStageSelector(0.1, None, TOP, COVER), {AnswerLosses("plain", 1024), "embeddings"}),
     ],
 )
@@ -33,3 +37,17 @@ def test_only_what_somebody_within_the_run_looks_at_is_needed(until, scorer, sel
 
 def test_scores_are_no_need_of_the_proxys():
     assert "scores" not in Plan("select", SimpleNamespace(needs=frozenset()), TOP).needs
+
+
+def test_gradients_at_checkpoints_are_told_from_other_needs():
+    assert Plan("select", LESS_SCORER, COVER).influences == [LESS_SCORER.need]
+    assert Plan("select", GSNR(1e-8, 0), COVER).influences == []
+
+
+def test_judging_by_the_rows_that_the_score_was_fitted_to_is_warned_of():
+    heldout, tasks = SimpleNamespace(prompt_set="heldout"), SimpleNamespace(prompt_set="tasks")
+    (warning,) = Plan("report", LESS_SCORER, TOP).judged_on_validation([tasks, heldout])
+    assert "favours the candidate" in warning and "scorer.validation=FILE" in warning
+    assert Plan("report", LESS_SCORER, TOP).judged_on_validation([tasks]) == []
+    assert Plan("report", OWN_ROWS, TOP).judged_on_validation([heldout]) == []
+    assert Plan("report", GSNR(1e-8, 0), TOP).judged_on_validation([heldout]) == []

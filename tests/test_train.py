@@ -113,6 +113,11 @@ def test_sweep_gives_each_job_its_own_run_folder(store, tmp_path):
         (["selector=full", "until=target"], ["subset.jsonl", "target/full"], ["gradient_log", "verdicts.jsonl"]),
         (["scorer=ifd", "until=select"], ["scores.parquet", "subset.jsonl"], ["gradient_log", "adapters"]),
         (["scorer=length", "until=select"], ["scores.parquet", "subset.jsonl"], ["gradient_log", "adapters"]),
+        (
+            ["scorer=less", "until=select", "projection.width=64"],
+            ["influence", "subset.jsonl"],
+            ["gradient_log", "adapters", "projections"],
+        ),
         (["selector=k_center", "until=select"], ["selection.parquet"], ["gradient_log", "scores.parquet"]),
     ],
 )
@@ -132,6 +137,7 @@ def test_only_the_stages_somebody_needs_run(store, tmp_path, overrides, there, a
         ["scorer=length_controlled", "scorer@scorer.base=loss"], ["selector=facility_location"],
         ["scorer=fused_rank", "ensemble.m=1"], ["scorer=gsnr_rank", "selector=stratified", "selector.by=source"],
         ["scorer=direction_gsnr", "projection.width=64"], ["selector=spice", "projection.width=64"],
+        ["scorer=less", "scorer.combine=round_robin", "selector=spice", "projection.width=64", "scorer.members=2"],
     ],
 )  # fmt: skip
 def test_other_scorers_and_selectors_give_every_row_once_and_a_whole_subset(overrides, store, tmp_path):
@@ -162,6 +168,23 @@ def test_projections_lie_in_the_run_folder_and_are_found_again(store, tmp_path):
     assert np.load(files[0]).shape == (len(log), 32) and np.load(files[0]).dtype == np.float32
     assert np.corrcoef(lengths, log.grad_norm)[0, 1] > 0.8, "a sketch's length is about the gradient's"
     assert {stage["name"]: stage["reused"] for stage in summary(tmp_path / "two")["stages"]}["proxy"]
+
+
+def test_influences_are_measured_once_for_all_runs(store, tmp_path):
+    less = [*SMALL, store, "scorer=less", "ensemble.m=2", "projection.width=32", "logger=none", "until=select"]
+    for run, how in (("one", "max"), ("two", "max"), ("turns", "round_robin")):
+        places = [f"run_dir={tmp_path / run}", f"hydra.run.dir={tmp_path / run}"]
+        run_train(*less, f"scorer.combine={how}", *places)
+    found = {run: summary(tmp_path / run) for run in ("one", "two", "turns")}
+    assert [stage["name"] for stage in found["one"]["stages"]] == ["backbone", "influence", "score", "select"]
+    assert found["one"]["influence"]["trained"] <= 2, "one member up to epoch 2, and none that nobody asks for"
+    for run in ("two", "turns"):
+        assert {stage["name"]: stage["reused"] for stage in found[run]["stages"]}["influence"]
+        assert found[run]["influence"]["tokens"] == 0
+    assert (tmp_path / "one" / "subset.jsonl").read_bytes() == (tmp_path / "two" / "subset.jsonl").read_bytes()
+    scores = pq.read_table(tmp_path / "one" / "scores.parquet").to_pandas()
+    by_task = scores.filter(regex="^influence_")
+    assert by_task.shape[1] > 1 and np.allclose(scores.score, by_task.max(axis=1)) and scores.score.abs().max() <= 1
 
 
 def test_a_smaller_ensemble_in_the_same_folder_leaves_no_member_behind(store, tmp_path):

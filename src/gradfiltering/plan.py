@@ -43,6 +43,33 @@ class Plan:
         selector = self.selector.needs if self.reached("select") else frozenset()
         return scorer | selector - {"scores"}
 
+    @property
+    def influences(self) -> list[Any]:
+        """Of these, the needs for gradients at checkpoints; in the same order in every process."""
+        from gradfiltering.proxy.influence import TaskGradients
+
+        return sorted((need for need in self.needs if isinstance(need, TaskGradients)), key=repr)
+
+    def validation(self, records: Any) -> dict[Any, Any]:
+        """The validation rows of each of these needs.
+
+        Raises:
+            UserError: there are none, or they do not fit.
+        """
+        from gradfiltering.data.validation import validation_rows
+
+        return {need: validation_rows(records, need.validation, need.task) for need in self.influences}
+
+    def judged_on_validation(self, prompts: Sequence[Any]) -> list[str]:
+        """A warning where the rows that a score was fitted to are asked of the targets too."""
+        fitted = any(need.validation is None for need in self.influences)
+        if not fitted or all(prompt.prompt_set != "heldout" for prompt in prompts):
+            return []
+        return [
+            "the scorer chose rows that help on the held-out rows, and eval=heldout judges by the same rows, which "
+            "favours the candidate; give scorer.validation=FILE or choose another eval"
+        ]
+
     def check(self, members: int, proxy: Any, target: Any, against: Sequence[str], generation: Any) -> None:
         """Refuses what cannot end well, before anything is loaded or trained.
 

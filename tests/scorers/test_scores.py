@@ -51,6 +51,7 @@ def test_a_scorer_cannot_see_the_planted_kinds():
     """All a scorer gets is the evidence; a field with the truth, or with the records, would let it cheat."""
     assert {field.name for field in fields(Evidence)} == {
         "example_ids", "seed", "epochs", "gradient_log", "observed", "projections", "examples", "sources",
+        "influences",
     }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from gradfiltering.data.records import Records
 from gradfiltering.proxy.backbone import Loaded, from_pretrained
 from gradfiltering.proxy.devices import gather, share
 from gradfiltering.proxy.head import CHUNK_BYTES, SplitModel, split_head
+from gradfiltering.proxy.influence import TaskGradients
 from gradfiltering.proxy.objective import Objective, ResponseNLL
 from gradfiltering.proxy.snapshot import response_losses
 from gradfiltering.proxy.stage import BARE_TOKENS, BareLosses, BatchSettings, measure_bare
@@ -42,7 +43,7 @@ class AnswerLosses:
     max_tokens: int
 
 
-Need = str | AnswerLosses
+Need = str | AnswerLosses | TaskGradients
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,10 @@ class EnsembleSettings:
         """The members' numbers, from 0."""
         return range(self.m)
 
+    def rate_share(self, step: int) -> float:
+        """What share of `lr` the update after `step` others is made with."""
+        return min(1.0, (step + 1) / max(1, self.warmup_steps))
+
 
 class ProxyEnsemble(L.LightningModule):
     """Trains stacked adapters; a step's update is the mean of the per-example gradients the engine just computed.
@@ -193,7 +197,7 @@ class ProxyEnsemble(L.LightningModule):
             weight_decay=settings.weight_decay,
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1.0, (self.start.steps + step + 1) / max(1, settings.warmup_steps))
+            optimizer, lambda step: settings.rate_share(self.start.steps + step)
         )
         for kind, of in self.start.moments.items():
             for name, value in zip(self.names, self.stacked, strict=True):

@@ -17,7 +17,7 @@ from gradfiltering.data.examples import Examples
 from gradfiltering.proxy.ensemble import EnsembleSettings
 from gradfiltering.proxy.log import FILE, EpochLog, write_member
 from gradfiltering.proxy.lora import export_adapter
-from gradfiltering.proxy.projection import Projection
+from gradfiltering.proxy.projection import Sketch
 from gradfiltering.proxy.state import State
 from gradfiltering.proxy.trajectory import write_rows
 from gradfiltering.store import Artifact, Store, write_json
@@ -122,25 +122,25 @@ class MemberStore:
         write = partial(_write_log, log=log, position=position)
         self.store.make("gradient_log", self.log_key(member, epoch, rows), write, seconds)
 
-    def projection_key(self, member: int, epoch: int, rows: str, projection: Projection) -> dict[str, Any]:
+    def projection_key(self, member: int, epoch: int, rows: str, projection: Sketch) -> dict[str, Any]:
         """What the projections of one member's gradients at one epoch depend on."""
-        made_by = {"code": PROJECTION_VERSION, "width": projection.width, "seed": projection.seed}
+        made_by = {"code": PROJECTION_VERSION, **projection.about}
         return {**self.log_key(member, epoch, rows), "projection": made_by}
 
-    def projections(self, members: Sequence[int], epoch: int, rows: str, projection: Projection) -> list[Path | None]:
+    def projections(self, members: Sequence[int], epoch: int, rows: str, projection: Sketch) -> list[Path | None]:
         """The folder of each member's projections, None where there is none."""
         keys = [self.projection_key(member, epoch, rows, projection) for member in members]
         found = [self.store.find("projections", key) for key in keys]
         return [made.path if made else None for made in found]
 
     def keep_projections(
-        self, member: int, epoch: int, rows: str, projection: Projection, values: np.ndarray, seconds: float
+        self, member: int, epoch: int, rows: str, projection: Sketch, values: np.ndarray, seconds: float
     ) -> None:
         """Keeps one member's projections, [N, K] float32."""
 
         def write(folder: Path) -> None:
             np.save(folder / PROJECTIONS, values)
-            write_json(folder / "projection.json", {"width": projection.width, "seed": projection.seed})
+            write_json(folder / "projection.json", projection.about)
 
         self.store.make("projections", self.projection_key(member, epoch, rows, projection), write, seconds)
 

@@ -1,11 +1,29 @@
 """Random projections of per-example gradients, parameter by parameter."""
 
+from typing import Any, Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gradfiltering.errors import UserError
 from gradfiltering.seeding import torch_rng
+
+
+class Sketch(Protocol):
+    """A statistic of K numbers that is kept for every row."""
+
+    @property
+    def width(self) -> int:
+        """K."""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What tells it from other sketches, JSON-serialisable."""
+
+    def __call__(self, name: str, gradient: Tensor) -> Tensor:
+        """One parameter's part; [M, B, ...] -> [M, B, K]."""
+        ...
 
 
 class Projection:
@@ -27,6 +45,11 @@ class Projection:
         self.width = width
         self.seed = seed
         self._drawn: dict[str, tuple[Tensor, int]] = {}
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Width and seed."""
+        return {"width": self.width, "seed": self.seed}
 
     def __call__(self, name: str, gradient: Tensor) -> Tensor:
         """One parameter's part of the sketch; [M, B, ...] -> [M, B, K], at least float32."""

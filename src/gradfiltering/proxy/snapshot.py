@@ -15,7 +15,7 @@ from gradfiltering.proxy.head import split_head
 from gradfiltering.proxy.log import EpochLog, EpochRecorder
 from gradfiltering.proxy.lora import Adapters
 from gradfiltering.proxy.objective import Objective
-from gradfiltering.proxy.projection import Projection
+from gradfiltering.proxy.projection import Sketch
 
 
 def measure_all(
@@ -24,7 +24,7 @@ def measure_all(
     examples: Examples,
     batches: DataLoader,
     title: str,
-    projection: Projection | None = None,
+    projection: Sketch | None = None,
 ) -> tuple[EpochLog, np.ndarray | None]:
     """Loss and gradient norm of every example under every member, parameters frozen, dropout off.
 

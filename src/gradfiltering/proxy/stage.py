@@ -1,9 +1,10 @@
 """The proxy stage: from examples to gradient log, adapters and trajectory in the run folder."""
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from gradfiltering.proxy.lora import Adapters, export_adapter, initial_adapters,
 from gradfiltering.proxy.members import PROJECTIONS, MemberStore, examples_hash, weights_hash
 from gradfiltering.proxy.memory import AUTO, fitting_tokens
 from gradfiltering.proxy.objective import Objective
-from gradfiltering.proxy.projection import Projection
+from gradfiltering.proxy.projection import Projection, Sketch
 from gradfiltering.proxy.snapshot import measure_all, response_losses
 from gradfiltering.proxy.state import State
 from gradfiltering.proxy.training import train_stack
@@ -118,20 +119,13 @@ def log_gradients(
     """
     started = time.monotonic()
     parameters = matmul_parameters(backbone.model)
-    hashed = weights_hash(backbone.model)
-    model = settings.lora.attach(backbone.model)
-    work = _Ensemble(backbone, model, rows, settings, engine, batch, workspace, hashed)
-    lock = workspace.store.lock("ensembles", work.kept.base) if rank() == 0 else nullcontext()
-    try:
-        with lock:
-            work.train([epochs.early, epochs.late])
-            projections = None if projection is None else work.project(epochs.late, projection)
-            for epoch in (epochs.early, epochs.late):
-                work.log(epoch)
-                work.write_adapters(epoch)
-            work.write_trajectory(epochs.late)
-    finally:
-        model.unload()  # leaves the backbone without LoRA layers, as it came
+    with opened(backbone, rows, settings, engine, batch, workspace) as work:
+        work.train([epochs.early, epochs.late])
+        projections = None if projection is None else work.project(epochs.late, projection)
+        for epoch in (epochs.early, epochs.late):
+            work.log(epoch)
+            work.write_adapters(epoch)
+        work.write_trajectory(epochs.late)
     return ProxyResult(
         members=settings.m,
         epochs=[epochs.early, epochs.late],
@@ -148,7 +142,32 @@ def log_gradients(
     )
 
 
-class _Ensemble:
+@contextmanager
+def opened(
+    backbone: Loaded,
+    rows: Rows,
+    settings: EnsembleSettings,
+    engine: Callable[..., GradientEngine],
+    batch: BatchSettings,
+    workspace: Workspace,
+) -> Iterator["EnsembleWork"]:
+    """An ensemble at work: LoRA layers on the backbone, and what the store holds of it locked.
+
+    Args:
+        backbone, rows, settings, engine, batch, workspace: see `log_gradients`.
+    """
+    hashed = weights_hash(backbone.model)
+    model = settings.lora.attach(backbone.model)
+    work = EnsembleWork(backbone, model, rows, settings, engine, batch, workspace, hashed)
+    lock = workspace.store.lock("ensembles", work.kept.base) if rank() == 0 else nullcontext()
+    try:
+        with lock:
+            yield work
+    finally:
+        model.unload()  # leaves the backbone without LoRA layers, as it came
+
+
+class EnsembleWork:
     """Brings the store to where it holds what a run needs, and the run folder to where it holds that."""
 
     def __init__(
@@ -247,7 +266,7 @@ class _Ensemble:
                 self.heldout_loss[epoch] = float(np.mean(log.loss, dtype=np.float64))
 
     def _measure(
-        self, members: Sequence[int], epoch: int, name: str, examples: Examples, projection: Projection | None = None
+        self, members: Sequence[int], epoch: int, name: str, examples: Examples, projection: Sketch | None = None
     ) -> None:
         """One pass over some rows with the parameters frozen; what it gives is kept in the store."""
         started = time.monotonic()
@@ -280,6 +299,15 @@ class _Ensemble:
             for member, folder in zip(self.members, folders, strict=True):
                 link(folder, leaf(self.workspace.run_dir / "projections", member, epoch))
         return np.stack([once(np.load, folder / PROJECTIONS) for folder in folders])
+
+    def sketch(self, member: int, epoch: int, name: str, sketch: Sketch) -> Path:
+        """The store's folder of sketches of one member's gradients on some rows, made if it is not there."""
+        asked = ([member], epoch, self.hashes[name], sketch)
+        if once(self.kept.projections, *asked) == [None]:
+            self._measure([member], epoch, name, self.sets[name], sketch)
+        (folder,) = once(self.kept.projections, *asked)
+        assert folder is not None
+        return folder
 
     def write_adapters(self, epoch: int) -> None:
         """Writes the epoch's adapters into the run folder, and looks how far they went."""

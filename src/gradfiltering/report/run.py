@@ -28,6 +28,7 @@ OUTPUTS = (
     "gradient_log",
     "gradient_log_heldout",
     "projections",
+    "influence",
     "trajectory.parquet",
     "adapters",
     "truth.parquet",

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from gradfiltering.data.examples import Examples
 from gradfiltering.errors import UserError
 from gradfiltering.proxy.bare import Need, Observed
+from gradfiltering.proxy.influence import CheckpointGradients, TaskGradients
 from gradfiltering.proxy.log import EpochPair, GradientLog
 from gradfiltering.store import atomic_path
 
@@ -30,6 +31,7 @@ class Evidence:
             `projections`.
         examples: the rows as token ids.
         sources: where each row of the dataset comes from, by example id; None where rows do not say.
+        influences: gradients at checkpoints and on validation rows, for each need `TaskGradients`.
     """
 
     example_ids: np.ndarray
@@ -40,9 +42,10 @@ class Evidence:
     projections: np.ndarray | None = None
     examples: Examples | None = None
     sources: Sequence[str] | None = None
+    influences: dict[TaskGradients, CheckpointGradients] = field(default_factory=dict)
 
     def among(self, example_ids: Sequence[int] | np.ndarray) -> "Evidence":
-        """The evidence about some of the rows, for a selector that chooses among them; without the gradient log."""
+        """The evidence about some of the rows, for a selector that chooses among them; without log and influences."""
         ids = np.sort(np.asarray(example_ids, dtype=np.int64))
         rows = np.searchsorted(self.example_ids, ids)
         return replace(
@@ -52,6 +55,7 @@ class Evidence:
             observed=self.observed.take(rows),
             projections=None if self.projections is None else self.projections[:, rows],
             examples=None if self.examples is None else self.examples.select(ids.tolist()),
+            influences={},
         )
 
     def member_projections(self) -> np.ndarray:
@@ -80,7 +84,8 @@ class Scorer(Protocol):
     """Gives each example a score, higher is better.
 
     Attributes:
-        needs: what it looks at: `gradient_log`, `projections`, `losses`, `el2n`, `embeddings`, `AnswerLosses`.
+        needs: what it looks at: `gradient_log`, `projections`, `losses`, `el2n`, `embeddings`, `AnswerLosses`,
+            `TaskGradients`.
     """
 
     needs: ClassVar[frozenset[Need]]
