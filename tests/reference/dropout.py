@@ -45,7 +45,7 @@ def dropped_gradients(model, adapters, batch, lengths, dropout):
             factors, start = {}, 0
             for name, width in widths.items():
                 kept = drawn[start : start + width] >= dropout.probability
-                factors[name] = torch.where(kept, 1 / (1 - dropout.probability), 0.0).to(adapters[name])
+                factors[name] = kept.to(adapters[name].dtype) / (1 - dropout.probability)
                 start += width
             own = {name: value[member] for name, value in adapters.items()}
             with masked(model, factors):
