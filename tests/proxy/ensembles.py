@@ -27,3 +27,8 @@ def assert_same(one, other, member, epochs=(1, 2)):
         np.testing.assert_array_equal(a.example_ids, b.example_ids)
         np.testing.assert_allclose(a.grad_norm[member], b.grad_norm[member], rtol=LOG_RTOL)
         np.testing.assert_allclose(a.loss[member], b.loss[member], rtol=LOG_RTOL)
+
+
+def other(kind, usual=None, **changes):
+    """An ensemble of another kind, with the usual settings and what it has besides."""
+    return kind(**{**vars(usual or settings()), **changes})

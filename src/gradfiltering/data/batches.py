@@ -70,11 +70,13 @@ class LengthBuckets:
         buckets: positions of the rows of each bucket.
         batch_size: examples of one update.
         seed: the run's seed.
+        resampled: each member trains on N rows drawn with replacement, its own in every epoch, instead of all N.
     """
 
     buckets: list[np.ndarray]
     batch_size: int
     seed: int
+    resampled: bool = False
 
     @classmethod
     def of(cls, lengths: np.ndarray, batch_size: int, bucket_batches: int, seed: int) -> "LengthBuckets":
@@ -90,10 +92,19 @@ class LengthBuckets:
         return [every[index] for index in order]
 
     def epoch(self, member: int, epoch: int) -> list[np.ndarray]:
-        """Row positions of each of member's batches in this epoch; every row occurs exactly once."""
+        """Row positions of each of member's batches in this epoch; every row of its own occurs exactly once."""
         rng = numpy_rng(self.seed, "rows", member, epoch)
-        drawn = [rng.permutation(rows) for rows in self.buckets]
+        drawn = [rng.permutation(rows) for rows in (self.resample(member) if self.resampled else self.buckets)]
         return [drawn[bucket][start : start + self.batch_size] for bucket, start in self.slots(epoch)]
+
+    def resample(self, member: int) -> list[np.ndarray]:
+        """A bootstrap sample of the rows, in order of length, cut into buckets of the same sizes.
+
+        The draw is over all rows, not within buckets; ordered, the k-th rows of two samples are of like length.
+        """
+        order = np.concatenate(self.buckets)
+        drawn = np.sort(numpy_rng(self.seed, "bootstrap", member).integers(len(order), size=len(order)))
+        return np.split(order[drawn], np.cumsum([len(rows) for rows in self.buckets])[:-1])
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """LightningDataModule of the ensemble: training batches per member, and passes over all rows."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import lightning as L
 from torch.utils.data import DataLoader
@@ -25,6 +26,7 @@ class EnsembleData(L.LightningDataModule):
     Attributes:
         share: what this process takes of each training batch and of the batches of a pass.
         epochs_done, steps_done: epochs that were trained before, and steps of the one after them.
+        resampled: each member trains on a bootstrap sample of the rows.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class EnsembleData(L.LightningDataModule):
         self.workers = workers
         self.share: Share = WHOLE
         self.epochs_done = self.steps_done = 0
+        self.resampled = False
 
     @property
     def steps_per_epoch(self) -> int:
@@ -57,7 +60,8 @@ class EnsembleData(L.LightningDataModule):
         """Step batches of the epoch the trainer is about to run (1-based in the order's seed)."""
         assert self.trainer is not None
         done = self.steps_done if self.trainer.current_epoch == 0 else 0
-        batches = MemberBatches(self.examples, self.buckets, self.members, self.epoch, self.pad_id, self.share, done)
+        buckets = replace(self.buckets, resampled=self.resampled)
+        batches = MemberBatches(self.examples, buckets, self.members, self.epoch, self.pad_id, self.share, done)
         return loader(batches, self.workers)
 
     @property

@@ -1,8 +1,8 @@
 """The proxy ensemble: M LoRA adapters trained side by side on one frozen backbone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 import lightning as L
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gradfiltering.data.batches import Batch
 from gradfiltering.errors import UserError
 from gradfiltering.proxy.devices import gather, total, world_size
+from gradfiltering.proxy.dropout import Dropout
 from gradfiltering.proxy.gradients import GradientEngine
 from gradfiltering.proxy.log import EpochRecorder
 from gradfiltering.proxy.lora import Adapters, LoraSettings
@@ -22,8 +23,26 @@ COLLECT = ("snapshot", "online")
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What a member of the gradient log is measured with, at some epoch.
+
+    Attributes:
+        member: the trained member.
+        step: how many of the epoch's steps it had taken; None at the epoch's end.
+        dropout: probability and number of the pass; None for none.
+    """
+
+    member: int
+    step: int | None = None
+    dropout: tuple[float, int] | None = None
+
+
+@dataclass(frozen=True)
 class EnsembleSettings:
-    """How the ensemble is trained and logged.
+    """How the ensemble is trained and logged: M adapters, each with a start and an order of rows of its own.
+
+    Other ensembles derive from it and say which members are trained, on what, and how each member of the log is read
+    off them; the rest of the pipeline does not know them apart.
 
     Attributes:
         m: number of members M.
@@ -54,6 +73,8 @@ class EnsembleSettings:
     checkpoint_minutes: float
     lora: LoraSettings
 
+    resampled: ClassVar[bool] = False  # each member trains on a bootstrap sample of the rows
+
     def __post_init__(self):
         for name in ("m", "batch_size", "bucket_batches", "trajectory_steps", "checkpoint_minutes"):
             if getattr(self, name) <= 0:
@@ -67,12 +88,44 @@ class EnsembleSettings:
 
     @property
     def members(self) -> range:
-        """The members' numbers, from 0."""
+        """The numbers of the log's members, from 0."""
         return range(self.m)
 
     def rate_share(self, step: int) -> float:
         """What share of `lr` the update after `step` others is made with."""
         return min(1.0, (step + 1) / max(1, self.warmup_steps))
+
+    @property
+    def trained_members(self) -> range:
+        """The members that must be trained."""
+        return self.members
+
+    def reading(self, member: int, epoch: int, steps: int) -> Reading:
+        """How a member of the log is measured.
+
+        Args:
+            member: its number.
+            epoch: after which, or within which.
+            steps: optimiser steps of an epoch.
+        """
+        return Reading(member)
+
+    def trained_by(self) -> dict[str, Any]:
+        """The settings by which trained members are told apart in the store."""
+        return asdict(self)
+
+    def training_dropout(self, members: Sequence[int], epoch: int, seed: int) -> Dropout | None:
+        """What is dropped in an epoch's training steps, None for nothing."""
+        return None
+
+    def steps_per_epoch(self, rows: int) -> int:
+        """Optimiser steps of one epoch over so many rows."""
+        return -(-rows // self.batch_size)
+
+    def refuse_online(self, why: str) -> None:
+        """Refuses norms of the training steps, for an ensemble that cannot do with them."""
+        if self.collect == "online":
+            raise UserError(f"ensemble.collect=online: {why}; set ensemble.collect=snapshot, or choose ensemble=lora")
 
 
 class ProxyEnsemble(L.LightningModule):
@@ -96,6 +149,7 @@ class ProxyEnsemble(L.LightningModule):
         self.start = state
         self.trajectory = Trajectory(list(members))
         self.recorder: EpochRecorder | None = None
+        self.dropout: Dropout | None = None
         self._before: Tensor | None = None
 
     @property
@@ -142,7 +196,7 @@ class ProxyEnsemble(L.LightningModule):
             UserError: a loss is not finite; the message names step, members and rows.
         """
         mine = batch.example_id.shape[1]
-        measured = self.engine.measure(self.adapters, batch, want_gradient=True) if mine else None
+        measured = self.engine.measure(self.adapters, batch, True, dropout=self.dropout) if mine else None
         problem = self._problem(measured.loss, batch) if measured else None
         sums = [measured.loss.mean().item() * mine, measured.grad_norm.mean().item() * mine] if measured else [0.0, 0.0]
         rows, problems, loss, norm = total(np.array([mine, problem is not None, *sums])).tolist()

@@ -59,7 +59,7 @@ class FusedEngine(GradientEngine):
         if input_ids.dim() == 2:
             input_ids, labels = (tensor.expand(members, *tensor.shape) for tensor in (input_ids, labels))
         if not self.record:
-            tally = Tally(tally.want_gradient, {}, record=False)
+            tally.wanted = {}
         self._split = self._split or split_head(self.model)
         with torch.enable_grad(), self._stacked(adapters, tally):
             loss = self._split.losses(self.objective, input_ids.flatten(0, 1), labels.flatten(0, 1))

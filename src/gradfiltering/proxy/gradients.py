@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gradfiltering.data.batches import Batch
 from gradfiltering.errors import UserError
+from gradfiltering.proxy.dropout import Dropout, per_example
 from gradfiltering.proxy.lora import Adapters
 from gradfiltering.proxy.objective import Objective
 
@@ -64,12 +65,14 @@ class Tally:
     Args:
         want_gradient: keep each parameter's sum over the examples.
         statistics: name -> what else to keep; the squared norm is always kept.
-        record: False keeps no statistic at all, to find out what keeping them costs.
+
+    Attributes:
+        wanted: name -> what is kept; empty it to find out what keeping it costs.
     """
 
-    def __init__(self, want_gradient: bool, statistics: Mapping[str, Statistic], record: bool = True):
+    def __init__(self, want_gradient: bool, statistics: Mapping[str, Statistic]):
         self.want_gradient = want_gradient
-        self.wanted: dict[str, Statistic] = {"squared_norm": squared_norm, **statistics} if record else {}
+        self.wanted: dict[str, Statistic] = {"squared_norm": squared_norm, **statistics}
         self.kept: dict[str, Tensor] = {}
         self.sums: Adapters = {}
 
@@ -86,6 +89,29 @@ class Tally:
         kept = dict(self.kept)
         norm = kept.pop("squared_norm").sqrt() if "squared_norm" in kept else torch.zeros_like(loss)
         return Measurement(loss, norm, self.sums if self.want_gradient else None, kept)
+
+
+class DroppedTally(Tally):
+    """Takes in the gradients of M·B members on one example each, as those of M members on B examples.
+
+    Args:
+        want_gradient, statistics: see `Tally`.
+        factors: name of each A -> [M, B, D_in] by which its columns were multiplied.
+    """
+
+    def __init__(self, want_gradient: bool, statistics: Mapping[str, Statistic], factors: Adapters):
+        super().__init__(want_gradient, statistics)
+        self.factors = factors
+        self.shape = next(iter(factors.values())).shape[:2]
+
+    def add(self, name: str, gradient: Tensor) -> None:
+        """Takes in one parameter's gradients, [M·B, 1, ...]."""
+        own = gradient.flatten(0, 1).unflatten(0, self.shape)
+        super().add(name, own * self.factors[name][:, :, None].to(own.dtype) if name in self.factors else own)
+
+    def measurement(self, loss: Tensor) -> Measurement:
+        """What was kept; `loss` is [M·B, 1]."""
+        return super().measurement(loss.view(self.shape))
 
 
 class GradientEngine(ABC):
@@ -117,6 +143,7 @@ class GradientEngine(ABC):
         batch: Batch,
         want_gradient: bool,
         statistics: Mapping[str, Statistic] | None = None,
+        dropout: Dropout | None = None,
     ) -> Measurement:
         """Measures a batch.
 
@@ -125,13 +152,14 @@ class GradientEngine(ABC):
             batch: [M, B, T], or [B, T] for the same examples under every member.
             want_gradient: also return the mean gradient, the one a training step uses.
             statistics: what else to keep of each example's gradient.
+            dropout: of the adapters' inputs, with one pass a member; None for none.
 
         Raises:
             torch.OutOfMemoryError: not even one example of one member fits.
         """
         while True:
             try:
-                return self._measure(adapters, batch, want_gradient, statistics or {})
+                return self._measure(adapters, batch, want_gradient, statistics or {}, dropout)
             except torch.OutOfMemoryError:
                 least = batch.input_ids.shape[-1]
                 if self.chunk_tokens <= least:
@@ -144,7 +172,12 @@ class GradientEngine(ABC):
             )
 
     def _measure(
-        self, adapters: Adapters, batch: Batch, want_gradient: bool, statistics: Mapping[str, Statistic]
+        self,
+        adapters: Adapters,
+        batch: Batch,
+        want_gradient: bool,
+        statistics: Mapping[str, Statistic],
+        dropout: Dropout | None,
     ) -> Measurement:
         members = next(iter(adapters.values())).shape[0]
         shared = batch.input_ids.dim() == 2
@@ -161,7 +194,12 @@ class GradientEngine(ABC):
                 few = slice(start, start + rows)
                 index = few if shared else (own, few)
                 ids, labels = batch.input_ids[index], batch.labels[index]
-                line.append(self._chunk(some, ids, labels, Tally(want_gradient, statistics)))
+                if dropout is None:
+                    line.append(self._chunk(some, ids, labels, Tally(want_gradient, statistics)))
+                else:
+                    known = batch.example_id.expand(members, examples)[own, few].numpy()
+                    factors = dropout.factors(known, own, some)
+                    line.append(self._dropped(some, ids, labels, DroppedTally(want_gradient, statistics, factors)))
             lines.append(_joined(line))
         mean = None
         if want_gradient:
@@ -173,6 +211,12 @@ class GradientEngine(ABC):
             mean_gradient=mean,
             statistics={kind: torch.cat([line.statistics[kind] for line in lines]) for kind in lines[0].statistics},
         )
+
+    def _dropped(self, adapters: Adapters, input_ids: Tensor, labels: Tensor, tally: DroppedTally) -> Measurement:
+        """`_chunk` with each example under adapters of its own, in which the columns of dropped inputs are 0."""
+        shape = (*tally.shape, input_ids.shape[-1])
+        ids, labels = (one.expand(shape).flatten(0, 1)[:, None] for one in (input_ids, labels))  # [M·B, 1, T]
+        return self._chunk(per_example(adapters, tally.factors), ids, labels, tally)
 
     @abstractmethod
     def _chunk(self, adapters: Adapters, input_ids: Tensor, labels: Tensor, tally: Tally) -> Measurement:

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,19 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from gradfiltering.data.examples import Examples
-from gradfiltering.proxy.ensemble import EnsembleSettings
+from gradfiltering.proxy.ensemble import EnsembleSettings, Reading
 from gradfiltering.proxy.log import FILE, EpochLog, write_member
-from gradfiltering.proxy.lora import export_adapter
+from gradfiltering.proxy.lora import Adapters, export_adapter
 from gradfiltering.proxy.projection import Sketch
 from gradfiltering.proxy.state import State
 from gradfiltering.proxy.trajectory import write_rows
 from gradfiltering.store import Artifact, Store, write_json
 
 MEMBER_VERSION = 1  # raise it when the same settings would train other adapters
-ONLINE, PROJECTIONS = "online.parquet", "projections.npy"
+STATE, ONLINE, PROJECTIONS = "state.safetensors", "online.parquet", "projections.npy"
 LOG_VERSION = 1  # raise it when the same adapters would be measured otherwise
 PROJECTION_VERSION = 1  # raise it when the same gradients would be projected otherwise
+DROPOUT_VERSION = 1  # raise it when the same pass would drop other inputs
 # Neither how many members there are, nor how often a checkpoint is kept, changes how one of them trains.
 NOT_OF_A_MEMBER = ("m", "checkpoint_minutes")
 
@@ -37,20 +37,46 @@ class MemberStore:
         store: the store.
         settings: of the ensemble.
         how: what else decides a member: backbone, examples, objective, engine, seed.
+        steps: optimiser steps of an epoch.
     """
 
-    def __init__(self, store: Store, settings: EnsembleSettings, how: dict[str, Any]):
-        self.store = store
-        trained_by = {name: value for name, value in asdict(settings).items() if name not in NOT_OF_A_MEMBER}
+    def __init__(self, store: Store, settings: EnsembleSettings, how: dict[str, Any], steps: int):
+        self.store, self.settings, self.steps = store, settings, steps
+        trained_by = {name: value for name, value in settings.trained_by().items() if name not in NOT_OF_A_MEMBER}
         self.base = {"code": MEMBER_VERSION, "ensemble": trained_by, **how}
 
-    def key(self, member: int, epoch: int) -> dict[str, Any]:
-        """What member `member` after `epoch` epochs depends on."""
-        return {**self.base, "member": member, "epoch": epoch}
+    def key(self, member: int, epoch: int, step: int | None = None) -> dict[str, Any]:
+        """What trained member `member` after `epoch` epochs, or after a step within that epoch, depends on."""
+        within = {} if step is None else {"step": step}
+        return {**self.base, "member": member, "epoch": epoch, **within}
 
-    def trained(self, member: int, epoch: int) -> Artifact | None:
-        """The member after `epoch` epochs, if it is there."""
-        return self.store.find("members", self.key(member, epoch))
+    def trained(self, member: int, epoch: int, step: int | None = None) -> Artifact | None:
+        """The trained member after `epoch` epochs, or after a step within that epoch, if it is there."""
+        return self.store.find("members", self.key(member, epoch, step))
+
+    def reading(self, member: int, epoch: int) -> Reading:
+        """What a member of the log is measured with."""
+        return self.settings.reading(member, epoch, self.steps)
+
+    def steps_within(self, member: int, epoch: int, until: int | None = None) -> list[int]:
+        """The steps of an epoch, its last one left out, after which a trained member must be kept for the log.
+
+        Args:
+            member: a trained one.
+            epoch: of training, from 1.
+            until: only those up to this step.
+        """
+        read = [self.reading(one, epoch) for one in self.settings.members]
+        found = {one.step for one in read if one.member == member and one.step is not None}
+        return sorted(step for step in found if until is None or step <= until)
+
+    def complete(self, member: int, epoch: int, until: int | None = None) -> bool:
+        """Whether everything the log needs of an epoch of a trained member is there.
+
+        `until` asks for its first steps only, not for the epoch's end.
+        """
+        end = until is not None or self.trained(member, epoch) is not None
+        return end and all(self.trained(member, epoch, step) for step in self.steps_within(member, epoch, until))
 
     def to_train(self, member: int, needed: Sequence[int]) -> tuple[int, int]:
         """What must be trained so that the store holds a member at all `needed` epochs.
@@ -58,7 +84,7 @@ class MemberStore:
         Returns:
             The epoch to go on from (0 to start anew) and the last one to train; equal where nothing is missing.
         """
-        missing = [epoch for epoch in needed if epoch > 0 and not self.trained(member, epoch)]
+        missing = [epoch for epoch in needed if epoch > 0 and not self.complete(member, epoch)]
         if not missing:
             return max(needed), max(needed)
         there = [epoch for epoch in range(1, min(missing)) if self.trained(member, epoch)]
@@ -80,7 +106,7 @@ class MemberStore:
         """
 
         def write(folder: Path) -> None:
-            state.write(folder / "state.safetensors")
+            state.write(folder / STATE)
             export_adapter(model, state.adapters, 0, folder / "adapter")
             write_rows(trajectory, folder / "trajectory.parquet")
             if online is not None:
@@ -88,23 +114,46 @@ class MemberStore:
 
         self.store.make("members", self.key(member, epoch), write, seconds)
 
-    def state(self, members: Sequence[int], epoch: int) -> State:
-        """Stored members after `epoch` epochs, stacked."""
-        return State.stacked([State.read(self._folder(member, epoch) / "state.safetensors") for member in members])
+    def keep_within(self, member: int, epoch: int, step: int, state: State, model: PeftModel, seconds: float) -> None:
+        """Keeps one member, a stack of one, as it is after a step within `epoch`."""
 
-    def _folder(self, member: int, epoch: int) -> Path:
-        found = self.trained(member, epoch)
+        def write(folder: Path) -> None:
+            state.write(folder / STATE)
+            export_adapter(model, state.adapters, 0, folder / "adapter")
+
+        self.store.make("members", self.key(member, epoch, step), write, seconds)
+
+    def state(self, members: Sequence[int], epoch: int) -> State:
+        """Trained members after `epoch` epochs, stacked."""
+        return State.stacked([State.read(self._folder(Reading(member), epoch) / STATE) for member in members])
+
+    def adapters(self, members: Sequence[int], epoch: int) -> Adapters:
+        """What members of the log are measured with at an epoch, stacked."""
+        states = [State.read(self._folder(self.reading(member, epoch), epoch) / STATE) for member in members]
+        return {name: torch.cat([state.adapters[name] for state in states]) for name in states[0].adapters}
+
+    def _folder(self, reading: Reading, epoch: int) -> Path:
+        found = self.trained(reading.member, epoch, reading.step)
         assert found is not None
         return found.path
 
+    def distinct(self, members: Sequence[int], epoch: int) -> list[int]:
+        """One of those members of the log that are measured alike, such as before training."""
+        return sorted({self.reading(member, epoch): member for member in members}.values())
+
     def log_key(self, member: int, epoch: int, rows: str) -> dict[str, Any]:
-        """What the log of one member at one epoch over some rows depends on."""
-        return {"code": LOG_VERSION, **self.key(member, epoch), "rows": rows}
+        """What one member's log of one epoch over some rows depends on."""
+        read = self.reading(member, epoch)
+        passed = {}
+        if read.dropout is not None:
+            probability, number = read.dropout
+            passed = {"dropout": {"code": DROPOUT_VERSION, "probability": probability, "pass": number}}
+        return {"code": LOG_VERSION, **self.key(read.member, epoch, read.step), "rows": rows, **passed}
 
     def files(self, members: Sequence[int], epoch: int, rows: str, online: bool) -> list[Path | None]:
         """The parquet file of each member's log of an epoch, None where there is none."""
         if online:
-            return [self._folder(member, epoch) / ONLINE for member in members]
+            return [self._folder(self.reading(member, epoch), epoch) / ONLINE for member in members]
         found = [self.store.find("gradient_log", self.log_key(member, epoch, rows)) for member in members]
         return [made.path / FILE if made else None for made in found]
 
@@ -150,8 +199,8 @@ class MemberStore:
         return [row for made in found if made for row in pq.read_table(made.path / "trajectory.parquet").to_pylist()]
 
     def adapter(self, member: int, epoch: int) -> Path:
-        """The PEFT folder of a trained member."""
-        return self._folder(member, epoch) / "adapter"
+        """The PEFT folder of what a member of the log is measured with."""
+        return self._folder(self.reading(member, epoch), epoch) / "adapter"
 
 
 def _write_log(folder: Path, log: EpochLog, position: int) -> None:

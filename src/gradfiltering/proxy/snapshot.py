@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from gradfiltering.data.batches import Batch
 from gradfiltering.data.examples import Examples
 from gradfiltering.proxy.devices import gather, rank, total
+from gradfiltering.proxy.dropout import Dropout
 from gradfiltering.proxy.gradients import GradientEngine, Statistic
 from gradfiltering.proxy.head import split_head
 from gradfiltering.proxy.log import EpochLog, EpochRecorder
@@ -25,8 +26,9 @@ def measure_all(
     batches: DataLoader,
     title: str,
     projection: Sketch | None = None,
+    dropout: Dropout | None = None,
 ) -> tuple[EpochLog, np.ndarray | None]:
-    """Loss and gradient norm of every example under every member, parameters frozen, dropout off.
+    """Loss and gradient norm of every example under every member, parameters frozen, dropout off unless given.
 
     Args:
         engine: measures.
@@ -35,6 +37,7 @@ def measure_all(
         batches: this process's share of them.
         title: what the progress bar says.
         projection: made of every gradient in the same pass, None for none.
+        dropout: of the adapters' inputs, None for none.
 
     Returns:
         The epoch's log, [M, N], and the projections, [M, N, K] float32.
@@ -46,7 +49,7 @@ def measure_all(
     projected = None if projection is None else np.zeros((members, len(examples), projection.width), dtype=np.float32)
     for batch in track(batches, description=title, transient=True, disable=rank() > 0):
         there = batch.to(device)
-        measured = engine.measure(adapters, there, want_gradient=False, statistics=statistics)
+        measured = engine.measure(adapters, there, want_gradient=False, statistics=statistics, dropout=dropout)
         recorder.add(batch.example_id.numpy(), measured.grad_norm.cpu().numpy(), measured.loss.cpu().numpy())
         if projected is not None:
             places = np.searchsorted(examples.example_ids, batch.example_id.numpy())

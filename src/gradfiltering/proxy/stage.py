@@ -17,6 +17,7 @@ from gradfiltering.data.module import EnsembleData
 from gradfiltering.errors import UserError
 from gradfiltering.proxy.backbone import Loaded
 from gradfiltering.proxy.devices import gather, once, rank, share
+from gradfiltering.proxy.dropout import Dropout
 from gradfiltering.proxy.ensemble import EnsembleSettings
 from gradfiltering.proxy.gradients import GradientEngine
 from gradfiltering.proxy.log import FILE, EpochPair, leaf, read_members, write_epoch
@@ -62,7 +63,7 @@ class ProxyResult:
         seconds: of training and logging, in this run.
         tokens: tokens put through forward and backward in this run, over members, padding not counted.
         batch_tokens: padded tokens computed at once; None where nothing had to be computed.
-        trained, logged: epochs of members trained, and logged, in this run.
+        trained, logged: epochs of members trained, and logged, in this run; an ensemble may train fewer than it logs.
         reused_seconds: what those found in the store took when they were made.
         update_ratio: epoch -> ‖ΔW‖/‖W‖ of each member.
         heldout_loss: epoch -> mean held-out loss over members and rows, nats per response token.
@@ -193,7 +194,7 @@ class EnsembleWork:
             "engine": type(self.gradients).__name__,
             "seed": workspace.seed,
         }
-        self.kept = MemberStore(workspace.store, settings, how)
+        self.kept = MemberStore(workspace.store, settings, how, settings.steps_per_epoch(len(rows.examples)))
         self.members = list(settings.members)
         self.batch_tokens: int | None = None
         self.tokens = self.trained = self.logged = 0
@@ -202,10 +203,22 @@ class EnsembleWork:
         self.heldout_loss: dict[int, float] = {}
 
     def start(self, members: Sequence[int], epoch: int) -> State:
-        """Members after `epoch` epochs; the same in every process, whatever its store holds."""
+        """Trained members after `epoch` epochs; the same in every process, whatever its store holds."""
         if epoch > 0:
             return once(self.kept.state, members, epoch)
         return State(initial_adapters(self.model, self.settings.lora, members, self.workspace.seed), {}, 0)
+
+    def adapters(self, members: Sequence[int], epoch: int) -> Adapters:
+        """What members of the log are measured with at an epoch."""
+        if epoch > 0:
+            return once(self.kept.adapters, members, epoch)
+        return self.start([self.kept.reading(member, 0).member for member in members], 0).adapters
+
+    def dropout(self, members: Sequence[int], epoch: int) -> Dropout | None:
+        """What is dropped when members of the log are measured; all of them are measured so, or none."""
+        passes = [read.dropout for read in (self.kept.reading(member, epoch) for member in members) if read.dropout]
+        numbers = tuple(number for _, number in passes)
+        return Dropout(passes[0][0], self.workspace.seed, numbers, epoch) if passes else None
 
     def data(self, members: Sequence[int], epochs_done: int) -> EnsembleData:
         """What a stack of members trains on, and passes over all rows."""
@@ -226,14 +239,15 @@ class EnsembleWork:
             self.workspace.seed,
             self.batch.workers,
         )
-        data.share, data.epochs_done = share(), epochs_done
+        data.share, data.epochs_done, data.resampled = share(), epochs_done, self.settings.resampled
         return data
 
     def train(self, needed: Sequence[int]) -> None:
-        """Trains every member from where the store has it, so that it is there after each `needed` epoch."""
-        plans = once(lambda: [self.kept.to_train(member, needed) for member in self.members])
+        """Trains every member from where the store has it, so that all that the log needs of these epochs is there."""
+        wanted = list(self.settings.trained_members)
+        plans = once(lambda: [self.kept.to_train(member, needed) for member in wanted])
         for first, last in sorted(set(plans)):
-            members = [member for member, plan in zip(self.members, plans, strict=True) if plan == (first, last)]
+            members = [member for member, plan in zip(wanted, plans, strict=True) if plan == (first, last)]
             self.reused_seconds += once(self.kept.seconds, members, first)
             if first == last:
                 continue
@@ -253,7 +267,7 @@ class EnsembleWork:
             found = once(lambda rows=rows, online=online: self.kept.files(self.members, epoch, rows, online))
             missing = [member for member, file in zip(self.members, found, strict=True) if file is None]
             if missing:
-                self._measure(missing, epoch, name, examples)
+                self._measure(self.kept.distinct(missing, epoch), epoch, name, examples)
             files = once(self.kept.all_files, self.members, epoch, rows, online)
             log = once(read_members, files)
             folder = self.workspace.run_dir / name
@@ -273,10 +287,11 @@ class EnsembleWork:
         data, what = self.data(members, epoch), "all rows" if name == LOG else "held-out rows"
         device = self.workspace.trainer().strategy.root_device
         self.gradients.to(device)
-        adapters = {key: value.to(device) for key, value in self.start(members, epoch).adapters.items()}
+        adapters = {key: value.to(device) for key, value in self.adapters(members, epoch).items()}
         batches = data.pass_over(examples)
         title = f"epoch {epoch}: {what}"
-        log, projected = measure_all(self.gradients, adapters, examples, batches, title, projection)
+        dropout = self.dropout(members, epoch)
+        log, projected = measure_all(self.gradients, adapters, examples, batches, title, projection, dropout)
         seconds = (time.monotonic() - started) / len(members)
         for position, member in enumerate(members):
             self.kept.keep_log(member, epoch, self.hashes[name], log, position, seconds)
@@ -292,7 +307,7 @@ class EnsembleWork:
         found = once(self.kept.projections, self.members, epoch, rows, projection)
         missing = [member for member, folder in zip(self.members, found, strict=True) if folder is None]
         if missing:
-            self._measure(missing, epoch, LOG, self.sets[LOG], projection)
+            self._measure(self.kept.distinct(missing, epoch), epoch, LOG, self.sets[LOG], projection)
         made = once(self.kept.projections, self.members, epoch, rows, projection)
         folders = [folder for folder in made if folder is not None]
         if rank() == 0:
@@ -311,8 +326,8 @@ class EnsembleWork:
 
     def write_adapters(self, epoch: int) -> None:
         """Writes the epoch's adapters into the run folder, and looks how far they went."""
-        state = self.start(self.members, epoch)
-        self.update_ratio[epoch] = update_ratio(self.model, state.adapters, self.settings.lora)
+        adapters = self.adapters(self.members, epoch)
+        self.update_ratio[epoch] = update_ratio(self.model, adapters, self.settings.lora)
         if rank() > 0:
             return
         for position, member in enumerate(self.members):
@@ -320,13 +335,13 @@ class EnsembleWork:
             if epoch > 0:
                 link(self.kept.adapter(member, epoch), folder)
             else:
-                export_adapter(self.model, state.adapters, position, folder)
+                export_adapter(self.model, adapters, position, folder)
 
     def write_trajectory(self, last: int) -> None:
         """Writes the members' trajectories up to epoch `last` into the run folder."""
         if rank() > 0:
             return
-        path = [row for member in self.members for row in self.kept.trajectory(member, last)]
+        path = [row for member in self.settings.trained_members for row in self.kept.trajectory(member, last)]
         with atomic_path(self.workspace.run_dir / "trajectory.parquet") as part:
             write_rows(sorted(path, key=lambda row: (row["step"], row["member"])), part)
 

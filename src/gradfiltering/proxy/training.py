@@ -82,6 +82,8 @@ def train_stack(
     """
     keeper = MemberKeeper(kept, model, settings)
     interrupted = once(Interrupted.read, keeper.unfinished(list(members), data.epochs_done + 1))
+    if interrupted is not None and not once(keeper.kept_up_to, members, data.epochs_done + 1, interrupted.steps_done):
+        interrupted = None  # a run that did not look within the epoch left it
     if interrupted is not None:
         start, data.steps_done = interrupted.state, interrupted.steps_done
     module = ProxyEnsemble(engine, start, settings, members)
@@ -110,10 +112,16 @@ class MemberKeeper(L.Callback):
         """Where an epoch of these members that is not done yet lies."""
         return Unfinished(self.kept.store, {**self.kept.base, "members": members, "epoch": epoch})
 
+    def kept_up_to(self, members: Sequence[int], epoch: int, steps: int) -> bool:
+        """Whether what the log needs of the first steps of an epoch is there."""
+        return all(self.kept.complete(member, epoch, steps) for member in members)
+
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Prepares the recorder of an online epoch, and takes up what an interrupted run left."""
+        """Prepares dropout and the recorder of an online epoch, and takes up what an interrupted run left."""
         assert isinstance(module, ProxyEnsemble)
-        examples = _data(trainer).examples
+        data = _data(trainer)
+        examples = data.examples
+        module.dropout = self.settings.training_dropout(module.members, data.epoch, data.buckets.seed)
         if self.settings.collect == "online":
             module.recorder = EpochRecorder(examples.example_ids, examples.response_tokens, len(module.members))
         if self.interrupted is not None:
@@ -126,14 +134,19 @@ class MemberKeeper(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Keeps what there is of the epoch when it is time to."""
+        """Keeps members that the log looks at within the epoch, and what there is of the epoch when it is time to."""
         assert isinstance(module, ProxyEnsemble)
         data = _data(trainer)
+        steps_done = batch_idx + 1 + (data.steps_done if trainer.current_epoch == 0 else 0)
+        for position, member in enumerate(module.members):
+            if steps_done in self.kept.steps_within(member, data.epoch):
+                seconds = (time.monotonic() - self._began) / len(module.members)
+                state = module.state.of(position)
+                self.kept.keep_within(member, data.epoch, steps_done, state, self.model, seconds)
         # With several processes each has but its share of an online log: then an epoch is begun anew.
         alone = rank() == 0 and (module.recorder is None or world_size() == 1)
         due = time.monotonic() - self._saved >= 60 * self.settings.checkpoint_minutes
         if alone and due:
-            steps_done = batch_idx + 1 + (data.steps_done if trainer.current_epoch == 0 else 0)
             recorded = module.recorder.arrays() if module.recorder is not None else {}
             left = Interrupted(module.state, steps_done, module.trajectory.rows, recorded)
             self.unfinished(module.members, data.epoch).write(left.write)
