@@ -26,6 +26,7 @@ def experiment(cfg: DictConfig) -> None:
     from gradfiltering.proxy.log import GradientLog
     from gradfiltering.proxy.memory import keep_freed_memory
     from gradfiltering.report import diagnostics, tracking
+    from gradfiltering.report.page import build as pages
     from gradfiltering.report.run import Run
     from gradfiltering.scorers.base import Evidence, write_unscored
     from gradfiltering.selectors.base import shortfall, write_subset
@@ -38,7 +39,7 @@ def experiment(cfg: DictConfig) -> None:
     ensemble, objective, embedding = build(cfg.ensemble), build(cfg.proxy.objective), build(cfg.embeddings)
     engine = partial(build(cfg.gradients), objective=objective)
     settings, generation, prompt_sets = build(cfg.target.tuning), build(cfg.generation), build(cfg.eval.sets)
-    seed, small, large = cfg.seed, build(cfg.proxy.backbone), build(cfg.target.backbone)
+    seed, small, large, page = cfg.seed, build(cfg.proxy.backbone), build(cfg.target.backbone), build(cfg.report)
     (plan := Plan(cfg.until, scorer, selector)).check(ensemble.m, small, large, cfg.judge.against)
     run = Run(Path(cfg.run_dir), build(cfg.trainer)(logger=False).strategy.root_device)
     hydra_cfg, options = HydraConfig.get(), OmegaConf.to_container(cfg, resolve=True)
@@ -112,6 +113,9 @@ def experiment(cfg: DictConfig) -> None:
                 verdicts = devices.once(judging.judge_all, judge, prompts, answers, cfg.judge.repeats, run.folder)
             run.add(metrics=judging.measure_answers(prompts, answers))
             run.add(**judging.tally_verdicts(verdicts, answers, cfg.judge.resamples, cfg.judge.confidence, seed))
+        if page.page:
+            with run.stage("report"):
+                devices.once(pages.report, run.folder, records, store, page)
         tracking.log_summary(logger, run.summary)
         screen.show(run.summary, run.folder, Console(quiet=devices.rank() > 0))
     finally:

@@ -15,7 +15,7 @@ def headline(run: RunFolder) -> str:
     if chosen is None:
         return f"{run.total:,} rows were looked at; none has been chosen yet" if run.total else "This run chose nothing"
     how = f"{chosen['selector']} by {chosen['scorer']}" if chosen.get("scorer") else chosen["selector"]
-    return f"{chosen['selected']:,} of {run.total:,} rows were chosen ({chosen['fraction']:.3g} of the data), {how}"
+    return f"{chosen['selected']:,} of {run.total:,} rows ({100 * chosen['fraction']:.3g}%) were chosen: {how}"
 
 
 def verdicts(run: RunFolder) -> list[dict[str, Any]]:

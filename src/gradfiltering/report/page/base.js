@@ -73,7 +73,7 @@ const gf = (() => {
     const named = chart.series.filter((one) => one.name !== "").length > 1;
     const traces = chart.series.flatMap((one, number) => trace(one, number, named, chart));
     const axis = (title, log) => ({title: {text: safe(title), standoff: 8}, type: log ? "log" : undefined, gridcolor: grid,
-      zerolinecolor: grid, linecolor: muted, automargin: true, exponentformat: "power", dtick: log ? 1 : undefined});
+      zerolinecolor: grid, linecolor: muted, automargin: true, exponentformat: "power"});
     const layout = {
       height: chart.height, autosize: true, margin: {l: 56, r: 16, t: 26, b: 48}, hovermode: "closest", bargap: 0.08,
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", barmode: "overlay",
@@ -83,6 +83,12 @@ const gf = (() => {
       hoverlabel: {align: "left", bgcolor: variable("--raised"), bordercolor: variable("--line"), font: {color: text, size: 12}},
       shapes: [], annotations: [],
     };
+    for (const side of ["x", "y"]) {
+      if (!chart[`${side}_log`]) continue;
+      const positive = chart.series.flatMap((one) => one[side]).filter((v) => v > 0);
+      const decades = Math.log10(positive.reduce((a, b) => Math.max(a, b)) / positive.reduce((a, b) => Math.min(a, b)));
+      layout[`${side}axis`].dtick = decades > 2 ? 1 : decades > 0.6 ? "D2" : undefined;
+    }
     if (chart.whole_x) Object.assign(layout.xaxis, {tickformat: "d", dtick: 1});
     if (chart.x_ticks.length) {
       Object.assign(layout.xaxis, {tickvals: chart.x_ticks.map((t) => t[0]), ticktext: chart.x_ticks.map((t) => safe(t[1]))});
@@ -90,7 +96,8 @@ const gf = (() => {
     for (const side of ["x", "y"]) {
       if (chart.series.some((one) => typeof one[side][0] === "string")) {
         Object.assign(layout[side + "axis"], {type: "category", automargin: true});
-        if (side === "y") layout.yaxis.autorange = "reversed";
+        const names = new Set(chart.series.flatMap((one) => one[side]));
+        if (side === "y") layout.yaxis.range = [names.size - 0.4, -0.6];
       }
     }
     for (const mark of chart.marks) {
@@ -99,7 +106,7 @@ const gf = (() => {
       layout.shapes.push(across ? {type: "line", x0: mark.at, x1: mark.at, yref: "paper", y0: 0, y1: 1, line}
         : {type: "line", y0: mark.at, y1: mark.at, xref: "paper", x0: 0, x1: 1, line});
       const at = log ? Math.log10(mark.at) : mark.at;
-      layout.annotations.push({text: safe(mark.label), showarrow: false, font: {color: muted, size: 12},
+      layout.annotations.push({text: safe(mark.label), showarrow: false, bgcolor: variable("--page"), opacity: 0.9, font: {color: muted, size: 12},
         ...(across ? {x: at, yref: "paper", y: 1, yanchor: "bottom"} : {y: at, xref: "paper", x: 1, xanchor: "right", yanchor: "bottom"})});
     }
     if (named && chart.marks.some((mark) => mark.axis === "x")) layout.legend.y = 1.1;

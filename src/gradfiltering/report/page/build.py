@@ -50,6 +50,22 @@ def report(run_dir: Path, records: Records, store: Store, settings: PageSettings
         write_page(run_dir, settings)
 
 
+def rebuild(run_dir: Path, rows: str | None, figures: bool) -> Path:
+    """Writes the page of an earlier run anew.
+
+    Args:
+        run_dir: its folder.
+        rows: how many rows the page holds, or `all`; None for what the run's own configuration says.
+        figures: whether to write the figure files.
+
+    Raises:
+        UserError: the folder holds no run, or `rows` is no number.
+    """
+    own = RunFolder(run_dir).config.get("report", {}).get("rows", ALL)
+    wanted = own if rows is None else int(rows) if rows.isdecimal() else rows
+    return write_page(run_dir, PageSettings(page=True, rows=wanted, figures=figures))
+
+
 def write_page(run_dir: Path, settings: PageSettings) -> Path:
     """Writes the page of a run, from its folder alone.
 
@@ -105,7 +121,7 @@ def _context(run: RunFolder, rows: RowTable, some: explorer.Sample) -> Mapping[s
     """What the template says in words and tables."""
     comparisons = [convergence.compare(run, axis) for axis in convergence.AXES]
     return {
-        "name": run.path.resolve().name,
+        "name": "/".join(run.path.resolve().parts[-2:]),
         "headline": answer.headline(run),
         "verdicts": answer.verdicts(run),
         "metrics": _metrics(run),

@@ -10,6 +10,7 @@ import numpy as np
 Values = Sequence[Any] | np.ndarray
 DIGITS = 4
 MAGNITUDES_APART = 30
+MOST_TICKS = 10
 
 
 @dataclass(frozen=True)
@@ -191,4 +192,8 @@ class Stretch:
         powers = list(range(first, math.floor(math.log10(largest)) + 1))
         powers = powers[:: max(1, len(powers) // 4)]
         at = [-(10.0**p) for p in reversed(powers)] + [0.0] + [10.0**p for p in powers]
-        return [(float(self(value)), f"{value:g}") for value in at if low <= value <= high]
+        apart, kept = abs(float(self(high)) - float(self(low))) / MOST_TICKS, [0.0]
+        for value in sorted((one for one in at if low <= one <= high), key=abs):
+            if min(abs(float(self(value)) - float(self(other))) for other in kept) >= apart:
+                kept.append(value)
+        return [(float(self(value)), f"{value:g}") for value in sorted(kept) if low <= value <= high]

@@ -76,7 +76,7 @@ def _chart(loss: str, axis: str, series: list[Series]) -> Chart:
         name=f"{loss}_{axis}",
         question=QUESTIONS[loss],
         x_title=TITLES[axis],
-        y_title=f"{'held-out' if loss == 'heldout' else 'training'} loss, nats per response token",
+        y_title=f"{'held-out' if loss == 'heldout' else 'training'} loss, nats per token",
         series=series,
         reading=f"Each mark is the {words}; lower and further left is better."
         if loss == "heldout"

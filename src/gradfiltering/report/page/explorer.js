@@ -8,7 +8,7 @@
   const count = data.id.length, grid = at("grid"), head = at("grid-head"), body = at("grid-body");
   const format = (value, key) => {
     if (value === null || value === undefined) return "–";
-    if (key === "stability") return `${Math.round(100 * value)} %`;
+    if (key === "stability") return `${Math.round(100 * value)}%`;
     if (Number.isInteger(value)) return value.toLocaleString("en");
     const size = Math.abs(value);
     return size >= 1e5 || size < 1e-3 ? value.toExponential(2) : String(Number(value.toPrecision(4)));
@@ -18,15 +18,19 @@
     .replace(/\u007f/g, "\u2421");
   const line = (text) => visible(text.slice(0, 200).replace(/\s+/g, " "));
 
-  const columns = [{key: "id", title: "row", number: true, value: (i) => data.id[i]}];
-  if (data.kept) columns.push({key: "kept", title: "chosen", value: (i) => data.kept[i], show: (i) => data.kept[i] ? "✓ chosen" : "dropped"});
-  for (const [key, one] of Object.entries(data.numbers)) {
-    columns.push({key, title: one.title, number: true, value: (i) => one.values[i], show: (i) => format(one.values[i], key)});
-  }
-  for (const key of ["source", "kind"]) {
-    if (data[key]) columns.push({key, title: key, value: (i) => data[key].of[i], show: (i) => data[key].names[data[key].of[i]]});
-  }
-  columns.push({key: "prompt", title: "prompt", wide: true, value: (i) => index()[i], show: (i) => line(data.prompt[i] || data.response[i] || "")});
+  // What says most stands first; the rest is a scroll away, and all of it in the row's detail.
+  const numbers = (keys) => keys.filter((key) => data.numbers[key]).map((key) => {
+    const one = data.numbers[key];
+    return {key, title: one.title, number: true, size: 4.4, value: (i) => one.values[i], show: (i) => format(one.values[i], key)};
+  });
+  const names = (key) => data[key] ? [{key, title: key, size: 7.5, value: (i) => data[key].of[i], show: (i) => data[key].names[data[key].of[i]]}] : [];
+  const columns = [
+    {key: "id", title: "row", number: true, size: 3.6, value: (i) => data.id[i]},
+    ...(data.kept ? [{key: "kept", title: "chosen", size: 5.2, value: (i) => data.kept[i], show: (i) => data.kept[i] ? "✓ chosen" : "dropped"}] : []),
+    {key: "prompt", title: "prompt", wide: true, size: 15, value: (i) => index()[i], show: (i) => line(data.prompt[i] || data.response[i] || "")},
+    ...numbers(["rank", "score", "drop", "variance", "length", "stability"]),
+    ...names("kind"), ...names("source"), ...numbers(["g_early", "g_late"]),
+  ];
 
   let lowered = null;
   function index() {
@@ -255,8 +259,8 @@
       option.value = column.key;
       at("sort").append(option);
     }
-    grid.style.setProperty("--columns", columns.map((one) =>
-      one.wide ? "minmax(16rem, 1fr)" : one.key === "id" || one.key === "rank" ? "4.6rem" : one.number ? "5.4rem" : "7.2rem").join(" "));
+    grid.style.setProperty("--columns", columns.map((one) => one.wide ? `minmax(${one.size}rem, 1fr)` : `${one.size}rem`).join(" "));
+    grid.style.setProperty("--wide", `${columns.reduce((sum, one) => sum + one.size + 0.7, 1.8)}rem`);
     grid.setAttribute("aria-colcount", String(columns.length));
     heads();
     apply();

@@ -21,7 +21,7 @@ MOST_ROWS = 2000
 
 @dataclass(frozen=True)
 class Interval:
-    """A value and the middle 95 % of its resamples."""
+    """A value and the middle 95% of its resamples."""
 
     value: float
     low: float
@@ -96,9 +96,10 @@ def collapse(run: RunFolder) -> Chart | None:
         name="collapse",
         question="Has the members' disagreement collapsed?",
         x_title="epoch",
-        y_title="V/G²: variance relative to the norm",
+        y_title="V/G²",
         series=[Series("", np.array(log.epochs), middle, low=low, high=high)],
-        reading="Median and middle half of the rows. Below the limit the members hardly disagree, and dividing by V_t "
+        reading="V/G² is the variance relative to the squared norm: median and middle half of the rows. "
+        "Below the limit the members hardly disagree, and dividing by V_t "
         "divides by noise.",
         marks=[Mark("y", limit, f"limit {limit:g}")],
         y_log=True,
@@ -130,7 +131,7 @@ def heldout(run: RunFolder) -> tuple[Chart, Interval] | None:
         y_title="its loss, nats per response token",
         series=[Series("", variance[:MOST_ROWS], loss[:MOST_ROWS], "points")],
         reading=f"{len(loss):,} held-out rows: Spearman {value:+.2f} [{found.low:+.2f}, {found.high:+.2f}] "
-        "(95 % bootstrap over rows). Above 0, rows on which the members disagree are rows the proxy gets wrong.",
+        "(95% bootstrap over rows). Above 0, rows on which the members disagree are rows the proxy gets wrong.",
         x_log=True,
     )
     return chart, found
@@ -201,11 +202,11 @@ def stability_chart(found: Stability, fraction: float | None) -> Chart:
         name="stability",
         question="Would another ensemble have chosen the same rows?",
         x_title="best rows looked at, % of the logged rows",
-        y_title="of them again among the best, %",
+        y_title="again among the best, %",
         series=[chance, line],
         reading=f"Members drawn anew with replacement, {found.draws} times: Spearman of the scores "
         f"{found.correlation.value:.2f} [{found.correlation.low:.2f}, {found.correlation.high:.2f}]. The line is the "
-        "median overlap, the band 95 % of the draws.",
+        "median overlap, the band 95% of the draws.",
         marks=marks,
     )
 

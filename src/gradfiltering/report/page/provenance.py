@@ -47,14 +47,20 @@ def differences(run: RunFolder) -> list[tuple[str, str, str]] | None:
 def default_config() -> dict[str, Any] | None:
     """What `python train.py` would run with, of the checkout this code stands in; None outside one."""
     from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
     folder = CHECKOUT / "conf"
     if not (folder / "train.yaml").is_file():
         return None
-    # What Hydra holds while a run goes on is put back afterwards.
-    with initialize_config_dir(str(folder), version_base="1.3"):
-        config = compose("train", overrides=["run_dir=-"])
+    # A run that goes on has a Hydra of its own; it is put back afterwards.
+    running, state = GlobalHydra.instance().hydra, GlobalHydra.instance()
+    state.clear()
+    try:
+        with initialize_config_dir(str(folder), version_base="1.3"):
+            config = compose("train", overrides=["run_dir=-"])
+    finally:
+        state.hydra = running
     found = OmegaConf.to_container(config, resolve=True)
     assert isinstance(found, dict)
     return {str(key): value for key, value in found.items()}

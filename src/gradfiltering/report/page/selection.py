@@ -67,7 +67,7 @@ def _variance(rows: RowTable) -> Chart | None:
     return Chart(
         name="variance",
         question="On which rows do the members agree?",
-        x_title="V_t: variance of the gradient norm over members, late epoch",
+        x_title="V_t: variance over members, late epoch",
         y_title="share of rows, %",
         series=series,
         reading="To the left the members agree." + reading,
