@@ -27,6 +27,7 @@ def experiment(cfg: DictConfig) -> None:
     from gradfiltering.proxy.log import GradientLog
     from gradfiltering.proxy.memory import keep_freed_memory
     from gradfiltering.report import diagnostics, tracking
+    from gradfiltering.report.page import build as pages
     from gradfiltering.report.run import Run
     from gradfiltering.scorers.base import Evidence, write_unscored
     from gradfiltering.selectors.base import shortfall, write_subset
@@ -39,7 +40,7 @@ def experiment(cfg: DictConfig) -> None:
     ensemble, objective, embedding = build(cfg.ensemble), build(cfg.proxy.objective), build(cfg.embeddings)
     engine, others = partial(build(cfg.gradients), objective=objective), build(cfg.judge.others)
     settings, generation, prompt_sets = build(cfg.target.tuning), build(cfg.generation), build(cfg.eval.sets)
-    seed, small, large = cfg.seed, build(cfg.proxy.backbone), build(cfg.target.backbone)
+    seed, small, large, page = cfg.seed, build(cfg.proxy.backbone), build(cfg.target.backbone), build(cfg.report)
     (plan := Plan(cfg.until, scorer, selector)).check(ensemble.m, small, large, cfg.judge.against, generation)
     run = Run(Path(cfg.run_dir), build(cfg.trainer)(logger=False).strategy.root_device)
     hydra_cfg, options = HydraConfig.get(), OmegaConf.to_container(cfg, resolve=True)
@@ -123,6 +124,9 @@ def experiment(cfg: DictConfig) -> None:
             run.add(metrics=judging.measure_answers(prompts, answers))
             drawing = (cfg.judge.resamples, cfg.judge.confidence, seed)
             run.add(**judging.tally_verdicts(verdicts, prompts, answers, others, *drawing))
+        if page.page:
+            with run.stage("report"):
+                devices.once(pages.report, run.folder, records, store, page)
         tracking.log_summary(logger, run.summary)
         screen.show(run.summary, run.folder, Console(quiet=devices.rank() > 0))
     finally:

@@ -16,7 +16,13 @@ SMALL_MODELS = [
     "target.backbone.layers=1", "target.backbone.width=32", "target.backbone.heads=2",
     "target.backbone.characters=60000", "target.backbone.pretraining.steps=20",
 ]  # fmt: skip
-SMALL_RUN = ["target.tuning.epochs=1", "target.max_new_tokens=8", "diagnostics.bootstrap=50", "progress=false"]
+SMALL_RUN = [
+    "target.tuning.epochs=1",
+    "target.max_new_tokens=8",
+    "diagnostics.bootstrap=50",
+    "progress=false",
+    "report.page=false",
+]
 SMALL_TASKS = ["data.rows=80", "data.heldout_rows=10", "eval.limit=6"]
 
 

@@ -1,4 +1,4 @@
-"""Reports on what earlier runs left: `python -m gradfiltering.report sweep FOLDER`."""
+"""Reports on what earlier runs left: `python -m gradfiltering.report page FOLDER`, `… sweep FOLDER`."""
 
 import argparse
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from gradfiltering.errors import plain_words
+from gradfiltering.report.page.build import rebuild
 from gradfiltering.report.sweep import write_sweep
 
 
@@ -15,9 +16,16 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     sweep = commands.add_parser("sweep", help="one table of all jobs of a sweep, as sweep.csv and sweep.json")
     sweep.add_argument("folder", type=Path)
+    page = commands.add_parser("page", help="report.html of a run, and its charts as PNG and SVG in figures/")
+    page.add_argument("folder", type=Path)
+    page.add_argument("--rows", help="rows the page holds with their text, or all; as the run said where not given")
+    page.add_argument("--no-figures", action="store_true", help="leave figures/ alone")
     options = parser.parse_args()
     with plain_words(debug=False):
-        write_sweep(options.folder, Console())
+        if options.command == "sweep":
+            write_sweep(options.folder, Console())
+        else:
+            Console().print(str(rebuild(options.folder, options.rows, not options.no_figures)), soft_wrap=True)
 
 
 if __name__ == "__main__":

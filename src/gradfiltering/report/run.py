@@ -41,6 +41,9 @@ OUTPUTS = (
     "target",
     "responses",
     "verdicts.jsonl",
+    "rows.parquet",
+    "report.html",
+    "figures",
     "summary.json",
 )
 

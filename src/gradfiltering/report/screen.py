@@ -10,6 +10,7 @@ from rich.text import Text
 
 SOURCES_SHOWN = 20
 FILES = {
+    "report.html": "what was chosen and why: open it in a browser",
     "subset.jsonl": "the chosen rows, ready to train on",
     "scores.parquet": "score and rank of every row",
     "unscored.parquet": "rows without a score, with the reason",
