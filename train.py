@@ -112,8 +112,8 @@ def experiment(cfg: DictConfig) -> None:
                 verdicts = devices.once(judging.judge_all, judge, prompts, answers, cfg.judge.repeats, run.folder)
             run.add(metrics=judging.measure_answers(prompts, answers))
             run.add(**judging.tally_verdicts(verdicts, answers, cfg.judge.resamples, cfg.judge.confidence, seed))
-        tracking.log_summary(logger, run.summary)
         screen.show(run.summary, run.folder, Console(quiet=devices.rank() > 0))
+        tracking.log_run(logger, run.folder, run.summary)
     finally:
         tracking.close_logger(logger)
 
