@@ -84,6 +84,9 @@ const gf = (() => {
       shapes: [], annotations: [],
     };
     if (chart.whole_x) Object.assign(layout.xaxis, {tickformat: "d", dtick: 1});
+    if (chart.x_ticks.length) {
+      Object.assign(layout.xaxis, {tickvals: chart.x_ticks.map((t) => t[0]), ticktext: chart.x_ticks.map((t) => safe(t[1]))});
+    }
     for (const side of ["x", "y"]) {
       if (chart.series.some((one) => typeof one[side][0] === "string")) {
         Object.assign(layout[side + "axis"], {type: "category", automargin: true});

@@ -9,6 +9,7 @@ import numpy as np
 
 Values = Sequence[Any] | np.ndarray
 DIGITS = 4
+MAGNITUDES_APART = 30
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Chart:
         height: in pixels.
         diagonal: a line where x equals y.
         whole_x: the x axis has whole numbers only.
+        x_ticks: places on the x axis and what stands there, where these are not the numbers themselves.
     """
 
     name: str
@@ -94,6 +96,7 @@ class Chart:
     height: int = 360
     diagonal: bool = False
     whole_x: bool = False
+    x_ticks: Sequence[tuple[float, str]] = ()
 
     def plain(self) -> dict[str, Any]:
         """What the page's script draws from, ready for JSON."""
@@ -109,6 +112,7 @@ class Chart:
             "height": self.height,
             "diagonal": self.diagonal,
             "whole_x": self.whole_x,
+            "x_ticks": [list(tick) for tick in self.x_ticks],
             "series": [_plain(series) for series in self.series],
         }
 
@@ -152,3 +156,39 @@ def histogram(values: np.ndarray, bins: int = 40) -> tuple[np.ndarray, np.ndarra
         low, high = low - 0.5, high + 0.5
     edges = np.linspace(low, high, bins + 1)
     return edges, np.clip(np.searchsorted(edges, finite, side="right") - 1, 0, bins - 1)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A scale on which values of many magnitudes can be told apart: logarithmic, linear around 0 where signs differ.
+
+    Attributes:
+        unit: below it the scale is linear; 0 for a plain scale.
+    """
+
+    unit: float
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Stretch":
+        """A plain scale unless the values' magnitudes lie far apart."""
+        sizes = np.abs(values[np.isfinite(values) & (values != 0)])
+        if not len(sizes):
+            return cls(0.0)
+        low, middle, high = np.quantile(sizes, [0.02, 0.5, 0.99])
+        return cls(float(low)) if high > MAGNITUDES_APART * middle or middle > MAGNITUDES_APART * low else cls(0.0)
+
+    def __call__(self, values: Any) -> np.ndarray:
+        """The values on this scale."""
+        values = np.asarray(values, dtype=float)
+        return np.arcsinh(values / self.unit) if self.unit else values
+
+    def ticks(self, low: float, high: float) -> list[tuple[float, str]]:
+        """Powers of ten between two values, none for a plain scale."""
+        if not self.unit:
+            return []
+        first = math.ceil(math.log10(self.unit))
+        largest = max(abs(low), abs(high), 10 * self.unit)
+        powers = list(range(first, math.floor(math.log10(largest)) + 1))
+        powers = powers[:: max(1, len(powers) // 4)]
+        at = [-(10.0**p) for p in reversed(powers)] + [0.0] + [10.0**p for p in powers]
+        return [(float(self(value)), f"{value:g}") for value in at if low <= value <= high]

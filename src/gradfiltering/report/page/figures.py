@@ -74,6 +74,8 @@ def draw(chart: Chart, figure: Any) -> None:
         axes.set_xscale("log")
     if chart.y_log:
         axes.set_yscale("log")
+    if chart.x_ticks:
+        axes.set_xticks([at for at, _ in chart.x_ticks], [_escaped(label) for _, label in chart.x_ticks])
     if chart.whole_x:
         axes.xaxis.get_major_locator().set_params(integer=True)
     named = [series for series in chart.series if series.name]

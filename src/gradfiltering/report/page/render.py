@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from gradfiltering.data.shown import whole
 from gradfiltering.report.page.charts import Chart
 
 FOLDER = Path(__file__).parent
@@ -66,11 +67,6 @@ def json_text(value: Any) -> str:
     return UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def whole_text(text: str) -> str:
-    """Text that a UTF-8 file can hold: half a surrogate pair becomes the replacement character, as browsers show it."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
 @cache
 def _environment() -> Environment:
     return Environment(
@@ -79,7 +75,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: whole_text(value) if type(value) is str else value,
+        finalize=lambda value: whole(value) if type(value) is str else value,
     )
 
 

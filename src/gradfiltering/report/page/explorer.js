@@ -1,0 +1,301 @@
+"use strict";
+/* The table of rows: search, filters, sorting, and one row in full. Only rows in view are in the document. */
+(() => {
+  const host = document.getElementById("explorer");
+  if (host === null) return;
+  const data = gf.read("rows");
+  const {make} = gf, at = (id) => document.getElementById(id);
+  const count = data.id.length, grid = at("grid"), head = at("grid-head"), body = at("grid-body");
+  const format = (value, key) => {
+    if (value === null || value === undefined) return "–";
+    if (key === "stability") return `${Math.round(100 * value)} %`;
+    if (Number.isInteger(value)) return value.toLocaleString("en");
+    const size = Math.abs(value);
+    return size >= 1e5 || size < 1e-3 ? value.toExponential(2) : String(Number(value.toPrecision(4)));
+  };
+  // Control characters, which would be invisible or break lines, as their pictures.
+  const visible = (text) => text.replace(/[\u0000-\u0008\u000b-\u001f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0)))
+    .replace(/\u007f/g, "\u2421");
+  const line = (text) => visible(text.slice(0, 200).replace(/\s+/g, " "));
+
+  const columns = [{key: "id", title: "row", number: true, value: (i) => data.id[i]}];
+  if (data.kept) columns.push({key: "kept", title: "chosen", value: (i) => data.kept[i], show: (i) => data.kept[i] ? "✓ chosen" : "dropped"});
+  for (const [key, one] of Object.entries(data.numbers)) {
+    columns.push({key, title: one.title, number: true, value: (i) => one.values[i], show: (i) => format(one.values[i], key)});
+  }
+  for (const key of ["source", "kind"]) {
+    if (data[key]) columns.push({key, title: key, value: (i) => data[key].of[i], show: (i) => data[key].names[data[key].of[i]]});
+  }
+  columns.push({key: "prompt", title: "prompt", wide: true, value: (i) => index()[i], show: (i) => line(data.prompt[i] || data.response[i] || "")});
+
+  let lowered = null;
+  function index() {
+    if (lowered === null) {
+      lowered = new Array(count);
+      for (let i = 0; i < count; i++) {
+        const names = ["source", "kind"].map((key) => data[key] ? data[key].names[data[key].of[i]] : "").join(" ");
+        lowered[i] = `${data.prompt[i] ?? ""}\n${data.response[i] ?? ""}\n${data.id[i]} ${names}`.toLowerCase();
+      }
+    }
+    return lowered;
+  }
+
+  const state = {order: Array.from({length: count}, (_, i) => i), shown: [], key: data.numbers.rank ? "rank" : "id", down: false, active: 0};
+
+  function sort() {
+    const column = columns.find((one) => one.key === state.key), sign = state.down ? -1 : 1;
+    const values = state.order.map(column.value), place = Array.from({length: count}, (_, i) => i);
+    const text = typeof values.find((v) => v !== null) === "string";
+    const missing = (v) => v === null || v === undefined;
+    place.sort((a, b) => {
+      const x = values[a], y = values[b];
+      if (missing(x) || missing(y)) return missing(x) - missing(y) || a - b;
+      if (x === y) return a - b;
+      return text ? sign * (x < y ? -1 : 1) : sign * (x - y);
+    });
+    return place;
+  }
+  let sorted = null;
+
+  function apply() {
+    const started = performance.now();
+    if (sorted === null) {
+      state.order = Array.from({length: count}, (_, i) => i);
+      sorted = sort();
+    }
+    const terms = at("q").value.toLowerCase().split(/\s+/).filter(Boolean);
+    const texts = terms.length ? index() : null;
+    const kept = at("f-kept") ? at("f-kept").value : "";
+    const of = {};
+    for (const key of ["source", "kind"]) of[key] = at(`f-${key}`) && at(`f-${key}`).value !== "" ? Number(at(`f-${key}`).value) : null;
+    const length = data.numbers.length ? data.numbers.length.values : null;
+    const low = at("f-low") && at("f-low").value !== "" ? Number(at("f-low").value) : null;
+    const high = at("f-high") && at("f-high").value !== "" ? Number(at("f-high").value) : null;
+    state.shown = sorted.filter((i) =>
+      (kept === "" || (kept === "unscored" ? i in data.reason : data.kept[i] === Number(kept)))
+      && (of.source === null || data.source.of[i] === of.source) && (of.kind === null || data.kind.of[i] === of.kind)
+      && (low === null || (length[i] !== null && length[i] >= low)) && (high === null || (length[i] !== null && length[i] <= high))
+      && terms.every((term) => texts[i].includes(term)));
+    state.active = 0;
+    grid.scrollTop = 0;
+    at("count").textContent = `${state.shown.length.toLocaleString("en")} of ${count.toLocaleString("en")} rows`;
+    grid.setAttribute("aria-rowcount", String(state.shown.length + 1));
+    render();
+    host.dataset.milliseconds = String(performance.now() - started);
+  }
+
+  const height = () => parseFloat(getComputedStyle(grid).getPropertyValue("--row"));
+  const pool = new Map();
+
+  function row(place) {
+    const i = state.shown[place], element = make("div", null, "row");
+    element.setAttribute("role", "row");
+    element.setAttribute("aria-rowindex", String(place + 2));
+    element.id = `row-${place}`;
+    element.dataset.place = String(place);
+    for (const column of columns) {
+      const cell = make("div", column.show ? column.show(i) : format(column.value(i), column.key), `cell ${column.key}${column.number ? " n" : ""}`);
+      cell.setAttribute("role", "gridcell");
+      cell.dataset.title = column.title;
+      if (column.wide) cell.dir = "auto";
+      element.append(cell);
+    }
+    if (data.kept && data.kept[i]) element.classList.add("chosen");
+    return element;
+  }
+
+  function render(keep) {
+    const size = height(), top = grid.scrollTop, space = grid.clientHeight;
+    const first = Math.max(0, Math.floor(top / size) - 6), last = Math.min(state.shown.length, Math.ceil((top + space) / size) + 6);
+    body.style.height = `${state.shown.length * size}px`;
+    if (!keep) { pool.forEach((element) => element.remove()); pool.clear(); }
+    for (const [place, element] of pool) {
+      if (place < first || place >= last) { element.remove(); pool.delete(place); }
+    }
+    for (let place = first; place < last; place++) {
+      let element = pool.get(place);
+      if (!element) {
+        element = row(place);
+        pool.set(place, element);
+        body.append(element);
+      }
+      element.style.transform = `translateY(${place * size}px)`;
+      const active = place === state.active;
+      element.classList.toggle("active", active);
+      element.setAttribute("aria-selected", String(active));
+    }
+    if (pool.has(state.active)) grid.setAttribute("aria-activedescendant", `row-${state.active}`);
+    else grid.removeAttribute("aria-activedescendant");
+    at("nothing").hidden = state.shown.length > 0;
+  }
+
+  function go(place) {
+    if (!state.shown.length) return;
+    state.active = Math.max(0, Math.min(state.shown.length - 1, place));
+    const size = height(), top = state.active * size, space = grid.clientHeight - head.offsetHeight;
+    if (top < grid.scrollTop) grid.scrollTop = top;
+    else if (top + size > grid.scrollTop + space) grid.scrollTop = top + size - space;
+    render(true);
+  }
+
+  function heads() {
+    head.replaceChildren();
+    const line = make("div", null, "row");
+    line.setAttribute("role", "row");
+    line.setAttribute("aria-rowindex", "1");
+    for (const column of columns) {
+      const cell = make("div", null, `cell ${column.key}${column.number ? " n" : ""}`), button = make("button", column.title);
+      const here = state.key === column.key;
+      cell.setAttribute("role", "columnheader");
+      cell.setAttribute("aria-sort", here ? (state.down ? "descending" : "ascending") : "none");
+      button.type = "button";
+      if (here) button.append(make("span", state.down ? " ↓" : " ↑"));
+      button.addEventListener("click", () => by(column.key, here ? !state.down : false));
+      cell.append(button);
+      line.append(cell);
+    }
+    head.append(line);
+    at("sort").value = state.key;
+    at("direction").textContent = state.down ? "↓ falling" : "↑ rising";
+  }
+
+  function by(key, down) {
+    const focused = head.contains(document.activeElement);
+    Object.assign(state, {key, down});
+    sorted = null;
+    heads();
+    apply();
+    if (focused) head.querySelectorAll("button")[columns.findIndex((one) => one.key === key)].focus();
+  }
+
+  function table(i) {
+    const log = data.log, epochs = log.epochs.length, members = log.members.length, start = i * epochs * members;
+    if (log.grad_norm[start] === null) return null;
+    const wide = make("div", null, "scroll"), made = make("table"), top = make("tr");
+    made.append(make("caption", "Gradient norm (and loss, nats per response token) of each member at each epoch"));
+    for (const title of ["epoch", ...log.members.map((m) => `member ${m}`), "mean", "variance"]) {
+      const cell = make("th", title, title === "epoch" ? "" : "n");
+      cell.scope = "col";
+      top.append(cell);
+    }
+    made.append(top);
+    log.epochs.forEach((epoch, e) => {
+      const line = make("tr"), name = make("th", epoch);
+      name.scope = "row";
+      line.append(name);
+      const norms = log.grad_norm.slice(start + e * members, start + (e + 1) * members);
+      norms.forEach((norm, m) => {
+        const cell = make("td", format(norm), "n");
+        cell.append(make("small", ` (${format(log.loss[start + e * members + m])})`, "muted"));
+        line.append(cell);
+      });
+      const mean = norms.reduce((a, b) => a + b, 0) / members;
+      line.append(make("td", format(mean), "n"));
+      line.append(make("td", members > 1 ? format(norms.reduce((a, b) => a + (b - mean) ** 2, 0) / members) : "–", "n"));
+      made.append(line);
+    });
+    wide.append(made);
+    return wide;
+  }
+
+  function open() {
+    const i = state.shown[state.active];
+    if (i === undefined) return;
+    const inside = at("detail-body");
+    inside.replaceChildren();
+    at("detail-title").textContent = `Row ${data.id[i]}`;
+    const facts = make("dl", null, "facts");
+    for (const column of columns) {
+      if (column.key === "id" || column.wide) continue;
+      const pair = make("div");
+      pair.append(make("dt", column.title), make("dd", column.show(i)));
+      facts.append(pair);
+    }
+    inside.append(facts);
+    if (i in data.reason) inside.append(make("p", `Not scored: ${data.reason[i]}.`, "note"));
+    ["prompt", "response"].forEach((key, place) => {
+      inside.append(make("h3", key === "prompt" ? "Prompt" : "Response"));
+      const text = make("pre", data[key][i] === null ? "" : visible(data[key][i]), "text");
+      text.dir = "auto";
+      if (data[key][i] === null) { text.textContent = "not kept by this run"; text.classList.add("muted"); }
+      else if (data[key][i] === "") { text.textContent = "empty"; text.classList.add("muted"); }
+      inside.append(text);
+      if (i in data.clipped && data.clipped[i][place]) {
+        inside.append(make("p", `Cut here: the whole text has ${format(data.clipped[i][place])} characters.`, "muted"));
+      }
+    });
+    const norms = data.log ? table(i) : null;
+    if (norms) {
+      inside.append(make("h3", "What each member saw"), norms);
+      norms.tabIndex = 0;
+      norms.setAttribute("role", "region");
+      norms.setAttribute("aria-label", "Norms of each member");
+    }
+    inside.scrollTop = 0;
+    at("previous").disabled = state.active === 0;
+    at("next").disabled = state.active === state.shown.length - 1;
+    if (!at("detail").open) at("detail").showModal();
+  }
+
+  function choices(id, names) {
+    const select = at(id);
+    if (!select) return;
+    names.forEach((name, number) => {
+      const option = make("option", name === "" ? "(none)" : name.slice(0, 80));
+      option.value = String(number);
+      select.append(option);
+    });
+  }
+
+  function start() {
+    if (data.source) choices("f-source", data.source.names);
+    if (data.kind) choices("f-kind", data.kind.names);
+    for (const column of columns) {
+      const option = make("option", column.title);
+      option.value = column.key;
+      at("sort").append(option);
+    }
+    grid.style.setProperty("--columns", columns.map((one) =>
+      one.wide ? "minmax(16rem, 1fr)" : one.key === "id" || one.key === "rank" ? "4.6rem" : one.number ? "5.4rem" : "7.2rem").join(" "));
+    grid.setAttribute("aria-colcount", String(columns.length));
+    heads();
+    apply();
+    for (const element of host.querySelectorAll("[data-filter]")) element.addEventListener("input", apply);
+    at("sort").addEventListener("change", () => by(at("sort").value, state.down));
+    at("direction").addEventListener("click", () => by(state.key, !state.down));
+    at("clear").addEventListener("click", () => {
+      for (const element of host.querySelectorAll("[data-filter]")) element.value = "";
+      apply();
+    });
+    let due = false;
+    grid.addEventListener("scroll", () => {
+      if (due) return;
+      due = true;
+      requestAnimationFrame(() => { due = false; render(true); });
+    });
+    addEventListener("resize", () => render());
+    body.addEventListener("click", (event) => {
+      const element = event.target.closest(".row");
+      if (!element) return;
+      go(Number(element.dataset.place));
+      open();
+    });
+    grid.addEventListener("keydown", (event) => {
+      if (event.target !== grid) return;
+      const page = Math.max(1, Math.floor(grid.clientHeight / height()) - 2);
+      const step = {ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity}[event.key];
+      if (step !== undefined) go(step === -Infinity ? 0 : step === Infinity ? state.shown.length - 1 : state.active + step);
+      else if (event.key === "Enter") open();
+      else return;
+      event.preventDefault();
+    });
+    at("previous").addEventListener("click", () => { go(state.active - 1); open(); });
+    at("next").addEventListener("click", () => { go(state.active + 1); open(); });
+    at("close").addEventListener("click", () => at("detail").close());
+    at("detail").addEventListener("close", () => grid.focus({preventScroll: true}));
+    at("detail").addEventListener("click", (event) => { if (event.target === at("detail")) at("detail").close(); });
+    // The index is made while nobody waits for it, so that the first search is as fast as the others.
+    setTimeout(() => { index(); host.dataset.ready = "1"; }, 50);
+  }
+  start();
+})();
