@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from dataclasses import dataclass, field
 
 from wandb.proto import wandb_internal_pb2
@@ -42,6 +43,16 @@ class OfflineRun:
         return found["columns"], found["data"]
 
 
+def read_ended_run(folder):
+    """As `read_offline_run`; W&B's own process writes the last words a moment after the run was told to end."""
+    for _ in range(200):
+        run = read_offline_run(folder)
+        if run.exit_code is not None:
+            break
+        time.sleep(0.05)
+    return run
+
+
 def read_offline_run(folder):
     """The run in an `offline-run-…` folder."""
     (path,) = folder.glob("run-*.wandb")
@@ -56,7 +67,7 @@ def read_offline_run(folder):
         elif kind == "config":
             _update(run.config, record.config)
         elif kind == "history":
-            run.history.append({_name(item): json.loads(item.value_json) for item in record.history.item})
+            run.history.append(_nested(record.history.item))
         elif kind == "artifact":
             run.artifacts.setdefault(record.artifact.type, []).append(record.artifact)
         elif kind == "request" and record.request.WhichOneof("request_type") == "log_artifact":
@@ -71,8 +82,16 @@ def _update(config, record):
     config.update({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.update})
 
 
-def _name(item):
-    return item.key or ".".join(item.nested_key)
+def _nested(items):
+    """Logged values of one step; a picture or a table is a mapping."""
+    row: dict = {}
+    for item in items:
+        *above, last = list(item.nested_key) or [item.key]
+        place = row
+        for key in above:
+            place = place.setdefault(key, {})
+        place[last] = json.loads(item.value_json)
+    return row
 
 
 def _records(content):

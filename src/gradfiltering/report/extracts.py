@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gradfiltering.data.encoding import clean
+from gradfiltering.data.shown import FILE as ROWS
+from gradfiltering.data.shown import whole
 from gradfiltering.judge.responses import read_responses
 from gradfiltering.judge.verdicts import read_verdicts
 
-ROWS = "rows.parquet"
 MOST_ROWS = 50  # from each end of the ranking
 MOST_VERDICTS = 1000
 MOST_CHARACTERS = 4000  # of one cell
@@ -52,7 +52,7 @@ def extracts(run_dir: Path, summary: Mapping[str, Any]) -> list[Extract]:
 
 def cell(text: str) -> str:
     """Text of one cell: what no encoder takes is replaced, and what is very long is cut and says so."""
-    text = clean(text)
+    text = whole(text)
     if len(text) > MOST_CHARACTERS:
         return f"{text[:MOST_CHARACTERS]} … ({len(text):,} characters in all)"
     return text

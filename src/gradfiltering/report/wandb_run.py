@@ -11,7 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.loggers import WandbLogger
 
-from gradfiltering.report.extracts import ROWS, Extract
+from gradfiltering.data.shown import FILE as ROWS
+from gradfiltering.report.extracts import Extract
 from gradfiltering.store import fingerprint
 
 # Options that change how, where or how far a run goes, but not which experiment it is.
@@ -76,7 +77,8 @@ class WandbRun(WandbLogger):
         """Logs a table."""
         import wandb
 
-        self.experiment.log({table.name: wandb.Table(columns=table.columns, data=table.rows, allow_mixed_types=True)})
+        shown = wandb.Table(columns=[*table.columns], data=table.rows, allow_mixed_types=True)
+        self.experiment.log({table.name: shown})
 
     def log_figure(self, name: str, path: Path) -> None:
         """Logs a picture."""
