@@ -127,8 +127,8 @@ def experiment(cfg: DictConfig) -> None:
         if page.page:
             with run.stage("report"):
                 devices.once(pages.report, run.folder, records, store, page)
-        tracking.log_summary(logger, run.summary)
         screen.show(run.summary, run.folder, Console(quiet=devices.rank() > 0))
+        tracking.log_run(logger, run.folder, run.summary)
     finally:
         tracking.close_logger(logger)
 
