@@ -197,7 +197,7 @@ class GradientEngine(ABC):
                 if dropout is None:
                     line.append(self._chunk(some, ids, labels, Tally(want_gradient, statistics)))
                 else:
-                    known = batch.example_id.expand(members, examples)[own, few].numpy()
+                    known = batch.example_id.expand(members, examples)[own, few].cpu().numpy()
                     factors = dropout.factors(known, own, some)
                     line.append(self._dropped(some, ids, labels, DroppedTally(want_gradient, statistics, factors)))
             lines.append(_joined(line))

@@ -19,7 +19,7 @@ from gradfiltering.proxy.lora import Adapters, export_adapter
 from gradfiltering.proxy.projection import Sketch
 from gradfiltering.proxy.state import State
 from gradfiltering.proxy.trajectory import write_rows
-from gradfiltering.store import Artifact, Store, write_json
+from gradfiltering.store import Artifact, Store, fingerprint, write_json
 
 MEMBER_VERSION = 1  # raise it when the same settings would train other adapters
 STATE, ONLINE, PROJECTIONS = "state.safetensors", "online.parquet", "projections.npy"
@@ -164,6 +164,12 @@ class MemberStore:
     def seconds(self, members: Sequence[int], epochs: int) -> float:
         """What training these members for `epochs` epochs took."""
         found = [self.trained(member, epoch) for member in members for epoch in range(1, epochs + 1)]
+        return sum(made.seconds for made in found if made)
+
+    def log_seconds(self, members: Sequence[int], epoch: int, rows: str) -> float:
+        """What measuring those of these members' logs took that are there; each distinct one counts once."""
+        keys = {fingerprint(key): key for member in members for key in [self.log_key(member, epoch, rows)]}
+        found = [self.store.find("gradient_log", key) for key in keys.values()]
         return sum(made.seconds for made in found if made)
 
     def keep_log(self, member: int, epoch: int, rows: str, log: EpochLog, position: int, seconds: float) -> None:

@@ -264,6 +264,8 @@ class EnsembleWork:
         for name, examples in self.sets.items():
             online = self.settings.collect == "online" and epoch > 0 and name == LOG
             rows = self.hashes[name]
+            if not online:  # else it came with the training
+                self.reused_seconds += once(self.kept.log_seconds, self.members, epoch, rows)
             found = once(lambda rows=rows, online=online: self.kept.files(self.members, epoch, rows, online))
             missing = [member for member, file in zip(self.members, found, strict=True) if file is None]
             if missing:
