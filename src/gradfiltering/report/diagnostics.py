@@ -220,12 +220,18 @@ def auc(score: np.ndarray, positive: np.ndarray) -> float:
 def auc_interval(score: np.ndarray, positive: np.ndarray, limits: Limits, rng: np.random.Generator) -> dict[str, float]:
     """AUC with a bootstrap interval over examples, resampled within each class."""
     above, below = score[positive], score[~positive]
-    label = np.concatenate([np.ones(len(above), bool), np.zeros(len(below), bool)])
-    draws = [
-        auc(np.concatenate([rng.choice(above, len(above)), rng.choice(below, len(below))]), label)
-        for _ in range(limits.bootstrap)
-    ]
-    low, high = _interval(np.asarray(draws), limits.confidence)
+    order = np.argsort(below)
+    place = np.argsort(order)  # of each negative among them in order
+    # Each positive's place among the sorted negatives is the same in every resample; only how often each is drawn is not.
+    lower, upper = (np.searchsorted(below[order], above, side) for side in ("left", "right"))
+    draws = np.empty(limits.bootstrap)
+    for number in range(limits.bootstrap):
+        positives = rng.integers(len(above), size=len(above))
+        negatives = rng.integers(len(below), size=len(below))
+        drawn = np.concatenate([[0], np.bincount(place[negatives], minlength=len(below)).cumsum()])  # [n_neg + 1]
+        wins = (drawn[lower] + drawn[upper])[positives].sum() / 2
+        draws[number] = wins / (len(above) * len(below))
+    low, high = _interval(draws, limits.confidence)
     return {"value": auc(score, positive), "low": low, "high": high}
 
 
