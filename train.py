@@ -1,6 +1,6 @@
 """GradFiltering: which part of my instruction data should I train on, and how do I know?"""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,13 +21,13 @@ def experiment(cfg: DictConfig) -> None:
     from gradfiltering.data.examples import Encoder
     from gradfiltering.data.records import write_truth
     from gradfiltering.judge import stage as judging
-    from gradfiltering.proxy import bare
+    from gradfiltering.proxy import adaptive, bare
     from gradfiltering.proxy import stage as proxy
     from gradfiltering.proxy.log import GradientLog
     from gradfiltering.proxy.memory import keep_freed_memory
     from gradfiltering.report import diagnostics, tracking
     from gradfiltering.report.run import Run
-    from gradfiltering.scorers.base import Evidence, write_unscored
+    from gradfiltering.scorers.base import Evidence, score_rows, write_unscored
     from gradfiltering.selectors.base import shortfall, write_subset
     from gradfiltering.store import Workspace
     from gradfiltering.target import stage as tuning
@@ -39,7 +39,8 @@ def experiment(cfg: DictConfig) -> None:
     engine = partial(build(cfg.gradients), objective=objective)
     settings, generation, prompt_sets = build(cfg.target.tuning), build(cfg.generation), build(cfg.eval.sets)
     seed, small, large = cfg.seed, build(cfg.proxy.backbone), build(cfg.target.backbone)
-    (plan := Plan(cfg.until, scorer, selector)).check(ensemble.m, small, large, cfg.judge.against)
+    plan, size = Plan(cfg.until, scorer, selector), build(cfg.adaptive)
+    plan.check(size.fewest(ensemble, epochs, plan.looked_at), small, large, cfg.judge.against)
     run = Run(Path(cfg.run_dir), build(cfg.trainer)(logger=False).strategy.root_device)
     hydra_cfg, options = HydraConfig.get(), OmegaConf.to_container(cfg, resolve=True)
     devices.first_then_all(run.start, options, seed, hydra_cfg.overrides.task)
@@ -63,21 +64,24 @@ def experiment(cfg: DictConfig) -> None:
         write_truth(run.folder / "truth.parquet", records.kinds)
 
         # Examples -> what scorer and selector look at, and no more.
-        log, scores, seen, projected = None, None, bare.Observed(), None
+        scores, seen = None, bare.Observed()
         if plan.needs:
             with run.stage("bare"):
                 seen = bare.observe(plan.needs, backbone, objective, records, rows, embedding, batch, workspace)
+        evidence = Evidence(examples.example_ids, seed, epochs, None, seen, None, examples, records.sources)
         if plan.needs & {"gradient_log", "projections"}:
             projection = build(cfg.projection) if "projections" in plan.needs else None
+            measure = partial(proxy.log_gradients, backbone, rows, engine=engine, batch=batch, workspace=workspace)
+            make, ranking = partial(measure, projection=projection), partial(score_rows, scorer, evidence)
             with run.stage("proxy") as cost:
-                logged = proxy.log_gradients(backbone, rows, ensemble, engine, epochs, batch, workspace, projection)
+                logged = adaptive.settle(make, ensemble, epochs, size, ranking, asked, workspace)
                 cost.update(flops=logged.flops, reused=logged.reused)
-            log, projected = GradientLog(run.folder / "gradient_log"), logged.projections
+            log = GradientLog(run.folder / "gradient_log")
             run.add(proxy=logged.summary())
-            run.diagnose(diagnostics.of_ensemble(log, epochs, logged, seen.losses, limits))
+            run.diagnose(diagnostics.of_ensemble(log, logged.pair, logged, seen.losses, limits))
+            evidence = replace(evidence, epochs=logged.pair, gradient_log=log, projections=logged.projections)
 
         # What they look at -> scores -> subset.
-        evidence = Evidence(examples.example_ids, seed, epochs, log, seen, projected, examples, records.sources)
         if plan.reached("score") and plan.scored:
             with run.stage("score"):
                 scores = scorer.score(evidence)

@@ -19,6 +19,7 @@ from gradfiltering.proxy.state import MOMENTS, State
 from gradfiltering.proxy.trajectory import Trajectory, flatten
 
 COLLECT = ("snapshot", "online")
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class EnsembleSettings:
     """How the ensemble is trained and logged.
 
     Attributes:
-        m: number of members M.
+        m: number of members M, or `auto` for as many as make the choice stable (`proxy.adaptive`).
         batch_size: examples of one update of each member.
         lr: learning rate of AdamW, constant after warm-up, so that it does not depend on how many epochs are asked for.
         warmup_steps: steps of linear warm-up.
@@ -40,7 +41,7 @@ class EnsembleSettings:
         lora: shape and start of each adapter.
     """
 
-    m: int
+    m: int | str
     batch_size: int
     lr: float
     warmup_steps: int
@@ -55,7 +56,15 @@ class EnsembleSettings:
     lora: LoraSettings
 
     def __post_init__(self):
-        for name in ("m", "batch_size", "bucket_batches", "trajectory_steps", "checkpoint_minutes"):
+        if isinstance(self.m, str) and self.m != AUTO:
+            raise UserError(f"ensemble.m={self.m}: give a number of members, or {AUTO}")
+        for name in (
+            "batch_size",
+            "bucket_batches",
+            "trajectory_steps",
+            "checkpoint_minutes",
+            *(["m"] if self.m != AUTO else []),
+        ):
             if getattr(self, name) <= 0:
                 raise UserError(f"ensemble.{name}={getattr(self, name)}: give a positive number")
         if self.collect not in COLLECT:
@@ -68,7 +77,7 @@ class EnsembleSettings:
     @property
     def members(self) -> range:
         """The members' numbers, from 0."""
-        return range(self.m)
+        return range(int(self.m))
 
 
 class ProxyEnsemble(L.LightningModule):

@@ -222,7 +222,7 @@ def auc_interval(score: np.ndarray, positive: np.ndarray, limits: Limits, rng: n
     above, below = score[positive], score[~positive]
     order = np.argsort(below)
     place = np.argsort(order)  # of each negative among them in order
-    # Each positive's place among the sorted negatives is the same in every resample; only how often each is drawn is not.
+    # A positive's place among the sorted negatives is the same in every resample; how often each is drawn is not.
     lower, upper = (np.searchsorted(below[order], above, side) for side in ("left", "right"))
     draws = np.empty(limits.bootstrap)
     for number in range(limits.bootstrap):
