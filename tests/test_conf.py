@@ -236,9 +236,10 @@ def test_every_method_stands_in_the_readme_and_has_a_mirrored_test(file):
     assert list(folder.glob(f"test_{target[2]}*.py")), f"no test of {target[2]}"
 
 
-@pytest.mark.parametrize(
-    "file", [one for one in OPTIONS if one.parent.name == "epochs" and one.stem != "auto"], ids=name_of
-)
+PAIRS = [one for one in OPTIONS if one.parent.name == "epochs" and one.stem != "auto"]
+
+
+@pytest.mark.parametrize("file", PAIRS, ids=name_of)
 def test_an_epoch_pairs_name_says_what_it_holds(file):
     epochs = composed(group_override(file)).epochs
     assert file.stem == f"e{epochs.early}_e{epochs.late}"

@@ -13,6 +13,7 @@ from gradfiltering.errors import UserError
 from gradfiltering.proxy.adaptive import AdaptiveSize, SettlingEpochs, settle, total
 from gradfiltering.proxy.log import FILE, EpochLog, EpochPair, leaf, write_member
 from gradfiltering.proxy.stage import LOG, ProxyResult
+from gradfiltering.seeding import numpy_rng
 
 ROWS, WANTED = 100, 10
 SIZE = AdaptiveSize(start=3, step=2, limit=8, stability=0.9, resamples=50)
@@ -53,7 +54,7 @@ def mean_late(log, epochs, projections):
 
 
 def noise(*name):
-    return np.random.default_rng(abs(hash(name)) % 2**32).random(ROWS)
+    return numpy_rng("planted", *name).random(ROWS)
 
 
 def test_members_that_agree_at_once_stay_at_the_start(planted):

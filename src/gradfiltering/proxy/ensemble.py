@@ -58,13 +58,8 @@ class EnsembleSettings:
     def __post_init__(self):
         if isinstance(self.m, str) and self.m != AUTO:
             raise UserError(f"ensemble.m={self.m}: give a number of members, or {AUTO}")
-        for name in (
-            "batch_size",
-            "bucket_batches",
-            "trajectory_steps",
-            "checkpoint_minutes",
-            *(["m"] if self.m != AUTO else []),
-        ):
+        members = ("m",) if self.m != AUTO else ()
+        for name in (*members, "batch_size", "bucket_batches", "trajectory_steps", "checkpoint_minutes"):
             if getattr(self, name) <= 0:
                 raise UserError(f"ensemble.{name}={getattr(self, name)}: give a positive number")
         if self.collect not in COLLECT:

@@ -51,7 +51,7 @@ def expected_overlap(
     """
     assert members >= FEWEST
     whole = score(np.arange(members))
-    found = []
+    found: list[float] = []
     while len(found) < resamples:
         drawn = rng.integers(members, size=members)
         if np.ptp(drawn) > 0:
