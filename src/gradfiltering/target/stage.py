@@ -77,7 +77,7 @@ def finetune_all(
     common = {
         "code": TARGET_VERSION,
         "backbone": weights_hash(backbone.model),
-        "tuning": asdict(settings),
+        "tuning": {name: value for name, value in asdict(settings).items() if name != "micro_batch_tokens"},
         "heldout": examples_hash(rows.heldout) if rows.heldout is not None else None,
         "seed": workspace.seed,
     }
