@@ -2,6 +2,7 @@
 
 import inspect
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,17 @@ def test_every_experiment_composes_and_fits(file):
     assert misfits(composed(f"experiment={file.stem}")) == []
     first = file.read_text("utf-8")
     assert f"experiment={file.stem}" in first.split("defaults", 1)[0], "an experiment opens with its run command"
+
+
+@pytest.mark.parametrize(("experiment", "jobs"), [("sensitivity", 48), ("ablation", 4)])
+def test_an_experiment_that_is_a_sweep_has_its_jobs_in_its_file(experiment, jobs):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        asked = compose("train", overrides=[f"experiment={experiment}"], return_hydra_config=True).hydra.sweeper.params
+    lists = [[f"{name}={value}" for value in str(values).split(",")] for name, values in asked.items()]
+    assert len(list(product(*lists))) == jobs
+    for values in lists:
+        for value in values:
+            assert misfits(composed(f"experiment={experiment}", value)) == []
 
 
 def test_every_example_of_the_help_page_composes():
