@@ -190,6 +190,7 @@ def given(field, value) -> str:
     return f"{field}={text}"
 
 
+@pytest.mark.slow
 def test_the_same_again_looks_for_the_same(usual, look_up):
     assert differing(usual, look_up()) == set()
 
@@ -200,13 +201,14 @@ def test_fields_that_no_result_depends_on_touch_nothing(usual, look_up):
     assert differing(usual, look_up("logger=wandb", *fields)) == set()
 
 
+@pytest.mark.slow
 def test_an_earlier_end_looks_for_less_and_nothing_else(usual, look_up):
     found = look_up("until=select")
     assert set(found) == {"backbone", "tokens", "bare_losses", "members", "gradient_log", "projections"}
     assert all(found[stage] == usual[stage] for stage in found)
 
 
-QUICK = ("seed", "ensemble.lr", "scorer.epsilon", "selector.fraction")  # the others take minutes together
+QUICK = ("ensemble.lr", "selector.fraction")  # the others take minutes together
 
 
 def changed(field, look_up, folder: Path) -> dict[str, set[str]]:
@@ -230,7 +232,8 @@ def test_another_scorer_touches_no_stage_of_the_proxy(usual, look_up):
     assert differing(usual, found) == {"projections", "candidate"} and "projections" not in found
 
 
-@pytest.mark.parametrize("field", ["ensemble.m", pytest.param("epochs.late", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("field", ["ensemble.m", "epochs.late"])
 def test_more_of_an_ensemble_adds_to_what_is_there(field, usual, look_up, tmp_path):
     found = changed(field, look_up, tmp_path)
     assert usual["members"] < found["members"]
