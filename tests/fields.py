@@ -22,8 +22,8 @@ TEXT = "a text file, filled in by the test"
 TOUCHING: dict[str, tuple[Any, set[str]]] = {
     "seed": (1, EVERYTHING),
     "precision": ("fp64", WEIGHTS),
-    "projection.width": (4, {"projections", "candidate"}),
-    "projection.seed": (1, {"projections", "candidate"}),
+    "projection.width": (4, {"projections"}),  # and the candidate, where rows change places by it
+    "projection.seed": (1, {"projections"}),  # likewise
     "proxy.precision": ("fp64", WEIGHTS),
     "proxy.max_tokens": (20, {"tokens", *WEIGHTS}),
     "proxy.ensemble.lr": (0.5, ENSEMBLE),
@@ -98,7 +98,7 @@ TOUCHING: dict[str, tuple[Any, set[str]]] = {
     "data.rows": (50, DATA),
     # Held-out rows are measured and never trained on.
     "data.heldout_rows": (7, {"tokens", "bare_losses", "gradient_log", "target_tokens", *MODELS}),
-    "judge.against": (["random"], {"full"}),
+    "judge.against": (["full"], {"random"}),
 }
 
 # field -> another value; no result in the store depends on it
