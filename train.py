@@ -1,15 +1,14 @@
 """GradFiltering: which part of my instruction data should I train on, and how do I know?"""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
-from gradfiltering.config import build, run
+from gradfiltering.config import build, build_parts, run
 from gradfiltering.errors import plain_words
 from gradfiltering.plan import Plan
 from gradfiltering.proxy import devices
@@ -21,116 +20,102 @@ def experiment(cfg: DictConfig) -> None:
     from gradfiltering.data.examples import Encoder
     from gradfiltering.data.records import write_truth
     from gradfiltering.judge import stage as judging
-    from gradfiltering.proxy import bare
-    from gradfiltering.proxy import influence as influences
+    from gradfiltering.proxy import adaptive, bare, influence
     from gradfiltering.proxy import stage as proxy
     from gradfiltering.proxy.log import GradientLog
     from gradfiltering.proxy.memory import keep_freed_memory
     from gradfiltering.report import diagnostics, tracking
-    from gradfiltering.report.page import build as pages
-    from gradfiltering.report.run import Run
-    from gradfiltering.scorers.base import Evidence, write_unscored
+    from gradfiltering.report.opening import opened
+    from gradfiltering.report.page import build as page
+    from gradfiltering.scorers.base import Evidence, score_rows, write_unscored
     from gradfiltering.selectors.base import shortfall, write_subset
-    from gradfiltering.store import Workspace
     from gradfiltering.target import stage as tuning
 
     keep_freed_memory()
-    source, scorer, selector, epochs = build(cfg.data), build(cfg.scorer), build(cfg.selector), build(cfg.epochs)
-    store, batch, limits, judge = build(cfg.store), build(cfg.batch), build(cfg.diagnostics), build(cfg.judge.judge)
-    ensemble, objective, embedding = build(cfg.ensemble), build(cfg.proxy.objective), build(cfg.embeddings)
-    engine, others = partial(build(cfg.gradients), objective=objective), build(cfg.judge.others)
-    settings, generation, prompt_sets = build(cfg.target.tuning), build(cfg.generation), build(cfg.eval.sets)
-    seed, small, large, page = cfg.seed, build(cfg.proxy.backbone), build(cfg.target.backbone), build(cfg.report)
-    (plan := Plan(cfg.until, scorer, selector)).check(ensemble.m, small, large, cfg.judge.against, generation)
-    run = Run(Path(cfg.run_dir), build(cfg.trainer)(logger=False).strategy.root_device)
-    hydra_cfg, options = HydraConfig.get(), OmegaConf.to_container(cfg, resolve=True)
-    devices.first_then_all(run.start, options, seed, hydra_cfg.overrides.task)
-    logger = tracking.open_logger(partial(build, cfg.logger), run.config)
-    trainer = partial(build(cfg.trainer), logger=logger, default_root_dir=run.folder, enable_progress_bar=cfg.progress)
-    workspace = Workspace(run.folder, store, seed, trainer)
-    try:
+    part, seed, against = build_parts(cfg), cfg.seed, cfg.judge.against
+    plan = Plan(cfg.until, part.scorer, part.selector)
+    members = part.adaptive.fewest(part.ensemble, part.epochs, plan.looked_at)
+    plan.check(members, part.proxy, part.target, against, part.generation)
+    with opened(cfg, part.store) as (run, logger, workspace):
         # Records -> examples. Prompts are loaded now, so that a missing file shows before anything is trained.
-        records = devices.first_then_all(source.load, seed)
-        asked = selector.wanted(len(records))
-        asking = (judge, len(cfg.judge.against), cfg.judge.repeats, generation)
-        prompts = judging.load_prompt_sets(prompt_sets, records, *asking) if plan.reached("judge") else []
+        records = run.stage_of("data", devices.first_then_all, part.source.load, seed)
+        asked, prompts = part.selector.wanted(len(records)), []
+        if plan.reached("judge"):
+            asking = (part.judge, len(against), cfg.judge.repeats, part.generation)
+            prompts = judging.load_prompt_sets(part.prompts, records, *asking)
         validation = devices.first_then_all(plan.validation, records)
         run.warn(plan.judged_on_validation(prompts))
-        with run.stage("backbone") as cost:
-            backbone = small.load(store, seed, trainer)
-            cost.update(reused=backbone.reused)
-        encoder = Encoder(backbone.tokenizer, min(cfg.proxy.max_tokens, backbone.context), store)
+        backbone = run.stage_of("backbone", part.proxy.load, part.store, seed, workspace.trainer)
+        encoder = Encoder(backbone.tokenizer, min(cfg.proxy.max_tokens, backbone.context), part.store)
         rows = devices.first_then_all(encoder.encode_all, records)
-        devices.once(encoder.show, records, examples := rows.examples, Console())
+        examples, ids = rows.examples, rows.examples.example_ids
+        devices.once(encoder.show, records, examples, Console())
         run.add(data=examples.summary(len(records)))
         write_unscored(run.folder / "unscored.parquet", examples.unscored)
         write_truth(run.folder / "truth.parquet", records.kinds)
 
         # Examples -> what scorer and selector look at, and no more.
-        log, scores, seen, projected, aimed = None, None, bare.Observed(), None, {}
+        evidence = Evidence(ids, seed, part.epochs, examples=examples, sources=records.sources)
+        engine, scores = partial(part.engine, objective=part.objective), None
         if plan.needs - validation.keys():
-            with run.stage("bare"):
-                seen = bare.observe(plan.needs, backbone, objective, records, rows, embedding, batch, workspace)
+            how = (backbone, part.objective, records, rows, part.embeddings, part.batch, workspace)
+            evidence = replace(evidence, observed=run.stage_of("bare", bare.observe, plan.needs, *how))
         if plan.needs & {"gradient_log", "projections"}:
-            projection = build(cfg.projection) if "projections" in plan.needs else None
-            with run.stage("proxy") as cost:
-                logged = proxy.log_gradients(backbone, rows, ensemble, engine, epochs, batch, workspace, projection)
-                cost.update(flops=logged.flops, reused=logged.reused)
-            log, projected = GradientLog(run.folder / "gradient_log"), logged.projections
+            work = {"engine": engine, "batch": part.batch, "workspace": workspace}
+            work["projection"] = part.projection if "projections" in plan.needs else None
+            make, ranking = (
+                partial(proxy.log_gradients, backbone, rows, **work),
+                partial(score_rows, part.scorer, evidence),
+            )
+            size = (part.ensemble, part.epochs, part.adaptive)
+            logged = run.stage_of("proxy", adaptive.settle, make, *size, ranking, asked, workspace)
             run.add(proxy=logged.summary())
-            run.diagnose(diagnostics.of_ensemble(log, epochs, logged, seen.losses, limits))
+            log = GradientLog(run.folder / "gradient_log")
+            evidence = replace(evidence, epochs=logged.pair, gradient_log=log, projections=logged.projections)
+            run.diagnose(diagnostics.of_ensemble(log, logged.pair, logged, evidence.observed.losses, part.limits))
         if validation:
-            with run.stage("influence") as cost:
-                how = (backbone, ensemble, engine, batch, workspace, build(cfg.projection))
-                found = influences.measure_influence(validation, encoder, examples, *how)
-                cost.update(flops=found.flops, reused=found.reused)
-            aimed = found.gradients
+            by = (backbone, part.ensemble, engine, part.batch, workspace, part.projection)
+            found = run.stage_of("influence", influence.measure_influence, validation, encoder, examples, *by)
             run.add(influence=found.summary())
+            evidence = replace(evidence, influences=found.gradients)
 
         # What they look at -> scores -> subset.
-        evidence = Evidence(examples.example_ids, seed, epochs, log, seen, projected, examples, records.sources, aimed)
         if plan.reached("score") and plan.scored:
-            with run.stage("score"):
-                scores = scorer.score(evidence)
-                scores.write(run.folder, examples.unscored)
+            scores = run.stage_of("score", part.scorer.score, evidence)
+            scores.write(run.folder, examples.unscored)
             run.add(data=examples.summary(len(records), scores.unscored))
             tracking.log_histogram(logger, "score/histogram", scores.score)
         if plan.reached("select"):
-            with run.stage("select"):
-                choice = selector.select(evidence, len(records), scores)
-                chosen = choice.example_ids
-                write_subset(run.folder, records, chosen, scores, choice.trace)
-            run.add(selection=choice.summary(hydra_cfg.runtime.choices, len(records), scores))
+            choice = run.stage_of("select", part.selector.select, evidence, len(records), scores)
+            chosen, losses = choice.example_ids, evidence.observed.bare
+            write_subset(run.folder, records, chosen, scores, choice.trace)
+            run.add(selection=choice.summary(HydraConfig.get().runtime.choices, len(records), scores))
             run.warn(shortfall(asked, choice))
-            run.diagnose(diagnostics.of_selection(examples, chosen, scores, seen.bare, limits))
-            run.diagnose(diagnostics.of_sources(records.sources, chosen, limits))
-            run.diagnose(diagnostics.against_truth(records.kinds, chosen, scores, seed, limits))
+            run.diagnose(diagnostics.of_choice(chosen, examples, records, scores, losses, seed, part.limits))
 
         # Subset -> adapters -> answers -> verdicts.
         if plan.reached("target"):
             with run.stage("target") as cost:
-                target = large.load(store, seed, trainer)
-                encoder = Encoder(target.tokenizer, min(cfg.target.max_tokens, target.context), store)
+                target = part.target.load(part.store, seed, workspace.trainer)
+                encoder = Encoder(target.tokenizer, min(cfg.target.max_tokens, target.context), part.store)
                 rows = devices.first_then_all(encoder.encode_all, records)
-                sets = tuning.training_sets(chosen, examples.example_ids, len(records), cfg.judge.against, seed)
-                tuned = tuning.finetune_all(sets, target, rows, settings, workspace)
+                sets = tuning.training_sets(chosen, ids, len(records), against, seed)
+                tuned = tuning.finetune_all(sets, target, rows, part.tuning, workspace)
                 cost.update(flops=sum(result.flops for result in tuned.values() if not result.reused))
             run.add(target={name: asdict(result) for name, result in tuned.items()})
         if plan.reached("judge"):
             with run.stage("judge"):
-                run.warn(judge.check(prompts))
-                answers = judging.answer_all(tuned, target, prompts, records.template, generation, workspace)
-                verdicts = devices.once(judging.judge_all, judge, prompts, answers, cfg.judge.repeats, run.folder)
+                run.warn(part.judge.check(prompts))
+                answers = judging.answer_all(tuned, target, prompts, records.template, part.generation, workspace)
+                judged = partial(judging.judge_all, part.judge, prompts, answers, cfg.judge.repeats)
+                verdicts = devices.once(judged, run.folder)
             run.add(metrics=judging.measure_answers(prompts, answers))
             drawing = (cfg.judge.resamples, cfg.judge.confidence, seed)
-            run.add(**judging.tally_verdicts(verdicts, prompts, answers, others, *drawing))
-        if page.page:
-            with run.stage("report"):
-                devices.once(pages.report, run.folder, records, store, page)
+            run.add(**judging.tally_verdicts(verdicts, prompts, answers, part.others, *drawing))
+        if part.page.page:
+            run.stage_of("report", devices.once, page.report, run.folder, records, part.store, part.page)
         screen.show(run.summary, run.folder, Console(quiet=devices.rank() > 0))
         tracking.log_run(logger, run.folder, run.summary)
-    finally:
-        tracking.close_logger(logger)
 
 
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")

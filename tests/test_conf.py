@@ -3,6 +3,7 @@
 import inspect
 import re
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,17 @@ def test_the_papers_main_table_has_its_24_cases():
     assert jobs * len(composed("experiment=paper_main").eval.sets) == 24
 
 
+@pytest.mark.parametrize(("experiment", "jobs"), [("sensitivity", 48), ("ablation", 4)])
+def test_an_experiment_that_is_a_sweep_has_its_jobs_in_its_file(experiment, jobs):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        asked = compose("train", overrides=[f"experiment={experiment}"], return_hydra_config=True).hydra.sweeper.params
+    lists = [[f"{name}={value}" for value in str(values).split(",")] for name, values in asked.items()]
+    assert len(list(product(*lists))) == jobs
+    for values in lists:
+        for value in values:
+            assert misfits(composed(f"experiment={experiment}", value)) == []
+
+
 def test_every_example_of_the_help_page_composes():
     page = yaml.safe_load(HELP.read_text("utf-8"))["template"]
     examples = [line.split()[2:] for line in page.split("EXAMPLES")[1].splitlines() if "python train.py" in line]
@@ -278,7 +290,10 @@ def test_every_method_stands_in_the_readme_and_has_a_mirrored_test(file):
     assert list(folder.glob(f"test_{target[2]}*.py")), f"no test of {target[2]}"
 
 
-@pytest.mark.parametrize("file", [one for one in OPTIONS if one.parent.name == "epochs"], ids=name_of)
+PAIRS = [one for one in OPTIONS if one.parent.name == "epochs" and one.stem != "auto"]
+
+
+@pytest.mark.parametrize("file", PAIRS, ids=name_of)
 def test_an_epoch_pairs_name_says_what_it_holds(file):
     epochs = composed(group_override(file)).epochs
     assert file.stem == f"e{epochs.early}_e{epochs.late}"

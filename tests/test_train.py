@@ -256,3 +256,16 @@ def test_command_line_entry_lists_its_options():
     done = subprocess.run([sys.executable, ROOT / "train.py", "scorer=best"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1
     assert "scorer/best" in done.stderr and "raw_drop" in done.stderr
+
+
+def test_an_ensemble_that_finds_its_own_size_and_epoch_says_why(store, tmp_path, capsys):
+    places = [f"run_dir={tmp_path}", f"hydra.run.dir={tmp_path}", "logger=none", "until=select"]
+    sizes = ["ensemble.m=auto", "adaptive.limit=4", "adaptive.step=1", "adaptive.stability=1", "adaptive.resamples=10"]
+    run_train(*SMALL, store, *places, *sizes, "epochs=auto", "epochs.limit=3", "epochs.overlap=1")
+    found = summary(tmp_path)["proxy"]
+    chosen = found["adaptive"]
+    assert found["members"] == chosen["members"]["m"] == 4 and "adaptive.limit" in chosen["members"]["why"]
+    assert found["epochs"] == [1, 3] and chosen["epochs"]["late"] == 3
+    assert f"ensemble.m=4: {chosen['members']['why']}" in " ".join(capsys.readouterr().out.split())
+    assert (tmp_path / "gradient_log" / "member=03" / "epoch=03").is_dir()
+    assert pq.read_table(tmp_path / "scores.parquet").num_rows == 80 - summary(tmp_path)["data"]["unscored"]

@@ -9,11 +9,35 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue
 
 from gradfiltering.errors import UserError, plain_words
 
+# Part of a run -> where its options stand.
+PARTS = {
+    "source": "data",
+    "proxy": "proxy.backbone",
+    "objective": "proxy.objective",
+    "ensemble": "ensemble",
+    "adaptive": "adaptive",
+    "engine": "gradients",
+    "epochs": "epochs",
+    "projection": "projection",
+    "embeddings": "embeddings",
+    "scorer": "scorer",
+    "selector": "selector",
+    "target": "target.backbone",
+    "tuning": "target.tuning",
+    "prompts": "eval.sets",
+    "generation": "generation",
+    "judge": "judge.judge",
+    "others": "judge.others",
+    "page": "report",
+    "limits": "diagnostics",
+    "batch": "batch",
+    "store": "store",
+}
 SIMPLE = (int, float, str, bool, type(None))
 
 
@@ -35,6 +59,15 @@ def build(node: DictConfig, **arguments: Any) -> Any:
                 raise cause from error
             cause = cause.__cause__
         raise
+
+
+def build_parts(cfg: DictConfig) -> Any:
+    """Builds all parts of a run, so that what any of them refuses is told before anything starts.
+
+    Returns:
+        An object with an attribute for each of `PARTS`.
+    """
+    return types.SimpleNamespace(**{name: build(OmegaConf.select(cfg, place)) for name, place in PARTS.items()})
 
 
 def check_types(node: Any) -> None:

@@ -39,9 +39,13 @@ class Plan:
     @property
     def needs(self) -> frozenset[Any]:
         """What the scorer and the selector look at, as far as the run gets."""
-        scorer = self.scorer.needs if self.scored else frozenset()
         selector = self.selector.needs if self.reached("select") else frozenset()
-        return scorer | selector - {"scores"}
+        return self.looked_at | selector - {"scores"}
+
+    @property
+    def looked_at(self) -> frozenset[Any]:
+        """What the scores are made of, none where nobody looks at them."""
+        return self.scorer.needs if self.scored else frozenset()
 
     @property
     def influences(self) -> list[Any]:

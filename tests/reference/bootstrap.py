@@ -1,7 +1,10 @@
-"""The slow, obviously correct twin of the PWS interval: draw prompts one by one, count, sort."""
+"""The slow, obviously correct twins of intervals: draw, compute anew, sort."""
 
 import random
 from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import mannwhitneyu
 
 POINTS = {"win": 1, "tie": 0, "loss": -1}
 
@@ -17,3 +20,15 @@ def bootstrap_interval(verdicts: Sequence[str], resamples: int, confidence: floa
     scores.sort()
     tail = (1 - confidence) / 2
     return scores[round(tail * (resamples - 1))], scores[round((1 - tail) * (resamples - 1))]
+
+
+def resampled_auc(
+    score: np.ndarray, positive: np.ndarray, resamples: int, confidence: float, rng: np.random.Generator
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the AUC: rows drawn within each class, the AUC by the rank-sum statistic."""
+    above, below = score[positive], score[~positive]
+    values = []
+    for _ in range(resamples):
+        drawn = rng.choice(above, len(above)), rng.choice(below, len(below))
+        values.append(mannwhitneyu(*drawn).statistic / (len(above) * len(below)))
+    return tuple(np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2]))

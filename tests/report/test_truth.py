@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tests.reference.bootstrap import resampled_auc
 
 from gradfiltering.report.diagnostics import Limits, against_truth, auc, auc_interval
 from gradfiltering.scorers.base import Scores
@@ -43,6 +44,16 @@ def test_auc_interval_covers_the_truth_as_often_as_it_says():
         assert found["low"] <= found["value"] <= found["high"]
         hits += found["low"] <= truth <= found["high"]
     assert hits / REPEATS >= LEAST_COVERAGE, f"the interval holds the truth in {hits / REPEATS:.0%} of samples only"
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_auc_interval_is_that_of_resampling_and_ranking_anew(ties):
+    rng = np.random.default_rng(0)
+    score, positive = rng.normal(size=70), rng.random(70) < 0.6
+    score = score.round(0) if ties else score
+    found = auc_interval(score, positive, LIMITS, np.random.default_rng(1))
+    low, high = resampled_auc(score, positive, LIMITS.bootstrap, LIMITS.confidence, np.random.default_rng(1))
+    np.testing.assert_allclose([found["low"], found["high"]], [low, high], rtol=RTOL)
 
 
 def test_a_higher_confidence_is_a_wider_interval():

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +13,7 @@ from datasets import Dataset
 
 from gradfiltering.data.formats import Form
 from gradfiltering.data.prompts import Turn
-from gradfiltering.data.rows import JsonRows
+from gradfiltering.data.rows import READ_AT_ONCE, JsonRows
 from gradfiltering.data.schemas import Columns as Columns
 from gradfiltering.data.schemas import Messages, Schema
 from gradfiltering.errors import UserError
@@ -84,7 +85,7 @@ class Records:
         """Where each row says it comes from (its `source` column), None where rows do not say."""
         if "source" not in self.rows.column_names:
             return None
-        return [str(name) for name in self.rows["source"]]
+        return [str(name) for name in self.rows["source"][:]]
 
     def heldout_turns(self) -> list[Turn] | None:
         """The held-out records with a response, or None where nothing with a question is held out.
@@ -97,13 +98,22 @@ class Records:
 
 def content_hash(rows: Dataset | JsonRows, names: Sequence[str]) -> str:
     """Digest of some columns' content and names, whatever file or cache the rows were read from."""
-    if not isinstance(rows, JsonRows):
-        # A column left out beforehand is never decoded.
-        rows = rows.with_format(None).select_columns([name for name in names if name in rows.column_names])
     digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps([row.get(name) for name in names], default=str).encode())
+    for values in _values(rows, names):
+        digest.update(json.dumps(values, default=str).encode())
     return hashlib.sha256((json.dumps(list(names)) + digest.hexdigest()).encode()).hexdigest()[:32]
+
+
+def _values(rows: Dataset | JsonRows, names: Sequence[str]) -> Iterator[list[Any]]:
+    """Each row's values of some columns, None where it has no such column."""
+    if isinstance(rows, JsonRows):
+        yield from ([row.get(name) for name in names] for row in rows)
+        return
+    present = [name for name in names if name in rows.column_names]  # a column left out is never decoded
+    for batch in rows.with_format(None).select_columns(present).iter(READ_AT_ONCE):
+        for values in zip(*(batch[name] for name in present), strict=True):
+            row = dict(zip(present, values, strict=True))
+            yield [row.get(name) for name in names]
 
 
 def write_truth(path: Path, kinds: list[str] | None) -> None:

@@ -20,6 +20,7 @@ from gradfiltering.proxy.state import MOMENTS, State
 from gradfiltering.proxy.trajectory import Trajectory, flatten
 
 COLLECT = ("snapshot", "online")
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class EnsembleSettings:
     off them; the rest of the pipeline does not know them apart.
 
     Attributes:
-        m: number of members M.
+        m: number of members M, or `auto` for as many as make the choice stable (`proxy.adaptive`).
         batch_size: examples of one update of each member.
         lr: learning rate of AdamW, constant after warm-up, so that it does not depend on how many epochs are asked for.
         warmup_steps: steps of linear warm-up.
@@ -59,7 +60,7 @@ class EnsembleSettings:
         lora: shape and start of each adapter.
     """
 
-    m: int
+    m: int | str
     batch_size: int
     lr: float
     warmup_steps: int
@@ -76,7 +77,10 @@ class EnsembleSettings:
     resampled: ClassVar[bool] = False  # each member trains on a bootstrap sample of the rows
 
     def __post_init__(self):
-        for name in ("m", "batch_size", "bucket_batches", "trajectory_steps", "checkpoint_minutes"):
+        if isinstance(self.m, str) and self.m != AUTO:
+            raise UserError(f"ensemble.m={self.m}: give a number of members, or {AUTO}")
+        members = ("m",) if self.m != AUTO else ()
+        for name in (*members, "batch_size", "bucket_batches", "trajectory_steps", "checkpoint_minutes"):
             if getattr(self, name) <= 0:
                 raise UserError(f"ensemble.{name}={getattr(self, name)}: give a positive number")
         if self.collect not in COLLECT:
@@ -89,7 +93,7 @@ class EnsembleSettings:
     @property
     def members(self) -> range:
         """The numbers of the log's members, from 0."""
-        return range(self.m)
+        return range(int(self.m))
 
     def rate_share(self, step: int) -> float:
         """What share of `lr` the update after `step` others is made with."""

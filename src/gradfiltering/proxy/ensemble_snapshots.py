@@ -36,10 +36,11 @@ class SnapshotEnsemble(EnsembleSettings):
         """
         if epoch == 0:
             return Reading(0)
-        if steps < self.m:
+        count = len(self.members)
+        if steps < count:
             raise UserError(
                 f"ensemble.m={self.m} snapshots of an epoch that has {steps} steps; set ensemble.m={steps} or less, "
                 "or lower ensemble.batch_size"
             )
-        step = -(-(member + 1) * steps // self.m)
+        step = -(-(member + 1) * steps // count)
         return Reading(0, step=step if step < steps else None)

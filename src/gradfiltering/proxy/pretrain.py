@@ -4,6 +4,7 @@ import hashlib
 import math
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def read_corpus(text: list[str] | None, characters: int, seed: int) -> list[str]
         UserError: a file is missing or not UTF-8.
     """
     if text is None:
-        return prose(characters, derive_seed(seed, "prose"))
+        return _generated(characters, seed)
     documents: list[str] = []
     for name in text:
         path = Path(name).expanduser()
@@ -63,6 +64,11 @@ def read_corpus(text: list[str] | None, characters: int, seed: int) -> list[str]
     if not documents:
         raise UserError(f"no text to pretrain on in {', '.join(text)}")
     return documents
+
+
+@lru_cache(maxsize=2)  # of proxy and target: the jobs of a sweep need it to find their backbones
+def _generated(characters: int, seed: int) -> list[str]:
+    return prose(characters, derive_seed(seed, "prose"))
 
 
 def corpus_hash(documents: list[str]) -> str:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,9 @@ class ProxyResult:
         heldout_loss: epoch -> mean held-out loss over members and rows, nats per response token.
         flops: an estimate, 4 per backbone weight in a matrix product and token: forward, and backward through the
             activations. Attention scores and the adapters themselves are not counted.
+        trained_seconds: what training what was not in the store took.
         projections: [M, N, K] float32 of the gradients at the late epoch, where asked for.
+        adaptive: what `auto` came to, and why.
     """
 
     members: int
@@ -83,7 +85,14 @@ class ProxyResult:
     update_ratio: dict[int, list[float]]
     heldout_loss: dict[int, float]
     flops: int
+    trained_seconds: float = 0.0
     projections: np.ndarray | None = None
+    adaptive: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def pair(self) -> EpochPair:
+        """The epochs that are compared."""
+        return EpochPair(*self.epochs)
 
     @property
     def reused(self) -> bool:
@@ -93,7 +102,7 @@ class ProxyResult:
     def summary(self) -> dict[str, Any]:
         """The part of `summary.json` about the proxy."""
         without = ("update_ratio", "heldout_loss", "flops", "projections")
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in without}
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name not in without}
 
 
 def log_gradients(
@@ -128,7 +137,7 @@ def log_gradients(
             work.write_adapters(epoch)
         work.write_trajectory(epochs.late)
     return ProxyResult(
-        members=settings.m,
+        members=len(settings.members),
         epochs=[epochs.early, epochs.late],
         seconds=time.monotonic() - started,
         tokens=work.tokens,
@@ -139,6 +148,7 @@ def log_gradients(
         update_ratio=work.update_ratio,
         heldout_loss=work.heldout_loss,
         flops=4 * parameters * work.tokens,
+        trained_seconds=work.trained_seconds,
         projections=projections,
     )
 
@@ -198,7 +208,7 @@ class EnsembleWork:
         self.members = list(settings.members)
         self.batch_tokens: int | None = None
         self.tokens = self.trained = self.logged = 0
-        self.reused_seconds = 0.0
+        self.reused_seconds = self.trained_seconds = 0.0
         self.update_ratio: dict[int, list[float]] = {}
         self.heldout_loss: dict[int, float] = {}
 
@@ -248,7 +258,8 @@ class EnsembleWork:
         plans = once(lambda: [self.kept.to_train(member, needed) for member in wanted])
         for first, last in sorted(set(plans)):
             members = [member for member, plan in zip(wanted, plans, strict=True) if plan == (first, last)]
-            self.reused_seconds += once(self.kept.seconds, members, first)
+            found = once(self.kept.seconds, members, first)
+            self.reused_seconds += found
             if first == last:
                 continue
             data = self.data(members, first)
@@ -257,6 +268,7 @@ class EnsembleWork:
                 self.model, self.workspace.trainer,
             )  # fmt: skip
             self.trained += len(members) * (last - first)
+            self.trained_seconds += once(self.kept.seconds, members, last) - found
             self.tokens += len(members) * (last - first) * self.sets[LOG].tokens
 
     def log(self, epoch: int) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from gradfiltering.data.examples import Examples
+from gradfiltering.data.records import Records
 from gradfiltering.proxy.log import EpochLog, EpochPair, GradientLog
 from gradfiltering.proxy.stage import BareLosses, ProxyResult
 from gradfiltering.scorers.base import Scores
@@ -88,6 +89,35 @@ def of_ensemble(
         "heldout_loss": {"bare": bare.heldout, **{str(epoch): loss for epoch, loss in trained.heldout_loss.items()}},
     }
     return Diagnostics(values, _ensemble_warnings(values, epochs, limits))
+
+
+def of_choice(
+    chosen: Sequence[int],
+    examples: Examples,
+    records: Records,
+    scores: Scores | None,
+    bare: BareLosses | None,
+    seed: int,
+    limits: Limits,
+) -> Diagnostics:
+    """All there is to say about a subset: what the score preferred, what is covered, and how much of it was planted.
+
+    Args:
+        chosen: example ids of the subset.
+        examples: the N rows that can be scored.
+        records: all rows, with what is known of them.
+        scores: see `of_selection`.
+        bare: see `of_selection`.
+        seed: of bootstrap resamples.
+        limits: when to warn.
+    """
+    parts = (
+        of_selection(examples, chosen, scores, bare, limits),
+        of_sources(records.sources, chosen, limits),
+        against_truth(records.kinds, chosen, scores, seed, limits),
+    )
+    values = {name: value for part in parts for name, value in part.values.items()}
+    return Diagnostics(values, [warning for part in parts for warning in part.warnings])
 
 
 def of_selection(
@@ -220,12 +250,18 @@ def auc(score: np.ndarray, positive: np.ndarray) -> float:
 def auc_interval(score: np.ndarray, positive: np.ndarray, limits: Limits, rng: np.random.Generator) -> dict[str, float]:
     """AUC with a bootstrap interval over examples, resampled within each class."""
     above, below = score[positive], score[~positive]
-    label = np.concatenate([np.ones(len(above), bool), np.zeros(len(below), bool)])
-    draws = [
-        auc(np.concatenate([rng.choice(above, len(above)), rng.choice(below, len(below))]), label)
-        for _ in range(limits.bootstrap)
-    ]
-    low, high = _interval(np.asarray(draws), limits.confidence)
+    order = np.argsort(below)
+    place = np.argsort(order)  # of each negative among them in order
+    # A positive's place among the sorted negatives is the same in every resample; how often each is drawn is not.
+    lower, upper = (np.searchsorted(below[order], above, side) for side in ("left", "right"))
+    draws = np.empty(limits.bootstrap)
+    for number in range(limits.bootstrap):
+        positives = rng.integers(len(above), size=len(above))
+        negatives = rng.integers(len(below), size=len(below))
+        drawn = np.concatenate([[0], np.bincount(place[negatives], minlength=len(below)).cumsum()])  # [n_neg + 1]
+        wins = (drawn[lower] + drawn[upper])[positives].sum() / 2
+        draws[number] = wins / (len(above) * len(below))
+    low, high = _interval(draws, limits.confidence)
     return {"value": auc(score, positive), "low": low, "high": high}
 
 

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,13 @@ class Run:
         peak = peak_bytes(self.device)
         self.summary["cost"][name] = {"seconds": seconds, "flops": measured["flops"], "peak_bytes": peak}
         self.write()
+
+    def stage_of(self, name: str, work: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """Does `work` as a stage; its result may say whether it was `reused` and what `flops` it took."""
+        with self.stage(name) as measured:
+            result = work(*arguments, **named)
+            measured.update(reused=getattr(result, "reused", False), flops=getattr(result, "flops", None))
+        return result
 
     def add(self, **parts: Any) -> None:
         """Adds top-level parts to the summary."""

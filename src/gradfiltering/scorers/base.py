@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -96,6 +96,16 @@ class Scorer(Protocol):
     def score(self, evidence: Evidence) -> "Scores":
         """Scores every example of the evidence."""
         ...
+
+
+def score_rows(
+    scorer: "Scorer", evidence: Evidence, log: Any, epochs: EpochPair, projections: np.ndarray | None
+) -> np.ndarray:
+    """[N] float64 scores by another log, pair of epochs and projections than the evidence's; NaN for unscored rows."""
+    scores = scorer.score(replace(evidence, gradient_log=log, epochs=epochs, projections=projections))
+    every = np.full(len(evidence.example_ids), np.nan)
+    every[np.searchsorted(evidence.example_ids, scores.example_ids)] = scores.score
+    return every
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from gradfiltering.target.finetune import TuningResult, TuningSettings, finetune
 
 CANDIDATE = "candidate"
 TARGET_VERSION = 1  # raise it when the same rows and settings would train another adapter
-NOT_OF_A_TARGET = ("checkpoint_minutes",)  # it changes nothing about the adapter
+# Neither how often a checkpoint is kept, nor how work is cut up, makes another adapter.
+NOT_OF_A_TARGET = ("checkpoint_minutes", "micro_batch_tokens")
 PLACES = ("base_model_name_or_path", "revision")  # of the backbone, in an adapter's configuration
 RESULT, MODEL_FILES = "result.json", ("adapter", "curve.csv")
 OPPONENTS = ("full", "random")

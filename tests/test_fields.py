@@ -1,0 +1,239 @@
+"""Changing a configuration field looks for other results of exactly the stages that depend on it.
+
+The experiment runs as it is, but training and measuring are stood in for by arrays that follow from what they would
+have been made of: so nothing is trained, and a stage sees another input wherever it really would.
+"""
+
+import hashlib
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from tests.fields import EVERYTHING, LEFT_OUT, TEXT, TOUCHING, UNTOUCHING
+from tests.pipeline import ROOT, run_train
+
+from gradfiltering.proxy.log import EpochLog
+from gradfiltering.proxy.pretrain import corpus_hash, new_model, train_tokenizer
+from gradfiltering.proxy.state import State
+from gradfiltering.seeding import numpy_rng, torch_rng
+from gradfiltering.store import Store, fingerprint
+from gradfiltering.target.finetune import TuningResult
+
+# direction_gsnr looks at projections too, which the default scorer does not.
+BASE = [
+    "logger=none", "until=target", "progress=false", "scorer=direction_gsnr", "projection.width=8", "batch.tokens=512",
+    "data.rows=60", "data.heldout_rows=8", "ensemble.m=2", "ensemble.lora.rank=2", "diagnostics.bootstrap=5",
+    *(f"{model}.backbone.{one}" for model in ("proxy", "target") for one in (
+        "layers=1", "width=32", "heads=2", "vocabulary=400", "characters=20000")),
+]  # fmt: skip
+PAIRED = {  # other fields that a value needs
+    "epochs.early": ["epochs.late=2"],
+}
+
+
+def leaves(node, place=""):
+    for key, value in node.items():
+        path = f"{place}.{key}".lstrip(".")
+        if isinstance(value, dict):
+            yield from leaves(value, path)
+        elif not key.startswith("_"):
+            yield path
+
+
+def default_fields() -> set[str]:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg: DictConfig = compose("train", overrides=["run_dir=somewhere"])
+    return set(leaves(OmegaConf.to_container(cfg, resolve=False)))
+
+
+def test_every_field_is_said_to_touch_something_or_nothing():
+    said = [*TOUCHING, *UNTOUCHING, *LEFT_OUT]
+    assert len(said) == len(set(said)), "a field stands in two tables"
+    missing, gone = default_fields() - set(said), set(said) - default_fields()
+    assert not missing, f"say in tests/fields.py which stages these touch: {sorted(missing)}"
+    assert not gone, f"no field of the default configuration: {sorted(gone)}"
+
+
+class Keys:
+    """What was looked for in the store: stage -> keys."""
+
+    def __init__(self):
+        self.found: dict[str, list[str]] = {}
+
+    def note(self, stage, key):
+        known = self.found.setdefault(stage, [])
+        if fingerprint(key) not in known:
+            known.append(fingerprint(key))
+
+    def lookup(self, stage, key):
+        # The target's backbone comes second, and what is tokenised after it is tokenised for the target.
+        target = len(self.found.get("backbone", [])) > 1 and stage == "tokens"
+        self.note("target_tokens" if target else stage, key)
+
+    def stages(self):
+        models = dict(zip(("candidate", "full", "random"), self.found.get("targets", []), strict=False))
+        backbones = dict(zip(("backbone", "target_backbone"), self.found.get("backbone", []), strict=False))
+        rest = {stage: set(keys) for stage, keys in self.found.items() if stage not in ("targets", "backbone")}
+        return {**rest, **{name: {key} for name, key in {**models, **backbones}.items()}}
+
+
+def digest(*arrays) -> str:
+    return hashlib.sha256(b"".join(np.ascontiguousarray(one).tobytes() for one in arrays)).hexdigest()
+
+
+def weights(model) -> str:
+    return digest(*(value.detach().double().numpy() for _, value in sorted(model.state_dict().items())))
+
+
+def pretrain(folder, documents, shape, settings, seed, trainer):
+    tokenizer = train_tokenizer(documents, shape["vocabulary"])
+    model = new_model(shape, tokenizer, seed)
+    rng = torch_rng("stand-in", fingerprint({**shape, **asdict(settings)}), corpus_hash(documents), seed)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.normal_(generator=rng)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def made_up(examples, members, *names) -> EpochLog:
+    norm, loss = numpy_rng("stand-in", *names).random((2, members, len(examples))) + 0.1
+    return EpochLog(examples.example_ids, norm, loss, examples.response_tokens)
+
+
+def train_stack(members, start, data, last, settings, engine, kept, model, trainer):
+    for epoch in range(data.epochs_done + 1, last + 1):
+        for position, member in enumerate(members):
+            rng = torch_rng("stand-in", fingerprint(kept.key(member, epoch)))
+            own = start.of(position).adapters
+            adapters = {name: value + torch.randn(value.shape, generator=rng).to(value) for name, value in own.items()}
+            online = (made_up(data.examples, 1, fingerprint(kept.key(member, epoch))), 0)
+            log = online if settings.collect == "online" else None
+            kept.keep(member, epoch, State(adapters, {}, epoch), model, [], log, 1.0)
+
+
+def measure_all(engine, adapters, examples, batches, title, projection=None):
+    names = digest(*(adapters[name].double().numpy() for name in sorted(adapters)), examples.example_ids)
+    members = len(next(iter(adapters.values())))
+    if projection is None:
+        return made_up(examples, members, names), None
+    rng = numpy_rng("projection", names, projection.width, projection.seed)
+    return made_up(examples, members, names), rng.normal(size=(members, len(examples), projection.width))
+
+
+def response_losses(model, objective, batches, device):
+    ids = [example_id for batch in batches for example_id in batch.example_id.tolist()]
+    return dict(zip(ids, numpy_rng(weights(model)).random(len(ids)).tolist(), strict=True))
+
+
+def finetune(name, backbone, rows, settings, folder, seed, trainer):
+    (folder / "adapter").mkdir(parents=True)
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
+    (folder / "curve.csv").write_text("step\n")
+    return TuningResult(1, len(rows.examples), 1, 1.0, 1.0, 1.0, 1)
+
+
+STAND_INS = {
+    "gradfiltering.proxy.backbone.pretrain": pretrain,
+    "gradfiltering.proxy.stage.train_stack": train_stack,
+    "gradfiltering.proxy.stage.measure_all": measure_all,
+    "gradfiltering.proxy.stage.response_losses": response_losses,
+    "gradfiltering.target.stage.finetune": finetune,
+}
+
+
+@pytest.fixture(scope="module")
+def look_up(tmp_path_factory):
+    """What a run with some overrides looks for, in a store of its own."""
+
+    def run(*overrides):
+        keys, folder = Keys(), tmp_path_factory.mktemp("run")
+        originals = SimpleNamespace(find=Store.find, scratch=Store.scratch)
+
+        def find(store, stage, key):
+            keys.lookup(stage, key)
+            return originals.find(store, stage, key)
+
+        def scratch(store, stage, key, suffix):
+            keys.lookup(stage, key)
+            return originals.scratch(store, stage, key, suffix)
+
+        with pytest.MonkeyPatch.context() as patch:
+            for place, stand_in in STAND_INS.items():
+                patch.setattr(place, stand_in)
+            patch.setattr(Store, "find", find)
+            patch.setattr(Store, "scratch", scratch)
+            places = [f"run_dir={folder / 'run'}", f"hydra.run.dir={folder / 'run'}", f"store.path={folder / 'store'}"]
+            run_train(*BASE, *places, *overrides)
+        return keys.stages()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def usual(look_up):
+    found = look_up()
+    assert set(found) == EVERYTHING, "the run did not look for a result of every stage"
+    return found
+
+
+def differing(one, other) -> set[str]:
+    return {stage for stage in one.keys() | other.keys() if one.get(stage) != other.get(stage)}
+
+
+def given(field, value) -> str:
+    text = str(value).replace(" ", "").replace("'", "") if isinstance(value, list) else value
+    return f"{field}={text}"
+
+
+@pytest.mark.slow
+def test_the_same_again_looks_for_the_same(usual, look_up):
+    assert differing(usual, look_up()) == set()
+
+
+def test_fields_that_no_result_depends_on_touch_nothing(usual, look_up):
+    """All at once: what does not change with all of them does not change with one."""
+    fields = [given(field, value) for field, value in UNTOUCHING.items()]
+    assert differing(usual, look_up("logger=wandb", *fields)) == set()
+
+
+@pytest.mark.slow
+def test_an_earlier_end_looks_for_less_and_nothing_else(usual, look_up):
+    found = look_up("until=select")
+    assert set(found) == {"backbone", "tokens", "bare_losses", "members", "gradient_log", "projections"}
+    assert all(found[stage] == usual[stage] for stage in found)
+
+
+QUICK = ("ensemble.lr", "selector.fraction")  # the others take minutes together
+
+
+def changed(field, look_up, folder: Path) -> dict[str, set[str]]:
+    value = TOUCHING[field][0]
+    if value == TEXT:
+        text = folder / "text.txt"
+        text.write_text("A hen lays an egg.\n\n\nA cow gives milk.\n" * 50, encoding="utf-8")
+        value = [str(text)]
+    return look_up(given(field, value), *PAIRED.get(field, []))
+
+
+@pytest.mark.parametrize(
+    "field", [field if field in QUICK else pytest.param(field, marks=pytest.mark.slow) for field in TOUCHING]
+)
+def test_a_field_touches_exactly_the_stages_that_depend_on_it(field, usual, look_up, tmp_path):
+    assert differing(usual, changed(field, look_up, tmp_path)) == TOUCHING[field][1]
+
+
+def test_another_scorer_touches_no_stage_of_the_proxy(usual, look_up):
+    found = look_up("scorer=raw_drop")
+    assert differing(usual, found) == {"projections", "candidate"} and "projections" not in found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("field", ["ensemble.m", "epochs.late"])
+def test_more_of_an_ensemble_adds_to_what_is_there(field, usual, look_up, tmp_path):
+    found = changed(field, look_up, tmp_path)
+    assert usual["members"] < found["members"]
