@@ -104,6 +104,19 @@ def test_log_adapters_and_choice_under_torchrun(store, tmp_path, processes, coll
 
 
 @pytest.mark.slow
+def test_influences_in_two_processes_with_a_store_of_their_own(store, tmp_path):
+    few = ["data.rows=25", "until=select", "selector.fraction=0.2", "scorer=less", "projection.width=32"]
+    one, two = one_process(tmp_path / "one", store, *few), tmp_path / "two"
+    run_in_processes(
+        tmp_path / "tmp", "train.py", *SMALL, "trainer=ddp_cpu", *few, *at(two, tmp_path / "store")
+    )  # fmt: skip
+    assert_same_choice(one, two)
+    assert files_of(one) == files_of(two)
+    for file in sorted(one.glob("influence/**/projections.npy")):
+        np.testing.assert_allclose(np.load(two / file.relative_to(one)), np.load(file), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
 def test_whole_run_in_three_processes_with_a_store_of_its_own(store, tmp_path):
     few = ["data.rows=40", "target.tuning.batch_size=7"]
     one, three = one_process(tmp_path / "one", store, *few), tmp_path / "three"

@@ -13,6 +13,7 @@ from gradfiltering.selectors.top import TopSelector
 from gradfiltering.selectors.two_stage import TwoStageSelector
 
 TOP, COVER = TopSelector(0.5, None), FacilityLocationSelector(0.1, None, "euclidean")
+BOTH = TwoStageSelector(0.1, None, TOP, COVER)
 IFD_SCORER = IFD("perplexity", "plain", 1024, 1.0)
 LESS_SCORER, OWN_ROWS = (LESS([1, 2], 1, path, "auto", "max") for path in (None, "own.jsonl"))
 
@@ -27,8 +28,8 @@ LESS_SCORER, OWN_ROWS = (LESS([1, 2], 1, path, "auto", "max") for path in (None,
         ("score", GSNR(1e-8, 0), COVER, {"gradient_log"}),
         ("proxy", GSNR(1e-8, 0), RandomSelector(0.1, None), {"gradient_log"}),
         ("select", LESS_SCORER, TOP, {LESS_SCORER.need}),
-        ("select", LESS_SCORER, COVER, {LESS_SCORER.need, "embeddings"}),
-        ("select", IFD_SCORER, TwoStageSelector(0.1, None, TOP, COVER), {AnswerLosses("plain", 1024), "embeddings"}),
+        ("select", LESS_SCORER, BOTH, {LESS_SCORER.need, "embeddings"}),
+        ("select", IFD_SCORER, BOTH, {AnswerLosses("plain", 1024), "embeddings"}),
     ],
 )
 def test_only_what_somebody_within_the_run_looks_at_is_needed(until, scorer, selector, needs):
@@ -40,8 +41,8 @@ def test_scores_are_no_need_of_the_proxys():
 
 
 def test_gradients_at_checkpoints_are_told_from_other_needs():
-    assert Plan("select", LESS_SCORER, COVER).influences == [LESS_SCORER.need]
-    assert Plan("select", GSNR(1e-8, 0), COVER).influences == []
+    assert Plan("select", LESS_SCORER, BOTH).influences == [LESS_SCORER.need]
+    assert Plan("select", GSNR(1e-8, 0), BOTH).influences == []
 
 
 def test_judging_by_the_rows_that_the_score_was_fitted_to_is_warned_of():

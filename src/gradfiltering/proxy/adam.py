@@ -9,6 +9,7 @@ from torch import Tensor
 from gradfiltering.errors import UserError
 from gradfiltering.proxy.lora import Adapters
 from gradfiltering.proxy.projection import Projection
+from gradfiltering.proxy.state import MOMENTS
 
 DIRECTION_VERSION = 1  # raise it when the same gradients and moments would give other directions
 
@@ -50,7 +51,7 @@ class AdamProjection:
         if not moments:
             raise UserError("Adam has no moments before the first step; give checkpoints after epoch 0")
         self.projection = projection
-        self.first, self.second = moments["exp_avg"], moments["exp_avg_sq"]
+        self.moments = [dict(moments[kind]) for kind in MOMENTS]
         self.betas, self.eps = betas, eps
 
     @property
@@ -67,5 +68,7 @@ class AdamProjection:
         """One parameter's part; [1, B, ...] -> [1, B, K]."""
         if len(gradient) != 1:
             raise ValueError(f"gradients of {len(gradient)} members came, and the moments are those of one")
-        first, second = (kept[name].to(gradient.device)[:, None] for kept in (self.first, self.second))
+        for kept in self.moments:
+            kept[name] = kept[name].to(gradient.device)  # moves the first time only
+        first, second = (kept[name][:, None] for kept in self.moments)  # [1, 1, ...]
         return self.projection(name, adam_direction(gradient, first, second, self.betas, self.eps))
