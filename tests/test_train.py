@@ -164,6 +164,20 @@ def test_projections_lie_in_the_run_folder_and_are_found_again(store, tmp_path):
     assert {stage["name"]: stage["reused"] for stage in summary(tmp_path / "two")["stages"]}["proxy"]
 
 
+@pytest.mark.parametrize(("ensemble", "trained"), [("bootstrap", 4), ("mc_dropout", 2), ("snapshots", 2)])
+def test_other_ensembles_serve_the_same_scorers_from_the_same_files(ensemble, trained, store, tmp_path):
+    places = [f"run_dir={tmp_path}", f"hydra.run.dir={tmp_path}", "logger=none", "until=select", "ensemble.m=2"]
+    run_train(*SMALL, store, *places, f"ensemble={ensemble}", "scorer=direction_gsnr", "projection.width=32")
+    log = pq.read_table(tmp_path / "gradient_log").to_pandas()
+    assert set(log.member) == {0, 1} and set(log.epoch) == {1, 2} and len(log) == 80 * 2 * 2
+    assert (pq.read_table(tmp_path / "scores.parquet")["variance_late"].to_numpy() > 0).all()
+    assert len(list((tmp_path / "projections").glob("member=0[01]/epoch=02/projections.npy"))) == 2
+    assert len(list((tmp_path / "adapters").glob("member=0[01]/epoch=0[12]/adapter_model.safetensors"))) == 4
+    found = summary(tmp_path)
+    assert found["proxy"]["members"] == 2 and found["proxy"]["trained"] <= trained
+    assert found["diagnostics"]["relative_variance"]["2"] > 0
+
+
 def test_a_smaller_ensemble_in_the_same_folder_leaves_no_member_behind(store, tmp_path):
     places = [f"run_dir={tmp_path}", f"hydra.run.dir={tmp_path}", "logger=none", "until=proxy"]
     for members in (3, 2):
