@@ -176,7 +176,7 @@ def test_influences_are_measured_once_for_all_runs(store, tmp_path):
         places = [f"run_dir={tmp_path / run}", f"hydra.run.dir={tmp_path / run}"]
         run_train(*less, f"scorer.combine={how}", *places)
     found = {run: summary(tmp_path / run) for run in ("one", "two", "turns")}
-    assert [stage["name"] for stage in found["one"]["stages"]] == ["backbone", "influence", "score", "select"]
+    assert [stage["name"] for stage in found["one"]["stages"]] == ["data", "backbone", "influence", "score", "select"]
     assert found["one"]["influence"]["trained"] <= 2, "one member up to epoch 2, and none that nobody asks for"
     for run in ("two", "turns"):
         assert {stage["name"]: stage["reused"] for stage in found[run]["stages"]}["influence"]
@@ -185,6 +185,20 @@ def test_influences_are_measured_once_for_all_runs(store, tmp_path):
     scores = pq.read_table(tmp_path / "one" / "scores.parquet").to_pandas()
     by_task = scores.filter(regex="^influence_")
     assert by_task.shape[1] > 1 and np.allclose(scores.score, by_task.max(axis=1)) and scores.score.abs().max() <= 1
+
+
+@pytest.mark.parametrize(("ensemble", "trained"), [("bootstrap", 4), ("mc_dropout", 2), ("snapshots", 2)])
+def test_other_ensembles_serve_the_same_scorers_from_the_same_files(ensemble, trained, store, tmp_path):
+    places = [f"run_dir={tmp_path}", f"hydra.run.dir={tmp_path}", "logger=none", "until=select", "ensemble.m=2"]
+    run_train(*SMALL, store, *places, f"ensemble={ensemble}", "scorer=direction_gsnr", "projection.width=32")
+    log = pq.read_table(tmp_path / "gradient_log").to_pandas()
+    assert set(log.member) == {0, 1} and set(log.epoch) == {1, 2} and len(log) == 80 * 2 * 2
+    assert (pq.read_table(tmp_path / "scores.parquet")["variance_late"].to_numpy() > 0).all()
+    assert len(list((tmp_path / "projections").glob("member=0[01]/epoch=02/projections.npy"))) == 2
+    assert len(list((tmp_path / "adapters").glob("member=0[01]/epoch=0[12]/adapter_model.safetensors"))) == 4
+    found = summary(tmp_path)
+    assert found["proxy"]["members"] == 2 and found["proxy"]["trained"] <= trained
+    assert found["diagnostics"]["relative_variance"]["2"] > 0
 
 
 def test_a_smaller_ensemble_in_the_same_folder_leaves_no_member_behind(store, tmp_path):
