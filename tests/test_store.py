@@ -198,7 +198,7 @@ def test_a_killed_makers_lock_is_free_at_once_and_its_half_result_never_read(tmp
     first = wanting(tmp_path, 600)
     began(tmp_path, 1)
     second = wanting(tmp_path, 0)
-    time.sleep(1)
+    assert second.stdout.readline().startswith(f"waiting for process {first.pid} on")
     first.kill()
     first.wait()
     assert second.communicate(timeout=60)[0].endswith("reused False\n")

@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from tests.disk import files_up_to
 from tests.interruption import KilledHere, Steps, counting
 from tests.proxy.ensembles import ROWS, assert_same, settings
 
+from gradfiltering.errors import UserError
 from gradfiltering.store import Store
 
 STEPS = -(-ROWS // 4)  # of an epoch
@@ -101,6 +103,28 @@ def test_of_several_processes_only_the_first_takes_up_what_one_process_had_recor
     # In the second of two processes nothing is restored, so by itself it lacks what was measured before.
     monkeypatch.setattr("gradfiltering.proxy.training.rank", lambda: 1)
     with pytest.raises(RuntimeError, match=f"of {3 * ROWS} measurements {3 * 3 * 4} are missing .* 0 were made more"):
+        train("resumed", how, store=store)
+
+
+def test_a_full_disk_leaves_the_store_usable(train, tmp_path, collect):
+    store = tmp_path / "shared"
+    with files_up_to(10_000), pytest.raises(UserError, match=r"cannot write .*members.*Free some space.*store\.path="):
+        train("full", settings(collect=collect), store=store)
+    assert not list(store.rglob("*.part")) and not list(store.glob("members/*")), "half a member stayed behind"
+    again = train("again", settings(collect=collect), store=store)
+    assert train.result.trained == 3 * 2
+    identical(again, train("fresh", settings(collect=collect)), (1, 2))
+
+
+def test_a_damaged_checkpoint_is_not_gone_on_from(train, tmp_path):
+    store, how = tmp_path / "shared", settings(checkpoint_minutes=1e-9)
+    with pytest.raises(KilledHere):
+        train("killed", how, store=store, trainer=counting(Steps(3)))
+    (file,) = (store / "interrupted").glob("*/state.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="state.safetensors is not what was written"):
         train("resumed", how, store=store)
 
 
