@@ -259,6 +259,12 @@ class Store:
             build(part)
             _record(part, stage, key, 0.0)
 
+    def keys(self, stage: str) -> list[dict[str, Any]]:
+        """Keys of all results of a stage."""
+        folders = [record.parent for record in sorted((self.root / stage).glob(f"*/{RECORD}"))]
+        found = [read_record(folder) for folder in folders if folder.suffix != PART]
+        return [about["key"] for about in found if about is not None]
+
     def drop(self, stage: str, key: Mapping[str, Any]) -> None:
         """Deletes a result, if it is there."""
         discard(self._path(stage, key))

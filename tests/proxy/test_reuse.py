@@ -124,7 +124,7 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(train, tmp_path):
     content = bytearray(file.read_bytes())
     content[-9] ^= 1
     file.write_bytes(content)
-    with pytest.raises(UserError, match="state.safetensors is not what was written"):
+    with pytest.raises(UserError, match=r"state\.safetensors is not what was written"):
         train("resumed", how, store=store)
 
 

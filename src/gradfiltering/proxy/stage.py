@@ -26,7 +26,7 @@ from gradfiltering.proxy.objective import Objective
 from gradfiltering.proxy.projection import Projection
 from gradfiltering.proxy.snapshot import measure_all, response_losses
 from gradfiltering.proxy.state import State
-from gradfiltering.proxy.training import train_stack
+from gradfiltering.proxy.training import finish_epochs, train_stack
 from gradfiltering.proxy.trajectory import write_rows
 from gradfiltering.store import Workspace, atomic_path, link
 
@@ -212,6 +212,7 @@ class _Ensemble:
 
     def train(self, needed: Sequence[int]) -> None:
         """Trains every member from where the store has it, so that it is there after each `needed` epoch."""
+        once(finish_epochs, self.kept, self.model, self.sets[LOG])
         plans = once(lambda: [self.kept.to_train(member, needed) for member in self.members])
         for first, last in sorted(set(plans)):
             members = [member for member, plan in zip(self.members, plans, strict=True) if plan == (first, last)]
