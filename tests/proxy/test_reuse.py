@@ -10,6 +10,7 @@ from tests.interruption import KilledHere, Steps, counting
 from tests.proxy.ensembles import ROWS, assert_same, settings
 
 from gradfiltering.errors import UserError
+from gradfiltering.proxy.members import MemberStore
 from gradfiltering.store import Store
 
 STEPS = -(-ROWS // 4)  # of an epoch
@@ -93,6 +94,25 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_the_same(train, tmp_path, co
     identical(resumed, whole, (1, 2))
     paths = [pq.read_table(tmp_path / run / "trajectory.parquet").to_pylist() for run in ("resumed", "whole")]
     assert paths[0] == paths[1]
+    assert not any((store / "interrupted").iterdir())
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_a_run_killed_while_it_keeps_its_members_trains_none_of_them_again(train, tmp_path, collect, kept, monkeypatch):
+    store, how, keep, done = tmp_path / "shared", settings(collect=collect), MemberStore.keep, []
+
+    def keeping(*arguments):
+        if len(done) == kept:
+            raise KilledHere
+        done.append(keep(*arguments))
+
+    with monkeypatch.context() as patched, pytest.raises(KilledHere):
+        patched.setattr(MemberStore, "keep", keeping)
+        train("killed", how, store=store)
+    steps = Steps()
+    resumed = train("resumed", how, store=store, trainer=counting(steps))
+    assert steps.taken == STEPS, "only epoch 2 is left, for all members in one stack"
+    identical(resumed, train("whole", how), (1, 2))
     assert not any((store / "interrupted").iterdir())
 
 
