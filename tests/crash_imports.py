@@ -1,6 +1,5 @@
 """What train.py imports, for a process that forks others; nothing of it starts a thread."""
 
-import lightning
 import wandb  # noqa: F401
 
 import gradfiltering.data.examples

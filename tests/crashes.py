@@ -67,7 +67,7 @@ def _place(event: str, arguments: tuple) -> str:
     place = os.fsdecode(arguments[0]) if isinstance(arguments[0], str | bytes | os.PathLike) else ""
     folder = arguments[1] if event in ("os.remove", "os.rmdir") else -1
     if folder != -1 and not place.startswith("/"):
-        place = f"{os.readlink(f'/proc/self/fd/{folder}')}/{place}"
+        place = f"{Path(f'/proc/self/fd/{folder}').readlink()}/{place}"
     return place if place.startswith("/") else str(Path.cwd() / place)
 
 

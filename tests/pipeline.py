@@ -17,12 +17,16 @@ SMALL_MODELS = [
     "target.backbone.characters=60000", "target.backbone.pretraining.steps=20",
 ]  # fmt: skip
 SMALL_RUN = [
-    "target.tuning.epochs=1",
-    "target.max_new_tokens=8",
-    "diagnostics.bootstrap=50",
-    "progress=false",
+    "target.tuning.epochs=1", "target.max_new_tokens=8", "diagnostics.bootstrap=50", "progress=false",
     "report.page=false",
-]
+]  # fmt: skip
+# A whole run in three seconds of one core, where a test needs many of them and their quality does not matter.
+TINY_RUN = [
+    *SMALL_MODELS, *SMALL_RUN, "proxy.backbone.pretraining.steps=3", "target.backbone.pretraining.steps=3",
+    "proxy.backbone.characters=20000", "target.backbone.characters=20000", "data.rows=24", "data.heldout_rows=4",
+    "eval.limit=3", "ensemble.m=2", "ensemble.batch_size=8", "selector.fraction=0.25", "target.tuning.batch_size=8",
+    "target.tuning.records=2", "judge.resamples=200", "logger=none",
+]  # fmt: skip
 SMALL_TASKS = ["data.rows=80", "data.heldout_rows=10", "eval.limit=6"]
 
 

@@ -164,15 +164,16 @@ from gradfiltering.store import Store
 def build(folder):
     with open(sys.argv[2], "a") as log:
         log.write(f"{os.getpid()}\\n")
-    time.sleep(float(sys.argv[3]))
+    while sys.argv[3] == "halt" and not Path(sys.argv[2]).with_name("go").exists():
+        time.sleep(0.05)
     (folder / "weights.txt").write_text("result")
 
 print("reused", Store(sys.argv[1]).make("backbone", {"seed": 0}, build).reused)
 """
 
 
-def wanting(folder, seconds):
-    arguments = [sys.executable, "-c", WANTS, str(folder / "store"), str(folder / "log"), str(seconds)]
+def wanting(folder, how):
+    arguments = [sys.executable, "-c", WANTS, str(folder / "store"), str(folder / "log"), how]
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
 
 
@@ -185,22 +186,23 @@ def began(folder, count):
 
 
 def test_of_two_processes_that_want_a_result_one_makes_it(tmp_path):
-    first = wanting(tmp_path, 2)
+    first = wanting(tmp_path, "halt")
     began(tmp_path, 1)
-    second = wanting(tmp_path, 2)
-    told = [process.communicate(timeout=60)[0] for process in (first, second)]
+    second = wanting(tmp_path, "build")
+    assert second.stdout.readline().startswith(f"waiting for process {first.pid} on")
+    (tmp_path / "go").touch()
+    told = [process.communicate()[0] for process in (first, second)]
     assert (tmp_path / "log").read_text().split() == [str(first.pid)]
-    assert told[0] == "reused False\n"
-    assert f"waiting for process {first.pid} on" in told[1] and told[1].endswith("reused True\n")
+    assert told == ["reused False\n", "reused True\n"]
 
 
 def test_a_killed_makers_lock_is_free_at_once_and_its_half_result_never_read(tmp_path):
-    first = wanting(tmp_path, 600)
+    first = wanting(tmp_path, "halt")
     began(tmp_path, 1)
-    second = wanting(tmp_path, 0)
-    time.sleep(1)
+    second = wanting(tmp_path, "build")
+    assert second.stdout.readline().startswith(f"waiting for process {first.pid} on")
     first.kill()
     first.wait()
-    assert second.communicate(timeout=60)[0].endswith("reused False\n")
+    assert second.communicate()[0].endswith("reused False\n")
     (made,) = (tmp_path / "store" / "backbone").glob("*/artifact.json")
     assert (made.parent / "weights.txt").read_text() == "result"

@@ -1,8 +1,8 @@
 """Where a stage's result lives and what it was made from.
 
 A result is a folder named by a fingerprint of everything it depends on. It is written to `*.part` and renamed into
-place, so a folder without the suffix is whole. `artifact.json` beside the result says what made it, and holds a checksum
-of each file, which is compared before a process uses a result for the first time.
+place, so a folder without the suffix is whole. `artifact.json` beside the result says what made it, and holds a
+checksum of each file, which is compared before a process uses a result for the first time.
 """
 
 import errno
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,14 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+@cache
+def _package_versions() -> dict[str, str]:
+    return {name: version(name) for name in RECORDED_PACKAGES}
+
+
 def package_versions() -> dict[str, str]:
     """Versions of the packages that decide a result's bits."""
-    return {name: version(name) for name in RECORDED_PACKAGES}
+    return dict(_package_versions())
 
 
 def files_of(folder: Path) -> list[str]:
@@ -90,7 +95,7 @@ def _checksum_once(path: Path) -> str:
     return _known_checksum(path, about.st_ino, about.st_size, about.st_mtime_ns)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _known_checksum(path: Path, *state: int) -> str:
     return checksum(path)
 
@@ -253,6 +258,12 @@ class Store:
             part.mkdir()
             build(part)
             _record(part, stage, key, 0.0)
+
+    def keys(self, stage: str) -> list[dict[str, Any]]:
+        """Keys of all results of a stage."""
+        folders = [record.parent for record in sorted((self.root / stage).glob(f"*/{RECORD}"))]
+        found = [read_record(folder) for folder in folders if folder.suffix != PART]
+        return [about["key"] for about in found if about is not None]
 
     def drop(self, stage: str, key: Mapping[str, Any]) -> None:
         """Deletes a result, if it is there."""

@@ -1,7 +1,7 @@
 """Looking after the store: what is in it, why a result was not found again, is it whole, what can go.
 
-What a killed run would go on from is listed as `interrupted` and pruned as any result. What a killed process was writing
-or deleting is no result; whatever rule is given, `prune` deletes it once nobody has touched it for a day.
+What a killed run would go on from is listed as `interrupted` and pruned as any result. What a killed process was
+writing or deleting is no result; whatever rule is given, `prune` deletes it once nobody has touched it for a day.
 
 python -m gradfiltering.store list
 python -m gradfiltering.store why 3f2a                    # how result 3f2a… differs from the nearest of its stage

@@ -6,9 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from tests.disk import files_up_to
 from tests.interruption import KilledHere, Steps, counting
 from tests.proxy.ensembles import ROWS, assert_same, settings
 
+from gradfiltering.errors import UserError
+from gradfiltering.proxy.members import MemberStore
 from gradfiltering.store import Store
 
 STEPS = -(-ROWS // 4)  # of an epoch
@@ -97,6 +100,25 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_the_same(train, tmp_path, co
     assert not any((store / "interrupted").iterdir())
 
 
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_a_run_killed_while_it_keeps_its_members_trains_none_of_them_again(train, tmp_path, collect, kept, monkeypatch):
+    store, how, keep, done = tmp_path / "shared", settings(collect=collect), MemberStore.keep, []
+
+    def keeping(*arguments):
+        if len(done) == kept:
+            raise KilledHere
+        done.append(keep(*arguments))
+
+    with monkeypatch.context() as patched, pytest.raises(KilledHere):
+        patched.setattr(MemberStore, "keep", keeping)
+        train("killed", how, store=store)
+    steps = Steps()
+    resumed = train("resumed", how, store=store, trainer=counting(steps))
+    assert steps.taken == STEPS, "only epoch 2 is left, for all members in one stack"
+    identical(resumed, train("whole", how), (1, 2))
+    assert not any((store / "interrupted").iterdir())
+
+
 def test_of_several_processes_only_the_first_takes_up_what_one_process_had_recorded(train, tmp_path, monkeypatch):
     store, how = tmp_path / "shared", settings(collect="online", checkpoint_minutes=1e-9)
     with pytest.raises(KilledHere):
@@ -104,6 +126,28 @@ def test_of_several_processes_only_the_first_takes_up_what_one_process_had_recor
     # In the second of two processes nothing is restored, so by itself it lacks what was measured before.
     monkeypatch.setattr("gradfiltering.proxy.training.rank", lambda: 1)
     with pytest.raises(RuntimeError, match=f"of {3 * ROWS} measurements {3 * 3 * 4} are missing .* 0 were made more"):
+        train("resumed", how, store=store)
+
+
+def test_a_full_disk_leaves_the_store_usable(train, tmp_path, collect):
+    store = tmp_path / "shared"
+    with files_up_to(10_000), pytest.raises(UserError, match=r"cannot write .*members.*Free some space.*store\.path="):
+        train("full", settings(collect=collect), store=store)
+    assert not list(store.rglob("*.part")) and not list(store.glob("members/*")), "half a member stayed behind"
+    again = train("again", settings(collect=collect), store=store)
+    assert train.result.trained == 3 * 2
+    identical(again, train("fresh", settings(collect=collect)), (1, 2))
+
+
+def test_a_damaged_checkpoint_is_not_gone_on_from(train, tmp_path):
+    store, how = tmp_path / "shared", settings(checkpoint_minutes=1e-9)
+    with pytest.raises(KilledHere):
+        train("killed", how, store=store, trainer=counting(Steps(3)))
+    (file,) = (store / "interrupted").glob("*/state.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"state\.safetensors is not what was written"):
         train("resumed", how, store=store)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
+from tests.disk import files_up_to
 from tests.interruption import KilledHere, Steps, counting
 from tests.pipeline import quiet_trainer
 
@@ -226,6 +227,18 @@ def test_how_often_a_checkpoint_is_kept_makes_no_other_model(backbone, rows, tmp
         run = workspace(tmp_path / f"{minutes}", tmp_path / "store")
         made = finetune_all({"full": [1, 2, 3]}, backbone, rows, settings(checkpoint_minutes=minutes), run)
     assert made["full"].reused
+
+
+@pytest.mark.parametrize("minutes", [10, 1e-9], ids=["the adapter", "a checkpoint"])
+def test_a_full_disk_leaves_the_store_usable(backbone, rows, tmp_path, minutes):
+    how, store, ids = settings(checkpoint_minutes=minutes), tmp_path / "store", [*range(ROWS)]
+    with files_up_to(3000), pytest.raises(UserError, match=r"cannot write .*Free some space.*store\.path="):
+        finetune_all({"full": ids}, backbone, rows, how, workspace(tmp_path / "run", store))
+    assert not list(tmp_path.rglob("*.part")) and not (store / "targets").exists(), "half a model stayed behind"
+    again = finetune_all({"full": ids}, backbone, rows, how, workspace(tmp_path / "run", store))
+    whole = finetune_all({"full": ids}, backbone, rows, how, workspace(tmp_path / "whole", tmp_path / "other"))
+    assert not again["full"].reused
+    assert_same_target(again["full"], whole["full"], tmp_path / "run/target/full", tmp_path / "whole/target/full")
 
 
 @pytest.mark.parametrize("change", [{"lr": 0.02}, {"epochs": 1}])

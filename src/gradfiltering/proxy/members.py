@@ -19,7 +19,7 @@ from gradfiltering.proxy.lora import Adapters, export_adapter
 from gradfiltering.proxy.projection import Sketch
 from gradfiltering.proxy.state import State
 from gradfiltering.proxy.trajectory import write_rows
-from gradfiltering.store import Artifact, Store, fingerprint, write_json
+from gradfiltering.store import Artifact, Store, Unfinished, fingerprint, write_json
 
 MEMBER_VERSION = 1  # raise it when the same settings would train other adapters
 STATE, ONLINE, PROJECTIONS = "state.safetensors", "online.parquet", "projections.npy"
@@ -49,6 +49,17 @@ class MemberStore:
         """What trained member `member` after `epoch` epochs, or after a step within that epoch, depends on."""
         within = {} if step is None else {"step": step}
         return {**self.base, "member": member, "epoch": epoch, **within}
+
+    def unfinished_key(self, members: Sequence[int], epoch: int) -> dict[str, Any]:
+        """What a stack of members within epoch `epoch` depends on."""
+        return {**self.base, "members": list(members), "epoch": epoch}
+
+    def unfinished(self) -> list[Unfinished]:
+        """What interrupted runs left of such members, in stacks of any size."""
+        keys = [key for key in self.store.keys("interrupted") if key.keys() == self.unfinished_key([], 0).keys()]
+        base = fingerprint(self.base)
+        own = [key for key in keys if fingerprint({name: key[name] for name in self.base}) == base]
+        return [Unfinished(self.store, key) for key in own]
 
     def trained(self, member: int, epoch: int, step: int | None = None) -> Artifact | None:
         """The trained member after `epoch` epochs, or after a step within that epoch, if it is there."""

@@ -28,7 +28,7 @@ from gradfiltering.proxy.objective import Objective
 from gradfiltering.proxy.projection import Projection, Sketch
 from gradfiltering.proxy.snapshot import measure_all, response_losses
 from gradfiltering.proxy.state import State
-from gradfiltering.proxy.training import train_stack
+from gradfiltering.proxy.training import finish_epochs, train_stack
 from gradfiltering.proxy.trajectory import write_rows
 from gradfiltering.store import Workspace, atomic_path, link
 
@@ -254,6 +254,7 @@ class EnsembleWork:
 
     def train(self, needed: Sequence[int]) -> None:
         """Trains every member from where the store has it, so that all that the log needs of these epochs is there."""
+        once(finish_epochs, self.kept, self.model, self.sets[LOG])
         wanted = list(self.settings.trained_members)
         plans = once(lambda: [self.kept.to_train(member, needed) for member in wanted])
         for first, last in sorted(set(plans)):

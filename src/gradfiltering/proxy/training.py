@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 from peft import PeftModel
 
 from gradfiltering.data.batches import Batch
+from gradfiltering.data.examples import Examples
 from gradfiltering.data.module import EnsembleData
 from gradfiltering.proxy.devices import once, rank, world_size
 from gradfiltering.proxy.ensemble import EnsembleSettings, ProxyEnsemble
 from gradfiltering.proxy.gradients import GradientEngine
-from gradfiltering.proxy.log import EpochRecorder
+from gradfiltering.proxy.log import EpochLog, EpochRecorder
 from gradfiltering.proxy.members import MemberStore
 from gradfiltering.proxy.state import State
 from gradfiltering.proxy.trajectory import write_rows
@@ -25,25 +26,34 @@ from gradfiltering.store import Unfinished
 
 @dataclass
 class Interrupted:
-    """An epoch that was begun by a run that did not end it.
+    """An epoch that was begun by a run that did not end it, or ended but not kept member by member.
 
     Attributes:
         state: of the stack.
         steps_done: steps of the epoch that were taken.
         trajectory: what was recorded in it.
         recorded: of an online log, what was measured in it.
+        seconds: it took so far.
+        ended: whether all of its steps were taken, and `recorded` is what all processes measured.
     """
 
     state: State
     steps_done: int
     trajectory: list[dict]
     recorded: dict[str, np.ndarray]
+    seconds: float
+    ended: bool
 
     def write(self, folder: Path) -> None:
         """Writes it into an existing folder."""
         self.state.write(folder / "state.safetensors")
         write_rows(self.trajectory, folder / "trajectory.parquet")
-        recorded: dict[str, Any] = {**self.recorded, "steps_done": self.steps_done}
+        recorded: dict[str, Any] = {
+            **self.recorded,
+            "steps_done": self.steps_done,
+            "seconds": self.seconds,
+            "ended": self.ended,
+        }
         np.savez(folder / "recorded.npz", **recorded)
 
     @classmethod
@@ -54,9 +64,9 @@ class Interrupted:
             return None
         with np.load(folder / "recorded.npz") as kept:
             recorded = dict(kept)
-        done = int(recorded.pop("steps_done"))
+        done, seconds, ended = (recorded.pop(name).item() for name in ("steps_done", "seconds", "ended"))
         trajectory = pq.read_table(folder / "trajectory.parquet").to_pylist()
-        return cls(State.read(folder / "state.safetensors"), done, trajectory, recorded)
+        return cls(State.read(folder / "state.safetensors"), done, trajectory, recorded, seconds, ended)
 
 
 def train_stack(
@@ -92,6 +102,36 @@ def train_stack(
     trainer(max_epochs=epochs, callbacks=[keeper], reload_dataloaders_every_n_epochs=1).fit(module, datamodule=data)
 
 
+def finish_epochs(kept: MemberStore, model: PeftModel, examples: Examples) -> None:
+    """Keeps the members of epochs that a killed run had ended; some of them it may have kept already.
+
+    Else the others would be trained in a smaller stack, which agrees only up to rounding.
+
+    Args:
+        kept: where to.
+        model: the PEFT model the adapters belong to.
+        examples: that were trained on.
+    """
+    for unfinished in kept.unfinished():
+        left = Interrupted.read(unfinished)
+        if left is not None and left.ended:
+            _keep_members(kept, model, unfinished.key["members"], unfinished.key["epoch"], left, examples)
+            unfinished.remove()
+
+
+def _keep_members(
+    kept: MemberStore, model: PeftModel, members: list[int], epoch: int, ended: Interrupted, examples: Examples
+) -> None:
+    of = ended.recorded
+    online = None
+    if of:
+        online = EpochLog(examples.example_ids, of["grad_norm"], of["loss"], examples.response_tokens)
+    for position, member in enumerate(members):
+        own = [row for row in ended.trajectory if row["member"] == member]
+        log = None if online is None else (online, position)
+        kept.keep(member, epoch, ended.state.of(position), model, own, log, ended.seconds / len(members))
+
+
 class MemberKeeper(L.Callback):
     """Keeps every member at the end of every epoch and, now and then within one, what training would go on from.
 
@@ -110,7 +150,7 @@ class MemberKeeper(L.Callback):
 
     def unfinished(self, members: list[int], epoch: int) -> Unfinished:
         """Where an epoch of these members that is not done yet lies."""
-        return Unfinished(self.kept.store, {**self.kept.base, "members": members, "epoch": epoch})
+        return Unfinished(self.kept.store, self.kept.unfinished_key(members, epoch))
 
     def kept_up_to(self, members: Sequence[int], epoch: int, steps: int) -> bool:
         """Whether what the log needs of the first steps of an epoch is there."""
@@ -128,8 +168,9 @@ class MemberKeeper(L.Callback):
             module.trajectory.rows = self.interrupted.trajectory
             if module.recorder is not None and rank() == 0:  # what all processes recorded is summed up at the end
                 module.recorder.restore(self.interrupted.recorded)
-            self.interrupted = None
-        self._began = self._saved = time.monotonic()
+        self._saved = time.monotonic()
+        self._began = self._saved - (self.interrupted.seconds if self.interrupted is not None else 0.0)
+        self.interrupted = None
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -146,27 +187,29 @@ class MemberKeeper(L.Callback):
         # With several processes each has but its share of an online log: then an epoch is begun anew.
         alone = rank() == 0 and (module.recorder is None or world_size() == 1)
         due = time.monotonic() - self._saved >= 60 * self.settings.checkpoint_minutes
-        if alone and due:
+        if alone and due and not trainer.is_last_batch:  # the whole epoch is kept right after its last
             recorded = module.recorder.arrays() if module.recorder is not None else {}
-            left = Interrupted(module.state, steps_done, module.trajectory.rows, recorded)
+            spent = time.monotonic() - self._began
+            left = Interrupted(module.state, steps_done, module.trajectory.rows, recorded, spent, ended=False)
             self.unfinished(module.members, data.epoch).write(left.write)
             self._saved = time.monotonic()
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Keeps the members after the epoch that just ended."""
         assert isinstance(module, ProxyEnsemble)
-        epoch, members = _data(trainer).epoch, module.members
-        online = module.recorder.finish() if module.recorder is not None else None
-        seconds = (time.monotonic() - self._began) / len(members)
-        state, rows = module.state, module.trajectory.rows
-        for position, member in enumerate(members):
-            own = [row for row in rows if row["member"] == member]
-            log = None if online is None else (online, position)
-            self.kept.keep(member, epoch, state.of(position), self.model, own, log, seconds)
+        data, members = _data(trainer), module.members
+        log = module.recorder.finish() if module.recorder is not None else None
+        recorded = {} if log is None else {"grad_norm": log.grad_norm, "loss": log.loss}
+        spent = time.monotonic() - self._began
+        ended = Interrupted(module.state, data.steps_per_epoch, module.trajectory.rows, recorded, spent, ended=True)
+        unfinished = self.unfinished(members, data.epoch)
+        if rank() == 0:
+            unfinished.write(ended.write)
+        _keep_members(self.kept, self.model, members, data.epoch, ended, data.examples)
+        if rank() == 0:
+            unfinished.remove()
         module.recorder = None
         module.trajectory.rows = []
-        if rank() == 0:
-            self.unfinished(members, epoch).remove()
 
 
 def _data(trainer: L.Trainer) -> EnsembleData:
