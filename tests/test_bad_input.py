@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tests.disk import files_up_to
-from tests.pipeline import SMALL_MODELS, SMALL_RUN, SMALL_TASKS, run_train, tiny_gpt2
+from tests.pipeline import SMALL_MODELS, SMALL_RUN, SMALL_TASKS, run_train, summary, tiny_gpt2
 
 from gradfiltering.errors import UserError, plain_words
 from gradfiltering.proxy.log import EpochLog, GradientLog, write_epoch
@@ -156,6 +156,18 @@ def test_a_gated_model_says_how_to_log_in_before_anything_is_trained(said, tmp_p
     error = refused(capsys, tmp_path, *SMALL_TASKS, f"store.path={tmp_path / 'store'}", "target=llama2_7b")
     assert_holds(error, ["meta-llama/Llama-2-7b-hf", said, "ask for access", "hf auth login", "HF_TOKEN"])
     assert not (tmp_path / "store").exists()
+
+
+def test_what_judging_may_cost_is_refused_before_anything_is_trained(tmp_path, capsys):
+    run, store = tmp_path / "run", tmp_path / "store"
+    options = [
+        "judge=openai", "judge.key_variable=null", "judge.prices.input_million=10", "judge.prices.output_million=30",
+    ]  # fmt: skip
+    with pytest.raises(SystemExit):
+        run_train(f"run_dir={run}", f"store.path={store}", *SMALL_TASKS, *SMALL_RUN, *options, "judge.max_cost=0.5")
+    told = " ".join(capsys.readouterr().err.split())
+    assert "judging may cost 0.8" in told and "two answers of 8 tokens" in told and "judge.max_cost is 0.50" in told
+    assert summary(run)["stages"] == [] and not list(store.rglob("*.safetensors")), "something was trained before"
 
 
 def test_a_vocabulary_that_does_not_fit_the_model(tmp_path, capsys):

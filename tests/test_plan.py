@@ -2,6 +2,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from gradfiltering.errors import UserError
+from gradfiltering.judge.stage import Generation
 from gradfiltering.plan import Plan
 from gradfiltering.proxy.bare import AnswerLosses
 from gradfiltering.scorers.gsnr import GSNR
@@ -52,3 +54,17 @@ def test_judging_by_the_rows_that_the_score_was_fitted_to_is_warned_of():
     assert Plan("report", LESS_SCORER, TOP).judged_on_validation([tasks]) == []
     assert Plan("report", OWN_ROWS, TOP).judged_on_validation([heldout]) == []
     assert Plan("report", GSNR(1e-8, 0), TOP).judged_on_validation([heldout]) == []
+
+
+@pytest.mark.parametrize(("until", "refused"), [("judge", True), ("target", False)])
+def test_answers_that_leave_no_room_for_a_prompt_are_refused_before_any_training(until, refused):
+    backbone = SimpleNamespace(check=lambda: None, context=256)
+    plan = Plan(until, GSNR(1e-8, 0), TOP)
+    plan.check(5, backbone, backbone, ["full"], Generation(255, 8))
+    if refused:
+        with pytest.raises(UserError, match=r"generation\.max_new_tokens is 256, but the model's context holds 256"):
+            plan.check(5, backbone, backbone, ["full"], Generation(256, 8))
+    else:
+        plan.check(5, backbone, backbone, ["full"], Generation(256, 8))
+    with pytest.raises(UserError, match=r"generation\.max_new_tokens is 0"):
+        Generation(0, 8)

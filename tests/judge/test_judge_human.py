@@ -7,6 +7,7 @@ import sqlite3
 import threading
 import urllib.error
 import urllib.request
+from dataclasses import replace
 
 import pytest
 from tests.judge.browser import CHROMIUM, drive
@@ -15,12 +16,14 @@ from tests.reference import statistics as slow
 from gradfiltering.errors import UserError
 from gradfiltering.judge import __main__ as cli
 from gradfiltering.judge.agreement import agreements, cohen_kappa, fleiss_kappa
-from gradfiltering.judge.base import judge_pairs
-from gradfiltering.judge.human_judge import HumanJudge, Page, Sheets
+from gradfiltering.judge.base import PairJudge, Question, Reply, judge_pairs
+from gradfiltering.judge.human_judge import HumanJudge, Page, Sheets, _pair
 from gradfiltering.judge.prompts import Prompt
 from gradfiltering.judge.rating_page import RatingSite, serving
 from gradfiltering.judge.ratings import Pair, RatingStore, export_csv, import_csv, majority, seen_order, swapped
-from gradfiltering.judge.responses import Response
+from gradfiltering.judge.replay import replays
+from gradfiltering.judge.responses import Response, write_responses
+from gradfiltering.judge.stage import tally_verdicts
 from gradfiltering.judge.verdicts import write_verdicts
 
 EVIL = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\"><b>bold</b> & \"quoted\""
@@ -195,6 +198,11 @@ def test_a_run_waits_for_its_raters_and_writes_the_same_verdicts_as_any_judge(tm
     assert json.loads(verdicts[0].reply) == {"ann": "first", "bob": "first"}
     # A further run has nothing to wait for.
     assert judge_pairs(human(tmp_path), PROMPTS, RESPONSES, "candidate", 1) == verdicts
+    # How far both agree stands in the summary.
+    (found,) = tally_verdicts(verdicts, PROMPTS, RESPONSES, {}, 200, 0.95, 0)["judge"].values()
+    assert [(one["raters"], one["items"], one["share"]) for one in found["agreement"]["raters"]] == [
+        (("ann", "bob"), 4, 1.0)
+    ]
     write_verdicts(tmp_path / "verdicts.jsonl", verdicts)
     assert cli.main(["rescore", str(tmp_path / "verdicts.jsonl")]) == 0
     with pytest.raises(UserError, match=r"several raters .* in place of judge\.repeats"):
@@ -244,6 +252,52 @@ def test_a_wrong_sheet_is_named_and_nothing_of_it_is_kept(tmp_path, store, chang
     with pytest.raises(UserError, match=message):
         import_csv(tmp_path / "a.csv", PAIRS, store)
     assert store.by_rater(PAIRS) == {}
+
+
+class Stored(PairJudge):
+    """A judge that prefers the candidate's answer but for the last prompt."""
+
+    name = "stored"
+
+    def compare(self, prompt, first, second):
+        scores = (9.0, 1.0) if first.startswith("first") != (prompt.prompt_id == "3") else (1.0, 9.0)
+        return Reply("", scores)
+
+
+def test_agreement_of_raters_and_with_another_judge_is_in_the_summary(tmp_path, store):
+    pairs = [_pair(Question(one, f"first {one.prompt_id}", f"second {one.prompt_id}", 0, 0)) for one in PROMPTS]
+    said = {"ann": ["first", "first", "second", "tie"], "bob": ["first", "tie", "second", "tie"],
+            "cy": ["first", "first", "first", "second"]}  # fmt: skip
+    ratings = RatingStore(tmp_path / "r.sqlite", seed=3)
+    ratings.keep(
+        [(p.name, rater, label) for rater, labels in said.items() for p, label in zip(pairs, labels, strict=True)]
+    )
+    ratings.close()
+    verdicts = judge_pairs(human(tmp_path, raters=3), PROMPTS, RESPONSES, "candidate", 1)
+    assert [one.verdict for one in verdicts] == ["win", "win", "loss", "tie"]
+    # The other judge's verdicts on the same answers are found in its run folder, and only those.
+    other = tmp_path / "other"
+    write_verdicts(other / "verdicts.jsonl", judge_pairs(Stored(), PROMPTS, RESPONSES, "candidate", 1))
+    for model, responses in RESPONSES.items():
+        write_responses(other / "responses" / f"{model}.jsonl", responses)
+    changed = {**RESPONSES, "candidate": [replace(one, response="x" + one.response) for one in RESPONSES["candidate"]]}
+    for responses, known in ((RESPONSES, True), (changed, False)):
+        others = replays([str(other / "verdicts.jsonl")])
+        found = tally_verdicts(verdicts, PROMPTS, responses, others, 300, 0.95, 0)["judge"]["full"]["agreement"]
+        groups = {one["raters"]: one for one in found["raters"]}
+        assert list(groups) == [("ann", "bob"), ("ann", "cy"), ("bob", "cy"), ("ann", "bob", "cy")]
+        assert groups["ann", "bob"]["kappa"] == pytest.approx(cohen_kappa(said["ann"], said["bob"]), abs=1e-12)
+        rows = list(zip(*said.values(), strict=True))
+        assert groups["ann", "bob", "cy"]["kappa"] == pytest.approx(fleiss_kappa(rows), abs=1e-12)
+        if known:
+            (one,) = found["judges"]
+            assert one["raters"] == ("human", str(other / "verdicts.jsonl")) and not found["not_found"]
+            labels = ["win", "win", "loss", "tie"], ["win", "win", "win", "loss"]
+            assert (one["items"], one["share"]) == (4, 0.5)
+            assert one["kappa"] == pytest.approx(cohen_kappa(*labels), abs=1e-12)
+            assert one["kappa_low"] <= one["kappa"] <= one["kappa_high"]
+        else:
+            assert found["judges"] == [] and found["not_found"] == [str(other / "verdicts.jsonl")]
 
 
 def test_majority():

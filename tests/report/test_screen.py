@@ -39,8 +39,44 @@ JUDGE = deepcopy(SELECT) | {
     "metrics": {"candidate": {"tasks": {"exact_match": 0.4, "chrf": 55.5}, "more": {"exact_match": 0.2, "chrf": None}}},
     "pws": {
         "full": {
-            "all": {"value": 1.203, "low": 1.15, "high": 1.256, "wins": 507, "ties": 225, "losses": 298, "unparsed": 4},
+            "all": {
+                "value": 1.203,
+                "low": 1.15,
+                "high": 1.256,
+                "wins": 507,
+                "ties": 225,
+                "losses": 298,
+                "unparsed": 4,
+                "sign_p": 1.7e-13,
+                "detectable": 0.0764,
+            },
             "none": {"value": None, "low": None, "high": None, "wins": 0, "ties": 0, "losses": 0, "unparsed": 9},
+        }
+    },
+    "judge": {
+        "full": {
+            "judged": 1030,
+            "contradiction_rate": 0.141,
+            "first_slot_share": 0.567,
+            "decided": 805,
+            "longer_wins_share": 0.712,
+            "candidate_mean_length": 1234.5,
+            "against_mean_length": 987.6,
+            "length_controlled": {"value": 1.123, "low": 1.061, "high": 1.187, "length_effect": 0.5},
+            "repeats": {"repeats": 3, "same_verdict_share": 0.881, "pws_deviation": 0.0213},
+            "agreement": {
+                "raters": [
+                    {
+                        "raters": ["ann", "[bob]"],
+                        "share": 0.913,
+                        "kappa": 0.852,
+                        "kappa_low": 0.824,
+                        "kappa_high": 0.879,
+                    }
+                ],
+                "judges": [{"raters": ["human", "gpt.jsonl"], "share": 0.716, "kappa": None}],
+                "not_found": ["other.json"],
+            },
         }
     },
 }
@@ -51,7 +87,11 @@ SELECT_SAYS = ["199 of 2000 chosen, 17 not scored", "top by gsnr", "Spearman of 
                "clean", "74.1%", "91.2%", "85.3% – 96.4%",
                "AUC of clean over planted: scorer 0.678 [0.611, 0.733]"]  # fmt: skip
 JUDGE_SAYS = ["candidate", "198", "31", "1.234", "1.567", "1983", "0.876", "0.300", "55.500",
-              "1.203", "1.150 – 1.256", "507 / 225 / 298", "0 / 0 / 0"]  # fmt: skip
+              "1.203", "1.150 – 1.256", "507 / 225 / 298", "0 / 0 / 0",
+              "p = 1.7e-13", "0.076", "1.123 [1.061, 1.187]", "71.2% of 805", "1234 / 988", "14.1% of 1030", "56.7%",
+              "4 of 1034", "88.1% in 3", "0.021", "agreement of ann, [bob] │ 91.3% equal, kappa 0.852 [0.824, 0.879]",
+              "agreement of human, gpt.jsonl │ 71.6% equal",
+              "other.json │ no judgement of these answers in it"]  # fmt: skip
 
 
 def shown(summary, folder):

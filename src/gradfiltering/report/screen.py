@@ -40,6 +40,10 @@ def show(summary: Mapping[str, Any], folder: Path, console: Console) -> None:
         console.print(_targets(summary))
     if "pws" in summary:
         console.print(_pws(summary["pws"]))
+        # Imported here because it brings numerical libraries along, and the start of a run does without.
+        from gradfiltering.report.verdicts import trust_table
+
+        console.print(trust_table(summary["pws"], summary["judge"]))
     for warning in summary["diagnostics"].get("warnings", []):
         console.print(Text.assemble(("warning  ", "bold yellow"), warning))
     console.print(Text.assemble(("Files", "bold"), f" in {folder}"), soft_wrap=True)

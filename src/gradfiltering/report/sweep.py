@@ -52,6 +52,9 @@ def write_sweep(folder: Path, console: Console) -> list[dict[str, Any]]:
     for row in rows:
         table.add_row(*(_cell(row, name) for name in SHOWN))
     console.print(table)
+    from gradfiltering.report.verdicts import compare_jobs
+
+    compare_jobs(folder, [folder / row["job"] for row in rows], console)
     return rows
 
 
