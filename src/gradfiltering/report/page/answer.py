@@ -72,6 +72,12 @@ def costs(run: RunFolder) -> list[dict[str, Any]]:
     return [{**stage, **cost.get(stage["name"], {})} for stage in run.summary.get("stages", [])]
 
 
+def saved_seconds(run: RunFolder) -> float:
+    """What members and targets taken from the store had cost when they were made."""
+    targets = [one["seconds"] for one in run.summary.get("target", {}).values() if one.get("reused")]
+    return float(run.summary.get("proxy", {}).get("reused_seconds", 0.0)) + sum(targets)
+
+
 def checks(run: RunFolder) -> list[dict[str, Any]]:
     """Diagnostics with a limit: what is asked, the value, the limit, and whether it holds."""
     found, limits = run.diagnostics, run.config.get("diagnostics", {})
