@@ -114,7 +114,5 @@ def test_one_member_or_another_scorer_has_no_stability(tmp_path, bare):
 def test_only_gradient_scorers_of_the_project_are_built(bare, target):
     config = yaml.safe_load((bare / "config.yaml").read_text())
     config["scorer"] = {"_target_": target, "command": "true"}
-    if target.endswith(".x"):
-        config["scorer"] = {"_target_": "gradfiltering.scorers.gsnr.Missing"}
     (bare / "config.yaml").write_text(yaml.safe_dump(config))
     assert health.scorer_of(RunFolder(bare)) is None
