@@ -31,6 +31,9 @@ HOSTILE = [
 SHOWN = {6: "nul ␀ bell ␇", 7: "half \ufffd a pair"}
 
 
+AXE = "axe.run({resultTypes: ['violations']}).then((r) => JSON.stringify(r.violations))"
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """A page whose first rows are hostile, in text and in the names of sources."""
@@ -148,14 +151,12 @@ def test_axe_finds_nothing(tmp_path, tmp_path_factory, page, theme, width):
             if place == "dialog":
                 await tab.evaluate("document.querySelector('#row-0').click()")
             await tab.evaluate(code)
-            found = await tab.evaluate(
-                "axe.run({resultTypes: ['violations']}).then((r) => JSON.stringify(r.violations))"
-            )
+            found = await tab.evaluate(AXE)
             problems = [
                 (one["id"], one["nodes"][0]["html"][:200], one["nodes"][0].get("failureSummary"))
                 for one in json.loads(found)
             ]
-            assert problems == [], f"{place}, {theme}, {width} px"
+            assert problems == [], f"{place}, {theme}, {width} px: {problems}"
             fits = "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
             assert await tab.evaluate(fits), "the page scrolls sideways"
 

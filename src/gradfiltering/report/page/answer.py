@@ -58,7 +58,7 @@ def pws_chart(run: RunFolder) -> Chart | None:
         name="pws",
         question="Does the model trained on the chosen rows win?",
         x_title="pairwise winning score (0 loses always, 1 on a par, 2 wins always)",
-        y_title="",
+        y_title="comparison",
         series=[Series("", values, names, "points", low=low, high=high, across=True)],
         reading=f"Whiskers are {sure}bootstrap intervals over prompts; each pair was judged in both orders.",
         marks=[Mark("x", ON_A_PAR, "on a par")],

@@ -156,7 +156,7 @@ const gf = (() => {
     const wide = make("div", null, "scroll");
     wide.tabIndex = 0;
     wide.setAttribute("role", "region");
-    wide.setAttribute("aria-label", "The numbers behind the chart");
+    wide.setAttribute("aria-label", `Numbers: ${chart.question} (${chart.x_title})`);
     const table = make("table"), head = make("tr"), body = make("tbody"), top = make("thead");
     const ends = chart.series.some((one) => one.low);
     for (const title of ["series", chart.x_title, chart.y_title, ...(ends ? ["low", "high"] : [])]) {
