@@ -100,7 +100,7 @@ def test_the_command_line_rebuilds_a_page_with_as_many_rows_as_asked(bare):
 
 @pytest.mark.parametrize("rows", ["some", "-1", "1.5"])
 def test_a_number_of_rows_that_is_none_is_refused(bare, rows):
-    with pytest.raises(UserError, match="report.rows"):
+    with pytest.raises(UserError, match=r"report\.rows"):
         rebuild(bare, rows, figures=False)
 
 
