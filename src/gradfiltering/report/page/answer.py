@@ -58,7 +58,7 @@ def pws_chart(run: RunFolder) -> Chart | None:
         name="pws",
         question="Does the model trained on the chosen rows win?",
         x_title="pairwise winning score (0 loses always, 1 on a par, 2 wins always)",
-        y_title="",
+        y_title="comparison",
         series=[Series("", values, names, "points", low=low, high=high, across=True)],
         reading=f"Whiskers are {sure}bootstrap intervals over prompts; each pair was judged in both orders.",
         marks=[Mark("x", ON_A_PAR, "on a par")],
@@ -70,6 +70,12 @@ def costs(run: RunFolder) -> list[dict[str, Any]]:
     """Each stage's seconds, memory and estimated operations."""
     cost = run.summary.get("cost", {})
     return [{**stage, **cost.get(stage["name"], {})} for stage in run.summary.get("stages", [])]
+
+
+def saved_seconds(run: RunFolder) -> float:
+    """What members and targets taken from the store had cost when they were made."""
+    targets = [one["seconds"] for one in run.summary.get("target", {}).values() if one.get("reused")]
+    return float(run.summary.get("proxy", {}).get("reused_seconds", 0.0)) + sum(targets)
 
 
 def checks(run: RunFolder) -> list[dict[str, Any]]:

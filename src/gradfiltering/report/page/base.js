@@ -29,6 +29,28 @@ const gf = (() => {
     return stops.map((colour, place) => [place / (stops.length - 1), colour]);
   }
 
+  /* A title broken into lines that fit. */
+  function wrapped(text, room) {
+    const most = Math.max(12, Math.floor(room / 7.6)), lines = [""];
+    for (const word of text.split(" ")) {
+      const last = lines[lines.length - 1];
+      if (last && last.length + word.length + 1 > most) lines.push(word);
+      else lines[lines.length - 1] = last ? `${last} ${word}` : word;
+    }
+    return lines.map(safe).join("<br>");
+  }
+
+  function logTicks(values) {
+    const low = Math.log10(values.reduce((a, b) => Math.min(a, b), Infinity)), high = Math.log10(values.reduce((a, b) => Math.max(a, b), 0));
+    const tickvals = [], step = Math.max(1, Math.ceil((high - low) / 8));
+    for (let power = Math.floor(low) - 1; power <= high + 1; power++) {
+      if (high - low > 3) { if (power % step === 0) tickvals.push(10 ** power); }
+      else for (const times of high - low > 1.5 ? [1, 3] : [1, 2, 5]) tickvals.push(times * 10 ** power);
+    }
+    const word = (v) => v >= 1e4 || v < 1e-3 ? v.toExponential(0).replace("e+", "e") : String(Number(v.toPrecision(2)));
+    return {tickvals, ticktext: tickvals.map(word)};
+  }
+
   function trace(series, number, many, chart) {
     const colour = variable(`--c${series.colour % 6}`);
     const common = {
@@ -72,22 +94,22 @@ const gf = (() => {
     const text = variable("--text"), grid = variable("--grid"), muted = variable("--muted");
     const named = chart.series.filter((one) => one.name !== "").length > 1;
     const traces = chart.series.flatMap((one, number) => trace(one, number, named, chart));
-    const axis = (title, log) => ({title: {text: safe(title), standoff: 8}, type: log ? "log" : undefined, gridcolor: grid,
-      zerolinecolor: grid, linecolor: muted, automargin: true, exponentformat: "power"});
+    const axis = (title, log, room) => ({title: {text: wrapped(title, room), standoff: 8}, type: log ? "log" : undefined,
+      gridcolor: grid, zerolinecolor: grid, linecolor: muted, automargin: true});
     const layout = {
       height: chart.height, autosize: true, margin: {l: 56, r: 16, t: 26, b: 48}, hovermode: "closest", bargap: 0.08,
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", barmode: "overlay",
       font: {family: "system-ui, sans-serif", size: 13, color: text}, dragmode: coarse ? false : "zoom",
-      xaxis: axis(chart.x_title, chart.x_log), yaxis: axis(chart.y_title, chart.y_log),
+      xaxis: axis(chart.x_title, chart.x_log, place.clientWidth - 90 - (chart.shade_title ? 60 : 0)),
+      yaxis: axis(chart.y_title, chart.y_log, chart.height - 110),
       legend: {orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: {size: 12}, itemclick: "toggle"},
       hoverlabel: {align: "left", bgcolor: variable("--raised"), bordercolor: variable("--line"), font: {color: text, size: 12}},
       shapes: [], annotations: [],
     };
     for (const side of ["x", "y"]) {
       if (!chart[`${side}_log`]) continue;
-      const positive = chart.series.flatMap((one) => one[side]).filter((v) => v > 0);
-      const decades = Math.log10(positive.reduce((a, b) => Math.max(a, b)) / positive.reduce((a, b) => Math.min(a, b)));
-      layout[`${side}axis`].dtick = decades > 2 ? 1 : decades > 0.6 ? "D2" : undefined;
+      const every = chart.series.flatMap((one) => [...one[side], ...(one.across === (side === "x") ? [...(one.low || []), ...(one.high || [])] : [])]);
+      Object.assign(layout[`${side}axis`], logTicks(every.filter((v) => v > 0)));
     }
     if (chart.whole_x) Object.assign(layout.xaxis, {tickformat: "d", dtick: 1});
     if (chart.x_ticks.length) {
@@ -106,8 +128,9 @@ const gf = (() => {
       layout.shapes.push(across ? {type: "line", x0: mark.at, x1: mark.at, yref: "paper", y0: 0, y1: 1, line}
         : {type: "line", y0: mark.at, y1: mark.at, xref: "paper", x0: 0, x1: 1, line});
       const at = log ? Math.log10(mark.at) : mark.at;
-      layout.annotations.push({text: safe(mark.label), showarrow: false, bgcolor: variable("--page"), opacity: 0.9, font: {color: muted, size: 12},
-        ...(across ? {x: at, yref: "paper", y: 1, yanchor: "bottom"} : {y: at, xref: "paper", x: 1, xanchor: "right", yanchor: "bottom"})});
+      layout.annotations.push({text: safe(mark.label), showarrow: false, font: {color: muted, size: 12},
+        ...(across ? {x: at, yref: "paper", y: 1, yanchor: "bottom"} : {y: at, xref: "paper", x: 1, xanchor: "left", yanchor: "middle"})});
+      if (!across) layout.margin.r = 20 + 6.5 * mark.label.length;
     }
     if (named && chart.marks.some((mark) => mark.axis === "x")) layout.legend.y = 1.1;
     if (named) layout.margin.t = 46;
@@ -133,7 +156,7 @@ const gf = (() => {
     const wide = make("div", null, "scroll");
     wide.tabIndex = 0;
     wide.setAttribute("role", "region");
-    wide.setAttribute("aria-label", "The numbers behind the chart");
+    wide.setAttribute("aria-label", `Numbers: ${chart.question} (${chart.x_title})`);
     const table = make("table"), head = make("tr"), body = make("tbody"), top = make("thead");
     const ends = chart.series.some((one) => one.low);
     for (const title of ["series", chart.x_title, chart.y_title, ...(ends ? ["low", "high"] : [])]) {

@@ -131,7 +131,7 @@ def _context(run: RunFolder, rows: RowTable, some: explorer.Sample) -> Mapping[s
         "not_run": answer.not_run(run),
         "selection": run.summary.get("selection"),
         "targets": run.summary.get("target", {}),
-        "proxy": run.summary.get("proxy"),
+        "saved": answer.saved_seconds(run),
         "truth": run.diagnostics.get("truth"),
         "total": len(rows),
         "shown": len(some.example_ids),

@@ -23,11 +23,11 @@
     const one = data.numbers[key];
     return {key, title: one.title, number: true, size: 4.4, value: (i) => one.values[i], show: (i) => format(one.values[i], key)};
   });
-  const names = (key) => data[key] ? [{key, title: key, size: 7.5, value: (i) => data[key].of[i], show: (i) => data[key].names[data[key].of[i]]}] : [];
+  const names = (key) => data[key] ? [{key, title: key, size: 6.5, value: (i) => data[key].of[i], show: (i) => data[key].names[data[key].of[i]]}] : [];
   const columns = [
     {key: "id", title: "row", number: true, size: 3.6, value: (i) => data.id[i]},
     ...(data.kept ? [{key: "kept", title: "chosen", size: 5.2, value: (i) => data.kept[i], show: (i) => data.kept[i] ? "✓ chosen" : "dropped"}] : []),
-    {key: "prompt", title: "prompt", wide: true, size: 15, value: (i) => index()[i], show: (i) => line(data.prompt[i] || data.response[i] || "")},
+    {key: "prompt", title: "prompt", wide: true, size: 17, value: (i) => index()[i], show: (i) => line(data.prompt[i] || data.response[i] || "")},
     ...numbers(["rank", "score", "drop", "variance", "length", "stability"]),
     ...names("kind"), ...names("source"), ...numbers(["g_early", "g_late"]),
   ];

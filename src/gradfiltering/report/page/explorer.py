@@ -158,5 +158,6 @@ def _measurements(run: RunFolder, ids: np.ndarray) -> dict[str, Any] | None:
     for name in ("grad_norm", "loss"):
         values = np.stack([getattr(epoch, name)[:, places] for epoch in epochs])  # [E, M, K]
         values = np.where(known, values, np.nan).astype(float)
-        found[name] = short_numbers(values.transpose(2, 0, 1).ravel())  # [K, E, M]
+        digits = 6 if name == "grad_norm" else 4  # the members' variance is a small difference of norms
+        found[name] = short_numbers(values.transpose(2, 0, 1).ravel(), digits)  # [K, E, M]
     return found

@@ -135,7 +135,9 @@ class RunFolder:
         path = self.path / shown.FILE
         if path.is_file():
             table = pq.read_table(path)
-            about = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+            about = {
+                k.decode(): v.decode("utf-8", "replace") for k, v in (pq.read_metadata(path).metadata or {}).items()
+            }
             known = {name: about[name] for name in ("fingerprint", "origin") if name in about}
             return Texts(table["example_id"].to_numpy(), table, True, known)
         return self._chosen_texts()

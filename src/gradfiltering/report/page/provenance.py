@@ -29,7 +29,7 @@ CITED = {
     "judge.replay": "judging",
 }
 MODELS = {"gpt2": "gpt2", "llama-2": "llama2", "llama2": "llama2"}
-DATASETS = {"alpaca_gpt4": "alpaca_gpt4", "alpaca": "alpaca"}
+DATASETS = {"alpaca[-_]gpt4": "alpaca_gpt4", "alpaca(?![-_]gpt4)": "alpaca"}
 
 
 def differences(run: RunFolder) -> list[tuple[str, str, str]] | None:
@@ -54,13 +54,13 @@ def default_config() -> dict[str, Any] | None:
     if not (folder / "train.yaml").is_file():
         return None
     # A run that goes on has a Hydra of its own; it is put back afterwards.
-    running, state = GlobalHydra.instance().hydra, GlobalHydra.instance()
-    state.clear()
+    running = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(folder), version_base="1.3"):
             config = compose("train", overrides=["run_dir=-"])
     finally:
-        state.hydra = running
+        GlobalHydra.instance().hydra = running
     found = OmegaConf.to_container(config, resolve=True)
     assert isinstance(found, dict)
     return {str(key): value for key, value in found.items()}
@@ -120,9 +120,10 @@ def _cited(run: RunFolder) -> Iterator[str]:
     for word, key in MODELS.items():
         if any(word in model for model in models):
             yield key
-    words = " ".join(str(value) for _, value in _flat({"data": run.config.get("data")})).lower()
+    named = [(name, value) for name, value in _flat({"data": run.config.get("data")}) if value is not None]
+    words = " ".join(str(value) for name, value in named if name.endswith((".name", ".path"))).lower()
     for word, key in DATASETS.items():
-        if re.search(rf"{word}(?!_)", words):
+        if re.search(word, words):
             yield key
     if run.summary.get("pws"):
         yield "bootstrap"

@@ -1,0 +1,163 @@
+"""The page in a real browser: text stays text, nothing is loaded, it is fast, and everybody can use it."""
+
+import asyncio
+import functools
+import json
+import shutil
+import subprocess
+
+import pytest
+from tests.judge.browser import CHROMIUM, drive
+from tests.report.page.runs import plain_rows, write_whole
+
+from gradfiltering.report.page.build import PageSettings, write_page
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
+]
+OWNED = "document.title='owned'"
+HOSTILE = [
+    f"<script>{OWNED}</script>",
+    f"</script><script>{OWNED}</script>",
+    f"</textarea><img src=x onerror=\"{OWNED}\">",
+    f"<svg onload={OWNED}> &lt;b&gt; \"double\" 'single' `tick` {{{{ 7*7 }}}}",
+    "🙂 👩‍👩‍👧 \u202e right to left \u202c שלום עולم",
+    "<b>" + "x" * 100_000,
+    "nul \x00 bell \x07",
+    "half \ud83d a pair",
+    "\u2028\u2029]]> --> <!--",
+]  # fmt: skip
+SHOWN = {6: "nul ␀ bell ␇", 7: "half \ufffd a pair"}
+
+
+AXE = "axe.run({resultTypes: ['violations']}).then((r) => JSON.stringify(r.violations))"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """A page whose first rows are hostile, in text and in the names of sources."""
+    rows = plain_rows(60)
+    for number, text in enumerate(HOSTILE):
+        rows[number] = {"instruction": text, "input": "", "output": text, "source": text[:200]}
+    folder = write_whole(tmp_path_factory.mktemp("hostile") / "run", rows)
+    return write_page(folder, PageSettings(True, "all", False))
+
+
+def browse(tmp_path, path, script, width=1200):
+    """Opens the page, runs the script, and gives back what was said in the console and asked of the network."""
+    noticed = []
+
+    async def whole(tab):
+        async def send(method, **parameters):
+            number = next(tab.ids)
+            await tab.socket.send_json({"id": number, "method": method, "params": parameters})
+            while True:
+                message = await tab.socket.receive_json(timeout=60)
+                if message.get("id") == number:
+                    assert "error" not in message, message
+                    return message["result"]
+                noticed.append(message)
+
+        tab.send = send
+        for domain in ("Runtime", "Log", "Network", "Page"):
+            await tab.send(f"{domain}.enable")
+        phone = width < 600
+        await tab.send("Emulation.setDeviceMetricsOverride", width=width, height=850, deviceScaleFactor=1, mobile=phone)
+        await tab.send("Page.navigate", url=path.as_uri())
+        await tab.until("document.getElementById('explorer').dataset.ready === '1'")
+        await tab.evaluate("document.querySelectorAll('.plot').forEach((place) => gf.draw(place))")
+        await script(tab)
+
+    asyncio.run(drive(tmp_path / "profile", "about:blank", whole))
+    said = [m["params"] for m in noticed if m["method"] in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown")]
+    said += [m["params"]["entry"] for m in noticed if m["method"] == "Log.entryAdded"]
+    asked = [m["params"]["request"]["url"] for m in noticed if m["method"] == "Network.requestWillBeSent"]
+    return said, [url for url in asked if not url.startswith("data:")]
+
+
+def test_hostile_rows_are_text_nothing_runs_and_nothing_is_loaded(tmp_path, page):
+    async def script(tab):
+        title = await tab.evaluate("document.title")
+        await tab.evaluate("document.getElementById('sort').value = 'id'")
+        await tab.evaluate("document.getElementById('sort').dispatchEvent(new Event('change'))")
+        for number, text in enumerate(HOSTILE):
+            await tab.evaluate(f"document.getElementById('row-{number}').click()")
+            shown = await tab.evaluate("[...document.querySelectorAll('#detail pre')].map((p) => p.textContent)")
+            assert shown == [SHOWN.get(number, text)] * 2
+            await tab.evaluate("document.getElementById('close').click()")
+        options = await tab.evaluate("[...document.querySelectorAll('#f-source option')].map((o) => o.textContent)")
+        assert any(option.startswith("<script>") for option in options)
+        await asyncio.sleep(0.3)
+        assert await tab.evaluate("document.title") == title, "a row's text was run"
+        assert (
+            await tab.evaluate("document.querySelectorAll('main img, main b:not(.warnings b), svg[onload]').length")
+            == 0
+        )
+
+    said, asked = browse(tmp_path, page, script)
+    assert said == []
+    assert asked == [page.as_uri()]
+
+
+def test_search_filters_sorting_and_keys(tmp_path, page):
+    async def script(tab):
+        count = "document.getElementById('count').textContent"
+        first = "document.querySelector('#row-0 .cell.prompt').textContent"
+        await tab.fill("#q", "NUMBER 42")
+        assert await tab.evaluate(count) == "1 of 60 rows" and await tab.evaluate(first) == "Name number 42."
+        assert float(await tab.evaluate("document.getElementById('explorer').dataset.milliseconds")) < 200
+        await tab.evaluate("document.getElementById('clear').click()")
+        await tab.evaluate("document.getElementById('f-kept').value = '1'")
+        await tab.evaluate("document.getElementById('f-kept').dispatchEvent(new Event('input', {bubbles: true}))")
+        assert await tab.evaluate(count) == "15 of 60 rows"
+        await tab.evaluate("document.getElementById('clear').click()")
+        for _ in range(2):
+            await tab.evaluate("document.querySelector('#grid-head .id button').click()")
+        assert await tab.evaluate("document.querySelector('#row-0 .cell.id').textContent") == "59"
+        assert await tab.evaluate("document.querySelector('#grid-head .id').getAttribute('aria-sort')") == "descending"
+        await tab.evaluate("document.getElementById('grid').focus()")
+        for key in ("ArrowDown", "ArrowDown", "Enter"):
+            await tab.press(key)
+        assert await tab.evaluate("document.getElementById('detail-title').textContent") == "Row 57"
+        assert await tab.evaluate("document.querySelectorAll('#grid-body .row').length") < 40, "only rows in view"
+
+    assert browse(tmp_path, page, script)[0] == []
+
+
+@functools.cache
+def axe(folder) -> str:
+    """axe-core from npm, where there is one."""
+    if shutil.which("npm") is None:
+        pytest.skip("no npm on this machine, so axe-core cannot be had")
+    done = subprocess.run(
+        ["npm", "install", "--prefix", str(folder), "--no-save", "axe-core@4"], capture_output=True, text=True
+    )
+    found = folder / "node_modules" / "axe-core" / "axe.min.js"
+    if not found.is_file():
+        pytest.skip(f"axe-core cannot be had from npm: {done.stderr[-200:]}")
+    return found.read_text("utf-8")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1200, 390])
+def test_axe_finds_nothing(tmp_path, tmp_path_factory, page, theme, width):
+    code = axe(tmp_path_factory.getbasetemp())
+
+    async def script(tab):
+        await tab.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}])
+        await tab.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+        for place in ("page", "dialog"):
+            if place == "dialog":
+                await tab.evaluate("document.querySelector('#row-0').click()")
+            await tab.evaluate(code)
+            found = await tab.evaluate(AXE)
+            problems = [
+                (one["id"], one["nodes"][0]["html"][:200], one["nodes"][0].get("failureSummary"))
+                for one in json.loads(found)
+            ]
+            assert problems == [], f"{place}, {theme}, {width} px: {problems}"
+            fits = "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
+            assert await tab.evaluate(fits), "the page scrolls sideways"
+
+    browse(tmp_path, page, script, width)
