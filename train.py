@@ -25,7 +25,7 @@ def experiment(cfg: DictConfig) -> None:
     from gradfiltering.proxy import stage as proxy
     from gradfiltering.proxy.log import GradientLog
     from gradfiltering.proxy.memory import keep_freed_memory
-    from gradfiltering.report import diagnostics, tracking
+    from gradfiltering.report import cards, diagnostics, tracking
     from gradfiltering.report.run import Run
     from gradfiltering.scorers.base import Evidence, write_unscored
     from gradfiltering.selectors.base import shortfall, write_subset
@@ -113,6 +113,7 @@ def experiment(cfg: DictConfig) -> None:
             run.add(metrics=judging.measure_answers(prompts, answers))
             run.add(**judging.tally_verdicts(verdicts, answers, cfg.judge.resamples, cfg.judge.confidence, seed))
         screen.show(run.summary, run.folder, Console(quiet=devices.rank() > 0))
+        cards.write_cards(run.folder, run.summary)
         tracking.log_run(logger, run.folder, run.summary)
     finally:
         tracking.close_logger(logger)

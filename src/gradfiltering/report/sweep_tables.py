@@ -145,7 +145,7 @@ def ablation_table(jobs: Sequence[Job], options: set[str]) -> SheetTable | None:
         for name, value in measured(job).items():
             members = "" if job.members is None else str(job.members)
             share = "" if job.fraction is None else f"{job.fraction:.0%}"
-            case = (job.dataset, job.target, share, members, job.epochs or "", name, job.rest(options))
+            case: tuple[str, ...] = (job.dataset, job.target, share, members, job.epochs or "", name, job.rest(options))
             cases.setdefault(case, {}).setdefault(_method(job), []).append(value)
     whole = {case: values for case, values in cases.items() if REFERENCE in values and len(values) > 1}
     if not whole:
