@@ -24,7 +24,7 @@ def experiment(cfg: DictConfig) -> None:
     from gradfiltering.proxy import stage as proxy
     from gradfiltering.proxy.log import GradientLog
     from gradfiltering.proxy.memory import keep_freed_memory
-    from gradfiltering.report import diagnostics, tracking
+    from gradfiltering.report import cards, diagnostics, tracking
     from gradfiltering.report.opening import opened
     from gradfiltering.report.page import build as page
     from gradfiltering.scorers.base import Evidence, score_rows, write_unscored
@@ -115,6 +115,7 @@ def experiment(cfg: DictConfig) -> None:
         if part.page.page:
             run.stage_of("report", devices.once, page.report, run.folder, records, part.store, part.page)
         screen.show(run.summary, run.folder, Console(quiet=devices.rank() > 0))
+        cards.write_cards(run.folder, run.summary)
         tracking.log_run(logger, run.folder, run.summary)
 
 

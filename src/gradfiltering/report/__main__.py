@@ -14,7 +14,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m gradfiltering.report", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    sweep = commands.add_parser("sweep", help="one table of all jobs of a sweep, as sweep.csv and sweep.json")
+    sweep = commands.add_parser("sweep", help="page and tables of a sweep: sweep.html, sweep.csv, sweep.json, tables/")
     sweep.add_argument("folder", type=Path)
     page = commands.add_parser("page", help="report.html of a run, and its charts as PNG and SVG in figures/")
     page.add_argument("folder", type=Path)

@@ -38,6 +38,7 @@ OUTPUTS = (
     "subset_rows.parquet",
     "selection.parquet",
     "dataset_info.json",
+    "README.md",
     "target",
     "responses",
     "verdicts.jsonl",

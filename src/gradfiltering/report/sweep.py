@@ -1,11 +1,11 @@
 """One table of all jobs of a sweep: what was asked for, what came out, what it cost."""
 
 import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
@@ -13,6 +13,8 @@ from rich.table import Table
 
 from gradfiltering.errors import UserError
 from gradfiltering.proxy.devices import is_first
+from gradfiltering.report.page.sweep import write_sweep_page
+from gradfiltering.report.sweep_jobs import Job, mean_with_others, overlaps, rank_correlations, read_jobs
 from gradfiltering.store import atomic_path, write_json
 
 PWS_COLUMNS = {"": "value", "_low": "low", "_high": "high"}
@@ -26,14 +28,14 @@ class SweepTable(Callback):
     """Hydra's hook: at the end of a multirun, writes and prints the table of its folder."""
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Writes `sweep.csv` and `sweep.json` beside the jobs, if any of them got as far as a summary."""
+        """Writes the sweep's page and tables beside the jobs, if any of them got as far as a summary."""
         folder = Path(config.hydra.sweep.dir)
         if is_first() and any(folder.glob("*/summary.json")):
             write_sweep(folder, Console())
 
 
 def write_sweep(folder: Path, console: Console) -> list[dict[str, Any]]:
-    """Reads the jobs of a sweep's folder, writes its tables and prints them.
+    """Reads the jobs of a sweep's folder, writes its tables and its page and prints the table.
 
     Returns:
         One row a job.
@@ -41,7 +43,9 @@ def write_sweep(folder: Path, console: Console) -> list[dict[str, Any]]:
     Raises:
         UserError: the folder holds no run.
     """
-    rows = sweep_rows(folder)
+    jobs = _jobs(folder)
+    pairs = overlaps(jobs), rank_correlations(jobs)
+    rows = _rows(jobs, pairs)
     write_json(folder / "sweep.json", rows)
     names = list(dict.fromkeys(name for row in rows for name in row))
     with atomic_path(folder / "sweep.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
@@ -55,34 +59,40 @@ def write_sweep(folder: Path, console: Console) -> list[dict[str, Any]]:
     from gradfiltering.report.verdicts import compare_jobs
 
     compare_jobs(folder, [folder / row["job"] for row in rows], console)
+    page = write_sweep_page(folder, jobs, rows, *pairs)
+    console.print(f"Heat maps, tables and their LaTeX, Markdown and CSV: {page}", soft_wrap=True)
     return rows
 
 
 def sweep_rows(folder: Path) -> list[dict[str, Any]]:
     """One row a job, in the order of the jobs."""
-    jobs = sorted((path.parent for path in folder.glob("*/summary.json")), key=_order)
+    return _rows(_jobs(folder))
+
+
+def _jobs(folder: Path) -> list[Job]:
+    jobs = read_jobs(folder)
     if not jobs:
         raise UserError(f"{folder} holds no run with a summary.json; give the folder of a sweep (hydra.sweep.dir)")
-    subsets, scores = [_subset(job) for job in jobs], [_scores(job) for job in jobs]
-    rows = []
-    for number, job in enumerate(jobs):
-        row = _row(job)
-        row["jaccard"] = _mean(_jaccard(subsets[number], other) for other in _others(subsets, number))
-        row["rank_correlation"] = _mean(_spearman(scores[number], other) for other in _others(scores, number))
-        rows.append(row)
+    return jobs
+
+
+def _rows(jobs: Sequence[Job], pairs: Sequence[np.ndarray] | None = None) -> list[dict[str, Any]]:
+    overlap, correlation = pairs or (overlaps(jobs), rank_correlations(jobs))
+    rows = [_row(job) for job in jobs]
+    for row, jaccard, ranks in zip(rows, mean_with_others(overlap), mean_with_others(correlation), strict=True):
+        row.update(jaccard=jaccard, rank_correlation=ranks)
     return rows
 
 
-def _row(job: Path) -> dict[str, Any]:
-    summary = json.loads((job / "summary.json").read_text("utf-8"))
-    about = json.loads((job / "environment.json").read_text("utf-8"))
-    row: dict[str, Any] = {"job": job.name, "asked_for": " ".join(about.get("overrides", []))}
+def _row(job: Job) -> dict[str, Any]:
+    summary = job.summary
+    row: dict[str, Any] = {"job": job.path.name, "asked_for": " ".join(job.asked)}
     selection = summary.get("selection", {})
     row.update({name: selection.get(name) for name in ("scorer", "selector", "selected")})
-    found = _scores(job)
-    if found:
-        values = sorted(found.values())
-        row.update(score_min=values[0], score_median=values[len(values) // 2], score_max=values[-1])
+    values = np.sort(job.scores[1])
+    if len(values):
+        middle = float(values[len(values) // 2])
+        row.update(score_min=float(values[0]), score_median=middle, score_max=float(values[-1]))
     for name, value in summary["diagnostics"].items():
         if isinstance(value, int | float):
             row[name] = value
@@ -114,49 +124,3 @@ def _cell(row: dict[str, Any], name: str) -> str:
     if value is None:
         return ""
     return f"{value:.3g}" if isinstance(value, float) and name not in ("seconds", "saved") else str(value)
-
-
-def _order(job: Path) -> tuple[int, str]:
-    return (int(job.name), "") if job.name.isdigit() else (1 << 31, job.name)
-
-
-def _others(every: Sequence[Any], number: int) -> list[Any]:
-    return [one for at, one in enumerate(every) if at != number]
-
-
-def _subset(job: Path) -> set[int]:
-    import pyarrow.parquet as pq
-
-    path = job / "subset.parquet"
-    return set(pq.read_table(path, columns=["example_id"])["example_id"].to_pylist()) if path.is_file() else set()
-
-
-def _scores(job: Path) -> dict[int, float]:
-    import pyarrow.parquet as pq
-
-    path = job / "scores.parquet"
-    if not path.is_file():
-        return {}
-    table = pq.read_table(path, columns=["example_id", "score"])
-    return dict(zip(table["example_id"].to_pylist(), table["score"].to_pylist(), strict=True))
-
-
-def _jaccard(one: set[int], other: set[int]) -> float | None:
-    return len(one & other) / len(one | other) if one and other else None
-
-
-def _spearman(one: dict[int, float], other: dict[int, float]) -> float | None:
-    from scipy.stats import spearmanr
-
-    both = sorted(one.keys() & other.keys())
-    if len(both) < 2:
-        return None
-    values = [[scores[key] for key in both] for scores in (one, other)]
-    if any(min(some) == max(some) for some in values):
-        return None  # constant scores have no ranking
-    return float(spearmanr(*values)[0])
-
-
-def _mean(values: Any) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

@@ -1,0 +1,39 @@
+"""The dashboard as code: it is built without a server, and names what the runs log."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from tests.pipeline import ROOT
+
+pytest.importorskip("wandb_workspaces")
+
+SCRIPT = ROOT / "scripts" / "wandb_dashboard.py"
+
+
+@pytest.fixture(scope="module")
+def sent():
+    command = [sys.executable, str(SCRIPT), "--entity", "team", "--project", "mine", "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    return json.loads(done.stdout)
+
+
+def panels(sent):
+    sections = sent["spec"]["section"]["panelBankConfig"]["sections"]
+    return {section["name"]: section["panels"] for section in sections}
+
+
+def test_a_dry_run_prints_the_whole_specification(sent):
+    assert (sent["entity"], sent["project"]) == ("team", "mine")
+    assert len(panels(sent)) == 6 and all(panels(sent).values())
+    assert sent["spec"]["section"]["runSets"][0]["grouping"] == [{"section": "run", "name": "group"}]
+
+
+def test_panels_name_metrics_tables_and_figures_that_runs_log(sent):
+    text = json.dumps(sent)
+    metrics = {name for some in panels(sent).values() for one in some for name in one["config"].get("metrics", [])}
+    stages = {"pws", "target", "diagnostics", "proxy", "cost"}
+    assert len(metrics) > 25 and {name.split("/")[0] for name in metrics} == stages
+    for table in ("selection/top_rows", "selection/bottom_rows", "judge/verdicts", "run/warnings", "figures/norms"):
+        assert table in text
