@@ -11,6 +11,7 @@ from tests.interruption import KilledHere, Steps, counting
 from tests.proxy.ensembles import ROWS, assert_same, settings
 
 from gradfiltering.errors import UserError
+from gradfiltering.proxy import stage
 from gradfiltering.proxy.members import MemberStore
 from gradfiltering.store import Store
 
@@ -161,3 +162,13 @@ def test_an_epoch_that_was_pruned_is_trained_again_from_the_one_before(train, tm
     assert steps.taken == STEPS
     identical(first, again, (2, 3))
     assert Store(store).root.is_dir()
+
+
+def test_jobs_of_one_process_try_out_how_much_fits_once_for_each_size_of_stack(train, tmp_path, monkeypatch):
+    tried = []
+    monkeypatch.setattr(stage, "_FITTING", {})
+    monkeypatch.setattr(stage, "fitting_tokens", lambda *_: tried.append(None) or 4096)
+    for name, how, seed in (("one", settings(), 0), ("two", settings(lr=0.02), 1), ("three", settings(m=2), 0)):
+        train(name, how, seed=seed, tokens="auto")
+    assert len(tried) == 2
+    assert train.result.batch_tokens == 4096

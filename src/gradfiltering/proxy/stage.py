@@ -34,6 +34,7 @@ from gradfiltering.store import Workspace, atomic_path, link
 
 BARE_VERSION = 1  # raise it when the same rows would get other losses
 LOG, HELDOUT_LOG = "gradient_log", "gradient_log_heldout"
+_FITTING: dict[tuple[Any, ...], int] = {}  # what `batch.tokens=auto` came to in this process
 BARE_TOKENS = 4096  # padded tokens of one batch in a forward pass, where nothing else is said
 
 
@@ -237,7 +238,8 @@ class EnsembleWork:
             device = self.workspace.trainer().strategy.root_device
             self.gradients.to(device)
             adapters = self.start(members, 0).adapters
-            self.batch_tokens = _settle_tokens(self.batch.tokens, self.gradients, adapters, longest, device)
+            backbone = self.kept.base["backbone"]
+            self.batch_tokens = _settle_tokens(self.batch.tokens, self.gradients, adapters, longest, device, backbone)
         self.gradients.chunk_tokens = self.batch_tokens
         data = EnsembleData(
             self.sets[LOG],
@@ -404,14 +406,21 @@ def measure_bare(
 
 
 def _settle_tokens(
-    asked: int | str, gradients: GradientEngine, adapters: Adapters, longest: int, device: torch.device
+    asked: int | str, gradients: GradientEngine, adapters: Adapters, longest: int, device: torch.device, backbone: str
 ) -> int:
-    """What `batch.tokens` comes to: the same in every process, since it decides how a pass over all rows is cut."""
+    """What `batch.tokens` comes to: the same in every process, since it decides how a pass over all rows is cut.
+
+    The jobs of a sweep try it out once for each size of stack.
+    """
     if not isinstance(asked, str):
         return asked
     gradients.to(device)
-    there = {name: value.to(device) for name, value in adapters.items()}
-    return min(gather(fitting_tokens(gradients, there, longest, device)))
+    shapes = sorted((name, tuple(value.shape)) for name, value in adapters.items())
+    tried = (backbone, type(gradients).__name__, repr(shapes), longest, str(device))
+    if tried not in _FITTING:
+        there = {name: value.to(device) for name, value in adapters.items()}
+        _FITTING[tried] = min(gather(fitting_tokens(gradients, there, longest, device)))
+    return _FITTING[tried]
 
 
 def matmul_parameters(model: torch.nn.Module) -> int:
