@@ -27,19 +27,22 @@ def experiment(cfg: DictConfig) -> None:
     from gradfiltering.proxy.memory import keep_freed_memory
     from gradfiltering.report import diagnostics, tracking
     from gradfiltering.report.run import Run
-    from gradfiltering.scorers.base import Evidence, write_unscored
-    from gradfiltering.selectors.base import shortfall, write_subset
+    from gradfiltering.scorers.base import Evidence, Scores, write_unscored
+    from gradfiltering.selectors.base import Choice, shortfall, write_subset
     from gradfiltering.store import Workspace
+    from gradfiltering.target import lead as leading
     from gradfiltering.target import stage as tuning
 
     keep_freed_memory()
-    source, scorer, selector, epochs = build(cfg.data), build(cfg.scorer), build(cfg.selector), build(cfg.epochs)
+    source, lead, selector, epochs = build(cfg.data), build(cfg.target.lead), build(cfg.selector), build(cfg.epochs)
     store, batch, limits, judge = build(cfg.store), build(cfg.batch), build(cfg.diagnostics), build(cfg.judge.judge)
     ensemble, objective, embedding = build(cfg.ensemble), build(cfg.proxy.objective), build(cfg.embeddings)
     engine = partial(build(cfg.gradients), objective=objective)
     settings, generation, prompt_sets = build(cfg.target.tuning), build(cfg.generation), build(cfg.eval.sets)
-    seed, small, large = cfg.seed, build(cfg.proxy.backbone), build(cfg.target.backbone)
-    (plan := Plan(cfg.until, scorer, selector)).check(ensemble.m, small, large, cfg.judge.against)
+    # With target.data=lead the target itself scores the rows, and chooses among them as it trains.
+    scorer, look = (lead.difficulty, cfg.target) if cfg.target.data == "lead" else (build(cfg.scorer), cfg.proxy)
+    seed, small, large = cfg.seed, build(look.backbone), build(cfg.target.backbone)
+    (plan := Plan(cfg.until, scorer, selector, cfg.target.data)).check(ensemble.m, small, large, cfg.judge.against)
     run = Run(Path(cfg.run_dir), build(cfg.trainer)(logger=False).strategy.root_device)
     hydra_cfg, options = HydraConfig.get(), OmegaConf.to_container(cfg, resolve=True)
     devices.first_then_all(run.start, options, seed, hydra_cfg.overrides.task)
@@ -55,7 +58,7 @@ def experiment(cfg: DictConfig) -> None:
         with run.stage("backbone") as cost:
             backbone = small.load(store, seed, trainer)
             cost.update(reused=backbone.reused)
-        encoder = Encoder(backbone.tokenizer, min(cfg.proxy.max_tokens, backbone.context), store)
+        encoder = Encoder(backbone.tokenizer, min(look.max_tokens, backbone.context), store)
         rows = devices.first_then_all(encoder.encode_all, records)
         devices.once(encoder.show, records, examples := rows.examples, Console())
         run.add(data=examples.summary(len(records)))
@@ -84,25 +87,34 @@ def experiment(cfg: DictConfig) -> None:
                 scores.write(run.folder, examples.unscored)
             run.add(data=examples.summary(len(records), scores.unscored))
             tracking.log_histogram(logger, "score/histogram", scores.score)
-        if plan.reached("select"):
-            with run.stage("select"):
-                choice = selector.select(evidence, len(records), scores)
-                chosen = choice.example_ids
-                write_subset(run.folder, records, chosen, scores, choice.trace)
+
+        def settle(choice: Choice, scores: Scores | None) -> list[int]:
+            """Writes the subset, and what there is to say about it."""
+            write_subset(run.folder, records, chosen := choice.example_ids, scores, choice.trace)
             run.add(selection=choice.summary(hydra_cfg.runtime.choices, len(records), scores))
             run.warn(shortfall(asked, choice))
             run.diagnose(diagnostics.of_selection(examples, chosen, scores, seen.bare, limits))
             run.diagnose(diagnostics.of_sources(records.sources, chosen, limits))
             run.diagnose(diagnostics.against_truth(records.kinds, chosen, scores, seed, limits))
+            return chosen
+
+        if plan.reached("select") and not plan.leads:
+            with run.stage("select"):
+                chosen = settle(selector.select(evidence, len(records), scores), scores)
 
         # Subset -> adapters -> answers -> verdicts.
         if plan.reached("target"):
             with run.stage("target") as cost:
-                target = large.load(store, seed, trainer)
+                target = backbone if plan.leads else large.load(store, seed, trainer)
                 encoder = Encoder(target.tokenizer, min(cfg.target.max_tokens, target.context), store)
                 rows = devices.first_then_all(encoder.encode_all, records)
+                made: dict = {}
+                if plan.leads:
+                    choice, made = leading.train(lead, asked, scores, evidence, target, rows, settings, workspace)
+                    chosen = settle(choice, None)
                 sets = tuning.training_sets(chosen, examples.example_ids, len(records), cfg.judge.against, seed)
-                tuned = tuning.finetune_all(sets, target, rows, settings, workspace)
+                sets = {name: ids for name, ids in sets.items() if name not in made}  # rivals alone
+                tuned = made | tuning.finetune_all(sets, target, rows, settings, workspace)
                 cost.update(flops=sum(result.flops for result in tuned.values() if not result.reused))
             run.add(target={name: asdict(result) for name, result in tuned.items()})
         if plan.reached("judge"):

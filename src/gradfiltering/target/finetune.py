@@ -13,6 +13,7 @@ import lightning as L
 import numpy as np
 import torch
 from peft import PeftModel
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from gradfiltering.data.batches import IGNORED, WHOLE, Batch, LengthBatches, Share, collate, loader
@@ -167,11 +168,10 @@ class FineTuning(L.LightningModule):
         # DDP would average once a micro-batch, of which processes have different numbers: the sum is ours to take.
         with self._unsynchronised():
             for batch in micro_batches:
-                logits = self.model(input_ids=batch.input_ids, use_cache=False).logits
-                loss = token_nll(logits, batch.labels).sum() / supervised
+                loss = self.token_losses(batch).sum() / supervised
                 self.manual_backward(loss)
                 update_loss += float(loss.detach())
-        sum_gradients(self.trained)
+        self.sum_gradients()
         update_loss = float(total(np.array(update_loss)))
         self.examples_seen += len(self.updates.rows[index])
         self.tokens_seen += self.updates.tokens(index)
@@ -192,6 +192,14 @@ class FineTuning(L.LightningModule):
         if index + 1 in self.due:
             self._record(index + 1)
 
+    def token_losses(self, batch: Batch) -> Tensor:
+        """[B, T - 1] negative log-likelihood in nats, 0 where there is nothing to learn."""
+        return token_nll(self.model(input_ids=batch.input_ids, use_cache=False).logits, batch.labels)
+
+    def sum_gradients(self) -> None:
+        """Gives every process the gradient of the whole update."""
+        sum_gradients(self.trained)
+
     @property
     def trained(self) -> list[torch.nn.Parameter]:
         """The adapter's parameters."""
@@ -204,17 +212,17 @@ class FineTuning(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW with the chosen schedule."""
         optimizer = torch.optim.AdamW(self.trained, lr=self.settings.lr, weight_decay=self.settings.weight_decay)
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)]
+
+    def lr_factor(self, step: int) -> float:
+        """The learning rate after `step` of `steps` updates, as a share of its peak."""
         warmup = round(self.settings.warmup_share * self.steps)
-
-        def factor(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / (warmup + 1)
-            share = (step - warmup) / max(1, self.steps - warmup)
-            return {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}[
-                self.settings.schedule
-            ]
-
-        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, factor)]
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        share = (step - warmup) / max(1, self.steps - warmup)
+        return {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}[
+            self.settings.schedule
+        ]
 
     def heldout_loss(self) -> float | None:
         """Mean over held-out rows of the mean loss per response token, in nats."""
@@ -259,26 +267,47 @@ def finetune(
         seed: decides the adapter's start (the same for every model of a run) and the order of rows.
         trainer: builds a `lightning.Trainer` from keyword arguments.
     """
+    model = fresh_adapter(backbone, settings, seed)
+    updates = Updates(rows.examples, settings, backbone.pad_id, seed, share())
+    module = FineTuning(name, model, settings, updates, heldout_batches(rows, settings, backbone))
+    trainer(max_epochs=1, callbacks=[]).fit(module, loader(updates, 0))
+    return keep_adapter(module, len(rows.examples), backbone, folder)
+
+
+def fresh_adapter(backbone: Loaded, settings: TuningSettings, seed: int) -> PeftModel:
+    """The backbone with the untrained adapter that every model of a run starts from."""
     model = settings.lora.attach(backbone.model)
     start = initial_adapters(model, settings.lora, [0], derive_seed(seed, "target"))
     state = model.state_dict()
     for key, value in start.items():
         state[key].copy_(value[0])
-    updates = Updates(rows.examples, settings, backbone.pad_id, seed, share())
-    measured = None
-    if rows.heldout is not None:
-        batches = LengthBatches(rows.heldout, settings.micro_batch_tokens, backbone.pad_id, share=share())
-        measured = loader(batches, 0)
-    module = FineTuning(name, model, settings, updates, measured)
-    trainer(max_epochs=1, callbacks=[]).fit(module, loader(updates, 0))
+    return model
+
+
+def heldout_batches(rows: Rows, settings: TuningSettings, backbone: Loaded) -> DataLoader | None:
+    """This process's share of the held-out rows, None where nothing is held out."""
+    if rows.heldout is None:
+        return None
+    return loader(LengthBatches(rows.heldout, settings.micro_batch_tokens, backbone.pad_id, share=share()), 0)
+
+
+def keep_adapter(module: FineTuning, examples: int, backbone: Loaded, folder: Path) -> TuningResult:
+    """Writes `adapter/` and `curve.csv` of a model that was trained, and takes its adapter off the backbone.
+
+    Args:
+        module: trained.
+        examples: rows it was trained on.
+        backbone: the target's.
+        folder: where to.
+    """
     with atomic_path(folder / "adapter") as part:
-        model.save_pretrained(str(part), safe_serialization=True)
+        module.model.save_pretrained(str(part), safe_serialization=True)
     _write_curve(folder / "curve.csv", module.curve)
-    model.unload()
+    module.model.unload()
     last = module.curve[-1]
     return TuningResult(
-        steps=len(updates),
-        examples=len(rows.examples),
+        steps=int(last["step"] or 0),
+        examples=examples,
         tokens=module.tokens_seen,
         seconds=float(last["seconds"] or 0.0),
         final_loss=float(last["train_loss"] or math.nan),

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -17,7 +17,7 @@ from gradfiltering.proxy.backbone import Loaded
 from gradfiltering.proxy.devices import once, rank
 from gradfiltering.proxy.members import examples_hash, weights_hash
 from gradfiltering.selectors.random import RandomSelector
-from gradfiltering.store import RECORD, Workspace, atomic_path, link
+from gradfiltering.store import RECORD, Store, Workspace, atomic_path, link
 from gradfiltering.target.finetune import TuningResult, TuningSettings, finetune
 
 CANDIDATE = "candidate"
@@ -87,21 +87,38 @@ def finetune_all(
         if len(some.examples) == 0:
             raise UserError(f"target {name}: none of its {len(ids)} rows can be trained on; raise target.max_tokens")
         key = {**common, "examples": examples_hash(some.examples)}
-        lock = workspace.store.lock("target", key) if rank() == 0 else nullcontext()
-        with lock:
-            results[name] = _made(name, some, key, backbone, settings, workspace)
+        train = partial(finetune, name, backbone, some, settings, seed=workspace.seed, trainer=workspace.trainer)
+        results[name] = made_once(name, key, train, workspace)
     return results
 
 
-def _made(
-    name: str, rows: Rows, key: dict[str, Any], backbone: Loaded, settings: TuningSettings, workspace: Workspace
+def made_once(
+    name: str,
+    key: dict[str, Any],
+    train: Callable[[Path], TuningResult],
+    workspace: Workspace,
+    files: Sequence[str] = MODEL_FILES,
 ) -> TuningResult:
-    """One model in the run folder: from the store if the first process finds it there, else trained and kept."""
-    store, folder = workspace.store, workspace.run_dir / "target" / name
+    """One model in the run folder: from the store if the first process finds it there, else trained and kept.
+
+    Args:
+        name: of the model.
+        key: everything it depends on.
+        train: makes it in the folder it is given.
+        workspace: run folder and store.
+        files: what `train` leaves there.
+    """
+    with workspace.store.lock("target", key) if rank() == 0 else nullcontext():
+        return _made(key, train, workspace.run_dir / "target" / name, workspace.store, files)
+
+
+def _made(
+    key: dict[str, Any], train: Callable[[Path], TuningResult], folder: Path, store: Store, files: Sequence[str]
+) -> TuningResult:
     found = once(store.find, "targets", key)
     if found is None:
-        result = finetune(name, backbone, rows, settings, folder, workspace.seed, workspace.trainer)
-        store.make("targets", key, partial(_keep, folder=folder, result=result), result.seconds)
+        result = train(folder)
+        store.make("targets", key, partial(_keep, folder=folder, files=files, result=result), result.seconds)
         return result
     for file, content in once(_read_all, found.path).items():
         if file == RESULT:
@@ -114,8 +131,8 @@ def _made(
     return replace(result, reused=True)
 
 
-def _keep(part: Path, folder: Path, result: TuningResult) -> None:
-    for file in MODEL_FILES:
+def _keep(part: Path, folder: Path, files: Sequence[str], result: TuningResult) -> None:
+    for file in files:
         shutil.copytree(folder / file, part / file) if (folder / file).is_dir() else link(folder / file, part / file)
     (part / RESULT).write_text(json.dumps(asdict(result)), "utf-8")
 
