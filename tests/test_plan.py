@@ -2,6 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from gradfiltering.errors import UserError
 from gradfiltering.plan import Plan
 from gradfiltering.proxy.bare import AnswerLosses
 from gradfiltering.scorers.gsnr import GSNR
@@ -33,3 +34,19 @@ def test_only_what_somebody_within_the_run_looks_at_is_needed(until, scorer, sel
 
 def test_scores_are_no_need_of_the_proxys():
     assert "scores" not in Plan("select", SimpleNamespace(needs=frozenset()), TOP).needs
+
+
+def test_a_target_that_chooses_its_rows_needs_what_they_are_to_the_bare_model_and_no_ensemble():
+    plan = Plan("target", IFD_SCORER, COVER, "lead")
+    assert plan.needs == {AnswerLosses("plain", 1024), "losses"} and plan.scored and plan.leads
+
+
+@pytest.mark.parametrize("until", ["proxy", "score", "select"])
+def test_a_run_that_ends_before_its_target_chooses_is_refused_with_a_remedy(until):
+    with pytest.raises(UserError, match=f"until={until}.*until=target"):
+        Plan(until, IFD_SCORER, TOP, "lead")
+
+
+def test_unknown_training_data_is_refused():
+    with pytest.raises(UserError, match=r"target\.data=leed.*subset, lead"):
+        Plan("report", IFD_SCORER, TOP, "leed")

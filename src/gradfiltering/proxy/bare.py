@@ -19,6 +19,7 @@ from gradfiltering.data.records import Records
 from gradfiltering.proxy.backbone import Loaded, from_pretrained
 from gradfiltering.proxy.devices import gather, share
 from gradfiltering.proxy.head import CHUNK_BYTES, SplitModel, split_head
+from gradfiltering.proxy.members import weights_hash
 from gradfiltering.proxy.objective import Objective, ResponseNLL
 from gradfiltering.proxy.stage import BARE_TOKENS, BareLosses, BatchSettings, measure_bare, stored_losses
 from gradfiltering.store import Store, Workspace
@@ -204,7 +205,8 @@ class _Passes:
         losses = np.full((count, 2), np.nan)
         if len(pairs):
             sequences = pairs.example_ids
-            found = stored_losses(self.backbone, ResponseNLL(), pairs, self.batches, self.device, store)
+            hashed = weights_hash(self.backbone.model)
+            found = stored_losses(self.backbone, hashed, ResponseNLL(), pairs, self.batches, self.device, store)
             losses[sequences // 2, sequences % 2] = found
         return PairedLosses(losses[:, 0], losses[:, 1], reasons)
 

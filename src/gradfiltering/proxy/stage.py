@@ -322,18 +322,20 @@ def measure_bare(
     """One forward pass over all rows without adapters, unless the store has its result."""
     device = workspace.trainer().strategy.root_device
     tokens = BARE_TOKENS if isinstance(batch.tokens, str) else batch.tokens
+    hashed = weights_hash(backbone.model)
 
     def batches(examples: Examples) -> Iterable[Batch]:
         return loader(LengthBatches(examples, tokens, backbone.pad_id, share=share()), batch.workers)
 
     def losses(examples: Examples) -> np.ndarray:
-        return stored_losses(backbone, objective, examples, batches, device, workspace.store)
+        return stored_losses(backbone, hashed, objective, examples, batches, device, workspace.store)
 
     return BareLosses(losses(rows.examples), None if rows.heldout is None else float(losses(rows.heldout).mean()))
 
 
 def stored_losses(
     backbone: Loaded,
+    hashed: str,
     objective: Objective,
     examples: Examples,
     batches: Callable[[Examples], Iterable[Batch]],
@@ -344,6 +346,7 @@ def stored_losses(
 
     Args:
         backbone: model and tokenizer.
+        hashed: digest of the model's weights.
         objective: of the losses.
         examples: whose.
         batches: this process's share of them, cut up.
@@ -352,7 +355,7 @@ def stored_losses(
     """
     key = {
         "code": BARE_VERSION,
-        "backbone": weights_hash(backbone.model),
+        "backbone": hashed,
         "examples": examples_hash(examples),
         "objective": repr(objective),
     }

@@ -20,6 +20,8 @@ class LeadSettings:
 
     Attributes:
         difficulty: scorer by which rows are clustered, under the bare target.
+        log_difficulty: cluster by the logarithm. IFD is a ratio; under a weak target it spans orders of magnitude, and
+            k-means then puts nearly all rows into one cluster.
         clusters: K of k-means.
         gamma: share of the bandit's play that is spread evenly over the clusters.
         smoothing: b, the weight of a row's former IDU.
@@ -29,6 +31,7 @@ class LeadSettings:
     """
 
     difficulty: Scorer
+    log_difficulty: bool
     clusters: int
     gamma: float
     smoothing: float
@@ -53,15 +56,28 @@ class LeadSettings:
             )
 
 
-def cluster_by(difficulty: np.ndarray, count: int, seed: int) -> np.ndarray:
+def cluster_by(difficulty: np.ndarray, settings: LeadSettings, seed: int) -> np.ndarray:
     """[N] number of each row's cluster by k-means on its difficulty, from 0 for the lowest.
+
+    There are fewer clusters than asked for where fewer values differ or k-means leaves some empty.
 
     Args:
         difficulty: [N] float64.
-        count: clusters asked for; fewer where fewer values differ or k-means leaves some empty.
+        settings: how many, and on which scale.
         seed: the run's.
+
+    Raises:
+        UserError: a logarithm is asked for of values that have none.
     """
-    found = clusters(difficulty[:, None], min(count, len(np.unique(difficulty))), seed)
+    if settings.log_difficulty:
+        if not (difficulty > 0).all():
+            raise UserError(
+                f"target.lead.log_difficulty=true, but the least difficulty is {difficulty.min():g}; give "
+                "target.lead.log_difficulty=false"
+            )
+        difficulty = np.log(difficulty)
+    count = min(settings.clusters, len(np.unique(difficulty)))
+    found = clusters(difficulty[:, None], count, seed)
     names, place = np.unique(found, return_inverse=True)
     means = np.asarray([difficulty[place == one].mean() for one in range(len(names))])
     return np.argsort(np.argsort(means))[place]

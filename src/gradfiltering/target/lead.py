@@ -242,20 +242,20 @@ def read_state(folder: Path) -> dict[str, Any] | None:
     return torch.load(file, map_location="cpu", weights_only=True) if file.is_file() else None
 
 
-def pool_of(scores: Scores, evidence: Evidence, clusters: int) -> Pool:
+def pool_of(scores: Scores, evidence: Evidence, lead: LeadSettings) -> Pool:
     """The rows that can be chosen: those with a difficulty, with cluster, task and bare loss.
 
     Args:
         scores: difficulties.
         evidence: about the same rows or more, under the bare target; its sources are the tasks.
-        clusters: asked for.
+        lead: how many clusters.
     """
     ids = scores.example_ids
     there = np.searchsorted(evidence.example_ids, ids)
     task = np.zeros(len(ids), dtype=np.int64)
     if evidence.sources is not None:
         task = np.unique(np.asarray(evidence.sources)[ids], return_inverse=True)[1]
-    cluster = cluster_by(scores.score, clusters, evidence.seed)
+    cluster = cluster_by(scores.score, lead, evidence.seed)
     return Pool(ids, cluster, task, evidence.observed.losses.pool[there].astype(np.float64))
 
 
@@ -288,14 +288,14 @@ def train(
         The rows that were used, and the candidate.
     """
     assert scores is not None, "a run whose target leads scores its rows"
-    pool = pool_of(scores, evidence, lead.clusters)
+    pool = pool_of(scores, evidence, lead)
     budget = min(budget, len(pool))
     some = Rows(rows.examples.select(pool.example_ids.tolist()), rows.heldout)
     key = {
         "lead": LEAD_VERSION,
         "backbone": weights_hash(backbone.model),
         "tuning": _but(asdict(settings), "epochs"),
-        "choosing": _but(asdict(lead), "difficulty", "clusters", "checkpoint_minutes"),
+        "choosing": _but(asdict(lead), "difficulty", "log_difficulty", "clusters", "checkpoint_minutes"),
         "budget": budget,
         "pool": _digest(pool),
         "examples": examples_hash(some.examples),
@@ -330,7 +330,8 @@ def _train(
     workspace.trainer(max_epochs=1, callbacks=[]).fit(module, itertools.count())
     _write_table(folder / ROUNDS, curriculum.history)
     pool = curriculum.pool
-    columns = {**vars(pool), "idu": curriculum.idu, "uses": curriculum.uses}
+    columns = {"example_id": pool.example_ids, "cluster": pool.cluster, "task": pool.task, "bare_loss": pool.loss}
+    columns |= {"idu": curriculum.idu, "uses": curriculum.uses}
     with atomic_path(folder / POOL) as part:
         pq.write_table(pa.table(columns), part)
     return keep_adapter(module, curriculum.distinct, backbone, folder)
