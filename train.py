@@ -1,10 +1,10 @@
 """GradFiltering: which part of my instruction data should I train on, and how do I know?"""
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -18,64 +18,57 @@ from gradfiltering.report import screen
 def experiment(cfg: DictConfig) -> None:
     """Runs the stages in order, up to `cfg.until`."""
     from gradfiltering.data.examples import Encoder
-    from gradfiltering.data.records import write_truth
     from gradfiltering.judge import stage as judging
-    from gradfiltering.proxy import adaptive, bare, influence
+    from gradfiltering.proxy import adaptive, bare, influence, log
     from gradfiltering.proxy import stage as proxy
-    from gradfiltering.proxy.log import GradientLog
-    from gradfiltering.proxy.memory import keep_freed_memory
-    from gradfiltering.report import cards, diagnostics, tracking
-    from gradfiltering.report.opening import opened
+    from gradfiltering.report import cards, diagnostics, opening, tracking
     from gradfiltering.report.page import build as page
-    from gradfiltering.scorers.base import Evidence, score_rows, write_unscored
-    from gradfiltering.selectors.base import shortfall, write_subset
+    from gradfiltering.scorers.base import Evidence, Scores, score_rows, write_known
+    from gradfiltering.selectors.base import Choice, shortfall, write_subset
+    from gradfiltering.target import lead
     from gradfiltering.target import stage as tuning
 
-    keep_freed_memory()
     part, seed, against = build_parts(cfg), cfg.seed, cfg.judge.against
-    plan = Plan(cfg.until, part.scorer, part.selector)
+    plan = Plan(cfg.until, part.scorer, part.selector, cfg.target.data)
     members = part.adaptive.fewest(part.ensemble, part.epochs, plan.looked_at)
     plan.check(members, part.proxy, part.target, against, part.generation)
-    with opened(cfg, part.store) as (run, logger, workspace):
+    with opening.opened(cfg, part.store) as (run, logger, workspace):
         # Records -> examples. Prompts are loaded now, so that a missing file shows before anything is trained.
         records = run.stage_of("data", devices.first_then_all, part.source.load, seed)
-        asked, prompts = part.selector.wanted(len(records)), []
-        if plan.reached("judge"):
-            asking = (part.judge, len(against), cfg.judge.repeats, part.generation)
-            prompts = judging.load_prompt_sets(part.prompts, records, *asking)
+        asked = part.selector.wanted(len(records))
+        asking = (part.judge, len(against), cfg.judge.repeats, part.generation)
+        prompts = judging.load_prompt_sets(part.prompts, records, *asking) if plan.reached("judge") else []
         validation = devices.first_then_all(plan.validation, records)
         run.warn(plan.judged_on_validation(prompts))
         backbone = run.stage_of("backbone", part.proxy.load, part.store, seed, workspace.trainer)
-        encoder = Encoder(backbone.tokenizer, min(cfg.proxy.max_tokens, backbone.context), part.store)
+        encoder = Encoder(backbone.tokenizer, min(part.max_tokens, backbone.context), part.store)
         rows = devices.first_then_all(encoder.encode_all, records)
         examples, ids = rows.examples, rows.examples.example_ids
         devices.once(encoder.show, records, examples, Console())
         run.add(data=examples.summary(len(records)))
-        write_unscored(run.folder / "unscored.parquet", examples.unscored)
-        write_truth(run.folder / "truth.parquet", records.kinds)
+        write_known(run.folder, records, examples)
 
         # Examples -> what scorer and selector look at, and no more.
-        evidence = Evidence(ids, seed, part.epochs, examples=examples, sources=records.sources)
-        engine, scores = partial(part.engine, objective=part.objective), None
+        evidence, scores = Evidence(ids, seed, part.epochs, examples=examples, sources=records.sources), None
         if plan.needs - validation.keys():
-            how = (backbone, part.objective, records, rows, part.embeddings, part.batch, workspace)
-            evidence = replace(evidence, observed=run.stage_of("bare", bare.observe, plan.needs, *how))
+            by = (backbone, part.objective, records, rows, part.embeddings, part.batch, workspace)
+            evidence = replace(evidence, observed=run.stage_of("bare", bare.observe, plan.needs, *by))
         if plan.needs & {"gradient_log", "projections"}:
-            work = {"engine": engine, "batch": part.batch, "workspace": workspace}
-            work["projection"] = part.projection if "projections" in plan.needs else None
-            make, ranking = (
+            projection = part.projection if "projections" in plan.needs else None
+            work = {"engine": part.engine, "batch": part.batch, "workspace": workspace, "projection": projection}
+            make, rank = (
                 partial(proxy.log_gradients, backbone, rows, **work),
                 partial(score_rows, part.scorer, evidence),
             )
             size = (part.ensemble, part.epochs, part.adaptive)
-            logged = run.stage_of("proxy", adaptive.settle, make, *size, ranking, asked, workspace)
+            logged = run.stage_of("proxy", adaptive.settle, make, *size, rank, asked, workspace)
             run.add(proxy=logged.summary())
-            log = GradientLog(run.folder / "gradient_log")
-            evidence = replace(evidence, epochs=logged.pair, gradient_log=log, projections=logged.projections)
-            run.diagnose(diagnostics.of_ensemble(log, logged.pair, logged, evidence.observed.losses, part.limits))
+            norms = log.GradientLog(run.folder / "gradient_log")
+            evidence = replace(evidence, epochs=logged.pair, gradient_log=norms, projections=logged.projections)
+            run.diagnose(diagnostics.of_ensemble(norms, logged.pair, logged, evidence.observed.losses, part.limits))
         if validation:
-            by = (backbone, part.ensemble, engine, part.batch, workspace, part.projection)
-            found = run.stage_of("influence", influence.measure_influence, validation, encoder, examples, *by)
+            aim = (validation, encoder, examples, backbone, part.ensemble, part.engine, part.batch, workspace)
+            found = run.stage_of("influence", influence.measure_influence, *aim, part.projection)
             run.add(influence=found.summary())
             evidence = replace(evidence, influences=found.gradients)
 
@@ -84,31 +77,37 @@ def experiment(cfg: DictConfig) -> None:
             scores = run.stage_of("score", part.scorer.score, evidence)
             scores.write(run.folder, examples.unscored)
             run.add(data=examples.summary(len(records), scores.unscored))
-            tracking.log_histogram(logger, "score/histogram", scores.score)
-        if plan.reached("select"):
-            choice = run.stage_of("select", part.selector.select, evidence, len(records), scores)
+
+        def settle(choice: Choice, scores: Scores | None) -> Sequence[int]:
+            """Writes the subset, and what there is to say about it."""
             chosen, losses = choice.example_ids, evidence.observed.bare
             write_subset(run.folder, records, chosen, scores, choice.trace)
-            run.add(selection=choice.summary(HydraConfig.get().runtime.choices, len(records), scores))
+            run.add(selection=choice.summary(run.choices, len(records), scores))
             run.warn(shortfall(asked, choice))
             run.diagnose(diagnostics.of_choice(chosen, examples, records, scores, losses, seed, part.limits))
+            return chosen
+
+        if plan.reached("select") and not plan.leads:
+            chosen = settle(run.stage_of("select", part.selector.select, evidence, len(records), scores), scores)
 
         # Subset -> adapters -> answers -> verdicts.
         if plan.reached("target"):
             with run.stage("target") as cost:
-                target = part.target.load(part.store, seed, workspace.trainer)
+                target = backbone if plan.leads else part.target.load(part.store, seed, workspace.trainer)
                 encoder = Encoder(target.tokenizer, min(cfg.target.max_tokens, target.context), part.store)
                 rows = devices.first_then_all(encoder.encode_all, records)
+                how = (part.lead, asked, scores, evidence, target, rows, part.tuning, workspace)
+                choice, made = lead.train(*how) if plan.leads else (None, {})
+                chosen = settle(choice, None) if choice else chosen
                 sets = tuning.training_sets(chosen, ids, len(records), against, seed)
-                tuned = tuning.finetune_all(sets, target, rows, part.tuning, workspace)
+                tuned = tuning.finetune_all(sets, target, rows, part.tuning, workspace, made)
                 cost.update(flops=sum(result.flops for result in tuned.values() if not result.reused))
             run.add(target={name: asdict(result) for name, result in tuned.items()})
         if plan.reached("judge"):
             with run.stage("judge"):
                 run.warn(part.judge.check(prompts))
                 answers = judging.answer_all(tuned, target, prompts, records.template, part.generation, workspace)
-                judged = partial(judging.judge_all, part.judge, prompts, answers, cfg.judge.repeats)
-                verdicts = devices.once(judged, run.folder)
+                verdicts = devices.once(judging.judge_all, part.judge, prompts, answers, cfg.judge.repeats, run.folder)
             run.add(metrics=judging.measure_answers(prompts, answers))
             drawing = (cfg.judge.resamples, cfg.judge.confidence, seed)
             run.add(**judging.tally_verdicts(verdicts, prompts, answers, part.others, *drawing))

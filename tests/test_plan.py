@@ -68,3 +68,19 @@ def test_answers_that_leave_no_room_for_a_prompt_are_refused_before_any_training
         plan.check(5, backbone, backbone, ["full"], Generation(256, 8))
     with pytest.raises(UserError, match=r"generation\.max_new_tokens is 0"):
         Generation(0, 8)
+
+
+def test_a_target_that_chooses_its_rows_needs_what_they_are_to_the_bare_model_and_no_ensemble():
+    plan = Plan("target", IFD_SCORER, COVER, "lead")
+    assert plan.needs == {AnswerLosses("plain", 1024), "losses"} and plan.scored and plan.leads
+
+
+@pytest.mark.parametrize("until", ["proxy", "score", "select"])
+def test_a_run_that_ends_before_its_target_chooses_is_refused_with_a_remedy(until):
+    with pytest.raises(UserError, match=f"until={until}.*until=target"):
+        Plan(until, IFD_SCORER, TOP, "lead")
+
+
+def test_unknown_training_data_is_refused():
+    with pytest.raises(UserError, match=r"target\.data=leed.*subset, lead"):
+        Plan("report", IFD_SCORER, TOP, "leed")

@@ -5,6 +5,7 @@ import sys
 import types
 from collections.abc import Callable
 from dataclasses import is_dataclass
+from functools import partial
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hydra.errors import HydraException, InstantiationException
@@ -29,6 +30,7 @@ PARTS = {
     "selector": "selector",
     "target": "target.backbone",
     "tuning": "target.tuning",
+    "lead": "target.lead",
     "prompts": "eval.sets",
     "generation": "generation",
     "judge": "judge.judge",
@@ -64,10 +66,17 @@ def build(node: DictConfig, **arguments: Any) -> Any:
 def build_parts(cfg: DictConfig) -> Any:
     """Builds all parts of a run, so that what any of them refuses is told before anything starts.
 
+    With `target.data=lead` the target takes the proxy's place: it scores the rows itself and chooses as it trains.
+
     Returns:
-        An object with an attribute for each of `PARTS`.
+        An object with an attribute for each of `PARTS`, and `max_tokens` for the proxy.
     """
-    return types.SimpleNamespace(**{name: build(OmegaConf.select(cfg, place)) for name, place in PARTS.items()})
+    parts = types.SimpleNamespace(**{name: build(OmegaConf.select(cfg, place)) for name, place in PARTS.items()})
+    parts.engine = partial(parts.engine, objective=parts.objective)
+    parts.max_tokens = cfg.proxy.max_tokens
+    if cfg.target.data == "lead":
+        parts.scorer, parts.proxy, parts.max_tokens = parts.lead.difficulty, parts.target, cfg.target.max_tokens
+    return parts
 
 
 def check_types(node: Any) -> None:

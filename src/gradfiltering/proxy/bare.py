@@ -20,10 +20,10 @@ from gradfiltering.proxy.backbone import Loaded, from_pretrained
 from gradfiltering.proxy.devices import gather, share
 from gradfiltering.proxy.head import CHUNK_BYTES, SplitModel, split_head
 from gradfiltering.proxy.influence import TaskGradients
+from gradfiltering.proxy.members import weights_hash
 from gradfiltering.proxy.objective import Objective, ResponseNLL
-from gradfiltering.proxy.snapshot import response_losses
-from gradfiltering.proxy.stage import BARE_TOKENS, BareLosses, BatchSettings, measure_bare
-from gradfiltering.store import Workspace
+from gradfiltering.proxy.stage import BARE_TOKENS, BareLosses, BatchSettings, measure_bare, stored_losses
+from gradfiltering.store import Store, Workspace
 
 NO_QUESTION = "no question that the response could depend on"
 ONE_TOKEN = "a response of one token has no loss by itself"
@@ -151,7 +151,7 @@ def observe(
         else None,
         passes.el2n(rows.examples) if "el2n" in needs else None,
         embeddings,
-        {need: passes.paired(need, records, rows.examples) for need in asked},
+        {need: passes.paired(need, records, rows.examples, workspace.store) for need in asked},
     )
 
 
@@ -199,15 +199,16 @@ class _Passes:
             found.update(zip(batch.example_id.tolist(), mean_over(hidden, real).cpu().numpy(), strict=True))
         return _in_order(found, examples).astype(np.float32)
 
-    def paired(self, need: AnswerLosses, records: Records, examples: Examples) -> PairedLosses:
+    def paired(self, need: AnswerLosses, records: Records, examples: Examples, store: Store) -> PairedLosses:
         """Both losses of each response in one pass over twice as many sequences."""
         pairs, reasons = answer_pairs(need, records, examples, self.backbone)
         count = len(examples)
         losses = np.full((count, 2), np.nan)
         if len(pairs):
-            found = response_losses(self.backbone.model, ResponseNLL(), self.batches(pairs), self.device)
-            for sequence, loss in found.items():
-                losses[sequence // 2, sequence % 2] = loss
+            sequences = pairs.example_ids
+            hashed = weights_hash(self.backbone.model)
+            found = stored_losses(self.backbone, hashed, ResponseNLL(), pairs, self.batches, self.device, store)
+            losses[sequences // 2, sequences % 2] = found
         return PairedLosses(losses[:, 0], losses[:, 1], reasons)
 
 

@@ -1,7 +1,7 @@
 """The proxy stage: from examples to gradient log, adapters and trajectory in the run folder."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 
-from gradfiltering.data.batches import LengthBatches, loader
+from gradfiltering.data.batches import Batch, LengthBatches, loader
 from gradfiltering.data.examples import Examples, Rows
 from gradfiltering.data.module import EnsembleData
 from gradfiltering.errors import UserError
@@ -30,7 +30,7 @@ from gradfiltering.proxy.snapshot import measure_all, response_losses
 from gradfiltering.proxy.state import State
 from gradfiltering.proxy.training import finish_epochs, train_stack
 from gradfiltering.proxy.trajectory import write_rows
-from gradfiltering.store import Workspace, atomic_path, link
+from gradfiltering.store import Store, Workspace, atomic_path, link
 
 BARE_VERSION = 1  # raise it when the same rows would get other losses
 LOG, HELDOUT_LOG = "gradient_log", "gradient_log_heldout"
@@ -384,25 +384,50 @@ def measure_bare(
     tokens = BARE_TOKENS if isinstance(batch.tokens, str) else batch.tokens
     hashed = weights_hash(backbone.model)
 
+    def batches(examples: Examples) -> Iterable[Batch]:
+        return loader(LengthBatches(examples, tokens, backbone.pad_id, share=share()), batch.workers)
+
     def losses(examples: Examples) -> np.ndarray:
-        key = {
-            "code": BARE_VERSION,
-            "backbone": hashed,
-            "examples": examples_hash(examples),
-            "objective": repr(objective),
-        }
-        found = once(workspace.store.find, "bare_losses", key)
-        if found:
-            return once(np.load, found.path / "losses.npy")
-        started = time.monotonic()
-        batches = loader(LengthBatches(examples, tokens, backbone.pad_id, share=share()), batch.workers)
-        by_id = response_losses(backbone.model, objective, batches, device)
-        values = np.asarray([by_id[example_id] for example_id in examples.example_ids.tolist()])
-        spent = time.monotonic() - started
-        workspace.store.make("bare_losses", key, lambda folder: np.save(folder / "losses.npy", values), spent)
-        return values
+        return stored_losses(backbone, hashed, objective, examples, batches, device, workspace.store)
 
     return BareLosses(losses(rows.examples), None if rows.heldout is None else float(losses(rows.heldout).mean()))
+
+
+def stored_losses(
+    backbone: Loaded,
+    hashed: str,
+    objective: Objective,
+    examples: Examples,
+    batches: Callable[[Examples], Iterable[Batch]],
+    device: torch.device,
+    store: Store,
+) -> np.ndarray:
+    """[N] float64 losses of the examples under the backbone without adapters, from the store if it has them.
+
+    Args:
+        backbone: model and tokenizer.
+        hashed: digest of the model's weights.
+        objective: of the losses.
+        examples: whose.
+        batches: this process's share of them, cut up.
+        device: to compute on.
+        store: where they are kept.
+    """
+    key = {
+        "code": BARE_VERSION,
+        "backbone": hashed,
+        "examples": examples_hash(examples),
+        "objective": repr(objective),
+    }
+    found = once(store.find, "bare_losses", key)
+    if found:
+        return once(np.load, found.path / "losses.npy")
+    started = time.monotonic()
+    by_id = response_losses(backbone.model, objective, batches(examples), device)
+    values = np.asarray([by_id[example_id] for example_id in examples.example_ids.tolist()])
+    spent = time.monotonic() - started
+    store.make("bare_losses", key, lambda folder: np.save(folder / "losses.npy", values), spent)
+    return values
 
 
 def _settle_tokens(

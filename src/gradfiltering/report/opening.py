@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gradfiltering.config import build
 from gradfiltering.proxy import devices
+from gradfiltering.proxy.memory import keep_freed_memory
 from gradfiltering.report import tracking
 from gradfiltering.report.run import Run
 from gradfiltering.store import Store, Workspace
@@ -24,7 +25,9 @@ def opened(cfg: DictConfig, store: Store) -> Iterator[tuple[Run, Logger, Workspa
         cfg: the whole configuration.
         store: finished results of this run and others.
     """
+    keep_freed_memory()
     run = Run(Path(cfg.run_dir), build(cfg.trainer)(logger=False).strategy.root_device)
+    run.choices = HydraConfig.get().runtime.choices
     options = OmegaConf.to_container(cfg, resolve=True)
     devices.first_then_all(run.start, options, cfg.seed, HydraConfig.get().overrides.task)
     logger = tracking.open_logger(partial(build, cfg.logger), run.config)

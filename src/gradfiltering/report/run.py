@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ class Run:
 
     Attributes:
         config: the resolved configuration without secrets.
+        choices: which option of each configuration group was taken.
         summary: content of `summary.json`, written after every step, so it is there whatever `until`.
     """
 
@@ -65,6 +66,7 @@ class Run:
         self.folder = folder
         self.device = device
         self.config: dict[str, Any] = {}
+        self.choices: Mapping[str, str] = {}
         self.summary: dict[str, Any] = {"stages": [], "cost": {}, "diagnostics": {"warnings": []}}
 
     def start(self, config: Any, seed: int, overrides: Sequence[str] = ()) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 
@@ -61,6 +62,9 @@ def log_run(logger: Logger, run_dir: Path, summary: Mapping[str, Any]) -> None:
         return
     _log_reused_curves(logger, run_dir, summary)
     log_summary(logger, summary)
+    if (run_dir / "scores.parquet").is_file():
+        scores = pq.read_table(run_dir / "scores.parquet", columns=["score"])["score"]
+        log_histogram(logger, "score/histogram", scores.to_numpy())
     for table in extracts(run_dir, summary):
         if isinstance(logger, WandbRun):
             logger.log_extract(table)

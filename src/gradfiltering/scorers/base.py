@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gradfiltering.data.examples import Examples
+from gradfiltering.data.records import Records, write_truth
 from gradfiltering.errors import UserError
 from gradfiltering.proxy.bare import Need, Observed
 from gradfiltering.proxy.influence import CheckpointGradients, TaskGradients
@@ -169,3 +170,9 @@ def write_unscored(path: Path, unscored: list[tuple[int, str]]) -> None:
     rows = [{"example_id": example_id, "reason": reason} for example_id, reason in sorted(unscored)]
     with atomic_path(path) as part:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), part)
+
+
+def write_known(run_dir: Path, records: Records, examples: Examples) -> None:
+    """Writes what is known of the rows before any of them is scored: `unscored.parquet`, and `truth.parquet` if any."""
+    write_unscored(run_dir / "unscored.parquet", examples.unscored)
+    write_truth(run_dir / "truth.parquet", records.kinds)

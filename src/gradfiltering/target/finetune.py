@@ -3,8 +3,8 @@
 import csv
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import lightning as L
 import numpy as np
 import torch
 from peft import PeftModel
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from gradfiltering.data.batches import IGNORED, WHOLE, Batch, LengthBatches, Share, collate, loader
@@ -157,7 +158,7 @@ class FineTuning(L.LightningModule):
         settings: TuningSettings,
         updates: Updates,
         heldout: DataLoader | None,
-        left: Checkpoint | None,
+        left: Checkpoint | None = None,
     ):
         super().__init__()
         self.name = name
@@ -192,11 +193,10 @@ class FineTuning(L.LightningModule):
         # DDP would average once a micro-batch, of which processes have different numbers: the sum is ours to take.
         with self._unsynchronised():
             for batch in micro_batches:
-                logits = self.model(input_ids=batch.input_ids, use_cache=False).logits
-                loss = token_nll(logits, batch.labels).sum() / supervised
+                loss = self.token_losses(batch).sum() / supervised
                 self.manual_backward(loss)
                 update_loss += float(loss.detach())
-        sum_gradients(list(self.trained.values()))
+        self.sum_gradients()
         update_loss = float(total(np.array(update_loss)))
         progress, step = self.progress, self.progress.steps
         progress.examples_seen += len(self.updates.rows[step])
@@ -219,6 +219,14 @@ class FineTuning(L.LightningModule):
         if progress.steps in self.due:
             self._record(progress.steps)
 
+    def token_losses(self, batch: Batch) -> Tensor:
+        """[B, T - 1] negative log-likelihood in nats, 0 where there is nothing to learn."""
+        return token_nll(self.model(input_ids=batch.input_ids, use_cache=False).logits, batch.labels)
+
+    def sum_gradients(self) -> None:
+        """Gives every process the gradient of the whole update."""
+        sum_gradients(list(self.trained.values()))
+
     @property
     def trained(self) -> dict[str, torch.nn.Parameter]:
         """The adapter's parameters by name."""
@@ -234,17 +242,17 @@ class FineTuning(L.LightningModule):
         optimizer = torch.optim.AdamW(self.trained.values(), lr=settings.lr, weight_decay=settings.weight_decay)
         if self.left is not None:
             self.left.restore(self.trained, optimizer)
-        warmup = round(settings.warmup_share * self.steps)
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.lr_factor(done + step))]
 
-        def factor(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / (warmup + 1)
-            share = (step - warmup) / max(1, self.steps - warmup)
-            return {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}[
-                settings.schedule
-            ]
-
-        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(done + step))]
+    def lr_factor(self, step: int) -> float:
+        """The learning rate after `step` of `steps` updates, as a share of its peak."""
+        warmup = round(self.settings.warmup_share * self.steps)
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        share = (step - warmup) / max(1, self.steps - warmup)
+        return {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}[
+            self.settings.schedule
+        ]
 
     def heldout_loss(self) -> float | None:
         """Mean over held-out rows of the mean loss per response token, in nats."""
@@ -274,9 +282,9 @@ def finetune(
     backbone: Loaded,
     rows: Rows,
     settings: TuningSettings,
-    folder: Path,
     seed: int,
     trainer: Callable[..., L.Trainer],
+    folder: Path,
     unfinished: Unfinished,
 ) -> TuningResult:
     """Fine-tunes one adapter on the examples of `rows` and writes `adapter/` and `curve.csv` to `folder`.
@@ -288,36 +296,59 @@ def finetune(
         backbone: frozen target and its tokenizer.
         rows: examples to train on, and held-out ones to measure on.
         settings: how to train.
-        folder: `target/<name>` of the run folder.
         seed: decides the adapter's start (the same for every model of a run) and the order of rows.
         trainer: builds a `lightning.Trainer` from keyword arguments.
+        folder: `target/<name>` of the run folder.
         unfinished: where a checkpoint is kept until training is done and its result is in the store; the caller removes
             it then.
     """
+    with fresh_adapter(backbone, settings, seed) as model:
+        updates = Updates(rows.examples, settings, backbone.pad_id, seed, share())
+        heldout = heldout_batches(rows, settings, backbone)
+        module = FineTuning(name, model, settings, updates, heldout, once(Checkpoint.read, unfinished))
+        keeper = TuningKeeper(unfinished, settings.checkpoint_minutes)
+        trainer(max_epochs=1, callbacks=[keeper]).fit(module, loader(updates, 0))
+        return keep_adapter(module, len(rows.examples), backbone, folder)
+
+
+@contextmanager
+def fresh_adapter(backbone: Loaded, settings: TuningSettings, seed: int) -> Iterator[PeftModel]:
+    """The backbone with the untrained adapter that every model of a run starts from; in the end as it came."""
     model = settings.lora.attach(backbone.model)
     try:
         start = initial_adapters(model, settings.lora, [0], derive_seed(seed, "target"))
         state = model.state_dict()
         for key, value in start.items():
             state[key].copy_(value[0])
-        updates = Updates(rows.examples, settings, backbone.pad_id, seed, share())
-        measured = None
-        if rows.heldout is not None:
-            batches = LengthBatches(rows.heldout, settings.micro_batch_tokens, backbone.pad_id, share=share())
-            measured = loader(batches, 0)
-        module = FineTuning(name, model, settings, updates, measured, once(Checkpoint.read, unfinished))
-        keeper = TuningKeeper(unfinished, settings.checkpoint_minutes)
-        trainer(max_epochs=1, callbacks=[keeper]).fit(module, loader(updates, 0))
-        with atomic_path(folder / "adapter") as part:
-            model.save_pretrained(str(part), safe_serialization=True)
+        yield model
     finally:
-        model.unload()  # leaves the backbone without LoRA layers, as it came
+        model.unload()
+
+
+def heldout_batches(rows: Rows, settings: TuningSettings, backbone: Loaded) -> DataLoader | None:
+    """This process's share of the held-out rows, None where nothing is held out."""
+    if rows.heldout is None:
+        return None
+    return loader(LengthBatches(rows.heldout, settings.micro_batch_tokens, backbone.pad_id, share=share()), 0)
+
+
+def keep_adapter(module: FineTuning, examples: int, backbone: Loaded, folder: Path) -> TuningResult:
+    """Writes `adapter/` and `curve.csv` of a model that was trained.
+
+    Args:
+        module: trained.
+        examples: rows it was trained on.
+        backbone: the target's.
+        folder: where to.
+    """
+    with atomic_path(folder / "adapter") as part:
+        module.model.save_pretrained(str(part), safe_serialization=True)
     progress = module.progress
     _write_curve(folder / "curve.csv", progress.curve)
     last = progress.curve[-1]
     return TuningResult(
-        steps=updates.total,
-        examples=len(rows.examples),
+        steps=progress.steps,
+        examples=examples,
         tokens=progress.tokens_seen,
         seconds=float(last["seconds"] or 0.0),
         final_loss=float(last["train_loss"] or math.nan),

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -17,7 +17,7 @@ from gradfiltering.proxy.backbone import Loaded
 from gradfiltering.proxy.devices import once, rank
 from gradfiltering.proxy.members import examples_hash, weights_hash
 from gradfiltering.selectors.random import RandomSelector
-from gradfiltering.store import RECORD, Unfinished, Workspace, atomic_path, checksum, fingerprint, link
+from gradfiltering.store import RECORD, Store, Unfinished, Workspace, atomic_path, checksum, fingerprint, link
 from gradfiltering.target.finetune import TuningResult, TuningSettings, finetune
 
 CANDIDATE = "candidate"
@@ -61,7 +61,12 @@ def training_sets(
 
 
 def finetune_all(
-    sets: Mapping[str, Sequence[int]], backbone: Loaded, rows: Rows, settings: TuningSettings, workspace: Workspace
+    sets: Mapping[str, Sequence[int]],
+    backbone: Loaded,
+    rows: Rows,
+    settings: TuningSettings,
+    workspace: Workspace,
+    made: Mapping[str, TuningResult] | None = None,
 ) -> dict[str, TuningResult]:
     """Fine-tunes one adapter for each set of rows, all from the same start, into `target/<model>/`.
 
@@ -73,6 +78,7 @@ def finetune_all(
         rows: all rows and held-out rows, tokenised for the target.
         settings: how to train.
         workspace: run folder, store, seed, trainer.
+        made: models that are there already.
 
     Raises:
         UserError: none of a model's rows leaves a response token under the target's tokenizer.
@@ -84,28 +90,51 @@ def finetune_all(
         "heldout": examples_hash(rows.heldout) if rows.heldout is not None else None,
         "seed": workspace.seed,
     }
-    results = {}
+    results = dict(made or {})
     for name, ids in sets.items():
+        if name in results:
+            continue
         some = Rows(rows.examples.select(ids), rows.heldout)
         if len(some.examples) == 0:
             raise UserError(f"target {name}: none of its {len(ids)} rows can be trained on; raise target.max_tokens")
         key = {**common, "examples": examples_hash(some.examples)}
-        lock = workspace.store.lock("target", key) if rank() == 0 else nullcontext()
-        with lock:
-            results[name] = _made(name, some, key, backbone, settings, workspace)
+        train = partial(finetune, name, backbone, some, settings, workspace.seed, workspace.trainer)
+        results[name] = made_once(name, key, train, workspace)
     return results
 
 
-def _made(
-    name: str, rows: Rows, key: dict[str, Any], backbone: Loaded, settings: TuningSettings, workspace: Workspace
+def made_once(
+    name: str,
+    key: dict[str, Any],
+    train: Callable[[Path, Unfinished], TuningResult],
+    workspace: Workspace,
+    files: Sequence[str] = MODEL_FILES,
 ) -> TuningResult:
-    """One model in the run folder: from the store if the first process finds it there, else trained and kept."""
-    store, folder = workspace.store, workspace.run_dir / "target" / name
+    """One model in the run folder: from the store if the first process finds it there, else trained and kept.
+
+    Args:
+        name: of the model.
+        key: everything it depends on.
+        train: makes it in the folder it is given; what an interrupted run would go on from is kept in the other.
+        workspace: run folder and store.
+        files: what `train` leaves there.
+    """
+    with workspace.store.lock("target", key) if rank() == 0 else nullcontext():
+        return _made(key, train, workspace.run_dir / "target" / name, workspace.store, files)
+
+
+def _made(
+    key: dict[str, Any],
+    train: Callable[[Path, Unfinished], TuningResult],
+    folder: Path,
+    store: Store,
+    files: Sequence[str],
+) -> TuningResult:
     found = once(store.find, "targets", key)
     if found is None:
         unfinished = Unfinished(store, {"of": "target", **key})
-        result = finetune(name, backbone, rows, settings, folder, workspace.seed, workspace.trainer, unfinished)
-        store.make("targets", key, partial(_keep, folder=folder, result=result), result.seconds)
+        result = train(folder, unfinished)
+        store.make("targets", key, partial(_keep, folder=folder, files=files, result=result), result.seconds)
         if rank() == 0:
             unfinished.remove()
         return result
@@ -127,8 +156,8 @@ def adapter_hash(folder: Path) -> str:
     return fingerprint({"config": config, "weights": checksum(folder / "adapter_model.safetensors")})
 
 
-def _keep(part: Path, folder: Path, result: TuningResult) -> None:
-    for file in MODEL_FILES:
+def _keep(part: Path, folder: Path, files: Sequence[str], result: TuningResult) -> None:
+    for file in files:
         shutil.copytree(folder / file, part / file) if (folder / file).is_dir() else link(folder / file, part / file)
     (part / RESULT).write_text(json.dumps(asdict(result)), "utf-8")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -42,7 +42,7 @@ def write_figures(charts: Sequence[Chart], folder: Path) -> list[Path]:
     from matplotlib.figure import Figure
 
     files = []
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(cast(Any, STYLE)):
         for chart in charts:
             figure = Figure(figsize=(WIDTH_INCHES, chart.height / PIXELS_PER_INCH), layout="constrained")
             FigureCanvasAgg(figure)
