@@ -175,6 +175,7 @@ class TinyBackbone:
             "shape": shape,
             "corpus": corpus_hash(documents),
             "pretraining": asdict(self.pretraining),
+            "precision": str(trainer().precision),
             "seed": seed,
         }
 

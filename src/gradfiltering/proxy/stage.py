@@ -203,6 +203,7 @@ class EnsembleWork:
             "examples": self.hashes[LOG],
             "objective": repr(self.gradients.objective),
             "engine": type(self.gradients).__name__,
+            "precision": str(workspace.trainer().precision),
             "seed": workspace.seed,
         }
         self.kept = MemberStore(workspace.store, settings, how, settings.steps_per_epoch(len(rows.examples)))

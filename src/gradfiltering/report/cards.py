@@ -138,7 +138,7 @@ def _how(config: Mapping[str, Any], summary: Mapping[str, Any], about: Mapping[s
     if "proxy" in summary:
         pair = config.get("epochs", {})
         facts["proxy ensemble"] = (
-            f"{summary['proxy']['members']} LoRA members, gradients at epochs {pair.get('early')} and {pair.get('late')}"
+            f"{summary['proxy']['members']} LoRA members, norms at epochs {pair.get('early')} and {pair.get('late')}"
         )
     return facts
 

@@ -142,6 +142,12 @@ REFERENCES = {
             "Dropout as a Bayesian Approximation: Representing Model Uncertainty in Deep Learning",
             "International Conference on Machine Learning", 2016, "1506.02142",
         ),
+        Reference(
+            "huang2017snapshot",
+            "Huang, Gao and Li, Yixuan and Pleiss, Geoff and Liu, Zhuang and Hopcroft, John E. and Weinberger, Kilian Q.",
+            "Snapshot Ensembles: Train 1, Get M for Free", "International Conference on Learning Representations", 2017,
+            "1704.00109",
+        ),
     )
 }  # fmt: skip
 
@@ -166,6 +172,7 @@ CITED: dict[str, tuple[str, ...]] = {
     "scorers.loss.LossScorer": ("marion2023less",),
     "scorers.perplexity_middle.PerplexityMiddle": ("marion2023less",),
     "scorers.length.LengthScorer": ("zhao2024long",),
+    "scorers.less.LESS": ("xia2024less",),
     "scorers.fused_rank.FusedRank": (),
     "scorers.random.RandomScorer": (),
     "selectors.top.TopSelector": (),
@@ -177,6 +184,10 @@ CITED: dict[str, tuple[str, ...]] = {
     "selectors.stratified.StratifiedSelector": (),
     "selectors.two_stage.TwoStageSelector": (),
     "selectors.deduplicated.DeduplicatedSelector": ("broder1997resemblance",),
+    "proxy.ensemble.EnsembleSettings": ENSEMBLE,
+    "proxy.ensemble_bootstrap.BootstrapEnsemble": ENSEMBLE,
+    "proxy.ensemble_dropout.DropoutEnsemble": (*ENSEMBLE, "gal2016dropout"),
+    "proxy.ensemble_snapshots.SnapshotEnsemble": (*ENSEMBLE, "huang2017snapshot"),
     "judge.openai_judge.OpenAIJudge": JUDGED_BY_MODEL,
     "judge.local_judge.LocalJudge": JUDGED_BY_MODEL,
     "judge.replay.ReplayJudge": JUDGED_BY_MODEL,
@@ -192,9 +203,12 @@ def references(config: Mapping[str, Any], summary: Mapping[str, Any]) -> list[Re
     """
     keys: list[str] = []
     if "proxy" in summary:
-        keys += ENSEMBLE
+        keys += _cited(config.get("ensemble"))
     selection = summary.get("selection", {})
-    if selection.get("scorer") or not selection:
+    if config.get("target", {}).get("data") == "lead":
+        keys += ["lin2025lead", *_cited(config["target"]["lead"])]
+        selection = {"scorer": None}
+    elif selection.get("scorer") or not selection:
         keys += _cited(config.get("scorer"))
     if selection:
         keys += _cited(config.get("selector"))

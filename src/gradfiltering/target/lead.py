@@ -290,6 +290,7 @@ def train(
         "pool": _digest(pool),
         "examples": examples_hash(some.examples),
         "heldout": examples_hash(some.heldout) if some.heldout is not None else None,
+        "precision": str(workspace.trainer().precision),
         "seed": workspace.seed,
     }
     curriculum = Curriculum(pool, lead, budget, workspace.seed)

@@ -88,6 +88,7 @@ def finetune_all(
         "backbone": weights_hash(backbone.model),
         "tuning": {name: value for name, value in asdict(settings).items() if name not in NOT_OF_A_TARGET},
         "heldout": examples_hash(rows.heldout) if rows.heldout is not None else None,
+        "precision": str(workspace.trainer().precision),
         "seed": workspace.seed,
     }
     results = dict(made or {})
