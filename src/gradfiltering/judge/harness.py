@@ -71,7 +71,7 @@ def run_harness(
         raise UserError(f"{loaded.name} has no chat template; leave --chat out")
     # The model itself is handed over: by its name the library would ask the hub about it.
     wrapped = HFLM(
-        pretrained=loaded.model,  # type: ignore[arg-type]
+        pretrained=loaded.model,
         tokenizer=loaded.tokenizer,
         batch_size=batch_size,
         max_length=loaded.context,
