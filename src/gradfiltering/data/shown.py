@@ -79,7 +79,7 @@ def _each(records: Records) -> Iterator[Mapping[str, Any]]:
         yield from records.rows
         return
     for batch in records.rows.iter(WRITTEN_AT_ONCE):
-        yield from rows_of(batch)  # type: ignore[arg-type]
+        yield from rows_of(batch)
 
 
 def whole(text: str) -> str:
