@@ -6,7 +6,6 @@ from pathlib import Path
 from rich.console import Console
 
 from gradfiltering.errors import plain_words
-from gradfiltering.report.page.build import rebuild
 from gradfiltering.report.sweep import write_sweep
 
 
@@ -25,6 +24,8 @@ def main() -> None:
         if options.command == "sweep":
             write_sweep(options.folder, Console())
         else:
+            from gradfiltering.report.page.build import rebuild  # takes seconds to load, which a sweep's table need not
+
             Console().print(str(rebuild(options.folder, options.rows, not options.no_figures)), soft_wrap=True)
 
 

@@ -16,7 +16,7 @@ SHADES = "cividis"
 MUTED = "#57606a"
 WIDTH_INCHES = 6.4
 PIXELS_PER_INCH = 100
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.size": 9,
     "font.family": "sans-serif",
     "axes.spines.top": False,
