@@ -53,7 +53,7 @@ def dataset_card(config: Mapping[str, Any], summary: Mapping[str, Any], about: M
     }
     parts = [
         f"# A subset for instruction tuning: {chosen['selected']} of {data['examples']} rows",
-        f"Chosen by {_method(chosen)} with {PROJECT}. Rows have the fields they came with, in the order of the input; "
+        f"Chosen by {_method(chosen)} with {PROJECT}. Every row has the fields it came with, in the input's order; "
         "`subset.parquet` holds each row's position there (`example_id`) and its score.",
         "## Use\n\n```python\nfrom datasets import load_dataset\n\n"
         'rows = load_dataset("json", data_files="subset.jsonl", split="train")\n```\n\n'
@@ -137,9 +137,8 @@ def _how(config: Mapping[str, Any], summary: Mapping[str, Any], about: Mapping[s
     }
     if "proxy" in summary:
         pair = config.get("epochs", {})
-        facts["proxy ensemble"] = (
-            f"{summary['proxy']['members']} LoRA members, norms at epochs {pair.get('early')} and {pair.get('late')}"
-        )
+        snapshots = f"epochs {pair.get('early')} and {pair.get('late')}"
+        facts["proxy ensemble"] = f"{summary['proxy']['members']} LoRA members, gradients after {snapshots}"
     return facts
 
 
