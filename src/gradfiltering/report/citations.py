@@ -144,7 +144,8 @@ REFERENCES = {
         ),
         Reference(
             "huang2017snapshot",
-            "Huang, Gao and Li, Yixuan and Pleiss, Geoff and Liu, Zhuang and Hopcroft, John E. and Weinberger, Kilian Q.",
+            "Huang, Gao and Li, Yixuan and Pleiss, Geoff and Liu, Zhuang and Hopcroft, John E. and Weinberger, "
+            "Kilian Q.",
             "Snapshot Ensembles: Train 1, Get M for Free", "International Conference on Learning Representations", 2017,
             "1704.00109",
         ),
