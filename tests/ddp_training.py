@@ -97,7 +97,7 @@ def train_all(folder: Path, trainer: partial[L.Trainer]) -> None:
                 **{f"times/{at}": one.times for at, one in enumerate(passes)},
             )
         unfinished = Unfinished(Store(folder / "store"), {"rows": rows})
-        finetune("candidate", backbone, encoded, TUNING, own / "target", 0, trainer, unfinished)
+        finetune("candidate", backbone, encoded, TUNING, 0, trainer, own / "target", unfinished)
 
 
 class Keeping(EpochRecorder):

@@ -99,6 +99,7 @@ TOUCHING: dict[str, tuple[Any, set[str]]] = {
     # Held-out rows are measured and never trained on.
     "data.heldout_rows": (7, {"tokens", "bare_losses", "gradient_log", "target_tokens", *MODELS}),
     "judge.against": (["full"], {"random"}),
+    "trainer.precision": ("bf16-mixed", {"backbone", "target_backbone", *ENSEMBLE, *MODELS}),
 }
 
 # field -> another value; no result in the store depends on it
@@ -153,6 +154,29 @@ UNTOUCHING: dict[str, Any] = {
     "logger.name": "other",
     "logger.group": "other",
     "logger.settings.silent": False,
+    "logger.entity": "other",
+    "logger.id": "other",
+    "logger.tags": ["other"],
+    "logger.artifacts": False,
+    "logger.settings.x_disable_meta": False,
+    "logger.settings.disable_git": False,
+    "logger.settings.disable_code": False,
+    "logger.settings.x_save_requirements": True,
+    "report.rows": 9,
+    "report.figures": False,
+    "target.tuning.checkpoint_minutes": 3,
+    # Where target.data=subset, nothing is chosen while the target trains.
+    "target.lead.log_difficulty": False,
+    "target.lead.clusters": 3,
+    "target.lead.gamma": 0.5,
+    "target.lead.smoothing": 0.5,
+    "target.lead.sample_rate": 0.5,
+    "target.lead.most_uses": 2,
+    "target.lead.checkpoint_minutes": 3,
+    "target.lead.difficulty.ratio": "loss",
+    "target.lead.difficulty.template": "alpaca",
+    "target.lead.difficulty.max_tokens": 99,
+    "target.lead.difficulty.keep_below": 0.5,
 }
 
 # field -> why it is not changed by itself
@@ -163,12 +187,15 @@ LEFT_OUT = {
     "progress": "only what is shown",
     "batch.workers": "starts processes",
     "embeddings.encoder": "needs another model; no stage of the store is made of embeddings",
+    "judge.compare": "names files, which are looked for at once; no stage of the store is made of verdicts",
+    "judge.others.files": "the same",
+    "report.page": "adds the rows' text to the store and changes nothing else: tests/report/page",
+    "target.data": "another course of the run: tests/test_lead_run.py",
     "selector.count": "refused beside selector.fraction",
     "data.columns.instruction": "refused: the bundled tasks have one name for it",
     "data.columns.input": "refused likewise",
     "data.columns.output": "refused likewise",
     "trainer.devices": "started otherwise: tests/test_ddp.py",
-    "trainer.precision": "of the targets' and adapters' training; 32-true is the one that is tested",
     "trainer.enable_checkpointing": "Lightning's own checkpoints, which nothing reads",
     "trainer.use_distributed_sampler": "for several processes: tests/test_ddp.py",
     "logger.save_dir": "every run of the test has its own",

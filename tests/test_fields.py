@@ -7,7 +7,6 @@ have been made of: so nothing is trained, and a stage sees another input whereve
 import hashlib
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,7 +25,8 @@ from gradfiltering.target.finetune import TuningResult
 
 # direction_gsnr looks at projections too, which the default scorer does not.
 BASE = [
-    "logger=none", "until=target", "progress=false", "scorer=direction_gsnr", "projection.width=8", "batch.tokens=512",
+    "logger=none", "until=target", "progress=false", "report.page=false", "scorer=direction_gsnr",
+    "projection.width=8", "batch.tokens=512",
     "data.rows=60", "data.heldout_rows=8", "ensemble.m=2", "ensemble.lora.rank=2", "diagnostics.bootstrap=5",
     *(f"{model}.backbone.{one}" for model in ("proxy", "target") for one in (
         "layers=1", "width=32", "heads=2", "vocabulary=400", "characters=20000")),
@@ -116,7 +116,7 @@ def train_stack(members, start, data, last, settings, engine, kept, model, train
             kept.keep(member, epoch, State(adapters, {}, epoch), model, [], log, 1.0)
 
 
-def measure_all(engine, adapters, examples, batches, title, projection=None):
+def measure_all(engine, adapters, examples, batches, title, projection=None, dropout=None):
     names = digest(*(adapters[name].double().numpy() for name in sorted(adapters)), examples.example_ids)
     members = len(next(iter(adapters.values())))
     if projection is None:
@@ -130,7 +130,7 @@ def response_losses(model, objective, batches, device):
     return dict(zip(ids, numpy_rng(weights(model)).random(len(ids)).tolist(), strict=True))
 
 
-def finetune(name, backbone, rows, settings, folder, seed, trainer):
+def finetune(name, backbone, rows, settings, seed, trainer, folder, unfinished):
     (folder / "adapter").mkdir(parents=True)
     (folder / "adapter" / "adapter_config.json").write_text("{}")
     (folder / "curve.csv").write_text("step\n")
@@ -152,21 +152,16 @@ def look_up(tmp_path_factory):
 
     def run(*overrides):
         keys, folder = Keys(), tmp_path_factory.mktemp("run")
-        originals = SimpleNamespace(find=Store.find, scratch=Store.scratch)
+        original = Store.find
 
         def find(store, stage, key):
             keys.lookup(stage, key)
-            return originals.find(store, stage, key)
-
-        def scratch(store, stage, key, suffix):
-            keys.lookup(stage, key)
-            return originals.scratch(store, stage, key, suffix)
+            return original(store, stage, key)
 
         with pytest.MonkeyPatch.context() as patch:
             for place, stand_in in STAND_INS.items():
                 patch.setattr(place, stand_in)
             patch.setattr(Store, "find", find)
-            patch.setattr(Store, "scratch", scratch)
             places = [f"run_dir={folder / 'run'}", f"hydra.run.dir={folder / 'run'}", f"store.path={folder / 'store'}"]
             run_train(*BASE, *places, *overrides)
         return keys.stages()

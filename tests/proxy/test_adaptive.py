@@ -107,11 +107,11 @@ def test_numbers_are_taken_as_they_are_and_nothing_is_scored(planted):
 
 
 def test_rounds_add_up_and_what_one_trains_is_not_reused_by_the_next():
-    first = result(settings(m=3), EpochPair(1, 2), reused_seconds=6.0, trained_seconds=4.0, batch_tokens=64)
-    second = result(settings(m=5), EpochPair(1, 2), reused_seconds=10.0, trained_seconds=2.0)
+    first = result(settings(m=3), EpochPair(1, 2), reused_seconds=6.0, made_seconds=4.0, batch_tokens=64)
+    second = result(settings(m=5), EpochPair(1, 2), reused_seconds=10.0, made_seconds=2.0)
     both = total([first, second])
     assert (both.members, both.trained, both.logged, both.tokens, both.flops) == (5, 4, 2, 20, 14)
-    assert both.reused_seconds == 6.0 and both.trained_seconds == 6.0 and both.batch_tokens == 64
+    assert both.reused_seconds == 6.0 and both.made_seconds == 6.0 and both.batch_tokens == 64
 
 
 @pytest.mark.parametrize(

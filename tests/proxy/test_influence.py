@@ -12,6 +12,7 @@ from tests.reference import less as reference
 
 from gradfiltering.data.examples import Encoder
 from gradfiltering.data.validation import validation_rows
+from gradfiltering.errors import UserError
 from gradfiltering.proxy.backbone import Loaded
 from gradfiltering.proxy.fused import FusedEngine
 from gradfiltering.proxy.influence import TaskGradients, measure_influence
@@ -99,6 +100,13 @@ def test_gradients_and_score_equal_an_explicit_computation_with_torchs_adam(meas
     np.testing.assert_allclose(scores.score, expected.max(1), rtol=1e-4, atol=1e-6)
     for task, name in enumerate(sorted(set(tasks))):
         np.testing.assert_allclose(scores.columns[f"influence_{name}"], expected[:, task], rtol=1e-4, atol=1e-6)
+
+
+def test_members_that_are_not_trained_ones_are_refused_before_training(measure, tmp_path):
+    passes = DropoutEnsemble(**{**vars(HOW), "dropout": 0.1, "train_dropout": 0.0})
+    with pytest.raises(UserError, match="scorer.members=1.*ensemble=lora"):
+        measure(how=passes)
+    assert not (tmp_path / "one" / "members").exists()
 
 
 def test_rates_are_those_of_the_epochs_own_steps(measure):

@@ -65,7 +65,7 @@ def rows(records, backbone, tmp_path):
 def tune(rows, backbone, tmp_path):
     def run(name, how=None, seed=0):
         unfinished = Unfinished(Store(tmp_path / "store"), {"name": name})
-        result = finetune(name, backbone, rows, how or settings(), tmp_path / name, seed, quiet_trainer, unfinished)
+        result = finetune(name, backbone, rows, how or settings(), seed, quiet_trainer, tmp_path / name, unfinished)
         with (tmp_path / name / "curve.csv").open(newline="") as file:
             curve = list(csv.DictReader(file))
         return result, curve, AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / name / "adapter")).state_dict()

@@ -222,7 +222,7 @@ def _grow(
 def total(rounds: list[ProxyResult]) -> ProxyResult:
     """The last round, with the cost of all of them; what one of them trained is not reused by the next."""
     last = rounds[-1]
-    earlier = sum(one.trained_seconds for one in rounds[:-1])
+    earlier = sum(one.made_seconds for one in rounds[:-1])
     return replace(
         last,
         seconds=sum(one.seconds for one in rounds),
@@ -230,7 +230,7 @@ def total(rounds: list[ProxyResult]) -> ProxyResult:
         batch_tokens=next((one.batch_tokens for one in reversed(rounds) if one.batch_tokens), None),
         trained=sum(one.trained for one in rounds),
         logged=sum(one.logged for one in rounds),
-        trained_seconds=sum(one.trained_seconds for one in rounds),
+        made_seconds=sum(one.made_seconds for one in rounds),
         reused_seconds=last.reused_seconds - earlier,
         flops=sum(one.flops for one in rounds),
     )

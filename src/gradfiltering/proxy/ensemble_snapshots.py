@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from gradfiltering.errors import UserError
-from gradfiltering.proxy.ensemble import EnsembleSettings, Reading
+from gradfiltering.proxy.ensemble import AUTO, EnsembleSettings, Reading
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,10 @@ class SnapshotEnsemble(EnsembleSettings):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.m == AUTO:
+            raise UserError(
+                f"ensemble.m={AUTO}: one more snapshot moves all others; give a number, or choose ensemble=lora"
+            )
         self.refuse_online("a training step measures each row once in an epoch, at whatever step it falls in")
 
     @property

@@ -10,10 +10,11 @@ import numpy as np
 
 from gradfiltering.data.examples import Encoder, Examples, Rows
 from gradfiltering.data.validation import ValidationRows
+from gradfiltering.errors import UserError
 from gradfiltering.proxy.adam import AdamProjection
 from gradfiltering.proxy.backbone import Loaded
 from gradfiltering.proxy.devices import first_then_all, once, rank
-from gradfiltering.proxy.ensemble import EnsembleSettings
+from gradfiltering.proxy.ensemble import EnsembleSettings, Reading
 from gradfiltering.proxy.gradients import GradientEngine
 from gradfiltering.proxy.log import leaf, read_members
 from gradfiltering.proxy.members import PROJECTIONS
@@ -120,6 +121,11 @@ def measure_influence(
     for need, validation in wanted.items():
         heldout, tasks = first_then_all(validation.encode, encoder)
         few = replace(settings, m=need.members)
+        if any(few.reading(member, need.checkpoints[0], need.members) != Reading(member) for member in few.members):
+            raise UserError(
+                f"{type(settings).__name__} with scorer.members={need.members}: these scores look at trained members "
+                "as they are after an epoch; choose ensemble=lora or ensemble=bootstrap"
+            )
         with opened(backbone, Rows(examples, heldout), few, engine, batch, workspace) as work:
             work.train(need.checkpoints)
             found[need] = _gradients(work, need, tasks, few, projection)

@@ -70,7 +70,7 @@ class ProxyResult:
         heldout_loss: epoch -> mean held-out loss over members and rows, nats per response token.
         flops: an estimate, 4 per backbone weight in a matrix product and token: forward, and backward through the
             activations. Attention scores and the adapters themselves are not counted.
-        trained_seconds: what training what was not in the store took.
+        made_seconds: what training and measuring what was not in the store took.
         projections: [M, N, K] float32 of the gradients at the late epoch, where asked for.
         adaptive: what `auto` came to, and why.
     """
@@ -86,7 +86,7 @@ class ProxyResult:
     update_ratio: dict[int, list[float]]
     heldout_loss: dict[int, float]
     flops: int
-    trained_seconds: float = 0.0
+    made_seconds: float = 0.0
     projections: np.ndarray | None = None
     adaptive: dict[str, Any] = field(default_factory=dict)
 
@@ -149,7 +149,7 @@ def log_gradients(
         update_ratio=work.update_ratio,
         heldout_loss=work.heldout_loss,
         flops=4 * parameters * work.tokens,
-        trained_seconds=work.trained_seconds,
+        made_seconds=work.made_seconds,
         projections=projections,
     )
 
@@ -210,7 +210,7 @@ class EnsembleWork:
         self.members = list(settings.members)
         self.batch_tokens: int | None = None
         self.tokens = self.trained = self.logged = 0
-        self.reused_seconds = self.trained_seconds = 0.0
+        self.reused_seconds = self.made_seconds = 0.0
         self.update_ratio: dict[int, list[float]] = {}
         self.heldout_loss: dict[int, float] = {}
 
@@ -272,7 +272,7 @@ class EnsembleWork:
                 self.model, self.workspace.trainer,
             )  # fmt: skip
             self.trained += len(members) * (last - first)
-            self.trained_seconds += once(self.kept.seconds, members, last) - found
+            self.made_seconds += once(self.kept.seconds, members, last) - found
             self.tokens += len(members) * (last - first) * self.sets[LOG].tokens
 
     def log(self, epoch: int) -> None:
@@ -310,7 +310,9 @@ class EnsembleWork:
         title = f"epoch {epoch}: {what}"
         dropout = self.dropout(members, epoch)
         log, projected = measure_all(self.gradients, adapters, examples, batches, title, projection, dropout)
-        seconds = (time.monotonic() - started) / len(members)
+        spent = time.monotonic() - started
+        self.made_seconds += spent
+        seconds = spent / len(members)
         for position, member in enumerate(members):
             self.kept.keep_log(member, epoch, self.hashes[name], log, position, seconds)
             if projection is not None and projected is not None:

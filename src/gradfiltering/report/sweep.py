@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from gradfiltering.errors import UserError
-from gradfiltering.proxy.devices import is_first
 from gradfiltering.report.page.sweep import write_sweep_page
 from gradfiltering.report.sweep_jobs import Job, mean_with_others, overlaps, rank_correlations, read_jobs
+from gradfiltering.report.verdicts import compare_jobs
 from gradfiltering.store import atomic_path, write_json
 
 PWS_COLUMNS = {"": "value", "_low": "low", "_high": "high"}
@@ -22,16 +20,6 @@ SHOWN = (
     "job", "asked_for", "selected", "pws", "heldout_loss", "jaccard", "rank_correlation", "warnings", "seconds",
     "saved",
 )  # fmt: skip
-
-
-class SweepTable(Callback):
-    """Hydra's hook: at the end of a multirun, writes and prints the table of its folder."""
-
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Writes the sweep's page and tables beside the jobs, if any of them got as far as a summary."""
-        folder = Path(config.hydra.sweep.dir)
-        if is_first() and any(folder.glob("*/summary.json")):
-            write_sweep(folder, Console())
 
 
 def write_sweep(folder: Path, console: Console) -> list[dict[str, Any]]:
@@ -56,8 +44,6 @@ def write_sweep(folder: Path, console: Console) -> list[dict[str, Any]]:
     for row in rows:
         table.add_row(*(_cell(row, name) for name in SHOWN))
     console.print(table)
-    from gradfiltering.report.verdicts import compare_jobs
-
     compare_jobs(folder, [folder / row["job"] for row in rows], console)
     page = write_sweep_page(folder, jobs, rows, *pairs)
     console.print(f"Heat maps, tables and their LaTeX, Markdown and CSV: {page}", soft_wrap=True)
