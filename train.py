@@ -106,9 +106,9 @@ def experiment(cfg: DictConfig) -> None:
         if plan.reached("judge"):
             with run.stage("judge"):
                 run.warn(part.judge.check(prompts))
-                answers = judging.answer_all(tuned, target, prompts, records.template, part.generation, workspace)
+                answers, kept = judging.answer_all(tuned, target, prompts, records.template, part.generation, workspace)
                 verdicts = devices.once(judging.judge_all, part.judge, prompts, answers, cfg.judge.repeats, run.folder)
-            run.add(metrics=judging.measure_answers(prompts, answers))
+            run.add(metrics=judging.measure_answers(prompts, answers), answers={"reused_seconds": kept})
             drawing = (cfg.judge.resamples, cfg.judge.confidence, seed)
             run.add(**judging.tally_verdicts(verdicts, prompts, answers, part.others, *drawing))
         if part.page.page:

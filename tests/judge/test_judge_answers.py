@@ -67,20 +67,22 @@ def asked(monkeypatch):
 def answer(backbone, adapters, asked, tmp_path):
     def run(models=("candidate", "full"), prompts=PROMPTS, template="plain", how=HOW):
         workspace = Workspace(tmp_path / "run", Store(tmp_path / "store"), 0, quiet_trainer)
-        return stage.answer_all(models, backbone, prompts, template, how, workspace)
+        answers, run.reused_seconds = stage.answer_all(models, backbone, prompts, template, how, workspace)
+        return answers
 
     return run
 
 
 def test_a_second_run_generates_nothing_and_its_files_are_the_same(answer, asked, tmp_path):
     first = answer()
+    assert answer.reused_seconds == 0
     files = [tmp_path / "run" / "responses" / f"{name}.jsonl" for name in ("candidate", "full")]
     written = [file.read_bytes() for file in files]
     assert asked == ["answers of candidate", "answers of full"]
     assert [one.response for one in first["candidate"]] != [one.response for one in first["full"]]
     for file in files:
         file.unlink()
-    assert answer() == first and len(asked) == 2
+    assert answer() == first and len(asked) == 2 and answer.reused_seconds > 0
     assert [file.read_bytes() for file in files] == written
 
 

@@ -14,6 +14,7 @@ from gradfiltering.data.examples import Encoder
 from gradfiltering.data.validation import validation_rows
 from gradfiltering.errors import UserError
 from gradfiltering.proxy.backbone import Loaded
+from gradfiltering.proxy.ensemble_dropout import DropoutEnsemble
 from gradfiltering.proxy.fused import FusedEngine
 from gradfiltering.proxy.influence import TaskGradients, measure_influence
 from gradfiltering.proxy.log import EpochPair
@@ -104,7 +105,7 @@ def test_gradients_and_score_equal_an_explicit_computation_with_torchs_adam(meas
 
 def test_members_that_are_not_trained_ones_are_refused_before_training(measure, tmp_path):
     passes = DropoutEnsemble(**{**vars(HOW), "dropout": 0.1, "train_dropout": 0.0})
-    with pytest.raises(UserError, match="scorer.members=1.*ensemble=lora"):
+    with pytest.raises(UserError, match=r"scorer\.members=1.*ensemble=lora"):
         measure(how=passes)
     assert not (tmp_path / "one" / "members").exists()
 

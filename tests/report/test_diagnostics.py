@@ -5,10 +5,22 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from gradfiltering.proxy.bare import AnswerLosses, Observed, PairedLosses
 from gradfiltering.proxy.log import EpochLog, EpochPair, GradientLog, write_epoch
 from gradfiltering.proxy.stage import BareLosses, ProxyResult
-from gradfiltering.report.diagnostics import Limits, of_ensemble, of_selection, of_sources, spearman
-from gradfiltering.scorers.base import Scores
+from gradfiltering.report.diagnostics import (
+    BELOW_ZERO,
+    Limits,
+    meaning_below_zero,
+    of_ensemble,
+    of_selection,
+    of_sources,
+    spearman,
+)
+from gradfiltering.scorers.base import Evidence, Scores
+from gradfiltering.scorers.ifd import IFD
+from gradfiltering.scorers.learnability import Learnability
+from gradfiltering.scorers.raw_drop import RawDrop
 
 EPOCHS = EpochPair(1, 2)
 RTOL = 1e-6  # logged norms are float32
@@ -140,6 +152,7 @@ class TestSpearman:
 
 EXAMPLES = SimpleNamespace(example_ids=np.asarray([0, 2, 3, 5, 6]), response_tokens=np.asarray([10, 8, 6, 4, 2]))
 BARE = BareLosses(np.asarray([2.0, 2.0, 2.0, 1.0, 3.0]), None)
+NORMS = {"g_early": np.arange(5.0), "g_late": np.ones(5)}
 
 
 def scores(values, **columns):
@@ -148,7 +161,7 @@ def scores(values, **columns):
 
 class TestOfSelection:
     def test_closed_form(self):
-        found = of_selection(EXAMPLES, [2, 5], scores([3, 2, 1, -1, 0]), BARE, QUIET).values
+        found = of_selection(EXAMPLES, [2, 5], scores([3, 2, 1, -1, 0], **NORMS), BARE, QUIET).values
         assert found["response_tokens"] == {"pool": 6.0, "selected": 6.0}
         assert found["negative_selected_share"] == 0.5
         assert found["easiness"] == 0.75
@@ -183,10 +196,43 @@ class TestOfSelection:
         ],
     )  # fmt: skip
     def test_each_warning_comes_when_its_limit_is_crossed(self, limit, silent, loud, message, remedies):
-        given = scores([3, 2, 1, -1, 0])
+        given = scores([3, 2, 1, -1, 0], **NORMS)
         assert of_selection(EXAMPLES, [2, 5], given, BARE, replace(QUIET, **{limit: silent})).warnings == []
         (warning,) = of_selection(EXAMPLES, [2, 5], given, BARE, replace(QUIET, **{limit: loud})).warnings
         assert message in warning and all(remedy in warning for remedy in remedies), warning
+
+    @pytest.mark.parametrize(
+        ("columns", "message"),
+        [
+            (("g_early", "g_late", "variance_late"), "their norms rose"),
+            (("loss_early", "loss_late"), "loss on them rose"),
+            (("ifd", "loss_given_prompt", "loss_alone"), "IFD is not below scorer.keep_below"),
+            (("influence_all",), "away from the validation rows"),
+        ],
+    )
+    def test_a_negative_score_is_explained_by_what_its_scorer_measured(self, columns, message):
+        given = scores([3, 2, 1, -1, 0], **dict.fromkeys(columns, np.arange(5.0)))
+        (warning,) = of_selection(EXAMPLES, [2, 5], given, BARE, replace(QUIET, negative_selected_share=0.0)).warnings
+        assert message in warning and "Lower selector.fraction" in warning
+        assert "norms" not in warning or "g_early" in columns
+
+    def test_scorers_leave_the_statistics_that_their_sign_is_explained_by(self, log):
+        need = AnswerLosses("plain", 64)
+        answers = PairedLosses(np.asarray([3.0, 1, 1, 1]), np.full(4, 2.0), {})
+        evidence = Evidence(
+            np.arange(4), 0, EPOCHS, log(late=[[1.0, 2.0, 5.0, 3.0]] * 2), Observed(answers={need: answers})
+        )
+        scorers = (RawDrop(1e-8, 0), Learnability(), IFD("perplexity", "plain", 64, 1.0))
+        found = [scorer.score(evidence) for scorer in scorers]
+        assert all((one.score < 0).any() for one in found), "this example has a negative score under each of them"
+        assert [meaning_below_zero(one) for one in found] == list(BELOW_ZERO.values())
+
+    @pytest.mark.parametrize("columns", [(), ("bare_perplexity",), ("ifd", "learnability")])
+    def test_a_sign_that_says_nothing_is_not_reported(self, columns):
+        """Of lengths, of ranks under negative weights, of the middle of the perplexities."""
+        given = scores([3, 2, 1, -1, 0], **dict.fromkeys(columns, np.arange(5.0)))
+        found = of_selection(EXAMPLES, [2, 5], given, BARE, replace(QUIET, negative_selected_share=0.0))
+        assert "negative_selected_share" not in found.values and found.warnings == []
 
     def test_short_rows_are_reported_as_long_ones_are(self):
         limits = replace(QUIET, length_correlation=0.7)

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from gradfiltering.errors import UserError
 from gradfiltering.report.sweep import sweep_rows, write_sweep
+from gradfiltering.report.sweep_jobs import read_jobs
 
 PWS = {"value": 1.2, "low": 1.1, "high": 1.3, "wins": 6, "ties": 1, "losses": 3, "unparsed": 0}
 
@@ -63,6 +64,30 @@ def test_a_row_says_what_was_asked_for_what_came_out_and_what_it_cost(sweep):
     assert row["auc_value"] == 0.64 and row["clean_selected"] == 0.9
     assert row["heldout_loss"] == 1.5 and row["warnings"] == 1
     assert row["seconds"] == 2.5 and row["saved"] == 1.5 + 7.0
+
+
+def test_what_the_store_saved_is_counted_once(tmp_path):
+    job(tmp_path, 0, saved=1.5)
+    job(tmp_path, 1, pws=PWS)
+    path = tmp_path / "0" / "summary.json"
+    summary = json.loads(path.read_text())
+    for extra, saved in (
+        ({"answers": {"reused_seconds": 4.0}}, 1.5 + 4.0),
+        ({"influence": {"reused_seconds": 3.0}}, 1.5),  # the members that the proxy stage left
+        ({"proxy": None, "influence": {"reused_seconds": 3.0}}, 3.0),
+    ):
+        known = {name: value for name, value in {**summary, **extra}.items() if value is not None}
+        path.write_text(json.dumps(known))
+        assert [row["saved"] for row in sweep_rows(tmp_path)] == [saved, 7.0], extra
+
+
+def test_a_run_whose_target_leads_is_not_called_by_the_selector_it_did_not_ask(tmp_path):
+    job(tmp_path, 0, overrides=["selector=spice", "target.data=lead"])
+    summary = json.loads((tmp_path / "0" / "summary.json").read_text())
+    summary["selection"] = {"scorer": None, "selector": "lead", "selected": 0}
+    (tmp_path / "0" / "summary.json").write_text(json.dumps(summary))
+    (only,) = read_jobs(tmp_path)
+    assert only.method == "selector lead"
 
 
 def test_overlap_and_rank_correlation_are_means_over_the_other_jobs(sweep):

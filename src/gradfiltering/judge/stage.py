@@ -80,7 +80,7 @@ def answer_all(
     template: str,
     how: Generation,
     workspace: Workspace,
-) -> dict[str, list[Response]]:
+) -> tuple[dict[str, list[Response]], float]:
     """Greedy answers of every fine-tuned model, from its stored adapter, into `responses/<model>.jsonl`.
 
     Answers of the same model to the same prompts, whatever it was called, are taken from the store.
@@ -92,6 +92,9 @@ def answer_all(
         template: prompt template, the one the models were trained with.
         how: length and batch.
         workspace: run folder, store, and the trainer whose device is used.
+
+    Returns:
+        Each model's answers, and the seconds that those taken from the store had taken to generate.
     """
     texts = render_prompts(prompts, template, backbone.tokenizer)
     asked = [[prompt.prompt_set, prompt.prompt_id, text] for prompt, text in zip(prompts, texts, strict=True)]
@@ -103,15 +106,16 @@ def answer_all(
         "prompts": fingerprint(asked),
         "generation": asdict(how),
     }
-    responses = {}
+    responses, reused_seconds = {}, 0.0
     for name in models:
         adapter = workspace.run_dir / "target" / name / "adapter"
         key = {**common, "adapter": once(adapter_hash, adapter)}
         lock = workspace.store.lock("answer", key) if rank() == 0 else nullcontext()
         with lock:
-            responses[name] = _answers(name, adapter, key, backbone, prompts, texts, how, workspace)
+            responses[name], stored = _answers(name, adapter, key, backbone, prompts, texts, how, workspace)
+        reused_seconds += stored
         write_responses(workspace.run_dir / "responses" / f"{name}.jsonl", responses[name])
-    return responses
+    return responses, reused_seconds
 
 
 def _answers(
@@ -123,11 +127,11 @@ def _answers(
     texts: Sequence[str],
     how: Generation,
     workspace: Workspace,
-) -> list[Response]:
-    """One model's answers: from the store if the first process finds them there, else generated and kept."""
+) -> tuple[list[Response], float]:
+    """One model's answers: from the store, with what they took, if the first process finds them, else made and kept."""
     found = once(workspace.store.find, "answers", key)
     if found is not None:
-        return once(read_responses, found.path / ANSWERS)
+        return once(read_responses, found.path / ANSWERS), found.seconds
     started = time.monotonic()
     device = workspace.trainer().strategy.root_device
     model: Any = PeftModel.from_pretrained(backbone.model, str(adapter)).to(device).eval()
@@ -138,7 +142,7 @@ def _answers(
         model.unload()
     seconds = time.monotonic() - started
     workspace.store.make("answers", key, lambda folder: write_responses(folder / ANSWERS, answers), seconds)
-    return answers
+    return answers, 0.0
 
 
 def judge_all(

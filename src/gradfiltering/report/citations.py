@@ -1,10 +1,13 @@
 """The papers behind what a run used, as BibTeX: the one home of references for page, cards and tables."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 PACKAGE = "gradfiltering."
+# The field of each kind of entry that says where it appeared.
+VENUE = {"inproceedings": "booktitle", "misc": "howpublished", "techreport": "institution", "book": "publisher"}
 
 
 @dataclass(frozen=True)
@@ -15,11 +18,11 @@ class Reference:
         key: BibTeX key.
         authors: as BibTeX wants them, joined by "and".
         title: without trailing full stop.
-        venue: where it appeared.
+        venue: where it appeared, or "".
         year: of publication.
         arxiv: number in the arXiv, or "".
         url: where it is found when it is not in the arXiv, or "".
-        booktitle: whether the venue is a conference's proceedings.
+        kind: of BibTeX entry, one of `VENUE`.
     """
 
     key: str
@@ -29,7 +32,7 @@ class Reference:
     year: int
     arxiv: str = ""
     url: str = ""
-    booktitle: bool = True
+    kind: str = "inproceedings"
 
     @property
     def link(self) -> str:
@@ -38,16 +41,14 @@ class Reference:
 
     def bibtex(self) -> str:
         """The entry, one field a line."""
-        kind = "inproceedings" if self.booktitle else "misc"
-        fields = {"title": f"{{{self.title}}}", "author": self.authors}
-        fields["booktitle" if self.booktitle else "howpublished"] = self.venue
+        fields = {"title": f"{{{self.title}}}", "author": self.authors, VENUE[self.kind]: self.venue}
         fields["year"] = str(self.year)
         if self.arxiv:
             fields |= {"eprint": self.arxiv, "archivePrefix": "arXiv"}
         elif self.url:
             fields["url"] = self.url
         lines = ",\n".join(f"  {name} = {{{value}}}" for name, value in fields.items() if value)
-        return f"@{kind}{{{self.key},\n{lines}\n}}"
+        return f"@{self.kind}{{{self.key},\n{lines}\n}}"
 
 
 REFERENCES = {
@@ -56,7 +57,7 @@ REFERENCES = {
         Reference(
             "yuan2026gradfiltering", "Yuan, Zhihang and Yue, Chengyu and Huang, Long and Ou, Litu and Shi, Lei",
             "Uncertainty-Aware Gradient Signal-to-Noise Data Selection for Instruction Tuning", "arXiv preprint", 2026,
-            "2601.13697", booktitle=False,
+            "2601.13697", kind="misc",
         ),
         Reference(
             "hu2022lora",
@@ -71,7 +72,10 @@ REFERENCES = {
             "Advances in Neural Information Processing Systems", 2021, "2107.07075",
         ),
         Reference(
-            "mindermann2022rho", "Mindermann, Sören and Brauner, Jan and Razzak, Muhammed and others",
+            "mindermann2022rho",
+            "Mindermann, Sören and Brauner, Jan and Razzak, Muhammed and Sharma, Mrinank and Kirsch, Andreas and Xu, "
+            "Winnie and Höltgen, Benedikt and Gomez, Aidan N. and Morisot, Adrien and Farquhar, Sebastian and Gal, "
+            "Yarin",
             "Prioritized Training on Points that are Learnable, Worth Learning, and Not Yet Learnt",
             "International Conference on Machine Learning", 2022, "2206.07137",
         ),
@@ -94,7 +98,7 @@ REFERENCES = {
             "marion2023less",
             "Marion, Max and Üstün, Ahmet and Pozzobon, Luiza and Wang, Alex and Fadaee, Marzieh and Hooker, Sara",
             "When Less is More: Investigating Data Pruning for Pretraining LLMs at Scale", "arXiv preprint", 2023,
-            "2309.04564", booktitle=False,
+            "2309.04564", kind="misc",
         ),
         Reference(
             "zhao2024long",
@@ -125,7 +129,7 @@ REFERENCES = {
             "Lin, Xiaotian and Qi, Yanlin and Zhu, Yizhang and Palpanas, Themis and Chai, Chengliang and Tang, Nan and "
             "Luo, Yuyu",
             "LEAD: Iterative Data Selection for Efficient LLM Instruction Tuning", "arXiv preprint", 2025, "2505.07437",
-            booktitle=False,
+            kind="misc",
         ),
         Reference(
             "broder1997resemblance", "Broder, Andrei Z.", "On the Resemblance and Containment of Documents",
@@ -133,9 +137,15 @@ REFERENCES = {
         ),
         Reference(
             "zheng2023judging",
-            "Zheng, Lianmin and Chiang, Wei-Lin and Sheng, Ying and Zhuang, Siyuan and others",
+            "Zheng, Lianmin and Chiang, Wei-Lin and Sheng, Ying and Zhuang, Siyuan and Wu, Zhanghao and Zhuang, "
+            "Yonghao and Lin, Zi and Li, Zhuohan and Li, Dacheng and Xing, Eric P. and Zhang, Hao and Gonzalez, Joseph "
+            "E. and Stoica, Ion",
             "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena",
-            "Advances in Neural Information Processing Systems", 2023, "2306.05685",
+            "Advances in Neural Information Processing Systems, Datasets and Benchmarks Track", 2023, "2306.05685",
+        ),
+        Reference(
+            "efron1993bootstrap", "Efron, Bradley and Tibshirani, Robert J.", "An Introduction to the Bootstrap",
+            "Chapman \\& Hall", 1993, kind="book",
         ),
         Reference(
             "gal2016dropout", "Gal, Yarin and Ghahramani, Zoubin",
@@ -149,12 +159,36 @@ REFERENCES = {
             "Snapshot Ensembles: Train 1, Get M for Free", "International Conference on Learning Representations", 2017,
             "1704.00109",
         ),
+        Reference(
+            "radford2019gpt2",
+            "Radford, Alec and Wu, Jeffrey and Child, Rewon and Luan, David and Amodei, Dario and Sutskever, Ilya",
+            "Language Models are Unsupervised Multitask Learners", "OpenAI", 2019, kind="techreport",
+        ),
+        Reference(
+            "touvron2023llama2", "Touvron, Hugo and others", "Llama 2: Open Foundation and Fine-Tuned Chat Models",
+            "arXiv preprint", 2023, "2307.09288", kind="misc",
+        ),
+        Reference(
+            "taori2023alpaca",
+            "Taori, Rohan and Gulrajani, Ishaan and Zhang, Tianyi and Dubois, Yann and Li, Xuechen and Guestrin, "
+            "Carlos and Liang, Percy and Hashimoto, Tatsunori B.",
+            "Stanford Alpaca: An Instruction-following LLaMA Model", "", 2023,
+            url="https://github.com/tatsu-lab/stanford_alpaca", kind="misc",
+        ),
+        Reference(
+            "peng2023alpacagpt4",
+            "Peng, Baolin and Li, Chunyuan and He, Pengcheng and Galley, Michel and Gao, Jianfeng",
+            "Instruction Tuning with GPT-4", "arXiv preprint", 2023, "2304.03277", kind="misc",
+        ),
     )
 }  # fmt: skip
 
 METHOD = ("yuan2026gradfiltering",)
-ENSEMBLE = (*METHOD, "hu2022lora")
+LORA = "hu2022lora"
+ENSEMBLE = (*METHOD, LORA)
 JUDGED_BY_MODEL = ("zheng2023judging",)
+IFD = "scorers.ifd.IFD"
+LOSS_RATIO = ("li2024quantity",)  # of IFD with ratio=loss, which Superfiltering does not use
 # What a part's class goes back to; a part of our own goes back to nothing.
 CITED: dict[str, tuple[str, ...]] = {
     "scorers.gsnr.GSNR": METHOD,
@@ -169,7 +203,7 @@ CITED: dict[str, tuple[str, ...]] = {
     "scorers.grad_norm.GradNorm": ("paul2021diet",),
     "scorers.el2n.EL2N": ("paul2021diet",),
     "scorers.learnability.Learnability": ("mindermann2022rho",),
-    "scorers.ifd.IFD": ("li2024superfiltering", "li2024quantity"),
+    IFD: ("li2024superfiltering", "li2024quantity"),
     "scorers.loss.LossScorer": ("marion2023less",),
     "scorers.perplexity_middle.PerplexityMiddle": ("marion2023less",),
     "scorers.length.LengthScorer": ("zhao2024long",),
@@ -194,29 +228,39 @@ CITED: dict[str, tuple[str, ...]] = {
     "judge.replay.ReplayJudge": JUDGED_BY_MODEL,
 }
 
+# Words in the name or path of a base model, and of a dataset.
+MODELS = {"gpt2": "radford2019gpt2", "llama-?2": "touvron2023llama2"}
+DATASETS = {"alpaca[-_]gpt4": "peng2023alpacagpt4", "alpaca(?![-_]gpt4)": "taori2023alpaca"}
+
 
 def references(config: Mapping[str, Any], summary: Mapping[str, Any]) -> list[Reference]:
-    """The publications behind the parts that a run really used, in the order in which it used them.
+    """The publications behind what a run really used: methods as they followed each other, models, data, judging.
 
     Args:
         config: content of `config.yaml`.
         summary: content of `summary.json`; what it does not mention was configured and not used.
     """
+    target, selection = config.get("target") or {}, summary.get("selection", {})
     keys: list[str] = []
     if "proxy" in summary:
         keys += _cited(config.get("ensemble"))
-    selection = summary.get("selection", {})
-    if config.get("target", {}).get("data") == "lead":
-        keys += ["lin2025lead", *_cited(config["target"]["lead"])]
-        selection = {"scorer": None}
-    elif selection.get("scorer") or not selection:
-        keys += _cited(config.get("scorer"))
-    if selection:
-        keys += _cited(config.get("selector"))
+    if "proxy" in summary or "influence" in summary:
+        keys.append(LORA)
+    if target.get("data") == "lead":  # the target takes the place of proxy, scorer and selector
+        keys += ["lin2025lead", *_cited(target.get("lead"))]
+        models = [target]
+    else:
+        if selection.get("scorer") or any(stage["name"] == "score" for stage in summary.get("stages", [])):
+            keys += _cited(config.get("scorer"))
+        if selection:
+            keys += _cited(config.get("selector"))
+        models = [config.get("proxy"), target if "target" in summary else None]
     if "target" in summary:
-        keys.append("hu2022lora")
-    if "pws" in summary:
-        keys += _cited(config.get("judge"))
+        keys.append(LORA)
+    keys += _recognised(MODELS, _texts(models, {"model"}))
+    keys += _recognised(DATASETS, _texts(config.get("data"), {"name", "path"}))
+    if summary.get("pws"):
+        keys += [*_cited(config.get("judge")), "efron1993bootstrap"]
     return [REFERENCES[key] for key in dict.fromkeys(keys)]
 
 
@@ -228,9 +272,28 @@ def bibtex(config: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
 def _cited(part: Any) -> Iterator[str]:
     """Keys of a part and of the parts in it."""
     if isinstance(part, Mapping):
-        yield from CITED.get(str(part.get("_target_", "")).removeprefix(PACKAGE), ())
-        for value in part.values():
-            yield from _cited(value)
+        target = str(part.get("_target_", "")).removeprefix(PACKAGE)
+        yield from LOSS_RATIO if target == IFD and part.get("ratio") == "loss" else CITED.get(target, ())
+    for value in _inside(part):
+        yield from _cited(value)
+
+
+def _recognised(words: Mapping[str, str], texts: Iterator[str]) -> list[str]:
+    """Keys of the words that occur in any of the texts."""
+    found = "\n".join(texts).lower()
+    return [key for word, key in words.items() if re.search(word, found)]
+
+
+def _texts(part: Any, names: set[str]) -> Iterator[str]:
+    """Values of these names in a part and in the parts in it."""
+    if isinstance(part, Mapping):
+        yield from (value for name, value in part.items() if name in names and isinstance(value, str))
+    for value in _inside(part):
+        yield from _texts(value, names)
+
+
+def _inside(part: Any) -> Iterator[Any]:
+    if isinstance(part, Mapping):
+        yield from part.values()
     elif isinstance(part, list):
-        for value in part:
-            yield from _cited(value)
+        yield from part

@@ -16,6 +16,13 @@ from gradfiltering.scorers.base import Scores
 from gradfiltering.seeding import numpy_rng
 
 MOST_SOURCES = 100
+# What a score below 0 says, by the statistics that its scorer leaves beside it. Where none of them fit, 0 parts nothing
+# (a rank, a length, a distance to the middle) and the sign is not reported.
+BELOW_ZERO = {
+    ("g_early", "g_late"): "their norms rose. Lower selector.fraction or choose a later epoch pair",
+    ("loss_early", "loss_late"): "the members' loss on them rose. Lower selector.fraction or choose a later epoch pair",
+    ("ifd", "loss_alone"): "their IFD is not below scorer.keep_below. Lower selector.fraction",
+}
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class Limits:
         median_relative_drop: least median of (G_s − G_t)/G_s.
         relative_variance: least median of V_t/G_t²; below it the members hardly disagree.
         update_ratio: most ‖ΔW‖/‖W‖; above it the first-order picture is doubtful.
-        negative_selected_share: most share of negative scores among the chosen.
+        negative_selected_share: most share of negative scores among the chosen, where the sign says something.
         length_correlation: most |Spearman| of score and response length.
         member_agreement: least mean Spearman between two members' own rankings.
         source_spread: least effective number of sources among the chosen, as a share of the pool's.
@@ -141,7 +148,9 @@ def of_selection(
     warnings = []
     if scores is not None:
         scored = np.isin(examples.example_ids, scores.example_ids)
-        values["negative_selected_share"] = float((scores.score[inside[scored]] < 0).mean())
+        below_zero = meaning_below_zero(scores)
+        if below_zero is not None:
+            values["negative_selected_share"] = float((scores.score[inside[scored]] < 0).mean())
         loss = None if bare_loss is None else bare_loss[scored]
         against = {"response_tokens": response_tokens[scored], "bare_loss": loss, **scores.columns}
         values["score_spearman"] = {
@@ -149,7 +158,7 @@ def of_selection(
             for name, column in against.items()
             if column is not None and np.isfinite(column).all()
         }
-        warnings += _score_warnings(values, limits)
+        warnings += _score_warnings(values, below_zero, limits)
     if bare_loss is not None:
         values["easiness"] = float(bare_loss[inside].mean() / bare_loss.mean())
         if values["easiness"] < limits.easiness:
@@ -158,6 +167,13 @@ def of_selection(
                 f"the pool's (limit {limits.easiness}); raise selector.fraction, or compare with scorer=random"
             )
     return Diagnostics(values, warnings)
+
+
+def meaning_below_zero(scores: Scores) -> str | None:
+    """What a negative score says and what to do about it; None where the sign says nothing."""
+    if any(name.startswith("influence_") for name in scores.columns):
+        return "their updates point away from the validation rows of every task. Lower selector.fraction"
+    return next((words for names, words in BELOW_ZERO.items() if set(names) <= scores.columns.keys()), None)
 
 
 def of_sources(sources: Sequence[str] | None, chosen: Sequence[int], limits: Limits) -> Diagnostics:
@@ -323,13 +339,13 @@ def _ensemble_warnings(values: dict[str, Any], epochs: EpochPair, limits: Limits
     return warnings
 
 
-def _score_warnings(values: dict[str, Any], limits: Limits) -> list[str]:
+def _score_warnings(values: dict[str, Any], below_zero: str | None, limits: Limits) -> list[str]:
     warnings = []
-    negative = values["negative_selected_share"]
+    negative = values.get("negative_selected_share", 0.0)
     if negative > limits.negative_selected_share:
         warnings.append(
             f"{negative:.0%} of the chosen rows have a negative score (limit {limits.negative_selected_share:.0%}): "
-            "their norms rose. Lower selector.fraction or choose a later epoch pair"
+            f"{below_zero}"
         )
     length = values["score_spearman"]["response_tokens"]
     if length is not None and abs(length) > limits.length_correlation:

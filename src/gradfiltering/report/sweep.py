@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gradfiltering.errors import UserError
+from gradfiltering.report.page.answer import saved_seconds
 from gradfiltering.report.page.sweep import write_sweep_page
 from gradfiltering.report.sweep_jobs import Job, mean_with_others, overlaps, rank_correlations, read_jobs
 from gradfiltering.report.verdicts import compare_jobs
@@ -93,8 +94,7 @@ def _row(job: Job) -> dict[str, Any]:
         pooled = sets["all"]
         row.update({f"pws_{against}{end}": pooled[name] for end, name in PWS_COLUMNS.items()})
     row["seconds"] = round(sum(stage["seconds"] for stage in summary["stages"]), 1)
-    reused = [one["seconds"] for one in summary.get("target", {}).values() if one.get("reused")]
-    row["saved"] = round(summary.get("proxy", {}).get("reused_seconds", 0.0) + sum(reused), 1)
+    row["saved"] = round(saved_seconds(summary), 1)
     return row
 
 

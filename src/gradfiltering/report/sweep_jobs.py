@@ -54,8 +54,8 @@ class Job:
         given = dict(one.lstrip("+~").partition("=")[::2] for one in self.asked)
         scorer = given.get("scorer") or selection.get("scorer") or self._class("scorer")
         selector = given.get("selector") or selection.get("selector") or "top"
-        if selection and selection.get("scorer") is None:
-            return f"selector {selector}"
+        if selection and selection.get("scorer") is None:  # by what did choose: a target that leads asks no selector
+            return f"selector {selection.get('selector') or selector}"
         return scorer if selector == "top" else f"{scorer}, {selector}"
 
     @property

@@ -36,7 +36,7 @@ def test_a_whole_run_answers_every_question(whole):
         "collapse", "heldout", "stability", "heldout_examples", "train_seconds",
     ):  # fmt: skip
         assert chart in embedded(page, "charts"), chart
-    assert "@misc{gradfiltering," in page and "python train.py data=file" in page
+    assert "@misc{yuan2026gradfiltering," in page and "python train.py data=file" in page
     assert "Not in this run" not in page
 
 

@@ -72,10 +72,16 @@ def costs(run: RunFolder) -> list[dict[str, Any]]:
     return [{**stage, **cost.get(stage["name"], {})} for stage in run.summary.get("stages", [])]
 
 
-def saved_seconds(run: RunFolder) -> float:
-    """What members and targets taken from the store had cost when they were made."""
-    targets = [one["seconds"] for one in run.summary.get("target", {}).values() if one.get("reused")]
-    return float(run.summary.get("proxy", {}).get("reused_seconds", 0.0)) + sum(targets)
+def saved_seconds(summary: Mapping[str, Any]) -> float:
+    """Seconds that members, targets and answers taken from the store had taken when they were made.
+
+    Where a run trains an ensemble and measures influences as well, the latter find the former's members in the store:
+    the members are counted once, and not at all where this run trained them.
+    """
+    members = summary.get("proxy") or summary.get("influence") or {}
+    targets = [one["seconds"] for one in summary.get("target", {}).values() if one.get("reused")]
+    answers = summary.get("answers", {}).get("reused_seconds", 0.0)
+    return float(members.get("reused_seconds", 0.0) + sum(targets) + answers)
 
 
 def checks(run: RunFolder) -> list[dict[str, Any]]:

@@ -131,7 +131,7 @@ def _context(run: RunFolder, rows: RowTable, some: explorer.Sample) -> Mapping[s
         "not_run": answer.not_run(run),
         "selection": run.summary.get("selection"),
         "targets": run.summary.get("target", {}),
-        "saved": answer.saved_seconds(run),
+        "saved": answer.saved_seconds(run.summary),
         "truth": run.diagnostics.get("truth"),
         "total": len(rows),
         "shown": len(some.example_ids),

@@ -6,30 +6,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from gradfiltering.report import citations
 from gradfiltering.report.page.folder import RunFolder
 
 HERE = Path(__file__).parent
 CHECKOUT = HERE.parents[3]
 # Where a run writes and what it shows decides no result.
 PLACES = re.compile(r"(run_dir|default_root_dir|store\.path|progress|debug|logger)(\.|$)")
-# What a word in the configuration's targets stands for in methods.bib.
-CITED = {
-    "scorers.ifd": "superfiltering",
-    "scorers.el2n": "el2n",
-    "scorers.grad_norm": "el2n",
-    "scorers.learnability": "learnability",
-    "scorers.perplexity_middle": "perplexity",
-    "scorers.length.": "length",
-    "selectors.facility_location": "superfiltering",
-    "selectors.two_stage": "superfiltering",
-    "selectors.k_center": "k_center",
-    "selectors.spice": "spice",
-    "judge.openai_judge": "judging",
-    "judge.local_judge": "judging",
-    "judge.replay": "judging",
-}
-MODELS = {"gpt2": "gpt2", "llama-2": "llama2", "llama2": "llama2"}
-DATASETS = {"alpaca[-_]gpt4": "alpaca_gpt4", "alpaca(?![-_]gpt4)": "alpaca"}
 
 
 def differences(run: RunFolder) -> list[tuple[str, str, str]] | None:
@@ -98,39 +81,8 @@ def facts(run: RunFolder) -> list[tuple[str, str]]:
 
 
 def bibtex(run: RunFolder) -> str:
-    """Entries of the methods that the run used, the method of this project first."""
-    entries = {key: entry for entry in _entries() for key in re.findall(r"^@\w+{(\w+),", entry)}
-    return "\n\n".join(entries[key] for key in dict.fromkeys(_cited(run)))
-
-
-def _cited(run: RunFolder) -> Iterator[str]:
-    yield "gradfiltering"
-    if run.log is not None or run.curves:
-        yield "lora"
-    parts = {name: run.config.get(name) for name in ("scorer", "selector", "judge")}
-    if not run.summary.get("pws"):
-        parts.pop("judge")
-    targets = [str(value) + "." for name, value in _flat(parts) if name.endswith("_target_")]
-    loss_ratio = ("scorer.ratio", "loss") in _flat({"scorer": run.config.get("scorer")})
-    for word, key in CITED.items():
-        if any(f"gradfiltering.{word}" in target for target in targets):
-            yield "cherry" if word == "scorers.ifd" and loss_ratio else key
-    used = {"proxy": run.config.get("proxy")} | ({"target": run.config.get("target")} if run.curves else {})
-    models = [str(value).lower() for name, value in _flat(used) if name.endswith("model")]
-    for word, key in MODELS.items():
-        if any(word in model for model in models):
-            yield key
-    named = [(name, value) for name, value in _flat({"data": run.config.get("data")}) if value is not None]
-    words = " ".join(str(value) for name, value in named if name.endswith((".name", ".path"))).lower()
-    for word, key in DATASETS.items():
-        if re.search(word, words):
-            yield key
-    if run.summary.get("pws"):
-        yield "bootstrap"
-
-
-def _entries() -> list[str]:
-    return (HERE / "methods.bib").read_text("utf-8").strip().split("\n\n")
+    """Entries of what the run used."""
+    return citations.bibtex(run.config, run.summary)
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
