@@ -1,8 +1,6 @@
 """An offline W&B run, read back from its own files."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 
@@ -156,15 +154,15 @@ def test_a_killed_job_goes_on_in_its_own_run(store, tmp_path):
     folder = tmp_path / "run"
     asked = [*SMALL_MODELS, *SMALL_RUN, *SMALL_TASKS, store, "ensemble.m=2", f"run_dir={folder}"]
     command = [sys.executable, "train.py", *asked, f"hydra.run.dir={folder}"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                               start_new_session=True)  # fmt: skip
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     for line in process.stdout:
-        if "stage proxy" in line:
+        if "stage target" in line:
             break
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     process.stdout.close()
     process.wait()
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     first, second = (read_offline_run(path) for path in written(folder))
-    assert first.id == second.id == run_id(folder) and first.exit_code is None and second.exit_code == 0
+    assert first.id in ("", run_id(folder)), "W&B may not have written anything yet, but no other run"
+    assert second.id == run_id(folder) and first.exit_code is None and second.exit_code == 0
     assert {"scores", "subset", "adapter"} <= set(second.artifacts)
