@@ -11,12 +11,14 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import lightning as L
 import psutil
 import torch
+from datasets import concatenate_datasets
 
 from bench_gradients import peak_mb, reset_peak
 from gradfiltering.data.corrupt import Corruption
@@ -33,6 +35,8 @@ from gradfiltering.proxy.objective import ResponseNLL
 from gradfiltering.proxy.pretrain import new_model, train_tokenizer
 from gradfiltering.proxy.state import State
 from gradfiltering.store import Store
+
+POOL = 5000  # different rows of the task generator; more of them are these again
 
 
 def main() -> None:
@@ -64,9 +68,12 @@ def cell(members: int, rows: int, tokens: int, options: argparse.Namespace) -> d
     keep_freed_memory()
     tokenizer = train_tokenizer(prose(100_000, 0), 1024)
     nothing = Corruption(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    source = TaskSource(rows, 0, None, "alpaca", Columns("instruction", "input", "output"), nothing)
+    source = TaskSource(min(rows, POOL), 0, None, "alpaca", Columns("instruction", "input", "output"), nothing)
     with tempfile.TemporaryDirectory() as scratch:
-        examples = Encoder(tokenizer, 128, Store(Path(scratch))).encode_all(source.load(0)).examples
+        records = source.load(0)
+        many = concatenate_datasets([records.rows] * -(-rows // len(records))).select(range(rows))
+        records = replace(records, rows=many, kinds=None)
+        examples = Encoder(tokenizer, 128, Store(Path(scratch))).encode_all(records).examples
         shape = {"architecture": "gpt2", "layers": 3, "heads": 4, "width": 96, "context": 128, "vocabulary": 1024}
         lora = LoraSettings(rank=8, alpha=16, target_modules="all-linear", init_b_std=0.02)
         model = lora.attach(new_model(shape, tokenizer, 0).eval().requires_grad_(False))

@@ -11,10 +11,9 @@ from tests.processes import TORCHRUN, run_in_processes
 RTOL = 1e-8  # float64, over two epochs; found: 1e-15
 TARGET_RTOL = 1e-10  # of a tensor's largest entry; found: 1e-15
 
+pytestmark = pytest.mark.slow
 several = pytest.mark.parametrize(
-    ("processes", "launcher"),
-    [(2, []), pytest.param(3, [*TORCHRUN, "3"], marks=pytest.mark.slow)],
-    ids=["2 by Lightning", "3 by torchrun"],
+    ("processes", "launcher"), [(2, []), (3, [*TORCHRUN, "3"])], ids=["2 by Lightning", "3 by torchrun"]
 )
 any_rows = pytest.mark.parametrize("rows", ROWS, ids=["divisible", "not divisible"])
 

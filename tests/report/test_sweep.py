@@ -114,6 +114,7 @@ def test_both_files_hold_every_row(sweep):
     assert float(read[0]["pws_random"]) == 1.2 and read[1]["pws_random"] == ""
 
 
+@pytest.mark.slow
 def test_an_old_sweep_by_the_command_line(sweep, tmp_path):
     command = [sys.executable, "-m", "gradfiltering.report", "sweep"]
     done = subprocess.run([*command, str(sweep)], capture_output=True, text=True, env={"COLUMNS": "200"})
