@@ -15,10 +15,12 @@ from gradfiltering.data.sources import TaskSource
 from gradfiltering.proxy.backbone import Loaded
 from gradfiltering.proxy.fused import FusedEngine
 from gradfiltering.proxy.log import EpochPair, GradientLog
+from gradfiltering.proxy.loop import LoopEngine
 from gradfiltering.proxy.lora import LoraSettings, initial_adapters
 from gradfiltering.proxy.objective import ResponseNLL
 from gradfiltering.proxy.pretrain import new_model, train_tokenizer
 from gradfiltering.proxy.stage import BatchSettings, log_gradients
+from gradfiltering.proxy.vmap import VmapEngine
 from gradfiltering.store import Store, Workspace
 
 VOCABULARY = 64
@@ -118,3 +120,15 @@ def train(records, tokenizer, tmp_path):
         return GradientLog(folder / "gradient_log")
 
     return run
+
+
+@pytest.fixture(params=[FusedEngine, VmapEngine, LoopEngine], ids=["fused", "vmap", "loop"])
+def engine(request):
+    """Builds each kind of engine around a model, on the CPU."""
+
+    def build(model, tokens=10_000):
+        built = request.param(model, ResponseNLL(), tokens)
+        built.to(torch.device("cpu"))
+        return built
+
+    return build

@@ -19,16 +19,6 @@ LENGTHS, PROMPTS, IDS = [12, 5, 9, 7], [4, 4, 2, 3], [3, 40, 41, 7]
 DROPOUT = Dropout(0.3, seed=0, passes=(0, 1, 2), epoch=2)
 
 
-@pytest.fixture(params=[FusedEngine, VmapEngine, LoopEngine], ids=["fused", "vmap", "loop"])
-def engine(request):
-    def build(model, tokens=10_000):
-        built = request.param(model, ResponseNLL(), tokens)
-        built.to(torch.device("cpu"))
-        return built
-
-    return build
-
-
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 @pytest.mark.parametrize("members", [None, 3], ids=["shared rows", "rows per member"])
 @pytest.mark.parametrize(("pad_to", "tokens"), [(12, 10_000), (20, 45)], ids=["all at once", "padded and cut"])

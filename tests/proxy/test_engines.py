@@ -6,23 +6,9 @@ from tests.reference.gradients import loop_gradients, norm
 
 from gradfiltering.data.batches import Batch
 from gradfiltering.errors import UserError
-from gradfiltering.proxy.fused import FusedEngine
-from gradfiltering.proxy.loop import LoopEngine
-from gradfiltering.proxy.objective import ResponseNLL
-from gradfiltering.proxy.vmap import VmapEngine
 
 RTOL = 1e-9
 LENGTHS, PROMPTS = [12, 5, 9, 7], [4, 4, 2, 3]  # the second row has a response of one token
-
-
-@pytest.fixture(params=[FusedEngine, VmapEngine, LoopEngine], ids=["fused", "vmap", "loop"])
-def engine(request):
-    def build(model, tokens=10_000):
-        built = request.param(model, ResponseNLL(), tokens)
-        built.to(torch.device("cpu"))
-        return built
-
-    return build
 
 
 def twin(model, adapters, batch, lengths):
