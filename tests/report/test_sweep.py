@@ -115,6 +115,17 @@ def test_both_files_hold_every_row(sweep):
 
 
 @pytest.mark.slow
+def test_the_screen_says_once_what_all_jobs_share_and_takes_nothing_for_markup(tmp_path):
+    shared = "proxy.backbone.text=[/books/a.txt,/books/b.txt]"
+    for number, scorer in enumerate(("gsnr", "raw_drop")):
+        job(tmp_path, number, overrides=[shared, f"scorer={scorer}", "names=[/bold]"])
+    console = Console(width=200, record=True)
+    write_sweep(tmp_path, console)
+    seen = console.export_text()
+    assert seen.count(shared) == 1 and seen.count("[/bold]") == 1
+    assert all(seen.count(f"scorer={scorer}") == 1 for scorer in ("gsnr", "raw_drop"))
+
+
 def test_an_old_sweep_by_the_command_line(sweep, tmp_path):
     command = [sys.executable, "-m", "gradfiltering.report", "sweep"]
     done = subprocess.run([*command, str(sweep)], capture_output=True, text=True, env={"COLUMNS": "200"})

@@ -1,13 +1,14 @@
 """One table of all jobs of a sweep: what was asked for, what came out, what it cost."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from gradfiltering.errors import UserError
 from gradfiltering.report.page.answer import saved_seconds
@@ -41,14 +42,24 @@ def write_sweep(folder: Path, console: Console) -> list[dict[str, Any]]:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(rows)
-    table = Table(*SHOWN, title=f"Sweep {folder}", title_justify="left")
-    for row in rows:
-        table.add_row(*(_cell(row, name) for name in SHOWN))
-    console.print(table)
+    for shown in _screen(folder, jobs, rows):
+        console.print(shown, soft_wrap=isinstance(shown, Text))
     compare_jobs(folder, [folder / row["job"] for row in rows], console)
     page = write_sweep_page(folder, jobs, rows, *pairs)
     console.print(f"Heat maps, tables and their LaTeX, Markdown and CSV: {page}", soft_wrap=True)
     return rows
+
+
+def _screen(folder: Path, jobs: Sequence[Job], rows: Sequence[dict[str, Any]]) -> Iterator[Table | Text]:
+    """What all jobs were asked for is said once, above the table; its rows say what sets them apart."""
+    shared = [asked for asked in jobs[0].asked if len(jobs) > 1 and all(asked in job.asked for job in jobs)]
+    table = Table(*SHOWN, title=Text(f"Sweep {folder}"), title_justify="left")
+    for job, row in zip(jobs, rows, strict=True):
+        own = {**row, "asked_for": " ".join(asked for asked in job.asked if asked not in shared)}
+        table.add_row(*(Text(_cell(own, name)) for name in SHOWN))
+    if shared:
+        yield Text.assemble(("All jobs  ", "bold"), " ".join(shared))
+    yield table
 
 
 def sweep_rows(folder: Path) -> list[dict[str, Any]]:
