@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from peft import PeftModel
 
 from gradfiltering.errors import UserError
 from gradfiltering.judge.local_judge import load_alone
 from gradfiltering.proxy.backbone import Loaded, PretrainedBackbone
+from gradfiltering.report.yaml_file import read_yaml
 from gradfiltering.store import write_json
 
 NEAR = 3  # task names of like spelling that an error lists
@@ -104,7 +104,7 @@ def load_target(folder: Path, model: str, device: str) -> Loaded:
         known = ", ".join(sorted(path.parent.name for path in folder.glob("target/*/adapter"))) or "none"
         raise UserError(f"{adapter} is no adapter of a run; models in {folder}: {known}")
     about = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
-    options = yaml.safe_load(config.read_text("utf-8"))["target"]["backbone"]
+    options = read_yaml(config)["target"]["backbone"]
     backbone = PretrainedBackbone(
         model=about["base_model_name_or_path"],
         # A backbone trained by this project has its own tokenizer and no code.

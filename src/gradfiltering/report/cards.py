@@ -9,6 +9,7 @@ import yaml
 
 from gradfiltering.proxy.devices import rank
 from gradfiltering.report.citations import bibtex
+from gradfiltering.report.yaml_file import read_yaml
 from gradfiltering.store import atomic_path
 
 CARD = "README.md"
@@ -31,7 +32,7 @@ def write_cards(run_dir: Path, summary: Mapping[str, Any]) -> None:
     """
     if rank() > 0 or "selection" not in summary:
         return
-    config = yaml.safe_load((run_dir / "config.yaml").read_text("utf-8"))
+    config = read_yaml(run_dir / "config.yaml")
     about = json.loads((run_dir / "environment.json").read_text("utf-8"))
     _write(run_dir / CARD, dataset_card(config, summary, about))
     for name, result in summary.get("target", {}).items():

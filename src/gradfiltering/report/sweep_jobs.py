@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from scipy.stats import rankdata
 
 from gradfiltering.report.diagnostics import spearman
+from gradfiltering.report.yaml_file import read_yaml
 
 # Options that are axes of their own, or that no result depends on.
 AXES = ("scorer", "selector", "ensemble.m", "epochs", "epochs.early", "epochs.late")
@@ -44,7 +44,7 @@ class Job:
         summary = json.loads((path / "summary.json").read_text("utf-8"))
         about = json.loads((path / "environment.json").read_text("utf-8"))
         config = path / "config.yaml"
-        known = yaml.safe_load(config.read_text("utf-8")) if config.is_file() else {}
+        known = read_yaml(config) if config.is_file() else {}
         return cls(path, summary, about.get("overrides", []), known)
 
     @property
@@ -137,7 +137,7 @@ def planned(folder: Path) -> dict[str, list[str]]:
     path = folder / "multirun.yaml"
     if not path.is_file():
         return {}
-    hydra = (yaml.safe_load(path.read_text("utf-8")) or {}).get("hydra", {})
+    hydra = (read_yaml(path) or {}).get("hydra", {})
     params = (hydra.get("sweeper", {}) or {}).get("params") or {}
     asked = [*(f"{key}={value}" for key, value in params.items()), *(hydra.get("overrides", {}).get("task") or [])]
     found = {}

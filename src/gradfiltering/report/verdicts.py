@@ -6,13 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from gradfiltering.judge.compare import compare_candidates, holm, read_outcomes
 from gradfiltering.judge.pws import ALL_SETS
+from gradfiltering.report.yaml_file import read_yaml
 from gradfiltering.store import write_json
 
 COMPARISONS_SHOWN = 10
@@ -64,7 +64,7 @@ def compare_jobs(folder: Path, jobs: Sequence[Path], console: Console) -> None:
     """
     found = {}
     for against, group in _comparable(jobs):
-        judging = yaml.safe_load((group[0] / "config.yaml").read_text("utf-8"))
+        judging = read_yaml(group[0] / "config.yaml")
         drawing = judging["judge"]["resamples"], judging["judge"]["confidence"], judging["seed"]
         outcomes = read_outcomes({job.name: job / "verdicts.jsonl" for job in group}, against)
         found[f"{against} ({', '.join(outcomes)})"] = compare_candidates(outcomes, *drawing)

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.loggers import WandbLogger
 
 from gradfiltering.data.shown import FILE as ROWS
 from gradfiltering.report.extracts import Extract
+from gradfiltering.report.yaml_file import read_yaml
 from gradfiltering.store import fingerprint
 
 # Options that change how, where or how far a run goes, but not which experiment it is.
@@ -136,7 +136,7 @@ class WandbRun(WandbLogger):
 
 def run_id(folder: Path) -> str:
     """Id that the same experiment in the same run folder always has."""
-    config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+    config = read_yaml(folder / "config.yaml")
     experiment = {key: value for key, value in config.items() if key not in NOT_THE_EXPERIMENT}
     return fingerprint({"folder": str(folder.resolve()), "experiment": experiment})[:16]
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from gradfiltering.data import shown
 from gradfiltering.errors import UserError
 from gradfiltering.proxy.log import EpochPair, GradientLog
+from gradfiltering.report.yaml_file import read_yaml
 
 CURVE_COLUMNS = ("step", "examples_seen", "tokens_seen", "seconds", "train_loss", "heldout_loss")
 
@@ -62,7 +62,7 @@ class RunFolder:
                 raise UserError(f"{self.path} has no {name}; give the folder of a run (run_dir=)")
         self.summary: dict[str, Any] = json.loads((self.path / "summary.json").read_text("utf-8"))
         self.environment: dict[str, Any] = json.loads((self.path / "environment.json").read_text("utf-8"))
-        self.config: dict[str, Any] = yaml.safe_load((self.path / "config.yaml").read_text("utf-8"))
+        self.config: dict[str, Any] = read_yaml(self.path / "config.yaml")
 
     @property
     def diagnostics(self) -> dict[str, Any]:
