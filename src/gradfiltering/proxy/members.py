@@ -140,8 +140,9 @@ class MemberStore:
 
     def adapters(self, members: Sequence[int], epoch: int) -> Adapters:
         """What members of the log are measured with at an epoch, stacked."""
-        states = [State.read(self._folder(self.reading(member, epoch), epoch) / STATE) for member in members]
-        return {name: torch.cat([state.adapters[name] for state in states]) for name in states[0].adapters}
+        files = [self._folder(self.reading(member, epoch), epoch) / STATE for member in members]
+        each = [State.read_adapters(file) for file in files]
+        return {name: torch.cat([one[name] for one in each]) for name in each[0]}
 
     def _folder(self, reading: Reading, epoch: int) -> Path:
         found = self.trained(reading.member, epoch, reading.step)
