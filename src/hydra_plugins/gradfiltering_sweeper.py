@@ -1,0 +1,44 @@
+"""Hydra's basic sweeper, validating a sweep in few compositions; Hydra finds its plugins in `hydra_plugins`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
+from hydra.core.config_store import ConfigStore
+
+
+class CoveringSweeper(BasicSweeper):
+    """The basic sweeper, which composes enough jobs to see each override before any job starts, not all of them.
+
+    Composing is a good part of a job that finds everything in the store, and the launcher does it again. A mistake that
+    only a combination of overrides makes shows when its job starts; what the jobs before it made is in the store.
+    """
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """Composes the first job with each override.
+
+        Raises:
+            HydraException: one of them cannot be composed.
+        """
+        super().validate_batch_is_legal(covering(batch))
+
+
+def covering(batch: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    """The jobs, in their order, that have an override which no job before them has."""
+    seen: set[str] = set()
+    found = []
+    for overrides in batch:
+        if not seen.issuperset(overrides):
+            seen.update(overrides)
+            found.append(overrides)
+    return found
+
+
+@dataclass
+class CoveringConf(BasicSweeperConf):
+    """The basic sweeper's options."""
+
+    _target_: str = "hydra_plugins.gradfiltering_sweeper.CoveringSweeper"
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="covering", node=CoveringConf, provider="gradfiltering")
