@@ -1,6 +1,5 @@
 """The page of a sweep: every cell, missing ones as missing; the paper's tables; nothing in a name is markup."""
 
-import asyncio
 import csv
 import json
 import re
@@ -11,7 +10,8 @@ import pytest
 import yaml
 from rich.console import Console
 from scipy.stats import spearmanr
-from tests.judge.browser import CHROMIUM, drive
+from tests.judge.browser import CHROMIUM
+from tests.report.browsing import THEMES, WIDTHS, assert_accessible, axe, browse
 from tests.report.folders import config_of, pws, write_run
 
 from gradfiltering.report.page.sweep import MOST_PAIRED
@@ -232,24 +232,38 @@ CONTRAST = """(() => {
 })()"""
 
 
+in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_page_in_a_browser(sweep, tmp_path, theme):
-    """No error, no request, no markup from names, readable in both themes, no sideways scrolling on a phone."""
-    page_file = (sweep / "sweep.html").as_uri()
+@in_a_browser
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_in_a_browser(sweep, tmp_path, theme, width):
+    """No error, no request, no markup from names, every cell readable, no scrolling part out of a keyboard's reach."""
 
-    async def script(page):
-        await page.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}])
-        await page.send("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=2, mobile=True)
-        await page.until("document.readyState === 'complete' && document.querySelectorAll('.heat td').length > 240")
-        assert (await page.evaluate("document.title")).startswith("Sweep of <img"), "the name became markup"
-        assert await page.evaluate("document.querySelectorAll('img').length") == 0
-        assert await page.evaluate("performance.getEntriesByType('resource').length") == 0
-        assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
-        assert await page.evaluate(CONTRAST) >= 4.5
-        assert await page.evaluate("document.getElementById('theme').hidden") is False, "the script did not run"
+    async def script(tab):
+        assert (await tab.evaluate("document.title")).startswith("Sweep of <img"), "the name became markup"
+        assert await tab.evaluate("document.querySelectorAll('img').length") == 0
+        assert await tab.evaluate("document.querySelectorAll('#heat td').length") == 5 * 48
+        assert await tab.evaluate(CONTRAST) >= 4.5
+        assert await tab.evaluate("document.getElementById('theme').hidden") is False, "the script did not run"
         unnamed = "[...document.querySelectorAll('.scroll')].filter(e => e.tabIndex !== 0 || !e.ariaLabel).length"
-        assert await page.evaluate(unnamed) == 0, "a scrolling part cannot be reached by keyboard"
+        assert await tab.evaluate(unnamed) == 0, "a scrolling part cannot be reached by keyboard"
 
-    asyncio.run(drive(tmp_path / "profile", page_file, script))
+    page = sweep / "sweep.html"
+    assert browse(tmp_path, page, script, width, theme) == ([], [page.as_uri()])
+
+
+@pytest.mark.slow
+@in_a_browser
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_axe_finds_nothing_in_the_page(sweep, tmp_path, tmp_path_factory, theme, width):
+    code = axe(tmp_path_factory.getbasetemp())
+
+    async def script(tab):
+        await tab.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+        await assert_accessible(tab, code, f"{theme}, {width} px")
+
+    browse(tmp_path, sweep / "sweep.html", script, width, theme)

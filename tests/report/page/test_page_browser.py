@@ -1,13 +1,10 @@
 """The page in a real browser: text stays text, nothing is loaded, it is fast, and everybody can use it."""
 
 import asyncio
-import functools
-import json
-import shutil
-import subprocess
 
 import pytest
-from tests.judge.browser import CHROMIUM, drive
+from tests.judge.browser import CHROMIUM
+from tests.report.browsing import THEMES, WIDTHS, assert_accessible, axe, browse
 from tests.report.page.runs import plain_rows, write_whole
 
 from gradfiltering.report.page.build import PageSettings, write_page
@@ -31,9 +28,6 @@ HOSTILE = [
 SHOWN = {6: "nul ␀ bell ␇", 7: "half \ufffd a pair"}
 
 
-AXE = "axe.run({resultTypes: ['violations']}).then((r) => JSON.stringify(r.violations))"
-
-
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """A page whose first rows are hostile, in text and in the names of sources."""
@@ -42,38 +36,6 @@ def page(tmp_path_factory):
         rows[number] = {"instruction": text, "input": "", "output": text, "source": text[:200]}
     folder = write_whole(tmp_path_factory.mktemp("hostile") / "run", rows)
     return write_page(folder, PageSettings(True, "all", False))
-
-
-def browse(tmp_path, path, script, width=1200):
-    """Opens the page, runs the script, and gives back what was said in the console and asked of the network."""
-    noticed = []
-
-    async def whole(tab):
-        async def send(method, **parameters):
-            number = next(tab.ids)
-            await tab.socket.send_json({"id": number, "method": method, "params": parameters})
-            while True:
-                message = await tab.socket.receive_json(timeout=60)
-                if message.get("id") == number:
-                    assert "error" not in message, message
-                    return message["result"]
-                noticed.append(message)
-
-        tab.send = send
-        for domain in ("Runtime", "Log", "Network", "Page"):
-            await tab.send(f"{domain}.enable")
-        phone = width < 600
-        await tab.send("Emulation.setDeviceMetricsOverride", width=width, height=850, deviceScaleFactor=1, mobile=phone)
-        await tab.send("Page.navigate", url=path.as_uri())
-        await tab.until("document.getElementById('explorer').dataset.ready === '1'")
-        await tab.evaluate("document.querySelectorAll('.plot').forEach((place) => gf.draw(place))")
-        await script(tab)
-
-    asyncio.run(drive(tmp_path / "profile", "about:blank", whole))
-    said = [m["params"] for m in noticed if m["method"] in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown")]
-    said += [m["params"]["entry"] for m in noticed if m["method"] == "Log.entryAdded"]
-    asked = [m["params"]["request"]["url"] for m in noticed if m["method"] == "Network.requestWillBeSent"]
-    return said, [url for url in asked if not url.startswith("data:")]
 
 
 def test_hostile_rows_are_text_nothing_runs_and_nothing_is_loaded(tmp_path, page):
@@ -125,39 +87,16 @@ def test_search_filters_sorting_and_keys(tmp_path, page):
     assert browse(tmp_path, page, script)[0] == []
 
 
-@functools.cache
-def axe(folder) -> str:
-    """axe-core from npm, where there is one."""
-    if shutil.which("npm") is None:
-        pytest.skip("no npm on this machine, so axe-core cannot be had")
-    done = subprocess.run(
-        ["npm", "install", "--prefix", str(folder), "--no-save", "axe-core@4"], capture_output=True, text=True
-    )
-    found = folder / "node_modules" / "axe-core" / "axe.min.js"
-    if not found.is_file():
-        pytest.skip(f"axe-core cannot be had from npm: {done.stderr[-200:]}")
-    return found.read_text("utf-8")
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1200, 390])
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("width", WIDTHS)
 def test_axe_finds_nothing(tmp_path, tmp_path_factory, page, theme, width):
     code = axe(tmp_path_factory.getbasetemp())
 
     async def script(tab):
-        await tab.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}])
         await tab.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
         for place in ("page", "dialog"):
             if place == "dialog":
                 await tab.evaluate("document.querySelector('#row-0').click()")
-            await tab.evaluate(code)
-            found = await tab.evaluate(AXE)
-            problems = [
-                (one["id"], one["nodes"][0]["html"][:200], one["nodes"][0].get("failureSummary"))
-                for one in json.loads(found)
-            ]
-            assert problems == [], f"{place}, {theme}, {width} px: {problems}"
-            fits = "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
-            assert await tab.evaluate(fits), "the page scrolls sideways"
+            await assert_accessible(tab, code, f"{place}, {theme}, {width} px")
 
-    browse(tmp_path, page, script, width)
+    browse(tmp_path, page, script, width, theme)
