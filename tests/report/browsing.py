@@ -11,6 +11,17 @@ from tests.judge.browser import drive
 
 WIDTHS, THEMES = (1200, 390), ("light", "dark")
 AXE = "axe.run({resultTypes: ['violations']}).then((r) => JSON.stringify(r.violations))"
+# Visible elements that reach beyond what the margins leave of A4 upright (18 cm) and, where asked for, of Letter on its
+# side (24.9 cm), and charts that reach out of their column.
+OFF_THE_SHEET = """(() => {
+  const cm = 96 / 2.54, right = (one) => one.getBoundingClientRect().right;
+  const wide = (one) => getComputedStyle(one).page === "wide" || (one.parentElement && wide(one.parentElement));
+  const off = [...document.querySelectorAll("main *")].filter((one) => one.checkVisibility() && !one.closest("svg")
+    && right(one) > (wide(one) ? 24.9 : 18) * cm + 1);
+  const plots = [...document.querySelectorAll(".plot svg")];
+  const out = plots.filter((one) => right(one) > right(one.closest("figure")) + 1);
+  return [...off, ...out].map((one) => one.outerHTML.slice(0, 150));
+})()"""
 
 
 def browse(tmp_path, path, script, width=1200, theme="light"):
@@ -71,3 +82,22 @@ async def assert_accessible(tab, code, what):
     assert problems == [], f"{what}: {problems}"
     fits = "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
     assert await tab.evaluate(fits), f"{what}: the page scrolls sideways"
+
+
+async def put_on_paper(tab, theme):
+    """What a browser does to print: it says so while the page still has its size on the screen, then lays it out."""
+    await tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    features = [{"name": "prefers-color-scheme", "value": theme}]
+    await tab.send("Emulation.setEmulatedMedia", media="print", features=features)
+
+
+async def off_the_sheet(tab):
+    """What would be cut off on paper."""
+    return await tab.evaluate(OFF_THE_SHEET)
+
+
+async def back_on_screen(tab, theme):
+    """After printing."""
+    features = [{"name": "prefers-color-scheme", "value": theme}]
+    await tab.send("Emulation.setEmulatedMedia", media="", features=features)
+    await tab.evaluate("dispatchEvent(new Event('afterprint'))")

@@ -11,7 +11,7 @@ import yaml
 from rich.console import Console
 from scipy.stats import spearmanr
 from tests.judge.browser import CHROMIUM
-from tests.report.browsing import THEMES, WIDTHS, assert_accessible, axe, browse
+from tests.report.browsing import THEMES, WIDTHS, assert_accessible, axe, browse, off_the_sheet, put_on_paper
 from tests.report.folders import config_of, pws, write_run
 
 from gradfiltering.report.page.sweep import MOST_PAIRED
@@ -267,3 +267,19 @@ def test_axe_finds_nothing_in_the_page(sweep, tmp_path, tmp_path_factory, theme,
         await assert_accessible(tab, code, f"{theme}, {width} px")
 
     browse(tmp_path, sweep / "sweep.html", script, width, theme)
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_no_column_is_cut_on_paper(sweep, tmp_path):
+    """48 jobs side by side need a sheet on its side; heat maps, and files to copy from, are not split or shown shut."""
+
+    async def script(tab):
+        await put_on_paper(tab, "dark")
+        assert await off_the_sheet(tab) == []
+        inside = "[...document.querySelectorAll('.metric')].map((one) => getComputedStyle(one).breakInside)"
+        assert await tab.evaluate(inside) == ["avoid"] * 5
+        assert await tab.evaluate("[...document.querySelectorAll('details')].some(e => e.checkVisibility())") is False
+        assert await tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+    browse(tmp_path, sweep / "sweep.html", script, theme="dark")

@@ -4,7 +4,16 @@ import asyncio
 
 import pytest
 from tests.judge.browser import CHROMIUM
-from tests.report.browsing import THEMES, WIDTHS, assert_accessible, axe, browse
+from tests.report.browsing import (
+    THEMES,
+    WIDTHS,
+    assert_accessible,
+    axe,
+    back_on_screen,
+    browse,
+    off_the_sheet,
+    put_on_paper,
+)
 from tests.report.page.runs import plain_rows, write_whole
 
 from gradfiltering.report.page.build import PageSettings, write_page
@@ -100,3 +109,48 @@ def test_axe_finds_nothing(tmp_path, tmp_path_factory, page, theme, width):
             await assert_accessible(tab, code, f"{place}, {theme}, {width} px")
 
     browse(tmp_path, page, script, width, theme)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_paper_shows_all_of_the_page_and_nothing_to_click(tmp_path, page, width):
+    """Charts keep to their columns, rows of all screens are there, closed parts are open, a dark page is light."""
+    seen = "[...document.querySelectorAll('#grid-body .row')].length"
+
+    async def script(tab):
+        on_screen = await tab.evaluate(seen)
+        closed = await tab.evaluate("document.querySelectorAll('details:not([open])').length")
+        await put_on_paper(tab, "dark")
+        assert await off_the_sheet(tab) == []
+        assert await tab.evaluate(seen) == 60 > on_screen
+        tops = await tab.evaluate(
+            "[...document.querySelectorAll('#grid-body .row')].map((row) => row.getBoundingClientRect())"
+            ".every((box, place, all) => place === 0 || box.top >= all[place - 1].bottom - 1)"
+        )
+        assert tops, "rows lie on each other"
+        shut = "[...document.querySelectorAll('details:not([open])')].filter((one) => one.checkVisibility()).length"
+        assert await tab.evaluate(shut) == 0
+        controls = (
+            "[...document.querySelectorAll('button, input, select')].filter((one) => one.checkVisibility()).length"
+        )
+        assert await tab.evaluate(controls) == 0
+        assert await tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        await back_on_screen(tab, "dark")
+        assert await tab.evaluate("document.querySelectorAll('details:not([open])').length") == closed
+        assert await tab.evaluate(seen) == on_screen
+        assert await tab.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
+
+    assert browse(tmp_path, page, script, width, "dark")[0] == []
+
+
+def test_paper_says_how_many_rows_it_leaves_out(tmp_path):
+    page = write_page(write_whole(tmp_path / "run", plain_rows(130)), PageSettings(True, "all", False))
+
+    async def script(tab):
+        await put_on_paper(tab, "light")
+        assert await tab.evaluate("document.querySelectorAll('#grid-body .row').length") == 100
+        assert (
+            await tab.evaluate("document.getElementById('count').textContent")
+            == "130 of 130 rows; the first 100 follow"
+        )
+
+    browse(tmp_path, page, script)

@@ -94,14 +94,17 @@ const gf = (() => {
     const text = variable("--text"), grid = variable("--grid"), muted = variable("--muted");
     const named = chart.series.filter((one) => one.name !== "").length > 1;
     const traces = chart.series.flatMap((one, number) => trace(one, number, named, chart));
+    // A title stands in the middle of the plot, which long names on the other axis make narrow.
+    const longest = chart.series.flatMap((one) => one.y).reduce((most, v) => typeof v === "string" ? Math.max(most, v.length) : most, 0);
     const axis = (title, log, room) => ({title: {text: wrapped(title, room), standoff: 8}, type: log ? "log" : undefined,
       gridcolor: grid, zerolinecolor: grid, linecolor: muted, automargin: true});
+    const height = Math.round(chart.height * (root.classList.contains("paper") ? 0.72 : 1));
     const layout = {
-      height: chart.height, autosize: true, margin: {l: 56, r: 16, t: 26, b: 48}, hovermode: "closest", bargap: 0.08,
+      height, autosize: true, margin: {l: 56, r: 16, t: 26, b: 48}, hovermode: "closest", bargap: 0.08,
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", barmode: "overlay",
       font: {family: "system-ui, sans-serif", size: 13, color: text}, dragmode: coarse ? false : "zoom",
-      xaxis: axis(chart.x_title, chart.x_log, place.clientWidth - 90 - (chart.shade_title ? 60 : 0)),
-      yaxis: axis(chart.y_title, chart.y_log, chart.height - 110),
+      xaxis: axis(chart.x_title, chart.x_log, place.clientWidth - Math.max(90, 50 + 6.5 * longest) - (chart.shade_title ? 60 : 0)),
+      yaxis: axis(chart.y_title, chart.y_log, height - 110),
       legend: {orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: {size: 12}, itemclick: "toggle"},
       hoverlabel: {align: "left", bgcolor: variable("--raised"), bordercolor: variable("--line"), font: {color: text, size: 12}},
       shapes: [], annotations: [],
@@ -139,7 +142,7 @@ const gf = (() => {
       const low = both.reduce((a, b) => Math.min(a, b), Infinity), high = both.reduce((a, b) => Math.max(a, b), -Infinity);
       layout.shapes.push({type: "line", x0: low, y0: low, x1: high, y1: high, layer: "below", line: {color: muted, width: 1.5, dash: "dot"}});
     }
-    place.style.height = `${chart.height}px`;
+    place.style.height = `${height}px`;
     place.dataset.drawn = place.dataset.chart;
     Plotly.react(place, traces, layout, {displayModeBar: false, responsive: true});
   }
@@ -213,13 +216,20 @@ const gf = (() => {
     button.hidden = false;
     button.addEventListener("click", () => set(themes[(themes.indexOf(root.dataset.theme || "") + 1) % 3]));
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-    let before = "";
+    let before = "", closed = [];
     addEventListener("beforeprint", () => {
       before = root.dataset.theme || "";
       root.dataset.theme = "light";
+      root.classList.add("paper");
+      closed = [...document.querySelectorAll("details:not([open], .numbers, .screen)")];
+      closed.forEach((details) => { details.open = true; });
       places().forEach((place) => { draw(place); });
     });
-    addEventListener("afterprint", () => set(before));
+    addEventListener("afterprint", () => {
+      root.classList.remove("paper");
+      closed.forEach((details) => { details.open = false; });
+      set(before);
+    });
   }
   start();
   return {read, make, variable, charts, draw, show};

@@ -5,6 +5,7 @@
   if (host === null) return;
   const data = gf.read("rows");
   const {make} = gf, at = (id) => document.getElementById(id);
+  const PRINTED = 100;  // rows on paper
   const count = data.id.length, grid = at("grid"), head = at("grid-head"), body = at("grid-body");
   const format = (value, key) => {
     if (value === null || value === undefined) return "–";
@@ -61,6 +62,8 @@
   }
   let sorted = null;
 
+  const counted = () => `${state.shown.length.toLocaleString("en")} of ${count.toLocaleString("en")} rows`;
+
   function apply() {
     const started = performance.now();
     if (sorted === null) {
@@ -82,7 +85,7 @@
       && terms.every((term) => texts[i].includes(term)));
     state.active = 0;
     grid.scrollTop = 0;
-    at("count").textContent = `${state.shown.length.toLocaleString("en")} of ${count.toLocaleString("en")} rows`;
+    at("count").textContent = counted();
     grid.setAttribute("aria-rowcount", String(state.shown.length + 1));
     render();
     host.dataset.milliseconds = String(performance.now() - started);
@@ -108,9 +111,13 @@
     return element;
   }
 
-  function render(keep) {
-    const size = height(), top = grid.scrollTop, space = grid.clientHeight;
-    const first = Math.max(0, Math.floor(top / size) - 6), last = Math.min(state.shown.length, Math.ceil((top + space) / size) + 6);
+  function inView(size) {
+    const top = grid.scrollTop, space = grid.clientHeight;
+    return [Math.max(0, Math.floor(top / size) - 6), Math.ceil((top + space) / size) + 6];
+  }
+
+  function render(keep, places) {
+    const size = height(), [first, end] = places || inView(size), last = Math.min(state.shown.length, end);
     body.style.height = `${state.shown.length * size}px`;
     if (!keep) { pool.forEach((element) => element.remove()); pool.clear(); }
     for (const [place, element] of pool) {
@@ -278,6 +285,14 @@
       requestAnimationFrame(() => { due = false; render(true); });
     });
     addEventListener("resize", () => render());
+    addEventListener("beforeprint", () => {
+      render(false, [0, PRINTED]);
+      if (state.shown.length > PRINTED) at("count").textContent = `${counted()}; the first ${PRINTED} follow`;
+    });
+    addEventListener("afterprint", () => {
+      at("count").textContent = counted();
+      render();
+    });
     body.addEventListener("click", (event) => {
       const element = event.target.closest(".row");
       if (!element) return;
