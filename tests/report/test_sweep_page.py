@@ -99,6 +99,24 @@ def test_pws_is_coloured_by_the_side_of_one(sweep):
     assert [kind for kind, _ in cells["gsnr"]] == ["down", "down", "up", "up"]
 
 
+def test_the_strongest_colour_is_the_best_value_where_less_is_better(sweep):
+    text = (sweep / "sweep.html").read_text("utf-8")
+    for question in ("Which subset teaches most?", "Which settings let planted defects through?"):
+        part = text.split(f"<h3>{question}")[1].split("<h3>")[0]
+        cells = [(int(level), float(value)) for level, value in re.findall(r"--level: (\d+)[^>]*>([\d.]+)<", part)]
+        values = [value for _, value in cells]
+        assert {value for level, value in cells if level == 100} == {min(values)}
+        assert {value for level, value in cells if level == 0} == {max(values)}
+
+
+def test_the_table_of_jobs_has_every_measure_and_no_empty_column(sweep):
+    part = (sweep / "sweep.html").read_text("utf-8").split('id="jobs"')[1]
+    heads = re.findall(r'<th scope="col"[^>]*>(.*?)</th>', part)
+    assert heads[4:] == ["PWS, full", "held-out loss", "noise", "Jaccard", "rank corr.", "warnings", "seconds"]
+    line = re.search(r'<th scope="row">1</th>(.*?)</tr>', part, re.DOTALL)[1]
+    assert re.findall(r"<td[^>]*>(.*?)</td>", line)[:6] == ["gsnr", "3", "e1_e3", "0.963", "1.519", "0.100"]
+
+
 def test_values_that_the_sweep_was_asked_for_and_never_began_have_cells_too(tmp_path):
     one_job(tmp_path, 0, "gsnr", 3, (1, 2))
     hydra = {"overrides": {"task": ["scorer=gsnr,raw_drop", "seed=1"]}, "sweeper": {"params": {"ensemble.m": "3,5"}}}

@@ -111,6 +111,22 @@ def test_axe_finds_nothing(tmp_path, tmp_path_factory, page, theme, width):
     browse(tmp_path, page, script, width, theme)
 
 
+def test_titles_of_axes_are_whole_on_a_phone(tmp_path, page):
+    cut = """[...document.querySelectorAll(".plot")].flatMap((plot) => {
+      const room = plot.getBoundingClientRect();
+      return [...plot.querySelectorAll(".xtitle")].filter((title) => {
+        const box = title.getBoundingClientRect();
+        return box.left < room.left - 1 || box.right > room.right + 1;
+      }).map((title) => title.textContent);
+    })"""
+
+    async def script(tab):
+        assert await tab.evaluate("document.querySelectorAll('.plot .xtitle').length") > 5
+        assert await tab.evaluate(cut) == []
+
+    browse(tmp_path, page, script, 390)
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_paper_shows_all_of_the_page_and_nothing_to_click(tmp_path, page, width):
     """Charts keep to their columns, rows of all screens are there, closed parts are open, a dark page is light."""

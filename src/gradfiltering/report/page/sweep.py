@@ -30,6 +30,7 @@ class Metric:
 
     Attributes:
         key: in the rows of the sweep.
+        short: its column in the table of jobs.
         question: in plain words.
         reading: how to read it.
         best: the better end, or "" where neither is.
@@ -37,6 +38,7 @@ class Metric:
     """
 
     key: str
+    short: str
     question: str
     reading: str
     best: str = ""
@@ -96,7 +98,9 @@ def write_sweep_page(
         "grids": grids,
         "tables": tables,
         "pairs": [(*PAIRS[name], _pair_cells(values)) for name, values in known.items()],
-        "jobs": [_job_line(folder, job, row, options) for job, row in zip(jobs, rows, strict=True)],
+        "columns": [metric.short for metric in metrics],
+        "others": any(job.rest(options) for job in jobs),
+        "jobs": [_job_line(folder, job, row, metrics, options) for job, row in zip(jobs, rows, strict=True)],
         "missing": sum(cell.text == NO_JOB for cell in _first_cells(grids)),
         "unmeasured": sum(cell.text == NOT_MEASURED for cell in _first_cells(grids)),
     }
@@ -110,17 +114,17 @@ def _metrics(rows: Sequence[Mapping[str, Any]]) -> list[Metric]:
     against = dict.fromkeys(k[4:-4] for row in rows for k in row if k.startswith("pws_") and k.endswith("_low"))
     return [
         *(
-            Metric(f"pws_{name}", f"Which settings win against {name}?",
+            Metric(f"pws_{name}", f"PWS, {name}", f"Which settings win against {name}?",
                    "Pairwise winning score of the candidate: 1 is on a par, 2 wins every prompt, 0 none.", "high", 1.0)
             for name in against
         ),
-        Metric("heldout_loss", "Which subset teaches most?",
+        Metric("heldout_loss", "held-out loss", "Which subset teaches most?",
                "Held-out loss of the candidate in nats per response token; lower is better.", "low"),
-        Metric("noise", "Which settings let planted defects through?",
+        Metric("noise", "noise", "Which settings let planted defects through?",
                "Share of planted rows among the chosen; lower is better.", "low"),
-        Metric("jaccard", "How much does a choice share with the others?",
+        Metric("jaccard", "Jaccard", "How much does a choice share with the others?",
                "Mean Jaccard index of the chosen rows with those of every other job; 1 is the same rows."),
-        Metric("rank_correlation", "How alike is the ranking to the others?",
+        Metric("rank_correlation", "rank corr.", "How alike is the ranking to the others?",
                "Mean Spearman correlation of the scores with those of every other job.", middle=0.0),
     ]  # fmt: skip
 
@@ -175,7 +179,8 @@ def _scale(metric: Metric, values: Sequence[float]) -> tuple[float, float]:
     """The values at which the colour is weakest and strongest."""
     if metric.middle is not None:
         return metric.middle, max(abs(value - metric.middle) for value in values) or 1.0
-    return min(values), max(values)
+    # Strong colour is the better end in every map, so that one glance finds the best in each.
+    return (max(values), min(values)) if metric.best == "low" else (min(values), max(values))
 
 
 def _ends(metric: Metric, scale: tuple[float, float]) -> tuple[str, str]:
@@ -226,16 +231,17 @@ def _best(
     return label, _words(value), f"{method}, M = {members}, {pair}{', ' + rest if rest else ''} (job {job.path.name})"
 
 
-def _job_line(folder: Path, job: Job, row: Mapping[str, Any], options: set[str]) -> dict[str, Any]:
+def _job_line(
+    folder: Path, job: Job, row: Mapping[str, Any], metrics: Sequence[Metric], options: set[str]
+) -> dict[str, Any]:
     """A job in the list of jobs."""
     rest, pair, method, members = _place(job, options)
     page = job.path / "report.html"
-    shown = [row.get(name) for name in ("heldout_loss", "noise", "jaccard", "rank_correlation")]
     return {
         "name": job.path.name,
         "link": page.relative_to(folder).as_posix() if page.is_file() else None,
         "labels": [method, members, pair, rest],
-        "numbers": [_words(value) for value in shown],
+        "numbers": [_words(row.get(metric.key)) for metric in metrics],
         "warnings": row.get("warnings", 0),
         "seconds": row.get("seconds"),
     }
