@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from functools import partial
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -30,8 +31,9 @@ def experiment(cfg: DictConfig) -> None:
 
     part, seed, against = build_parts(cfg), cfg.seed, cfg.judge.against
     plan = Plan(cfg.until, part.scorer, part.selector, cfg.target.data)
+    plan.check_asked(HydraConfig.get().overrides.task)
     members = part.adaptive.fewest(part.ensemble, part.epochs, plan.looked_at)
-    plan.check(members, part.proxy, part.target, against, part.generation)
+    plan.check(members, part.ensemble, part.proxy, part.target, against, part.generation)
     with opening.opened(cfg, part.store) as (run, logger, workspace):
         # Records -> examples. Prompts are loaded now, so that a missing file shows before anything is trained.
         records = run.stage_of("data", devices.first_then_all, part.source.load, seed)

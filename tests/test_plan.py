@@ -1,11 +1,14 @@
+import re
 from types import SimpleNamespace
 
 import pytest
+from tests.proxy.ensembles import other, settings
 
 from gradfiltering.errors import UserError
 from gradfiltering.judge.stage import Generation
 from gradfiltering.plan import Plan
 from gradfiltering.proxy.bare import AnswerLosses
+from gradfiltering.proxy.ensemble_dropout import DropoutEnsemble
 from gradfiltering.scorers.gsnr import GSNR
 from gradfiltering.scorers.ifd import IFD
 from gradfiltering.scorers.less import LESS
@@ -60,12 +63,12 @@ def test_judging_by_the_rows_that_the_score_was_fitted_to_is_warned_of():
 def test_answers_that_leave_no_room_for_a_prompt_are_refused_before_any_training(until, refused):
     backbone = SimpleNamespace(check=lambda: None, context=256)
     plan = Plan(until, GSNR(1e-8, 0), TOP)
-    plan.check(5, backbone, backbone, ["full"], Generation(255, 8))
+    plan.check(5, None, backbone, backbone, ["full"], Generation(255, 8))
     if refused:
         with pytest.raises(UserError, match=r"generation\.max_new_tokens is 256, but the model's context holds 256"):
-            plan.check(5, backbone, backbone, ["full"], Generation(256, 8))
+            plan.check(5, None, backbone, backbone, ["full"], Generation(256, 8))
     else:
-        plan.check(5, backbone, backbone, ["full"], Generation(256, 8))
+        plan.check(5, None, backbone, backbone, ["full"], Generation(256, 8))
     with pytest.raises(UserError, match=r"generation\.max_new_tokens is 0"):
         Generation(0, 8)
 
@@ -84,3 +87,33 @@ def test_a_run_that_ends_before_its_target_chooses_is_refused_with_a_remedy(unti
 def test_unknown_training_data_is_refused():
     with pytest.raises(UserError, match=r"target\.data=leed.*subset, lead"):
         Plan("report", IFD_SCORER, TOP, "leed")
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["scorer=gsnr", "scorer.epsilon=1e-6", "+scorer@scorer.parts.el2n=el2n", "selector=stratified",
+     "selector.by=source", "method=spice"],
+)  # fmt: skip
+def test_a_way_of_choosing_beside_a_target_that_chooses_is_refused(override):
+    asked = ["target.data=lead", override, "seed=1"]
+    with pytest.raises(UserError, match=rf"{re.escape(override)} has no effect with target\.data=lead.*data=subset"):
+        Plan("target", IFD_SCORER, TOP, "lead").check_asked(asked)
+    Plan("target", IFD_SCORER, TOP).check_asked(asked)
+
+
+def test_what_a_target_that_chooses_looks_at_may_be_asked_for():
+    budget = ["selector.fraction=null", "selector.count=5"]
+    Plan("target", IFD_SCORER, TOP, "lead").check_asked(
+        ["method=lead", "seed=1", *budget, "scorer@target.lead.difficulty=loss", "target.lead.difficulty.limit=null"]
+    )
+
+
+def test_a_score_by_influence_of_members_that_are_not_trained_is_refused_before_anything_is_loaded():
+    backbone = SimpleNamespace(check=lambda: None, context=256)
+    passes = other(DropoutEnsemble, dropout=0.1, train_dropout=0.0)
+    rest = (backbone, backbone, ["full"], Generation(8, 8))
+    with pytest.raises(UserError, match=r"DropoutEnsemble with scorer\.members=1.*ensemble=lora"):
+        Plan("select", LESS_SCORER, BOTH).check(3, passes, *rest)
+    Plan("select", LESS_SCORER, BOTH).check(3, settings(), *rest)
+    Plan("select", GSNR(1e-8, 0), BOTH).check(3, passes, *rest)
+    Plan("select", LESS_SCORER, RandomSelector(0.1, None)).check(3, passes, *rest)

@@ -7,6 +7,7 @@ from typing import Any
 from gradfiltering.errors import UserError
 
 DATA = ("subset", "lead")
+BUDGET = ("selector.fraction", "selector.count")
 STAGES = ("proxy", "score", "select", "target", "judge", "report")
 
 
@@ -91,11 +92,36 @@ class Plan:
             "favours the candidate; give scorer.validation=FILE or choose another eval"
         ]
 
-    def check(self, members: int, proxy: Any, target: Any, against: Sequence[str], generation: Any) -> None:
+    def check_asked(self, overrides: Sequence[str]) -> None:
+        """Refuses a way of choosing that was asked for beside a target that chooses its rows itself.
+
+        Args:
+            overrides: of the command line.
+
+        Raises:
+            UserError: names the override and what to give instead.
+        """
+        if not self.leads:
+            return
+        for override in overrides:
+            option, _, value = override.lstrip("+~").partition("=")
+            place = option.rpartition("@")[2]  # of `scorer@target.lead.difficulty` what comes last
+            chooses = place.partition(".")[0] in ("scorer", "selector") and place not in BUDGET
+            if chooses or (place == "method" and value not in ("lead", "null")):
+                raise UserError(
+                    f"{override} has no effect with target.data=lead: the target chooses its rows itself as it trains; "
+                    "leave it out (selector.fraction= or selector.count= says how many rows, "
+                    "scorer@target.lead.difficulty= by what they are clustered), or give target.data=subset"
+                )
+
+    def check(
+        self, members: int, ensemble: Any, proxy: Any, target: Any, against: Sequence[str], generation: Any
+    ) -> None:
         """Refuses what cannot end well, before anything is loaded or trained.
 
         Args:
-            members: of the ensemble.
+            members: of the ensemble, the fewest that the run can end up with.
+            ensemble: its settings.
             proxy: the proxy's backbone.
             target: the target's.
             against: what the candidate is held against.
@@ -104,10 +130,13 @@ class Plan:
         Raises:
             UserError: names the option and what to give instead.
         """
+        from gradfiltering.proxy.influence import members_of
         from gradfiltering.target.stage import check_opponents
 
         if self.scored and self.reached("score"):
             self.scorer.check(members)
+        for need in self.influences:
+            members_of(need, ensemble)
         proxy.check()
         if self.reached("target"):
             check_opponents(against)

@@ -90,6 +90,21 @@ class InfluenceResult:
         return {**cost, "gradients": of}
 
 
+def members_of(need: TaskGradients, settings: EnsembleSettings) -> EnsembleSettings:
+    """The ensemble of only the members that a need looks at.
+
+    Raises:
+        UserError: they are not trained members as they are after an epoch.
+    """
+    few = replace(settings, m=need.members)
+    if any(few.reading(member, need.checkpoints[0], need.members) != Reading(member) for member in few.members):
+        raise UserError(
+            f"{type(settings).__name__} with scorer.members={need.members}: these scores look at trained members "
+            "as they are after an epoch; choose ensemble=lora or ensemble=bootstrap"
+        )
+    return few
+
+
 def measure_influence(
     wanted: Mapping[TaskGradients, ValidationRows],
     encoder: Encoder,
@@ -120,12 +135,7 @@ def measure_influence(
     found, works = {}, []
     for need, validation in wanted.items():
         heldout, tasks = first_then_all(validation.encode, encoder)
-        few = replace(settings, m=need.members)
-        if any(few.reading(member, need.checkpoints[0], need.members) != Reading(member) for member in few.members):
-            raise UserError(
-                f"{type(settings).__name__} with scorer.members={need.members}: these scores look at trained members "
-                "as they are after an epoch; choose ensemble=lora or ensemble=bootstrap"
-            )
+        few = members_of(need, settings)
         with opened(backbone, Rows(examples, heldout), few, engine, batch, workspace) as work:
             work.train(need.checkpoints)
             found[need] = _gradients(work, need, tasks, few, projection)
