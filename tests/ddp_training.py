@@ -18,14 +18,19 @@ from gradfiltering.data.records import Columns
 from gradfiltering.data.sources import TaskSource
 from gradfiltering.proxy import devices, snapshot, training
 from gradfiltering.proxy.backbone import Loaded
+from gradfiltering.proxy.bare import Observed
 from gradfiltering.proxy.ensemble import EnsembleSettings
 from gradfiltering.proxy.fused import FusedEngine
 from gradfiltering.proxy.log import EpochLog, EpochPair, EpochRecorder
 from gradfiltering.proxy.lora import LoraSettings
 from gradfiltering.proxy.objective import ResponseNLL
 from gradfiltering.proxy.pretrain import new_model, train_tokenizer
-from gradfiltering.proxy.stage import BatchSettings, log_gradients
+from gradfiltering.proxy.stage import BareLosses, BatchSettings, log_gradients
+from gradfiltering.scorers.base import Evidence, Scores
+from gradfiltering.scorers.loss import LossScorer
 from gradfiltering.store import Store, Unfinished, Workspace
+from gradfiltering.target import lead
+from gradfiltering.target.curriculum import LeadSettings
 from gradfiltering.target.finetune import TuningSettings, finetune
 
 # GPT-2, because transformers' LLaMA computes its RMSNorm in float32 whatever the model's type.
@@ -44,6 +49,10 @@ TUNING = TuningSettings(
     epochs=2, batch_size=7, micro_batch_tokens=120, lr=0.01, schedule="cosine", warmup_share=0.1, weight_decay=0.0,
     clip_norm=0.1, records=5, checkpoint_minutes=10, lora=LORA,
 )  # fmt: skip
+# Of a cluster's rows, one trains in a round, fewer than there are processes; or all do, in two updates.
+SAMPLE_RATES = (0.05, 1.0)
+LEAD = partial(LeadSettings, LossScorer(), False, 3, 0.1, 0.1, most_uses=4, checkpoint_minutes=10)
+BUDGET = 12
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ def trainer_of(processes: int) -> partial[L.Trainer]:
 
 
 def train_all(folder: Path, trainer: partial[L.Trainer]) -> None:
-    """Every way of collecting, every number of rows, and a target each, in this process's folder."""
+    """Every way of collecting, every number of rows, and targets of each, in this process's folder."""
     for rows in ROWS:
         none = Corruption(0, 0, 0, 0, 0, 0)
         records = TaskSource(rows, HELDOUT, None, "plain", Columns("instruction", "input", "output"), none).load(seed=0)
@@ -98,6 +107,13 @@ def train_all(folder: Path, trainer: partial[L.Trainer]) -> None:
             )
         unfinished = Unfinished(Store(folder / "store"), {"rows": rows})
         finetune("candidate", backbone, encoded, TUNING, 0, trainer, own / "target", unfinished)
+        difficulty, bare = np.random.default_rng(rows).uniform(0.2, 1.2, (2, rows))
+        ids = encoded.examples.example_ids
+        evidence = Evidence(ids, 0, EPOCHS, observed=Observed(BareLosses(bare, None)), examples=encoded.examples)
+        for rate in SAMPLE_RATES:
+            place = Workspace(own / f"lead={rate}", Store(folder / "store"), 0, trainer)
+            how = (LEAD(sample_rate=rate), BUDGET, Scores(ids, difficulty), evidence)
+            lead.train(*how, backbone, encoded, TUNING, place)
 
 
 class Keeping(EpochRecorder):

@@ -142,6 +142,20 @@ def test_whole_run_in_three_processes_with_a_store_of_its_own(store, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_target_that_chooses_its_rows_in_two_processes_with_a_store_of_its_own(store, tmp_path):
+    """The choices are the same while no two rows' utilities differ by rounding alone, as here none do."""
+    few = ["data.rows=40", "target.data=lead", "target.lead.clusters=3", "until=target", "selector.fraction=0.2"]
+    one, two = one_process(tmp_path / "one", store, *few), tmp_path / "two"
+    run_in_processes(tmp_path / "tmp", "train.py", *SMALL, "trainer=ddp_cpu", *few, *at(two, tmp_path / "store"))
+    assert_same_choice(one, two)
+    assert files_of(one) == files_of(two)
+    alone, together = (pq.read_table(folder / "target/candidate/rounds.parquet").to_pylist() for folder in (one, two))
+    assert [entry["example_id"] for entry in together] == [entry["example_id"] for entry in alone]
+    for found, expected in zip(together, alone, strict=True):
+        np.testing.assert_allclose(found["loss"], expected["loss"], rtol=LOSS_RTOL)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", [[], [*TORCHRUN, "2"]], ids=["lightning", "torchrun"])
 def test_each_job_of_a_sweep_has_one_folder(store, tmp_path, launcher):
     overrides = [*SMALL, "trainer=ddp_cpu", "data.rows=24", "until=select", f"store.path={store}"]

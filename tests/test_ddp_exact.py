@@ -3,13 +3,15 @@
 from functools import cache
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
-from tests.ddp_training import COLLECT, HELDOUT, ROWS, train_all, trainer_of
+from tests.ddp_training import BUDGET, COLLECT, HELDOUT, ROWS, SAMPLE_RATES, train_all, trainer_of
 from tests.processes import TORCHRUN, run_in_processes
 
 RTOL = 1e-8  # float64, over two epochs; found: 1e-15
 TARGET_RTOL = 1e-10  # of a tensor's largest entry; found: 1e-15
+IDU_RTOL = 1e-6  # the gradients behind a predicted change are kept in float32
 
 pytestmark = pytest.mark.slow
 several = pytest.mark.parametrize(
@@ -73,11 +75,33 @@ def test_each_example_is_measured_once_and_each_process_does_its_part(trained, p
 @several
 @any_rows
 def test_target_is_that_of_one_process(one, trained, processes, launcher, rows):
-    file = f"rows={rows}/target/adapter/adapter_model.safetensors"
-    alone = load_file(one / file)
     for folder in trained(processes, *launcher):
-        found = load_file(folder / file)
-        assert found.keys() == alone.keys()
-        for name, value in alone.items():
-            assert value.dtype == np.float64
-            np.testing.assert_allclose(found[name], value, rtol=0, atol=TARGET_RTOL * np.abs(value).max(), err_msg=name)
+        assert_same_target(one, folder, f"rows={rows}/target")
+
+
+@several
+@any_rows
+@pytest.mark.parametrize("rate", SAMPLE_RATES, ids=["a row a round", "rounds of several updates"])
+def test_a_target_that_leads_makes_the_choices_it_makes_in_one_process(one, trained, processes, launcher, rows, rate):
+    place = f"rows={rows}/lead={rate}/target/candidate"
+    alone = pq.read_table(one / place / "rounds.parquet").to_pylist()
+    assert alone[-1]["distinct"] == BUDGET
+    sizes = {len(entry["example_id"]) for entry in alone}
+    assert sizes == {1} if rate < 1 else alone[-1]["updates"] > len(alone), "not the rounds that were to be tried"
+    for folder in trained(processes, *launcher):
+        together = pq.read_table(folder / place / "rounds.parquet").to_pylist()
+        assert [(entry["cluster"], entry["example_id"]) for entry in together] == [
+            (entry["cluster"], entry["example_id"]) for entry in alone
+        ]
+        for found, expected in zip(together, alone, strict=True):
+            np.testing.assert_allclose(found["loss"], expected["loss"], rtol=RTOL)
+            np.testing.assert_allclose(found["idu"], expected["idu"], rtol=IDU_RTOL)
+        assert_same_target(one, folder, place)
+
+
+def assert_same_target(one, other, place):
+    alone, found = (load_file(folder / place / "adapter" / "adapter_model.safetensors") for folder in (one, other))
+    assert found.keys() == alone.keys()
+    for name, value in alone.items():
+        assert value.dtype == np.float64
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=TARGET_RTOL * np.abs(value).max(), err_msg=name)
