@@ -187,6 +187,29 @@ def test_the_main_table_is_the_papers_24_cases_and_what_is_missing_is_a_dash(tmp
     assert table.text(rows["Alpaca", "LLaMA-2 13B", "Random"]) == ["–"] * 6, "a missing case is no zero"
 
 
+def test_the_papers_methods_on_other_data_have_the_same_table_over_their_own_cases(tmp_path):
+    for number, (scorer, fraction) in enumerate(product(("gsnr", "random", "ifd"), (0.05, 0.2))):
+        alpaca(number, scorer, "own", "small", fraction, tmp_path, {"tasks": 1 + fraction, "heldout": 0.5})
+    table = main_table(read_jobs(tmp_path))
+    assert table.columns[3:] == ["heldout 5%", "heldout 20%", "tasks 5%", "tasks 20%"]
+    assert [row[:3] for row in table.rows] == [
+        ["own", "small", name] for name in ("Random", "Superfiltering", "GradFiltering")
+    ]
+    assert table.rows[2][3:] == [0.5, 0.5, pytest.approx(1.05), pytest.approx(1.2)]
+    assert "4 of 4 cases" in table.note
+
+
+def test_a_method_is_no_option_beside_the_scorer_and_selector_it_stands_for(tmp_path):
+    for number, (method, scorer) in enumerate((("gradfiltering", "gsnr"), ("superfiltering", "ifd"))):
+        config = config_of(tmp_path / str(number), scorer)
+        selection = {"scorer": scorer, "selector": "top", "fraction": 0.2, "selected": 2}
+        write_run(tmp_path / str(number), config, [f"method={method}"], selection=selection)
+    assert varying(read_jobs(tmp_path)) == set()
+    write_sweep(tmp_path, Console(quiet=True))
+    cells = next(iter(heat_maps((tmp_path / "sweep.html").read_text("utf-8")).values()))["e1_e2"]
+    assert list(cells) == ["gsnr", "ifd"] and all(kind != "none" for row in cells.values() for kind, _ in row)
+
+
 def test_the_ablation_is_the_difference_to_gsnr_in_the_same_case(sweep):
     jobs = read_jobs(sweep)
     table = ablation_table(jobs, varying(jobs))

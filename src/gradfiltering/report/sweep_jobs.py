@@ -16,7 +16,7 @@ from gradfiltering.report.diagnostics import spearman
 from gradfiltering.report.yaml_file import read_yaml
 
 # Options that are axes of their own, or that no result depends on.
-AXES = ("scorer", "selector", "ensemble.m", "epochs", "epochs.early", "epochs.late")
+AXES = ("method", "scorer", "selector", "ensemble.m", "epochs", "epochs.early", "epochs.late")
 PLACES = ("run_dir", "logger", "progress", "debug", "store", "hydra", "trainer", "batch", "seed")
 DATASETS = {"tatsu-lab/alpaca": "Alpaca", "vicgalle/alpaca-gpt4": "Alpaca-GPT4"}
 SIZES = {"7b": "LLaMA-2 7B", "13b": "LLaMA-2 13B"}

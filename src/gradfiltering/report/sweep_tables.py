@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from gradfiltering.judge.pws import ALL_SETS
 from gradfiltering.report.sweep_jobs import DATASETS, SIZES, Job
 from gradfiltering.store import atomic_path
 
@@ -88,37 +89,45 @@ class SheetTable:
 
 
 def main_table(jobs: Sequence[Job]) -> SheetTable | None:
-    """The paper's 24 cases, None where the sweep holds none of them.
+    """The paper's 24 cases, or the same table of whatever cases a sweep of its methods has instead.
 
     Rows are dataset, target and method, columns fraction and prompt set; cells PWS against the model tuned on all data.
+
+    Returns:
+        None where the sweep has neither.
     """
     found: dict[tuple, list[float]] = {}
     for job in jobs:
-        for name in PAPER_SETS:
+        for name in job.summary.get("pws", {}).get("full", {}):
             value = _pws(job, "full", name)
-            if value is not None and job.dataset in DATASETS.values() and job.fraction is not None:
-                key = (job.dataset, job.target, _method(job), job.fraction, name)
+            if name != ALL_SETS and value is not None and job.fraction is not None:
+                key = (job.dataset, job.target, method_of(job), job.fraction, name)
                 found.setdefault(key, []).append(value)
-    if not found:
+    papers = {key: values for key, values in found.items() if key[0] in DATASETS.values() and key[4] in PAPER_SETS}
+    if papers:
+        found, datasets, sets, fractions = papers, list(DATASETS.values()), list(PAPER_SETS), set(PAPER_FRACTIONS)
+    elif set(PAPER_METHODS) <= {key[2] for key in found}:
+        datasets, sets, fractions = sorted({key[0] for key in found}), sorted({key[4] for key in found}), set()
+    else:
         return None
     targets = sorted({key[1] for key in found}, key=str.lower)
     if set(targets) <= set(SIZES.values()):
         targets = list(SIZES.values())
     others = sorted({key[2] for key in found} - set(PAPER_METHODS))
     methods = [*PAPER_METHODS, *others]
-    fractions = sorted({*PAPER_FRACTIONS, *(key[3] for key in found)})
-    places = [(fraction, name) for name in PAPER_SETS for fraction in fractions]
+    fractions |= {key[3] for key in found}
+    places = [(fraction, name) for name in sets for fraction in sorted(fractions)]
 
     def cell(*key: object) -> float | None:
         return fmean(found[key]) if key in found else None
 
     rows: list[list[str | float | None]] = [
         [data, target, PAPER_METHODS.get(method, method), *(cell(data, target, method, *place) for place in places)]
-        for data in DATASETS.values()
+        for data in datasets
         for target in targets
         for method in methods
     ]
-    cases = [(data, target, *place) for data in DATASETS.values() for target in targets for place in places]
+    cases = [(data, target, *place) for data in datasets for target in targets for place in places]
     compared = []
     for data, target, *place in cases:
         own, rivals = cell(data, target, REFERENCE, *place), [cell(data, target, m, *place) for m in ("random", "ifd")]
@@ -127,7 +136,12 @@ def main_table(jobs: Sequence[Job]) -> SheetTable | None:
     there = sum(cell(data, target, REFERENCE, *place) is not None for data, target, *place in cases)
     note = f"GradFiltering was measured in {there} of {len(cases)} cases"
     note += f"; it is at or above both rivals in {sum(compared)} of {len(compared)}." if compared else "."
-    columns = ["data", "target", "method", *(f"{PAPER_SETS[name]} {fraction:.0%}" for fraction, name in places)]
+    columns = [
+        "data",
+        "target",
+        "method",
+        *(f"{PAPER_SETS.get(name, name)} {fraction:.0%}" for fraction, name in places),
+    ]
     caption = "Pairwise winning score against the model tuned on all data (1 = on a par)."
     return SheetTable("main", caption, columns, rows, 3, note)
 
@@ -146,7 +160,7 @@ def ablation_table(jobs: Sequence[Job], options: set[str]) -> SheetTable | None:
             members = "" if job.members is None else str(job.members)
             share = "" if job.fraction is None else f"{job.fraction:.0%}"
             case: tuple[str, ...] = (job.dataset, job.target, share, members, job.epochs or "", name, job.rest(options))
-            cases.setdefault(case, {}).setdefault(_method(job), []).append(value)
+            cases.setdefault(case, {}).setdefault(method_of(job), []).append(value)
     whole = {case: values for case, values in cases.items() if REFERENCE in values and len(values) > 1}
     if not whole:
         return None
@@ -194,7 +208,8 @@ def _pws(job: Job, against: str, name: str) -> float | None:
     return job.summary.get("pws", {}).get(against, {}).get(name, {}).get("value")
 
 
-def _method(job: Job) -> str:
+def method_of(job: Job) -> str:
+    """How a job's rows were chosen, in a word where it has one."""
     return "random" if job.method == RANDOM_SELECTOR else job.method
 
 
