@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from scipy.stats import rankdata
 
 from gradfiltering.report.diagnostics import spearman
+from gradfiltering.report.page.folder import read_curves
 from gradfiltering.report.yaml_file import read_yaml
 
 # Options that are axes of their own, or that no result depends on.
@@ -109,6 +110,11 @@ class Job:
             return np.zeros(0, dtype=np.int64), np.zeros(0)
         table = pq.read_table(path, columns=["example_id", "score"]).sort_by("example_id")
         return table["example_id"].to_numpy(), table["score"].to_numpy()
+
+    @cached_property
+    def curves(self) -> dict[str, dict[str, np.ndarray]]:
+        """Columns of the convergence curve of each model that was trained."""
+        return read_curves(self.path)
 
     def _class(self, part: str) -> str:
         return str(self.config.get(part, {}).get("_target_", "")).rpartition(".")[2] or "–"

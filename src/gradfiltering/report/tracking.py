@@ -14,7 +14,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 
 from gradfiltering.proxy.devices import rank
 from gradfiltering.report.extracts import extracts, markdown, read_curve, write_csv
-from gradfiltering.report.page.build import FIGURES
+from gradfiltering.report.page.figures import FIGURES
 from gradfiltering.report.wandb_run import WandbRun
 
 

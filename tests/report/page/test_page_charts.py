@@ -61,3 +61,15 @@ def test_figures_are_png_and_svg_with_text_as_text_and_the_same_bytes_each_time(
     words = "".join(ET.parse(first[1]).getroot().itertext())
     assert "y $ <b>" in words and "a <b> $x$ \ufffd" in words and "limit" in words
     assert "who & why" in "".join(ET.parse(first[3]).getroot().itertext())
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [([120.0, 8000.0], {"200", "500", "1000", "2000", "5000"}), ([1.0, 1e6], set())],
+    ids=["few decades", "many"],
+)
+def test_a_logarithmic_axis_of_few_decades_has_labels_that_do_not_touch(tmp_path, values, labels):
+    chart = Chart("log", "?", "x", "y", [Series("", values, [1.0, 2.0])], x_log=True)
+    svg = ET.parse(write_figures([chart], tmp_path)[1]).getroot()
+    written = {"".join(element.itertext()).strip() for element in svg.iter("{http://www.w3.org/2000/svg}text")}
+    assert labels <= written and not any("×" in text for text in written)

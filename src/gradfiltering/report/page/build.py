@@ -12,7 +12,7 @@ from gradfiltering.data.shown import keep_rows
 from gradfiltering.errors import UserError
 from gradfiltering.report.page import answer, convergence, explorer, health, provenance
 from gradfiltering.report.page.charts import Chart
-from gradfiltering.report.page.figures import write_figures
+from gradfiltering.report.page.figures import FIGURES, write_figures
 from gradfiltering.report.page.folder import RunFolder
 from gradfiltering.report.page.render import render
 from gradfiltering.report.page.selection import selection_charts
@@ -20,7 +20,6 @@ from gradfiltering.report.page.table import RowTable, row_table
 from gradfiltering.store import Store, atomic_path
 
 PAGE = "report.html"
-FIGURES = "figures"
 ALL = "all"
 
 

@@ -66,11 +66,12 @@ def convergence_charts(run: RunFolder) -> list[Chart]:
                     x, y = curve[x_column][known], curve[column][known]
                     series.append(Series(model, x, y, colour=colour, dash=model == "random"))
             if series:
-                charts.append(_chart(loss, axis, series))
+                charts.append(loss_chart(loss, axis, series))
     return charts
 
 
-def _chart(loss: str, axis: str, series: list[Series]) -> Chart:
+def loss_chart(loss: str, axis: str, series: list[Series]) -> Chart:
+    """One of `LOSSES` against one of `AXES`, a line a model."""
     words = "loss on held-out rows" if loss == "heldout" else "mean loss since the point before"
     return Chart(
         name=f"{loss}_{axis}",

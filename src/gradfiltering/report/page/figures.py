@@ -9,11 +9,13 @@ import numpy as np
 from gradfiltering.report.page.charts import Chart, Series
 from gradfiltering.store import atomic_path
 
+FIGURES = "figures"  # of the run folder, or of a sweep's
 # After Okabe and Ito (2008), darkened until each has a contrast of 3 to white; page.css has the same for both themes.
 PALETTE = ("#0072b2", "#c65300", "#00805c", "#a8417f", "#7d6600", "#4d5358")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 SHADES = "cividis"
 MUTED = "#57606a"
+FEW_DECADES = 1000
 WIDTH_INCHES = 6.4
 PIXELS_PER_INCH = 100
 STYLE: Any = {
@@ -74,6 +76,8 @@ def draw(chart: Chart, figure: Any) -> None:
         axes.set_xscale("log")
     if chart.y_log:
         axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        _label_decades(axis)
     if chart.x_ticks:
         axes.set_xticks([at for at, _ in chart.x_ticks], [_escaped(label) for _, label in chart.x_ticks])
     if chart.whole_x:
@@ -85,6 +89,17 @@ def draw(chart: Chart, figure: Any) -> None:
     if chart.shade_title and shaded is not None:
         bar = figure.colorbar(shaded, ax=axes, label=_escaped(chart.shade_title), ticks=[0, 1])
         bar.ax.set_yticklabels([_escaped(end) for end in chart.shade_ends])
+
+
+def _label_decades(axis: Any) -> None:
+    """Labels 1, 2 and 5 of each decade on a logarithmic axis of few, where Matplotlib's own run into each other."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    low, high = axis.get_view_interval()
+    if axis.get_scale() == "log" and high < FEW_DECADES * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def _draw_series(axes: Any, series: Series, number: int) -> None:

@@ -126,8 +126,7 @@ class RunFolder:
     @cached_property
     def curves(self) -> dict[str, dict[str, np.ndarray]]:
         """Columns of each target's `curve.csv`, NaN where nothing was measured; the candidate first."""
-        names = sorted((path.parent.name for path in self.path.glob("target/*/curve.csv")), key=_candidate_first)
-        return {name: _curve(self.path / "target" / name / "curve.csv") for name in names}
+        return read_curves(self.path)
 
     @cached_property
     def texts(self) -> Texts:
@@ -174,6 +173,12 @@ class RunFolder:
     def _log(self, name: str) -> GradientLog | None:
         folder = self.path / name
         return GradientLog(folder) if any(folder.glob("member=*/epoch=*/*.parquet")) else None
+
+
+def read_curves(run_dir: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Columns of each target's `curve.csv` by model, NaN where nothing was measured; the candidate first."""
+    names = sorted((path.parent.name for path in run_dir.glob("target/*/curve.csv")), key=_candidate_first)
+    return {name: _curve(run_dir / "target" / name / "curve.csv") for name in names}
 
 
 def _curve(path: Path) -> dict[str, np.ndarray]:

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from gradfiltering.report.page.figures import FIGURES, write_figures
 from gradfiltering.report.page.render import render
+from gradfiltering.report.page.sweep_curves import curve_charts
 from gradfiltering.report.sweep_jobs import Job, planned, varying
 from gradfiltering.report.sweep_tables import SheetTable, ablation_table, main_table
 from gradfiltering.store import atomic_path
@@ -69,7 +71,7 @@ def write_sweep_page(
     overlap: np.ndarray,
     correlation: np.ndarray,
 ) -> Path:
-    """Writes the page and `tables/` with LaTeX, Markdown and CSV of every table.
+    """Writes the page, `tables/` with LaTeX, Markdown and CSV of every table, and `figures/` where jobs have them too.
 
     Args:
         folder: of the sweep.
@@ -89,6 +91,9 @@ def write_sweep_page(
     plain = [_job_table(rows), _grid_table(jobs, rows, metrics, options), _pair_table(jobs, overlap, correlation)]
     for table in (*tables, *plain):
         table.write(folder / TABLES)
+    charts = curve_charts(jobs, options)
+    if any(job.config.get("report", {}).get("figures") for job in jobs):
+        write_figures(charts, folder / FIGURES)
     pairs = {"jaccard": overlap, "rank_correlation": correlation}
     known = {name: values for name, values in pairs.items() if np.isfinite(values).any() and len(jobs) <= MOST_PAIRED}
     context = {
@@ -96,6 +101,7 @@ def write_sweep_page(
         "count": len(jobs),
         "best": [one for metric in metrics if (one := _best(metric, jobs, rows, options))],
         "grids": grids,
+        "curves": [chart.name for chart in charts],
         "tables": tables,
         "pairs": [(*PAIRS[name], _pair_cells(values)) for name, values in known.items()],
         "columns": [metric.short for metric in metrics],
@@ -104,7 +110,7 @@ def write_sweep_page(
         "missing": sum(cell.text == NO_JOB for cell in _first_cells(grids)),
         "unmeasured": sum(cell.text == NOT_MEASURED for cell in _first_cells(grids)),
     }
-    text = render("sweep.html", context, charts=[], styles=["sweep.css"])
+    text = render("sweep.html", context, charts, styles=["sweep.css"])
     with atomic_path(folder / PAGE) as part:
         part.write_text(text, encoding="utf-8", newline="\n")
     return folder / PAGE
