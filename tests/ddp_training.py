@@ -107,7 +107,9 @@ def train_all(folder: Path, trainer: partial[L.Trainer]) -> None:
             )
         unfinished = Unfinished(Store(folder / "store"), {"rows": rows})
         finetune("candidate", backbone, encoded, TUNING, 0, trainer, own / "target", unfinished)
+        # Rows of one utility but for rounding, which is another in each process, as on machines of different kinds.
         difficulty, bare = np.random.default_rng(rows).uniform(0.2, 1.2, (2, rows))
+        bare = bare.round(1) + 1e-12 * np.random.default_rng(devices.rank()).normal(size=rows) * devices.rank()
         ids = encoded.examples.example_ids
         evidence = Evidence(ids, 0, EPOCHS, observed=Observed(BareLosses(bare, None)), examples=encoded.examples)
         for rate in SAMPLE_RATES:

@@ -134,7 +134,8 @@ class LeadTuning(FineTuning):
 
     def training_step(self, number: Any, index: int) -> None:
         """One round: choose, train, and learn from what the training showed."""
-        chosen, lr = self.curriculum.pick(), self._set_lr()
+        # The first process chooses for all: rounding may differ between machines, and of two like rows decide.
+        chosen, lr = once(self.curriculum.pick), self._set_lr()
         before = self.curriculum.distinct
         self._seen, self._gradient = {}, 0.0
         for rows in np.array_split(chosen.rows, -(-len(chosen.rows) // self.settings.batch_size)):
