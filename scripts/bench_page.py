@@ -1,0 +1,81 @@
+"""How a page opens and answers in headless Chromium: size, first paint, searching, sorting, console and network.
+
+PYTHONPATH=. python scripts/bench_page.py logs/runs/…/report.html --search poem python "three tips" --screenshots shots/
+
+First paint is the browser's first-contentful-paint. A search or a sort is timed from the event to the frame that shows
+its answer. Needs Chromium and what the tests need (`pip install -e '.[dev]'`).
+"""
+
+import argparse
+import asyncio
+import base64
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tests.report.browsing import browse
+
+SEARCH = """new Promise((done) => {
+  const field = document.getElementById("q"), started = performance.now();
+  field.value = TEXT;
+  field.dispatchEvent(new Event("input", {bubbles: true}));
+  const shown = () => done([performance.now() - started, document.getElementById("count").textContent]);
+  requestAnimationFrame(() => requestAnimationFrame(shown));
+})"""
+SORT = """new Promise((done) => {
+  const started = performance.now();
+  document.querySelectorAll("#grid-head [role=columnheader]")[NUMBER].click();
+  requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now() - started)));
+})"""
+PAINT = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("page", type=Path)
+    parser.add_argument("--search", nargs="+", default=["a", "the", "poem", "no such words"])
+    parser.add_argument("--screenshots", type=Path, help="folder for pictures: 1440 and 390 pixels, light and dark")
+    options = parser.parse_args()
+    found: dict[str, Any] = {"size_mb": round(options.page.stat().st_size / 1e6, 2)}
+
+    async def measure(tab: Any) -> None:
+        found["first_paint_ms"] = round(await tab.evaluate(PAINT))
+        await tab.evaluate("document.getElementById('explorer').scrollIntoView()")
+        searches = {}
+        for text in options.search:
+            seconds, shown = await tab.evaluate(SEARCH.replace("TEXT", json.dumps(text)))
+            searches[text] = f"{seconds:.0f} ms: {shown}"
+        await tab.evaluate(SEARCH.replace("TEXT", '""'))
+        columns = await tab.evaluate("document.querySelectorAll('#grid-head [role=columnheader]').length")
+        sorts = [await tab.evaluate(SORT.replace("NUMBER", str(number))) for number in range(columns)]
+        found.update(search=searches, slowest_sort_ms=round(max(sorts)), sorts=columns)
+
+    path = options.page.resolve()
+    with tempfile.TemporaryDirectory() as scratch:
+        said, asked = browse(Path(scratch), path, measure)
+    found.update(console=said, requests=[url for url in asked if url != path.as_uri()])
+    print(json.dumps(found, indent=2, ensure_ascii=False))
+    if options.screenshots:
+        options.screenshots.mkdir(parents=True, exist_ok=True)
+        for width in (1440, 390):
+            for theme in ("light", "dark"):
+                take(path, width, theme, options.screenshots / f"{width}-{theme}.png")
+
+
+def take(page: Path, width: int, theme: str, file: Path) -> None:
+    """Writes a picture of the whole page."""
+
+    async def script(tab: Any) -> None:
+        await asyncio.sleep(1)  # charts move into place
+        size = (await tab.send("Page.getLayoutMetrics"))["cssContentSize"]
+        clip = {"x": 0, "y": 0, "width": width, "height": size["height"], "scale": 1}
+        shot = await tab.send("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
+        file.write_bytes(base64.b64decode(shot["data"]))
+
+    with tempfile.TemporaryDirectory() as scratch:
+        browse(Path(scratch), page, script, width, theme)
+
+
+if __name__ == "__main__":
+    main()
