@@ -10,8 +10,8 @@
   const format = (value, key) => {
     if (value === null || value === undefined) return "–";
     if (key === "stability") return `${Math.round(100 * value)}%`;
-    if (Number.isInteger(value)) return value.toLocaleString("en");
     const size = Math.abs(value);
+    if (Number.isInteger(value) && size < 1e6) return value.toLocaleString("en");
     return size >= 1e5 || size < 1e-3 ? value.toExponential(2) : String(Number(value.toPrecision(4)));
   };
   // Control characters, which would be invisible or break lines, as their pictures.
@@ -28,7 +28,7 @@
   const columns = [
     {key: "id", title: "row", number: true, size: 3.6, value: (i) => data.id[i]},
     ...(data.kept ? [{key: "kept", title: "chosen", size: 5.2, value: (i) => data.kept[i], show: (i) => data.kept[i] ? "✓ chosen" : "dropped"}] : []),
-    {key: "prompt", title: "prompt", wide: true, size: 17, value: (i) => index()[i], show: (i) => line(data.prompt[i] || data.response[i] || "")},
+    {key: "prompt", title: "prompt", wide: true, size: 13, value: (i) => index()[i], show: (i) => line(data.prompt[i] || data.response[i] || "")},
     ...numbers(["rank", "score", "drop", "variance", "length", "stability"]),
     ...names("kind"), ...names("source"), ...numbers(["g_early", "g_late"]),
   ];
