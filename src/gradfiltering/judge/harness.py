@@ -12,8 +12,8 @@ from peft import PeftModel
 from gradfiltering.errors import UserError
 from gradfiltering.judge.local_judge import load_alone
 from gradfiltering.proxy.backbone import Loaded, PretrainedBackbone
-from gradfiltering.report.yaml_file import read_yaml
 from gradfiltering.store import write_json
+from gradfiltering.yaml_file import read_yaml
 
 NEAR = 3  # task names of like spelling that an error lists
 STDERR_RESAMPLES = 1000  # for metrics whose standard error has no formula

@@ -9,8 +9,8 @@ import yaml
 
 from gradfiltering.proxy.devices import rank
 from gradfiltering.report.citations import bibtex
-from gradfiltering.report.yaml_file import read_yaml
 from gradfiltering.store import atomic_path
+from gradfiltering.yaml_file import read_yaml
 
 CARD = "README.md"
 TUNING = ("epochs", "batch_size", "lr", "schedule")

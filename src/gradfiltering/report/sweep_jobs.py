@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 
 from gradfiltering.report.diagnostics import spearman
 from gradfiltering.report.page.folder import read_curves
-from gradfiltering.report.yaml_file import read_yaml
+from gradfiltering.yaml_file import read_yaml
 
 # Options that are axes of their own, or that no result depends on.
 AXES = ("method", "scorer", "selector", "ensemble.m", "epochs", "epochs.early", "epochs.late")

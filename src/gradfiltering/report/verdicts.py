@@ -12,8 +12,8 @@ from rich.text import Text
 
 from gradfiltering.judge.compare import compare_candidates, holm, read_outcomes
 from gradfiltering.judge.pws import ALL_SETS
-from gradfiltering.report.yaml_file import read_yaml
 from gradfiltering.store import write_json
+from gradfiltering.yaml_file import read_yaml
 
 COMPARISONS_SHOWN = 10
 

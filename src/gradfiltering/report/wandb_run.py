@@ -12,8 +12,8 @@ from lightning.pytorch.loggers import WandbLogger
 
 from gradfiltering.data.shown import FILE as ROWS
 from gradfiltering.report.extracts import Extract
-from gradfiltering.report.yaml_file import read_yaml
 from gradfiltering.store import fingerprint
+from gradfiltering.yaml_file import read_yaml
 
 # Options that change how, where or how far a run goes, but not which experiment it is.
 NOT_THE_EXPERIMENT = {"run_dir", "until", "debug", "progress", "logger", "trainer", "store", "batch"}

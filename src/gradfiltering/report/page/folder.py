@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from gradfiltering.data import shown
 from gradfiltering.errors import UserError
 from gradfiltering.proxy.log import EpochPair, GradientLog
-from gradfiltering.report.yaml_file import read_yaml
+from gradfiltering.yaml_file import read_yaml
 
 CURVE_COLUMNS = ("step", "examples_seen", "tokens_seen", "seconds", "train_loss", "heldout_loss")
 
