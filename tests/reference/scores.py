@@ -49,4 +49,3 @@ def ranks(example_ids: Sequence[int], scores: Sequence[float]) -> list[int]:
 
 
 relative_variance = _each(lambda g_s, g_t, v_t, eps: v_t / (g_t * g_t + eps))
-gsnr_relative = _each(lambda g_s, g_t, v_t, eps: (g_s - g_t) / (g_s + eps) / (v_t / (g_t * g_t + eps) + eps))

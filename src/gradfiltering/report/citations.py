@@ -196,7 +196,6 @@ CITED: dict[str, tuple[str, ...]] = {
     "scorers.normalized_drop.NormalizedDrop": METHOD,
     "scorers.variance_only.VarianceOnly": METHOD,
     "scorers.inverse_variance.InverseVariance": (),
-    "scorers.gsnr_relative.RelativeGSNR": METHOD,
     "scorers.gsnr_rank.RankGSNR": METHOD,
     "scorers.length_controlled.LengthControlled": (),
     "scorers.direction_gsnr.DirectionGSNR": METHOD,
