@@ -9,25 +9,30 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
-from gradfiltering.config import build, build_parts, run
+from gradfiltering.config.build import build, build_parts, run
+from gradfiltering.distributed import process_group as devices
 from gradfiltering.errors import plain_words
-from gradfiltering.plan import Plan
-from gradfiltering.proxy import devices
-from gradfiltering.report import screen
+from gradfiltering.experiment.stages import Plan
+from gradfiltering.reports import screen
 
 
 def experiment(cfg: DictConfig) -> None:
     """Runs the stages in order, up to `cfg.until`."""
     from gradfiltering.data.examples import Encoder
-    from gradfiltering.judge import stage as judging
-    from gradfiltering.proxy import adaptive, bare, influence, log
-    from gradfiltering.proxy import stage as proxy
-    from gradfiltering.report import cards, diagnostics, opening, tracking
-    from gradfiltering.report.page import build as page
+    from gradfiltering.evidence import adaptive_size as adaptive
+    from gradfiltering.evidence import base_model as bare
+    from gradfiltering.evidence import gradient_log as proxy
+    from gradfiltering.evidence import task_gradients as influence
+    from gradfiltering.experiment import start as opening
+    from gradfiltering.finetuning import targets as tuning
+    from gradfiltering.judging import answers_and_verdicts as judging
+    from gradfiltering.methods import diagnostics, lead
+    from gradfiltering.reports import cards
+    from gradfiltering.reports import experiment_logger as tracking
+    from gradfiltering.reports.page import build as page
+    from gradfiltering.runs import gradient_log as log
     from gradfiltering.scorers.base import Evidence, Scores, score_rows, write_known
     from gradfiltering.selectors.base import Choice, shortfall, write_subset
-    from gradfiltering.target import lead
-    from gradfiltering.target import stage as tuning
 
     part, seed, against = build_parts(cfg), cfg.seed, cfg.judge.against
     plan = Plan(cfg.until, part.scorer, part.selector, cfg.target.data)

@@ -38,19 +38,19 @@ from torch.func import functional_call, grad_and_value, vmap
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
 from gradfiltering.data.batches import Batch, collate
-from gradfiltering.data.corrupt import Corruption
 from gradfiltering.data.examples import Encoder, Examples
 from gradfiltering.data.schemas import Columns
 from gradfiltering.data.sources import FileSource, Heldout
-from gradfiltering.proxy.backbone import DTYPES, native_precision
-from gradfiltering.proxy.fused import FusedEngine
-from gradfiltering.proxy.gradients import GradientEngine
-from gradfiltering.proxy.loop import LoopEngine
-from gradfiltering.proxy.lora import Adapters, LoraSettings, initial_adapters
-from gradfiltering.proxy.memory import fitting_tokens, keep_freed_memory
-from gradfiltering.proxy.objective import ResponseNLL
-from gradfiltering.proxy.stage import matmul_parameters
-from gradfiltering.store import Store
+from gradfiltering.evidence.gradient_log import matmul_parameters
+from gradfiltering.gradients.engine import GradientEngine
+from gradfiltering.gradients.fused import FusedEngine
+from gradfiltering.gradients.loop import LoopEngine
+from gradfiltering.gradients.memory import fitting_tokens, keep_freed_memory
+from gradfiltering.models.language_model import DTYPES, native_precision
+from gradfiltering.models.lora import Adapters, LoraSettings, initial_adapters
+from gradfiltering.models.objectives import ResponseNLL
+from gradfiltering.runs.cache import Store
+from gradfiltering.synthetic.planted_defects import Corruption
 
 TUTORIAL_BATCH = 8
 GEMM = 4096

@@ -16,13 +16,13 @@ import time
 import urllib.request
 from pathlib import Path
 
-from gradfiltering.judge.asking import Asking
-from gradfiltering.judge.base import Question
-from gradfiltering.judge.budget import Limits, Prices
-from gradfiltering.judge.endpoint import Endpoint, Retries
-from gradfiltering.judge.openai_judge import OpenAIJudge, Request
-from gradfiltering.judge.prompts import Prompt
-from gradfiltering.judge.protocol import Protocol
+from gradfiltering.judging.asking import Asking
+from gradfiltering.judging.base import Question
+from gradfiltering.judging.budget import Limits, Prices
+from gradfiltering.judging.endpoint import Endpoint, Retries
+from gradfiltering.judging.openai_judge import OpenAIJudge, Request
+from gradfiltering.judging.prompts import Prompt
+from gradfiltering.judging.protocol import Protocol
 
 SERVER = Path(__file__).with_name("chat_server.py")
 WORDS = "An answer of some length, with a reason and an example. " * 12

@@ -21,20 +21,20 @@ import torch
 from datasets import concatenate_datasets
 
 from bench_gradients import peak_mb, reset_peak
-from gradfiltering.data.corrupt import Corruption
+from gradfiltering.data.dataset import Columns
 from gradfiltering.data.examples import Encoder
-from gradfiltering.data.module import EnsembleData
-from gradfiltering.data.records import Columns
 from gradfiltering.data.sources import TaskSource
-from gradfiltering.data.tasks import prose
-from gradfiltering.proxy.ensemble import EnsembleSettings, ProxyEnsemble
-from gradfiltering.proxy.fused import FusedEngine
-from gradfiltering.proxy.lora import LoraSettings, initial_adapters
-from gradfiltering.proxy.memory import keep_freed_memory
-from gradfiltering.proxy.objective import ResponseNLL
-from gradfiltering.proxy.pretrain import new_model, train_tokenizer
-from gradfiltering.proxy.state import State
-from gradfiltering.store import Store
+from gradfiltering.ensembles.data_module import EnsembleData
+from gradfiltering.ensembles.lora_ensemble import EnsembleSettings, ProxyEnsemble
+from gradfiltering.ensembles.training_state import State
+from gradfiltering.gradients.fused import FusedEngine
+from gradfiltering.gradients.memory import keep_freed_memory
+from gradfiltering.models.lora import LoraSettings, initial_adapters
+from gradfiltering.models.objectives import ResponseNLL
+from gradfiltering.runs.cache import Store
+from gradfiltering.synthetic.planted_defects import Corruption
+from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
+from gradfiltering.synthetic.task_generator import prose
 
 POOL = 5000  # different rows of the task generator; more of them are these again
 

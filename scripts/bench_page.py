@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.report.browsing import browse
+from tests.reports.browsing import browse
 
 SEARCH = """new Promise((done) => {
   const field = document.getElementById("q"), started = performance.now();

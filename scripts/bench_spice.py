@@ -14,8 +14,8 @@ import time
 import numpy as np
 import torch
 
-from gradfiltering.proxy.log import EpochPair
-from gradfiltering.report.run import peak_bytes
+from gradfiltering.runs.gradient_log import EpochPair
+from gradfiltering.runs.run_folder import peak_bytes
 from gradfiltering.scorers.base import Evidence
 from gradfiltering.selectors.spice import SpiceSelector
 

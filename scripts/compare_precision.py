@@ -15,11 +15,11 @@ import torch
 from scipy.stats import spearmanr
 
 from bench_gradients import Bench, add_common_options
-from gradfiltering.proxy.fused import FusedEngine
-from gradfiltering.proxy.gradients import GradientEngine
-from gradfiltering.proxy.loop import LoopEngine
-from gradfiltering.proxy.memory import keep_freed_memory
-from gradfiltering.proxy.objective import ResponseNLL
+from gradfiltering.gradients.engine import GradientEngine
+from gradfiltering.gradients.fused import FusedEngine
+from gradfiltering.gradients.loop import LoopEngine
+from gradfiltering.gradients.memory import keep_freed_memory
+from gradfiltering.models.objectives import ResponseNLL
 
 
 def main() -> None:

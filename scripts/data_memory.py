@@ -20,13 +20,13 @@ from pathlib import Path
 import datasets
 from transformers import AutoTokenizer, GPT2TokenizerFast
 
-from gradfiltering.data.corrupt import Corruption
 from gradfiltering.data.examples import Encoder
 from gradfiltering.data.schemas import Columns
 from gradfiltering.data.sources import FileSource, Heldout
-from gradfiltering.data.tasks import generate_rows, prose
-from gradfiltering.proxy.pretrain import train_tokenizer
-from gradfiltering.store import Store
+from gradfiltering.runs.cache import Store
+from gradfiltering.synthetic.planted_defects import Corruption
+from gradfiltering.synthetic.pretraining import train_tokenizer
+from gradfiltering.synthetic.task_generator import generate_rows, prose
 
 MIB = 2**20
 DISTINCT_ROWS = 2000  # of the generated file, told apart by a number

@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.disk import files_up_to
-from tests.pipeline import SMALL_MODELS, SMALL_RUN, SMALL_TASKS, run_train, summary, tiny_gpt2
+from tests.support.disk import files_up_to
+from tests.support.pipeline import SMALL_MODELS, SMALL_RUN, SMALL_TASKS, run_train, summary, tiny_gpt2
 
 from gradfiltering.errors import UserError, plain_words
-from gradfiltering.proxy.log import EpochLog, GradientLog, write_epoch
-from gradfiltering.store import atomic_path, write_json
+from gradfiltering.runs.cache import atomic_path, write_json
+from gradfiltering.runs.gradient_log import EpochLog, GradientLog, write_epoch
 
 GOOD = '{"instruction": "a", "input": "", "output": "b"}\n'
 TALK = '{"messages": [{"role": "%s", "content": "a"}]}\n'

@@ -14,9 +14,9 @@ from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from gradfiltering.config import build
-from gradfiltering.proxy.bare import AnswerLosses
-from gradfiltering.proxy.influence import TaskGradients
+from gradfiltering.config.build import build
+from gradfiltering.evidence.base_model import AnswerLosses
+from gradfiltering.evidence.task_gradients import TaskGradients
 
 CONF = Path(__file__).parents[1] / "conf"
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}

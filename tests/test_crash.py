@@ -10,10 +10,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from tests.crashes import Training
-from tests.pipeline import TINY_RUN, summary
+from tests.support.crashes import Training
+from tests.support.pipeline import TINY_RUN, summary
 
-from gradfiltering.upkeep import damaged, entries
+from gradfiltering.runs.cache_maintenance import damaged, entries
 
 # A checkpoint after every step.
 OFTEN = ["ensemble.checkpoint_minutes=1e-9", "target.tuning.checkpoint_minutes=1e-9"]

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tests.pipeline import TINY_RUN, run_train
+from tests.support.pipeline import TINY_RUN, run_train
 
 from gradfiltering.errors import UserError
-from gradfiltering.store import Store
-from gradfiltering.upkeep import entries, verify
+from gradfiltering.runs.cache import Store
+from gradfiltering.runs.cache_maintenance import entries, verify
 
 STAGES = {"backbone", "tokens", "bare_losses", "members", "gradient_log", "projections", "targets", "answers"}
 WHOLE = [*TINY_RUN, "ensemble.m=1", "selector=spice", "projection.width=8"]

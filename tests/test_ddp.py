@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
-from tests.pipeline import ROOT, SMALL_MODELS, SMALL_RUN, run_train, summary
-from tests.processes import TORCHRUN, finish, launch, run_in_processes, slurm_job, slurm_variables, start
+from tests.support.pipeline import ROOT, SMALL_MODELS, SMALL_RUN, run_train, summary
+from tests.support.processes import TORCHRUN, finish, launch, run_in_processes, slurm_job, slurm_variables, start
 
 ADAPTER_RTOL = 1e-8  # float64
 LOG_RTOL = 2e-7  # the log on disk is float32
@@ -216,10 +216,10 @@ def test_a_users_error_is_told_once_and_ends_all_processes(store, tmp_path, laun
 
 ONE_FAILS = """
 from functools import partial
-from gradfiltering.config import run
+from gradfiltering.config.build import run
 from gradfiltering.errors import UserError
-from gradfiltering.proxy import devices
-from tests.ddp_training import trainer_of
+from gradfiltering.distributed import process_group as devices
+from tests.support.ddp_training import trainer_of
 
 def main():
     devices.LAST_WORD = devices.timedelta(seconds=1)

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
-from tests.ddp_training import BUDGET, COLLECT, HELDOUT, ROWS, SAMPLE_RATES, train_all, trainer_of
-from tests.processes import TORCHRUN, run_in_processes
+from tests.support.ddp_training import BUDGET, COLLECT, HELDOUT, ROWS, SAMPLE_RATES, train_all, trainer_of
+from tests.support.processes import TORCHRUN, run_in_processes
 
 RTOL = 1e-8  # float64, over two epochs; found: 1e-15
 TARGET_RTOL = 1e-10  # of a tensor's largest entry; found: 1e-15
@@ -34,7 +34,7 @@ def trained(tmp_path_factory):
     @cache
     def run(processes, *launcher):
         folder = tmp_path_factory.mktemp(f"in-{processes}")
-        run_in_processes(folder / "tmp", *launcher, "-m", "tests.ddp_training", str(folder), str(processes))
+        run_in_processes(folder / "tmp", *launcher, "-m", "tests.support.ddp_training", str(folder), str(processes))
         return [folder / f"rank={rank}" for rank in range(processes)]
 
     return run

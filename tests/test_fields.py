@@ -13,15 +13,15 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
-from tests.fields import EVERYTHING, LEFT_OUT, TEXT, TOUCHING, UNTOUCHING
-from tests.pipeline import ROOT, run_train
+from tests.support.configuration_fields import EVERYTHING, LEFT_OUT, TEXT, TOUCHING, UNTOUCHING
+from tests.support.pipeline import ROOT, run_train
 
-from gradfiltering.proxy.log import EpochLog
-from gradfiltering.proxy.pretrain import corpus_hash, new_model, train_tokenizer
-from gradfiltering.proxy.state import State
+from gradfiltering.ensembles.training_state import State
+from gradfiltering.finetuning.lora_finetuning import TuningResult
+from gradfiltering.runs.cache import Store, fingerprint
+from gradfiltering.runs.gradient_log import EpochLog
 from gradfiltering.seeding import numpy_rng, torch_rng
-from gradfiltering.store import Store, fingerprint
-from gradfiltering.target.finetune import TuningResult
+from gradfiltering.synthetic.pretraining import corpus_hash, new_model, train_tokenizer
 
 # direction_gsnr looks at projections too, which the default scorer does not.
 BASE = [
@@ -55,7 +55,7 @@ def test_every_field_is_said_to_touch_something_or_nothing():
     said = [*TOUCHING, *UNTOUCHING, *LEFT_OUT]
     assert len(said) == len(set(said)), "a field stands in two tables"
     missing, gone = default_fields() - set(said), set(said) - default_fields()
-    assert not missing, f"say in tests/fields.py which stages these touch: {sorted(missing)}"
+    assert not missing, f"say in tests/support/configuration_fields.py which stages these touch: {sorted(missing)}"
     assert not gone, f"no field of the default configuration: {sorted(gone)}"
 
 
@@ -138,11 +138,11 @@ def finetune(name, backbone, rows, settings, seed, trainer, folder, unfinished):
 
 
 STAND_INS = {
-    "gradfiltering.proxy.backbone.pretrain": pretrain,
-    "gradfiltering.proxy.stage.train_stack": train_stack,
-    "gradfiltering.proxy.stage.measure_all": measure_all,
-    "gradfiltering.proxy.stage.response_losses": response_losses,
-    "gradfiltering.target.stage.finetune": finetune,
+    "gradfiltering.models.language_model.pretrain": pretrain,
+    "gradfiltering.evidence.gradient_log.train_stack": train_stack,
+    "gradfiltering.evidence.gradient_log.measure_all": measure_all,
+    "gradfiltering.evidence.gradient_log.response_losses": response_losses,
+    "gradfiltering.finetuning.targets.finetune": finetune,
 }
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from tests.pipeline import ROOT, SMALL_MODELS, SMALL_RUN, SMALL_TASKS, run_train, summary
-from tests.processes import launch
+from tests.support.pipeline import ROOT, SMALL_MODELS, SMALL_RUN, SMALL_TASKS, run_train, summary
+from tests.support.processes import launch
 
 JOBS = ("0", "1")
 SWEEP = ["-m", *SMALL_MODELS, *SMALL_RUN, *SMALL_TASKS, "logger=csv", "until=select", "scorer=gsnr,raw_drop"]

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 
-from tests.pipeline import ROOT
+from tests.support.pipeline import ROOT
 
 LARGE = {
     "torch", "lightning", "transformers", "peft", "datasets", "torchmetrics", "wandb", "pandas", "scipy", "sklearn",

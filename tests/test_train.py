@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
-from tests.pipeline import ROOT, SMALL_MODELS, SMALL_RUN, SMALL_TASKS, run_train, summary, tiny_gpt2
+from tests.support.pipeline import ROOT, SMALL_MODELS, SMALL_RUN, SMALL_TASKS, run_train, summary, tiny_gpt2
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
 SMALL = [*SMALL_MODELS, *SMALL_RUN, *SMALL_TASKS]

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from tests.pipeline import ROOT
+from tests.support.pipeline import ROOT
 
 pytest.importorskip("wandb_workspaces")
 

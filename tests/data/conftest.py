@@ -7,13 +7,13 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from gradfiltering.data.corrupt import Corruption
-from gradfiltering.data.formats import JSON_LINES
+from gradfiltering.data.dataset import Records
+from gradfiltering.data.file_formats import JSON_LINES
 from gradfiltering.data.mixture import MixtureSource
-from gradfiltering.data.records import Records
 from gradfiltering.data.schemas import Columns, Instruction
 from gradfiltering.data.sources import FileSource, Heldout
-from gradfiltering.store import Store
+from gradfiltering.runs.cache import Store
+from gradfiltering.synthetic.planted_defects import Corruption
 
 COLUMNS = Columns("instruction", "input", "output")
 ALPACA = Instruction("alpaca", "instruction", "input", "output")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gradfiltering.data.batches import IGNORED, Batch, LengthBatches, LengthBuckets, MemberBatches, collate, loader
 from gradfiltering.data.examples import Encoder
-from gradfiltering.data.module import EnsembleData
+from gradfiltering.ensembles.data_module import EnsembleData
 
 LENGTHS = np.random.default_rng(0).integers(5, 120, size=203)
 PAD = 7

@@ -12,10 +12,10 @@ from rich.console import Console
 from gradfiltering.data.batches import IGNORED, collate
 from gradfiltering.data.encoding import clean, fit
 from gradfiltering.data.examples import Encoder
-from gradfiltering.data.prompts import Turn, template_named
-from gradfiltering.data.rows import JsonRows
+from gradfiltering.data.json_rows import JsonRows
 from gradfiltering.data.schemas import NO_ASSISTANT, Columns, detect
 from gradfiltering.errors import UserError
+from gradfiltering.models.templates import Turn, template_named
 from gradfiltering.selectors.base import write_subset
 
 USUAL = Columns("instruction", "input", "output")

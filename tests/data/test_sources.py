@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from gradfiltering.data.corrupt import Corruption
+from gradfiltering.data.dataset import content_hash, write_truth
 from gradfiltering.data.loading import load
-from gradfiltering.data.prompts import Turn
-from gradfiltering.data.records import content_hash, write_truth
 from gradfiltering.data.schemas import Columns
 from gradfiltering.data.sources import Heldout, HubSource, TaskSource
 from gradfiltering.errors import UserError
+from gradfiltering.models.templates import Turn
 from gradfiltering.selectors.base import write_subset
+from gradfiltering.synthetic.planted_defects import Corruption
 
 NAMES = ("instruction", "input", "output", "n", "more", "question")
 PLANTED = Corruption(0.1, 0.1, 0.1, 0.1, 0.1, 0.1)

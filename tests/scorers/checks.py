@@ -7,7 +7,7 @@ import pytest
 from tests.reference import scores as reference
 
 from gradfiltering.errors import UserError
-from gradfiltering.proxy.log import EpochPair
+from gradfiltering.runs.gradient_log import EpochPair
 
 RTOL = 1e-9  # float64 sums in another order
 VARIANCE_RTOL = 1e-6  # a variance of nearly equal numbers cancels

@@ -3,8 +3,8 @@ import pytest
 from datasets import Dataset
 
 from gradfiltering.data.examples import Examples
-from gradfiltering.proxy.bare import Observed
-from gradfiltering.proxy.log import EpochLog, EpochPair, GradientLog, write_epoch
+from gradfiltering.evidence.base_model import Observed
+from gradfiltering.runs.gradient_log import EpochLog, EpochPair, GradientLog, write_epoch
 from gradfiltering.scorers.base import Evidence
 
 pytest.register_assert_rewrite("tests.scorers.checks")

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from gradfiltering.errors import UserError
-from gradfiltering.proxy.bare import AnswerLosses, PairedLosses
-from gradfiltering.proxy.stage import BareLosses
+from gradfiltering.evidence.base_model import AnswerLosses, PairedLosses
+from gradfiltering.evidence.gradient_log import BareLosses
 from gradfiltering.scorers.fused_rank import FusedRank
 from gradfiltering.scorers.gsnr import GSNR
 from gradfiltering.scorers.ifd import IFD

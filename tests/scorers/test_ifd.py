@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from gradfiltering.errors import UserError
-from gradfiltering.proxy.bare import AnswerLosses, PairedLosses
+from gradfiltering.evidence.base_model import AnswerLosses, PairedLosses
 from gradfiltering.scorers.ifd import IFD
 
 RTOL = 1e-12

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from gradfiltering.errors import UserError
-from gradfiltering.proxy.stage import BareLosses
+from gradfiltering.evidence.gradient_log import BareLosses
 from gradfiltering.scorers.gsnr import GSNR
 from gradfiltering.scorers.length import LengthScorer
 from gradfiltering.scorers.length_controlled import LengthControlled, length_bins

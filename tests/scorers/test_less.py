@@ -3,8 +3,8 @@ import pytest
 from tests.reference import less as reference
 
 from gradfiltering.errors import UserError
-from gradfiltering.proxy.influence import CheckpointGradients
-from gradfiltering.proxy.log import EpochPair
+from gradfiltering.evidence.task_gradients import CheckpointGradients
+from gradfiltering.runs.gradient_log import EpochPair
 from gradfiltering.scorers.base import Evidence
 from gradfiltering.scorers.less import BLOCK, LESS, influence, round_robin
 

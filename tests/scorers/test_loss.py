@@ -1,6 +1,6 @@
 import numpy as np
 
-from gradfiltering.proxy.stage import BareLosses
+from gradfiltering.evidence.gradient_log import BareLosses
 from gradfiltering.scorers.loss import LossScorer
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 from scipy.stats import kstest
 
-from gradfiltering.proxy.log import EpochPair
+from gradfiltering.runs.gradient_log import EpochPair
 from gradfiltering.scorers.base import Evidence
 from gradfiltering.scorers.random import RandomScorer
 

@@ -71,9 +71,9 @@ def test_rows_a_scorer_leaves_out_are_listed_with_the_others(tmp_path):
 
 
 def test_evidence_among_some_rows_is_about_them():
-    from gradfiltering.proxy.bare import AnswerLosses, Observed, PairedLosses
-    from gradfiltering.proxy.log import EpochPair
-    from gradfiltering.proxy.stage import BareLosses
+    from gradfiltering.evidence.base_model import AnswerLosses, Observed, PairedLosses
+    from gradfiltering.evidence.gradient_log import BareLosses
+    from gradfiltering.runs.gradient_log import EpochPair
 
     need, ids = AnswerLosses("plain", 8), np.asarray([0, 2, 3, 9])
     values = np.arange(4.0)
@@ -89,7 +89,7 @@ def test_evidence_among_some_rows_is_about_them():
 
 
 def test_projections_that_nobody_made_are_an_error():
-    from gradfiltering.proxy.log import EpochPair
+    from gradfiltering.runs.gradient_log import EpochPair
 
     with pytest.raises(UserError, match="made no projections"):
         Evidence(np.arange(2), 0, EpochPair(1, 2)).member_projections()

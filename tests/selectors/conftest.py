@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from gradfiltering.proxy.bare import Observed
-from gradfiltering.proxy.log import EpochPair
+from gradfiltering.evidence.base_model import Observed
+from gradfiltering.runs.gradient_log import EpochPair
 from gradfiltering.scorers.base import Evidence, Scores
 
 TOTAL = 25

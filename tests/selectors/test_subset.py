@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, load_dataset
 
-from gradfiltering.data.formats import JSON_LINES
-from gradfiltering.data.records import Records
-from gradfiltering.data.rows import JsonRows
+from gradfiltering.data.dataset import Records
+from gradfiltering.data.file_formats import JSON_LINES
+from gradfiltering.data.json_rows import JsonRows
 from gradfiltering.data.schemas import Instruction
 from gradfiltering.scorers.base import Scores
 from gradfiltering.selectors.base import write_subset

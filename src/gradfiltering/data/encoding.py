@@ -5,8 +5,8 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from gradfiltering.data.prompts import closing, marks_assistant, stop_tokens
 from gradfiltering.data.schemas import EMPTY_RESPONSE, NO_ASSISTANT, Messages, Row, Schema, Segment
+from gradfiltering.models.templates import closing, marks_assistant, stop_tokens
 
 NO_RESPONSE = "no response token: the chat template marks none, or nothing precedes it"
 NO_RESPONSE_LEFT = "no response token left in max_tokens"

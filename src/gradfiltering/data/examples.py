@@ -17,13 +17,13 @@ from datasets import Sequence as SequenceFeature
 from rich.console import Console
 from rich.text import Text
 
+from gradfiltering.data.dataset import Records, content_hash
 from gradfiltering.data.encoding import NO_RESPONSE, NO_RESPONSE_LEFT, fit, pieces_of_rows, reason_of
-from gradfiltering.data.prompts import template_named
-from gradfiltering.data.records import Records, content_hash
-from gradfiltering.data.rows import RECORD, JsonRows, rows_of
+from gradfiltering.data.json_rows import RECORD, JsonRows, rows_of
 from gradfiltering.data.schemas import Schema
 from gradfiltering.errors import UserError
-from gradfiltering.store import Store, fingerprint
+from gradfiltering.models.templates import template_named
+from gradfiltering.runs.cache import Store, fingerprint
 
 ENCODED_FILE = "tokens.arrow"
 ENCODING_VERSION = 2  # raise it when the same rows would be encoded otherwise

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from gradfiltering.data.formats import JSON_LINES, Form
-from gradfiltering.data.records import Records
-from gradfiltering.data.rows import JsonRows, to_json
+from gradfiltering.data.dataset import Records
+from gradfiltering.data.file_formats import JSON_LINES, Form
+from gradfiltering.data.json_rows import JsonRows, to_json
 from gradfiltering.data.schemas import ROLES, Instruction, Messages
-from gradfiltering.store import atomic_path, write_json
+from gradfiltering.runs.cache import atomic_path, write_json
 
 READ_AT_ONCE = 1000  # rows
 # The names LLaMA-Factory has for the roles of a conversation.

@@ -11,10 +11,19 @@ import datasets
 import pyarrow as pa
 from datasets import Dataset
 
-from gradfiltering.data.formats import JSON_LINES, TYPED, DataFile, Form, batches_of, find_files, form_of, records_of
-from gradfiltering.data.rows import LINE, RECORD, JsonRows, Kinds, check_types, note_kinds, to_json
+from gradfiltering.data.file_formats import (
+    JSON_LINES,
+    TYPED,
+    DataFile,
+    Form,
+    batches_of,
+    find_files,
+    form_of,
+    records_of,
+)
+from gradfiltering.data.json_rows import LINE, RECORD, JsonRows, Kinds, check_types, note_kinds, to_json
 from gradfiltering.errors import UserError
-from gradfiltering.store import atomic_path, fingerprint
+from gradfiltering.runs.cache import atomic_path, fingerprint
 
 FORMAT = 2  # of the cache; raised when what stands in it changes its meaning
 WRITTEN_AT_ONCE = 2000  # rows

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from gradfiltering.data.dataset import Records, content_hash
 from gradfiltering.data.loading import Loaded, cached, load, open_rows, write_rows
-from gradfiltering.data.records import Records, content_hash
 from gradfiltering.data.sources import LoadedSource
 from gradfiltering.errors import UserError
 from gradfiltering.seeding import numpy_rng

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from gradfiltering.data.prompts import Turn, template_named
 from gradfiltering.errors import UserError
+from gradfiltering.models.templates import Turn, template_named
 
 Row = Mapping[str, Any]
 

@@ -7,15 +7,15 @@ from typing import Protocol
 import datasets
 from datasets import Dataset, load_dataset
 
-from gradfiltering.data import tasks
-from gradfiltering.data.corrupt import Corruption
-from gradfiltering.data.formats import JSON_LINES
+from gradfiltering.data.dataset import Records, check_rows
+from gradfiltering.data.file_formats import JSON_LINES
+from gradfiltering.data.json_rows import JsonRows, check_types
 from gradfiltering.data.loading import Loaded, load
-from gradfiltering.data.records import Records, check_rows
-from gradfiltering.data.rows import JsonRows, check_types
 from gradfiltering.data.schemas import Columns, Instruction, Messages, Schema, detect
 from gradfiltering.errors import UserError
 from gradfiltering.seeding import derive_seed, numpy_rng
+from gradfiltering.synthetic import task_generator as tasks
+from gradfiltering.synthetic.planted_defects import Corruption
 
 
 class Source(Protocol):

@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gradfiltering.data.dataset import Records, write_truth
 from gradfiltering.data.examples import Examples
-from gradfiltering.data.records import Records, write_truth
 from gradfiltering.errors import UserError
-from gradfiltering.proxy.bare import Need, Observed
-from gradfiltering.proxy.influence import CheckpointGradients, TaskGradients
-from gradfiltering.proxy.log import EpochPair, GradientLog
-from gradfiltering.store import atomic_path
+from gradfiltering.evidence.base_model import Need, Observed
+from gradfiltering.evidence.task_gradients import CheckpointGradients, TaskGradients
+from gradfiltering.runs.cache import atomic_path
+from gradfiltering.runs.gradient_log import EpochPair, GradientLog
 
 
 @dataclass(frozen=True)

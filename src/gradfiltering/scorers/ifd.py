@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradfiltering.data.prompts import TEMPLATES
 from gradfiltering.errors import UserError
-from gradfiltering.proxy.bare import AnswerLosses, Need
+from gradfiltering.evidence.base_model import AnswerLosses, Need
+from gradfiltering.models.templates import TEMPLATES
 from gradfiltering.scorers.base import Evidence, Scorer, Scores
 
 RATIOS = ("perplexity", "loss")

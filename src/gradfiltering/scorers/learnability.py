@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from gradfiltering.proxy.bare import Need
+from gradfiltering.evidence.base_model import Need
 from gradfiltering.scorers.base import Evidence, Scorer, Scores
 from gradfiltering.scorers.statistics import logged_pair
 

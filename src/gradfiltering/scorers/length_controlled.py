@@ -6,7 +6,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from gradfiltering.errors import UserError
-from gradfiltering.proxy.bare import Need
+from gradfiltering.evidence.base_model import Need
 from gradfiltering.scorers.base import Evidence, Scorer, Scores
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradfiltering.errors import UserError
-from gradfiltering.proxy.bare import Need
-from gradfiltering.proxy.influence import TaskGradients
+from gradfiltering.evidence.base_model import Need
+from gradfiltering.evidence.task_gradients import TaskGradients
 from gradfiltering.scorers.base import Evidence, Scorer, Scores
 
 COMBINE = ("max", "round_robin")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from gradfiltering.proxy.bare import Need
+from gradfiltering.evidence.base_model import Need
 from gradfiltering.scorers.base import Evidence, Scorer, Scores
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 from scipy.stats import rankdata
 
-from gradfiltering.proxy.bare import Need
+from gradfiltering.evidence.base_model import Need
 from gradfiltering.scorers.base import Evidence, Scorer, Scores
 
 

@@ -7,8 +7,8 @@ from typing import ClassVar
 import numpy as np
 
 from gradfiltering.errors import UserError
-from gradfiltering.proxy.bare import Need
-from gradfiltering.proxy.log import EpochLog
+from gradfiltering.evidence.base_model import Need
+from gradfiltering.runs.gradient_log import EpochLog
 from gradfiltering.scorers.base import Evidence, Scores
 
 

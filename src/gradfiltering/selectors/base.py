@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gradfiltering.data.dataset import Records
 from gradfiltering.data.export import write_rows
-from gradfiltering.data.records import Records
 from gradfiltering.errors import UserError
-from gradfiltering.proxy.bare import Need
+from gradfiltering.evidence.base_model import Need
+from gradfiltering.runs.cache import atomic_path
 from gradfiltering.scorers.base import Evidence, Scores
-from gradfiltering.store import atomic_path
 
 
 @dataclass(frozen=True)

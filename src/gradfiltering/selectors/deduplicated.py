@@ -7,7 +7,7 @@ import numpy as np
 
 from gradfiltering.data.examples import Examples
 from gradfiltering.errors import UserError
-from gradfiltering.proxy.bare import Need
+from gradfiltering.evidence.base_model import Need
 from gradfiltering.scorers.base import Evidence, Scores
 from gradfiltering.selectors.base import Budget, Choice, Selector, inner_budget
 

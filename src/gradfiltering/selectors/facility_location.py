@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from gradfiltering.errors import UserError
-from gradfiltering.proxy.bare import Need
+from gradfiltering.evidence.base_model import Need
 from gradfiltering.scorers.base import Evidence, Scores
 from gradfiltering.selectors.base import Budget, Choice, embeddings_of
 from gradfiltering.selectors.greedy import lazy_argmax

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.cluster.vq import kmeans2
 
 from gradfiltering.errors import UserError
-from gradfiltering.proxy.bare import Need
+from gradfiltering.evidence.base_model import Need
 from gradfiltering.scorers.base import Evidence, Scores
 from gradfiltering.scorers.length_controlled import length_bins
 from gradfiltering.seeding import derive_seed

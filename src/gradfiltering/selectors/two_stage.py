@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradfiltering.errors import UserError
-from gradfiltering.proxy.bare import Need
+from gradfiltering.evidence.base_model import Need
 from gradfiltering.scorers.base import Evidence, Scores
 from gradfiltering.selectors.base import Budget, Choice, Selector, inner_budget
 

@@ -1,0 +1,1 @@
+"""Options to objects: the only package that knows option paths."""

@@ -1,0 +1,1 @@
+"""Proxy ensembles: how members are trained and which snapshots are measured."""

@@ -1,0 +1,1 @@
+"""Measurements that scorers and selectors ask for, one file for each kind of request."""

@@ -1,0 +1,145 @@
+"""Which stages a run has, and what can be refused before any of them starts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gradfiltering.errors import UserError
+
+DATA = ("subset", "lead")
+BUDGET = ("selector.fraction", "selector.count")
+STAGES = ("proxy", "score", "select", "target", "judge", "report")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages up to `until`; of what the proxy stage measures, only what somebody needs.
+
+    Attributes:
+        until: the last stage.
+        scorer: how rows are scored.
+        selector: how rows are chosen; only its budget counts where the target chooses.
+        data: what the target trains on: `subset`, what the selector chose, or `lead`, what it chooses as it trains.
+    """
+
+    until: str
+    scorer: Any
+    selector: Any
+    data: str = "subset"
+
+    def __post_init__(self) -> None:
+        if self.until not in STAGES:
+            raise UserError(f"until={self.until} is no stage; choose one of: {', '.join(STAGES)}")
+        if self.data not in DATA:
+            raise UserError(f"target.data={self.data} is unknown; choose one of: {', '.join(DATA)}")
+        if self.leads and not self.reached("target"):
+            raise UserError(
+                f"until={self.until} ends before the target is trained, and with target.data=lead it chooses its rows "
+                "as it trains; give until=target or a later stage, or target.data=subset"
+            )
+
+    def reached(self, stage: str) -> bool:
+        """Whether the run gets as far as `stage`."""
+        return STAGES.index(stage) <= STAGES.index(self.until)
+
+    @property
+    def leads(self) -> bool:
+        """Whether the target chooses its rows as it trains."""
+        return self.data == "lead"
+
+    @property
+    def scored(self) -> bool:
+        """Whether anybody looks at the scores."""
+        return self.leads or "scores" in self.selector.needs or not self.reached("select")
+
+    @property
+    def needs(self) -> frozenset[Any]:
+        """What the scorer and the selector look at, as far as the run gets."""
+        if self.leads:
+            return self.looked_at | {"losses"}
+        selector = self.selector.needs if self.reached("select") else frozenset()
+        return self.looked_at | selector - {"scores"}
+
+    @property
+    def looked_at(self) -> frozenset[Any]:
+        """What the scores are made of, none where nobody looks at them."""
+        return self.scorer.needs if self.scored else frozenset()
+
+    @property
+    def influences(self) -> list[Any]:
+        """Of these, the needs for gradients at checkpoints; in the same order in every process."""
+        from gradfiltering.evidence.task_gradients import TaskGradients
+
+        return sorted((need for need in self.needs if isinstance(need, TaskGradients)), key=repr)
+
+    def validation(self, records: Any) -> dict[Any, Any]:
+        """The validation rows of each of these needs.
+
+        Raises:
+            UserError: there are none, or they do not fit.
+        """
+        from gradfiltering.data.validation_rows import validation_rows
+
+        return {need: validation_rows(records, need.validation, need.task) for need in self.influences}
+
+    def judged_on_validation(self, prompts: Sequence[Any]) -> list[str]:
+        """A warning where the rows that a score was fitted to are asked of the targets too."""
+        fitted = any(need.validation is None for need in self.influences)
+        if not fitted or all(prompt.prompt_set != "heldout" for prompt in prompts):
+            return []
+        return [
+            "the scorer chose rows that help on the held-out rows, and eval=heldout judges by the same rows, which "
+            "favours the candidate; give scorer.validation=FILE or choose another eval"
+        ]
+
+    def check_asked(self, overrides: Sequence[str]) -> None:
+        """Refuses a way of choosing that was asked for beside a target that chooses its rows itself.
+
+        Args:
+            overrides: of the command line.
+
+        Raises:
+            UserError: names the override and what to give instead.
+        """
+        if not self.leads:
+            return
+        for override in overrides:
+            option, _, value = override.lstrip("+~").partition("=")
+            place = option.rpartition("@")[2]  # of `scorer@target.lead.difficulty` what comes last
+            chooses = place.partition(".")[0] in ("scorer", "selector") and place not in BUDGET
+            if chooses or (place == "method" and value not in ("lead", "null")):
+                raise UserError(
+                    f"{override} has no effect with target.data=lead: the target chooses its rows itself as it trains; "
+                    "leave it out (selector.fraction= or selector.count= says how many rows, "
+                    "scorer@target.lead.difficulty= by what they are clustered), or give target.data=subset"
+                )
+
+    def check(
+        self, members: int, ensemble: Any, proxy: Any, target: Any, against: Sequence[str], generation: Any
+    ) -> None:
+        """Refuses what cannot end well, before anything is loaded or trained.
+
+        Args:
+            members: of the ensemble, the fewest that the run can end up with.
+            ensemble: its settings.
+            proxy: the proxy's backbone.
+            target: the target's.
+            against: what the candidate is held against.
+            generation: how the target answers.
+
+        Raises:
+            UserError: names the option and what to give instead.
+        """
+        from gradfiltering.evidence.task_gradients import members_of
+        from gradfiltering.finetuning.targets import check_opponents
+
+        if self.scored and self.reached("score"):
+            self.scorer.check(members)
+        for need in self.influences:
+            members_of(need, ensemble)
+        proxy.check()
+        if self.reached("target"):
+            check_opponents(against)
+            target.check()
+        if self.reached("judge"):
+            generation.check(target.context)

@@ -1,0 +1,1 @@
+"""LoRA fine-tuning of a target model on a set of rows."""

@@ -1,0 +1,1 @@
+"""Language models, LoRA adapters, losses and prompt templates."""

@@ -1,1 +1,0 @@
-"""The proxy ensemble: backbone, adapters, gradient engines, gradient log."""

@@ -1,0 +1,1 @@
+"""The run folder, the cache, and logging."""

@@ -1,0 +1,1 @@
+"""Intervals, tests and winning scores: arithmetic on arrays."""

@@ -1,0 +1,121 @@
+"""The pairwise winning score, its intervals, and what could have been found with so many prompts."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradfiltering.judging.verdicts import Verdict
+from gradfiltering.seeding import derive_seed
+from gradfiltering.statistics.intervals import bca_interval, detectable_difference, percentile_interval, sign_test
+
+ALL_SETS = "all"
+
+
+@dataclass(frozen=True)
+class PWS:
+    """A pairwise winning score with the counts it is made of.
+
+    Attributes:
+        value: (wins - losses) / judged + 1, from 0 to 2; 1 = as good as the opponent. None when nothing was judged.
+        low: lower end of the bootstrap interval; None when nothing was judged.
+        high: upper end of the interval; None when nothing was judged.
+        wins: prompts the candidate won.
+        ties: prompts that were level.
+        losses: prompts the opponent won.
+        unparsed: prompts without a verdict. They count neither as judged nor as ties.
+        bca_low: lower end of the bias-corrected and accelerated bootstrap interval.
+        bca_high: upper end of it.
+        sign_p: two-sided p-value of the exact sign test of wins against losses; ties say nothing about who is better.
+        detectable: the smallest difference from 1 that so many prompts would show as significant with a power of 80 %.
+
+    All but the counts are None when nothing was judged.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    wins: int
+    ties: int
+    losses: int
+    unparsed: int
+    bca_low: float | None = None
+    bca_high: float | None = None
+    sign_p: float | None = None
+    detectable: float | None = None
+
+
+def pairwise_winning_score(verdicts: Sequence[str], resamples: int, confidence: float, seed: int) -> PWS:
+    """PWS of a list of verdicts, with bootstrap intervals over prompts.
+
+    A bootstrap resample draws `judged` prompts with replacement. The score depends only on how many wins, ties and
+    losses are drawn, and those counts are multinomial with the observed shares; so drawing the counts is exactly that
+    bootstrap, without touching the prompts one by one.
+
+    Args:
+        verdicts: one of "win", "tie", "loss", "unparsed" per prompt.
+        resamples: bootstrap resamples.
+        confidence: probability mass of the interval, between 0 and 1.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: an unknown verdict, or an option out of range.
+    """
+    if resamples < 1:
+        raise ValueError(f"resamples is {resamples}; it must be at least 1")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1, both excluded")
+    counts = Counter(verdicts)
+    wins, ties, losses, unparsed = (counts.pop(name, 0) for name in ("win", "tie", "loss", "unparsed"))
+    if counts:
+        raise ValueError(f"unknown verdict {next(iter(counts))!r}; expected win, tie, loss or unparsed")
+    judged = wins + ties + losses
+    if judged == 0:
+        return PWS(None, None, None, wins, ties, losses, unparsed)
+    values = np.array([1.0, 0.0, -1.0])
+    numbers = np.array([wins, ties, losses])
+    drawn = np.random.default_rng(seed).multinomial(judged, numbers / judged, size=resamples)  # [resamples, 3]
+    # Whole numbers until here, so that equal scores are equal to the last bit, which BCa counts on.
+    scores = (drawn[:, 0] - drawn[:, 2]) / judged + 1  # [resamples, 3] -> [resamples]
+    value = (wins - losses) / judged + 1
+    low, high = percentile_interval(scores, confidence)
+    bca_low, bca_high = bca_interval(scores, value, values, numbers, confidence)
+    return PWS(
+        value=value,
+        low=low,
+        high=high,
+        wins=wins,
+        ties=ties,
+        losses=losses,
+        unparsed=unparsed,
+        bca_low=bca_low,
+        bca_high=bca_high,
+        sign_p=sign_test(wins, losses),
+        detectable=detectable_difference(values, numbers, confidence),
+    )
+
+
+def tally(verdicts: Iterable[Verdict], resamples: int, confidence: float, seed: int) -> dict[str, dict[str, PWS]]:
+    """PWS per opponent and prompt set, and pooled over the sets under "all".
+
+    Only each pair's first judging (`repeat` 0) counts: a repeat shows how steady the judge is, but it is not another
+    prompt, and counting it as one would make the interval too narrow.
+
+    Returns:
+        `{against: {prompt set or "all": PWS}}`, opponents and sets in order of first appearance, "all" last.
+    """
+    outcomes: dict[str, dict[str, list[str]]] = {}
+    for verdict in verdicts:
+        if verdict.repeat == 0:
+            outcomes.setdefault(verdict.against, {}).setdefault(verdict.prompt_set, []).append(verdict.verdict)
+    table: dict[str, dict[str, PWS]] = {}
+    for against, by_set in outcomes.items():
+        if ALL_SETS in by_set:
+            raise ValueError(f"a prompt set is called {ALL_SETS!r}, the name of the pool of all sets; rename it")
+        pool = [outcome for values in by_set.values() for outcome in values]
+        table[against] = {
+            name: pairwise_winning_score(values, resamples, confidence, derive_seed(seed, "pws", against, name))
+            for name, values in {**by_set, ALL_SETS: pool}.items()
+        }
+    return table

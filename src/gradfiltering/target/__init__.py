@@ -1,1 +1,0 @@
-"""LoRA fine-tuning of the target on chosen rows."""

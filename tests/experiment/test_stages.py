@@ -1,0 +1,119 @@
+import re
+from types import SimpleNamespace
+
+import pytest
+from tests.support.small_ensembles import other, settings
+
+from gradfiltering.ensembles.dropout_ensemble import DropoutEnsemble
+from gradfiltering.errors import UserError
+from gradfiltering.evidence.base_model import AnswerLosses
+from gradfiltering.experiment.stages import Plan
+from gradfiltering.judging.answers_and_verdicts import Generation
+from gradfiltering.scorers.gsnr import GSNR
+from gradfiltering.scorers.ifd import IFD
+from gradfiltering.scorers.less import LESS
+from gradfiltering.selectors.facility_location import FacilityLocationSelector
+from gradfiltering.selectors.random import RandomSelector
+from gradfiltering.selectors.top import TopSelector
+from gradfiltering.selectors.two_stage import TwoStageSelector
+
+TOP, COVER = TopSelector(0.5, None), FacilityLocationSelector(0.1, None, "euclidean")
+BOTH = TwoStageSelector(0.1, None, TOP, COVER)
+IFD_SCORER = IFD("perplexity", "plain", 1024, 1.0)
+LESS_SCORER, OWN_ROWS = (LESS([1, 2], 1, path, "auto", "max") for path in (None, "own.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("until", "scorer", "selector", "needs"),
+    [
+        ("report", GSNR(1e-8, 0), TOP, {"gradient_log"}),
+        ("select", IFD_SCORER, TOP, {AnswerLosses("plain", 1024)}),
+        ("select", GSNR(1e-8, 0), RandomSelector(0.1, None), set()),
+        ("select", GSNR(1e-8, 0), COVER, {"embeddings"}),
+        ("score", GSNR(1e-8, 0), COVER, {"gradient_log"}),
+        ("proxy", GSNR(1e-8, 0), RandomSelector(0.1, None), {"gradient_log"}),
+        ("select", LESS_SCORER, TOP, {LESS_SCORER.need}),
+        ("select", LESS_SCORER, BOTH, {LESS_SCORER.need, "embeddings"}),
+        ("select", IFD_SCORER, BOTH, {AnswerLosses("plain", 1024), "embeddings"}),
+    ],
+)
+def test_only_what_somebody_within_the_run_looks_at_is_needed(until, scorer, selector, needs):
+    assert Plan(until, scorer, selector).needs == needs
+
+
+def test_scores_are_no_need_of_the_proxys():
+    assert "scores" not in Plan("select", SimpleNamespace(needs=frozenset()), TOP).needs
+
+
+def test_gradients_at_checkpoints_are_told_from_other_needs():
+    assert Plan("select", LESS_SCORER, BOTH).influences == [LESS_SCORER.need]
+    assert Plan("select", GSNR(1e-8, 0), BOTH).influences == []
+
+
+def test_judging_by_the_rows_that_the_score_was_fitted_to_is_warned_of():
+    heldout, tasks = SimpleNamespace(prompt_set="heldout"), SimpleNamespace(prompt_set="tasks")
+    (warning,) = Plan("report", LESS_SCORER, TOP).judged_on_validation([tasks, heldout])
+    assert "favours the candidate" in warning and "scorer.validation=FILE" in warning
+    assert Plan("report", LESS_SCORER, TOP).judged_on_validation([tasks]) == []
+    assert Plan("report", OWN_ROWS, TOP).judged_on_validation([heldout]) == []
+    assert Plan("report", GSNR(1e-8, 0), TOP).judged_on_validation([heldout]) == []
+
+
+@pytest.mark.parametrize(("until", "refused"), [("judge", True), ("target", False)])
+def test_answers_that_leave_no_room_for_a_prompt_are_refused_before_any_training(until, refused):
+    backbone = SimpleNamespace(check=lambda: None, context=256)
+    plan = Plan(until, GSNR(1e-8, 0), TOP)
+    plan.check(5, None, backbone, backbone, ["full"], Generation(255, 8))
+    if refused:
+        with pytest.raises(UserError, match=r"generation\.max_new_tokens is 256, but the model's context holds 256"):
+            plan.check(5, None, backbone, backbone, ["full"], Generation(256, 8))
+    else:
+        plan.check(5, None, backbone, backbone, ["full"], Generation(256, 8))
+    with pytest.raises(UserError, match=r"generation\.max_new_tokens is 0"):
+        Generation(0, 8)
+
+
+def test_a_target_that_chooses_its_rows_needs_what_they_are_to_the_bare_model_and_no_ensemble():
+    plan = Plan("target", IFD_SCORER, COVER, "lead")
+    assert plan.needs == {AnswerLosses("plain", 1024), "losses"} and plan.scored and plan.leads
+
+
+@pytest.mark.parametrize("until", ["proxy", "score", "select"])
+def test_a_run_that_ends_before_its_target_chooses_is_refused_with_a_remedy(until):
+    with pytest.raises(UserError, match=f"until={until}.*until=target"):
+        Plan(until, IFD_SCORER, TOP, "lead")
+
+
+def test_unknown_training_data_is_refused():
+    with pytest.raises(UserError, match=r"target\.data=leed.*subset, lead"):
+        Plan("report", IFD_SCORER, TOP, "leed")
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["scorer=gsnr", "scorer.epsilon=1e-6", "+scorer@scorer.parts.el2n=el2n", "selector=stratified",
+     "selector.by=source", "method=spice"],
+)  # fmt: skip
+def test_a_way_of_choosing_beside_a_target_that_chooses_is_refused(override):
+    asked = ["target.data=lead", override, "seed=1"]
+    with pytest.raises(UserError, match=rf"{re.escape(override)} has no effect with target\.data=lead.*data=subset"):
+        Plan("target", IFD_SCORER, TOP, "lead").check_asked(asked)
+    Plan("target", IFD_SCORER, TOP).check_asked(asked)
+
+
+def test_what_a_target_that_chooses_looks_at_may_be_asked_for():
+    budget = ["selector.fraction=null", "selector.count=5"]
+    Plan("target", IFD_SCORER, TOP, "lead").check_asked(
+        ["method=lead", "seed=1", *budget, "scorer@target.lead.difficulty=loss", "target.lead.difficulty.limit=null"]
+    )
+
+
+def test_a_score_by_influence_of_members_that_are_not_trained_is_refused_before_anything_is_loaded():
+    backbone = SimpleNamespace(check=lambda: None, context=256)
+    passes = other(DropoutEnsemble, dropout=0.1, train_dropout=0.0)
+    rest = (backbone, backbone, ["full"], Generation(8, 8))
+    with pytest.raises(UserError, match=r"DropoutEnsemble with scorer\.members=1.*ensemble=lora"):
+        Plan("select", LESS_SCORER, BOTH).check(3, passes, *rest)
+    Plan("select", LESS_SCORER, BOTH).check(3, settings(), *rest)
+    Plan("select", GSNR(1e-8, 0), BOTH).check(3, passes, *rest)
+    Plan("select", LESS_SCORER, RandomSelector(0.1, None)).check(3, passes, *rest)

@@ -1,0 +1,134 @@
+"""Answers are generated once for a model, whatever it is called, and for nothing they do not depend on again."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from tests.support.disk import files_up_to
+from tests.support.pipeline import quiet_trainer
+
+from gradfiltering.errors import UserError
+from gradfiltering.judging import answers_and_verdicts as stage
+from gradfiltering.judging.prompts import Prompt
+from gradfiltering.models.language_model import PretrainedBackbone
+from gradfiltering.models.lora import LoraSettings
+from gradfiltering.runs.cache import Store, Workspace
+from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
+
+SHAPE = {"architecture": "llama", "layers": 1, "heads": 2, "width": 16, "context": 96, "vocabulary": 300}
+PROMPTS = [Prompt("some", str(number), f"Say {number} and more.", "", None) for number in range(5)]
+HOW = stage.Generation(max_new_tokens=6, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = train_tokenizer(["Say it is. 0 1 2 3 4 5 6 7 8 9"], SHAPE["vocabulary"])
+    new_model(SHAPE, tokenizer, 0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def backbone(base, tmp_path):
+    loader = PretrainedBackbone(str(base), None, "fp32", "sdpa", trust_remote_code=False)
+    return loader.load(Store(tmp_path / "store"), 0, quiet_trainer)
+
+
+@pytest.fixture
+def adapters(backbone, tmp_path):
+    """Two models, and one of them under another name."""
+    lora = LoraSettings(rank=2, alpha=4, target_modules="all-linear", init_b_std=0.0)
+    for name, seed in (("candidate", 0), ("full", 1)):
+        model, chance = lora.attach(backbone.model), torch.Generator().manual_seed(seed)
+        for key, value in model.named_parameters():
+            if "lora_" in key:
+                value.data.copy_(torch.randn(value.shape, generator=chance))
+        model.save_pretrained(tmp_path / "run" / "target" / name / "adapter")
+        model.unload()
+    shutil.copytree(tmp_path / "run/target/full", tmp_path / "run/target/random")
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Titles of the generations that really took place."""
+    titles, generate = [], stage.generate
+
+    def counted(*arguments):
+        titles.append(arguments[-1])
+        return generate(*arguments)
+
+    monkeypatch.setattr(stage, "generate", counted)
+    return titles
+
+
+@pytest.fixture
+def answer(backbone, adapters, asked, tmp_path):
+    def run(models=("candidate", "full"), prompts=PROMPTS, template="plain", how=HOW):
+        workspace = Workspace(tmp_path / "run", Store(tmp_path / "store"), 0, quiet_trainer)
+        answers, run.reused_seconds = stage.answer_all(models, backbone, prompts, template, how, workspace)
+        return answers
+
+    return run
+
+
+def test_a_second_run_generates_nothing_and_its_files_are_the_same(answer, asked, tmp_path):
+    first = answer()
+    assert answer.reused_seconds == 0
+    files = [tmp_path / "run" / "responses" / f"{name}.jsonl" for name in ("candidate", "full")]
+    written = [file.read_bytes() for file in files]
+    assert asked == ["answers of candidate", "answers of full"]
+    assert [one.response for one in first["candidate"]] != [one.response for one in first["full"]]
+    for file in files:
+        file.unlink()
+    assert answer() == first and len(asked) == 2 and answer.reused_seconds > 0
+    assert [file.read_bytes() for file in files] == written
+
+
+def test_a_model_under_another_name_is_the_same_model(answer, asked):
+    answers = answer(("full", "random"))
+    assert asked == ["answers of full"] and answers["full"] == answers["random"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompts": PROMPTS[:4]}, {"prompts": [*PROMPTS[:4], replace(PROMPTS[4], instruction="Say 9.")]},
+        {"prompts": [*PROMPTS[:4], replace(PROMPTS[4], prompt_id="9")]}, {"template": "alpaca"},
+        {"how": replace(HOW, max_new_tokens=7)},
+    ],
+    ids=["fewer prompts", "another prompt", "a prompt's name", "template", "length"],
+)  # fmt: skip
+def test_what_answers_depend_on_makes_them_anew(answer, asked, change):
+    answer()
+    answer(**change)
+    assert len(asked) == 4
+
+
+def test_other_weights_of_adapter_or_backbone_answer_anew(answer, asked, backbone, tmp_path):
+    answer()
+    shutil.rmtree(tmp_path / "run/target/candidate")
+    shutil.copytree(tmp_path / "run/target/full", tmp_path / "run/target/candidate")
+    config = tmp_path / "run/target/candidate/adapter/adapter_config.json"
+    config.write_text(config.read_text().replace('"lora_alpha": 4', '"lora_alpha": 8'))
+    answer(["candidate"])
+    assert len(asked) == 3
+    next(backbone.model.parameters()).data.add_(0.1)
+    answer(["full"])
+    assert len(asked) == 4
+
+
+def test_where_the_backbone_lies_changes_nothing(answer, asked, tmp_path):
+    answer(["full"])
+    config = tmp_path / "run/target/random/adapter/adapter_config.json"
+    config.write_text(config.read_text().replace('"base_model_name_or_path": "', '"base_model_name_or_path": "/else'))
+    answer(["random"])
+    assert len(asked) == 1
+
+
+def test_a_full_disk_leaves_the_store_usable(answer, asked, tmp_path):
+    with files_up_to(300), pytest.raises(UserError, match=r"cannot write .*answers.*File too large.*store\.path="):
+        answer(["full"])
+    assert not list(tmp_path.rglob("*.part")), "half a file stayed behind"
+    assert answer(["full"])["full"] and answer(["full"]) and len(asked) == 2

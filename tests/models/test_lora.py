@@ -1,0 +1,97 @@
+import pytest
+import torch
+from peft import PeftModel
+
+from gradfiltering.errors import UserError
+from gradfiltering.models.lora import LoraSettings, export_adapter, initial_adapters, update_ratio
+
+RTOL = 1e-6
+
+
+def settings(**changes):
+    return LoraSettings(**{"rank": 3, "alpha": 6, "target_modules": "all-linear", "init_b_std": 0.0, **changes})
+
+
+def test_member_starts_the_same_whoever_is_beside_it(make_model):
+    model = settings().attach(make_model())
+    three = initial_adapters(model, settings(), [0, 1, 2], seed=0)
+    alone = initial_adapters(model, settings(), [2], seed=0)
+    other = initial_adapters(model, settings(), [2], seed=1)
+    for name, value in three.items():
+        assert torch.equal(value[2], alone[name][0]), f"{name} of member 2 depends on its neighbours"
+    drawn = [name for name in three if "lora_A" in name]
+    assert drawn and all(not torch.equal(three[name][0], three[name][1]) for name in drawn)
+    assert all(not torch.equal(alone[name], other[name]) for name in drawn)
+
+
+def test_a_is_uniform_within_its_bound_and_b_has_the_asked_spread(make_model):
+    asked = settings(rank=8, init_b_std=0.3)
+    start = initial_adapters(asked.attach(make_model()), asked, range(40), seed=0)
+    for name, value in start.items():
+        if "lora_A" in name:
+            bound = value.shape[2] ** -0.5
+            assert value.abs().max() <= bound
+            assert value.std() == pytest.approx(bound / 3**0.5, rel=0.05)
+        else:
+            assert value.std() == pytest.approx(0.3, rel=0.05)
+
+
+def test_usual_start_has_b_zero(make_model):
+    start = initial_adapters(settings().attach(make_model()), settings(), [0], seed=0)
+    assert all(not value.any() for name, value in start.items() if "lora_B" in name)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_exported_member_gives_the_logits_it_gave_in_the_ensemble(make_model, make_adapters, tmp_path, architecture):
+    model, adapters, _ = make_adapters(make_model(architecture, torch.float32))
+    ids = torch.arange(1, 9)[None]
+    own = {name: value[1] for name, value in adapters.items()}
+    inside = torch.func.functional_call(model, own, (), {"input_ids": ids}).logits
+    export_adapter(model, adapters, 1, tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(make_model(architecture, torch.float32), str(tmp_path / "adapter")).eval()
+    torch.testing.assert_close(loaded(input_ids=ids).logits, inside, rtol=RTOL, atol=1e-6)
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+
+
+@pytest.mark.parametrize("targets", [["attn.c_attn"], ["mlp.c_fc", "mlp.c_proj"], "all-linear"], ids=str)
+def test_merged_member_gives_the_logits_of_the_adapted_model(make_model, make_adapters, tmp_path, targets):
+    model, adapters, _ = make_adapters(make_model("gpt2"), targets=targets)
+    ids = torch.arange(1, 9)[None]
+    own = {name: value[2] for name, value in adapters.items()}
+    inside = torch.func.functional_call(model, own, (), {"input_ids": ids}).logits
+    export_adapter(model, adapters, 2, tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(make_model("gpt2"), str(tmp_path / "adapter")).eval()
+    torch.testing.assert_close(loaded(input_ids=ids).logits, inside, rtol=1e-9, atol=1e-9)
+    merged = loaded.merge_and_unload()
+    assert not any("lora" in name for name, _ in merged.named_modules())
+    torch.testing.assert_close(merged(input_ids=ids).logits, inside, rtol=1e-9, atol=1e-9)
+
+
+def test_update_ratio_equals_the_explicit_products(make_model, make_adapters):
+    plain = make_model()
+    model, adapters, shape = make_adapters(plain)
+    ratios = update_ratio(model, adapters, shape)
+    for member in range(3):
+        updates = weights = 0.0
+        for name in (name for name in adapters if "lora_A" in name):
+            product = adapters[name.replace("lora_A", "lora_B")][member] @ adapters[name][member]
+            updates += float((shape.alpha / shape.rank * product).square().sum())
+            layer = model.get_submodule(name.split(".lora_A")[0]).get_base_layer()
+            weights += float(layer.weight.square().sum())
+        assert ratios[member] == pytest.approx((updates / weights) ** 0.5, rel=1e-9)
+
+
+def test_unknown_target_modules_are_refused(make_model):
+    options = r"ensemble\.lora\.target_modules .* or target\.tuning\.lora\.target_modules"
+    with pytest.raises(UserError, match=rf"{options} .*no_such_layer"):
+        settings(target_modules=["no_such_layer"]).attach(make_model())
+
+
+@pytest.mark.parametrize("changes", [{"rank": 0}, {"init_b_std": -1.0}])
+def test_settings_out_of_range_are_refused(changes):
+    name = next(iter(changes))
+    with pytest.raises(UserError, match=rf"ensemble\.lora\.{name} .*target\.tuning\.lora\.{name} .* is -?\d"):
+        settings(**changes)

@@ -1,0 +1,172 @@
+"""The page in a real browser: text stays text, nothing is loaded, it is fast, and everybody can use it."""
+
+import asyncio
+
+import pytest
+from tests.judging.browser import CHROMIUM
+from tests.reports.browsing import (
+    THEMES,
+    WIDTHS,
+    assert_accessible,
+    axe,
+    back_on_screen,
+    browse,
+    off_the_sheet,
+    put_on_paper,
+)
+from tests.reports.page.runs import plain_rows, write_whole
+
+from gradfiltering.reports.page.build import PageSettings, write_page
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
+]
+OWNED = "document.title='owned'"
+HOSTILE = [
+    f"<script>{OWNED}</script>",
+    f"</script><script>{OWNED}</script>",
+    f"</textarea><img src=x onerror=\"{OWNED}\">",
+    f"<svg onload={OWNED}> &lt;b&gt; \"double\" 'single' `tick` {{{{ 7*7 }}}}",
+    "🙂 👩‍👩‍👧 \u202e right to left \u202c שלום עולم",
+    "<b>" + "x" * 100_000,
+    "nul \x00 bell \x07",
+    "half \ud83d a pair",
+    "\u2028\u2029]]> --> <!--",
+]  # fmt: skip
+SHOWN = {6: "nul ␀ bell ␇", 7: "half \ufffd a pair"}
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """A page whose first rows are hostile, in text and in the names of sources."""
+    rows = plain_rows(60)
+    for number, text in enumerate(HOSTILE):
+        rows[number] = {"instruction": text, "input": "", "output": text, "source": text[:200]}
+    folder = write_whole(tmp_path_factory.mktemp("hostile") / "run", rows)
+    return write_page(folder, PageSettings(True, "all", False))
+
+
+def test_hostile_rows_are_text_nothing_runs_and_nothing_is_loaded(tmp_path, page):
+    async def script(tab):
+        title = await tab.evaluate("document.title")
+        await tab.evaluate("document.getElementById('sort').value = 'id'")
+        await tab.evaluate("document.getElementById('sort').dispatchEvent(new Event('change'))")
+        for number, text in enumerate(HOSTILE):
+            await tab.evaluate(f"document.getElementById('row-{number}').click()")
+            shown = await tab.evaluate("[...document.querySelectorAll('#detail pre')].map((p) => p.textContent)")
+            assert shown == [SHOWN.get(number, text)] * 2
+            await tab.evaluate("document.getElementById('close').click()")
+        options = await tab.evaluate("[...document.querySelectorAll('#f-source option')].map((o) => o.textContent)")
+        assert any(option.startswith("<script>") for option in options)
+        await asyncio.sleep(0.3)
+        assert await tab.evaluate("document.title") == title, "a row's text was run"
+        assert (
+            await tab.evaluate("document.querySelectorAll('main img, main b:not(.warnings b), svg[onload]').length")
+            == 0
+        )
+
+    said, asked = browse(tmp_path, page, script)
+    assert said == []
+    assert asked == [page.as_uri()]
+
+
+def test_search_filters_sorting_and_keys(tmp_path, page):
+    async def script(tab):
+        count = "document.getElementById('count').textContent"
+        first = "document.querySelector('#row-0 .cell.prompt').textContent"
+        await tab.fill("#q", "NUMBER 42")
+        assert await tab.evaluate(count) == "1 of 60 rows" and await tab.evaluate(first) == "Name number 42."
+        assert float(await tab.evaluate("document.getElementById('explorer').dataset.milliseconds")) < 200
+        await tab.evaluate("document.getElementById('clear').click()")
+        await tab.evaluate("document.getElementById('f-kept').value = '1'")
+        await tab.evaluate("document.getElementById('f-kept').dispatchEvent(new Event('input', {bubbles: true}))")
+        assert await tab.evaluate(count) == "15 of 60 rows"
+        await tab.evaluate("document.getElementById('clear').click()")
+        for _ in range(2):
+            await tab.evaluate("document.querySelector('#grid-head .id button').click()")
+        assert await tab.evaluate("document.querySelector('#row-0 .cell.id').textContent") == "59"
+        assert await tab.evaluate("document.querySelector('#grid-head .id').getAttribute('aria-sort')") == "descending"
+        await tab.evaluate("document.getElementById('grid').focus()")
+        for key in ("ArrowDown", "ArrowDown", "Enter"):
+            await tab.press(key)
+        assert await tab.evaluate("document.getElementById('detail-title').textContent") == "Row 57"
+        assert await tab.evaluate("document.querySelectorAll('#grid-body .row').length") < 40, "only rows in view"
+
+    assert browse(tmp_path, page, script)[0] == []
+
+
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_axe_finds_nothing(tmp_path, tmp_path_factory, page, theme, width):
+    code = axe(tmp_path_factory.getbasetemp())
+
+    async def script(tab):
+        await tab.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+        for place in ("page", "dialog"):
+            if place == "dialog":
+                await tab.evaluate("document.querySelector('#row-0').click()")
+            await assert_accessible(tab, code, f"{place}, {theme}, {width} px")
+
+    browse(tmp_path, page, script, width, theme)
+
+
+def test_titles_of_axes_are_whole_on_a_phone(tmp_path, page):
+    cut = """[...document.querySelectorAll(".plot")].flatMap((plot) => {
+      const room = plot.getBoundingClientRect();
+      return [...plot.querySelectorAll(".xtitle")].filter((title) => {
+        const box = title.getBoundingClientRect();
+        return box.left < room.left - 1 || box.right > room.right + 1;
+      }).map((title) => title.textContent);
+    })"""
+
+    async def script(tab):
+        assert await tab.evaluate("document.querySelectorAll('.plot .xtitle').length") > 5
+        assert await tab.evaluate(cut) == []
+
+    browse(tmp_path, page, script, 390)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_paper_shows_all_of_the_page_and_nothing_to_click(tmp_path, page, width):
+    """Charts keep to their columns, rows of all screens are there, closed parts are open, a dark page is light."""
+    seen = "[...document.querySelectorAll('#grid-body .row')].length"
+
+    async def script(tab):
+        on_screen = await tab.evaluate(seen)
+        closed = await tab.evaluate("document.querySelectorAll('details:not([open])').length")
+        await put_on_paper(tab, "dark")
+        assert await off_the_sheet(tab) == []
+        assert await tab.evaluate(seen) == 60 > on_screen
+        tops = await tab.evaluate(
+            "[...document.querySelectorAll('#grid-body .row')].map((row) => row.getBoundingClientRect())"
+            ".every((box, place, all) => place === 0 || box.top >= all[place - 1].bottom - 1)"
+        )
+        assert tops, "rows lie on each other"
+        shut = "[...document.querySelectorAll('details:not([open])')].filter((one) => one.checkVisibility()).length"
+        assert await tab.evaluate(shut) == 0
+        controls = (
+            "[...document.querySelectorAll('button, input, select')].filter((one) => one.checkVisibility()).length"
+        )
+        assert await tab.evaluate(controls) == 0
+        assert await tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        await back_on_screen(tab, "dark")
+        assert await tab.evaluate("document.querySelectorAll('details:not([open])').length") == closed
+        assert await tab.evaluate(seen) == on_screen
+        assert await tab.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
+
+    assert browse(tmp_path, page, script, width, "dark")[0] == []
+
+
+def test_paper_says_how_many_rows_it_leaves_out(tmp_path):
+    page = write_page(write_whole(tmp_path / "run", plain_rows(130)), PageSettings(True, "all", False))
+
+    async def script(tab):
+        await put_on_paper(tab, "light")
+        assert await tab.evaluate("document.querySelectorAll('#grid-body .row').length") == 100
+        assert (
+            await tab.evaluate("document.getElementById('count').textContent")
+            == "130 of 130 rows; the first 100 follow"
+        )
+
+    browse(tmp_path, page, script)

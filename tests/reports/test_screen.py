@@ -1,0 +1,134 @@
+import io
+from copy import deepcopy
+
+import pytest
+from rich.console import Console
+
+from gradfiltering.reports.screen import FILES, show
+
+ENSEMBLE = {
+    "positive_drop_share": 0.23, "median_relative_drop": -0.187, "relative_variance": {"1": 0.0123, "2": None},
+    "update_ratio": {"1": 0.1}, "member_agreement": 0.5, "heldout_loss": {"bare": 2.345, "2": 1.987},
+}  # fmt: skip
+PROXY = {
+    "stages": [
+        {"name": "backbone", "seconds": 12.34, "reused": True}, {"name": "proxy", "seconds": 56.78, "reused": False}
+    ],
+    "cost": {
+        "backbone": {"seconds": 12.34, "flops": None, "peak_bytes": 123 * 2**20},
+        "proxy": {"seconds": 56.78, "flops": 7, "peak_bytes": 2345 * 2**20},
+    },
+    "data": {"examples": 2000, "unscored": 17, "truncated": 0, "tokens": 9},
+    "diagnostics": {"warnings": ["norms rose [bold]everywhere[/]; raise ensemble.lr"], **ENSEMBLE},
+}  # fmt: skip
+SELECT = deepcopy(PROXY) | {
+    "selection": {"scorer": "gsnr", "selector": "top", "fraction": 0.1, "selected": 199},
+}
+SELECT["diagnostics"] |= {
+    "score_spearman": {"response_tokens": -0.73, "bare_loss": None},
+    "truth": {
+        "share": {"clean": {"pool": 0.741, "selected": 0.912, "low": 0.853, "high": 0.964}},
+        "auc": {"scorer": {"value": 0.678, "low": 0.611, "high": 0.733}},
+    },
+}
+JUDGE = deepcopy(SELECT) | {
+    "target": {
+        "candidate": {"steps": 31, "examples": 198, "final_loss": 1.234, "heldout_loss": 1.567},
+        "full": {"steps": 312, "examples": 1983, "final_loss": 0.876, "heldout_loss": None},
+    },
+    "metrics": {"candidate": {"tasks": {"exact_match": 0.4, "chrf": 55.5}, "more": {"exact_match": 0.2, "chrf": None}}},
+    "pws": {
+        "full": {
+            "all": {
+                "value": 1.203,
+                "low": 1.15,
+                "high": 1.256,
+                "wins": 507,
+                "ties": 225,
+                "losses": 298,
+                "unparsed": 4,
+                "sign_p": 1.7e-13,
+                "detectable": 0.0764,
+            },
+            "none": {"value": None, "low": None, "high": None, "wins": 0, "ties": 0, "losses": 0, "unparsed": 9},
+        }
+    },
+    "judge": {
+        "full": {
+            "judged": 1030,
+            "contradiction_rate": 0.141,
+            "first_slot_share": 0.567,
+            "decided": 805,
+            "longer_wins_share": 0.712,
+            "candidate_mean_length": 1234.5,
+            "against_mean_length": 987.6,
+            "length_controlled": {"value": 1.123, "low": 1.061, "high": 1.187, "length_effect": 0.5},
+            "repeats": {"repeats": 3, "same_verdict_share": 0.881, "pws_deviation": 0.0213},
+            "agreement": {
+                "raters": [
+                    {
+                        "raters": ["ann", "[bob]"],
+                        "share": 0.913,
+                        "kappa": 0.852,
+                        "kappa_low": 0.824,
+                        "kappa_high": 0.879,
+                    }
+                ],
+                "judges": [{"raters": ["human", "gpt.jsonl"], "share": 0.716, "kappa": None}],
+                "not_found": ["other.json"],
+            },
+        }
+    },
+}
+
+PROXY_SAYS = ["backbone", "12.3", "reused", "123 MiB", "56.8", "2,345 MiB", "23% of rows", "-0.187", "0.0123 (epoch 1)",
+              "bare: 2.345, 2: 1.987", "norms rose [bold]everywhere[/]; raise ensemble.lr"]  # fmt: skip
+SELECT_SAYS = ["199 of 2000 chosen, 17 not scored", "top by gsnr", "Spearman of score and response_tokens", "-0.73",
+               "clean", "74.1%", "91.2%", "85.3% – 96.4%",
+               "AUC of clean over planted: scorer 0.678 [0.611, 0.733]"]  # fmt: skip
+JUDGE_SAYS = ["candidate", "198", "31", "1.234", "1.567", "1983", "0.876", "0.300", "55.500",
+              "1.203", "1.150 – 1.256", "507 / 225 / 298", "0 / 0 / 0",
+              "p = 1.7e-13", "0.076", "1.123 [1.061, 1.187]", "71.2% of 805", "1234 / 988", "14.1% of 1030", "56.7%",
+              "4 of 1034", "88.1% in 3", "0.021", "agreement of ann, [bob] │ 91.3% equal, kappa 0.852 [0.824, 0.879]",
+              "agreement of human, gpt.jsonl │ 71.6% equal",
+              "other.json │ no judgement of these answers in it"]  # fmt: skip
+
+
+def shown(summary, folder):
+    stream = io.StringIO()
+    show(summary, folder, Console(file=stream, width=160))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("summary", "said"),
+    [(PROXY, PROXY_SAYS), (SELECT, PROXY_SAYS + SELECT_SAYS), (JUDGE, PROXY_SAYS + SELECT_SAYS + JUDGE_SAYS)],
+    ids=["until=proxy", "until=select", "until=judge"],
+)
+def test_the_numbers_of_a_run_are_printed(summary, said, tmp_path):
+    text = shown(summary, tmp_path)
+    flowing = " ".join(text.split())  # rich may break a line anywhere
+    missing = [part for part in said if part not in flowing]
+    assert not missing, text
+
+
+def test_what_was_not_run_is_not_mentioned(tmp_path):
+    text = shown(PROXY, tmp_path)
+    assert not any(title in text for title in ("Selection", "Planted truth", "Target models", "Pairwise"))
+
+
+def test_a_selection_without_scorer_or_ensemble(tmp_path):
+    summary = deepcopy(SELECT)
+    summary["diagnostics"] = {"warnings": []}
+    summary["selection"] |= {"scorer": None, "selector": "random"}
+    text = shown(summary, tmp_path)
+    assert "random" in text and " by " not in text and "Proxy ensemble" not in text
+
+
+def test_files_that_exist_are_listed_and_the_folder_is_named_as_it_is(tmp_path):
+    folder = tmp_path / "judge.against=[full]"  # square brackets are markup to rich
+    folder.mkdir()
+    (folder / "subset.jsonl").write_text("")
+    text = shown(PROXY, folder)
+    assert str(folder) in text
+    assert FILES["subset.jsonl"] in text and FILES["verdicts.jsonl"] not in text

@@ -1,0 +1,326 @@
+"""The page of a sweep: every cell, missing ones as missing; the paper's tables; nothing in a name is markup."""
+
+import csv
+import json
+import re
+from itertools import product
+
+import numpy as np
+import pytest
+import yaml
+from rich.console import Console
+from scipy.stats import spearmanr
+from tests.judging.browser import CHROMIUM
+from tests.reports.browsing import THEMES, WIDTHS, assert_accessible, axe, browse, off_the_sheet, put_on_paper
+from tests.reports.folders import config_of, pws, write_run
+
+from gradfiltering.reports.page.sweep import MOST_PAIRED
+from gradfiltering.reports.paper_tables import SheetTable, ablation_table, main_table
+from gradfiltering.reports.sweep_jobs import overlaps, planned, rank_correlations, read_jobs, varying
+from gradfiltering.reports.sweep_table import write_sweep
+
+SCORERS = ("gsnr", "raw_drop", "normalized_drop", "variance_only")
+MEMBERS = (3, 5, 7, 10)
+PAIRS = ((1, 2), (1, 3), (2, 4))
+ABSENT, UNFINISHED = 17, 30
+EVIL = "<img src=x onerror=\"document.title='owned'\">"
+
+
+def one_job(folder, number, scorer, members, pair, **more):
+    rng = np.random.default_rng(number)
+    asked = [f"scorer={scorer}", f"ensemble.m={members}", f"epochs=e{pair[0]}_e{pair[1]}", *more.pop("asked", [])]
+    scores = rng.normal(size=40) + np.linspace(0, 3, 40)
+    chosen = sorted(np.argsort(-scores)[:8].tolist())
+    value = 1 + 0.05 * (members - 6) / 4 - 0.1 * SCORERS.index(scorer)
+    truth = {"share": {"clean": {"pool": 0.7, "selected": 0.9 - 0.05 * SCORERS.index(scorer)}}}
+    found = {
+        "diagnostics": {"warnings": [], "truth": truth},
+        "target": {"candidate": {"heldout_loss": 2.0 - value / 2}},
+        "pws": {"full": {"tasks": pws(value), "all": pws(value)}},
+        "selection": {"scorer": scorer, "selector": "top", "fraction": 0.2, "selected": 8},
+    }
+    config = config_of(folder / str(number), scorer, members, *pair, **more)
+    return write_run(folder / str(number), config, asked, scores, chosen, **found)
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """48 jobs were asked for: one was never run, one ended before it chose anything."""
+    folder = tmp_path_factory.mktemp("sweep") / f"of {EVIL.replace('/', '')}"
+    for number, (scorer, members, pair) in enumerate(product(SCORERS, MEMBERS, PAIRS)):
+        if number == ABSENT:
+            continue
+        path = one_job(folder, number, scorer, members, pair)
+        if number == UNFINISHED:
+            for name in ("scores.parquet", "subset.parquet"):
+                (path / name).unlink()
+            (path / "summary.json").write_text(json.dumps({"stages": [], "diagnostics": {"warnings": []}}))
+    (folder / "0" / "report.html").write_text("page")
+    write_sweep(folder, Console(quiet=True))
+    return folder
+
+
+def heat_maps(text):
+    """`{question: {snapshots: {method: [cells]}}}` of a page, each cell with its class and text."""
+    section = text.split('id="heat"')[1].split("</section>")[0]
+    found = {}
+    for part in section.split("<h3>")[1:]:
+        tables = re.findall(r"<caption>(.*?)</caption>(.*?)</table>", part, re.DOTALL)
+        found[part.split("</h3>")[0]] = {
+            pair: {
+                method: re.findall(r'<td class="(\w+)"[^>]*>(.*?)</td>', row)
+                for method, row in re.findall(r'<th scope="row">(.*?)</th>(.*?)</tr>', body, re.DOTALL)
+            }
+            for pair, body in tables
+        }
+    return found
+
+
+def test_each_of_the_48_cells_shows_its_value_and_missing_ones_say_so(sweep):
+    maps = heat_maps((sweep / "sweep.html").read_text("utf-8"))
+    assert len(maps) == 5
+    rows = {row["job"]: row for row in json.loads((sweep / "sweep.json").read_text())}
+    keys = ("pws_full", "heldout_loss", "noise", "jaccard", "rank_correlation")
+    for key, tables in zip(keys, maps.values(), strict=True):
+        for number, (scorer, members, pair) in enumerate(product(SCORERS, MEMBERS, PAIRS)):
+            kind, text = tables[f"e{pair[0]}_e{pair[1]}"][scorer][MEMBERS.index(members)]
+            if number == ABSENT:
+                assert (kind, text) == ("none", "no job")
+            elif number == UNFINISHED:
+                assert (kind, text) == ("none", "not measured")
+            else:
+                row = rows[str(number)]
+                value = 1 - row["clean_selected"] if key == "noise" else row[key]
+                assert kind in ("up", "down") and text == f"{value:.3f}", f"{key} of job {number}"
+
+
+def test_pws_is_coloured_by_the_side_of_one(sweep):
+    cells = next(iter(heat_maps((sweep / "sweep.html").read_text("utf-8")).values()))["e1_e2"]
+    assert [kind for kind, _ in cells["gsnr"]] == ["down", "down", "up", "up"]
+
+
+def test_the_strongest_colour_is_the_best_value_where_less_is_better(sweep):
+    text = (sweep / "sweep.html").read_text("utf-8")
+    for question in ("Which subset teaches most?", "Which settings let planted defects through?"):
+        part = text.split(f"<h3>{question}")[1].split("<h3>")[0]
+        cells = [(int(level), float(value)) for level, value in re.findall(r"--level: (\d+)[^>]*>([\d.]+)<", part)]
+        values = [value for _, value in cells]
+        assert {value for level, value in cells if level == 100} == {min(values)}
+        assert {value for level, value in cells if level == 0} == {max(values)}
+
+
+def test_the_table_of_jobs_has_every_measure_and_no_empty_column(sweep):
+    part = (sweep / "sweep.html").read_text("utf-8").split('id="jobs"')[1]
+    heads = re.findall(r'<th scope="col"[^>]*>(.*?)</th>', part)
+    assert heads[4:] == ["PWS, full", "held-out loss", "noise", "Jaccard", "rank corr.", "warnings", "seconds"]
+    line = re.search(r'<th scope="row">1</th>(.*?)</tr>', part, re.DOTALL)[1]
+    assert re.findall(r"<td[^>]*>(.*?)</td>", line)[:6] == ["gsnr", "3", "e1_e3", "0.963", "1.519", "0.100"]
+
+
+def test_values_that_the_sweep_was_asked_for_and_never_began_have_cells_too(tmp_path):
+    one_job(tmp_path, 0, "gsnr", 3, (1, 2))
+    hydra = {"overrides": {"task": ["scorer=gsnr,raw_drop", "seed=1"]}, "sweeper": {"params": {"ensemble.m": "3,5"}}}
+    (tmp_path / "multirun.yaml").write_text(yaml.safe_dump({"hydra": hydra}))
+    assert planned(tmp_path) == {"scorer": ["gsnr", "raw_drop"], "ensemble.m": ["3", "5"]}
+    write_sweep(tmp_path, Console(quiet=True))
+    cells = next(iter(heat_maps((tmp_path / "sweep.html").read_text("utf-8")).values()))["e1_e2"]
+    assert cells["raw_drop"] == [("none", "no job")] * 2 and [text for _, text in cells["gsnr"]] == ["0.963", "no job"]
+
+
+def test_seeds_of_one_cell_are_averaged_and_other_options_get_maps_of_their_own(tmp_path):
+    for number, (seed, lr) in enumerate(((0, 1), (1, 1), (0, 2))):
+        asked = [f"seed={seed}", f"ensemble.lr={lr}"]
+        path = one_job(tmp_path, number, "gsnr", 3, (1, 2), asked=asked)
+        summary = json.loads((path / "summary.json").read_text())
+        summary["target"]["candidate"]["heldout_loss"] = float(number)
+        (path / "summary.json").write_text(json.dumps(summary))
+    assert varying(read_jobs(tmp_path)) == {"ensemble.lr"}
+    write_sweep(tmp_path, Console(quiet=True))
+    losses = heat_maps((tmp_path / "sweep.html").read_text("utf-8"))["Which subset teaches most?"]
+    texts = {name: [text for _, text in cells["gsnr"]] for name, cells in losses.items()}
+    assert texts == {"e1_e2 · ensemble.lr=1": ["0.500"], "e1_e2 · ensemble.lr=2": ["2.000"]}
+
+
+def test_overlap_and_rank_correlation_equal_a_pairwise_computation(sweep):
+    jobs = read_jobs(sweep)[:6]
+    jaccard, ranks = overlaps(jobs), rank_correlations(jobs)
+    for (i, one), (j, other) in product(enumerate(jobs), repeat=2):
+        first, second = set(one.subset.tolist()), set(other.subset.tolist())
+        assert jaccard[i, j] == pytest.approx(len(first & second) / len(first | second))
+        assert ranks[i, j] == pytest.approx(spearmanr(one.scores[1], other.scores[1])[0])
+
+
+def test_ranks_are_compared_over_the_rows_that_both_jobs_scored(tmp_path):
+    import pyarrow.parquet as pq
+
+    first = one_job(tmp_path, 0, "gsnr", 3, (1, 2))
+    second = one_job(tmp_path, 1, "raw_drop", 3, (1, 2))
+    table = pq.read_table(second / "scores.parquet")
+    pq.write_table(table.slice(10), second / "scores.parquet")
+    scores = [pq.read_table(path / "scores.parquet")["score"].to_numpy() for path in (first, second)]
+    found = rank_correlations(read_jobs(tmp_path))
+    assert found[0, 1] == pytest.approx(spearmanr(scores[0][10:], scores[1])[0])
+
+
+def alpaca(number, scorer, data, model, fraction, folder, values):
+    config = config_of(folder / str(number), scorer)
+    config["data"] = {"_target_": "gradfiltering.data.sources.HubSource", "name": data}
+    config["target"] = {"model": f"meta-llama/{model}"}
+    config["selector"]["fraction"] = fraction
+    sets = {name: pws(value) for name, value in values.items()}
+    selection = {"scorer": scorer, "selector": "top", "fraction": fraction, "selected": 2}
+    write_run(folder / str(number), config, pws={"full": {**sets, "all": pws(1.0)}}, selection=selection)
+
+
+def test_the_main_table_is_the_papers_24_cases_and_what_is_missing_is_a_dash(tmp_path):
+    place = ("tatsu-lab/alpaca", "Llama-2-7b-hf", 0.1)
+    for number, (scorer, value) in enumerate({"gsnr": 1.1, "random": 0.9, "ifd": 1.1}.items()):
+        alpaca(number, scorer, *place, tmp_path, {"wizardlm": value, "vicuna": value - (scorer == "gsnr") * 0.5})
+    alpaca(9, "gsnr", "vicgalle/alpaca-gpt4", "Llama-2-13b-hf", 0.05, tmp_path, {"vicuna": 1.2})
+    table = main_table(read_jobs(tmp_path))
+    assert table.columns[3:] == ["WizardLM 5%", "WizardLM 10%", "WizardLM 15%", "Vicuna 5%", "Vicuna 10%", "Vicuna 15%"]
+    assert len(table.rows) == 2 * 2 * 3
+    rows = {tuple(row[:3]): row[3:] for row in table.rows}
+    assert rows["Alpaca", "LLaMA-2 7B", "GradFiltering"] == [None, 1.1, None, None, pytest.approx(0.6), None]
+    assert rows["Alpaca-GPT4", "LLaMA-2 13B", "GradFiltering"] == [None, None, None, 1.2, None, None]
+    assert "3 of 24 cases; it is at or above both rivals in 1 of 2" in table.note
+    assert table.text(rows["Alpaca", "LLaMA-2 13B", "Random"]) == ["–"] * 6, "a missing case is no zero"
+
+
+def test_the_papers_methods_on_other_data_have_the_same_table_over_their_own_cases(tmp_path):
+    for number, (scorer, fraction) in enumerate(product(("gsnr", "random", "ifd"), (0.05, 0.2))):
+        alpaca(number, scorer, "own", "small", fraction, tmp_path, {"tasks": 1 + fraction, "heldout": 0.5})
+    table = main_table(read_jobs(tmp_path))
+    assert table.columns[3:] == ["heldout 5%", "heldout 20%", "tasks 5%", "tasks 20%"]
+    assert [row[:3] for row in table.rows] == [
+        ["own", "small", name] for name in ("Random", "Superfiltering", "GradFiltering")
+    ]
+    assert table.rows[2][3:] == [0.5, 0.5, pytest.approx(1.05), pytest.approx(1.2)]
+    assert "4 of 4 cases" in table.note
+
+
+def test_a_method_is_no_option_beside_the_scorer_and_selector_it_stands_for(tmp_path):
+    for number, (method, scorer) in enumerate((("gradfiltering", "gsnr"), ("superfiltering", "ifd"))):
+        config = config_of(tmp_path / str(number), scorer)
+        selection = {"scorer": scorer, "selector": "top", "fraction": 0.2, "selected": 2}
+        write_run(tmp_path / str(number), config, [f"method={method}"], selection=selection)
+    assert varying(read_jobs(tmp_path)) == set()
+    write_sweep(tmp_path, Console(quiet=True))
+    cells = next(iter(heat_maps((tmp_path / "sweep.html").read_text("utf-8")).values()))["e1_e2"]
+    assert list(cells) == ["gsnr", "ifd"] and all(kind != "none" for row in cells.values() for kind, _ in row)
+
+
+def test_the_ablation_is_the_difference_to_gsnr_in_the_same_case(sweep):
+    jobs = read_jobs(sweep)
+    table = ablation_table(jobs, varying(jobs))
+    assert table.columns == ["M", "snapshots", "G-SNR", "Δ raw_drop", "Δ normalized_drop", "Δ variance_only"]
+    rows = {tuple(row[:2]): row[2:] for row in table.rows}
+    assert rows["3", "e1_e2"] == ["0.963", *(pytest.approx(-0.1 * n) for n in (1, 2, 3))]
+    scorer, members, pair = list(product(SCORERS, MEMBERS, PAIRS))[ABSENT]
+    assert rows[str(members), f"e{pair[0]}_e{pair[1]}"][1 + SCORERS[1:].index(scorer)] is None
+    assert table.rows[-1][0] == "mean" and table.rows[-1][3:] == [pytest.approx(-0.1 * n) for n in (1, 2, 3)]
+
+
+def test_a_sweep_without_the_papers_cells_has_no_main_table(sweep):
+    assert main_table(read_jobs(sweep)) is None and not (sweep / "tables" / "main.tex").exists()
+
+
+def test_every_table_is_written_in_three_forms(sweep):
+    for name in ("ablation", "jobs", "heatmaps", "pairs"):
+        assert all((sweep / "tables" / f"{name}.{suffix}").stat().st_size for suffix in ("tex", "md", "csv"))
+    with (sweep / "tables" / "heatmaps.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 47 and rows[29]["pws_full"] == "" and float(rows[0]["pws_full"]) == pytest.approx(0.9625)
+    with (sweep / "tables" / "pairs.csv").open(newline="") as file:
+        assert sum(1 for _ in csv.DictReader(file)) == 47 * 46 // 2
+
+
+def test_names_are_text_in_latex_and_markdown():
+    table = SheetTable("x", "50 % of_a", ["a_b", "n"], [["c&d|<b>", 0.5], ["e", None]], 1)
+    latex, markdown = table.latex(), table.markdown()
+    assert r"a\_b & n \\" in latex and r"c\&d|<b> & 0.500 \\" in latex and r"e & -- \\" in latex
+    assert r"50 \% of\_a" in latex and latex.count("{tabular}") == 2
+    assert r"c&d\|\<b\> | 0.500 |" in markdown and "| e | – |" in markdown
+
+
+def test_nothing_of_the_page_is_loaded_from_elsewhere_and_names_are_no_markup(sweep):
+    text = (sweep / "sweep.html").read_text("utf-8")
+    assert "<img" not in text and not re.search(r'(src|href)="(https?:)?//', text)
+    assert "default-src &#39;none&#39;" in text and len(text) < 1_000_000
+    assert '<a href="0/report.html">0</a>' in text
+
+
+def test_many_jobs_are_not_shown_pair_by_pair(tmp_path):
+    for number in range(MOST_PAIRED + 1):
+        one_job(tmp_path, number, "gsnr", number, (1, 2))
+    write_sweep(tmp_path, Console(quiet=True))
+    assert 'id="pairs"' not in (tmp_path / "sweep.html").read_text("utf-8")
+    assert (tmp_path / "tables" / "pairs.csv").is_file()
+
+
+CONTRAST = """(() => {
+  const canvas = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true});
+  const rgb = (css, under) => { canvas.fillStyle = under; canvas.fillRect(0, 0, 1, 1); canvas.fillStyle = css;
+    canvas.fillRect(0, 0, 1, 1); return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3); };
+  const light = (c) => c.map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+  const page = getComputedStyle(document.body).backgroundColor;
+  return Math.min(...[...document.querySelectorAll('.heat td')].map(cell => {
+    const style = getComputedStyle(cell);
+    const back = light(rgb(style.backgroundColor, page)), text = light(rgb(style.color, page));
+    return (Math.max(back, text) + .05) / (Math.min(back, text) + .05);
+  }));
+})()"""
+
+
+in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+@pytest.mark.slow
+@in_a_browser
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_in_a_browser(sweep, tmp_path, theme, width):
+    """No error, no request, no markup from names, every cell readable, no scrolling part out of a keyboard's reach."""
+
+    async def script(tab):
+        assert (await tab.evaluate("document.title")).startswith("Sweep of <img"), "the name became markup"
+        assert await tab.evaluate("document.querySelectorAll('img').length") == 0
+        assert await tab.evaluate("document.querySelectorAll('#heat td').length") == 5 * 48
+        assert await tab.evaluate(CONTRAST) >= 4.5
+        assert await tab.evaluate("document.getElementById('theme').hidden") is False, "the script did not run"
+        unnamed = "[...document.querySelectorAll('.scroll')].filter(e => e.tabIndex !== 0 || !e.ariaLabel).length"
+        assert await tab.evaluate(unnamed) == 0, "a scrolling part cannot be reached by keyboard"
+
+    page = sweep / "sweep.html"
+    assert browse(tmp_path, page, script, width, theme) == ([], [page.as_uri()])
+
+
+@pytest.mark.slow
+@in_a_browser
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_axe_finds_nothing_in_the_page(sweep, tmp_path, tmp_path_factory, theme, width):
+    code = axe(tmp_path_factory.getbasetemp())
+
+    async def script(tab):
+        await tab.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+        await assert_accessible(tab, code, f"{theme}, {width} px")
+
+    browse(tmp_path, sweep / "sweep.html", script, width, theme)
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_no_column_is_cut_on_paper(sweep, tmp_path):
+    """48 jobs side by side need a sheet on its side; heat maps, and files to copy from, are not split or shown shut."""
+
+    async def script(tab):
+        await put_on_paper(tab, "dark")
+        assert await off_the_sheet(tab) == []
+        inside = "[...document.querySelectorAll('.metric')].map((one) => getComputedStyle(one).breakInside)"
+        assert await tab.evaluate(inside) == ["avoid"] * 5
+        assert await tab.evaluate("[...document.querySelectorAll('details')].some(e => e.checkVisibility())") is False
+        assert await tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+    browse(tmp_path, sweep / "sweep.html", script, theme="dark")

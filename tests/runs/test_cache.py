@@ -1,0 +1,208 @@
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from gradfiltering.errors import UserError
+from gradfiltering.runs.cache import Store, atomic_path, fingerprint, write_json
+
+KEY = {"seed": 0, "shape": {"layers": 2, "width": 8}, "text": None, "lr": 1e-3}
+
+
+def write_result(folder, text="result"):
+    (folder / "weights.txt").write_text(text)
+
+
+def parts(folder):
+    return list(folder.rglob("*.part"))
+
+
+def test_make_builds_once_and_reuses(tmp_path):
+    store, built = Store(tmp_path), []
+
+    def build(folder):
+        assert folder.is_dir() and not any(folder.iterdir()), "build must get an existing, empty folder"
+        built.append(folder)
+        write_result(folder)
+
+    first = store.make("backbone", KEY, build)
+    second = Store(tmp_path).make("backbone", KEY, build)
+    assert len(built) == 1, "the second run with the same key built again"
+    assert (first.reused, second.reused) == (False, True)
+    assert first.path == second.path and (second.path / "weights.txt").read_text() == "result"
+    assert second.seconds == first.seconds, "a reused result must report what its making took"
+
+
+def test_artifact_says_what_made_it(tmp_path):
+    made = Store(tmp_path).make("backbone", KEY, write_result)
+    about = json.loads((made.path / "artifact.json").read_text())
+    assert about["key"] == KEY and about["stage"] == "backbone"
+    assert about["versions"]["torch"] and about["seconds"] == made.seconds
+
+
+def test_other_key_and_other_stage_build_again(tmp_path):
+    store = Store(tmp_path)
+    paths = {store.make(stage, {"seed": seed}, write_result).path for stage in ("a", "b") for seed in (0, 1)}
+    assert len(paths) == 4
+
+
+def test_failing_build_leaves_nothing_and_is_repeated(tmp_path):
+    store = Store(tmp_path)
+
+    def fail(folder):
+        write_result(folder)
+        raise RuntimeError("out of luck")
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        store.make("backbone", KEY, fail)
+    assert not any((tmp_path / "backbone").iterdir()), "half a result stayed behind"
+    assert not store.make("backbone", KEY, write_result).reused
+
+
+@pytest.mark.parametrize("suffix", [".12345678.part", ""])
+def test_half_a_result_is_never_returned(tmp_path, suffix):
+    store = Store(tmp_path)
+    place = store.make("backbone", KEY, write_result).path
+    # A killed run leaves a `.part` folder, or, killed while replacing, a folder without its record.
+    half = place.rename(place.with_name(place.name + suffix)) if suffix else place
+    (half / "weights.txt").write_text("half")
+    if not suffix:
+        (half / "artifact.json").unlink()
+    again = store.make("backbone", KEY, write_result)
+    assert not again.reused and (again.path / "weights.txt").read_text() == "result"
+
+
+def test_a_missing_input_of_a_build_is_not_called_a_failed_write(tmp_path):
+    def build(folder):
+        (tmp_path / "no such corpus.txt").read_text()
+
+    with pytest.raises(FileNotFoundError, match="no such corpus"):
+        Store(tmp_path / "store").make("backbone", KEY, build)
+    assert not parts(tmp_path)
+
+
+def test_fingerprint_ignores_the_order_of_keys_at_every_depth():
+    turned = {"lr": 1e-3, "text": None, "shape": {"width": 8, "layers": 2}, "seed": 0}
+    assert list(turned) != list(KEY)
+    assert fingerprint(turned) == fingerprint(KEY)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1}, {"seed": None}, {"seed": "0"}, {"seed": False}, {"lr": 1e-3 + 1e-18}, {"text": ""}, {"text": []},
+        {"shape": {"layers": 2, "width": 9}}, {"shape": {"layers": 8, "width": 2}}, {"shape": {"layers": 2}},
+        {"more": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_fingerprint_sees_every_value(change):
+    assert fingerprint({**KEY, **change}) != fingerprint(KEY)
+
+
+def test_fingerprint_sees_the_order_of_lists_and_refuses_nan():
+    assert fingerprint([1, 2]) != fingerprint([2, 1])
+    with pytest.raises(ValueError, match="JSON compliant"):
+        fingerprint({"lr": float("nan")})
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_a_failed_write_is_a_user_error_with_a_remedy(tmp_path, code):
+    place = tmp_path / "scores.parquet"
+    place.write_text("earlier")
+    with pytest.raises(UserError) as caught, atomic_path(place) as part:
+        part.write_text("half")
+        raise OSError(code, os.strerror(code))
+    message = str(caught.value)
+    assert str(place) in message and os.strerror(code) in message
+    assert "run_dir=" in message and "store.path=" in message
+    assert not parts(tmp_path), "half a file stayed behind"
+    assert place.read_text() == "earlier", "a failed write destroyed the earlier result"
+
+
+def test_a_full_disk_under_the_store_is_a_user_error(tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.mkdir", full)
+    with pytest.raises(UserError, match=r"No space left on device.*store\.path="):
+        Store(tmp_path / "store").make("backbone", KEY, write_result)
+
+
+def test_a_folder_replaces_an_earlier_one_whole(tmp_path):
+    place = tmp_path / "adapter"
+    place.mkdir()
+    (place / "old.txt").write_text("old")
+    with atomic_path(place) as part:
+        part.mkdir()
+        (part / "new.txt").write_text("new")
+        assert (place / "old.txt").is_file(), "the earlier result must stay until the new one is whole"
+    assert [file.name for file in place.iterdir()] == ["new.txt"]
+    assert not parts(tmp_path)
+
+
+def test_write_json_round_trips_and_refuses_half_files(tmp_path):
+    value = {"name": "Zoë", "numbers": [1, 2.5, None]}
+    write_json(tmp_path / "deep" / "summary.json", value)
+    text = (tmp_path / "deep" / "summary.json").read_text(encoding="utf-8")
+    assert json.loads(text) == value and "Zoë" in text
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "deep" / "summary.json", {"loss": float("inf")})
+    assert json.loads((tmp_path / "deep" / "summary.json").read_text("utf-8")) == value
+    assert not parts(tmp_path)
+
+
+WANTS = """
+import os, sys, time
+from pathlib import Path
+from gradfiltering.runs.cache import Store
+
+def build(folder):
+    with open(sys.argv[2], "a") as log:
+        log.write(f"{os.getpid()}\\n")
+    while sys.argv[3] == "halt" and not Path(sys.argv[2]).with_name("go").exists():
+        time.sleep(0.05)
+    (folder / "weights.txt").write_text("result")
+
+print("reused", Store(sys.argv[1]).make("backbone", {"seed": 0}, build).reused)
+"""
+
+
+def wanting(folder, how):
+    arguments = [sys.executable, "-c", WANTS, str(folder / "store"), str(folder / "log"), how]
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+
+
+def began(folder, count):
+    for _ in range(300):
+        if (folder / "log").is_file() and len((folder / "log").read_text().split()) >= count:
+            return
+        time.sleep(0.1)
+    raise AssertionError("no process began to build")
+
+
+def test_of_two_processes_that_want_a_result_one_makes_it(tmp_path):
+    first = wanting(tmp_path, "halt")
+    began(tmp_path, 1)
+    second = wanting(tmp_path, "build")
+    assert second.stdout.readline().startswith(f"waiting for process {first.pid} on")
+    (tmp_path / "go").touch()
+    told = [process.communicate()[0] for process in (first, second)]
+    assert (tmp_path / "log").read_text().split() == [str(first.pid)]
+    assert told == ["reused False\n", "reused True\n"]
+
+
+def test_a_killed_makers_lock_is_free_at_once_and_its_half_result_never_read(tmp_path):
+    first = wanting(tmp_path, "halt")
+    began(tmp_path, 1)
+    second = wanting(tmp_path, "build")
+    assert second.stdout.readline().startswith(f"waiting for process {first.pid} on")
+    first.kill()
+    first.wait()
+    assert second.communicate()[0].endswith("reused False\n")
+    (made,) = (tmp_path / "store" / "backbone").glob("*/artifact.json")
+    assert (made.parent / "weights.txt").read_text() == "result"

@@ -1,0 +1,139 @@
+"""Trains the proxy ensemble and a target in float64 in some processes and keeps what they measured, unrounded.
+
+Run as `python -m tests.support.ddp_training FOLDER PROCESSES`, also under torchrun; process R leaves `FOLDER/rank=R`.
+"""
+
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import lightning as L
+import numpy as np
+
+from gradfiltering.data.dataset import Columns
+from gradfiltering.data.examples import Encoder
+from gradfiltering.data.sources import TaskSource
+from gradfiltering.distributed import process_group as devices
+from gradfiltering.ensembles import training
+from gradfiltering.ensembles.lora_ensemble import EnsembleSettings
+from gradfiltering.evidence import passes as snapshot
+from gradfiltering.evidence.base_model import Observed
+from gradfiltering.evidence.gradient_log import BareLosses, BatchSettings, log_gradients
+from gradfiltering.finetuning.lora_finetuning import TuningSettings, finetune
+from gradfiltering.gradients.fused import FusedEngine
+from gradfiltering.methods import lead
+from gradfiltering.methods.curriculum import LeadSettings
+from gradfiltering.models.language_model import Loaded
+from gradfiltering.models.lora import LoraSettings
+from gradfiltering.models.objectives import ResponseNLL
+from gradfiltering.runs.cache import Store, Unfinished, Workspace
+from gradfiltering.runs.gradient_log import EpochLog, EpochPair, EpochRecorder
+from gradfiltering.scorers.base import Evidence, Scores
+from gradfiltering.scorers.loss import LossScorer
+from gradfiltering.synthetic.planted_defects import Corruption
+from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
+
+# GPT-2, because transformers' LLaMA computes its RMSNorm in float32 whatever the model's type.
+SHAPE = {"architecture": "gpt2", "layers": 1, "heads": 2, "width": 16, "context": 96, "vocabulary": 300}
+COLLECT = ("snapshot", "online")
+ROWS = (24, 25)  # divisible by 2 and 3; by neither, with an update of one row, of which some processes get none
+HELDOUT = 5
+EPOCHS = EpochPair(1, 2)
+LORA = LoraSettings(rank=2, alpha=4, target_modules="all-linear", init_b_std=0.05)
+# Clipping and a large eps: without them AdamW hides a gradient that is a multiple of the right one.
+ENSEMBLE = partial(
+    EnsembleSettings, m=2, batch_size=8, lr=0.01, warmup_steps=3, betas=(0.9, 0.999), eps=1e-3, weight_decay=0.01,
+    clip_norm=0.5, bucket_batches=2, trajectory_steps=2, checkpoint_minutes=10, lora=LORA,
+)  # fmt: skip
+TUNING = TuningSettings(
+    epochs=2, batch_size=7, micro_batch_tokens=120, lr=0.01, schedule="cosine", warmup_share=0.1, weight_decay=0.0,
+    clip_norm=0.1, records=5, checkpoint_minutes=10, lora=LORA,
+)  # fmt: skip
+# Of a cluster's rows, one trains in a round, fewer than there are processes; or all do, in two updates.
+SAMPLE_RATES = (0.05, 1.0)
+LEAD = partial(LeadSettings, LossScorer(), False, 3, 0.1, 0.1, most_uses=4, checkpoint_minutes=10)
+BUDGET = 12
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One pass over all rows as a process knows it: its own part of the work, and everybody's results."""
+
+    times: np.ndarray
+    log: EpochLog
+
+
+def trainer_of(processes: int) -> partial[L.Trainer]:
+    """Builds a trainer of so many gloo processes."""
+    return partial(
+        L.Trainer, accelerator="cpu", devices=processes, strategy="ddp" if processes > 1 else "auto", logger=False,
+        enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
+        use_distributed_sampler=False,
+    )  # fmt: skip
+
+
+def train_all(folder: Path, trainer: partial[L.Trainer]) -> None:
+    """Every way of collecting, every number of rows, and targets of each, in this process's folder."""
+    for rows in ROWS:
+        none = Corruption(0, 0, 0, 0, 0, 0)
+        records = TaskSource(rows, HELDOUT, None, "plain", Columns("instruction", "input", "output"), none).load(seed=0)
+        tokenizer = train_tokenizer([row["instruction"] + " " + row["output"] for row in records.rows], 300)
+        encoder = Encoder(tokenizer, SHAPE["context"], Store(folder / "store"))
+        encoded = devices.first_then_all(encoder.encode_all, records)
+        model = new_model(SHAPE, tokenizer, 0).double().eval().requires_grad_(False)
+        model.set_attn_implementation("eager")
+        backbone = Loaded(model, tokenizer, "test", "test", 0.0, True)
+        own = folder / f"rank={devices.rank()}" / f"rows={rows}"
+        engine = partial(FusedEngine, objective=ResponseNLL())
+        for collect in COLLECT:
+            passes: list[Measured] = []
+            keeping = partial(Keeping, passes)
+            with (
+                mock.patch.object(snapshot, "EpochRecorder", keeping),
+                mock.patch.object(training, "EpochRecorder", keeping),
+            ):
+                log_gradients(
+                    backbone, encoded, ENSEMBLE(collect=collect), engine, EPOCHS, BatchSettings(200, 0),
+                    Workspace(own / collect, Store(folder / "store"), 0, trainer),
+                )  # fmt: skip
+            np.savez(
+                own / collect / "measured.npz",
+                **{
+                    f"{name}/{at}": getattr(one.log, name)
+                    for at, one in enumerate(passes)
+                    for name in ("grad_norm", "loss")
+                },
+                **{f"times/{at}": one.times for at, one in enumerate(passes)},
+            )
+        unfinished = Unfinished(Store(folder / "store"), {"rows": rows})
+        finetune("candidate", backbone, encoded, TUNING, 0, trainer, own / "target", unfinished)
+        # Rows of one utility but for rounding, which is another in each process, as on machines of different kinds.
+        difficulty, bare = np.random.default_rng(rows).uniform(0.2, 1.2, (2, rows))
+        bare = bare.round(1) + 1e-12 * np.random.default_rng(devices.rank()).normal(size=rows) * devices.rank()
+        ids = encoded.examples.example_ids
+        evidence = Evidence(ids, 0, EPOCHS, observed=Observed(BareLosses(bare, None)), examples=encoded.examples)
+        for rate in SAMPLE_RATES:
+            place = Workspace(own / f"lead={rate}", Store(folder / "store"), 0, trainer)
+            how = (LEAD(sample_rate=rate), BUDGET, Scores(ids, difficulty), evidence)
+            lead.train(*how, backbone, encoded, TUNING, place)
+
+
+class Keeping(EpochRecorder):
+    """A recorder that keeps what it hands out."""
+
+    def __init__(self, passes: list[Measured], *arguments):
+        super().__init__(*arguments)
+        self.passes = passes
+
+    def finish(self) -> EpochLog:
+        log = super().finish()
+        self.passes.append(Measured(self.times.copy(), log))
+        return log
+
+
+if __name__ == "__main__":
+    chosen = trainer_of(int(sys.argv[2]))
+    with devices.connected(chosen):
+        train_all(Path(sys.argv[1]), chosen)

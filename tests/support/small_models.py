@@ -1,0 +1,134 @@
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from tests.support.pipeline import quiet_trainer
+from tests.support.small_ensembles import ROWS, SHAPE, settings
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from gradfiltering.data.batches import IGNORED, Batch
+from gradfiltering.data.dataset import Columns
+from gradfiltering.data.examples import Encoder
+from gradfiltering.data.sources import TaskSource
+from gradfiltering.evidence.gradient_log import BatchSettings, log_gradients
+from gradfiltering.gradients.fused import FusedEngine
+from gradfiltering.gradients.loop import LoopEngine
+from gradfiltering.gradients.vmap import VmapEngine
+from gradfiltering.models.language_model import Loaded
+from gradfiltering.models.lora import LoraSettings, initial_adapters
+from gradfiltering.models.objectives import ResponseNLL
+from gradfiltering.runs.cache import Store, Workspace
+from gradfiltering.runs.gradient_log import EpochPair, GradientLog
+from gradfiltering.synthetic.planted_defects import Corruption
+from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
+
+VOCABULARY = 64
+
+
+@pytest.fixture
+def make_model() -> Callable:
+    def make(architecture: str = "gpt2", dtype: torch.dtype = torch.float64):
+        torch.manual_seed(0)
+        if architecture == "gpt2":
+            config = GPT2Config(
+                vocab_size=VOCABULARY, n_positions=32, n_embd=16, n_layer=2, n_head=2,
+                resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, attn_implementation="eager",
+                bos_token_id=0, eos_token_id=0,
+            )  # fmt: skip
+            model = GPT2LMHeadModel(config)
+        else:
+            config = LlamaConfig(
+                vocab_size=VOCABULARY, max_position_embeddings=32, hidden_size=16, intermediate_size=24,
+                num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, attn_implementation="eager",
+                bos_token_id=0, eos_token_id=0,
+            )  # fmt: skip
+            model = LlamaForCausalLM(config)
+        return model.to(dtype).eval().requires_grad_(False)
+
+    return make
+
+
+@pytest.fixture
+def make_adapters() -> Callable:
+    def make(model, members=(0, 1, 2), targets="all-linear", rank=3, seed=0):
+        """Adapters in mid-training: B is not zero, so A has a gradient as well."""
+        settings = LoraSettings(rank=rank, alpha=6, target_modules=targets, init_b_std=0.1)
+        attached = settings.attach(model)
+        dtype = next(model.parameters()).dtype
+        start = initial_adapters(attached, settings, members, seed)
+        return attached, {name: value.to(dtype) for name, value in start.items()}, settings
+
+    return make
+
+
+@pytest.fixture
+def make_batch() -> Callable:
+    def make(lengths, prompts, members=None, seed=0, pad_to=None, ids=None):
+        """Random rows; with `members`, each member has rows of its own."""
+        rng = torch.Generator().manual_seed(seed)
+        width = pad_to or max(lengths)
+        shape = (len(lengths), width) if members is None else (members, len(lengths), width)
+        input_ids = torch.randint(1, VOCABULARY, shape, generator=rng)
+        labels = input_ids.clone()
+        for row, (length, prompt) in enumerate(zip(lengths, prompts, strict=True)):
+            input_ids[..., row, length:] = 0
+            labels[..., row, length:] = IGNORED
+            labels[..., row, :prompt] = IGNORED
+        known = torch.arange(len(lengths)) if ids is None else torch.as_tensor(ids)
+        return Batch(input_ids, labels, known if members is None else known.expand(members, -1))
+
+    return make
+
+
+@pytest.fixture
+def float64_softmax(monkeypatch):
+    """transformers' LLaMA takes its softmax in float32 whatever the model's type.
+
+    Then the width of a batch shows in the last bits of float32, which would hide a leak of the same size.
+    """
+    softmax = torch.nn.functional.softmax
+    monkeypatch.setattr(torch.nn.functional, "softmax", lambda scores, dim, dtype=None: softmax(scores, dim=dim))
+
+
+@pytest.fixture(scope="module")
+def records():
+    none = Corruption(0, 0, 0, 0, 0, 0)
+    return TaskSource(ROWS, 5, None, "plain", Columns("instruction", "input", "output"), none).load(seed=0)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(records):
+    return train_tokenizer([row["instruction"] + " " + row["output"] for row in records.rows], SHAPE["vocabulary"])
+
+
+@pytest.fixture
+def train(records, tokenizer, tmp_path):
+    encoder = Encoder(tokenizer, SHAPE["context"], Store(tmp_path / "store"))
+    rows = encoder.encode_all(records)
+
+    def run(name, how=None, pair=(1, 2), tokens=4096, seed=0, store=None, trainer=quiet_trainer):
+        """Trains with a store of the run's own unless one is given."""
+        model = new_model(SHAPE, tokenizer, 0).double().eval().requires_grad_(False)
+        model.set_attn_implementation("eager")
+        backbone = Loaded(model, tokenizer, "test", "test", 0.0, True)
+        folder = tmp_path / name
+        engine = partial(FusedEngine, objective=ResponseNLL())
+        batch = BatchSettings(tokens, 0)
+        workspace = Workspace(folder, Store(store or tmp_path / "stores" / name), seed, trainer)
+        run.result = log_gradients(backbone, rows, how or settings(), engine, EpochPair(*pair), batch, workspace)
+        return GradientLog(folder / "gradient_log")
+
+    return run
+
+
+@pytest.fixture(params=[FusedEngine, VmapEngine, LoopEngine], ids=["fused", "vmap", "loop"])
+def engine(request):
+    """Builds each kind of engine around a model, on the CPU."""
+
+    def build(model, tokens=10_000):
+        built = request.param(model, ResponseNLL(), tokens)
+        built.to(torch.device("cpu"))
+        return built
+
+    return build
