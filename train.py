@@ -32,14 +32,14 @@ def experiment(cfg: DictConfig) -> None:
     from gradfiltering.reports.page import build as page
     from gradfiltering.runs import gradient_log as log
     from gradfiltering.scorers.base import Evidence, Scores, score_rows, write_known
-    from gradfiltering.selectors.base import Choice, shortfall, write_subset
+    from gradfiltering.selectors.base import Selection, shortfall, write_subset
 
     part, seed, against = build_parts(cfg), cfg.seed, cfg.judge.against
     plan = Plan(cfg.until, part.scorer, part.selector, cfg.target.data)
     plan.check_asked(HydraConfig.get().overrides.task)
     members = part.adaptive.fewest(part.ensemble, part.epochs, plan.looked_at)
     plan.check(members, part.ensemble, part.proxy, part.target, against, part.generation)
-    with opening.opened(cfg, part.store) as (run, logger, workspace):
+    with opening.opened(cfg, part.cache) as (run, logger, workspace):
         # Records -> examples. Prompts are loaded now, so that a missing file shows before anything is trained.
         records = run.stage_of("data", devices.first_then_all, part.source.load, seed)
         asked = part.selector.wanted(len(records))
@@ -47,8 +47,8 @@ def experiment(cfg: DictConfig) -> None:
         prompts = judging.load_prompt_sets(part.prompts, records, *asking) if plan.reached("judge") else []
         validation = devices.first_then_all(plan.validation, records)
         run.warn(plan.judged_on_validation(prompts))
-        backbone = run.stage_of("backbone", part.proxy.load, part.store, seed, workspace.trainer)
-        encoder = Encoder(backbone.tokenizer, min(part.max_tokens, backbone.context), part.store)
+        base_model = run.stage_of("backbone", part.proxy.load, part.cache, seed, workspace.trainer)
+        encoder = Encoder(base_model.tokenizer, min(part.max_tokens, base_model.context), part.cache)
         rows = devices.first_then_all(encoder.encode_all, records)
         examples, ids = rows.examples, rows.examples.example_ids
         devices.once(encoder.show, records, examples, Console())
@@ -58,13 +58,13 @@ def experiment(cfg: DictConfig) -> None:
         # Examples -> what scorer and selector look at, and no more.
         evidence, scores = Evidence(ids, seed, part.epochs, examples=examples, sources=records.sources), None
         if plan.needs - validation.keys():
-            by = (backbone, part.objective, records, rows, part.embeddings, part.batch, workspace)
+            by = (base_model, part.objective, records, rows, part.embeddings, part.batch, workspace)
             evidence = replace(evidence, observed=run.stage_of("bare", bare.observe, plan.needs, *by))
         if plan.needs & {"gradient_log", "projections"}:
             projection = part.projection if "projections" in plan.needs else None
             work = {"engine": part.engine, "batch": part.batch, "workspace": workspace, "projection": projection}
             make, rank = (
-                partial(proxy.log_gradients, backbone, rows, **work),
+                partial(proxy.log_gradients, base_model, rows, **work),
                 partial(score_rows, part.scorer, evidence),
             )
             size = (part.ensemble, part.epochs, part.adaptive)
@@ -74,7 +74,7 @@ def experiment(cfg: DictConfig) -> None:
             evidence = replace(evidence, epochs=logged.pair, gradient_log=norms, projections=logged.projections)
             run.diagnose(diagnostics.of_ensemble(norms, logged.pair, logged, evidence.observed.losses, part.limits))
         if validation:
-            aim = (validation, encoder, examples, backbone, part.ensemble, part.engine, part.batch, workspace)
+            aim = (validation, encoder, examples, base_model, part.ensemble, part.engine, part.batch, workspace)
             found = run.stage_of("influence", influence.measure_influence, *aim, part.projection)
             run.add(influence=found.summary())
             evidence = replace(evidence, influences=found.gradients)
@@ -85,7 +85,7 @@ def experiment(cfg: DictConfig) -> None:
             scores.write(run.folder, examples.unscored)
             run.add(data=examples.summary(len(records), scores.unscored))
 
-        def settle(choice: Choice, scores: Scores | None) -> Sequence[int]:
+        def settle(choice: Selection, scores: Scores | None) -> Sequence[int]:
             """Writes the subset, and what there is to say about it."""
             chosen, losses = choice.example_ids, evidence.observed.bare
             write_subset(run.folder, records, chosen, scores, choice.trace)
@@ -100,8 +100,8 @@ def experiment(cfg: DictConfig) -> None:
         # Subset -> adapters -> answers -> verdicts.
         if plan.reached("target"):
             with run.stage("target") as cost:
-                target = backbone if plan.leads else part.target.load(part.store, seed, workspace.trainer)
-                encoder = Encoder(target.tokenizer, min(cfg.target.max_tokens, target.context), part.store)
+                target = base_model if plan.leads else part.target.load(part.cache, seed, workspace.trainer)
+                encoder = Encoder(target.tokenizer, min(cfg.target.max_tokens, target.context), part.cache)
                 rows = devices.first_then_all(encoder.encode_all, records)
                 how = (part.lead, asked, scores, evidence, target, rows, part.tuning, workspace)
                 choice, made = lead.train(*how) if plan.leads else (None, {})
@@ -119,7 +119,7 @@ def experiment(cfg: DictConfig) -> None:
             drawing = (cfg.judge.resamples, cfg.judge.confidence, seed)
             run.add(**judging.tally_verdicts(verdicts, prompts, answers, part.others, *drawing))
         if part.page.page:
-            run.stage_of("report", devices.once, page.report, run.folder, records, part.store, part.page)
+            run.stage_of("report", devices.once, page.report, run.folder, records, part.cache, part.page)
         screen.show(run.summary, run.folder, Console(quiet=devices.rank() > 0))
         cards.write_cards(run.folder, run.summary)
         tracking.log_run(logger, run.folder, run.summary)

@@ -46,10 +46,10 @@ from gradfiltering.gradients.engine import GradientEngine
 from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.gradients.loop import LoopEngine
 from gradfiltering.gradients.memory import fitting_tokens, keep_freed_memory
-from gradfiltering.models.language_model import DTYPES, native_precision
+from gradfiltering.models.language_model import DTYPES, fastest_precision
 from gradfiltering.models.lora import Adapters, LoraSettings, initial_adapters
 from gradfiltering.models.objectives import ResponseNLL
-from gradfiltering.runs.cache import Store
+from gradfiltering.runs.cache import Cache
 from gradfiltering.synthetic.planted_defects import Corruption
 
 TUTORIAL_BATCH = 8
@@ -101,7 +101,7 @@ class Bench:
     def __init__(self, options: argparse.Namespace):
         self.options = options
         self.device = torch.device(options.device)
-        self.precision = native_precision(self.device) if options.precision == "auto" else options.precision
+        self.precision = fastest_precision(self.device) if options.precision == "auto" else options.precision
         self.tokenizer = load_tokenizer(options)
         self.examples = load_rows(options, self.tokenizer)
         self.settings = LoraSettings(rank=options.rank, alpha=16, target_modules="all-linear", init_b_std=0.02)
@@ -265,7 +265,7 @@ def load_rows(options: argparse.Namespace, tokenizer: Any) -> Examples:
         heldout=Heldout(None, 0, 0.0), corrupt=nothing,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
-        pool = Encoder(tokenizer, 512, Store(scratch)).encode(source.load(0))
+        pool = Encoder(tokenizer, 512, Cache(scratch)).encode(source.load(0))
         order = np.argsort(pool.lengths, kind="stable")
         count = -(-options.rows // options.batch_size)
         starts = ((np.arange(count) + 0.5) * len(order) / count - options.batch_size / 2).astype(int)

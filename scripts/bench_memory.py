@@ -31,7 +31,7 @@ from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.gradients.memory import keep_freed_memory
 from gradfiltering.models.lora import LoraSettings, initial_adapters
 from gradfiltering.models.objectives import ResponseNLL
-from gradfiltering.runs.cache import Store
+from gradfiltering.runs.cache import Cache
 from gradfiltering.synthetic.planted_defects import Corruption
 from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
 from gradfiltering.synthetic.task_generator import prose
@@ -73,7 +73,7 @@ def cell(members: int, rows: int, tokens: int, options: argparse.Namespace) -> d
         records = source.load(0)
         many = concatenate_datasets([records.rows] * -(-rows // len(records))).select(range(rows))
         records = replace(records, rows=many, kinds=None)
-        examples = Encoder(tokenizer, 128, Store(Path(scratch))).encode_all(records).examples
+        examples = Encoder(tokenizer, 128, Cache(Path(scratch))).encode_all(records).examples
         shape = {"architecture": "gpt2", "layers": 3, "heads": 4, "width": 96, "context": 128, "vocabulary": 1024}
         lora = LoraSettings(rank=8, alpha=16, target_modules="all-linear", init_b_std=0.02)
         model = lora.attach(new_model(shape, tokenizer, 0).eval().requires_grad_(False))

@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, GPT2TokenizerFast
 from gradfiltering.data.examples import Encoder
 from gradfiltering.data.schemas import Columns
 from gradfiltering.data.sources import FileSource, Heldout
-from gradfiltering.runs.cache import Store
+from gradfiltering.runs.cache import Cache
 from gradfiltering.synthetic.planted_defects import Corruption
 from gradfiltering.synthetic.pretraining import train_tokenizer
 from gradfiltering.synthetic.task_generator import generate_rows, prose
@@ -110,7 +110,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> None:
     )  # fmt: skip
     with measured("read and check"):
         records = source.load(0)
-    encoder = Encoder(tokenizer, options.max_tokens, Store(scratch / "store"))
+    encoder = Encoder(tokenizer, options.max_tokens, Cache(scratch / "store"))
     with measured("tokenise"):
         examples = encoder.encode(records)
     with measured("select a tenth"):

@@ -12,9 +12,9 @@ SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory) -> str:
+def cache(tmp_path_factory) -> str:
     """One store for all whole runs of the session, so that the small backbones are trained once."""
-    return f"store.path={tmp_path_factory.mktemp('store')}"
+    return f"cache.path={tmp_path_factory.mktemp('cache')}"
 
 
 @pytest.fixture(scope="session")

@@ -107,7 +107,7 @@ OPTIONS = {
     "no proxy": (["proxy=gpt2", "proxy.model=nowhere"], ["cannot load nowhere", "a folder written by save_pretrained"]),
     "no target": (["target=llama2_7b", "target.model=./gone"], ["cannot load ./gone", "a folder written by"]),
     "gated target": (["target=llama2_7b"], ["cannot load meta-llama/Llama-2-7b-hf", "hf auth login", "HF_TOKEN"]),
-    "no text to train on": (["proxy.backbone.text=[gone.txt]"], ["gone.txt"]),
+    "no text to train on": (["proxy.base_model.text=[gone.txt]"], ["gone.txt"]),
     "no prompts": (["eval=vicuna", "eval.path=nowhere"], ["nowhere", "no such file"]),
     "no reviews": (["judge=replay", "judge.files=[gone.json]"], ["gone.json", "no such file"]),
 }  # fmt: skip
@@ -133,13 +133,13 @@ def cache_of_the_test(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_bad_file(case, store, tmp_path, capsys):
+def test_bad_file(case, cache, tmp_path, capsys):
     name, content, options, words = FILES[case]
     folder = tmp_path / "data"
     folder.mkdir()
     if content is not None:
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    always = [*SMALL_MODELS, store, "data=file", f"data.path={folder / name}", "scorer=random", "until=select"]
+    always = [*SMALL_MODELS, cache, "data=file", f"data.path={folder / name}", "scorer=random", "until=select"]
     always.append("selector.fraction=1")
     assert_holds(refused(capsys, tmp_path, *always, *options), words)
 
@@ -150,8 +150,8 @@ def test_bad_option(case, tmp_path, capsys, monkeypatch):
     options, words = OPTIONS[case]
     monkeypatch.chdir(tmp_path)
     sizes = [] if any(one.startswith(("data=", "data.rows")) for one in options) else SMALL_TASKS
-    assert_holds(refused(capsys, tmp_path, *sizes, f"store.path={tmp_path / 'store'}", *options), words)
-    assert not (tmp_path / "store").exists(), "a model was made before the error showed"
+    assert_holds(refused(capsys, tmp_path, *sizes, f"cache.path={tmp_path / 'cache'}", *options), words)
+    assert not (tmp_path / "cache").exists(), "a model was made before the error showed"
 
 
 @pytest.mark.parametrize("said", ["401 Client Error: gated repo", "You are trying to access a gated repo."])
@@ -160,29 +160,29 @@ def test_a_gated_model_says_how_to_log_in_before_anything_is_trained(said, tmp_p
         raise OSError(said)
 
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", gated)
-    error = refused(capsys, tmp_path, *SMALL_TASKS, f"store.path={tmp_path / 'store'}", "target=llama2_7b")
+    error = refused(capsys, tmp_path, *SMALL_TASKS, f"cache.path={tmp_path / 'cache'}", "target=llama2_7b")
     assert_holds(error, ["meta-llama/Llama-2-7b-hf", said, "ask for access", "hf auth login", "HF_TOKEN"])
-    assert not (tmp_path / "store").exists()
+    assert not (tmp_path / "cache").exists()
 
 
 def test_what_judging_may_cost_is_refused_before_anything_is_trained(tmp_path, capsys):
-    run, store = tmp_path / "run", tmp_path / "store"
+    run, cache = tmp_path / "run", tmp_path / "cache"
     options = [
         "judge=openai", "judge.key_variable=null", "judge.prices.input_million=10", "judge.prices.output_million=30",
     ]  # fmt: skip
     with pytest.raises(SystemExit):
-        run_train(f"run_dir={run}", f"store.path={store}", *SMALL_TASKS, *SMALL_RUN, *options, "judge.max_cost=0.5")
+        run_train(f"run_dir={run}", f"cache.path={cache}", *SMALL_TASKS, *SMALL_RUN, *options, "judge.max_cost=0.5")
     told = " ".join(capsys.readouterr().err.split())
     assert "judging may cost 0.8" in told and "two answers of 8 tokens" in told and "judge.max_cost is 0.50" in told
-    assert {stage["name"] for stage in summary(run)["stages"]} <= {"data"} and not list(store.rglob("*.safetensors")), (
+    assert {stage["name"] for stage in summary(run)["stages"]} <= {"data"} and not list(cache.rglob("*.safetensors")), (
         "something was trained before"
     )
 
 
 def test_a_vocabulary_that_does_not_fit_the_model(tmp_path, capsys):
     model, other = tiny_gpt2(tmp_path / "small"), tiny_gpt2(tmp_path / "large", 400)
-    options = ["proxy=gpt2", f"proxy.model={model}", f"proxy.backbone.tokenizer={other}", "until=proxy"]
-    error = refused(capsys, tmp_path, *SMALL_TASKS, f"store.path={tmp_path / 'store'}", *options)
+    options = ["proxy=gpt2", f"proxy.model={model}", f"proxy.base_model.tokenizer={other}", "until=proxy"]
+    error = refused(capsys, tmp_path, *SMALL_TASKS, f"cache.path={tmp_path / 'cache'}", *options)
     assert_holds(error, [f"the tokenizer of {other} has", "embeds only 320", "tokenizer the model was trained with"])
 
 
@@ -196,15 +196,15 @@ def test_a_vocabulary_that_does_not_fit_the_model(tmp_path, capsys):
     ],
     ids=["NaN of the proxy", "NaN of the target", "no room for a prompt in the context"],
 )  # fmt: skip
-def test_what_shows_only_while_running(options, words, store, tmp_path, capsys):
-    assert_holds(refused(capsys, tmp_path, *SMALL_MODELS, *SMALL_TASKS, store, *options), words)
+def test_what_shows_only_while_running(options, words, cache, tmp_path, capsys):
+    assert_holds(refused(capsys, tmp_path, *SMALL_MODELS, *SMALL_TASKS, cache, *options), words)
 
 
-def test_a_full_disk_ends_a_run_in_plain_words(store, tmp_path, capsys):
+def test_a_full_disk_ends_a_run_in_plain_words(cache, tmp_path, capsys):
     options = [*SMALL_MODELS, "data.rows=400", "data.heldout_rows=0", "selector=random", "until=select"]
     with files_up_to(10_000):
-        error = refused(capsys, tmp_path, *options, store)
-    assert_holds(error, ["cannot write", "File too large", "Free some space", "run_dir=", "store.path="])
+        error = refused(capsys, tmp_path, *options, cache)
+    assert_holds(error, ["cannot write", "File too large", "Free some space", "run_dir=", "cache.path="])
     assert not list((tmp_path / "run").glob("*.part")), "half a file stayed behind"
 
 
@@ -229,7 +229,7 @@ def test_a_full_disk_is_told_whoever_was_writing(writer, named, tmp_path, capsys
             WRITERS[writer](place)
     error = " ".join(capsys.readouterr().err.split())
     assert stopped.value.code == 1 and "Traceback" not in error
-    assert_holds(error, ["ree some space", "run_dir=", "store.path=", *([str(place)] if named else [])])
+    assert_holds(error, ["ree some space", "run_dir=", "cache.path=", *([str(place)] if named else [])])
     assert not named or not list(tmp_path.iterdir()), "half a file stayed behind"
 
 
@@ -279,11 +279,11 @@ def test_debug_keeps_the_stack_trace(tmp_path):
         np.zeros(10**15)
 
 
-def test_a_budget_that_the_rows_cannot_fill_is_warned_of(store, tmp_path):
+def test_a_budget_that_the_rows_cannot_fill_is_warned_of(cache, tmp_path):
     rows = [{"instruction": f"Say {n}.", "output": f"{n}" if n % 4 else ""} for n in range(40)]
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     run_train(
-        *SMALL_MODELS, *SMALL_RUN, store, "logger=none", "data=file", f"data.path={tmp_path / 'rows.jsonl'}",
+        *SMALL_MODELS, *SMALL_RUN, cache, "logger=none", "data=file", f"data.path={tmp_path / 'rows.jsonl'}",
         "scorer=random", "selector.fraction=0.9", "until=select", f"hydra.run.dir={tmp_path / 'run'}",
     )  # fmt: skip
     found = json.loads((tmp_path / "run" / "summary.json").read_text("utf-8"))

@@ -15,7 +15,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from gradfiltering.config.build import build
-from gradfiltering.evidence.base_model import AnswerLosses
+from gradfiltering.evidence.base_model import ResponseLosses
 from gradfiltering.evidence.task_gradients import TaskGradients
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -278,7 +278,7 @@ def test_every_method_can_be_built_and_says_what_it_needs(file):
         pytest.importorskip("datasketch", reason="the optional extra dedup is not installed")
     method = build(composed(group_override(file))[file.parent.name])
     known = {"gradient_log", "projections", "losses", "el2n", "embeddings", "scores"}
-    assert all(isinstance(need, AnswerLosses | TaskGradients) or need in known for need in method.needs)
+    assert all(isinstance(need, ResponseLosses | TaskGradients) or need in known for need in method.needs)
     assert file.parent.name == "selector" or "scores" not in method.needs, "a scorer cannot look at scores"
 
 

@@ -32,7 +32,7 @@ pytestmark = [
 def command(place: Path, run: str = "run", *overrides: str) -> list[str]:
     """Run folder and store both lie below `place`."""
     folder = place / run
-    places = [f"store.path={place / 'store'}", f"run_dir={folder}", f"hydra.run.dir={folder}"]
+    places = [f"cache.path={place / 'cache'}", f"run_dir={folder}", f"hydra.run.dir={folder}"]
     return [*TINY_RUN, "trainer=cpu", *OFTEN, *overrides, *places]
 
 

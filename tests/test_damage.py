@@ -8,7 +8,7 @@ from rich.console import Console
 from tests.support.pipeline import TINY_RUN, run_train
 
 from gradfiltering.errors import UserError
-from gradfiltering.runs.cache import Store
+from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.cache_maintenance import entries, verify
 
 STAGES = {"backbone", "tokens", "bare_losses", "members", "gradient_log", "projections", "targets", "answers"}
@@ -26,7 +26,7 @@ def place(tmp_path_factory) -> Path:
 
 def options(place: Path) -> list[str]:
     run = place / "run"
-    return [*WHOLE, f"store.path={place / 'store'}", f"run_dir={run}", f"hydra.run.dir={run}"]
+    return [*WHOLE, f"cache.path={place / 'cache'}", f"run_dir={run}", f"hydra.run.dir={run}"]
 
 
 @contextmanager
@@ -54,17 +54,17 @@ def files_of(place: Path, stage: str) -> list[Path]:
 
 @pytest.mark.parametrize("stage", sorted(STAGES))
 def test_no_file_is_handed_out_with_a_byte_flipped(place, stage):
-    store = Store(place / "store")
-    keys = {entry.path: entry.about["key"] for entry in entries(store.root)}
+    cache = Cache(place / "store")
+    keys = {entry.path: entry.about["key"] for entry in entries(cache.root)}
     files = files_of(place, stage)
     assert files
     for file in files:
         (key,) = [key for path, key in keys.items() if file.is_relative_to(path)]
-        assert store.find(stage, key)
+        assert cache.find(stage, key)
         with flipped(file), pytest.raises(UserError) as caught:
-            store.find(stage, key)
+            cache.find(stage, key)
         assert f"{file} is not what was written there" in str(caught.value) and "Delete" in str(caught.value)
-    assert store.find(stage, key)
+    assert cache.find(stage, key)
 
 
 def test_verify_names_every_file_with_a_byte_flipped(place, capsys):

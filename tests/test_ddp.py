@@ -27,16 +27,16 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
+def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("store")
 
 
-def at(folder: Path, store: Path) -> list[str]:
-    return [f"store.path={store}", f"run_dir={folder}", f"hydra.run.dir={folder}"]
+def at(folder: Path, cache: Path) -> list[str]:
+    return [f"cache.path={cache}", f"run_dir={folder}", f"hydra.run.dir={folder}"]
 
 
-def one_process(folder: Path, store: Path, *overrides: str) -> Path:
-    run_train(*SMALL, "trainer=cpu", *overrides, *at(folder, store))
+def one_process(folder: Path, cache: Path, *overrides: str) -> Path:
+    run_train(*SMALL, "trainer=cpu", *overrides, *at(folder, cache))
     return folder
 
 
@@ -71,13 +71,13 @@ def files_of(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_two_processes_started_by_lightning_equal_one(store, tmp_path):
+def test_two_processes_started_by_lightning_equal_one(cache, tmp_path):
     rows = 25  # three batches of 8 and one of 1, of which the second process gets nothing
     few = [f"data.rows={rows}", "until=select", "selector.fraction=0.2"]
-    one = one_process(tmp_path / "one", store, *few)
+    one = one_process(tmp_path / "one", cache, *few)
     two = tmp_path / "two"
     output = run_in_processes(
-        tmp_path / "tmp", "train.py", *SMALL, "trainer=ddp_cpu", "progress=true", *few, *at(two, store)
+        tmp_path / "tmp", "train.py", *SMALL, "trainer=ddp_cpu", "progress=true", *few, *at(two, cache)
     )
     assert_same_log(one, two, rows)
     assert_same_adapters(one, two)
@@ -91,12 +91,12 @@ def test_two_processes_started_by_lightning_equal_one(store, tmp_path):
 @pytest.mark.parametrize("rows", [24, 25], ids=["divisible", "not divisible"])
 @pytest.mark.parametrize("collect", ["snapshot", "online"])
 @pytest.mark.parametrize("processes", [2, 3])
-def test_log_adapters_and_choice_under_torchrun(store, tmp_path, processes, collect, rows):
+def test_log_adapters_and_choice_under_torchrun(cache, tmp_path, processes, collect, rows):
     few = [f"data.rows={rows}", f"ensemble.collect={collect}", "ensemble.clip_norm=0.5", "until=select",
            "selector.fraction=0.2"]  # fmt: skip
-    one, many = one_process(tmp_path / "one", store, *few), tmp_path / "many"
+    one, many = one_process(tmp_path / "one", cache, *few), tmp_path / "many"
     command = [*TORCHRUN, str(processes), "train.py", *SMALL, "trainer=ddp_cpu", f"trainer.devices={processes}"]
-    run_in_processes(tmp_path / "tmp", *command, *few, *at(many, store))
+    run_in_processes(tmp_path / "tmp", *command, *few, *at(many, cache))
     assert_same_log(one, many, rows)
     assert_same_adapters(one, many)
     assert_same_choice(one, many)
@@ -104,11 +104,11 @@ def test_log_adapters_and_choice_under_torchrun(store, tmp_path, processes, coll
 
 
 @pytest.mark.slow
-def test_influences_in_two_processes_with_a_store_of_their_own(store, tmp_path):
+def test_influences_in_two_processes_with_a_store_of_their_own(cache, tmp_path):
     few = ["data.rows=25", "until=select", "selector.fraction=0.2", "scorer=less", "projection.width=32"]
-    one, two = one_process(tmp_path / "one", store, *few), tmp_path / "two"
+    one, two = one_process(tmp_path / "one", cache, *few), tmp_path / "two"
     run_in_processes(
-        tmp_path / "tmp", "train.py", *SMALL, "trainer=ddp_cpu", *few, *at(two, tmp_path / "store")
+        tmp_path / "tmp", "train.py", *SMALL, "trainer=ddp_cpu", *few, *at(two, tmp_path / "cache")
     )  # fmt: skip
     assert_same_choice(one, two)
     assert files_of(one) == files_of(two)
@@ -117,11 +117,11 @@ def test_influences_in_two_processes_with_a_store_of_their_own(store, tmp_path):
 
 
 @pytest.mark.slow
-def test_whole_run_in_three_processes_with_a_store_of_its_own(store, tmp_path):
+def test_whole_run_in_three_processes_with_a_store_of_its_own(cache, tmp_path):
     few = ["data.rows=40", "target.tuning.batch_size=7"]
-    one, three = one_process(tmp_path / "one", store, *few), tmp_path / "three"
+    one, three = one_process(tmp_path / "one", cache, *few), tmp_path / "three"
     command = ["train.py", *SMALL, "trainer=ddp_cpu", "trainer.devices=3", *few]
-    run_in_processes(tmp_path / "tmp", *command, *at(three, tmp_path / "store"))
+    run_in_processes(tmp_path / "tmp", *command, *at(three, tmp_path / "cache"))
     assert_same_choice(one, three)
     for model in ("candidate", "full", "random"):
         a, b = (
@@ -142,11 +142,11 @@ def test_whole_run_in_three_processes_with_a_store_of_its_own(store, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_target_that_chooses_its_rows_in_two_processes_with_a_store_of_its_own(store, tmp_path):
+def test_a_target_that_chooses_its_rows_in_two_processes_with_a_store_of_its_own(cache, tmp_path):
     """The choices are the same while no two rows' utilities differ by rounding alone, as here none do."""
     few = ["data.rows=40", "target.data=lead", "target.lead.clusters=3", "until=target", "selector.fraction=0.2"]
-    one, two = one_process(tmp_path / "one", store, *few), tmp_path / "two"
-    run_in_processes(tmp_path / "tmp", "train.py", *SMALL, "trainer=ddp_cpu", *few, *at(two, tmp_path / "store"))
+    one, two = one_process(tmp_path / "one", cache, *few), tmp_path / "two"
+    run_in_processes(tmp_path / "tmp", "train.py", *SMALL, "trainer=ddp_cpu", *few, *at(two, tmp_path / "cache"))
     assert_same_choice(one, two)
     assert files_of(one) == files_of(two)
     alone, together = (pq.read_table(folder / "target/candidate/rounds.parquet").to_pylist() for folder in (one, two))
@@ -157,8 +157,8 @@ def test_a_target_that_chooses_its_rows_in_two_processes_with_a_store_of_its_own
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [[], [*TORCHRUN, "2"]], ids=["lightning", "torchrun"])
-def test_each_job_of_a_sweep_has_one_folder(store, tmp_path, launcher):
-    overrides = [*SMALL, "trainer=ddp_cpu", "data.rows=24", "until=select", f"store.path={store}"]
+def test_each_job_of_a_sweep_has_one_folder(cache, tmp_path, launcher):
+    overrides = [*SMALL, "trainer=ddp_cpu", "data.rows=24", "until=select", f"cache.path={cache}"]
     sweep = tmp_path / "sweep"
     output = run_in_processes(
         tmp_path / "tmp", *launcher, "train.py", "-m", *overrides, "scorer=gsnr,raw_drop", f"hydra.sweep.dir={sweep}"
@@ -173,10 +173,10 @@ def test_each_job_of_a_sweep_has_one_folder(store, tmp_path, launcher):
 
 
 @pytest.mark.slow
-def test_tasks_of_a_slurm_job_find_each_other(store, tmp_path):
+def test_tasks_of_a_slurm_job_find_each_other(cache, tmp_path):
     few = ["data.rows=25", "until=select", "selector.fraction=0.2"]
-    one, two = one_process(tmp_path / "one", store, *few), tmp_path / "two"
-    command, job = ["train.py", *SMALL, "trainer=ddp_cpu", *few, *at(two, store)], slurm_job(tasks=2)
+    one, two = one_process(tmp_path / "one", cache, *few), tmp_path / "two"
+    command, job = ["train.py", *SMALL, "trainer=ddp_cpu", *few, *at(two, cache)], slurm_job(tasks=2)
     tasks = [start(tmp_path / "tmp", *command, **slurm_variables(job, task)) for task in range(2)]
     done = [finish(task) for task in tasks]
     assert [task.returncode for task in done] == [0, 0], done[0].stderr + done[1].stderr
@@ -188,8 +188,8 @@ def test_tasks_of_a_slurm_job_find_each_other(store, tmp_path):
 
 
 @pytest.mark.slow
-def test_tasks_of_a_slurm_job_that_the_trainer_does_not_use_are_an_error(store, tmp_path):
-    command = ["train.py", *SMALL, "trainer=ddp_cpu", "trainer.devices=3", "data.rows=24", *at(tmp_path / "run", store)]
+def test_tasks_of_a_slurm_job_that_the_trainer_does_not_use_are_an_error(cache, tmp_path):
+    command = ["train.py", *SMALL, "trainer=ddp_cpu", "trainer.devices=3", "data.rows=24", *at(tmp_path / "run", cache)]
     done = finish(start(tmp_path / "tmp", *command, **slurm_variables(slurm_job(tasks=2), 0)))
     assert done.returncode == 1 and "trainer.devices" in done.stderr and "Traceback" not in done.stderr
 
@@ -201,13 +201,13 @@ def test_tasks_of_a_slurm_job_that_the_trainer_does_not_use_are_an_error(store, 
     ids=["in every process", "in the first process"],
 )
 @pytest.mark.parametrize("launcher", [[], [*TORCHRUN, "2"]], ids=["lightning", "torchrun"])
-def test_a_users_error_is_told_once_and_ends_all_processes(store, tmp_path, launcher, override, foreign, message):
+def test_a_users_error_is_told_once_and_ends_all_processes(cache, tmp_path, launcher, override, foreign, message):
     folder = tmp_path / "run"
     folder.mkdir()
     if foreign is not None:
         (folder / foreign).touch()
     overrides = [*SMALL, "trainer=ddp_cpu", "data.rows=24", "until=proxy", override]
-    done = launch(tmp_path / "tmp", *launcher, "train.py", *overrides, *at(folder, store))
+    done = launch(tmp_path / "tmp", *launcher, "train.py", *overrides, *at(folder, cache))
     assert done.returncode == 1
     assert done.stderr.count(message) == 1, done.stderr
     assert launcher or "Traceback" not in done.stderr  # torchrun shows one of its own
@@ -243,7 +243,7 @@ def test_an_error_of_another_process_alone_is_told_by_it_and_ends_all(tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_that_the_trainer_does_not_use_are_an_error(store, tmp_path):
+def test_processes_that_the_trainer_does_not_use_are_an_error(cache, tmp_path):
     command = [*TORCHRUN, "2", "train.py", *SMALL, "trainer=cpu", "data.rows=24"]
-    done = launch(tmp_path / "tmp", *command, *at(tmp_path / "run", store))
+    done = launch(tmp_path / "tmp", *command, *at(tmp_path / "run", cache))
     assert done.returncode != 0 and "add trainer=ddp" in done.stderr

@@ -17,11 +17,11 @@ from tests.support.configuration_fields import EVERYTHING, LEFT_OUT, TEXT, TOUCH
 from tests.support.pipeline import ROOT, run_train
 
 from gradfiltering.ensembles.training_state import State
-from gradfiltering.finetuning.lora_finetuning import TuningResult
-from gradfiltering.runs.cache import Store, fingerprint
+from gradfiltering.finetuning.lora_finetuning import FineTuningResult
+from gradfiltering.runs.cache import Cache, hash_key
 from gradfiltering.runs.gradient_log import EpochLog
 from gradfiltering.seeding import numpy_rng, torch_rng
-from gradfiltering.synthetic.pretraining import corpus_hash, new_model, train_tokenizer
+from gradfiltering.synthetic.pretraining import hash_corpus, new_model, train_tokenizer
 
 # direction_gsnr looks at projections too, which the default scorer does not.
 BASE = [
@@ -67,8 +67,8 @@ class Keys:
 
     def note(self, stage, key):
         known = self.found.setdefault(stage, [])
-        if fingerprint(key) not in known:
-            known.append(fingerprint(key))
+        if hash_key(key) not in known:
+            known.append(hash_key(key))
 
     def lookup(self, stage, key):
         # The target's backbone comes second, and what is tokenised after it is tokenised for the target.
@@ -77,9 +77,9 @@ class Keys:
 
     def stages(self):
         models = dict(zip(("candidate", "full", "random"), self.found.get("targets", []), strict=False))
-        backbones = dict(zip(("backbone", "target_backbone"), self.found.get("backbone", []), strict=False))
+        base_models = dict(zip(("backbone", "target_backbone"), self.found.get("backbone", []), strict=False))
         rest = {stage: set(keys) for stage, keys in self.found.items() if stage not in ("targets", "backbone")}
-        return {**rest, **{name: {key} for name, key in {**models, **backbones}.items()}}
+        return {**rest, **{name: {key} for name, key in {**models, **base_models}.items()}}
 
 
 def digest(*arrays) -> str:
@@ -93,7 +93,7 @@ def weights(model) -> str:
 def pretrain(folder, documents, shape, settings, seed, trainer):
     tokenizer = train_tokenizer(documents, shape["vocabulary"])
     model = new_model(shape, tokenizer, seed)
-    rng = torch_rng("stand-in", fingerprint({**shape, **asdict(settings)}), corpus_hash(documents), seed)
+    rng = torch_rng("stand-in", hash_key({**shape, **asdict(settings)}), hash_corpus(documents), seed)
     with torch.no_grad():
         model.get_input_embeddings().weight.normal_(generator=rng)
     model.save_pretrained(folder)
@@ -108,10 +108,10 @@ def made_up(examples, members, *names) -> EpochLog:
 def train_stack(members, start, data, last, settings, engine, kept, model, trainer):
     for epoch in range(data.epochs_done + 1, last + 1):
         for position, member in enumerate(members):
-            rng = torch_rng("stand-in", fingerprint(kept.key(member, epoch)))
+            rng = torch_rng("stand-in", hash_key(kept.key(member, epoch)))
             own = start.of(position).adapters
             adapters = {name: value + torch.randn(value.shape, generator=rng).to(value) for name, value in own.items()}
-            online = (made_up(data.examples, 1, fingerprint(kept.key(member, epoch))), 0)
+            online = (made_up(data.examples, 1, hash_key(kept.key(member, epoch))), 0)
             log = online if settings.collect == "online" else None
             kept.keep(member, epoch, State(adapters, {}, epoch), model, [], log, 1.0)
 
@@ -130,11 +130,11 @@ def response_losses(model, objective, batches, device):
     return dict(zip(ids, numpy_rng(weights(model)).random(len(ids)).tolist(), strict=True))
 
 
-def finetune(name, backbone, rows, settings, seed, trainer, folder, unfinished):
+def finetune(name, base_model, rows, settings, seed, trainer, folder, unfinished):
     (folder / "adapter").mkdir(parents=True)
     (folder / "adapter" / "adapter_config.json").write_text("{}")
     (folder / "curve.csv").write_text("step\n")
-    return TuningResult(1, len(rows.examples), 1, 1.0, 1.0, 1.0, 1)
+    return FineTuningResult(1, len(rows.examples), 1, 1.0, 1.0, 1.0, 1)
 
 
 STAND_INS = {
@@ -152,17 +152,17 @@ def look_up(tmp_path_factory):
 
     def run(*overrides):
         keys, folder = Keys(), tmp_path_factory.mktemp("run")
-        original = Store.find
+        original = Cache.find
 
-        def find(store, stage, key):
+        def find(cache, stage, key):
             keys.lookup(stage, key)
-            return original(store, stage, key)
+            return original(cache, stage, key)
 
         with pytest.MonkeyPatch.context() as patch:
             for place, stand_in in STAND_INS.items():
                 patch.setattr(place, stand_in)
-            patch.setattr(Store, "find", find)
-            places = [f"run_dir={folder / 'run'}", f"hydra.run.dir={folder / 'run'}", f"store.path={folder / 'store'}"]
+            patch.setattr(Cache, "find", find)
+            places = [f"run_dir={folder / 'run'}", f"hydra.run.dir={folder / 'run'}", f"cache.path={folder / 'cache'}"]
             run_train(*BASE, *places, *overrides)
         return keys.stages()
 

@@ -19,7 +19,7 @@ LAUNCHERS = {
 @pytest.fixture(scope="module")
 def one_after_the_other(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sequential")
-    run_train(*SWEEP, "ensemble.m=2", f"store.path={folder / 'store'}", f"hydra.sweep.dir={folder / 'sweep'}")
+    run_train(*SWEEP, "ensemble.m=2", f"cache.path={folder / 'cache'}", f"hydra.sweep.dir={folder / 'sweep'}")
     return folder / "sweep"
 
 
@@ -28,13 +28,13 @@ def one_after_the_other(tmp_path_factory) -> Path:
 def test_jobs_at_the_same_time_train_their_proxy_once_and_end_the_same(launcher, one_after_the_other, tmp_path):
     plugin, options = LAUNCHERS[launcher]
     pytest.importorskip(plugin, reason=f"the optional extra for {launcher} is not installed")
-    sweep, places = tmp_path / "sweep", [f"store.path={tmp_path / 'store'}", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    sweep, places = tmp_path / "sweep", [f"cache.path={tmp_path / 'cache'}", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     done = launch(tmp_path / "temporary", str(ROOT / "train.py"), *SWEEP, "ensemble.m=2", *options, *places)
     assert done.returncode == 0, done.stderr
     made = {job: summary(sweep / job)["proxy"] for job in JOBS}
     assert sorted(one["trained"] for one in made.values()) == [0, 2 * 2], "each member and epoch is trained by one job"
     assert sorted(one["logged"] for one in made.values()) == [0, 2 * 2 * 2], "and logged by one"
-    assert len(list((tmp_path / "store" / "backbone").glob("*/artifact.json"))) == 1
+    assert len(list((tmp_path / "cache" / "backbone").glob("*/artifact.json"))) == 1
     assert not list(tmp_path.rglob("*.part"))
     for job in JOBS:
         for name in ("scores.parquet", "subset.parquet"):
@@ -46,7 +46,7 @@ def test_jobs_at_the_same_time_train_their_proxy_once_and_end_the_same(launcher,
 
 
 def test_a_sweep_over_sizes_trains_the_largest_ensemble_once_and_says_what_it_reused(tmp_path):
-    sizes = [f"store.path={tmp_path / 'store'}", "ensemble.m=2,4,3", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    sizes = [f"cache.path={tmp_path / 'cache'}", "ensemble.m=2,4,3", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     run_train(*SWEEP, *sizes)
     made = [summary(tmp_path / "sweep" / str(job)) for job in range(6)]
     assert [one["proxy"]["members"] for one in made] == [2, 4, 3] * 2

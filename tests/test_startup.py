@@ -36,7 +36,7 @@ def test_help_loads_no_large_library():
 
 def test_a_run_says_where_it_writes_before_it_loads_a_large_library(tmp_path):
     folder = tmp_path / "run"
-    process = start(f"run_dir={folder}", f"hydra.run.dir={folder}", f"store.path={tmp_path / 'store'}", "logger=none")
+    process = start(f"run_dir={folder}", f"hydra.run.dir={folder}", f"cache.path={tmp_path / 'cache'}", "logger=none")
     lines = []
     try:
         for line in process.stdout:

@@ -28,9 +28,9 @@ FILES = [
 
 
 @pytest.fixture(scope="module")
-def whole(store, tmp_path_factory):
+def whole(cache, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    run_train(*SMALL, store, "ensemble.m=2", f"run_dir={folder}", f"hydra.run.dir={folder}")
+    run_train(*SMALL, cache, "ensemble.m=2", f"run_dir={folder}", f"hydra.run.dir={folder}")
     return folder
 
 
@@ -84,17 +84,17 @@ def test_scores_follow_from_the_log_on_disk(whole):
     np.testing.assert_allclose(scores, gsnr, rtol=1e-9)
 
 
-def test_same_seed_twice_is_identical(whole, store, tmp_path):
-    again = [*SMALL, store, "ensemble.m=2", "until=select", "logger=none", f"run_dir={tmp_path}"]
+def test_same_seed_twice_is_identical(whole, cache, tmp_path):
+    again = [*SMALL, cache, "ensemble.m=2", "until=select", "logger=none", f"run_dir={tmp_path}"]
     run_train(*again, f"hydra.run.dir={tmp_path}")
     for name in ("scores.parquet", "subset.parquet"):
         assert pq.read_table(tmp_path / name).equals(pq.read_table(whole / name)), f"{name} differs"
     assert (tmp_path / "subset.jsonl").read_bytes() == (whole / "subset.jsonl").read_bytes()
 
 
-def test_sweep_gives_each_job_its_own_run_folder(store, tmp_path):
+def test_sweep_gives_each_job_its_own_run_folder(cache, tmp_path):
     run_train(
-        "-m", *SMALL, store, "logger=csv", "until=select", "scorer=gsnr,raw_drop", "ensemble.m=2,3",
+        "-m", *SMALL, cache, "logger=csv", "until=select", "scorer=gsnr,raw_drop", "ensemble.m=2,3",
         f"hydra.sweep.dir={tmp_path}",
     )  # fmt: skip
     found = {job: summary(tmp_path / job) for job in ("0", "1", "2", "3")}
@@ -121,9 +121,9 @@ def test_sweep_gives_each_job_its_own_run_folder(store, tmp_path):
         (["selector=k_center", "until=select"], ["selection.parquet"], ["gradient_log", "scores.parquet"]),
     ],
 )
-def test_only_the_stages_somebody_needs_run(store, tmp_path, overrides, there, absent):
+def test_only_the_stages_somebody_needs_run(cache, tmp_path, overrides, there, absent):
     places = [f"run_dir={tmp_path}", f"hydra.run.dir={tmp_path}"]
-    run_train(*SMALL, store, "logger=none", "ensemble.m=2", *overrides, *places)
+    run_train(*SMALL, cache, "logger=none", "ensemble.m=2", *overrides, *places)
     assert all((tmp_path / name).exists() for name in there)
     assert not any((tmp_path / name).exists() for name in absent)
 
@@ -140,9 +140,9 @@ def test_only_the_stages_somebody_needs_run(store, tmp_path, overrides, there, a
         ["scorer=less", "scorer.combine=round_robin", "selector=spice", "projection.width=64", "scorer.members=2"],
     ],
 )  # fmt: skip
-def test_other_scorers_and_selectors_give_every_row_once_and_a_whole_subset(overrides, store, tmp_path):
+def test_other_scorers_and_selectors_give_every_row_once_and_a_whole_subset(overrides, cache, tmp_path):
     places = [f"run_dir={tmp_path}", f"hydra.run.dir={tmp_path}", "logger=none", "until=select", "ensemble.m=2"]
-    run_train(*SMALL, store, *places, *overrides)
+    run_train(*SMALL, cache, *places, *overrides)
     found = summary(tmp_path)
     assert found["selection"]["selected"] == 8
     stages = {stage["name"] for stage in found["stages"]}
@@ -155,10 +155,10 @@ def test_other_scorers_and_selectors_give_every_row_once_and_a_whole_subset(over
         assert sorted([*scored, *unscored]) == list(range(80))
 
 
-def test_projections_lie_in_the_run_folder_and_are_found_again(store, tmp_path):
+def test_projections_lie_in_the_run_folder_and_are_found_again(cache, tmp_path):
     for run in ("one", "two"):
         places = [f"run_dir={tmp_path / run}", f"hydra.run.dir={tmp_path / run}", "logger=none", "until=select"]
-        run_train(*SMALL, store, *places, "ensemble.m=2", "selector=spice", "projection.width=32")
+        run_train(*SMALL, cache, *places, "ensemble.m=2", "selector=spice", "projection.width=32")
     files = sorted((tmp_path / "two" / "projections").rglob("projections.npy"))
     assert [file.parent.relative_to(tmp_path / "two").as_posix() for file in files] == [
         f"projections/member=0{member}/epoch=02" for member in range(2)
@@ -170,8 +170,8 @@ def test_projections_lie_in_the_run_folder_and_are_found_again(store, tmp_path):
     assert {stage["name"]: stage["reused"] for stage in summary(tmp_path / "two")["stages"]}["proxy"]
 
 
-def test_influences_are_measured_once_for_all_runs(store, tmp_path):
-    less = [*SMALL, store, "scorer=less", "ensemble.m=2", "projection.width=32", "logger=none", "until=select"]
+def test_influences_are_measured_once_for_all_runs(cache, tmp_path):
+    less = [*SMALL, cache, "scorer=less", "ensemble.m=2", "projection.width=32", "logger=none", "until=select"]
     for run, how in (("one", "max"), ("two", "max"), ("turns", "round_robin")):
         places = [f"run_dir={tmp_path / run}", f"hydra.run.dir={tmp_path / run}"]
         run_train(*less, f"scorer.combine={how}", *places)
@@ -188,9 +188,9 @@ def test_influences_are_measured_once_for_all_runs(store, tmp_path):
 
 
 @pytest.mark.parametrize(("ensemble", "trained"), [("bootstrap", 4), ("mc_dropout", 2), ("snapshots", 2)])
-def test_other_ensembles_serve_the_same_scorers_from_the_same_files(ensemble, trained, store, tmp_path):
+def test_other_ensembles_serve_the_same_scorers_from_the_same_files(ensemble, trained, cache, tmp_path):
     places = [f"run_dir={tmp_path}", f"hydra.run.dir={tmp_path}", "logger=none", "until=select", "ensemble.m=2"]
-    run_train(*SMALL, store, *places, f"ensemble={ensemble}", "scorer=direction_gsnr", "projection.width=32")
+    run_train(*SMALL, cache, *places, f"ensemble={ensemble}", "scorer=direction_gsnr", "projection.width=32")
     log = pq.read_table(tmp_path / "gradient_log").to_pandas()
     assert set(log.member) == {0, 1} and set(log.epoch) == {1, 2} and len(log) == 80 * 2 * 2
     assert (pq.read_table(tmp_path / "scores.parquet")["variance_late"].to_numpy() > 0).all()
@@ -201,21 +201,21 @@ def test_other_ensembles_serve_the_same_scorers_from_the_same_files(ensemble, tr
     assert found["diagnostics"]["relative_variance"]["2"] > 0
 
 
-def test_a_smaller_ensemble_in_the_same_folder_leaves_no_member_behind(store, tmp_path):
+def test_a_smaller_ensemble_in_the_same_folder_leaves_no_member_behind(cache, tmp_path):
     places = [f"run_dir={tmp_path}", f"hydra.run.dir={tmp_path}", "logger=none", "until=proxy"]
     for members in (3, 2):
-        run_train(*SMALL, store, f"ensemble.m={members}", *places)
+        run_train(*SMALL, cache, f"ensemble.m={members}", *places)
     assert sorted(path.name for path in (tmp_path / "gradient_log").iterdir()) == ["member=00", "member=01"]
 
 
-def test_real_alpaca_rows_and_vicuna_prompts(shared_data, store, tmp_path):
+def test_real_alpaca_rows_and_vicuna_prompts(shared_data, cache, tmp_path):
     rows = json.loads((shared_data / "alpaca" / "alpaca_data.json").read_text("utf-8"))[270:330]
     (tmp_path / "alpaca.json").write_text(json.dumps(rows), encoding="utf-8")  # holds row 284, whose output is empty
     text = tmp_path / "prose.txt"
     text.write_text((shared_data / "text" / "alice_11.txt").read_text("utf-8")[:60000], encoding="utf-8")
     run_train(
-        *SMALL_MODELS, *SMALL_RUN, store, "logger=none", "data=alpaca", f"data.path={tmp_path / 'alpaca.json'}",
-        "data.limit=40", "data.heldout.rows=8", f"proxy.backbone.text=[{text}]", f"target.backbone.text=[{text}]",
+        *SMALL_MODELS, *SMALL_RUN, cache, "logger=none", "data=alpaca", f"data.path={tmp_path / 'alpaca.json'}",
+        "data.limit=40", "data.heldout.rows=8", f"proxy.base_model.text=[{text}]", f"target.base_model.text=[{text}]",
         "ensemble.m=3", "ensemble.batch_size=8", "eval=[vicuna,heldout]", f"eval.path={shared_data / 'eval'}",
         "eval.limit=4", f"run_dir={tmp_path / 'run'}", f"hydra.run.dir={tmp_path / 'run'}",
     )  # fmt: skip
@@ -229,13 +229,13 @@ def test_real_alpaca_rows_and_vicuna_prompts(shared_data, store, tmp_path):
 
 
 @pytest.mark.slow
-def test_full_size_gpt2_with_the_real_tokenizer_trains_and_logs(shared_data, store, tmp_path):
+def test_full_size_gpt2_with_the_real_tokenizer_trains_and_logs(shared_data, cache, tmp_path):
     folder = tmp_path / "gpt2"
     GPT2LMHeadModel(GPT2Config()).save_pretrained(folder)
     GPT2TokenizerFast.from_pretrained(shared_data / "tokenizers" / "gpt2").save_pretrained(folder)
     rows = shared_data / "alpaca" / "alpaca_data.json"
     run_train(
-        *SMALL_RUN, store, "logger=none", "data=alpaca", f"data.path={rows}", "data.limit=8", "data.heldout.rows=2",
+        *SMALL_RUN, cache, "logger=none", "data=alpaca", f"data.path={rows}", "data.limit=8", "data.heldout.rows=2",
         "proxy=gpt2", f"proxy.model={folder}", "ensemble.m=2", "ensemble.batch_size=4", "batch.tokens=1024",
         "until=select", "selector.fraction=0.5", f"run_dir={tmp_path / 'run'}", f"hydra.run.dir={tmp_path / 'run'}",
     )  # fmt: skip
@@ -250,16 +250,16 @@ def readme_commands() -> list[str]:
 
 
 @pytest.mark.parametrize("command", readme_commands())
-def test_readme_commands_run(command, store, tmp_path, monkeypatch):
+def test_readme_commands_run(command, cache, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = [{"instruction": f"Say {n}.", "input": "", "output": f"{n} it is."} for n in range(60)]
     Path("my.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     overrides = shlex.split(command)[2:]
-    small = [*SMALL_MODELS, *SMALL_RUN, store, "logger=none"]
+    small = [*SMALL_MODELS, *SMALL_RUN, cache, "logger=none"]
     if not any(one.startswith("data=") for one in overrides):
         small += SMALL_TASKS
     if "proxy=gpt2" in overrides:
-        small = [*SMALL_RUN, store, "logger=none", f"proxy.model={tiny_gpt2(tmp_path / 'gpt2')}", *SMALL_MODELS[5:]]
+        small = [*SMALL_RUN, cache, "logger=none", f"proxy.model={tiny_gpt2(tmp_path / 'gpt2')}", *SMALL_MODELS[5:]]
     if not any(one.startswith("ensemble.m=") for one in overrides):
         small.append("ensemble.m=2")
     run_train(*overrides, *small, *(["hydra.sweep.dir=out"] if "-m" in overrides else ["hydra.run.dir=out"]))
@@ -272,10 +272,10 @@ def test_command_line_entry_lists_its_options():
     assert "scorer/best" in done.stderr and "raw_drop" in done.stderr
 
 
-def test_an_ensemble_that_finds_its_own_size_and_epoch_says_why(store, tmp_path, capsys):
+def test_an_ensemble_that_finds_its_own_size_and_epoch_says_why(cache, tmp_path, capsys):
     places = [f"run_dir={tmp_path}", f"hydra.run.dir={tmp_path}", "logger=none", "until=select"]
     sizes = ["ensemble.m=auto", "adaptive.limit=4", "adaptive.step=1", "adaptive.stability=1", "adaptive.resamples=10"]
-    run_train(*SMALL, store, *places, *sizes, "epochs=auto", "epochs.limit=3", "epochs.overlap=1")
+    run_train(*SMALL, cache, *places, *sizes, "epochs=auto", "epochs.limit=3", "epochs.overlap=1")
     found = summary(tmp_path)["proxy"]
     chosen = found["adaptive"]
     assert found["members"] == chosen["members"]["m"] == 4 and "adaptive.limit" in chosen["members"]["why"]

@@ -49,7 +49,7 @@ def explained(error: BaseException) -> UserError | None:
     if is_disk_full(error):
         return UserError(
             f"the disk is full: {why}. Free some space, or place the run elsewhere with run_dir=, the store with "
-            "store.path= and the cache of read files with the environment variable HF_DATASETS_CACHE"
+            "cache.path= and the cache of read files with the environment variable HF_DATASETS_CACHE"
         )
     return None
 

@@ -7,12 +7,12 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from gradfiltering.data.dataset import Records
+from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.file_formats import JSON_LINES
 from gradfiltering.data.mixture import MixtureSource
 from gradfiltering.data.schemas import Columns, Instruction
 from gradfiltering.data.sources import FileSource, Heldout
-from gradfiltering.runs.cache import Store
+from gradfiltering.runs.cache import Cache
 from gradfiltering.synthetic.planted_defects import Corruption
 
 COLUMNS = Columns("instruction", "input", "output")
@@ -32,8 +32,8 @@ def columns() -> Columns:
 
 
 @pytest.fixture
-def store(tmp_path) -> Store:
-    return Store(tmp_path / "store")
+def cache(tmp_path) -> Cache:
+    return Cache(tmp_path / "cache")
 
 
 @pytest.fixture(scope="session")
@@ -65,12 +65,14 @@ def tokenizer(make_tokenizer) -> PreTrainedTokenizerFast:
 def make_records():
     """Builds records from (instruction, input, output) triples or whole rows."""
 
-    def make(rows, **fields) -> Records:
+    def make(rows, **fields) -> InstructionDataset:
         rows = [
             row if isinstance(row, dict) else dict(zip(("instruction", "input", "output"), row, strict=True))
             for row in rows
         ]
-        whole = Records(Dataset.from_list(rows), None, ALPACA, None, frozenset(), "plain", "test rows", JSON_LINES)
+        whole = InstructionDataset(
+            Dataset.from_list(rows), None, ALPACA, None, frozenset(), "plain", "test rows", JSON_LINES
+        )
         return replace(whole, **fields)
 
     return make

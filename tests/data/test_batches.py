@@ -21,9 +21,9 @@ def buckets_of(batch_size=8, bucket_batches=3, seed=0, lengths=LENGTHS):
 
 
 @pytest.fixture
-def examples(tokenizer, store, make_records):
+def examples(tokenizer, cache, make_records):
     rows = [("Say it.", "", "right " * (1 + position * 7 % 11)) for position in range(29)] + [("Go.", "", "")]
-    return Encoder(tokenizer, 30, store).encode(make_records(rows))
+    return Encoder(tokenizer, 30, cache).encode(make_records(rows))
 
 
 def as_lists(batches):

@@ -7,7 +7,7 @@ from tokenizers import AddedToken
 
 from gradfiltering.data import examples as module
 from gradfiltering.data.encoding import NO_RESPONSE_LEFT
-from gradfiltering.data.examples import SET_ASIDE, Encoder, tokenizer_hash
+from gradfiltering.data.examples import SET_ASIDE, Encoder, hash_tokenizer
 from gradfiltering.data.schemas import EMPTY_RESPONSE
 from gradfiltering.errors import UserError
 from gradfiltering.models.templates import plain
@@ -20,9 +20,9 @@ def prompt_and_response(tokenizer, records, position):
     return tokenizer(plain(turn, tokenizer))["input_ids"], tokenizer(turn.output)["input_ids"]
 
 
-def test_ids_are_prompt_response_and_end(tokenizer, store, make_records):
+def test_ids_are_prompt_response_and_end(tokenizer, cache, make_records):
     records = make_records(ROWS)
-    encoded = Encoder(tokenizer, 512, store).encode(records)
+    encoded = Encoder(tokenizer, 512, cache).encode(records)
     assert encoded.example_ids.tolist() == [0, 1, 3] and encoded.unscored == [(2, EMPTY_RESPONSE)]
     assert encoded.truncated == 0 and encoded.tokens == sum(len(row["input_ids"]) for row in encoded.table)
     for row in encoded.table:
@@ -35,17 +35,17 @@ def test_ids_are_prompt_response_and_end(tokenizer, store, make_records):
     assert encoded.response_tokens.tolist() == encoded.table["response_tokens"][:]
 
 
-def test_the_boundary_does_not_depend_on_merging(make_tokenizer, store, make_records):
+def test_the_boundary_does_not_depend_on_merging(make_tokenizer, cache, make_records):
     tokenizer = make_tokenizer(extra="Q.\nAAAA Q.\nAAAA Q.\nAAAA")
     records = make_records([("Q.", "", "AAAA")])
     merged = tokenizer("Q.\nAAAA")["input_ids"]
     prompt, response = tokenizer("Q.\n")["input_ids"], tokenizer("AAAA")["input_ids"]
     assert len(merged) < len(prompt) + len(response), "this tokenizer should merge across the boundary"
-    row = Encoder(tokenizer, 512, store).encode(records).table[0]
+    row = Encoder(tokenizer, 512, cache).encode(records).table[0]
     assert row["input_ids"] == [*prompt, *response, tokenizer.eos_token_id] and row["supervised"][0] == len(prompt)
 
 
-def test_start_token_opens_the_prompt_and_never_the_response(make_tokenizer, store, make_records):
+def test_start_token_opens_the_prompt_and_never_the_response(make_tokenizer, cache, make_records):
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = make_tokenizer()
@@ -53,17 +53,17 @@ def test_start_token_opens_the_prompt_and_never_the_response(make_tokenizer, sto
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", start)]
     )
-    row = Encoder(tokenizer, 512, store).encode(make_records(ROWS[:1])).table[0]
+    row = Encoder(tokenizer, 512, cache).encode(make_records(ROWS[:1])).table[0]
     assert row["input_ids"][0] == start and row["input_ids"].count(start) == 1
 
 
 @pytest.mark.parametrize("over", [0, 1, 2, 5])
-def test_a_long_response_behind_a_short_prompt_loses_its_end(over, tokenizer, store, make_records):
+def test_a_long_response_behind_a_short_prompt_loses_its_end(over, tokenizer, cache, make_records):
     records = make_records([("S", "", "abcdefghijklm")])
     prompt, response = prompt_and_response(tokenizer, records, 0)
     whole = [*prompt, *response, tokenizer.eos_token_id]
     assert len(prompt) <= (len(whole) - over) // 4, "the prompt should be too short to be cut"
-    encoded = Encoder(tokenizer, len(whole) - over, store).encode(records)
+    encoded = Encoder(tokenizer, len(whole) - over, cache).encode(records)
     row = encoded.table[0]
     assert row["input_ids"] == whole[: len(whole) - over]
     assert row["response_tokens"] == len(response) + 1 - over and row["supervised"][0] == len(prompt)
@@ -71,10 +71,10 @@ def test_a_long_response_behind_a_short_prompt_loses_its_end(over, tokenizer, st
 
 
 @pytest.mark.parametrize("max_tokens", [12, 20, 39])
-def test_a_long_prompt_loses_its_middle_and_the_response_stays_whole(max_tokens, tokenizer, store, make_records):
+def test_a_long_prompt_loses_its_middle_and_the_response_stays_whole(max_tokens, tokenizer, cache, make_records):
     records = make_records([("".join(map(chr, range(65, 105))), "", "xyz")])
     prompt, response = prompt_and_response(tokenizer, records, 0)
-    encoded = Encoder(tokenizer, max_tokens, store).encode(records)
+    encoded = Encoder(tokenizer, max_tokens, cache).encode(records)
     ids = encoded.table[0]["input_ids"]
     kept = max_tokens - len(response) - 1
     head = kept - kept // 2
@@ -83,52 +83,52 @@ def test_a_long_prompt_loses_its_middle_and_the_response_stays_whole(max_tokens,
     assert encoded.truncated == 1 and encoded.unscored == []
 
 
-def test_no_token_of_the_response_is_left_where_the_context_holds_one_token(tokenizer, store, make_records):
+def test_no_token_of_the_response_is_left_where_the_context_holds_one_token(tokenizer, cache, make_records):
     records = make_records([("Q", "", "right")], origin="mine.jsonl")
     words = rf"none of the 1 rows of mine\.jsonl.*{NO_RESPONSE_LEFT}.*max_tokens of the proxy"
     with pytest.raises(UserError, match=words):
-        Encoder(tokenizer, 1, store).encode(records)
+        Encoder(tokenizer, 1, cache).encode(records)
 
 
-def test_nothing_scorable_is_an_error_that_counts_the_reasons(tokenizer, store, make_records):
+def test_nothing_scorable_is_an_error_that_counts_the_reasons(tokenizer, cache, make_records):
     records = make_records([("a", "", ""), ("b", "", " ")], origin="mine.jsonl")
     with pytest.raises(UserError, match=rf"none of the 2 rows of mine\.jsonl.*2 × {EMPTY_RESPONSE}.*data\.columns"):
-        Encoder(tokenizer, 4, store).encode(records)
+        Encoder(tokenizer, 4, cache).encode(records)
 
 
-def test_rows_set_aside_are_unscored_and_keep_an_earlier_reason(tokenizer, store, make_records):
-    encoded = Encoder(tokenizer, 512, store).encode(make_records(ROWS, set_aside=frozenset({1, 2})))
+def test_rows_set_aside_are_unscored_and_keep_an_earlier_reason(tokenizer, cache, make_records):
+    encoded = Encoder(tokenizer, 512, cache).encode(make_records(ROWS, set_aside=frozenset({1, 2})))
     assert encoded.unscored == [(1, SET_ASIDE), (2, EMPTY_RESPONSE)] and encoded.example_ids.tolist() == [0, 3]
 
 
-def test_heldout_rows_without_a_response_are_left_out(tokenizer, store, make_records):
-    encoder, held = Encoder(tokenizer, 512, store), make_records(ROWS).rows
+def test_heldout_rows_without_a_response_are_left_out(tokenizer, cache, make_records):
+    encoder, held = Encoder(tokenizer, 512, cache), make_records(ROWS).rows
     assert encoder.encode_heldout(make_records(ROWS)) is None
     assert encoder.encode_heldout(make_records(ROWS, heldout=held)).example_ids.tolist() == [0, 1, 3]
     assert encoder.encode_heldout(make_records(ROWS, heldout=held.select([2]))) is None
 
 
-def test_select_keeps_ids_and_ascending_order(tokenizer, store, make_records):
-    encoded = Encoder(tokenizer, 512, store).encode(make_records(ROWS))
+def test_select_keeps_ids_and_ascending_order(tokenizer, cache, make_records):
+    encoded = Encoder(tokenizer, 512, cache).encode(make_records(ROWS))
     some = encoded.select([3, 0])
     assert some.example_ids.tolist() == [0, 3] and len(some) == 2 and some.unscored == []
     assert some.table["input_ids"][:] == [encoded.table["input_ids"][position] for position in (0, 2)]
     assert some.lengths.tolist() == encoded.lengths[[0, 2]].tolist()
 
 
-def test_summary_counts_rows_tokens_and_cuts(tokenizer, store, make_records):
-    encoded = Encoder(tokenizer, 512, store).encode(make_records(ROWS))
+def test_summary_counts_rows_tokens_and_cuts(tokenizer, cache, make_records):
+    encoded = Encoder(tokenizer, 512, cache).encode(make_records(ROWS))
     assert encoded.summary(4) == {
         "examples": 4, "unscored": 1, "unscored_reasons": {EMPTY_RESPONSE: 1}, "truncated": 0,
         "tokens": int(encoded.lengths.sum()),
     }  # fmt: skip
 
 
-def test_a_tokenizer_without_an_end_is_refused(make_tokenizer, store):
+def test_a_tokenizer_without_an_end_is_refused(make_tokenizer, cache):
     tokenizer = make_tokenizer()
     tokenizer.eos_token = None
     with pytest.raises(UserError, match=r"no end-of-sequence token.*tokenizer_config\.json"):
-        Encoder(tokenizer, 512, store)
+        Encoder(tokenizer, 512, cache)
 
 
 texts = st.text(alphabet=st.sampled_from(list("aA .\n\u00e9\u4e2d\U0001f600")), max_size=12)
@@ -140,11 +140,11 @@ texts = st.text(alphabet=st.sampled_from(list("aA .\n\u00e9\u4e2d\U0001f600")), 
     max_tokens=st.integers(1, 24),
     aside=st.frozensets(st.integers(0, 7)),
 )
-def test_every_row_is_scored_or_unscored_with_a_reason(rows, max_tokens, aside, tokenizer, store, make_records):
+def test_every_row_is_scored_or_unscored_with_a_reason(rows, max_tokens, aside, tokenizer, cache, make_records):
     rows = [*rows, ("a", "", "b")]
     records = make_records(rows, set_aside=frozenset(position for position in aside if position < len(rows)))
     try:
-        encoded = Encoder(tokenizer, max_tokens, store).encode(records)
+        encoded = Encoder(tokenizer, max_tokens, cache).encode(records)
     except UserError as error:
         assert "can be scored" in str(error)
         return
@@ -175,14 +175,14 @@ class TestCache:
         monkeypatch.setattr(module, "encode_rows", counted)
         return made
 
-    def test_a_second_encoding_reads_the_table(self, calls, tokenizer, store, make_records):
-        first = Encoder(tokenizer, 512, store).encode(make_records(ROWS))
-        second = Encoder(tokenizer, 512, store).encode(make_records(ROWS))
+    def test_a_second_encoding_reads_the_table(self, calls, tokenizer, cache, make_records):
+        first = Encoder(tokenizer, 512, cache).encode(make_records(ROWS))
+        second = Encoder(tokenizer, 512, cache).encode(make_records(ROWS))
         assert len(calls) == 1, "the second encoding of the same rows tokenised again"
         assert second.table.to_list() == first.table.to_list() and second.unscored == first.unscored
 
     @pytest.mark.parametrize("what", ["template", "max_tokens", "tokenizer", "special", "content", "fewer"])
-    def test_anything_that_matters_makes_a_new_table(self, what, calls, tokenizer, make_tokenizer, store, make_records):
+    def test_anything_that_matters_makes_a_new_table(self, what, calls, tokenizer, make_tokenizer, cache, make_records):
         changed = make_tokenizer()
         if what == "special":
             changed.eos_token = "<s>"
@@ -190,29 +190,29 @@ class TestCache:
             changed = make_tokenizer(extra="loudly loudly")
         rows = {"content": [*ROWS[:3], ("Stop.", "", "y")], "fewer": ROWS[:3]}.get(what, ROWS)
         records = make_records(rows, template="alpaca" if what == "template" else "plain")
-        Encoder(tokenizer, 512, store).encode(make_records(ROWS))
-        Encoder(changed, 511 if what == "max_tokens" else 512, store).encode(records)
+        Encoder(tokenizer, 512, cache).encode(make_records(ROWS))
+        Encoder(changed, 511 if what == "max_tokens" else 512, cache).encode(records)
         assert len(calls) == 2, f"a change of {what} read the table of other examples"
 
-    def test_what_does_not_matter_makes_none(self, calls, tokenizer, store, make_records):
+    def test_what_does_not_matter_makes_none(self, calls, tokenizer, cache, make_records):
         """Neither other columns, nor what may be done with the rows, nor a padded call of the tokenizer."""
         rows = [dict(zip(("instruction", "input", "output"), row, strict=True)) for row in ROWS]
-        Encoder(tokenizer, 512, store).encode(make_records(rows))
+        Encoder(tokenizer, 512, cache).encode(make_records(rows))
         tokenizer.pad_token = tokenizer.eos_token
-        padded = tokenizer_hash(tokenizer)
+        padded = hash_tokenizer(tokenizer)
         tokenizer(["a", "a longer one"], padding=True, truncation=True, max_length=3)
-        assert tokenizer_hash(tokenizer) == padded, "the state of the last call is no rule of the tokenizer"
+        assert hash_tokenizer(tokenizer) == padded, "the state of the last call is no rule of the tokenizer"
         tokenizer.pad_token = None
-        Encoder(tokenizer, 512, store).encode(make_records([{**row, "n": 1} for row in rows], set_aside=frozenset({0})))
+        Encoder(tokenizer, 512, cache).encode(make_records([{**row, "n": 1} for row in rows], set_aside=frozenset({0})))
         assert len(calls) == 1
 
-    def test_a_full_disk_is_a_user_error(self, monkeypatch, tokenizer, store, make_records):
+    def test_a_full_disk_is_a_user_error(self, monkeypatch, tokenizer, cache, make_records):
         def full(*args, **options):
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr("datasets.Dataset.map", full)
         with pytest.raises(UserError, match=r"No space left on device.*store\.path="):
-            Encoder(tokenizer, 512, store).encode(make_records(ROWS))
+            Encoder(tokenizer, 512, cache).encode(make_records(ROWS))
 
 
 class TestSlowTokenizers:
@@ -262,7 +262,7 @@ class TestSlowTokenizers:
             vocab_file=str(tmp_path / "one.model"), bos_token="<s>", eos_token="</s>", unk_token="<unk>",
             padding_side="left", model_max_length=77,
         )  # fmt: skip
-        assert not load().is_fast and tokenizer_hash(load()) == tokenizer_hash(elsewhere) == tokenizer_hash(load())
+        assert not load().is_fast and hash_tokenizer(load()) == hash_tokenizer(elsewhere) == hash_tokenizer(load())
 
     def test_scores_tokens_class_and_options_count(self, load):
         plain = load()
@@ -274,18 +274,18 @@ class TestSlowTokenizers:
         stripping.add_tokens([AddedToken("<|mark|>", lstrip=True)])
         renamed = load(kind=type("Other", (type(plain),), {}))
         sampling = load(sp_model_kwargs={"enable_sampling": True})
-        hashes = {tokenizer_hash(one) for one in (plain, other, added, stripping, renamed, sampling)}
+        hashes = {hash_tokenizer(one) for one in (plain, other, added, stripping, renamed, sampling)}
         assert len(hashes) == 6, "two tokenizers that give other ids share a hash"
 
 
-def test_real_alpaca_rows_without_an_output_are_found(shared_data, store, write_rows, file_source):
+def test_real_alpaca_rows_without_an_output_are_found(shared_data, cache, write_rows, file_source):
     from transformers import GPT2TokenizerFast
 
     path = shared_data / "alpaca" / "alpaca_data.json"
     rows = json.loads(path.read_text("utf-8"))[:2000]
     tokenizer = GPT2TokenizerFast.from_pretrained(str(shared_data / "tokenizers" / "gpt2"))
     records = file_source(str(path), limit=2000).load(0)
-    encoded = Encoder(tokenizer, 512, store).encode(records)
+    encoded = Encoder(tokenizer, 512, cache).encode(records)
     assert encoded.unscored == [(position, EMPTY_RESPONSE) for position in (284, 1223, 1347, 1736)]
     assert len(encoded) == 1996
     first = encoded.table[0]["input_ids"]

@@ -5,12 +5,12 @@ from tests.reports.page.runs import plain_rows, records, typed_records
 
 from gradfiltering.data.row_texts import keep_rows, readable, whole
 from gradfiltering.data.schemas import Messages, Text
-from gradfiltering.runs.cache import Store
+from gradfiltering.runs.cache import Cache
 
 
 def kept(folder, rows, made=records):
     folder.mkdir(exist_ok=True)
-    keep_rows(folder, made(rows), Store(folder.parent / "store"))
+    keep_rows(folder, made(rows), Cache(folder.parent / "store"))
     return pq.ParquetFile(folder / "rows.parquet")
 
 

@@ -33,12 +33,12 @@ MARKED = (
 
 
 @pytest.fixture
-def encode(write_rows, file_source, store):
+def encode(write_rows, file_source, cache):
     """Encodes rows written to a file."""
 
     def run(rows, tokenizer, max_tokens=512, **options):
         records = file_source(write_rows(rows), **options).load(0)
-        return records, Encoder(tokenizer, max_tokens, store).encode(records)
+        return records, Encoder(tokenizer, max_tokens, cache).encode(records)
 
     return run
 
@@ -127,9 +127,9 @@ def test_a_text_is_supervised_but_for_the_token_that_nothing_predicts(encode, to
     assert row["input_ids"] == [*tokenizer("right wrong")["input_ids"], tokenizer.eos_token_id]
 
 
-def test_half_a_surrogate_pair_is_tokenised_as_a_replacement(make_records, store, tokenizer):
+def test_half_a_surrogate_pair_is_tokenised_as_a_replacement(make_records, cache, tokenizer):
     rows = JsonRows.from_list([{"instruction": "a\ud800", "output": "b\udc00"}])
-    examples = Encoder(tokenizer, 512, store).encode(replace(make_records([("a", "", "b")]), rows=rows))
+    examples = Encoder(tokenizer, 512, cache).encode(replace(make_records([("a", "", "b")]), rows=rows))
     assert tokenizer.decode(examples.table[0]["input_ids"]) == "a\ufffd\nb\ufffd</s>"
     assert clean("😀 é") == "😀 é"
 
@@ -165,10 +165,10 @@ def test_a_cut_row_fits_and_keeps_what_can_be_learnt(stretches, max_tokens):
         assert inside, "a row with a response lost all of it"
 
 
-def test_the_screen_shows_the_schema_and_an_example_with_the_supervised_part_set_off(encode, tokenizer, store):
+def test_the_screen_shows_the_schema_and_an_example_with_the_supervised_part_set_off(encode, tokenizer, cache):
     records, examples = encode([{"messages": TALK}], tokenizer)
     console = Console(record=True, force_terminal=True, width=200, file=io.StringIO())
-    Encoder(tokenizer, 512, store).show(records, examples, console)
+    Encoder(tokenizer, 512, cache).show(records, examples, console)
     shown = console.export_text(styles=True)
     assert "schema messages (messages), template conversation" in shown
     assert "\x1b[1;32mright" in shown and "\x1b[2m<|system|>" in shown

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from gradfiltering.data.dataset import content_hash, write_truth
+from gradfiltering.data.dataset import hash_content, write_truth
 from gradfiltering.data.loading import load
 from gradfiltering.data.schemas import Columns
 from gradfiltering.data.sources import Heldout, HubSource, TaskSource
@@ -246,7 +246,7 @@ def test_task_source_refuses_other_columns_and_no_rows(columns):
 
 
 def hash_of(rows):
-    return content_hash(rows, NAMES)
+    return hash_content(rows, NAMES)
 
 
 def test_content_hash_depends_on_the_content_alone(numbered, write_rows):

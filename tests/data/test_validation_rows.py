@@ -7,7 +7,7 @@ from gradfiltering.data.examples import Encoder
 from gradfiltering.data.sources import TaskSource
 from gradfiltering.data.validation_rows import validation_rows
 from gradfiltering.errors import UserError
-from gradfiltering.runs.cache import Store
+from gradfiltering.runs.cache import Cache
 from gradfiltering.synthetic.planted_defects import Corruption
 from gradfiltering.synthetic.pretraining import train_tokenizer
 
@@ -30,7 +30,7 @@ def file(tmp_path):
 
 @pytest.fixture
 def encoder(tmp_path):
-    return Encoder(train_tokenizer(["Say it is. 0 1 2 3"], 300), 96, Store(tmp_path / "store"))
+    return Encoder(train_tokenizer(["Say it is. 0 1 2 3"], 300), 96, Cache(tmp_path / "cache"))
 
 
 def row(output="Yes.", **more):

@@ -73,13 +73,13 @@ def test_members_are_their_own_and_start_as_those_of_the_lora_ensemble(train, tm
 
 
 def test_the_store_keeps_them_apart_from_the_lora_ensembles(train, tmp_path):
-    store = tmp_path / "shared"
-    train("lora", store=store)
-    train("first", other(BootstrapEnsemble, m=2), store=store)
+    cache = tmp_path / "shared"
+    train("lora", cache=cache)
+    train("first", other(BootstrapEnsemble, m=2), cache=cache)
     assert train.result.trained == 2 * 2
-    train("more", other(BootstrapEnsemble), store=store)
+    train("more", other(BootstrapEnsemble), cache=cache)
     assert train.result.trained == 2
-    train("again", other(BootstrapEnsemble), store=store)
+    train("again", other(BootstrapEnsemble), cache=cache)
     assert train.result.reused
 
 

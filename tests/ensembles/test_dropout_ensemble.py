@@ -27,27 +27,27 @@ def test_one_member_is_trained_whatever_the_number_of_passes(train, tmp_path):
 
 
 def test_it_shares_the_member_with_the_lora_ensemble_and_passes_with_itself(train, tmp_path):
-    store = tmp_path / "shared"
-    train("lora", settings(m=2), store=store)
-    two = train("two", passes(m=2), store=store)
+    cache = tmp_path / "shared"
+    train("lora", settings(m=2), cache=cache)
+    two = train("two", passes(m=2), cache=cache)
     assert train.result.trained == 0
     assert train.result.logged == 2 * 2 * 2, "two passes over two sets of rows at two epochs"
-    four = train("four", passes(m=4), store=store)
+    four = train("four", passes(m=4), cache=cache)
     assert train.result.logged == 2 * 2 * 2, "the first two passes were made again"
     fresh = train("fresh", passes(m=4), tokens=64)
     for number in range(4):
         assert_same(four, fresh, number)
     np.testing.assert_array_equal(four.epoch(2).grad_norm[:2], two.epoch(2).grad_norm)
-    train("other", passes(m=2, dropout=0.1), store=store)
+    train("other", passes(m=2, dropout=0.1), cache=cache)
     assert train.result.trained == 0 and train.result.logged == 2 * 2 * 2, "a pass depends on the probability"
-    train("lora again", settings(m=1), store=store)
+    train("lora again", settings(m=1), cache=cache)
     assert train.result.reused
 
 
 def test_without_dropout_it_is_the_trained_member_and_the_variance_grows_with_it(train, tmp_path):
-    store = tmp_path / "shared"
-    lora = train("lora", settings(m=1), store=store)
-    found = {p: train(f"p {p}", passes(m=8, dropout=p), store=store) for p in (0.0, 0.01, 0.1, 0.4)}
+    cache = tmp_path / "shared"
+    lora = train("lora", settings(m=1), cache=cache)
+    found = {p: train(f"p {p}", passes(m=8, dropout=p), cache=cache) for p in (0.0, 0.01, 0.1, 0.4)}
     for number in range(8):
         for epoch in (1, 2):
             np.testing.assert_array_equal(found[0.0].epoch(epoch).grad_norm[number], lora.epoch(epoch).grad_norm[0])
@@ -64,14 +64,14 @@ def test_passes_differ_before_training_as_well_and_between_epochs(train):
 
 
 def test_dropout_in_training_makes_another_member_the_same_however_it_is_cut(train, tmp_path):
-    store = tmp_path / "shared"
-    train("plain", passes(), store=store)
-    whole = train("whole", passes(train_dropout=0.2), store=store)
+    cache = tmp_path / "shared"
+    train("plain", passes(), cache=cache)
+    whole = train("whole", passes(train_dropout=0.2), cache=cache)
     assert train.result.trained == 2, "a member trained without dropout was taken for one trained with it"
     cut = train("cut", passes(train_dropout=0.2), tokens=64)
     for number in range(3):
         assert_same(whole, cut, number)
-    plain = train("again", passes(), store=store)
+    plain = train("again", passes(), cache=cache)
     assert train.result.reused
     assert not np.allclose(whole.epoch(2).loss, plain.epoch(2).loss, rtol=1e-3)
 

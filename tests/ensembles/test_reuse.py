@@ -10,10 +10,10 @@ from tests.support.disk import files_up_to
 from tests.support.interruption import KilledHere, Steps, counting
 from tests.support.small_ensembles import ROWS, assert_same, settings
 
-from gradfiltering.ensembles.member_cache import MemberStore
+from gradfiltering.ensembles.member_cache import MemberCache
 from gradfiltering.errors import UserError
 from gradfiltering.evidence import gradient_log as stage
-from gradfiltering.runs.cache import Store
+from gradfiltering.runs.cache import Cache
 
 STEPS = -(-ROWS // 4)  # of an epoch
 
@@ -30,9 +30,9 @@ def collect(request):
 
 
 def test_a_larger_ensemble_trains_only_the_members_it_lacks(train, tmp_path, collect):
-    store, steps = tmp_path / "shared", Steps()
-    train("m2", settings(m=2, collect=collect), store=store)
-    larger = train("m4", settings(m=4, collect=collect), store=store, trainer=counting(steps))
+    cache, steps = tmp_path / "shared", Steps()
+    train("m2", settings(m=2, collect=collect), cache=cache)
+    larger = train("m4", settings(m=4, collect=collect), cache=cache, trainer=counting(steps))
     assert steps.taken == 2 * STEPS and train.result.trained == 2 * 2
     fresh = train("fresh", settings(m=4, collect=collect))
     for member in range(4):
@@ -40,19 +40,19 @@ def test_a_larger_ensemble_trains_only_the_members_it_lacks(train, tmp_path, col
 
 
 def test_later_epochs_go_on_from_the_last_one_stored_bit_for_bit(train, tmp_path, collect):
-    store, steps = tmp_path / "shared", Steps()
-    train("first", settings(collect=collect), (1, 2), store=store)
-    later = train("later", settings(collect=collect), (2, 4), store=store, trainer=counting(steps))
+    cache, steps = tmp_path / "shared", Steps()
+    train("first", settings(collect=collect), (1, 2), cache=cache)
+    later = train("later", settings(collect=collect), (2, 4), cache=cache, trainer=counting(steps))
     assert steps.taken == 2 * STEPS, "epochs 1 and 2 were trained again"
     identical(later, train("fresh", settings(collect=collect), (2, 4)), (2, 4))
 
 
 def test_the_same_again_computes_nothing(train, tmp_path, collect):
-    store, steps = tmp_path / "shared", Steps()
-    first = train("first", settings(collect=collect), store=store)
-    again = train("again", settings(collect=collect), store=store, trainer=counting(steps))
+    cache, steps = tmp_path / "shared", Steps()
+    first = train("first", settings(collect=collect), cache=cache)
+    again = train("again", settings(collect=collect), cache=cache, trainer=counting(steps))
     assert steps.taken == 0 and train.result.reused and train.result.tokens == 0
-    records = [json.loads(path.read_text()) for path in store.glob("*/*/artifact.json")]
+    records = [json.loads(path.read_text()) for path in cache.glob("*/*/artifact.json")]
     kept = [record["seconds"] for record in records if record["stage"] in ("members", "gradient_log")]
     assert len(kept) > 4 and train.result.reused_seconds == pytest.approx(sum(kept))
     identical(first, again, (1, 2))
@@ -61,11 +61,11 @@ def test_the_same_again_computes_nothing(train, tmp_path, collect):
 
 
 def test_a_snapshot_of_an_epoch_trained_before_costs_one_pass(train, tmp_path):
-    store = tmp_path / "shared"
-    train("first", pair=(1, 3), store=store)
-    train("second", pair=(2, 3), store=store)
+    cache = tmp_path / "shared"
+    train("first", pair=(1, 3), cache=cache)
+    train("second", pair=(2, 3), cache=cache)
     assert train.result.trained == 0 and train.result.logged == 3 * 2  # rows and held-out rows of epoch 2
-    train("zero", pair=(0, 2), store=store)
+    train("zero", pair=(0, 2), cache=cache)
     assert train.result.trained == 0 and train.result.logged == 3 * 2
 
 
@@ -74,36 +74,36 @@ def test_a_snapshot_of_an_epoch_trained_before_costs_one_pass(train, tmp_path):
     [({"lr": 0.02}, True), ({"batch_size": 5}, True), ({"checkpoint_minutes": 3}, False), ({"m": 2}, False)],
 )
 def test_only_what_a_member_depends_on_makes_it_train_again(train, tmp_path, change, trains):
-    store = tmp_path / "shared"
-    train("first", store=store)
-    train("changed", settings(**change), store=store)
+    cache = tmp_path / "shared"
+    train("first", cache=cache)
+    train("changed", settings(**change), cache=cache)
     assert bool(train.result.trained) is trains
 
 
 def test_another_seed_trains_again(train, tmp_path):
-    train("first", store=tmp_path / "shared")
-    train("other", seed=1, store=tmp_path / "shared")
+    train("first", cache=tmp_path / "shared")
+    train("other", seed=1, cache=tmp_path / "shared")
     assert train.result.trained == 3 * 2
 
 
 @pytest.mark.parametrize("killed_at", [STEPS + 3, STEPS, 2], ids=["within epoch 2", "between", "within epoch 1"])
 def test_a_killed_run_goes_on_where_it_was_and_ends_the_same(train, tmp_path, collect, killed_at):
-    store, how = tmp_path / "shared", settings(collect=collect, checkpoint_minutes=1e-9)
+    cache, how = tmp_path / "shared", settings(collect=collect, checkpoint_minutes=1e-9)
     with pytest.raises(KilledHere):
-        train("killed", how, store=store, trainer=counting(Steps(killed_at)))
+        train("killed", how, cache=cache, trainer=counting(Steps(killed_at)))
     steps = Steps()
-    resumed = train("resumed", how, store=store, trainer=counting(steps))
+    resumed = train("resumed", how, cache=cache, trainer=counting(steps))
     assert steps.taken == 2 * STEPS - killed_at, "steps that had been taken were taken again"
     whole = train("whole", replace(how, checkpoint_minutes=10))
     identical(resumed, whole, (1, 2))
     paths = [pq.read_table(tmp_path / run / "trajectory.parquet").to_pylist() for run in ("resumed", "whole")]
     assert paths[0] == paths[1]
-    assert not any((store / "interrupted").iterdir())
+    assert not any((cache / "interrupted").iterdir())
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2])
 def test_a_run_killed_while_it_keeps_its_members_trains_none_of_them_again(train, tmp_path, collect, kept, monkeypatch):
-    store, how, keep, done = tmp_path / "shared", settings(collect=collect), MemberStore.keep, []
+    cache, how, keep, done = tmp_path / "shared", settings(collect=collect), MemberCache.keep, []
 
     def keeping(*arguments):
         if len(done) == kept:
@@ -111,60 +111,60 @@ def test_a_run_killed_while_it_keeps_its_members_trains_none_of_them_again(train
         done.append(keep(*arguments))
 
     with monkeypatch.context() as patched, pytest.raises(KilledHere):
-        patched.setattr(MemberStore, "keep", keeping)
-        train("killed", how, store=store)
+        patched.setattr(MemberCache, "keep", keeping)
+        train("killed", how, cache=cache)
     steps = Steps()
-    resumed = train("resumed", how, store=store, trainer=counting(steps))
+    resumed = train("resumed", how, cache=cache, trainer=counting(steps))
     assert steps.taken == STEPS, "only epoch 2 is left, for all members in one stack"
     identical(resumed, train("whole", how), (1, 2))
-    assert not any((store / "interrupted").iterdir())
+    assert not any((cache / "interrupted").iterdir())
 
 
 def test_of_several_processes_only_the_first_takes_up_what_one_process_had_recorded(train, tmp_path, monkeypatch):
-    store, how = tmp_path / "shared", settings(collect="online", checkpoint_minutes=1e-9)
+    cache, how = tmp_path / "shared", settings(collect="online", checkpoint_minutes=1e-9)
     with pytest.raises(KilledHere):
-        train("killed", how, store=store, trainer=counting(Steps(3)))
+        train("killed", how, cache=cache, trainer=counting(Steps(3)))
     # In the second of two processes nothing is restored, so by itself it lacks what was measured before.
     monkeypatch.setattr("gradfiltering.ensembles.training.rank", lambda: 1)
     with pytest.raises(RuntimeError, match=f"of {3 * ROWS} measurements {3 * 3 * 4} are missing .* 0 were made more"):
-        train("resumed", how, store=store)
+        train("resumed", how, cache=cache)
 
 
 def test_a_full_disk_leaves_the_store_usable(train, tmp_path, collect):
-    store = tmp_path / "shared"
+    cache = tmp_path / "shared"
     with (
         files_up_to(10_000),
         pytest.raises(UserError, match=r"cannot write .*(members|interrupted).*Free some space.*store\.path="),
     ):
-        train("full", settings(collect=collect), store=store)
-    assert not list(store.rglob("*.part")) and not list(store.glob("members/*")), "half a member stayed behind"
-    again = train("again", settings(collect=collect), store=store)
+        train("full", settings(collect=collect), cache=cache)
+    assert not list(cache.rglob("*.part")) and not list(cache.glob("members/*")), "half a member stayed behind"
+    again = train("again", settings(collect=collect), cache=cache)
     assert train.result.trained == 3 * 2
     identical(again, train("fresh", settings(collect=collect)), (1, 2))
 
 
 def test_a_damaged_checkpoint_is_not_gone_on_from(train, tmp_path):
-    store, how = tmp_path / "shared", settings(checkpoint_minutes=1e-9)
+    cache, how = tmp_path / "shared", settings(checkpoint_minutes=1e-9)
     with pytest.raises(KilledHere):
-        train("killed", how, store=store, trainer=counting(Steps(3)))
-    (file,) = (store / "interrupted").glob("*/state.safetensors")
+        train("killed", how, cache=cache, trainer=counting(Steps(3)))
+    (file,) = (cache / "interrupted").glob("*/state.safetensors")
     content = bytearray(file.read_bytes())
     content[-9] ^= 1
     file.write_bytes(content)
     with pytest.raises(UserError, match=r"state\.safetensors is not what was written"):
-        train("resumed", how, store=store)
+        train("resumed", how, cache=cache)
 
 
 def test_an_epoch_that_was_pruned_is_trained_again_from_the_one_before(train, tmp_path):
-    store, steps = tmp_path / "shared", Steps()
-    first = train("first", pair=(2, 3), store=store)
-    for record in (store / "members").glob("*/artifact.json"):
+    cache, steps = tmp_path / "shared", Steps()
+    first = train("first", pair=(2, 3), cache=cache)
+    for record in (cache / "members").glob("*/artifact.json"):
         if '"epoch": 2' in record.read_text():
             record.unlink()
-    again = train("again", pair=(2, 3), store=store, trainer=counting(steps))
+    again = train("again", pair=(2, 3), cache=cache, trainer=counting(steps))
     assert steps.taken == STEPS
     identical(first, again, (2, 3))
-    assert Store(store).root.is_dir()
+    assert Cache(cache).root.is_dir()
 
 
 def test_jobs_of_one_process_try_out_how_much_fits_once_for_each_size_of_stack(train, tmp_path, monkeypatch):

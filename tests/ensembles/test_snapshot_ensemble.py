@@ -52,9 +52,9 @@ def test_a_snapshot_is_the_adapter_after_that_step(train, tmp_path):
 
 
 def test_the_last_snapshot_is_member_0_of_the_lora_ensemble_in_the_same_units(train, tmp_path):
-    store, steps = tmp_path / "shared", Steps()
-    lora = train("lora", settings(m=1), store=store)
-    along = train("along", snapshots(3), store=store, trainer=counting(steps))
+    cache, steps = tmp_path / "shared", Steps()
+    lora = train("lora", settings(m=1), cache=cache)
+    along = train("along", snapshots(3), cache=cache, trainer=counting(steps))
     assert steps.taken == 2 * STEPS, "the steps within the epochs were not there"
     assert train.result.logged == 2 * 2 * 2, "the epochs' ends had been logged before"
     fresh = train("fresh", snapshots(3))
@@ -62,18 +62,18 @@ def test_the_last_snapshot_is_member_0_of_the_lora_ensemble_in_the_same_units(tr
     for epoch in (1, 2):
         np.testing.assert_array_equal(along.epoch(epoch).grad_norm[2], lora.epoch(epoch).grad_norm[0])
     none = Steps()
-    train("lora again", settings(m=1), store=store, trainer=counting(none))
-    train("along again", snapshots(3), store=store, trainer=counting(none))
+    train("lora again", settings(m=1), cache=cache, trainer=counting(none))
+    train("along again", snapshots(3), cache=cache, trainer=counting(none))
     assert none.taken == 0 and train.result.reused
 
 
 def test_a_snapshot_depends_on_its_step_and_not_on_how_many_there_are(train, tmp_path):
-    store = tmp_path / "shared"
-    three, six = train("three", snapshots(3), store=store), train("six", snapshots(6), store=store)
+    cache = tmp_path / "shared"
+    three, six = train("three", snapshots(3), cache=cache), train("six", snapshots(6), cache=cache)
     for member in range(3):
         np.testing.assert_array_equal(three.epoch(2).grad_norm[member], six.epoch(2).grad_norm[2 * member + 1])
     steps = Steps()
-    train("two", snapshots(2), store=store, trainer=counting(steps))
+    train("two", snapshots(2), cache=cache, trainer=counting(steps))
     assert steps.taken == 0, "its steps are among the six"
 
 
@@ -84,21 +84,21 @@ def test_before_training_all_are_one_and_measured_once(train):
 
 
 def test_a_killed_run_goes_on_where_it_was_and_ends_the_same(train, tmp_path):
-    store, how = tmp_path / "shared", snapshots(3, checkpoint_minutes=1e-9)
+    cache, how = tmp_path / "shared", snapshots(3, checkpoint_minutes=1e-9)
     with pytest.raises(KilledHere):
-        train("killed", how, store=store, trainer=counting(Steps(STEPS + 3)))
+        train("killed", how, cache=cache, trainer=counting(Steps(STEPS + 3)))
     steps = Steps()
-    resumed = train("resumed", how, store=store, trainer=counting(steps))
+    resumed = train("resumed", how, cache=cache, trainer=counting(steps))
     assert steps.taken == STEPS - 3
     identical(resumed, train("whole", snapshots(3)), (1, 2))
 
 
 def test_what_a_killed_run_without_snapshots_left_is_not_gone_on_from(train, tmp_path):
-    store = tmp_path / "shared"
+    cache = tmp_path / "shared"
     with pytest.raises(KilledHere):
-        train("killed", settings(m=1, checkpoint_minutes=1e-9), store=store, trainer=counting(Steps(STEPS + 3)))
+        train("killed", settings(m=1, checkpoint_minutes=1e-9), cache=cache, trainer=counting(Steps(STEPS + 3)))
     steps = Steps()
-    along = train("along", snapshots(3), store=store, trainer=counting(steps))
+    along = train("along", snapshots(3), cache=cache, trainer=counting(steps))
     assert steps.taken == 2 * STEPS, "epoch 1 lacks its snapshots, and step 2 of epoch 2 was not kept"
     identical(along, train("whole", snapshots(3)), (1, 2))
 

@@ -141,7 +141,7 @@ def test_a_grown_ensemble_is_the_one_asked_for_at_once(train, tmp_path):
     steps = Steps()
 
     def make(settings, epochs):
-        train("grown", settings, (epochs.early, epochs.late), store=tmp_path / "shared", trainer=counting(steps))
+        train("grown", settings, (epochs.early, epochs.late), cache=tmp_path / "shared", trainer=counting(steps))
         return train.result
 
     size = AdaptiveSize(start=3, step=1, limit=4, stability=1.0, resamples=20)
@@ -149,9 +149,9 @@ def test_a_grown_ensemble_is_the_one_asked_for_at_once(train, tmp_path):
     found = settle(make, AUTO, EpochPair(1, 2), size, mean_late, 5, workspace)
     assert found.members == 4 and steps.taken == 2 * (2 * STEPS), "two stacks of two epochs each"
     assert found.trained == 4 * 2 and found.reused_seconds == pytest.approx(0, abs=1e-9)
-    train("first", settings(m=3), store=tmp_path / "parts")
+    train("first", settings(m=3), cache=tmp_path / "parts")
     identical(
-        train("four", settings(m=4), store=tmp_path / "parts"),
-        train("grown", settings(m=4), store=tmp_path / "shared"),
+        train("four", settings(m=4), cache=tmp_path / "parts"),
+        train("grown", settings(m=4), cache=tmp_path / "shared"),
         (1, 2),
     )

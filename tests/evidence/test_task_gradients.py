@@ -21,9 +21,9 @@ from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.gradients.loop import LoopEngine
 from gradfiltering.gradients.projection import Projection
 from gradfiltering.gradients.vmap import VmapEngine
-from gradfiltering.models.language_model import Loaded
+from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.objectives import ResponseNLL
-from gradfiltering.runs.cache import Store, Workspace
+from gradfiltering.runs.cache import Cache, Workspace
 from gradfiltering.runs.gradient_log import EpochPair
 from gradfiltering.scorers.base import Evidence
 from gradfiltering.scorers.less import LESS
@@ -37,28 +37,28 @@ HOW = settings(m=3)
 
 @pytest.fixture
 def measure(records, tokenizer, tmp_path):
-    encoder = Encoder(tokenizer, SHAPE["context"], Store(tmp_path / "store"))
+    encoder = Encoder(tokenizer, SHAPE["context"], Cache(tmp_path / "cache"))
     examples = encoder.encode_all(records).examples
 
-    def run(*needs, store="one", engine=FusedEngine, tokens=4096, how=HOW):
+    def run(*needs, cache="one", engine=FusedEngine, tokens=4096, how=HOW):
         model = new_model(SHAPE, tokenizer, 0).double().eval().requires_grad_(False)
         model.set_attn_implementation("eager")
-        backbone = Loaded(model, tokenizer, "test", "test", 0.0, True)
-        workspace = Workspace(tmp_path / "run", Store(tmp_path / store), 0, quiet_trainer)
+        base_model = LanguageModel(model, tokenizer, "test", "test", 0.0, True)
+        workspace = Workspace(tmp_path / "run", Cache(tmp_path / cache), 0, quiet_trainer)
         wanted = {need: validation_rows(records, need.validation, need.task) for need in needs or (NEED,)}
         run.result = measure_influence(
-            wanted, encoder, examples, backbone, how, partial(engine, objective=ResponseNLL()),
+            wanted, encoder, examples, base_model, how, partial(engine, objective=ResponseNLL()),
             BatchSettings(tokens, 0), workspace, Projection(WIDTH, 3),
         )  # fmt: skip
-        run.backbone, run.examples = backbone, examples
+        run.base_model, run.examples = base_model, examples
         run.heldout = encoder.encode_heldout(records)
         return run.result.gradients[(needs or (NEED,))[0]]
 
     return run
 
 
-def stored_state(store, epoch, member=0):
-    for record in sorted((store / "members").glob("*/artifact.json")):
+def stored_state(cache, epoch, member=0):
+    for record in sorted((cache / "members").glob("*/artifact.json")):
         key = json.loads(record.read_text("utf-8"))["key"]
         if (key["member"], key["epoch"]) == (member, epoch):
             return State.read(record.parent / "state.safetensors")
@@ -67,7 +67,7 @@ def stored_state(store, epoch, member=0):
 
 def explicit_vectors(measure, state):
     """Projected directions of torch.optim.Adam for all rows, and projected gradients of the held-out rows."""
-    model = HOW.lora.attach(measure.backbone.model)
+    model = HOW.lora.attach(measure.base_model.model)
     own = {name: value[0] for name, value in state.adapters.items()}
     moments = {kind: {name: value[0] for name, value in of.items()} for kind, of in state.moments.items()}
     dense = reference.matrix(Projection(WIDTH, 3), {name: value.shape for name, value in own.items()})
@@ -125,7 +125,7 @@ def assert_same(one, other, rtol=RTOL):
 @pytest.mark.parametrize(("engine", "tokens"), [(FusedEngine, 100), (VmapEngine, 4096), (LoopEngine, 4096)])
 def test_neither_batches_nor_the_engine_matter(measure, engine, tokens):
     need = TaskGradients((1,), 1, None, None)
-    assert_same(measure(need), measure(need, store="other", engine=engine, tokens=tokens))
+    assert_same(measure(need), measure(need, cache="other", engine=engine, tokens=tokens))
 
 
 def test_the_same_again_computes_nothing(measure, tmp_path):
@@ -158,17 +158,17 @@ def test_only_what_is_new_is_computed(measure, tmp_path):
 
 
 def test_members_and_logs_serve_other_scores_and_the_other_way_round(train, measure, tmp_path):
-    train("log", settings(m=1), store=tmp_path / "one")
+    train("log", settings(m=1), cache=tmp_path / "one")
     measure()
     assert measure.result.trained == 0 and measure.result.logged == 4
     measure(TaskGradients((3,), 1, None, None))
-    train("later", settings(m=1), pair=(2, 3), store=tmp_path / "one")
+    train("later", settings(m=1), pair=(2, 3), cache=tmp_path / "one")
     assert train.result.trained == 0 and train.result.logged == 0, "the norms came from the same pass"
 
 
 def test_the_backbone_comes_back_without_adapters_and_the_summary_is_plain(measure):
     measure()
-    assert not any("lora" in name for name, _ in measure.backbone.model.named_parameters())
+    assert not any("lora" in name for name, _ in measure.base_model.model.named_parameters())
     about = json.loads(json.dumps(measure.result.summary()))
     (of,) = about["gradients"]
     assert of["checkpoints"] == [1, 2] and sum(of["validation_rows"].values()) == len(measure.heldout)

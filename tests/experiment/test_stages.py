@@ -6,7 +6,7 @@ from tests.support.small_ensembles import other, settings
 
 from gradfiltering.ensembles.dropout_ensemble import DropoutEnsemble
 from gradfiltering.errors import UserError
-from gradfiltering.evidence.base_model import AnswerLosses
+from gradfiltering.evidence.base_model import ResponseLosses
 from gradfiltering.experiment.stages import Plan
 from gradfiltering.judging.answers_and_verdicts import Generation
 from gradfiltering.scorers.gsnr import GSNR
@@ -27,14 +27,14 @@ LESS_SCORER, OWN_ROWS = (LESS([1, 2], 1, path, "auto", "max") for path in (None,
     ("until", "scorer", "selector", "needs"),
     [
         ("report", GSNR(1e-8, 0), TOP, {"gradient_log"}),
-        ("select", IFD_SCORER, TOP, {AnswerLosses("plain", 1024)}),
+        ("select", IFD_SCORER, TOP, {ResponseLosses("plain", 1024)}),
         ("select", GSNR(1e-8, 0), RandomSelector(0.1, None), set()),
         ("select", GSNR(1e-8, 0), COVER, {"embeddings"}),
         ("score", GSNR(1e-8, 0), COVER, {"gradient_log"}),
         ("proxy", GSNR(1e-8, 0), RandomSelector(0.1, None), {"gradient_log"}),
         ("select", LESS_SCORER, TOP, {LESS_SCORER.need}),
         ("select", LESS_SCORER, BOTH, {LESS_SCORER.need, "embeddings"}),
-        ("select", IFD_SCORER, BOTH, {AnswerLosses("plain", 1024), "embeddings"}),
+        ("select", IFD_SCORER, BOTH, {ResponseLosses("plain", 1024), "embeddings"}),
     ],
 )
 def test_only_what_somebody_within_the_run_looks_at_is_needed(until, scorer, selector, needs):
@@ -61,21 +61,21 @@ def test_judging_by_the_rows_that_the_score_was_fitted_to_is_warned_of():
 
 @pytest.mark.parametrize(("until", "refused"), [("judge", True), ("target", False)])
 def test_answers_that_leave_no_room_for_a_prompt_are_refused_before_any_training(until, refused):
-    backbone = SimpleNamespace(check=lambda: None, context=256)
+    base_model = SimpleNamespace(check=lambda: None, context=256)
     plan = Plan(until, GSNR(1e-8, 0), TOP)
-    plan.check(5, None, backbone, backbone, ["full"], Generation(255, 8))
+    plan.check(5, None, base_model, base_model, ["full"], Generation(255, 8))
     if refused:
         with pytest.raises(UserError, match=r"generation\.max_new_tokens is 256, but the model's context holds 256"):
-            plan.check(5, None, backbone, backbone, ["full"], Generation(256, 8))
+            plan.check(5, None, base_model, base_model, ["full"], Generation(256, 8))
     else:
-        plan.check(5, None, backbone, backbone, ["full"], Generation(256, 8))
+        plan.check(5, None, base_model, base_model, ["full"], Generation(256, 8))
     with pytest.raises(UserError, match=r"generation\.max_new_tokens is 0"):
         Generation(0, 8)
 
 
 def test_a_target_that_chooses_its_rows_needs_what_they_are_to_the_bare_model_and_no_ensemble():
     plan = Plan("target", IFD_SCORER, COVER, "lead")
-    assert plan.needs == {AnswerLosses("plain", 1024), "losses"} and plan.scored and plan.leads
+    assert plan.needs == {ResponseLosses("plain", 1024), "losses"} and plan.scored and plan.leads
 
 
 @pytest.mark.parametrize("until", ["proxy", "score", "select"])
@@ -109,9 +109,9 @@ def test_what_a_target_that_chooses_looks_at_may_be_asked_for():
 
 
 def test_a_score_by_influence_of_members_that_are_not_trained_is_refused_before_anything_is_loaded():
-    backbone = SimpleNamespace(check=lambda: None, context=256)
+    base_model = SimpleNamespace(check=lambda: None, context=256)
     passes = other(DropoutEnsemble, dropout=0.1, train_dropout=0.0)
-    rest = (backbone, backbone, ["full"], Generation(8, 8))
+    rest = (base_model, base_model, ["full"], Generation(8, 8))
     with pytest.raises(UserError, match=r"DropoutEnsemble with scorer\.members=1.*ensemble=lora"):
         Plan("select", LESS_SCORER, BOTH).check(3, passes, *rest)
     Plan("select", LESS_SCORER, BOTH).check(3, settings(), *rest)

@@ -18,7 +18,7 @@ def test_every_override_is_in_a_job_that_is_composed_and_few_jobs_are():
 
 
 def test_a_mistake_in_the_last_job_shows_before_the_first_starts(tmp_path):
-    sweep = ["-m", "scorer=random,nosuch", f"hydra.sweep.dir={tmp_path}", f"store.path={tmp_path / 'store'}"]
+    sweep = ["-m", "scorer=random,nosuch", f"hydra.sweep.dir={tmp_path}", f"cache.path={tmp_path / 'cache'}"]
     done = subprocess.run(
         [sys.executable, "train.py", *sweep, "until=data"], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -11,9 +11,9 @@ from tests.support.pipeline import quiet_trainer
 from gradfiltering.errors import UserError
 from gradfiltering.judging import answers_and_verdicts as stage
 from gradfiltering.judging.prompts import Prompt
-from gradfiltering.models.language_model import PretrainedBackbone
+from gradfiltering.models.language_model import PretrainedModel
 from gradfiltering.models.lora import LoraSettings
-from gradfiltering.runs.cache import Store, Workspace
+from gradfiltering.runs.cache import Cache, Workspace
 from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
 
 SHAPE = {"architecture": "llama", "layers": 1, "heads": 2, "width": 16, "context": 96, "vocabulary": 300}
@@ -31,17 +31,17 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture
-def backbone(base, tmp_path):
-    loader = PretrainedBackbone(str(base), None, "fp32", "sdpa", trust_remote_code=False)
-    return loader.load(Store(tmp_path / "store"), 0, quiet_trainer)
+def base_model(base, tmp_path):
+    loader = PretrainedModel(str(base), None, "fp32", "sdpa", trust_remote_code=False)
+    return loader.load(Cache(tmp_path / "cache"), 0, quiet_trainer)
 
 
 @pytest.fixture
-def adapters(backbone, tmp_path):
+def adapters(base_model, tmp_path):
     """Two models, and one of them under another name."""
     lora = LoraSettings(rank=2, alpha=4, target_modules="all-linear", init_b_std=0.0)
     for name, seed in (("candidate", 0), ("full", 1)):
-        model, chance = lora.attach(backbone.model), torch.Generator().manual_seed(seed)
+        model, chance = lora.attach(base_model.model), torch.Generator().manual_seed(seed)
         for key, value in model.named_parameters():
             if "lora_" in key:
                 value.data.copy_(torch.randn(value.shape, generator=chance))
@@ -64,10 +64,10 @@ def asked(monkeypatch):
 
 
 @pytest.fixture
-def answer(backbone, adapters, asked, tmp_path):
+def answer(base_model, adapters, asked, tmp_path):
     def run(models=("candidate", "full"), prompts=PROMPTS, template="plain", how=HOW):
-        workspace = Workspace(tmp_path / "run", Store(tmp_path / "store"), 0, quiet_trainer)
-        answers, run.reused_seconds = stage.answer_all(models, backbone, prompts, template, how, workspace)
+        workspace = Workspace(tmp_path / "run", Cache(tmp_path / "cache"), 0, quiet_trainer)
+        answers, run.reused_seconds = stage.answer_all(models, base_model, prompts, template, how, workspace)
         return answers
 
     return run
@@ -106,7 +106,7 @@ def test_what_answers_depend_on_makes_them_anew(answer, asked, change):
     assert len(asked) == 4
 
 
-def test_other_weights_of_adapter_or_backbone_answer_anew(answer, asked, backbone, tmp_path):
+def test_other_weights_of_adapter_or_backbone_answer_anew(answer, asked, base_model, tmp_path):
     answer()
     shutil.rmtree(tmp_path / "run/target/candidate")
     shutil.copytree(tmp_path / "run/target/full", tmp_path / "run/target/candidate")
@@ -114,7 +114,7 @@ def test_other_weights_of_adapter_or_backbone_answer_anew(answer, asked, backbon
     config.write_text(config.read_text().replace('"lora_alpha": 4', '"lora_alpha": 8'))
     answer(["candidate"])
     assert len(asked) == 3
-    next(backbone.model.parameters()).data.add_(0.1)
+    next(base_model.model.parameters()).data.add_(0.1)
     answer(["full"])
     assert len(asked) == 4
 

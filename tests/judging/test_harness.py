@@ -37,8 +37,8 @@ def run(tmp_path_factory):
             folder / "target" / name / "adapter"
         )
     (folder / "summary.json").write_text('{"stages": []}')
-    backbone = {"_target_": "TinyBackbone", "precision": "fp32", "attention": "sdpa"}
-    (folder / "config.yaml").write_text(yaml.safe_dump({"target": {"backbone": backbone}}))
+    base_model = {"_target_": "TinyBackbone", "precision": "fp32", "attention": "sdpa"}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"target": {"base_model": base_model}}))
     return folder
 
 

@@ -31,7 +31,7 @@ PAIRS = [Pair("s", str(n), f"Question {n}? {EVIL}", f"first {n} {EVIL}", f"secon
 
 
 @pytest.fixture
-def store(tmp_path):
+def cache(tmp_path):
     opened = RatingStore(tmp_path / "ratings.sqlite", seed=3)
     yield opened
     opened.close()
@@ -67,7 +67,7 @@ def prefer_first(client):
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-def test_two_raters_in_a_browser_lose_nothing_and_see_answers_as_text(tmp_path, store):
+def test_two_raters_in_a_browser_lose_nothing_and_see_answers_as_text(tmp_path, cache):
     chosen: dict[str, dict[str, str]] = {"ann": {}, "bob": {}}
 
     async def script(page, rater):
@@ -96,14 +96,14 @@ def test_two_raters_in_a_browser_lose_nothing_and_see_answers_as_text(tmp_path, 
                 await page.until("document.readyState === 'complete' && typeof shown !== 'undefined' && shown !== null")
         await page.until("!document.getElementById('done').hidden")
 
-    with serving(RatingSite(PAIRS, store, "pass"), "127.0.0.1", 0) as url:
+    with serving(RatingSite(PAIRS, cache, "pass"), "127.0.0.1", 0) as url:
         for rater in chosen:
             asyncio.run(drive(tmp_path / rater, url, lambda page, rater=rater: script(page, rater)))
-    assert store.by_rater(PAIRS) == chosen
+    assert cache.by_rater(PAIRS) == chosen
     assert sum(len(said) for said in chosen.values()) == 20
 
 
-def test_sides_and_order_are_drawn_per_rater_and_stay(store):
+def test_sides_and_order_are_drawn_per_rater_and_stay(cache):
     names = [pair.name for pair in PAIRS]
     for rater in ("ann", "bob"):
         assert seen_order(3, rater, PAIRS) == seen_order(3, rater, PAIRS[::-1])
@@ -112,29 +112,29 @@ def test_sides_and_order_are_drawn_per_rater_and_stay(store):
     assert 0.45 < sum(sides) / len(sides) < 0.55
 
 
-def test_a_rating_is_on_the_disk_before_the_next_pair_is_shown_and_a_restart_goes_on(store):
-    with serving(RatingSite(PAIRS, store, None), "127.0.0.1", 0) as url:
+def test_a_rating_is_on_the_disk_before_the_next_pair_is_shown_and_a_restart_goes_on(cache):
+    with serving(RatingSite(PAIRS, cache, None), "127.0.0.1", 0) as url:
         client = Client(url)
         assert client.log_in("ann") == 200
         for count in range(4):
             state = json.loads(client.call("api/state")[1])
             assert (state["done"], state["total"]) == (count, 10)
             reply = client.call("api/rate", {"pair": state["shown"]["pair"], "choice": "tie"})
-            with sqlite3.connect(store.path) as other:  # what another process sees now
+            with sqlite3.connect(cache.path) as other:  # what another process sees now
                 assert other.execute("SELECT count(*) FROM ratings").fetchone() == (count + 1,)
             assert json.loads(reply[1])["done"] == count + 1
             client.call("api/rate", {"pair": state["shown"]["pair"], "choice": "left"})  # a second click
-    assert list(store.by_rater(PAIRS)["ann"].values()) == ["tie"] * 4
-    with serving(RatingSite(PAIRS, store, None), "127.0.0.1", 0) as url:
+    assert list(cache.by_rater(PAIRS)["ann"].values()) == ["tie"] * 4
+    with serving(RatingSite(PAIRS, cache, None), "127.0.0.1", 0) as url:
         client = Client(url)
         assert client.call("api/state")[0] == 401
         client.log_in("ann")
         assert json.loads(client.call("api/state")[1])["done"] == 4
 
 
-def test_nobody_gets_in_without_the_password_and_nothing_odd_is_kept(store, monkeypatch):
+def test_nobody_gets_in_without_the_password_and_nothing_odd_is_kept(cache, monkeypatch):
     monkeypatch.setattr("gradfiltering.judging.rating_page.WRONG_PASSWORD_SECONDS", 0)
-    with serving(RatingSite(PAIRS, store, "pass"), "127.0.0.1", 0) as url:
+    with serving(RatingSite(PAIRS, cache, "pass"), "127.0.0.1", 0) as url:
         client = Client(url)
         assert client.log_in("ann", "wrong") == client.log_in("ann", "\ud800") == client.log_in(" ", "pass") == 403
         assert client.call("api/state")[0] == client.call("api/rate", {"pair": "x", "choice": "tie"})[0] == 401
@@ -147,7 +147,7 @@ def test_nobody_gets_in_without_the_password_and_nothing_odd_is_kept(store, monk
         status, _, headers = client.call("")
         assert status == 200 and "default-src 'none'" in headers["Content-Security-Policy"]
         assert not any(pair.first in client.call("")[1].decode() for pair in PAIRS), "answers come as data only"
-    assert store.by_rater(PAIRS) == {}
+    assert cache.by_rater(PAIRS) == {}
 
 
 def human(tmp_path, **options):
@@ -239,8 +239,8 @@ def test_sheets_go_out_blind_and_come_back(tmp_path):
         ({"left": "something else", "choice": "left"}, "the left answer is none of this pair's"),
     ],
 )
-def test_a_wrong_sheet_is_named_and_nothing_of_it_is_kept(tmp_path, store, change, message):
-    export_csv(tmp_path / "a.csv", PAIRS, store, "ann")
+def test_a_wrong_sheet_is_named_and_nothing_of_it_is_kept(tmp_path, cache, change, message):
+    export_csv(tmp_path / "a.csv", PAIRS, cache, "ann")
     with (tmp_path / "a.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     rows[0].update(change)
@@ -250,8 +250,8 @@ def test_a_wrong_sheet_is_named_and_nothing_of_it_is_kept(tmp_path, store, chang
         writer.writeheader()
         writer.writerows(rows)
     with pytest.raises(UserError, match=message):
-        import_csv(tmp_path / "a.csv", PAIRS, store)
-    assert store.by_rater(PAIRS) == {}
+        import_csv(tmp_path / "a.csv", PAIRS, cache)
+    assert cache.by_rater(PAIRS) == {}
 
 
 class Stored(PairJudge):
@@ -264,7 +264,7 @@ class Stored(PairJudge):
         return Reply("", scores)
 
 
-def test_agreement_of_raters_and_with_another_judge_is_in_the_summary(tmp_path, store):
+def test_agreement_of_raters_and_with_another_judge_is_in_the_summary(tmp_path, cache):
     pairs = [_pair(Question(one, f"first {one.prompt_id}", f"second {one.prompt_id}", 0, 0)) for one in PROMPTS]
     said = {"ann": ["first", "first", "second", "tie"], "bob": ["first", "tie", "second", "tie"],
             "cy": ["first", "first", "first", "second"]}  # fmt: skip
@@ -335,7 +335,7 @@ def test_the_published_annotators_agree_as_scikit_learn_and_statsmodels_say(shar
     assert pair.kappa == pytest.approx(0.49286471530289244, abs=1e-12)
 
 
-def test_agreement_on_the_command_line(tmp_path, store, capsys, make_verdict):
+def test_agreement_on_the_command_line(tmp_path, cache, capsys, make_verdict):
     win, loss = ((9.0, 1.0), (1.0, 9.0)), ((1.0, 9.0), (9.0, 1.0))
     for name, last in (("a", win), ("b", loss)):
         scores = [win, loss, last]
@@ -344,7 +344,7 @@ def test_agreement_on_the_command_line(tmp_path, store, capsys, make_verdict):
     assert cli.main(["agreement", *files, "--json", "--resamples", "200"]) == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert (found["items"], found["share"]) == (3, pytest.approx(2 / 3)) and found["kappa"] == pytest.approx(0.4)
-    store.keep([(pair.name, rater, "tie") for pair in PAIRS for rater in ("ann", "bob", "cy")])
-    assert cli.main(["agreement", f"people={store.path}", "--json"]) == 0
+    cache.keep([(pair.name, rater, "tie") for pair in PAIRS for rater in ("ann", "bob", "cy")])
+    assert cli.main(["agreement", f"people={cache.path}", "--json"]) == 0
     assert [one["kappa"] for one in json.loads(capsys.readouterr().out)] == [None] * 4
     assert cli.main(["agreement", files[0]]) == 1

@@ -14,7 +14,7 @@ from gradfiltering.judging.generate import generate_batch, plain_decoding
 from gradfiltering.judging.local_judge import LocalJudge, _own_marks, tokenize_chat
 from gradfiltering.judging.prompts import Prompt
 from gradfiltering.judging.protocol import Protocol
-from gradfiltering.models.language_model import PretrainedBackbone
+from gradfiltering.models.language_model import PretrainedModel
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -57,8 +57,8 @@ def folder(tmp_path_factory, tokenizer):
 
 
 def judge(folder, replies, batch_size=3, asks=1, max_reply_tokens=6, protocol=PROTOCOL):
-    backbone = PretrainedBackbone(str(folder), None, "fp32", "sdpa", False)
-    return LocalJudge(backbone, Asking(protocol, max_reply_tokens, asks, str(replies)), batch_size, "cpu")
+    base_model = PretrainedModel(str(folder), None, "fp32", "sdpa", False)
+    return LocalJudge(base_model, Asking(protocol, max_reply_tokens, asks, str(replies)), batch_size, "cpu")
 
 
 def counting(monkeypatch, text=None):

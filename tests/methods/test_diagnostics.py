@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from gradfiltering.evidence.base_model import AnswerLosses, Observed, PairedLosses
-from gradfiltering.evidence.gradient_log import BareLosses, ProxyResult
+from gradfiltering.evidence.base_model import Observed, PromptedAndAloneLosses, ResponseLosses
+from gradfiltering.evidence.gradient_log import BaseModelLosses, ProxyResult
 from gradfiltering.methods.diagnostics import (
     BELOW_ZERO,
     Limits,
@@ -55,7 +55,7 @@ def trained(update_ratio=0.1, heldout=(1.8, 1.5)) -> ProxyResult:
 
 
 def ensemble(log, limits=QUIET, bare=2.0, **fields):
-    return of_ensemble(log, EPOCHS, trained(**fields), BareLosses(np.ones(4), bare), limits)
+    return of_ensemble(log, EPOCHS, trained(**fields), BaseModelLosses(np.ones(4), bare), limits)
 
 
 class TestOfEnsemble:
@@ -151,7 +151,7 @@ class TestSpearman:
 
 
 EXAMPLES = SimpleNamespace(example_ids=np.asarray([0, 2, 3, 5, 6]), response_tokens=np.asarray([10, 8, 6, 4, 2]))
-BARE = BareLosses(np.asarray([2.0, 2.0, 2.0, 1.0, 3.0]), None)
+BARE = BaseModelLosses(np.asarray([2.0, 2.0, 2.0, 1.0, 3.0]), None)
 NORMS = {"g_early": np.arange(5.0), "g_late": np.ones(5)}
 
 
@@ -217,8 +217,8 @@ class TestOfSelection:
         assert "norms" not in warning or "g_early" in columns
 
     def test_scorers_leave_the_statistics_that_their_sign_is_explained_by(self, log):
-        need = AnswerLosses("plain", 64)
-        answers = PairedLosses(np.asarray([3.0, 1, 1, 1]), np.full(4, 2.0), {})
+        need = ResponseLosses("plain", 64)
+        answers = PromptedAndAloneLosses(np.asarray([3.0, 1, 1, 1]), np.full(4, 2.0), {})
         evidence = Evidence(
             np.arange(4), 0, EPOCHS, log(late=[[1.0, 2.0, 5.0, 3.0]] * 2), Observed(answers={need: answers})
         )

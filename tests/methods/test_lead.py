@@ -16,13 +16,13 @@ from gradfiltering.data.dataset import Columns
 from gradfiltering.data.examples import Encoder, Rows
 from gradfiltering.data.sources import TaskSource
 from gradfiltering.evidence.base_model import Observed
-from gradfiltering.evidence.gradient_log import BareLosses
+from gradfiltering.evidence.gradient_log import BaseModelLosses
 from gradfiltering.evidence.passes import response_losses
 from gradfiltering.methods.curriculum import LeadSettings
 from gradfiltering.methods.lead import RoundGradients, train
-from gradfiltering.models.language_model import PretrainedBackbone
+from gradfiltering.models.language_model import PretrainedModel
 from gradfiltering.models.objectives import ResponseNLL
-from gradfiltering.runs.cache import Store
+from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.gradient_log import EpochPair
 from gradfiltering.scorers.base import Evidence, Scores
 from gradfiltering.scorers.ifd import IFD
@@ -55,39 +55,47 @@ def base(records, tmp_path_factory):
 
 @pytest.fixture
 def load(base, tmp_path):
-    how = PretrainedBackbone(str(base), None, "fp32", "sdpa", trust_remote_code=False)
-    return lambda: how.load(Store(tmp_path / "store"), 0, quiet_trainer)
+    how = PretrainedModel(str(base), None, "fp32", "sdpa", trust_remote_code=False)
+    return lambda: how.load(Cache(tmp_path / "cache"), 0, quiet_trainer)
 
 
 @pytest.fixture
-def backbone(load):
+def base_model(load):
     return load()
 
 
 @pytest.fixture
-def rows(records, backbone, tmp_path):
-    return Encoder(backbone.tokenizer, 96, Store(tmp_path / "store")).encode_all(records)
+def rows(records, base_model, tmp_path):
+    return Encoder(base_model.tokenizer, 96, Cache(tmp_path / "cache")).encode_all(records)
 
 
-def bare_losses(backbone, examples):
-    batches = loader(LengthBatches(examples, 4096, backbone.pad_id), 0)
-    found = response_losses(backbone.model, ResponseNLL(), batches, torch.device("cpu"))
+def bare_losses(base_model, examples):
+    batches = loader(LengthBatches(examples, 4096, base_model.pad_id), 0)
+    found = response_losses(base_model.model, ResponseNLL(), batches, torch.device("cpu"))
     return np.asarray([found[one] for one in examples.example_ids.tolist()])
 
 
 @pytest.fixture
-def lead(backbone, rows, tmp_path):
+def lead(base_model, rows, tmp_path):
     """Trains a candidate and reads what it left."""
-    bare = BareLosses(bare_losses(backbone, rows.examples), None)
+    bare = BaseModelLosses(bare_losses(base_model, rows.examples), None)
     ids = rows.examples.example_ids
     difficulty = np.random.default_rng(0).uniform(0.2, 1.2, ROWS)
     tasks = ["sums" if number % 3 else "words" for number in range(ROWS)]
 
     def run(
-        name, how=LEAD, tuning=None, budget=BUDGET, store=None, trainer=quiet_trainer, heldout=True, seed=0, on=backbone
+        name,
+        how=LEAD,
+        tuning=None,
+        budget=BUDGET,
+        cache=None,
+        trainer=quiet_trainer,
+        heldout=True,
+        seed=0,
+        on=base_model,
     ):
         evidence = Evidence(ids, seed, EpochPair(1, 2), observed=Observed(bare), examples=rows.examples, sources=tasks)
-        place = workspace(tmp_path / name, store or tmp_path / f"store of {name}", seed, trainer)
+        place = workspace(tmp_path / name, cache or tmp_path / f"store of {name}", seed, trainer)
         some = rows if heldout else Rows(rows.examples, None)
         tuning = tuning or settings(schedule="linear", batch_size=4)
         choice, made = train(how, budget, Scores(ids, difficulty), evidence, on, some, tuning, place)
@@ -145,7 +153,7 @@ def test_the_rows_used_are_the_choice_and_fill_the_budget(lead, rows):
     assert float(left.curve[-1]["heldout_loss"]) < float(left.curve[0]["heldout_loss"])
 
 
-def test_forward_passes_in_the_loop_are_the_examples_trained_on(lead, backbone):
+def test_forward_passes_in_the_loop_are_the_examples_trained_on(lead, base_model):
     """Nothing is looked at to be scored: what the model sees is what it is trained on."""
     seen, training = [], []
 
@@ -154,16 +162,16 @@ def test_forward_passes_in_the_loop_are_the_examples_trained_on(lead, backbone):
         seen.append(len(ids))
         training.append(torch.is_grad_enabled())
 
-    handle = backbone.model.register_forward_pre_hook(count, with_kwargs=True)
+    handle = base_model.model.register_forward_pre_hook(count, with_kwargs=True)
     choice, _, _ = lead("counted", heldout=False)
     handle.remove()
     assert sum(seen) == choice.about["trained_examples"] and all(training)
 
 
-def test_losses_are_those_of_the_model_before_the_update(lead, backbone, rows):
+def test_losses_are_those_of_the_model_before_the_update(lead, base_model, rows):
     """In the first round the adapter is still nothing, so the training's losses are the bare model's."""
     _, _, left = lead("run")
-    bare = dict(zip(rows.examples.example_ids.tolist(), bare_losses(backbone, rows.examples), strict=True))
+    bare = dict(zip(rows.examples.example_ids.tolist(), bare_losses(base_model, rows.examples), strict=True))
     first = left.rounds[0]
     assert first["updates"] == 1, "the first round is to be one update"
     np.testing.assert_allclose(first["loss"], [bare[one] for one in first["example_id"]], rtol=RTOL)
@@ -211,10 +219,10 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_choices_and_adapter(lead, l
     _, _, whole = lead("whole")
     assert len(whole.rounds) > killed_after + 1
     with pytest.raises(KilledHere):
-        lead("killed", how, store=tmp_path / "shared", trainer=stopped(killed_after), on=load())
+        lead("killed", how, cache=tmp_path / "shared", trainer=stopped(killed_after), on=load())
     assert len(list((tmp_path / "shared" / "interrupted").iterdir())) == 1
     begun = []
-    _, _, resumed = lead("resumed", how, store=tmp_path / "shared", trainer=noting(begun))
+    _, _, resumed = lead("resumed", how, cache=tmp_path / "shared", trainer=noting(begun))
     assert begun[0] == killed_after, "rounds that had been made were made again"
     assert resumed.rounds == whole.rounds and resumed.curve == whole.curve
     assert resumed.adapter == whole.adapter
@@ -241,8 +249,8 @@ def noting(begun):
 
 
 def test_the_same_again_is_taken_from_the_store(lead, tmp_path):
-    choice, first, left = lead("first", store=tmp_path / "shared")
-    again, second, taken = lead("again", store=tmp_path / "shared", trainer=stopped(0))
+    choice, first, left = lead("first", cache=tmp_path / "shared")
+    again, second, taken = lead("again", cache=tmp_path / "shared", trainer=stopped(0))
     assert replace(second, reused=False) == first and second.reused and again == choice
     assert taken.rounds == left.rounds and taken.adapter == left.adapter
 
@@ -251,8 +259,8 @@ def test_the_same_again_is_taken_from_the_store(lead, tmp_path):
     ("change", "anew"), [({"sample_rate": 0.5}, True), ({"gamma": 0.2}, True), ({"checkpoint_minutes": 1.0}, False)]
 )
 def test_only_what_decides_the_choices_makes_it_train_again(lead, tmp_path, change, anew):
-    lead("first", store=tmp_path / "shared")
-    _, result, _ = lead("second", replace(LEAD, **change), store=tmp_path / "shared")
+    lead("first", cache=tmp_path / "shared")
+    _, result, _ = lead("second", replace(LEAD, **change), cache=tmp_path / "shared")
     assert result.reused is not anew
 
 

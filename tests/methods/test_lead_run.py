@@ -11,9 +11,9 @@ LEAD = ["target.data=lead", "target.lead.clusters=3", "logger=csv", *SMALL_MODEL
 
 
 @pytest.fixture(scope="module")
-def whole(store, tmp_path_factory):
+def whole(cache, tmp_path_factory):
     folder = tmp_path_factory.mktemp("lead")
-    run_train(*LEAD, store, "until=target", "judge.against=[random]", f"run_dir={folder}", f"hydra.run.dir={folder}")
+    run_train(*LEAD, cache, "until=target", "judge.against=[random]", f"run_dir={folder}", f"hydra.run.dir={folder}")
     return folder
 
 

@@ -71,10 +71,10 @@ def chatty(make_tokenizer):
 
 
 @pytest.fixture
-def encode(write_rows, file_source, store):
+def encode(write_rows, file_source, cache):
     def run(rows, tokenizer, template="plain"):
         records = replace(file_source(write_rows(rows)), template=template).load(0)
-        return records, Encoder(tokenizer, 512, store).encode(records)
+        return records, Encoder(tokenizer, 512, cache).encode(records)
 
     return run
 

@@ -65,7 +65,7 @@ def test_what_was_configured_and_not_reached_is_not_cited():
 
 def test_parts_of_parts_are_cited():
     inner = {"_target_": "gradfiltering.scorers.ifd.IFD"}
-    fused = {"_target_": "gradfiltering.scorers.fused_rank.FusedRank", "parts": {"ifd": inner}, "list": [inner]}
+    fused = {"_target_": "gradfiltering.scorers.fused_rank.RankFusion", "parts": {"ifd": inner}, "list": [inner]}
     assert keys({**CONFIG, "scorer": fused}, {"selection": {"scorer": "fused_rank"}}) == [
         "li2024superfiltering", "li2024quantity", "chang2026spice",
     ]  # fmt: skip

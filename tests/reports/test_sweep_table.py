@@ -116,7 +116,7 @@ def test_both_files_hold_every_row(sweep):
 
 @pytest.mark.slow
 def test_the_screen_says_once_what_all_jobs_share_and_takes_nothing_for_markup(tmp_path):
-    shared = "proxy.backbone.text=[/books/a.txt,/books/b.txt]"
+    shared = "proxy.base_model.text=[/books/a.txt,/books/b.txt]"
     for number, scorer in enumerate(("gsnr", "raw_drop")):
         job(tmp_path, number, overrides=[shared, f"scorer={scorer}", "names=[/bold]"])
     console = Console(width=200, record=True)

@@ -143,16 +143,16 @@ class TestId:
         assert run_id(folder) == before
 
     def test_the_name_says_what_was_asked_for(self, tmp_path):
-        asked = ["scorer=gsnr", "run_dir=/x", "+experiment=a", "store.path=/y", "hydra.run.dir=z", "ensemble.m=3"]
+        asked = ["scorer=gsnr", "run_dir=/x", "+experiment=a", "cache.path=/y", "hydra.run.dir=z", "ensemble.m=3"]
         assert run_name(write_run(tmp_path / "a", overrides=asked)) == "scorer=gsnr +experiment=a ensemble.m=3"
         assert run_name(write_run(tmp_path / "b")) == "b"
 
 
 @pytest.mark.slow
-def test_a_killed_job_goes_on_in_its_own_run(store, tmp_path):
+def test_a_killed_job_goes_on_in_its_own_run(cache, tmp_path):
     """A real run, killed by the system while it trains, and given again."""
     folder = tmp_path / "run"
-    asked = [*SMALL_MODELS, *SMALL_RUN, *SMALL_TASKS, store, "ensemble.m=2", f"run_dir={folder}"]
+    asked = [*SMALL_MODELS, *SMALL_RUN, *SMALL_TASKS, cache, "ensemble.m=2", f"run_dir={folder}"]
     command = [sys.executable, "train.py", *asked, f"hydra.run.dir={folder}"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     for line in process.stdout:

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from gradfiltering.errors import UserError
-from gradfiltering.runs.cache import Store, atomic_path, fingerprint, write_json
+from gradfiltering.runs.cache import Cache, atomic_path, hash_key, write_json
 
 KEY = {"seed": 0, "shape": {"layers": 2, "width": 8}, "text": None, "lr": 1e-3}
 
@@ -22,15 +22,15 @@ def parts(folder):
 
 
 def test_make_builds_once_and_reuses(tmp_path):
-    store, built = Store(tmp_path), []
+    cache, built = Cache(tmp_path), []
 
     def build(folder):
         assert folder.is_dir() and not any(folder.iterdir()), "build must get an existing, empty folder"
         built.append(folder)
         write_result(folder)
 
-    first = store.make("backbone", KEY, build)
-    second = Store(tmp_path).make("backbone", KEY, build)
+    first = cache.make("backbone", KEY, build)
+    second = Cache(tmp_path).make("backbone", KEY, build)
     assert len(built) == 1, "the second run with the same key built again"
     assert (first.reused, second.reused) == (False, True)
     assert first.path == second.path and (second.path / "weights.txt").read_text() == "result"
@@ -38,41 +38,41 @@ def test_make_builds_once_and_reuses(tmp_path):
 
 
 def test_artifact_says_what_made_it(tmp_path):
-    made = Store(tmp_path).make("backbone", KEY, write_result)
+    made = Cache(tmp_path).make("backbone", KEY, write_result)
     about = json.loads((made.path / "artifact.json").read_text())
     assert about["key"] == KEY and about["stage"] == "backbone"
     assert about["versions"]["torch"] and about["seconds"] == made.seconds
 
 
 def test_other_key_and_other_stage_build_again(tmp_path):
-    store = Store(tmp_path)
-    paths = {store.make(stage, {"seed": seed}, write_result).path for stage in ("a", "b") for seed in (0, 1)}
+    cache = Cache(tmp_path)
+    paths = {cache.make(stage, {"seed": seed}, write_result).path for stage in ("a", "b") for seed in (0, 1)}
     assert len(paths) == 4
 
 
 def test_failing_build_leaves_nothing_and_is_repeated(tmp_path):
-    store = Store(tmp_path)
+    cache = Cache(tmp_path)
 
     def fail(folder):
         write_result(folder)
         raise RuntimeError("out of luck")
 
     with pytest.raises(RuntimeError, match="out of luck"):
-        store.make("backbone", KEY, fail)
+        cache.make("backbone", KEY, fail)
     assert not any((tmp_path / "backbone").iterdir()), "half a result stayed behind"
-    assert not store.make("backbone", KEY, write_result).reused
+    assert not cache.make("backbone", KEY, write_result).reused
 
 
 @pytest.mark.parametrize("suffix", [".12345678.part", ""])
 def test_half_a_result_is_never_returned(tmp_path, suffix):
-    store = Store(tmp_path)
-    place = store.make("backbone", KEY, write_result).path
+    cache = Cache(tmp_path)
+    place = cache.make("backbone", KEY, write_result).path
     # A killed run leaves a `.part` folder, or, killed while replacing, a folder without its record.
     half = place.rename(place.with_name(place.name + suffix)) if suffix else place
     (half / "weights.txt").write_text("half")
     if not suffix:
         (half / "artifact.json").unlink()
-    again = store.make("backbone", KEY, write_result)
+    again = cache.make("backbone", KEY, write_result)
     assert not again.reused and (again.path / "weights.txt").read_text() == "result"
 
 
@@ -81,14 +81,14 @@ def test_a_missing_input_of_a_build_is_not_called_a_failed_write(tmp_path):
         (tmp_path / "no such corpus.txt").read_text()
 
     with pytest.raises(FileNotFoundError, match="no such corpus"):
-        Store(tmp_path / "store").make("backbone", KEY, build)
+        Cache(tmp_path / "cache").make("backbone", KEY, build)
     assert not parts(tmp_path)
 
 
 def test_fingerprint_ignores_the_order_of_keys_at_every_depth():
     turned = {"lr": 1e-3, "text": None, "shape": {"width": 8, "layers": 2}, "seed": 0}
     assert list(turned) != list(KEY)
-    assert fingerprint(turned) == fingerprint(KEY)
+    assert hash_key(turned) == hash_key(KEY)
 
 
 @pytest.mark.parametrize(
@@ -101,13 +101,13 @@ def test_fingerprint_ignores_the_order_of_keys_at_every_depth():
     ids=str,
 )  # fmt: skip
 def test_fingerprint_sees_every_value(change):
-    assert fingerprint({**KEY, **change}) != fingerprint(KEY)
+    assert hash_key({**KEY, **change}) != hash_key(KEY)
 
 
 def test_fingerprint_sees_the_order_of_lists_and_refuses_nan():
-    assert fingerprint([1, 2]) != fingerprint([2, 1])
+    assert hash_key([1, 2]) != hash_key([2, 1])
     with pytest.raises(ValueError, match="JSON compliant"):
-        fingerprint({"lr": float("nan")})
+        hash_key({"lr": float("nan")})
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
@@ -119,7 +119,7 @@ def test_a_failed_write_is_a_user_error_with_a_remedy(tmp_path, code):
         raise OSError(code, os.strerror(code))
     message = str(caught.value)
     assert str(place) in message and os.strerror(code) in message
-    assert "run_dir=" in message and "store.path=" in message
+    assert "run_dir=" in message and "cache.path=" in message
     assert not parts(tmp_path), "half a file stayed behind"
     assert place.read_text() == "earlier", "a failed write destroyed the earlier result"
 
@@ -130,7 +130,7 @@ def test_a_full_disk_under_the_store_is_a_user_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr("pathlib.Path.mkdir", full)
     with pytest.raises(UserError, match=r"No space left on device.*store\.path="):
-        Store(tmp_path / "store").make("backbone", KEY, write_result)
+        Cache(tmp_path / "cache").make("backbone", KEY, write_result)
 
 
 def test_a_folder_replaces_an_earlier_one_whole(tmp_path):
@@ -204,5 +204,5 @@ def test_a_killed_makers_lock_is_free_at_once_and_its_half_result_never_read(tmp
     first.kill()
     first.wait()
     assert second.communicate()[0].endswith("reused False\n")
-    (made,) = (tmp_path / "store" / "backbone").glob("*/artifact.json")
+    (made,) = (tmp_path / "cache" / "backbone").glob("*/artifact.json")
     assert (made.parent / "weights.txt").read_text() == "result"

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from gradfiltering.errors import UserError
-from gradfiltering.runs.cache import Store, Unfinished, fingerprint, link
+from gradfiltering.runs.cache import Cache, Unfinished, hash_key, link
 from gradfiltering.runs.cache_maintenance import differences, entries
 
 
@@ -22,16 +22,16 @@ def write(text):
 
 
 @pytest.fixture
-def store(tmp_path):
-    store = Store(tmp_path / "store")
-    store.make("members", {"seed": 0, "ensemble": {"lr": 0.1, "m": 3}}, write("a"))
-    store.make("members", {"seed": 0, "ensemble": {"lr": 0.2, "m": 3}}, write("b"))
-    store.make("backbone", {"seed": 0}, write("c"))
-    return store
+def cache(tmp_path):
+    cache = Cache(tmp_path / "cache")
+    cache.make("members", {"seed": 0, "ensemble": {"lr": 0.1, "m": 3}}, write("a"))
+    cache.make("members", {"seed": 0, "ensemble": {"lr": 0.2, "m": 3}}, write("b"))
+    cache.make("backbone", {"seed": 0}, write("c"))
+    return cache
 
 
-def run(store, *arguments, status=0):
-    command = [sys.executable, "-m", "gradfiltering.runs.cache", "--path", str(store.root), *arguments]
+def run(cache, *arguments, status=0):
+    command = [sys.executable, "-m", "gradfiltering.runs.cache", "--path", str(cache.root), *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == status, done.stderr
     return done.stdout + done.stderr
@@ -39,20 +39,20 @@ def run(store, *arguments, status=0):
 
 def age(entry, days):
     about = {**entry.about, "made": (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="seconds")}
-    (entry.path / "artifact.json").write_text(json.dumps({**about, "checksum": fingerprint(about)}))
+    (entry.path / "artifact.json").write_text(json.dumps({**about, "checksum": hash_key(about)}))
 
 
-def test_list_names_every_result(store):
-    told = run(store, "list")
+def test_list_names_every_result(cache):
+    told = run(cache, "list")
     assert told.count("members") == 2 and told.count("backbone") == 1
-    assert all(entry.path.name[:12] in told for entry in entries(store.root))
+    assert all(entry.path.name[:12] in told for entry in entries(cache.root))
 
 
-def test_why_names_the_field_that_differs_and_no_other(store):
-    one = store.find("members", {"seed": 0, "ensemble": {"lr": 0.2, "m": 3}})
-    told = run(store, "why", one.path.name[:8])
+def test_why_names_the_field_that_differs_and_no_other(cache):
+    one = cache.find("members", {"seed": 0, "ensemble": {"lr": 0.2, "m": 3}})
+    told = run(cache, "why", one.path.name[:8])
     assert "ensemble.lr: 0.1 there, 0.2 here" in told and "seed" not in told and "ensemble.m" not in told
-    assert "0 results" in run(store, "why", "zzz", status=1)
+    assert "0 results" in run(cache, "why", "zzz", status=1)
 
 
 def test_differences_go_into_nested_keys_and_see_missing_ones():
@@ -62,79 +62,79 @@ def test_differences_go_into_nested_keys_and_see_missing_ones():
     ]
 
 
-def test_verify_finds_a_changed_and_a_missing_file(store):
-    assert "3 of 3 results are whole" in run(store, "verify")
-    one = store.find("backbone", {"seed": 0})
+def test_verify_finds_a_changed_and_a_missing_file(cache):
+    assert "3 of 3 results are whole" in run(cache, "verify")
+    one = cache.find("backbone", {"seed": 0})
     file = one.path / "part" / "data.bin"
     file.write_bytes(b"x" + file.read_bytes()[1:])
-    assert "part/data.bin" in run(store, "verify", status=1)
+    assert "part/data.bin" in run(cache, "verify", status=1)
     file.unlink()
-    told = run(store, "verify", status=1)
+    told = run(cache, "verify", status=1)
     assert "part/data.bin" in told and "2 of 3" in told
 
 
 @pytest.mark.parametrize("place", [0.1, 0.3, 0.5, 0.7, 0.9])
-def test_verify_and_find_notice_a_flipped_byte_of_the_record_itself(store, place):
-    one = store.find("backbone", {"seed": 0})
+def test_verify_and_find_notice_a_flipped_byte_of_the_record_itself(cache, place):
+    one = cache.find("backbone", {"seed": 0})
     content = bytearray((one.path / "artifact.json").read_bytes())
     content[int(place * len(content))] ^= 1
     (one.path / "artifact.json").write_bytes(content)
-    assert "artifact.json changed since it was made" in run(store, "verify", status=1)
-    assert run(store, "list").count("backbone") == 1
+    assert "artifact.json changed since it was made" in run(cache, "verify", status=1)
+    assert run(cache, "list").count("backbone") == 1
     with pytest.raises(UserError, match=r"artifact\.json is not what was written.*Delete"):
-        store.find("backbone", {"seed": 0})
+        cache.find("backbone", {"seed": 0})
 
 
-def test_what_an_interrupted_run_left_is_listed_verified_and_pruned(store):
-    left = Unfinished(store, {"epoch": 3})
+def test_what_an_interrupted_run_left_is_listed_verified_and_pruned(cache):
+    left = Unfinished(cache, {"epoch": 3})
     left.write(write("x"))
     left.write(write("y"))
     assert (left.find() / "part" / "data.bin").read_bytes() == b"y" * 1000
-    assert run(store, "list").count("interrupted") == 1
-    assert "4 of 4 results are whole" in run(store, "verify")
-    age(next(entry for entry in entries(store.root) if entry.about["stage"] == "interrupted"), 40)
-    assert "1 results" in run(store, "prune", "--older-than", "30")
-    assert left.find() is None and len(entries(store.root)) == 3
+    assert run(cache, "list").count("interrupted") == 1
+    assert "4 of 4 results are whole" in run(cache, "verify")
+    age(next(entry for entry in entries(cache.root) if entry.about["stage"] == "interrupted"), 40)
+    assert "1 results" in run(cache, "prune", "--older-than", "30")
+    assert left.find() is None and len(entries(cache.root)) == 3
 
 
-def test_prune_deletes_what_a_killed_process_was_writing_once_nobody_has_touched_it_for_a_day(store):
-    parts = [store.root / "members" / "a.12345678.part", store.root / "targets" / "b.12345678.part"]
+def test_prune_deletes_what_a_killed_process_was_writing_once_nobody_has_touched_it_for_a_day(cache):
+    parts = [cache.root / "members" / "a.12345678.part", cache.root / "targets" / "b.12345678.part"]
     for part in parts:
         part.mkdir(parents=True)
         write("a")(part)
         (part / "artifact.json").write_text("{}")
-    assert len(entries(store.root)) == 3, "half a result was taken for one"
+    assert len(entries(cache.root)) == 3, "half a result was taken for one"
     for path in [parts[0], *parts[0].rglob("*")]:
         os.utime(path, (0, 0))
-    assert "half-written members/a" in run(store, "prune", "--older-than", "30", "--dry-run")
+    assert "half-written members/a" in run(cache, "prune", "--older-than", "30", "--dry-run")
     assert all(part.is_dir() for part in parts)
-    run(store, "prune", "--older-than", "30")
-    assert [part.is_dir() for part in parts] == [False, True] and len(entries(store.root)) == 3
+    run(cache, "prune", "--older-than", "30")
+    assert [part.is_dir() for part in parts] == [False, True] and len(entries(cache.root)) == 3
 
 
-def test_prune_by_age_deletes_only_the_old_and_dry_run_nothing(store):
-    old = next(entry for entry in entries(store.root) if entry.about["stage"] == "backbone")
+def test_prune_by_age_deletes_only_the_old_and_dry_run_nothing(cache):
+    old = next(entry for entry in entries(cache.root) if entry.about["stage"] == "backbone")
     age(old, 40)
-    assert "1 results" in run(store, "prune", "--older-than", "30", "--dry-run")
-    assert len(entries(store.root)) == 3
-    run(store, "prune", "--older-than", "30")
-    assert {entry.about["stage"] for entry in entries(store.root)} == {"members"}
+    assert "1 results" in run(cache, "prune", "--older-than", "30", "--dry-run")
+    assert len(entries(cache.root)) == 3
+    run(cache, "prune", "--older-than", "30")
+    assert {entry.about["stage"] for entry in entries(cache.root)} == {"members"}
 
 
-def test_prune_by_size_deletes_the_oldest_first(store):
-    old = next(entry for entry in entries(store.root) if entry.about["stage"] == "backbone")
+def test_prune_by_size_deletes_the_oldest_first(cache):
+    old = next(entry for entry in entries(cache.root) if entry.about["stage"] == "backbone")
     age(old, 2)
-    run(store, "prune", "--larger-than", str(2500 / 2**30))
-    assert old.path not in [entry.path for entry in entries(store.root)] and len(entries(store.root)) == 2
+    run(cache, "prune", "--larger-than", str(2500 / 2**30))
+    assert old.path not in [entry.path for entry in entries(cache.root)] and len(entries(cache.root)) == 2
 
 
-def test_prune_unlinked_keeps_what_a_run_folder_links_to(store, tmp_path):
-    kept = store.find("backbone", {"seed": 0})
+def test_prune_unlinked_keeps_what_a_run_folder_links_to(cache, tmp_path):
+    kept = cache.find("backbone", {"seed": 0})
     link(kept.path / "part", tmp_path / "run" / "part")
-    run(store, "prune", "--unlinked")
-    assert [entry.path for entry in entries(store.root)] == [kept.path]
+    run(cache, "prune", "--unlinked")
+    assert [entry.path for entry in entries(cache.root)] == [kept.path]
 
 
-def test_prune_without_a_rule_and_a_store_that_is_not_there_are_refused(store, tmp_path):
-    assert "--older-than" in run(store, "prune", status=1)
-    assert "no store" in run(Store(tmp_path / "none"), "list", status=1)
+def test_prune_without_a_rule_and_a_store_that_is_not_there_are_refused(cache, tmp_path):
+    assert "--older-than" in run(cache, "prune", status=1)
+    assert "no store" in run(Cache(tmp_path / "none"), "list", status=1)

@@ -127,7 +127,7 @@ def test_an_earlier_runs_outputs_are_removed_and_nothing_else(run):
 
 
 def test_links_into_the_store_are_removed_and_their_targets_kept(run, tmp_path):
-    target = tmp_path / "store" / "part-0.parquet"
+    target = tmp_path / "cache" / "part-0.parquet"
     target.parent.mkdir()
     target.write_text("precious")
     leaf = run.folder / "gradient_log" / "member=00"

@@ -2,35 +2,35 @@ import numpy as np
 import pytest
 
 from gradfiltering.errors import UserError
-from gradfiltering.evidence.base_model import AnswerLosses, PairedLosses
-from gradfiltering.evidence.gradient_log import BareLosses
-from gradfiltering.scorers.fused_rank import FusedRank
+from gradfiltering.evidence.base_model import PromptedAndAloneLosses, ResponseLosses
+from gradfiltering.evidence.gradient_log import BaseModelLosses
+from gradfiltering.scorers.fused_rank import RankFusion
 from gradfiltering.scorers.gsnr import GSNR
 from gradfiltering.scorers.ifd import IFD
 from gradfiltering.scorers.length import LengthScorer
 from gradfiltering.scorers.loss import LossScorer
 
 PARTS = {"loss": LossScorer(), "length": LengthScorer()}
-NEED = AnswerLosses("plain", 64)
+NEED = ResponseLosses("plain", 64)
 
 
 def test_is_the_weighted_mean_of_ranks(bare):
-    given = bare(4, response_tokens=[1, 2, 3, 4], bare=BareLosses(np.asarray([0.4, 0.1, 0.3, 0.2]), None))
-    scores = FusedRank(PARTS, {"loss": 3.0, "length": 1.0}).score(given)
+    given = bare(4, response_tokens=[1, 2, 3, 4], bare=BaseModelLosses(np.asarray([0.4, 0.1, 0.3, 0.2]), None))
+    scores = RankFusion(PARTS, {"loss": 3.0, "length": 1.0}).score(given)
     np.testing.assert_allclose(scores.score, [(3 * 4 + 1) / 16, (3 + 2) / 16, (3 * 3 + 3) / 16, (3 * 2 + 4) / 16])
     assert scores.columns["loss"].tolist() == [0.4, 0.1, 0.3, 0.2] and set(scores.columns) == {"loss", "length"}
 
 
 def test_a_negative_weight_turns_its_part_over(bare):
-    given = bare(3, bare=BareLosses(np.asarray([0.4, 0.1, 0.3]), None))
-    assert FusedRank({"loss": LossScorer()}, {"loss": -1.0}).score(given).rank.tolist() == [3, 1, 2]
+    given = bare(3, bare=BaseModelLosses(np.asarray([0.4, 0.1, 0.3]), None))
+    assert RankFusion({"loss": LossScorer()}, {"loss": -1.0}).score(given).rank.tolist() == [3, 1, 2]
 
 
 def test_units_do_not_matter(bare):
     losses = np.random.default_rng(0).uniform(0, 3, 30)
     first, second = (
-        FusedRank(PARTS, {"loss": 1.0, "length": 1.0}).score(
-            bare(30, response_tokens=np.arange(30), bare=BareLosses(some, None))
+        RankFusion(PARTS, {"loss": 1.0, "length": 1.0}).score(
+            bare(30, response_tokens=np.arange(30), bare=BaseModelLosses(some, None))
         )
         for some in (losses, 1000 * losses**3)
     )
@@ -38,15 +38,15 @@ def test_units_do_not_matter(bare):
 
 
 def test_rows_that_a_part_cannot_score_are_unscored(bare):
-    pairs = PairedLosses(np.asarray([1.0, np.nan, 1.0]), np.asarray([2.0, np.nan, 3.0]), {1: "one token"})
+    pairs = PromptedAndAloneLosses(np.asarray([1.0, np.nan, 1.0]), np.asarray([2.0, np.nan, 3.0]), {1: "one token"})
     given = bare(3, response_tokens=[1, 2, 3], answers={NEED: pairs})
     parts = {"ifd": IFD("loss", "plain", 64, 1.0), "length": LengthScorer()}
-    scores = FusedRank(parts, {"ifd": 1.0, "length": 1.0}).score(given)
+    scores = RankFusion(parts, {"ifd": 1.0, "length": 1.0}).score(given)
     assert scores.example_ids.tolist() == [0, 4] and scores.unscored == [(2, "one token")]
 
 
 def test_needs_and_refuses_what_its_parts_do():
-    scorer = FusedRank({"gsnr": GSNR(1e-8, 0), "loss": LossScorer()}, {"gsnr": 1.0, "loss": 1.0})
+    scorer = RankFusion({"gsnr": GSNR(1e-8, 0), "loss": LossScorer()}, {"gsnr": 1.0, "loss": 1.0})
     assert scorer.needs == {"gradient_log", "losses"}
     with pytest.raises(UserError, match=r"ensemble\.m=1"):
         scorer.check(1)
@@ -58,4 +58,4 @@ def test_needs_and_refuses_what_its_parts_do():
 )
 def test_weights_must_fit(weights, message):
     with pytest.raises(UserError, match=message):
-        FusedRank(PARTS, weights)
+        RankFusion(PARTS, weights)

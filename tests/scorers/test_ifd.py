@@ -2,15 +2,15 @@ import numpy as np
 import pytest
 
 from gradfiltering.errors import UserError
-from gradfiltering.evidence.base_model import AnswerLosses, PairedLosses
+from gradfiltering.evidence.base_model import PromptedAndAloneLosses, ResponseLosses
 from gradfiltering.scorers.ifd import IFD
 
 RTOL = 1e-12
-PLAIN = AnswerLosses("plain", 1024)
+PLAIN = ResponseLosses("plain", 1024)
 
 
 def found(given, alone, reasons=None):
-    return {PLAIN: PairedLosses(np.asarray(given), np.asarray(alone), reasons or {})}
+    return {PLAIN: PromptedAndAloneLosses(np.asarray(given), np.asarray(alone), reasons or {})}
 
 
 def test_ratio_of_perplexities(bare):
@@ -45,7 +45,7 @@ def test_an_error_only_when_nothing_can_be_scored(bare):
 
 
 def test_needs_both_losses_under_its_own_template():
-    assert IFD("loss", "alpaca", 512, 1.0).needs == {AnswerLosses("alpaca", 512)}
+    assert IFD("loss", "alpaca", 512, 1.0).needs == {ResponseLosses("alpaca", 512)}
 
 
 @pytest.mark.parametrize(

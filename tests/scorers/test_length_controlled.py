@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from gradfiltering.errors import UserError
-from gradfiltering.evidence.gradient_log import BareLosses
+from gradfiltering.evidence.gradient_log import BaseModelLosses
 from gradfiltering.scorers.gsnr import GSNR
 from gradfiltering.scorers.length import LengthScorer
 from gradfiltering.scorers.length_controlled import LengthControlled, length_bins
@@ -11,7 +11,7 @@ from gradfiltering.scorers.loss import LossScorer
 
 def test_ranks_are_within_the_bin(bare):
     losses = np.asarray([1.0, 2.0, 3.0, 30.0, 10.0, 20.0])
-    given = bare(6, response_tokens=[2, 2, 2, 9, 9, 9], bare=BareLosses(losses, None))
+    given = bare(6, response_tokens=[2, 2, 2, 9, 9, 9], bare=BaseModelLosses(losses, None))
     scores = LengthControlled(LossScorer(), 2).score(given)
     np.testing.assert_allclose(scores.score, [1 / 3, 2 / 3, 1, 1, 1 / 3, 2 / 3])
     assert scores.columns["base_score"].tolist() == losses.tolist()
@@ -26,7 +26,7 @@ def test_a_score_that_is_length_carries_nothing_more(bare):
 
 def test_one_bin_keeps_the_order(bare):
     losses = np.random.default_rng(0).uniform(0, 3, 20)
-    given = bare(20, response_tokens=np.arange(1, 21), bare=BareLosses(losses, None))
+    given = bare(20, response_tokens=np.arange(1, 21), bare=BaseModelLosses(losses, None))
     assert np.array_equal(LengthControlled(LossScorer(), 1).score(given).rank, LossScorer().score(given).rank)
 
 

@@ -1,11 +1,11 @@
 import numpy as np
 
-from gradfiltering.evidence.gradient_log import BareLosses
+from gradfiltering.evidence.gradient_log import BaseModelLosses
 from gradfiltering.scorers.loss import LossScorer
 
 
 def test_the_hardest_row_is_first(bare):
-    scores = LossScorer().score(bare(3, bare=BareLosses(np.asarray([1.5, 0.25, 3.0]), None)))
+    scores = LossScorer().score(bare(3, bare=BaseModelLosses(np.asarray([1.5, 0.25, 3.0]), None)))
     assert scores.score.tolist() == [1.5, 0.25, 3.0] and scores.rank.tolist() == [2, 3, 1]
 
 

@@ -71,14 +71,14 @@ def test_rows_a_scorer_leaves_out_are_listed_with_the_others(tmp_path):
 
 
 def test_evidence_among_some_rows_is_about_them():
-    from gradfiltering.evidence.base_model import AnswerLosses, Observed, PairedLosses
-    from gradfiltering.evidence.gradient_log import BareLosses
+    from gradfiltering.evidence.base_model import Observed, PromptedAndAloneLosses, ResponseLosses
+    from gradfiltering.evidence.gradient_log import BaseModelLosses
     from gradfiltering.runs.gradient_log import EpochPair
 
-    need, ids = AnswerLosses("plain", 8), np.asarray([0, 2, 3, 9])
+    need, ids = ResponseLosses("plain", 8), np.asarray([0, 2, 3, 9])
     values = np.arange(4.0)
-    paired = {need: PairedLosses(values, values + 1, {1: "cut", 3: "short"})}
-    observed = Observed(BareLosses(values, 7.0), values * 2, values[:, None], paired)
+    paired = {need: PromptedAndAloneLosses(values, values + 1, {1: "cut", 3: "short"})}
+    observed = Observed(BaseModelLosses(values, 7.0), values * 2, values[:, None], paired)
     whole = Evidence(ids, 0, EpochPair(1, 2), None, observed, np.arange(8.0).reshape(2, 4, 1))
     some = whole.among([9, 0])
     assert some.example_ids.tolist() == [0, 9] and some.observed.losses.pool.tolist() == [0, 3]

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, load_dataset
 
-from gradfiltering.data.dataset import Records
+from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.file_formats import JSON_LINES
 from gradfiltering.data.json_rows import JsonRows
 from gradfiltering.data.schemas import Instruction
@@ -27,7 +27,7 @@ SCHEMA = Instruction("alpaca", "instruction", "input", "output")
 
 def records_of(rows):
     rows = rows if isinstance(rows, Dataset | JsonRows) else Dataset.from_list(rows)
-    return Records(rows, None, SCHEMA, None, frozenset(), "plain", "test rows", JSON_LINES)
+    return InstructionDataset(rows, None, SCHEMA, None, frozenset(), "plain", "test rows", JSON_LINES)
 
 
 def lines(folder):

@@ -20,15 +20,15 @@ from gradfiltering.ensembles import training
 from gradfiltering.ensembles.lora_ensemble import EnsembleSettings
 from gradfiltering.evidence import passes as snapshot
 from gradfiltering.evidence.base_model import Observed
-from gradfiltering.evidence.gradient_log import BareLosses, BatchSettings, log_gradients
-from gradfiltering.finetuning.lora_finetuning import TuningSettings, finetune
+from gradfiltering.evidence.gradient_log import BaseModelLosses, BatchSettings, log_gradients
+from gradfiltering.finetuning.lora_finetuning import FineTuningSettings, finetune
 from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.methods import lead
 from gradfiltering.methods.curriculum import LeadSettings
-from gradfiltering.models.language_model import Loaded
+from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.lora import LoraSettings
 from gradfiltering.models.objectives import ResponseNLL
-from gradfiltering.runs.cache import Store, Unfinished, Workspace
+from gradfiltering.runs.cache import Cache, Unfinished, Workspace
 from gradfiltering.runs.gradient_log import EpochLog, EpochPair, EpochRecorder
 from gradfiltering.scorers.base import Evidence, Scores
 from gradfiltering.scorers.loss import LossScorer
@@ -47,7 +47,7 @@ ENSEMBLE = partial(
     EnsembleSettings, m=2, batch_size=8, lr=0.01, warmup_steps=3, betas=(0.9, 0.999), eps=1e-3, weight_decay=0.01,
     clip_norm=0.5, bucket_batches=2, trajectory_steps=2, checkpoint_minutes=10, lora=LORA,
 )  # fmt: skip
-TUNING = TuningSettings(
+TUNING = FineTuningSettings(
     epochs=2, batch_size=7, micro_batch_tokens=120, lr=0.01, schedule="cosine", warmup_share=0.1, weight_decay=0.0,
     clip_norm=0.1, records=5, checkpoint_minutes=10, lora=LORA,
 )  # fmt: skip
@@ -80,11 +80,11 @@ def train_all(folder: Path, trainer: partial[L.Trainer]) -> None:
         none = Corruption(0, 0, 0, 0, 0, 0)
         records = TaskSource(rows, HELDOUT, None, "plain", Columns("instruction", "input", "output"), none).load(seed=0)
         tokenizer = train_tokenizer([row["instruction"] + " " + row["output"] for row in records.rows], 300)
-        encoder = Encoder(tokenizer, SHAPE["context"], Store(folder / "store"))
+        encoder = Encoder(tokenizer, SHAPE["context"], Cache(folder / "store"))
         encoded = devices.first_then_all(encoder.encode_all, records)
         model = new_model(SHAPE, tokenizer, 0).double().eval().requires_grad_(False)
         model.set_attn_implementation("eager")
-        backbone = Loaded(model, tokenizer, "test", "test", 0.0, True)
+        base_model = LanguageModel(model, tokenizer, "test", "test", 0.0, True)
         own = folder / f"rank={devices.rank()}" / f"rows={rows}"
         engine = partial(FusedEngine, objective=ResponseNLL())
         for collect in COLLECT:
@@ -95,8 +95,8 @@ def train_all(folder: Path, trainer: partial[L.Trainer]) -> None:
                 mock.patch.object(training, "EpochRecorder", keeping),
             ):
                 log_gradients(
-                    backbone, encoded, ENSEMBLE(collect=collect), engine, EPOCHS, BatchSettings(200, 0),
-                    Workspace(own / collect, Store(folder / "store"), 0, trainer),
+                    base_model, encoded, ENSEMBLE(collect=collect), engine, EPOCHS, BatchSettings(200, 0),
+                    Workspace(own / collect, Cache(folder / "store"), 0, trainer),
                 )  # fmt: skip
             np.savez(
                 own / collect / "measured.npz",
@@ -107,17 +107,17 @@ def train_all(folder: Path, trainer: partial[L.Trainer]) -> None:
                 },
                 **{f"times/{at}": one.times for at, one in enumerate(passes)},
             )
-        unfinished = Unfinished(Store(folder / "store"), {"rows": rows})
-        finetune("candidate", backbone, encoded, TUNING, 0, trainer, own / "target", unfinished)
+        unfinished = Unfinished(Cache(folder / "store"), {"rows": rows})
+        finetune("candidate", base_model, encoded, TUNING, 0, trainer, own / "target", unfinished)
         # Rows of one utility but for rounding, which is another in each process, as on machines of different kinds.
         difficulty, bare = np.random.default_rng(rows).uniform(0.2, 1.2, (2, rows))
         bare = bare.round(1) + 1e-12 * np.random.default_rng(devices.rank()).normal(size=rows) * devices.rank()
         ids = encoded.examples.example_ids
-        evidence = Evidence(ids, 0, EPOCHS, observed=Observed(BareLosses(bare, None)), examples=encoded.examples)
+        evidence = Evidence(ids, 0, EPOCHS, observed=Observed(BaseModelLosses(bare, None)), examples=encoded.examples)
         for rate in SAMPLE_RATES:
-            place = Workspace(own / f"lead={rate}", Store(folder / "store"), 0, trainer)
+            place = Workspace(own / f"lead={rate}", Cache(folder / "store"), 0, trainer)
             how = (LEAD(sample_rate=rate), BUDGET, Scores(ids, difficulty), evidence)
-            lead.train(*how, backbone, encoded, TUNING, place)
+            lead.train(*how, base_model, encoded, TUNING, place)
 
 
 class Keeping(EpochRecorder):

@@ -11,10 +11,10 @@ import lightning as L
 ROOT = Path(__file__).parents[2]
 
 SMALL_MODELS = [
-    "proxy.backbone.layers=1", "proxy.backbone.width=32", "proxy.backbone.heads=2",
-    "proxy.backbone.characters=60000", "proxy.backbone.pretraining.steps=20",
-    "target.backbone.layers=1", "target.backbone.width=32", "target.backbone.heads=2",
-    "target.backbone.characters=60000", "target.backbone.pretraining.steps=20",
+    "proxy.base_model.layers=1", "proxy.base_model.width=32", "proxy.base_model.heads=2",
+    "proxy.base_model.characters=60000", "proxy.base_model.pretraining.steps=20",
+    "target.base_model.layers=1", "target.base_model.width=32", "target.base_model.heads=2",
+    "target.base_model.characters=60000", "target.base_model.pretraining.steps=20",
 ]  # fmt: skip
 SMALL_RUN = [
     "target.tuning.epochs=1", "target.max_new_tokens=8", "diagnostics.bootstrap=50", "progress=false",
@@ -22,8 +22,8 @@ SMALL_RUN = [
 ]  # fmt: skip
 # A whole run in three seconds of one core, where a test needs many of them and their quality does not matter.
 TINY_RUN = [
-    *SMALL_MODELS, *SMALL_RUN, "proxy.backbone.pretraining.steps=3", "target.backbone.pretraining.steps=3",
-    "proxy.backbone.characters=20000", "target.backbone.characters=20000", "data.rows=24", "data.heldout_rows=4",
+    *SMALL_MODELS, *SMALL_RUN, "proxy.base_model.pretraining.steps=3", "target.base_model.pretraining.steps=3",
+    "proxy.base_model.characters=20000", "target.base_model.characters=20000", "data.rows=24", "data.heldout_rows=4",
     "eval.limit=3", "ensemble.m=2", "ensemble.batch_size=8", "selector.fraction=0.25", "target.tuning.batch_size=8",
     "target.tuning.records=2", "judge.resamples=200", "logger=none",
 ]  # fmt: skip

@@ -15,10 +15,10 @@ from gradfiltering.evidence.gradient_log import BatchSettings, log_gradients
 from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.gradients.loop import LoopEngine
 from gradfiltering.gradients.vmap import VmapEngine
-from gradfiltering.models.language_model import Loaded
+from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.lora import LoraSettings, initial_adapters
 from gradfiltering.models.objectives import ResponseNLL
-from gradfiltering.runs.cache import Store, Workspace
+from gradfiltering.runs.cache import Cache, Workspace
 from gradfiltering.runs.gradient_log import EpochPair, GradientLog
 from gradfiltering.synthetic.planted_defects import Corruption
 from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
@@ -104,19 +104,19 @@ def tokenizer(records):
 
 @pytest.fixture
 def train(records, tokenizer, tmp_path):
-    encoder = Encoder(tokenizer, SHAPE["context"], Store(tmp_path / "store"))
+    encoder = Encoder(tokenizer, SHAPE["context"], Cache(tmp_path / "cache"))
     rows = encoder.encode_all(records)
 
-    def run(name, how=None, pair=(1, 2), tokens=4096, seed=0, store=None, trainer=quiet_trainer):
+    def run(name, how=None, pair=(1, 2), tokens=4096, seed=0, cache=None, trainer=quiet_trainer):
         """Trains with a store of the run's own unless one is given."""
         model = new_model(SHAPE, tokenizer, 0).double().eval().requires_grad_(False)
         model.set_attn_implementation("eager")
-        backbone = Loaded(model, tokenizer, "test", "test", 0.0, True)
+        base_model = LanguageModel(model, tokenizer, "test", "test", 0.0, True)
         folder = tmp_path / name
         engine = partial(FusedEngine, objective=ResponseNLL())
         batch = BatchSettings(tokens, 0)
-        workspace = Workspace(folder, Store(store or tmp_path / "stores" / name), seed, trainer)
-        run.result = log_gradients(backbone, rows, how or settings(), engine, EpochPair(*pair), batch, workspace)
+        workspace = Workspace(folder, Cache(cache or tmp_path / "stores" / name), seed, trainer)
+        run.result = log_gradients(base_model, rows, how or settings(), engine, EpochPair(*pair), batch, workspace)
         return GradientLog(folder / "gradient_log")
 
     return run

@@ -18,7 +18,7 @@ from gradfiltering.errors import UserError, plain_words
 # Part of a run -> where its options stand.
 PARTS = {
     "source": "data",
-    "proxy": "proxy.backbone",
+    "proxy": "proxy.base_model",
     "objective": "proxy.objective",
     "ensemble": "ensemble",
     "adaptive": "adaptive",
@@ -28,7 +28,7 @@ PARTS = {
     "embeddings": "embeddings",
     "scorer": "scorer",
     "selector": "selector",
-    "target": "target.backbone",
+    "target": "target.base_model",
     "tuning": "target.tuning",
     "lead": "target.lead",
     "prompts": "eval.sets",
@@ -38,7 +38,7 @@ PARTS = {
     "page": "report",
     "limits": "diagnostics",
     "batch": "batch",
-    "store": "store",
+    "cache": "cache",
 }
 SIMPLE = (int, float, str, bool, type(None))
 

@@ -54,7 +54,7 @@ def _suspects(rows: Dataset | JsonRows, schema: Schema) -> Iterable[int]:
 
 
 @dataclass(frozen=True)
-class Records:
+class InstructionDataset:
     """The candidate rows of a run and its held-out rows.
 
     Attributes:
@@ -96,7 +96,7 @@ class Records:
         return [turn for turn in turns if turn is not None and turn.output.strip()] or None
 
 
-def content_hash(rows: Dataset | JsonRows, names: Sequence[str]) -> str:
+def hash_content(rows: Dataset | JsonRows, names: Sequence[str]) -> str:
     """Digest of some columns' content and names, whatever file or cache the rows were read from."""
     digest = hashlib.sha256()
     for values in _values(rows, names):

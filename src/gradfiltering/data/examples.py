@@ -17,13 +17,13 @@ from datasets import Sequence as SequenceFeature
 from rich.console import Console
 from rich.text import Text
 
-from gradfiltering.data.dataset import Records, content_hash
+from gradfiltering.data.dataset import InstructionDataset, hash_content
 from gradfiltering.data.encoding import NO_RESPONSE, NO_RESPONSE_LEFT, fit, pieces_of_rows, reason_of
 from gradfiltering.data.json_rows import RECORD, JsonRows, rows_of
 from gradfiltering.data.schemas import Schema
 from gradfiltering.errors import UserError
 from gradfiltering.models.templates import template_named
-from gradfiltering.runs.cache import Store, fingerprint
+from gradfiltering.runs.cache import Cache, hash_key
 
 ENCODED_FILE = "tokens.arrow"
 ENCODING_VERSION = 2  # raise it when the same rows would be encoded otherwise
@@ -107,7 +107,7 @@ class Rows:
     heldout: Examples | None
 
 
-def tokenizer_hash(tokenizer: Any) -> str:
+def hash_tokenizer(tokenizer: Any) -> str:
     """Digest of what decides a tokenizer's output: its rules, vocabulary and special tokens."""
     if tokenizer.is_fast:
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -143,18 +143,18 @@ class Encoder:
         store: where the tokenised table is cached.
     """
 
-    def __init__(self, tokenizer: Any, max_tokens: int, store: Store):
+    def __init__(self, tokenizer: Any, max_tokens: int, cache: Cache):
         if tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no end-of-sequence token; set one in its tokenizer_config.json")
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
-        self.store = store
+        self.cache = cache
 
-    def encode_all(self, records: Records) -> Rows:
+    def encode_all(self, records: InstructionDataset) -> Rows:
         """Tokenises candidate and held-out rows."""
         return Rows(self.encode(records), self.encode_heldout(records))
 
-    def show(self, records: Records, examples: Examples, console: Console) -> None:
+    def show(self, records: InstructionDataset, examples: Examples, console: Console) -> None:
         """Prints the schema found and the first example as the model will see it; what it learns stands out."""
         schema, row = records.schema, examples.table[0]
         found = [name for name in schema.fields if name in records.rows.column_names]
@@ -164,7 +164,7 @@ class Encoder:
         styled = [(text[:SHOWN_CHARACTERS], "bold green" if odd % 2 else "dim") for odd, text in enumerate(pieces)]
         console.print(Text.assemble(*styled))
 
-    def encode(self, records: Records) -> Examples:
+    def encode(self, records: InstructionDataset) -> Examples:
         """Tokenises the candidate rows.
 
         Raises:
@@ -183,7 +183,7 @@ class Encoder:
             )
         return _examples(encoded.select(np.flatnonzero(scorable)).remove_columns("reason"), unscored)
 
-    def encode_heldout(self, records: Records) -> Examples | None:
+    def encode_heldout(self, records: InstructionDataset) -> Examples | None:
         """Tokenises the held-out rows, leaving out those without a response; None where none is held out."""
         if records.heldout is None:
             return None
@@ -191,13 +191,13 @@ class Encoder:
         keep = np.flatnonzero(_scorable(encoded))
         return _examples(encoded.select(keep).remove_columns("reason"), unscored=[]) if len(keep) else None
 
-    def _map(self, rows: Dataset | JsonRows, records: Records) -> Dataset:
+    def _map(self, rows: Dataset | JsonRows, records: InstructionDataset) -> Dataset:
         schema = records.schema
         template_named(records.template)
         key = {
             "code": ENCODING_VERSION,
-            "rows": content_hash(rows, schema.fields),
-            "tokenizer": tokenizer_hash(self.tokenizer),
+            "rows": hash_content(rows, schema.fields),
+            "tokenizer": hash_tokenizer(self.tokenizer),
             "template": records.template,
             "schema": [schema.name, *schema.fields],
             "max_tokens": self.max_tokens,
@@ -219,12 +219,12 @@ class Encoder:
                 remove_columns=table.column_names,
                 features=ENCODED,
                 cache_file_name=str(folder / ENCODED_FILE),
-                new_fingerprint=fingerprint(key),
+                new_fingerprint=hash_key(key),
                 fn_kwargs=options,
                 desc="tokenising",
             )
 
-        return Dataset.from_file(str(self.store.make("tokens", key, build).path / ENCODED_FILE))
+        return Dataset.from_file(str(self.cache.make("tokens", key, build).path / ENCODED_FILE))
 
 
 def encode_rows(

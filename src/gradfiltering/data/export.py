@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from gradfiltering.data.dataset import Records
+from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.file_formats import JSON_LINES, Form
 from gradfiltering.data.json_rows import JsonRows, to_json
 from gradfiltering.data.schemas import ROLES, Instruction, Messages
@@ -23,7 +23,7 @@ READ_AT_ONCE = 1000  # rows
 TAGS = {"user": "user_tag", "assistant": "assistant_tag", "system": "system_tag", "tool": "observation_tag"}
 
 
-def write_rows(run_dir: Path, records: Records, chosen: Sequence[int]) -> None:
+def write_rows(run_dir: Path, records: InstructionDataset, chosen: Sequence[int]) -> None:
     """Writes `subset.jsonl`, the same rows in the form of file they came in, and `dataset_info.json`."""
     rows, form = records.rows.select(chosen), records.form
     _write_text(run_dir / "subset.jsonl", rows, JSON_LINES)
@@ -88,7 +88,7 @@ def _write_table(path: Path, rows: Dataset, form: Form) -> None:
                 writer.write_table(table.select(schema.names).cast(schema))
 
 
-def llama_factory_entry(records: Records, rows: Dataset | JsonRows) -> dict[str, Any]:
+def llama_factory_entry(records: InstructionDataset, rows: Dataset | JsonRows) -> dict[str, Any]:
     """What LLaMA-Factory's `dataset_info.json` says about `subset.jsonl`: where it finds prompt and response."""
     schema = records.schema
     entry: dict[str, Any] = {"file_name": "subset.jsonl"}

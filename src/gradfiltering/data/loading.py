@@ -23,7 +23,7 @@ from gradfiltering.data.file_formats import (
 )
 from gradfiltering.data.json_rows import LINE, RECORD, JsonRows, Kinds, check_types, note_kinds, to_json
 from gradfiltering.errors import UserError
-from gradfiltering.runs.cache import atomic_path, fingerprint
+from gradfiltering.runs.cache import atomic_path, hash_key
 
 FORMAT = 2  # of the cache; raised when what stands in it changes its meaning
 WRITTEN_AT_ONCE = 2000  # rows
@@ -31,7 +31,7 @@ SCHEMA = pa.schema([(RECORD, pa.large_string()), (LINE, pa.int64())])
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedRows:
     """Rows as they came in.
 
     Attributes:
@@ -49,7 +49,7 @@ class Loaded:
         return self.rows.place(position) if isinstance(self.rows, JsonRows) else f"{self.origin}, row {position}"
 
 
-def load(path: str, first: int | None = None) -> Loaded:
+def load(path: str, first: int | None = None) -> LoadedRows:
     """Reads a file, the files of a folder, or those a glob names; every value stays what the file says it is.
 
     The Arrow file lies in the cache of `datasets` (`HF_DATASETS_CACHE`) under a digest of what was read, so that a
@@ -73,12 +73,12 @@ def load(path: str, first: int | None = None) -> Loaded:
     rows: Dataset | JsonRows = Dataset.from_file(str(folder / "rows.arrow")) if typed else open_rows(folder)
     if not len(rows):
         raise UserError(f"{path} is empty; give a file with at least one record")
-    return Loaded(rows, path, form_of(files[0]))
+    return LoadedRows(rows, path, form_of(files[0]))
 
 
 def cached(key: Mapping[str, Any], write: Any) -> Path:
     """The folder of the cache for `key`; `write` fills it where it is not there yet."""
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "gradfiltering" / fingerprint(key)
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "gradfiltering" / hash_key(key)
     if not (folder / "about.json").is_file():
         with atomic_path(folder, keep_existing=True) as part:
             part.mkdir()

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from gradfiltering.data.dataset import Records, content_hash
-from gradfiltering.data.loading import Loaded, cached, load, open_rows, write_rows
+from gradfiltering.data.dataset import InstructionDataset, hash_content
+from gradfiltering.data.loading import LoadedRows, cached, load, open_rows, write_rows
 from gradfiltering.data.sources import LoadedSource
 from gradfiltering.errors import UserError
 from gradfiltering.seeding import numpy_rng
@@ -53,7 +53,7 @@ class MixtureSource(LoadedSource):
     def _how(source: Mapping[str, Any]) -> tuple[bool, bool]:
         return source.get("weight") is not None, source.get("count") is not None
 
-    def load(self, seed: int) -> Records:
+    def load(self, seed: int) -> InstructionDataset:
         """Draws and shuffles the rows.
 
         Raises:
@@ -76,7 +76,7 @@ class MixtureSource(LoadedSource):
         order = numpy_rng(seed, "mixture order").permutation(sum(len(rows) for rows in picked.values()))
         key = {
             "mixture": {
-                name: [content_hash(one.rows, one.rows.column_names), one.origin] for name, one in loaded.items()
+                name: [hash_content(one.rows, one.rows.column_names), one.origin] for name, one in loaded.items()
             },
             "sources": {name: picked[name].tolist() for name in picked},
             "seed": seed,
@@ -92,7 +92,7 @@ class MixtureSource(LoadedSource):
             write_rows(folder, rows(), [])
 
         origin = f"mixture of {', '.join(self.sources)}"
-        return self.records(Loaded(open_rows(cached(key, write)), origin), seed)
+        return self.records(LoadedRows(open_rows(cached(key, write)), origin), seed)
 
     def _counts(self, sizes: Mapping[str, int]) -> dict[str, int]:
         """Rows of each source."""

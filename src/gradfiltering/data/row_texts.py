@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gradfiltering.data.dataset import Records
+from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.json_rows import JsonRows, rows_of
 from gradfiltering.data.schemas import Messages, Schema
-from gradfiltering.runs.cache import Store, atomic_path, link
+from gradfiltering.runs.cache import Cache, atomic_path, link
 
 FILE = "rows.parquet"
 WRITTEN_AT_ONCE = 2000  # rows
@@ -26,15 +26,15 @@ SCHEMA = pa.schema(
 )
 
 
-def keep_rows(run_dir: Path, records: Records, store: Store) -> None:
+def keep_rows(run_dir: Path, records: InstructionDataset, cache: Cache) -> None:
     """Writes `rows.parquet`: `example_id`, `prompt`, `response` and `source` (null where rows name none).
 
     Runs on the same rows share one copy in the store. The file's metadata hold `fingerprint`, a digest of all of it in
     order, and `origin`, the source in words. Half a surrogate pair, which no UTF-8 file can hold, becomes U+FFFD.
     """
     with atomic_path(run_dir / FILE) as part:
-        fingerprint = _write(part, records)
-        made = store.make("rows", {"fingerprint": fingerprint}, lambda folder: link(part, folder / FILE))
+        content_digest = _write(part, records)
+        made = cache.make("rows", {"fingerprint": content_digest}, lambda folder: link(part, folder / FILE))
     link(made.path / FILE, run_dir / FILE)
 
 
@@ -54,7 +54,7 @@ def readable(schema: Schema, row: Mapping[str, Any]) -> tuple[str, str]:
     return (turn.question, turn.output) if turn is not None else ("", row.get(schema.fields[0]) or "")
 
 
-def _write(path: Path, records: Records) -> str:
+def _write(path: Path, records: InstructionDataset) -> str:
     """Writes the file in one pass and returns its fingerprint."""
     digest = hashlib.sha256()
     names_source = "source" in records.rows.column_names
@@ -74,7 +74,7 @@ def _write(path: Path, records: Records) -> str:
     return digest.hexdigest()[:32]
 
 
-def _each(records: Records) -> Iterator[Mapping[str, Any]]:
+def _each(records: InstructionDataset) -> Iterator[Mapping[str, Any]]:
     if isinstance(records.rows, JsonRows):
         yield from records.rows
         return

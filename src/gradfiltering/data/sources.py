@@ -7,10 +7,10 @@ from typing import Protocol
 import datasets
 from datasets import Dataset, load_dataset
 
-from gradfiltering.data.dataset import Records, check_rows
+from gradfiltering.data.dataset import InstructionDataset, check_rows
 from gradfiltering.data.file_formats import JSON_LINES
 from gradfiltering.data.json_rows import JsonRows, check_types
-from gradfiltering.data.loading import Loaded, load
+from gradfiltering.data.loading import LoadedRows, load
 from gradfiltering.data.schemas import Columns, Instruction, Messages, Schema, detect
 from gradfiltering.errors import UserError
 from gradfiltering.seeding import derive_seed, numpy_rng
@@ -21,7 +21,7 @@ from gradfiltering.synthetic.planted_defects import Corruption
 class Source(Protocol):
     """A dataset the pipeline can start from."""
 
-    def load(self, seed: int) -> Records:
+    def load(self, seed: int) -> InstructionDataset:
         """Reads the rows; the same seed gives the same rows."""
 
 
@@ -57,7 +57,7 @@ class TaskSource:
     columns: Columns
     corrupt: Corruption
 
-    def load(self, seed: int) -> Records:
+    def load(self, seed: int) -> InstructionDataset:
         """Generates training rows (with planted kinds) and clean held-out rows."""
         count = _limited(self.rows, self.limit)
         origin = f"bundled tasks ({count} rows, seed {seed})"
@@ -70,7 +70,7 @@ class TaskSource:
             clean, derive_seed(seed, "corrupt"), schema.prompt, schema.output, tasks.wrong_answer
         )
         heldout = tasks.generate_rows(self.heldout_rows, seed, "heldout") if self.heldout_rows else None
-        return Records(
+        return InstructionDataset(
             rows=Dataset.from_list(rows),
             heldout=Dataset.from_list(heldout) if heldout else None,
             schema=schema,
@@ -113,7 +113,7 @@ class LoadedSource:
         # Held-out rows from a file of their own, or a share of the pool, need none beyond the limit.
         return self.limit + (0 if self.heldout.path is not None or self.heldout.share else self.heldout.rows)
 
-    def schema_of(self, loaded: Loaded) -> Schema:
+    def schema_of(self, loaded: LoadedRows) -> Schema:
         """The schema of all rows of a source, each of which was looked at.
 
         Raises:
@@ -123,7 +123,7 @@ class LoadedSource:
         check_rows(loaded.rows, schema, loaded.place)
         return schema
 
-    def records(self, loaded: Loaded, seed: int) -> Records:
+    def records(self, loaded: LoadedRows, seed: int) -> InstructionDataset:
         """Cuts loaded rows into pool and held-out rows and plants what `data.corrupt` asks for."""
         schema = self.schema_of(loaded)
         rows = loaded.rows
@@ -134,7 +134,7 @@ class LoadedSource:
             pool, kinds = _plant(pool, set_aside, self.corrupt, schema, seed)
         # A conversation has a layout of its own, whatever the template of single questions.
         template = "conversation" if isinstance(schema, Messages) else self.template
-        return Records(pool, heldout, schema, kinds, set_aside, template, loaded.origin, loaded.form)
+        return InstructionDataset(pool, heldout, schema, kinds, set_aside, template, loaded.origin, loaded.form)
 
     def _hold_out(
         self, rows: Dataset | JsonRows, pool: Dataset | JsonRows, schema: Schema, seed: int
@@ -167,7 +167,7 @@ class FileSource(LoadedSource):
 
     path: str
 
-    def load(self, seed: int) -> Records:
+    def load(self, seed: int) -> InstructionDataset:
         """Reads the file."""
         return self.records(load(self.path, self.first), seed)
 
@@ -181,7 +181,7 @@ class HubSource(LoadedSource):
     split: str
     path: str | None
 
-    def load(self, seed: int) -> Records:
+    def load(self, seed: int) -> InstructionDataset:
         """Reads `path` if given, else downloads (or finds in the cache) the named dataset.
 
         Raises:
@@ -200,7 +200,7 @@ class HubSource(LoadedSource):
         if not len(rows):
             raise UserError(f"{origin} holds no rows; name another with data.split=")
         check_types(rows.features.arrow_schema, origin)
-        return self.records(Loaded(rows, origin), seed)
+        return self.records(LoadedRows(rows, origin), seed)
 
 
 def _limited(count: int, limit: int | None) -> int:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gradfiltering.data.dataset import Records, check_rows
+from gradfiltering.data.dataset import InstructionDataset, check_rows
 from gradfiltering.data.examples import Encoder, Examples
 from gradfiltering.data.loading import load
 from gradfiltering.errors import UserError
@@ -24,7 +24,7 @@ class ValidationRows:
         origin: the rows in words, for messages.
     """
 
-    records: Records
+    records: InstructionDataset
     tasks: list[str]
     origin: str
 
@@ -43,7 +43,7 @@ class ValidationRows:
         return examples, np.asarray(self.tasks)[examples.example_ids]
 
 
-def validation_rows(records: Records, path: str | None, task: str | None) -> ValidationRows:
+def validation_rows(records: InstructionDataset, path: str | None, task: str | None) -> ValidationRows:
     """The rows of a file, or those that are held out.
 
     Args:
@@ -78,7 +78,7 @@ def validation_rows(records: Records, path: str | None, task: str | None) -> Val
     return ValidationRows(records, _tasks(records, task, origin), origin)
 
 
-def _tasks(records: Records, task: str | None, origin: str) -> list[str]:
+def _tasks(records: InstructionDataset, task: str | None, origin: str) -> list[str]:
     assert records.heldout is not None
     rows = records.heldout
     if task is None or (task == AUTO and SOURCE not in rows.column_names):

@@ -18,7 +18,7 @@ from gradfiltering.ensembles.training_state import State
 from gradfiltering.ensembles.trajectory import write_rows
 from gradfiltering.gradients.projection import Sketch
 from gradfiltering.models.lora import Adapters, export_adapter
-from gradfiltering.runs.cache import Artifact, Store, Unfinished, fingerprint, write_json
+from gradfiltering.runs.cache import Cache, CachedResult, Unfinished, hash_key, write_json
 from gradfiltering.runs.gradient_log import FILE, EpochLog, write_member
 
 MEMBER_VERSION = 1  # raise it when the same settings would train other adapters
@@ -30,7 +30,7 @@ DROPOUT_VERSION = 1  # raise it when the same pass would drop other inputs
 NOT_OF_A_MEMBER = ("m", "checkpoint_minutes")
 
 
-class MemberStore:
+class MemberCache:
     """Where trained members and their gradient logs lie.
 
     Args:
@@ -40,8 +40,8 @@ class MemberStore:
         steps: optimiser steps of an epoch.
     """
 
-    def __init__(self, store: Store, settings: EnsembleSettings, how: dict[str, Any], steps: int):
-        self.store, self.settings, self.steps = store, settings, steps
+    def __init__(self, cache: Cache, settings: EnsembleSettings, how: dict[str, Any], steps: int):
+        self.cache, self.settings, self.steps = cache, settings, steps
         trained_by = {name: value for name, value in settings.trained_by().items() if name not in NOT_OF_A_MEMBER}
         self.base = {"code": MEMBER_VERSION, "ensemble": trained_by, **how}
 
@@ -56,14 +56,14 @@ class MemberStore:
 
     def unfinished(self) -> list[Unfinished]:
         """What interrupted runs left of such members, in stacks of any size."""
-        keys = [key for key in self.store.keys("interrupted") if key.keys() == self.unfinished_key([], 0).keys()]
-        base = fingerprint(self.base)
-        own = [key for key in keys if fingerprint({name: key[name] for name in self.base}) == base]
-        return [Unfinished(self.store, key) for key in own]
+        keys = [key for key in self.cache.keys("interrupted") if key.keys() == self.unfinished_key([], 0).keys()]
+        base = hash_key(self.base)
+        own = [key for key in keys if hash_key({name: key[name] for name in self.base}) == base]
+        return [Unfinished(self.cache, key) for key in own]
 
-    def trained(self, member: int, epoch: int, step: int | None = None) -> Artifact | None:
+    def trained(self, member: int, epoch: int, step: int | None = None) -> CachedResult | None:
         """The trained member after `epoch` epochs, or after a step within that epoch, if it is there."""
-        return self.store.find("members", self.key(member, epoch, step))
+        return self.cache.find("members", self.key(member, epoch, step))
 
     def reading(self, member: int, epoch: int) -> Reading:
         """What a member of the log is measured with."""
@@ -123,7 +123,7 @@ class MemberStore:
             if online is not None:
                 write_member(folder / ONLINE, *online)
 
-        self.store.make("members", self.key(member, epoch), write, seconds)
+        self.cache.make("members", self.key(member, epoch), write, seconds)
 
     def keep_within(self, member: int, epoch: int, step: int, state: State, model: PeftModel, seconds: float) -> None:
         """Keeps one member, a stack of one, as it is after a step within `epoch`."""
@@ -132,7 +132,7 @@ class MemberStore:
             state.write(folder / STATE)
             export_adapter(model, state.adapters, 0, folder / "adapter")
 
-        self.store.make("members", self.key(member, epoch, step), write, seconds)
+        self.cache.make("members", self.key(member, epoch, step), write, seconds)
 
     def state(self, members: Sequence[int], epoch: int) -> State:
         """Trained members after `epoch` epochs, stacked."""
@@ -166,7 +166,7 @@ class MemberStore:
         """The parquet file of each member's log of an epoch, None where there is none."""
         if online:
             return [self._folder(self.reading(member, epoch), epoch) / ONLINE for member in members]
-        found = [self.store.find("gradient_log", self.log_key(member, epoch, rows)) for member in members]
+        found = [self.cache.find("gradient_log", self.log_key(member, epoch, rows)) for member in members]
         return [made.path / FILE if made else None for made in found]
 
     def all_files(self, members: Sequence[int], epoch: int, rows: str, online: bool) -> list[Path]:
@@ -180,14 +180,14 @@ class MemberStore:
 
     def log_seconds(self, members: Sequence[int], epoch: int, rows: str) -> float:
         """What measuring those of these members' logs took that are there; each distinct one counts once."""
-        keys = {fingerprint(key): key for member in members for key in [self.log_key(member, epoch, rows)]}
-        found = [self.store.find("gradient_log", key) for key in keys.values()]
+        keys = {hash_key(key): key for member in members for key in [self.log_key(member, epoch, rows)]}
+        found = [self.cache.find("gradient_log", key) for key in keys.values()]
         return sum(made.seconds for made in found if made)
 
     def keep_log(self, member: int, epoch: int, rows: str, log: EpochLog, position: int, seconds: float) -> None:
         """Keeps one member's log of an epoch."""
         write = partial(_write_log, log=log, position=position)
-        self.store.make("gradient_log", self.log_key(member, epoch, rows), write, seconds)
+        self.cache.make("gradient_log", self.log_key(member, epoch, rows), write, seconds)
 
     def projection_key(self, member: int, epoch: int, rows: str, projection: Sketch) -> dict[str, Any]:
         """What the projections of one member's gradients at one epoch depend on."""
@@ -197,7 +197,7 @@ class MemberStore:
     def projections(self, members: Sequence[int], epoch: int, rows: str, projection: Sketch) -> list[Path | None]:
         """The folder of each member's projections, None where there is none."""
         keys = [self.projection_key(member, epoch, rows, projection) for member in members]
-        found = [self.store.find("projections", key) for key in keys]
+        found = [self.cache.find("projections", key) for key in keys]
         return [made.path if made else None for made in found]
 
     def keep_projections(
@@ -209,7 +209,7 @@ class MemberStore:
             np.save(folder / PROJECTIONS, values)
             write_json(folder / "projection.json", projection.about)
 
-        self.store.make("projections", self.projection_key(member, epoch, rows, projection), write, seconds)
+        self.cache.make("projections", self.projection_key(member, epoch, rows, projection), write, seconds)
 
     def trajectory(self, member: int, epochs: int) -> list[dict]:
         """Rows of the trajectory of the first `epochs` epochs, as far as these are there."""
@@ -225,7 +225,7 @@ def _write_log(folder: Path, log: EpochLog, position: int) -> None:
     write_member(folder / FILE, log, position)
 
 
-def weights_hash(model: nn.Module) -> str:
+def hash_weights(model: nn.Module) -> str:
     """Digest of a model's parameters and buffers, by name, type, shape and bytes."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
@@ -234,7 +234,7 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()[:32]
 
 
-def examples_hash(examples: Examples) -> str:
+def hash_examples(examples: Examples) -> str:
     """Digest of ids, tokens and what is learnt of them."""
     digest = hashlib.sha256(np.ascontiguousarray(examples.example_ids).tobytes())
     for batch in examples.table.select_columns(["input_ids", "supervised"]).with_format("arrow").iter(10_000):

@@ -16,7 +16,7 @@ from gradfiltering.data.examples import Examples
 from gradfiltering.distributed.process_group import once, rank, world_size
 from gradfiltering.ensembles.data_module import EnsembleData
 from gradfiltering.ensembles.lora_ensemble import EnsembleSettings, ProxyEnsemble
-from gradfiltering.ensembles.member_cache import MemberStore
+from gradfiltering.ensembles.member_cache import MemberCache
 from gradfiltering.ensembles.training_state import State
 from gradfiltering.ensembles.trajectory import write_rows
 from gradfiltering.gradients.engine import GradientEngine
@@ -76,7 +76,7 @@ def train_stack(
     last: int,
     settings: EnsembleSettings,
     engine: GradientEngine,
-    kept: MemberStore,
+    kept: MemberCache,
     model: PeftModel,
     trainer: Callable[..., L.Trainer],
 ) -> None:
@@ -102,7 +102,7 @@ def train_stack(
     trainer(max_epochs=epochs, callbacks=[keeper], reload_dataloaders_every_n_epochs=1).fit(module, datamodule=data)
 
 
-def finish_epochs(kept: MemberStore, model: PeftModel, examples: Examples) -> None:
+def finish_epochs(kept: MemberCache, model: PeftModel, examples: Examples) -> None:
     """Keeps the members of epochs that a killed run had ended; some of them it may have kept already.
 
     Else the others would be trained in a smaller stack, which agrees only up to rounding.
@@ -120,7 +120,7 @@ def finish_epochs(kept: MemberStore, model: PeftModel, examples: Examples) -> No
 
 
 def _keep_members(
-    kept: MemberStore, model: PeftModel, members: list[int], epoch: int, ended: Interrupted, examples: Examples
+    kept: MemberCache, model: PeftModel, members: list[int], epoch: int, ended: Interrupted, examples: Examples
 ) -> None:
     of = ended.recorded
     online = None
@@ -141,7 +141,7 @@ class MemberKeeper(L.Callback):
         settings: of the ensemble.
     """
 
-    def __init__(self, kept: MemberStore, model: PeftModel, settings: EnsembleSettings):
+    def __init__(self, kept: MemberCache, model: PeftModel, settings: EnsembleSettings):
         self.kept = kept
         self.model = model
         self.settings = settings
@@ -150,7 +150,7 @@ class MemberKeeper(L.Callback):
 
     def unfinished(self, members: list[int], epoch: int) -> Unfinished:
         """Where an epoch of these members that is not done yet lies."""
-        return Unfinished(self.kept.store, self.kept.unfinished_key(members, epoch))
+        return Unfinished(self.kept.cache, self.kept.unfinished_key(members, epoch))
 
     def kept_up_to(self, members: Sequence[int], epoch: int, steps: int) -> bool:
         """Whether what the log needs of the first steps of an epoch is there."""

@@ -12,18 +12,18 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from gradfiltering.data.batches import IGNORED, Batch, LengthBatches, loader
-from gradfiltering.data.dataset import Records
+from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.encoding import clean
 from gradfiltering.data.examples import Examples, Rows
 from gradfiltering.distributed.process_group import gather, share
-from gradfiltering.ensembles.member_cache import weights_hash
-from gradfiltering.evidence.gradient_log import BARE_TOKENS, BareLosses, BatchSettings, measure_bare, stored_losses
+from gradfiltering.ensembles.member_cache import hash_weights
+from gradfiltering.evidence.gradient_log import BARE_TOKENS, BaseModelLosses, BatchSettings, cached_losses, measure_bare
 from gradfiltering.evidence.task_gradients import TaskGradients
-from gradfiltering.models.language_model import Loaded, from_pretrained
+from gradfiltering.models.language_model import LanguageModel, from_pretrained
 from gradfiltering.models.objectives import Objective, ResponseNLL
 from gradfiltering.models.output_layer import CHUNK_BYTES, SplitModel, split_head
 from gradfiltering.models.templates import template_named
-from gradfiltering.runs.cache import Store, Workspace
+from gradfiltering.runs.cache import Cache, Workspace
 
 NO_QUESTION = "no question that the response could depend on"
 ONE_TOKEN = "a response of one token has no loss by itself"
@@ -31,7 +31,7 @@ CUT_OFF = "the prompt leaves no room for the response"
 
 
 @dataclass(frozen=True)
-class AnswerLosses:
+class ResponseLosses:
     """The need for two losses of each response: given its prompt, and by itself.
 
     Attributes:
@@ -43,11 +43,11 @@ class AnswerLosses:
     max_tokens: int
 
 
-Need = str | AnswerLosses | TaskGradients
+Need = str | ResponseLosses | TaskGradients
 
 
 @dataclass(frozen=True)
-class PairedLosses:
+class PromptedAndAloneLosses:
     """Losses in nats per token.
 
     Attributes:
@@ -60,11 +60,11 @@ class PairedLosses:
     alone: np.ndarray
     reasons: dict[int, str]
 
-    def take(self, rows: np.ndarray) -> "PairedLosses":
+    def take(self, rows: np.ndarray) -> "PromptedAndAloneLosses":
         """Those of some rows."""
         place = {int(row): position for position, row in enumerate(rows)}
         reasons = {place[row]: reason for row, reason in self.reasons.items() if row in place}
-        return PairedLosses(self.given_prompt[rows], self.alone[rows], reasons)
+        return PromptedAndAloneLosses(self.given_prompt[rows], self.alone[rows], reasons)
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,13 @@ class Observed:
         answers: the two losses of each response, by template and longest input.
     """
 
-    bare: BareLosses | None = None
+    bare: BaseModelLosses | None = None
     el2n: np.ndarray | None = None
     embeddings: np.ndarray | None = None
-    answers: dict[AnswerLosses, PairedLosses] = field(default_factory=dict)
+    answers: dict[ResponseLosses, PromptedAndAloneLosses] = field(default_factory=dict)
 
     @property
-    def losses(self) -> BareLosses:
+    def losses(self) -> BaseModelLosses:
         """What was measured for the need `losses`."""
         assert self.bare is not None, "whoever reads the losses declares the need"
         return self.bare
@@ -117,9 +117,9 @@ class EmbeddingSettings:
 
 def observe(
     needs: frozenset[Need],
-    backbone: Loaded,
+    base_model: LanguageModel,
     objective: Objective,
-    records: Records,
+    records: InstructionDataset,
     rows: Rows,
     embedding: EmbeddingSettings,
     batch: BatchSettings,
@@ -138,20 +138,20 @@ def observe(
         workspace: store and trainer.
     """
     device = workspace.trainer().strategy.root_device
-    passes = _Passes(backbone, device, BARE_TOKENS if isinstance(batch.tokens, str) else batch.tokens, batch.workers)
-    asked = [need for need in needs if isinstance(need, AnswerLosses)]
+    passes = _Passes(base_model, device, BARE_TOKENS if isinstance(batch.tokens, str) else batch.tokens, batch.workers)
+    asked = [need for need in needs if isinstance(need, ResponseLosses)]
     embeddings = None
     if "embeddings" in needs:
         own = embedding.encoder is None
         embeddings = passes.states(rows.examples) if own else _encoded(embedding, records, rows.examples, passes)
         embeddings = embeddings - embeddings.mean(0) if embedding.centre else embeddings
     return Observed(
-        measure_bare(backbone, objective, rows, batch, workspace)
+        measure_bare(base_model, objective, rows, batch, workspace)
         if needs & {"losses", "gradient_log", "projections"}
         else None,
         passes.el2n(rows.examples) if "el2n" in needs else None,
         embeddings,
-        {need: passes.paired(need, records, rows.examples, workspace.store) for need in asked},
+        {need: passes.paired(need, records, rows.examples, workspace.cache) for need in asked},
     )
 
 
@@ -159,18 +159,18 @@ def observe(
 class _Passes:
     """Forward passes of the bare backbone over rows in batches of like length, shared out over the processes."""
 
-    backbone: Loaded
+    base_model: LanguageModel
     device: torch.device
     tokens: int
     workers: int
 
     def batches(self, examples: Examples) -> Iterable[Batch]:
-        return loader(LengthBatches(examples, self.tokens, self.backbone.pad_id, share=share()), self.workers)
+        return loader(LengthBatches(examples, self.tokens, self.base_model.pad_id, share=share()), self.workers)
 
     @torch.inference_mode()
     def el2n(self, examples: Examples) -> np.ndarray:
         """[N] mean error norm of the response tokens."""
-        split = split_head(self.backbone.model.to(self.device).eval())
+        split = split_head(self.base_model.model.to(self.device).eval())
         found: dict[int, float] = {}
         for batch in self.batches(examples):
             there = batch.to(self.device)
@@ -184,7 +184,7 @@ class _Passes:
     @torch.inference_mode()
     def states(self, examples: Examples) -> np.ndarray:
         """[N, D] float32 mean over a row's tokens of the last hidden state."""
-        model = self.backbone.model.to(self.device).eval()
+        model = self.base_model.model.to(self.device).eval()
         split = split_head(model)
         lengths = dict(zip(examples.example_ids.tolist(), examples.lengths.tolist(), strict=True))
         found: dict[int, np.ndarray] = {}
@@ -199,17 +199,19 @@ class _Passes:
             found.update(zip(batch.example_id.tolist(), mean_over(hidden, real).cpu().numpy(), strict=True))
         return _in_order(found, examples).astype(np.float32)
 
-    def paired(self, need: AnswerLosses, records: Records, examples: Examples, store: Store) -> PairedLosses:
+    def paired(
+        self, need: ResponseLosses, records: InstructionDataset, examples: Examples, cache: Cache
+    ) -> PromptedAndAloneLosses:
         """Both losses of each response in one pass over twice as many sequences."""
-        pairs, reasons = answer_pairs(need, records, examples, self.backbone)
+        pairs, reasons = answer_pairs(need, records, examples, self.base_model)
         count = len(examples)
         losses = np.full((count, 2), np.nan)
         if len(pairs):
             sequences = pairs.example_ids
-            hashed = weights_hash(self.backbone.model)
-            found = stored_losses(self.backbone, hashed, ResponseNLL(), pairs, self.batches, self.device, store)
+            hashed = hash_weights(self.base_model.model)
+            found = cached_losses(self.base_model, hashed, ResponseNLL(), pairs, self.batches, self.device, cache)
             losses[sequences // 2, sequences % 2] = found
-        return PairedLosses(losses[:, 0], losses[:, 1], reasons)
+        return PromptedAndAloneLosses(losses[:, 0], losses[:, 1], reasons)
 
 
 def response_logits(split: SplitModel, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -247,7 +249,7 @@ def mean_over(hidden: Tensor, real: Tensor) -> Tensor:
 
 
 def answer_pairs(
-    need: AnswerLosses, records: Records, examples: Examples, backbone: Loaded
+    need: ResponseLosses, records: InstructionDataset, examples: Examples, base_model: LanguageModel
 ) -> tuple[Examples, dict[int, str]]:
     """The sequences whose losses make IFD, as the published code cuts and tokenises them (Li et al., 2024).
 
@@ -264,8 +266,8 @@ def answer_pairs(
         Sequences 2·n (prompt and response) and 2·n + 1 (response alone) of row n of the examples, supervised on the
         response; the reason for each row without them.
     """
-    write, tokenizer = template_named(need.template), backbone.tokenizer
-    limit = min(need.max_tokens, backbone.context)
+    write, tokenizer = template_named(need.template), base_model.tokenizer
+    limit = min(need.max_tokens, base_model.context)
     columns: dict[str, list] = {"example_id": [], "input_ids": [], "supervised": []}
     reasons: dict[int, str] = {}
     for row, example_id in enumerate(examples.example_ids.tolist()):
@@ -292,13 +294,15 @@ def answer_pairs(
 
 
 @torch.inference_mode()
-def _encoded(settings: EmbeddingSettings, records: Records, examples: Examples, passes: _Passes) -> np.ndarray:
+def _encoded(
+    settings: EmbeddingSettings, records: InstructionDataset, examples: Examples, passes: _Passes
+) -> np.ndarray:
     """[N, D] float32: a sentence encoder's mean over the tokens of each row's whole text, of length 1."""
     name = str(settings.encoder)
     tokenizer = from_pretrained(AutoTokenizer, name)
     model = from_pretrained(AutoModel, name).to(passes.device).eval()
     limit = min(settings.max_tokens, tokenizer.model_max_length)
-    texts = [row_text(records, example_id, passes.backbone.tokenizer) for example_id in examples.example_ids.tolist()]
+    texts = [row_text(records, example_id, passes.base_model.tokenizer) for example_id in examples.example_ids.tolist()]
     tokens = tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
     order = np.argsort([len(ids) for ids in tokens], kind="stable")
     width = max(1, passes.tokens // max(map(len, tokens)))
@@ -311,7 +315,7 @@ def _encoded(settings: EmbeddingSettings, records: Records, examples: Examples, 
     return _in_order(found, examples).astype(np.float32)
 
 
-def row_text(records: Records, example_id: int, tokenizer: Any) -> str:
+def row_text(records: InstructionDataset, example_id: int, tokenizer: Any) -> str:
     """A row's prompt and response as one text, without the words of a template."""
     segments = records.schema.segments(records.rows[example_id], "plain", tokenizer)
     return clean("".join(segment.text for segment in segments))

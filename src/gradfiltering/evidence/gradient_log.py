@@ -16,7 +16,7 @@ from gradfiltering.data.examples import Examples, Rows
 from gradfiltering.distributed.process_group import gather, once, rank, share
 from gradfiltering.ensembles.data_module import EnsembleData
 from gradfiltering.ensembles.lora_ensemble import EnsembleSettings
-from gradfiltering.ensembles.member_cache import PROJECTIONS, MemberStore, examples_hash, weights_hash
+from gradfiltering.ensembles.member_cache import PROJECTIONS, MemberCache, hash_examples, hash_weights
 from gradfiltering.ensembles.training import finish_epochs, train_stack
 from gradfiltering.ensembles.training_state import State
 from gradfiltering.ensembles.trajectory import write_rows
@@ -26,10 +26,10 @@ from gradfiltering.gradients.dropout import Dropout
 from gradfiltering.gradients.engine import GradientEngine
 from gradfiltering.gradients.memory import AUTO, fitting_tokens
 from gradfiltering.gradients.projection import Projection, Sketch
-from gradfiltering.models.language_model import Loaded
+from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.lora import Adapters, export_adapter, initial_adapters, update_ratio
 from gradfiltering.models.objectives import Objective
-from gradfiltering.runs.cache import Store, Workspace, atomic_path, link
+from gradfiltering.runs.cache import Cache, Workspace, atomic_path, link
 from gradfiltering.runs.gradient_log import FILE, EpochPair, leaf, read_members, write_epoch
 
 BARE_VERSION = 1  # raise it when the same rows would get other losses
@@ -107,7 +107,7 @@ class ProxyResult:
 
 
 def log_gradients(
-    backbone: Loaded,
+    base_model: LanguageModel,
     rows: Rows,
     settings: EnsembleSettings,
     engine: Callable[..., GradientEngine],
@@ -129,8 +129,8 @@ def log_gradients(
         projection: of the gradients at the late epoch, where somebody needs it.
     """
     started = time.monotonic()
-    parameters = matmul_parameters(backbone.model)
-    with opened(backbone, rows, settings, engine, batch, workspace) as work:
+    parameters = matmul_parameters(base_model.model)
+    with opened(base_model, rows, settings, engine, batch, workspace) as work:
         work.train([epochs.early, epochs.late])
         projections = None if projection is None else work.project(epochs.late, projection)
         for epoch in (epochs.early, epochs.late):
@@ -156,7 +156,7 @@ def log_gradients(
 
 @contextmanager
 def opened(
-    backbone: Loaded,
+    base_model: LanguageModel,
     rows: Rows,
     settings: EnsembleSettings,
     engine: Callable[..., GradientEngine],
@@ -168,10 +168,10 @@ def opened(
     Args:
         backbone, rows, settings, engine, batch, workspace: see `log_gradients`.
     """
-    hashed = weights_hash(backbone.model)
-    model = settings.lora.attach(backbone.model)
-    work = EnsembleWork(backbone, model, rows, settings, engine, batch, workspace, hashed)
-    lock = workspace.store.lock("ensembles", work.kept.base) if rank() == 0 else nullcontext()
+    hashed = hash_weights(base_model.model)
+    model = settings.lora.attach(base_model.model)
+    work = EnsembleWork(base_model, model, rows, settings, engine, batch, workspace, hashed)
+    lock = workspace.cache.lock("ensembles", work.kept.base) if rank() == 0 else nullcontext()
     try:
         with lock:
             yield work
@@ -184,7 +184,7 @@ class EnsembleWork:
 
     def __init__(
         self,
-        backbone: Loaded,
+        base_model: LanguageModel,
         model: PeftModel,
         rows: Rows,
         settings: EnsembleSettings,
@@ -193,20 +193,20 @@ class EnsembleWork:
         workspace: Workspace,
         backbone_hash: str,
     ):
-        self.backbone, self.model, self.settings, self.batch = backbone, model, settings, batch
+        self.base_model, self.model, self.settings, self.batch = base_model, model, settings, batch
         self.workspace = workspace
         self.gradients = engine(model=model, chunk_tokens=BARE_TOKENS)
         self.sets = {LOG: rows.examples} | ({HELDOUT_LOG: rows.heldout} if rows.heldout is not None else {})
-        self.hashes = {name: examples_hash(examples) for name, examples in self.sets.items()}
+        self.hashes = {name: hash_examples(examples) for name, examples in self.sets.items()}
         how = {
-            "backbone": backbone_hash,
+            "base_model": backbone_hash,
             "examples": self.hashes[LOG],
             "objective": repr(self.gradients.objective),
             "engine": type(self.gradients).__name__,
             "precision": str(workspace.trainer().precision),
             "seed": workspace.seed,
         }
-        self.kept = MemberStore(workspace.store, settings, how, settings.steps_per_epoch(len(rows.examples)))
+        self.kept = MemberCache(workspace.cache, settings, how, settings.steps_per_epoch(len(rows.examples)))
         self.members = list(settings.members)
         self.batch_tokens: int | None = None
         self.tokens = self.trained = self.logged = 0
@@ -239,8 +239,8 @@ class EnsembleWork:
             device = self.workspace.trainer().strategy.root_device
             self.gradients.to(device)
             adapters = self.start(members, 0).adapters
-            backbone = self.kept.base["backbone"]
-            self.batch_tokens = _settle_tokens(self.batch.tokens, self.gradients, adapters, longest, device, backbone)
+            base_model = self.kept.base["base_model"]
+            self.batch_tokens = _settle_tokens(self.batch.tokens, self.gradients, adapters, longest, device, base_model)
         self.gradients.chunk_tokens = self.batch_tokens
         data = EnsembleData(
             self.sets[LOG],
@@ -248,7 +248,7 @@ class EnsembleWork:
             self.settings.batch_size,
             self.settings.bucket_batches,
             max(1, self.batch_tokens // len(members)),
-            self.backbone.pad_id,
+            self.base_model.pad_id,
             self.workspace.seed,
             self.batch.workers,
         )
@@ -367,7 +367,7 @@ class EnsembleWork:
 
 
 @dataclass(frozen=True)
-class BareLosses:
+class BaseModelLosses:
     """Losses under the backbone without adapters, in nats per response token.
 
     Attributes:
@@ -380,30 +380,30 @@ class BareLosses:
 
 
 def measure_bare(
-    backbone: Loaded, objective: Objective, rows: Rows, batch: BatchSettings, workspace: Workspace
-) -> BareLosses:
+    base_model: LanguageModel, objective: Objective, rows: Rows, batch: BatchSettings, workspace: Workspace
+) -> BaseModelLosses:
     """One forward pass over all rows without adapters, unless the store has its result."""
     device = workspace.trainer().strategy.root_device
     tokens = BARE_TOKENS if isinstance(batch.tokens, str) else batch.tokens
-    hashed = weights_hash(backbone.model)
+    hashed = hash_weights(base_model.model)
 
     def batches(examples: Examples) -> Iterable[Batch]:
-        return loader(LengthBatches(examples, tokens, backbone.pad_id, share=share()), batch.workers)
+        return loader(LengthBatches(examples, tokens, base_model.pad_id, share=share()), batch.workers)
 
     def losses(examples: Examples) -> np.ndarray:
-        return stored_losses(backbone, hashed, objective, examples, batches, device, workspace.store)
+        return cached_losses(base_model, hashed, objective, examples, batches, device, workspace.cache)
 
-    return BareLosses(losses(rows.examples), None if rows.heldout is None else float(losses(rows.heldout).mean()))
+    return BaseModelLosses(losses(rows.examples), None if rows.heldout is None else float(losses(rows.heldout).mean()))
 
 
-def stored_losses(
-    backbone: Loaded,
+def cached_losses(
+    base_model: LanguageModel,
     hashed: str,
     objective: Objective,
     examples: Examples,
     batches: Callable[[Examples], Iterable[Batch]],
     device: torch.device,
-    store: Store,
+    cache: Cache,
 ) -> np.ndarray:
     """[N] float64 losses of the examples under the backbone without adapters, from the store if it has them.
 
@@ -418,23 +418,23 @@ def stored_losses(
     """
     key = {
         "code": BARE_VERSION,
-        "backbone": hashed,
-        "examples": examples_hash(examples),
+        "base_model": hashed,
+        "examples": hash_examples(examples),
         "objective": repr(objective),
     }
-    found = once(store.find, "bare_losses", key)
+    found = once(cache.find, "bare_losses", key)
     if found:
         return once(np.load, found.path / "losses.npy")
     started = time.monotonic()
-    by_id = response_losses(backbone.model, objective, batches(examples), device)
+    by_id = response_losses(base_model.model, objective, batches(examples), device)
     values = np.asarray([by_id[example_id] for example_id in examples.example_ids.tolist()])
     spent = time.monotonic() - started
-    store.make("bare_losses", key, lambda folder: np.save(folder / "losses.npy", values), spent)
+    cache.make("bare_losses", key, lambda folder: np.save(folder / "losses.npy", values), spent)
     return values
 
 
 def _settle_tokens(
-    asked: int | str, gradients: GradientEngine, adapters: Adapters, longest: int, device: torch.device, backbone: str
+    asked: int | str, gradients: GradientEngine, adapters: Adapters, longest: int, device: torch.device, base_model: str
 ) -> int:
     """What `batch.tokens` comes to: the same in every process, since it decides how a pass over all rows is cut.
 
@@ -444,7 +444,7 @@ def _settle_tokens(
         return asked
     gradients.to(device)
     shapes = sorted((name, tuple(value.shape)) for name, value in adapters.items())
-    tried = (backbone, type(gradients).__name__, repr(shapes), longest, str(device))
+    tried = (base_model, type(gradients).__name__, repr(shapes), longest, str(device))
     if tried not in _FITTING:
         there = {name: value.to(device) for name, value in adapters.items()}
         _FITTING[tried] = min(gather(fitting_tokens(gradients, there, longest, device)))

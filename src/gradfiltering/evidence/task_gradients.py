@@ -18,7 +18,7 @@ from gradfiltering.evidence.gradient_log import HELDOUT_LOG, LOG, BatchSettings,
 from gradfiltering.gradients.adam_direction import AdamProjection
 from gradfiltering.gradients.engine import GradientEngine
 from gradfiltering.gradients.projection import Projection, Sketch
-from gradfiltering.models.language_model import Loaded
+from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.runs.cache import Workspace, link
 from gradfiltering.runs.gradient_log import leaf, read_members
 
@@ -109,7 +109,7 @@ def measure_influence(
     wanted: Mapping[TaskGradients, ValidationRows],
     encoder: Encoder,
     examples: Examples,
-    backbone: Loaded,
+    base_model: LanguageModel,
     settings: EnsembleSettings,
     engine: Callable[..., GradientEngine],
     batch: BatchSettings,
@@ -131,12 +131,12 @@ def measure_influence(
         workspace: run folder, store, seed, trainer.
         projection: of all gradients.
     """
-    started, parameters = time.monotonic(), matmul_parameters(backbone.model)
+    started, parameters = time.monotonic(), matmul_parameters(base_model.model)
     found, works = {}, []
     for need, validation in wanted.items():
         heldout, tasks = first_then_all(validation.encode, encoder)
         few = members_of(need, settings)
-        with opened(backbone, Rows(examples, heldout), few, engine, batch, workspace) as work:
+        with opened(base_model, Rows(examples, heldout), few, engine, batch, workspace) as work:
             work.train(need.checkpoints)
             found[need] = _gradients(work, need, tasks, few, projection)
             works.append(work)

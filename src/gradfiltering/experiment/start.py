@@ -13,12 +13,12 @@ from gradfiltering.config.build import build
 from gradfiltering.distributed import process_group as devices
 from gradfiltering.gradients.memory import keep_freed_memory
 from gradfiltering.reports import experiment_logger as tracking
-from gradfiltering.runs.cache import Store, Workspace
+from gradfiltering.runs.cache import Cache, Workspace
 from gradfiltering.runs.run_folder import Run
 
 
 @contextmanager
-def opened(cfg: DictConfig, store: Store) -> Iterator[tuple[Run, Logger, Workspace]]:
+def opened(cfg: DictConfig, cache: Cache) -> Iterator[tuple[Run, Logger, Workspace]]:
     """Starts a run in its folder, and closes its logger however the run ends.
 
     Args:
@@ -33,6 +33,6 @@ def opened(cfg: DictConfig, store: Store) -> Iterator[tuple[Run, Logger, Workspa
     logger = tracking.open_logger(partial(build, cfg.logger), run.config)
     trainer = partial(build(cfg.trainer), logger=logger, default_root_dir=run.folder, enable_progress_bar=cfg.progress)
     try:
-        yield run, logger, Workspace(run.folder, store, cfg.seed, trainer)
+        yield run, logger, Workspace(run.folder, cache, cfg.seed, trainer)
     finally:
         tracking.close_logger(logger)

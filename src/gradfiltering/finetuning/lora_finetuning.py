@@ -23,7 +23,7 @@ from gradfiltering.errors import UserError
 from gradfiltering.evidence.gradient_log import matmul_parameters
 from gradfiltering.evidence.passes import response_losses
 from gradfiltering.finetuning.checkpoints import Checkpoint, Progress, TuningKeeper
-from gradfiltering.models.language_model import Loaded
+from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.lora import LoraSettings, initial_adapters
 from gradfiltering.models.objectives import ResponseNLL, token_nll
 from gradfiltering.runs.cache import Unfinished, atomic_path
@@ -34,7 +34,7 @@ CURVE = ("step", "examples_seen", "tokens_seen", "seconds", "train_loss", "heldo
 
 
 @dataclass(frozen=True)
-class TuningSettings:
+class FineTuningSettings:
     """How a target is fine-tuned.
 
     Attributes:
@@ -76,7 +76,7 @@ class TuningSettings:
 
 
 @dataclass(frozen=True)
-class TuningResult:
+class FineTuningResult:
     """What fine-tuning left.
 
     Attributes:
@@ -107,7 +107,7 @@ class Updates(Dataset):
         done: updates taken by a run that was interrupted; the items begin after them.
     """
 
-    def __init__(self, examples: Examples, settings: TuningSettings, pad_id: int, seed: int, share: Share = WHOLE):
+    def __init__(self, examples: Examples, settings: FineTuningSettings, pad_id: int, seed: int, share: Share = WHOLE):
         self.done = 0
         self.examples = examples
         self.budget = settings.micro_batch_tokens
@@ -155,7 +155,7 @@ class FineTuning(L.LightningModule):
         self,
         name: str,
         model: PeftModel,
-        settings: TuningSettings,
+        settings: FineTuningSettings,
         updates: Updates,
         heldout: DataLoader | None,
         left: Checkpoint | None = None,
@@ -279,14 +279,14 @@ class FineTuning(L.LightningModule):
 
 def finetune(
     name: str,
-    backbone: Loaded,
+    base_model: LanguageModel,
     rows: Rows,
-    settings: TuningSettings,
+    settings: FineTuningSettings,
     seed: int,
     trainer: Callable[..., L.Trainer],
     folder: Path,
     unfinished: Unfinished,
-) -> TuningResult:
+) -> FineTuningResult:
     """Fine-tunes one adapter on the examples of `rows` and writes `adapter/` and `curve.csv` to `folder`.
 
     Where a run was interrupted in it, training goes on from the last checkpoint, on one device bit for bit.
@@ -302,19 +302,19 @@ def finetune(
         unfinished: where a checkpoint is kept until training is done and its result is in the store; the caller removes
             it then.
     """
-    with fresh_adapter(backbone, settings, seed) as model:
-        updates = Updates(rows.examples, settings, backbone.pad_id, seed, share())
-        heldout = heldout_batches(rows, settings, backbone)
+    with fresh_adapter(base_model, settings, seed) as model:
+        updates = Updates(rows.examples, settings, base_model.pad_id, seed, share())
+        heldout = heldout_batches(rows, settings, base_model)
         module = FineTuning(name, model, settings, updates, heldout, once(Checkpoint.read, unfinished))
         keeper = TuningKeeper(unfinished, settings.checkpoint_minutes)
         trainer(max_epochs=1, callbacks=[keeper]).fit(module, loader(updates, 0))
-        return keep_adapter(module, len(rows.examples), backbone, folder)
+        return keep_adapter(module, len(rows.examples), base_model, folder)
 
 
 @contextmanager
-def fresh_adapter(backbone: Loaded, settings: TuningSettings, seed: int) -> Iterator[PeftModel]:
+def fresh_adapter(base_model: LanguageModel, settings: FineTuningSettings, seed: int) -> Iterator[PeftModel]:
     """The backbone with the untrained adapter that every model of a run starts from; in the end as it came."""
-    model = settings.lora.attach(backbone.model)
+    model = settings.lora.attach(base_model.model)
     try:
         start = initial_adapters(model, settings.lora, [0], derive_seed(seed, "target"))
         state = model.state_dict()
@@ -325,14 +325,14 @@ def fresh_adapter(backbone: Loaded, settings: TuningSettings, seed: int) -> Iter
         model.unload()
 
 
-def heldout_batches(rows: Rows, settings: TuningSettings, backbone: Loaded) -> DataLoader | None:
+def heldout_batches(rows: Rows, settings: FineTuningSettings, base_model: LanguageModel) -> DataLoader | None:
     """This process's share of the held-out rows, None where nothing is held out."""
     if rows.heldout is None:
         return None
-    return loader(LengthBatches(rows.heldout, settings.micro_batch_tokens, backbone.pad_id, share=share()), 0)
+    return loader(LengthBatches(rows.heldout, settings.micro_batch_tokens, base_model.pad_id, share=share()), 0)
 
 
-def keep_adapter(module: FineTuning, examples: int, backbone: Loaded, folder: Path) -> TuningResult:
+def keep_adapter(module: FineTuning, examples: int, base_model: LanguageModel, folder: Path) -> FineTuningResult:
     """Writes `adapter/` and `curve.csv` of a model that was trained.
 
     Args:
@@ -346,14 +346,14 @@ def keep_adapter(module: FineTuning, examples: int, backbone: Loaded, folder: Pa
     progress = module.progress
     _write_curve(folder / "curve.csv", progress.curve)
     last = progress.curve[-1]
-    return TuningResult(
+    return FineTuningResult(
         steps=progress.steps,
         examples=examples,
         tokens=progress.tokens_seen,
         seconds=float(last["seconds"] or 0.0),
         final_loss=float(last["train_loss"] or math.nan),
         heldout_loss=last["heldout_loss"],
-        flops=4 * matmul_parameters(backbone.model) * progress.tokens_seen,
+        flops=4 * matmul_parameters(base_model.model) * progress.tokens_seen,
     )
 
 

@@ -13,11 +13,11 @@ import numpy as np
 
 from gradfiltering.data.examples import Rows
 from gradfiltering.distributed.process_group import once, rank
-from gradfiltering.ensembles.member_cache import examples_hash, weights_hash
+from gradfiltering.ensembles.member_cache import hash_examples, hash_weights
 from gradfiltering.errors import UserError
-from gradfiltering.finetuning.lora_finetuning import TuningResult, TuningSettings, finetune
-from gradfiltering.models.language_model import Loaded
-from gradfiltering.runs.cache import RECORD, Store, Unfinished, Workspace, atomic_path, checksum, fingerprint, link
+from gradfiltering.finetuning.lora_finetuning import FineTuningResult, FineTuningSettings, finetune
+from gradfiltering.models.language_model import LanguageModel
+from gradfiltering.runs.cache import RECORD, Cache, Unfinished, Workspace, atomic_path, file_checksum, hash_key, link
 from gradfiltering.selectors.random import RandomSelector
 
 CANDIDATE = "candidate"
@@ -62,12 +62,12 @@ def training_sets(
 
 def finetune_all(
     sets: Mapping[str, Sequence[int]],
-    backbone: Loaded,
+    base_model: LanguageModel,
     rows: Rows,
-    settings: TuningSettings,
+    settings: FineTuningSettings,
     workspace: Workspace,
-    made: Mapping[str, TuningResult] | None = None,
-) -> dict[str, TuningResult]:
+    made: Mapping[str, FineTuningResult] | None = None,
+) -> dict[str, FineTuningResult]:
     """Fine-tunes one adapter for each set of rows, all from the same start, into `target/<model>/`.
 
     A model that was trained on the same rows before, by whatever name, is taken from the store.
@@ -85,9 +85,9 @@ def finetune_all(
     """
     common = {
         "code": TARGET_VERSION,
-        "backbone": weights_hash(backbone.model),
+        "base_model": hash_weights(base_model.model),
         "tuning": {name: value for name, value in asdict(settings).items() if name not in NOT_OF_A_TARGET},
-        "heldout": examples_hash(rows.heldout) if rows.heldout is not None else None,
+        "heldout": hash_examples(rows.heldout) if rows.heldout is not None else None,
         "precision": str(workspace.trainer().precision),
         "seed": workspace.seed,
     }
@@ -98,8 +98,8 @@ def finetune_all(
         some = Rows(rows.examples.select(ids), rows.heldout)
         if len(some.examples) == 0:
             raise UserError(f"target {name}: none of its {len(ids)} rows can be trained on; raise target.max_tokens")
-        key = {**common, "examples": examples_hash(some.examples)}
-        train = partial(finetune, name, backbone, some, settings, workspace.seed, workspace.trainer)
+        key = {**common, "examples": hash_examples(some.examples)}
+        train = partial(finetune, name, base_model, some, settings, workspace.seed, workspace.trainer)
         results[name] = made_once(name, key, train, workspace)
     return results
 
@@ -107,10 +107,10 @@ def finetune_all(
 def made_once(
     name: str,
     key: dict[str, Any],
-    train: Callable[[Path, Unfinished], TuningResult],
+    train: Callable[[Path, Unfinished], FineTuningResult],
     workspace: Workspace,
     files: Sequence[str] = MODEL_FILES,
-) -> TuningResult:
+) -> FineTuningResult:
     """One model in the run folder: from the store if the first process finds it there, else trained and kept.
 
     Args:
@@ -120,28 +120,28 @@ def made_once(
         workspace: run folder and store.
         files: what `train` leaves there.
     """
-    with workspace.store.lock("target", key) if rank() == 0 else nullcontext():
-        return _made(key, train, workspace.run_dir / "target" / name, workspace.store, files)
+    with workspace.cache.lock("target", key) if rank() == 0 else nullcontext():
+        return _made(key, train, workspace.run_dir / "target" / name, workspace.cache, files)
 
 
 def _made(
     key: dict[str, Any],
-    train: Callable[[Path, Unfinished], TuningResult],
+    train: Callable[[Path, Unfinished], FineTuningResult],
     folder: Path,
-    store: Store,
+    cache: Cache,
     files: Sequence[str],
-) -> TuningResult:
-    found = once(store.find, "targets", key)
+) -> FineTuningResult:
+    found = once(cache.find, "targets", key)
     if found is None:
-        unfinished = Unfinished(store, {"of": "target", **key})
+        unfinished = Unfinished(cache, {"of": "target", **key})
         result = train(folder, unfinished)
-        store.make("targets", key, partial(_keep, folder=folder, files=files, result=result), result.seconds)
+        cache.make("targets", key, partial(_keep, folder=folder, files=files, result=result), result.seconds)
         if rank() == 0:
             unfinished.remove()
         return result
     for file, content in once(_read_all, found.path).items():
         if file == RESULT:
-            result = TuningResult(**json.loads(content))
+            result = FineTuningResult(**json.loads(content))
         elif rank() == 0:
             link(found.path / file, folder / file)
         else:  # a folder of its own, and perhaps no store that holds the file
@@ -150,14 +150,14 @@ def _made(
     return replace(result, reused=True)
 
 
-def adapter_hash(folder: Path) -> str:
+def hash_adapter(folder: Path) -> str:
     """Digest of an adapter's weights and of what its configuration says beside where the backbone lies."""
     said = json.loads((folder / "adapter_config.json").read_text("utf-8"))
     config = {name: value for name, value in said.items() if name not in PLACES}
-    return fingerprint({"config": config, "weights": checksum(folder / "adapter_model.safetensors")})
+    return hash_key({"config": config, "weights": file_checksum(folder / "adapter_model.safetensors")})
 
 
-def _keep(part: Path, folder: Path, files: Sequence[str], result: TuningResult) -> None:
+def _keep(part: Path, folder: Path, files: Sequence[str], result: FineTuningResult) -> None:
     for file in files:
         shutil.copytree(folder / file, part / file) if (folder / file).is_dir() else link(folder / file, part / file)
     (part / RESULT).write_text(json.dumps(asdict(result)), "utf-8")

@@ -9,12 +9,12 @@ from typing import Any
 
 from peft import PeftModel
 
-from gradfiltering.data.dataset import Records
-from gradfiltering.data.examples import tokenizer_hash
+from gradfiltering.data.dataset import InstructionDataset
+from gradfiltering.data.examples import hash_tokenizer
 from gradfiltering.distributed.process_group import once, rank
-from gradfiltering.ensembles.member_cache import weights_hash
+from gradfiltering.ensembles.member_cache import hash_weights
 from gradfiltering.errors import UserError
-from gradfiltering.finetuning.targets import CANDIDATE, adapter_hash
+from gradfiltering.finetuning.targets import CANDIDATE, hash_adapter
 from gradfiltering.judging.agreement import judge_agreement
 from gradfiltering.judging.base import Judge, judge_pairs
 from gradfiltering.judging.bias import answer_lengths, judge_bias, steadiness
@@ -23,8 +23,8 @@ from gradfiltering.judging.metrics import response_metrics
 from gradfiltering.judging.prompts import Prompt, PromptLoader, load_prompts
 from gradfiltering.judging.responses import Response, read_responses, write_responses
 from gradfiltering.judging.verdicts import Verdict, write_verdicts
-from gradfiltering.models.language_model import Loaded, context_length
-from gradfiltering.runs.cache import Workspace, fingerprint
+from gradfiltering.models.language_model import LanguageModel, context_length
+from gradfiltering.runs.cache import Workspace, hash_key
 from gradfiltering.seeding import derive_seed
 from gradfiltering.statistics.winning_score import tally
 
@@ -33,7 +33,12 @@ ANSWERS_VERSION = 1  # raise it when the same model would answer otherwise
 
 
 def load_prompt_sets(
-    loaders: Mapping[str, PromptLoader], records: Records, judge: Judge, against: int, repeats: int, how: "Generation"
+    loaders: Mapping[str, PromptLoader],
+    records: InstructionDataset,
+    judge: Judge,
+    against: int,
+    repeats: int,
+    how: "Generation",
 ) -> list[Prompt]:
     """All prompts of the chosen sets; held-out rows serve as prompts where asked for.
 
@@ -75,7 +80,7 @@ class Generation:
 
 def answer_all(
     models: Iterable[str],
-    backbone: Loaded,
+    base_model: LanguageModel,
     prompts: Sequence[Prompt],
     template: str,
     how: Generation,
@@ -96,23 +101,23 @@ def answer_all(
     Returns:
         Each model's answers, and the seconds that those taken from the store had taken to generate.
     """
-    texts = render_prompts(prompts, template, backbone.tokenizer)
+    texts = render_prompts(prompts, template, base_model.tokenizer)
     asked = [[prompt.prompt_set, prompt.prompt_id, text] for prompt, text in zip(prompts, texts, strict=True)]
     common = {
         "code": ANSWERS_VERSION,
-        "backbone": weights_hash(backbone.model),
-        "tokenizer": tokenizer_hash(backbone.tokenizer),
-        "context": context_length(backbone.model.config, backbone.tokenizer),
-        "prompts": fingerprint(asked),
+        "base_model": hash_weights(base_model.model),
+        "tokenizer": hash_tokenizer(base_model.tokenizer),
+        "context": context_length(base_model.model.config, base_model.tokenizer),
+        "prompts": hash_key(asked),
         "generation": asdict(how),
     }
     responses, reused_seconds = {}, 0.0
     for name in models:
         adapter = workspace.run_dir / "target" / name / "adapter"
-        key = {**common, "adapter": once(adapter_hash, adapter)}
-        lock = workspace.store.lock("answer", key) if rank() == 0 else nullcontext()
+        key = {**common, "adapter": once(hash_adapter, adapter)}
+        lock = workspace.cache.lock("answer", key) if rank() == 0 else nullcontext()
         with lock:
-            responses[name], stored = _answers(name, adapter, key, backbone, prompts, texts, how, workspace)
+            responses[name], stored = _answers(name, adapter, key, base_model, prompts, texts, how, workspace)
         reused_seconds += stored
         write_responses(workspace.run_dir / "responses" / f"{name}.jsonl", responses[name])
     return responses, reused_seconds
@@ -122,26 +127,26 @@ def _answers(
     name: str,
     adapter: Path,
     key: dict[str, Any],
-    backbone: Loaded,
+    base_model: LanguageModel,
     prompts: Sequence[Prompt],
     texts: Sequence[str],
     how: Generation,
     workspace: Workspace,
 ) -> tuple[list[Response], float]:
     """One model's answers: from the store, with what they took, if the first process finds them, else made and kept."""
-    found = once(workspace.store.find, "answers", key)
+    found = once(workspace.cache.find, "answers", key)
     if found is not None:
         return once(read_responses, found.path / ANSWERS), found.seconds
     started = time.monotonic()
     device = workspace.trainer().strategy.root_device
-    model: Any = PeftModel.from_pretrained(backbone.model, str(adapter)).to(device).eval()
+    model: Any = PeftModel.from_pretrained(base_model.model, str(adapter)).to(device).eval()
     title = f"answers of {name}"
     try:
-        answers = generate(model, backbone.tokenizer, prompts, texts, how.max_new_tokens, how.batch_size, title)
+        answers = generate(model, base_model.tokenizer, prompts, texts, how.max_new_tokens, how.batch_size, title)
     finally:
         model.unload()
     seconds = time.monotonic() - started
-    workspace.store.make("answers", key, lambda folder: write_responses(folder / ANSWERS, answers), seconds)
+    workspace.cache.make("answers", key, lambda folder: write_responses(folder / ANSWERS, answers), seconds)
     return answers, 0.0
 
 

@@ -11,7 +11,7 @@ from peft import PeftModel
 
 from gradfiltering.errors import UserError
 from gradfiltering.judging.local_judge import load_alone
-from gradfiltering.models.language_model import Loaded, PretrainedBackbone
+from gradfiltering.models.language_model import LanguageModel, PretrainedModel
 from gradfiltering.runs.cache import write_json
 from gradfiltering.runs.yaml_files import read_yaml
 
@@ -93,7 +93,7 @@ def run_harness(
     return results
 
 
-def load_target(folder: Path, model: str, device: str) -> Loaded:
+def load_target(folder: Path, model: str, device: str) -> LanguageModel:
     """A fine-tuned model of a run with its tokenizer, in evaluation mode on the device.
 
     Raises:
@@ -104,8 +104,8 @@ def load_target(folder: Path, model: str, device: str) -> Loaded:
         known = ", ".join(sorted(path.parent.name for path in folder.glob("target/*/adapter"))) or "none"
         raise UserError(f"{adapter} is no adapter of a run; models in {folder}: {known}")
     about = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
-    options = read_yaml(config)["target"]["backbone"]
-    backbone = PretrainedBackbone(
+    options = read_yaml(config)["target"]["base_model"]
+    base_model = PretrainedModel(
         model=about["base_model_name_or_path"],
         # A backbone trained by this project has its own tokenizer and no code.
         tokenizer=options.get("tokenizer"),
@@ -113,9 +113,9 @@ def load_target(folder: Path, model: str, device: str) -> Loaded:
         attention=options["attention"],
         trust_remote_code=options.get("trust_remote_code", False),
     )
-    loaded, place = load_alone(backbone, device, "--device")
+    loaded, place = load_alone(base_model, device, "--device")
     tuned: Any = PeftModel.from_pretrained(loaded.model, str(adapter)).to(place).eval()
-    return Loaded(tuned, loaded.tokenizer, f"{model} ({backbone.model})", str(adapter), 0.0, True)
+    return LanguageModel(tuned, loaded.tokenizer, f"{model} ({base_model.model})", str(adapter), 0.0, True)
 
 
 def read_results(found: Mapping[str, Any], limit: int | None) -> dict[str, dict[str, Any]]:

@@ -13,9 +13,9 @@ from jinja2.exceptions import TemplateError
 from rich.console import Console
 from rich.progress import Progress
 
-from gradfiltering.data.examples import tokenizer_hash
+from gradfiltering.data.examples import hash_tokenizer
 from gradfiltering.distributed.process_group import rank
-from gradfiltering.ensembles.member_cache import weights_hash
+from gradfiltering.ensembles.member_cache import hash_weights
 from gradfiltering.errors import UserError
 from gradfiltering.judging.asking import Asked, Asking
 from gradfiltering.judging.base import Judge, Question, Reply
@@ -23,7 +23,7 @@ from gradfiltering.judging.generate import generate_batch, plain_decoding, said
 from gradfiltering.judging.prompts import Prompt
 from gradfiltering.judging.protocol import Message
 from gradfiltering.judging.replies import ReplyKey, ReplyStore, StoredReply
-from gradfiltering.models.language_model import Loaded, PretrainedBackbone, native_precision
+from gradfiltering.models.language_model import LanguageModel, PretrainedModel, fastest_precision
 
 LOCAL_VERSION = 1  # raise it when the same model and words would get another reply
 
@@ -42,26 +42,26 @@ class LocalJudge(Judge):
 
     name = "local"
 
-    def __init__(self, backbone: PretrainedBackbone, asking: Asking, batch_size: int, device: str):
+    def __init__(self, base_model: PretrainedModel, asking: Asking, batch_size: int, device: str):
         if batch_size < 1:
             raise UserError(f"judge.batch_size is {batch_size}; it must be at least 1")
-        self.backbone = backbone
+        self.base_model = base_model
         self.asking = asking
         self.batch_size = batch_size
         self.device = device
 
     def prepare(self, prompts: Sequence[Prompt], questions: int, answer_tokens: int) -> None:
         """Refuses a model that cannot be loaded, or whose context a reply alone would fill."""
-        self.backbone.check()
-        if self.backbone.context <= self.asking.max_reply_tokens:
+        self.base_model.check()
+        if self.base_model.context <= self.asking.max_reply_tokens:
             raise UserError(
-                f"judge.max_reply_tokens is {self.asking.max_reply_tokens:,}, but {self.backbone.model} takes "
-                f"{self.backbone.context:,} tokens in all, which leaves none for the question; lower it"
+                f"judge.max_reply_tokens is {self.asking.max_reply_tokens:,}, but {self.base_model.model} takes "
+                f"{self.base_model.context:,} tokens in all, which leaves none for the question; lower it"
             )
 
     def replies(self, questions: Sequence[Question]) -> list[Reply]:
         """A reply to each question; one that does not fit the model's context is left unparsed, never cut."""
-        loaded, device = load_alone(self.backbone, self.device, "judge.device")
+        loaded, device = load_alone(self.base_model, self.device, "judge.device")
         control = _own_marks(loaded.tokenizer)
         # The same words in another order's or repeat's place get the same reply, since nothing is drawn by chance.
         asked: dict[str, Asked] = {}
@@ -77,11 +77,11 @@ class LocalJudge(Judge):
             store.close()
         return [asked[text].final or Reply("not asked", None) for text in texts]
 
-    def _ask_all(self, loaded: Loaded, device: torch.device, asked: Sequence[Asked], store: ReplyStore) -> None:
-        identity = [LOCAL_VERSION, weights_hash(loaded.model), tokenizer_hash(loaded.tokenizer)]
+    def _ask_all(self, loaded: LanguageModel, device: torch.device, asked: Sequence[Asked], store: ReplyStore) -> None:
+        identity = [LOCAL_VERSION, hash_weights(loaded.model), hash_tokenizer(loaded.tokenizer)]
         model: Any = loaded.model.to(device)
         with plain_decoding(model), Progress(transient=True, disable=rank() > 0) as bar:
-            line = bar.add_task(f"judging by {self.backbone.model}", total=len(asked))
+            line = bar.add_task(f"judging by {self.base_model.model}", total=len(asked))
             for ask in range(self.asking.asks):
                 stored = 0
                 waiting: list[_Waiting] = []
@@ -95,7 +95,7 @@ class LocalJudge(Judge):
                         waiting.append(next_)
                 if ask == 0:
                     Console(quiet=rank() > 0).print(
-                        f"judge={self.name} ({self.backbone.model}): {len(waiting):,} questions, {stored:,} more "
+                        f"judge={self.name} ({self.base_model.model}): {len(waiting):,} questions, {stored:,} more "
                         "answered by stored replies", highlight=False
                     )  # fmt: skip
                 # Longest first: if the memory does not suffice, that shows at once.
@@ -104,7 +104,7 @@ class LocalJudge(Judge):
                     self._ask(model, loaded.tokenizer, waiting[start : start + self.batch_size], store)
                     bar.update(line, completed=sum(one.final is not None for one in asked))
 
-    def _next(self, one: Asked, loaded: Loaded, identity: Sequence[Any]) -> "_Waiting | None":
+    def _next(self, one: Asked, loaded: LanguageModel, identity: Sequence[Any]) -> "_Waiting | None":
         """What to ask next and under which key its reply is kept; None, and the question ended, if it does not fit."""
         tokens, most = tokenize_chat(one.messages, loaded.tokenizer), self.asking.max_reply_tokens
         if len(tokens) > loaded.context - most:
@@ -112,7 +112,7 @@ class LocalJudge(Judge):
             one.final = Reply(f"not judged: {why}", None)
             return None
         digest = hashlib.sha256(json.dumps([*identity, most, tokens]).encode()).hexdigest()
-        return _Waiting(one, tokens, ReplyKey(self.name, self.backbone.model, digest, 0, 0, one.attempt))
+        return _Waiting(one, tokens, ReplyKey(self.name, self.base_model.model, digest, 0, 0, one.attempt))
 
     def _ask(self, model: Any, tokenizer: Any, batch: Sequence["_Waiting"], store: ReplyStore) -> None:
         """Asks a batch and keeps what came."""
@@ -135,7 +135,7 @@ class _Waiting:
     key: ReplyKey
 
 
-def load_alone(backbone: PretrainedBackbone, device: str, option: str) -> tuple[Loaded, torch.device]:
+def load_alone(base_model: PretrainedModel, device: str, option: str) -> tuple[LanguageModel, torch.device]:
     """Loads a pretrained model outside training, and says where it belongs.
 
     Args:
@@ -151,9 +151,9 @@ def load_alone(backbone: PretrainedBackbone, device: str, option: str) -> tuple[
         place = torch.device(chosen)
     except RuntimeError as error:
         raise UserError(f"{option}={chosen}: {error}") from error
-    precision = native_precision(place) if backbone.precision == "auto" else backbone.precision
+    precision = fastest_precision(place) if base_model.precision == "auto" else base_model.precision
     # A pretrained model is neither kept in a store nor drawn from a seed, and its precision is settled.
-    load: Any = partial(replace(backbone, precision=precision).load, None, 0, None)  # type: ignore[arg-type]
+    load: Any = partial(replace(base_model, precision=precision).load, None, 0, None)  # type: ignore[arg-type]
     return load(), place
 
 

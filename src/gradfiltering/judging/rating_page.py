@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from gradfiltering.errors import UserError
-from gradfiltering.judging.ratings import Choice, Pair, RatingStore, seen_order, swapped
+from gradfiltering.judging.ratings import Pair, RatingStore, Selection, seen_order, swapped
 
 PAGE = Path(__file__).parent / "templates" / "rating.html"
 LARGEST_REQUEST = 10_000
@@ -77,7 +77,7 @@ class RatingSite:
 
     def rate(self, rater: str, pair: str, choice: str) -> bool:
         """Keeps a rating; False when there is no such pair or choice."""
-        known = next((one for one in get_args(Choice) if one == choice), None)
+        known = next((one for one in get_args(Selection) if one == choice), None)
         if pair not in self.pairs or known is None:
             return False
         self.store.rate(pair, rater, known)

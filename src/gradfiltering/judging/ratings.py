@@ -14,7 +14,7 @@ from gradfiltering.judging.kept import KeptRows
 from gradfiltering.runs.cache import atomic_path
 from gradfiltering.seeding import derive_seed
 
-Choice = Literal["left", "right", "tie"]
+Selection = Literal["left", "right", "tie"]
 Label = Literal["first", "second", "tie"]
 COLUMNS = ("pair", "rater", "prompt_set", "prompt_id", "question", "left", "right", "choice")
 
@@ -70,7 +70,7 @@ class RatingStore:
         )
         self._rows = KeptRows(path, table, "ratings", "Name another file in judge.ratings")
 
-    def rate(self, pair: str, rater: str, choice: Choice) -> None:
+    def rate(self, pair: str, rater: str, choice: Selection) -> None:
         """Keeps what a rater chose on the page."""
         label: Label = "tie"
         if choice != "tie":
@@ -149,7 +149,7 @@ def _label(where: str, row: Mapping[str, str | None], known: Mapping[str, Pair])
     choice = (row["choice"] or "").strip().lower()
     if not choice:
         return None
-    if choice not in get_args(Choice):
+    if choice not in get_args(Selection):
         raise UserError(f"{where}: choice is {choice!r}; write left, right or tie")
     pair = known.get(row["pair"] or "")
     if pair is None or not (row["rater"] or "").strip():

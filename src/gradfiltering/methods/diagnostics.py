@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from gradfiltering.data.dataset import Records
+from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.examples import Examples
-from gradfiltering.evidence.gradient_log import BareLosses, ProxyResult
+from gradfiltering.evidence.gradient_log import BaseModelLosses, ProxyResult
 from gradfiltering.runs.gradient_log import EpochLog, EpochPair, GradientLog
 from gradfiltering.scorers.base import Scores
 from gradfiltering.seeding import numpy_rng
@@ -72,7 +72,7 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float | None:
 
 
 def of_ensemble(
-    log: GradientLog, epochs: EpochPair, trained: ProxyResult, bare: BareLosses, limits: Limits
+    log: GradientLog, epochs: EpochPair, trained: ProxyResult, bare: BaseModelLosses, limits: Limits
 ) -> Diagnostics:
     """Is the ensemble in a state in which norms and their variance mean what the score takes them to mean?
 
@@ -101,9 +101,9 @@ def of_ensemble(
 def of_choice(
     chosen: Sequence[int],
     examples: Examples,
-    records: Records,
+    records: InstructionDataset,
     scores: Scores | None,
-    bare: BareLosses | None,
+    bare: BaseModelLosses | None,
     seed: int,
     limits: Limits,
 ) -> Diagnostics:
@@ -128,7 +128,7 @@ def of_choice(
 
 
 def of_selection(
-    examples: Examples, chosen: Sequence[int], scores: Scores | None, bare: BareLosses | None, limits: Limits
+    examples: Examples, chosen: Sequence[int], scores: Scores | None, bare: BaseModelLosses | None, limits: Limits
 ) -> Diagnostics:
     """What kind of rows did the score prefer?
 

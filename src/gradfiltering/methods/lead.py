@@ -21,12 +21,12 @@ from torch.utils.data import DataLoader
 from gradfiltering.data.batches import IGNORED, Batch, Share
 from gradfiltering.data.examples import Examples, Rows
 from gradfiltering.distributed.process_group import once, rank, share, total
-from gradfiltering.ensembles.member_cache import examples_hash, weights_hash
+from gradfiltering.ensembles.member_cache import hash_examples, hash_weights
 from gradfiltering.finetuning.checkpoints import Progress
 from gradfiltering.finetuning.lora_finetuning import (
     FineTuning,
-    TuningResult,
-    TuningSettings,
+    FineTuningResult,
+    FineTuningSettings,
     Updates,
     fresh_adapter,
     heldout_batches,
@@ -35,10 +35,10 @@ from gradfiltering.finetuning.lora_finetuning import (
 from gradfiltering.finetuning.targets import CANDIDATE, MODEL_FILES, NOT_OF_A_TARGET, made_once
 from gradfiltering.methods.curriculum import Curriculum, LeadSettings, Pool, Round, cluster_by
 from gradfiltering.methods.dynamic_uncertainty import predicted_change
-from gradfiltering.models.language_model import Loaded
+from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.runs.cache import Unfinished, Workspace, atomic_path
 from gradfiltering.scorers.base import Evidence, Scores
-from gradfiltering.selectors.base import Choice
+from gradfiltering.selectors.base import Selection
 
 LEAD_VERSION = 1  # raise it when the same rows and settings would lead to other choices or another adapter
 ROUNDS, POOL, STATE = "rounds.parquet", "pool.parquet", "state.pt"
@@ -47,7 +47,7 @@ ROUNDS, POOL, STATE = "rounds.parquet", "pool.parquet", "state.pt"
 class ChosenUpdates(Updates):
     """The updates so far of a training run that chooses its rows as it goes."""
 
-    def __init__(self, examples: Examples, settings: TuningSettings, pad_id: int, share: Share):
+    def __init__(self, examples: Examples, settings: FineTuningSettings, pad_id: int, share: Share):
         self.examples = examples
         self.budget = settings.micro_batch_tokens
         self.pad_id = pad_id
@@ -106,7 +106,7 @@ class LeadTuning(FineTuning):
         self,
         name: str,
         model: PeftModel,
-        settings: TuningSettings,
+        settings: FineTuningSettings,
         updates: ChosenUpdates,
         heldout: DataLoader | None,
         curriculum: Curriculum,
@@ -255,11 +255,11 @@ def train(
     budget: int,
     scores: Scores | None,
     evidence: Evidence,
-    backbone: Loaded,
+    base_model: LanguageModel,
     rows: Rows,
-    settings: TuningSettings,
+    settings: FineTuningSettings,
     workspace: Workspace,
-) -> tuple[Choice, dict[str, TuningResult]]:
+) -> tuple[Selection, dict[str, FineTuningResult]]:
     """Trains the candidate on rows of its own choice, unless the store has it, into `target/candidate/`.
 
     Beside adapter and curve stand `rounds.parquet`, what was chosen and why, and `pool.parquet`, what is known of each
@@ -284,37 +284,37 @@ def train(
     some = Rows(rows.examples.select(pool.example_ids.tolist()), rows.heldout)
     key = {
         "lead": LEAD_VERSION,
-        "backbone": weights_hash(backbone.model),
+        "base_model": hash_weights(base_model.model),
         "tuning": _but(asdict(settings), "epochs", *NOT_OF_A_TARGET),
         "choosing": _but(asdict(lead), "difficulty", "log_difficulty", "clusters", "checkpoint_minutes"),
         "budget": budget,
         "pool": _digest(pool),
-        "examples": examples_hash(some.examples),
-        "heldout": examples_hash(some.heldout) if some.heldout is not None else None,
+        "examples": hash_examples(some.examples),
+        "heldout": hash_examples(some.heldout) if some.heldout is not None else None,
         "precision": str(workspace.trainer().precision),
         "seed": workspace.seed,
     }
     curriculum = Curriculum(pool, lead, budget, workspace.seed)
-    run = partial(_train, curriculum, backbone, some, settings, workspace)
+    run = partial(_train, curriculum, base_model, some, settings, workspace)
     result = made_once(CANDIDATE, key, run, workspace, (*MODEL_FILES, ROUNDS, POOL))
     uses = pq.read_table(workspace.run_dir / "target" / CANDIDATE / POOL)["uses"].to_numpy()
     chosen = pool.example_ids[uses > 0].tolist()
     about = {"selector": "lead", "clusters": int(pool.cluster.max()) + 1, "trained_examples": int(uses.sum())}
-    return Choice(chosen, about), {CANDIDATE: result}
+    return Selection(chosen, about), {CANDIDATE: result}
 
 
 def _train(
     curriculum: Curriculum,
-    backbone: Loaded,
+    base_model: LanguageModel,
     rows: Rows,
-    settings: TuningSettings,
+    settings: FineTuningSettings,
     workspace: Workspace,
     folder: Path,
     unfinished: Unfinished,
-) -> TuningResult:
-    with fresh_adapter(backbone, settings, workspace.seed) as model:
-        updates = ChosenUpdates(rows.examples, settings, backbone.pad_id, share())
-        heldout = heldout_batches(rows, settings, backbone)
+) -> FineTuningResult:
+    with fresh_adapter(base_model, settings, workspace.seed) as model:
+        updates = ChosenUpdates(rows.examples, settings, base_model.pad_id, share())
+        heldout = heldout_batches(rows, settings, base_model)
         module = LeadTuning(CANDIDATE, model, settings, updates, heldout, curriculum, unfinished)
         workspace.trainer(max_epochs=1, callbacks=[]).fit(module, itertools.count())
         _write_table(folder / ROUNDS, curriculum.history)
@@ -323,7 +323,7 @@ def _train(
         columns |= {"idu": curriculum.idu, "uses": curriculum.uses}
         with atomic_path(folder / POOL) as part:
             pq.write_table(pa.table(columns), part)
-        return keep_adapter(module, curriculum.distinct, backbone, folder)
+        return keep_adapter(module, curriculum.distinct, base_model, folder)
 
 
 def _write_table(path: Path, entries: Sequence[dict[str, Any]]) -> None:

@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from gradfiltering.distributed.process_group import alone, first_then_all
 from gradfiltering.errors import UserError
-from gradfiltering.runs.cache import Store
-from gradfiltering.synthetic.pretraining import Pretraining, corpus_hash, pretrain, read_corpus
+from gradfiltering.runs.cache import Cache
+from gradfiltering.synthetic.pretraining import Pretraining, hash_corpus, pretrain, read_corpus
 
 PRETRAINING_VERSION = 1  # raise it when the same settings would train another model
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
@@ -20,7 +20,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LanguageModel:
     """A causal language model with its tokenizer.
 
     Attributes:
@@ -49,7 +49,7 @@ class Loaded:
         return int(end if pad is None else pad)
 
 
-class Backbone(Protocol):
+class BaseModel(Protocol):
     """A part that can produce a model and its tokenizer."""
 
     @property
@@ -59,12 +59,12 @@ class Backbone(Protocol):
     def check(self) -> None:
         """Refuses what `load` could not load, without loading the weights."""
 
-    def load(self, store: Store, seed: int, trainer: Any) -> Loaded:
+    def load(self, cache: Cache, seed: int, trainer: Any) -> LanguageModel:
         """Loads or makes the model; `trainer` builds a Lightning trainer where training is needed."""
 
 
 @dataclass(frozen=True)
-class PretrainedBackbone:
+class PretrainedModel:
     """Any causal language model by hub id or local folder.
 
     Attributes:
@@ -101,7 +101,7 @@ class PretrainedBackbone:
         config = from_pretrained(AutoConfig, self.model, trust_remote_code=self.trust_remote_code)
         self._check_vocabulary(self._load_tokenizer(), config.get_text_config().vocab_size)
 
-    def load(self, store: Store, seed: int, trainer: Any) -> Loaded:
+    def load(self, cache: Cache, seed: int, trainer: Any) -> LanguageModel:
         """Loads model and tokenizer with `from_pretrained`.
 
         Raises:
@@ -111,12 +111,12 @@ class PretrainedBackbone:
         model = from_pretrained(
             AutoModelForCausalLM,
             self.model,
-            dtype=DTYPES[settle_precision(self.precision, trainer)],
+            dtype=DTYPES[resolve_precision(self.precision, trainer)],
             attn_implementation=self.attention,
             trust_remote_code=self.trust_remote_code,
         )
         self._check_vocabulary(tokenizer, model.get_input_embeddings().weight.shape[0])
-        return Loaded(model.eval().requires_grad_(False), tokenizer, self.model, self.model, 0.0, True)
+        return LanguageModel(model.eval().requires_grad_(False), tokenizer, self.model, self.model, 0.0, True)
 
     def _load_tokenizer(self) -> Any:
         return from_pretrained(AutoTokenizer, self.tokenizer or self.model, trust_remote_code=self.trust_remote_code)
@@ -130,7 +130,7 @@ class PretrainedBackbone:
 
 
 @dataclass(frozen=True)
-class TinyBackbone:
+class TinyModel:
     """A small GPT-2 or LLaMA with its own BPE tokenizer, trained from scratch on given text and kept in the store.
 
     Attributes:
@@ -159,7 +159,7 @@ class TinyBackbone:
         """Reads the text files, where any are named."""
         read_corpus(self.text, 0, 0)
 
-    def load(self, store: Store, seed: int, trainer: Any) -> Loaded:
+    def load(self, cache: Cache, seed: int, trainer: Any) -> LanguageModel:
         """Loads the model from the store, training it first if it is not there."""
         documents = read_corpus(self.text, self.characters, seed)
         shape = {
@@ -173,7 +173,7 @@ class TinyBackbone:
         key = {
             "code": PRETRAINING_VERSION,
             "shape": shape,
-            "corpus": corpus_hash(documents),
+            "corpus": hash_corpus(documents),
             "pretraining": asdict(self.pretraining),
             "precision": str(trainer().precision),
             "seed": seed,
@@ -182,20 +182,20 @@ class TinyBackbone:
         def build(folder: Path) -> None:
             pretrain(folder, documents, shape, self.pretraining, seed, alone(trainer))
 
-        made = first_then_all(store.make, "backbone", key, build)
+        made = first_then_all(cache.make, "backbone", key, build)
         folder = str(made.path)
-        kept = PretrainedBackbone(folder, None, self.precision, self.attention, trust_remote_code=False)
-        loaded = kept.load(store, seed, trainer)
+        kept = PretrainedModel(folder, None, self.precision, self.attention, trust_remote_code=False)
+        loaded = kept.load(cache, seed, trainer)
         name = f"tiny {self.architecture} ({self.layers} layers, width {self.width})"
-        return Loaded(loaded.model, loaded.tokenizer, name, folder, made.seconds, made.reused)
+        return LanguageModel(loaded.model, loaded.tokenizer, name, folder, made.seconds, made.reused)
 
 
-def settle_precision(precision: str, trainer: Any) -> str:
+def resolve_precision(precision: str, trainer: Any) -> str:
     """What `auto` means on the trainer's device; anything else stays as it is."""
-    return precision if precision != "auto" else native_precision(trainer().strategy.root_device)
+    return precision if precision != "auto" else fastest_precision(trainer().strategy.root_device)
 
 
-def native_precision(device: torch.device) -> str:
+def fastest_precision(device: torch.device) -> str:
     """bf16 where a device multiplies it natively, else fp32."""
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)

@@ -18,7 +18,7 @@ from gradfiltering.runs.yaml_files import read_yaml
 
 # Options that are axes of their own, or that no result depends on.
 AXES = ("method", "scorer", "selector", "ensemble.m", "epochs", "epochs.early", "epochs.late")
-PLACES = ("run_dir", "logger", "progress", "debug", "store", "hydra", "trainer", "batch", "seed")
+PLACES = ("run_dir", "logger", "progress", "debug", "cache", "hydra", "trainer", "batch", "seed")
 DATASETS = {"tatsu-lab/alpaca": "Alpaca", "vicgalle/alpaca-gpt4": "Alpaca-GPT4"}
 SIZES = {"7b": "LLaMA-2 7B", "13b": "LLaMA-2 13B"}
 

@@ -12,11 +12,11 @@ from lightning.pytorch.loggers import WandbLogger
 
 from gradfiltering.data.row_texts import FILE as ROWS
 from gradfiltering.reports.logger_tables import Extract
-from gradfiltering.runs.cache import fingerprint
+from gradfiltering.runs.cache import hash_key
 from gradfiltering.runs.yaml_files import read_yaml
 
 # Options that change how, where or how far a run goes, but not which experiment it is.
-NOT_THE_EXPERIMENT = {"run_dir", "until", "debug", "progress", "logger", "trainer", "store", "batch"}
+NOT_THE_EXPERIMENT = {"run_dir", "until", "debug", "progress", "logger", "trainer", "cache", "batch"}
 LONGEST_NAME = 100
 ARTIFACTS = {
     "scores": ("scores.parquet", "unscored.parquet"),
@@ -112,7 +112,7 @@ class WandbRun(WandbLogger):
         known = {key: about[key] for key in ("fingerprint", "origin") if key in about}
         if "fingerprint" not in known:
             return {}
-        name = f"dataset-{known['fingerprint'][:16]}"
+        name = f"dataset-{known['hash_key'][:16]}"
         artifact = wandb.Artifact(name, "dataset", metadata={**known, "rows": pq.read_metadata(path).num_rows})
         with artifact.new_file("fingerprint.txt", encoding="utf-8") as file:
             file.write(known["fingerprint"] + "\n")
@@ -138,7 +138,7 @@ def run_id(folder: Path) -> str:
     """Id that the same experiment in the same run folder always has."""
     config = read_yaml(folder / "config.yaml")
     experiment = {key: value for key, value in config.items() if key not in NOT_THE_EXPERIMENT}
-    return fingerprint({"folder": str(folder.resolve()), "experiment": experiment})[:16]
+    return hash_key({"folder": str(folder.resolve()), "experiment": experiment})[:16]
 
 
 def run_name(folder: Path) -> str:

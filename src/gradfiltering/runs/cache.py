@@ -34,7 +34,7 @@ PART = ".part"  # a name that ends so is being written or deleted, or was when i
 RECORDED_PACKAGES = ("torch", "lightning", "transformers", "peft", "datasets", "torchmetrics", "numpy", "pyarrow")
 
 
-def fingerprint(value: Any) -> str:
+def hash_key(value: Any) -> str:
     """Hex digest (32 characters) of a JSON-serialisable value; the order of mapping keys does not matter."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -56,7 +56,7 @@ def files_of(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in found if path.name != RECORD]
 
 
-def checksum(path: Path) -> str:
+def file_checksum(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -78,12 +78,12 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         raise _damaged(file) from None
     if kept is None:
         return None
-    if kept != fingerprint(about):
+    if kept != hash_key(about):
         raise _damaged(file)
     return about
 
 
-def damaged_files(folder: Path, files: Mapping[str, str], of: Callable[[Path], str] = checksum) -> list[str]:
+def damaged_files(folder: Path, files: Mapping[str, str], of: Callable[[Path], str] = file_checksum) -> list[str]:
     """Names of the files that are gone, or are not what they were when `files` (name -> checksum) was recorded."""
     there = set(files_of(folder))
     return sorted(name for name, kept in files.items() if name not in there or of(folder / name) != kept)
@@ -97,13 +97,13 @@ def _checksum_once(path: Path) -> str:
 
 @cache
 def _known_checksum(path: Path, *state: int) -> str:
-    return checksum(path)
+    return file_checksum(path)
 
 
 def _damaged(file: Path) -> UserError:
     return UserError(
         f"{file} is not what was written there: the disk is failing, or somebody changed the file (a run folder may "
-        f"link to it). Delete {_result_of(file)} to make it anew; `python -m gradfiltering.runs.cache verify` finds more"
+        f"link to it). Delete {_result_of(file)} to make it anew; `gradfiltering cache verify` finds more"
     )
 
 
@@ -126,7 +126,7 @@ def writing(path: Path) -> Iterator[None]:
         why = (error.strerror if isinstance(error, OSError) else None) or error
         raise UserError(
             f"cannot write {path}: {why}. Free some space or permit writing there, "
-            "or place the run elsewhere with run_dir=, the store with store.path= and the cache of read files with the "
+            "or place the run elsewhere with run_dir=, the store with cache.path= and the cache of read files with the "
             "environment variable HF_DATASETS_CACHE"
         ) from error
 
@@ -182,7 +182,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Artifact:
+class CachedResult:
     """A finished result: its folder, whether an earlier run had made it, and the seconds its making took."""
 
     path: Path
@@ -190,7 +190,7 @@ class Artifact:
     seconds: float
 
 
-class Store:
+class Cache:
     """Finished results by what they depend on.
 
     Args:
@@ -200,7 +200,7 @@ class Store:
     def __init__(self, path: Path | str):
         self.root = Path(path)
 
-    def find(self, stage: str, key: Mapping[str, Any]) -> Artifact | None:
+    def find(self, stage: str, key: Mapping[str, Any]) -> CachedResult | None:
         """The stored result for `key`, if there is one.
 
         Raises:
@@ -215,11 +215,11 @@ class Store:
             raise _damaged(path / bad[0])
         if bad:
             return None
-        return Artifact(path, reused=True, seconds=about["seconds"])
+        return CachedResult(path, reused=True, seconds=about["seconds"])
 
     def make(
         self, stage: str, key: Mapping[str, Any], build: Callable[[Path], None], spent: float | None = None
-    ) -> Artifact:
+    ) -> CachedResult:
         """Returns the stored result for `key`, or builds it; of several processes that want it, one does.
 
         Args:
@@ -236,7 +236,7 @@ class Store:
 
     def _build(
         self, stage: str, key: Mapping[str, Any], build: Callable[[Path], None], spent: float | None
-    ) -> Artifact:
+    ) -> CachedResult:
         path = self._path(stage, key)
         discard(path)  # without its record it is no result
         started = time.monotonic()
@@ -245,7 +245,7 @@ class Store:
             build(part)
             seconds = time.monotonic() - started if spent is None else spent
             _record(part, stage, key, seconds)
-        return Artifact(path, reused=False, seconds=seconds)
+        return CachedResult(path, reused=False, seconds=seconds)
 
     def replace(self, stage: str, key: Mapping[str, Any], build: Callable[[Path], None]) -> None:
         """Writes a result that changes while work goes on, in place of an earlier one; `find` finds it.
@@ -275,7 +275,7 @@ class Store:
 
         The lock is the operating system's, so it is free again the moment its owner ends, however it ends.
         """
-        path = self.root / "locks" / f"{stage}-{fingerprint({'stage': stage, **key})}.lock"
+        path = self.root / "locks" / f"{stage}-{hash_key({'stage': stage, **key})}.lock"
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         held = FileLock(path, timeout=0)
@@ -293,7 +293,7 @@ class Store:
             held.release()
 
     def _path(self, stage: str, key: Mapping[str, Any]) -> Path:
-        return self.root / stage / fingerprint({"stage": stage, **key})
+        return self.root / stage / hash_key({"stage": stage, **key})
 
 
 def _record(folder: Path, stage: str, key: Mapping[str, Any], seconds: float) -> None:
@@ -304,9 +304,9 @@ def _record(folder: Path, stage: str, key: Mapping[str, Any], seconds: float) ->
         "versions": package_versions(),
         "seconds": seconds,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "files": {name: checksum(folder / name) for name in files_of(folder)},
+        "files": {name: file_checksum(folder / name) for name in files_of(folder)},
     }
-    (folder / RECORD).write_text(json.dumps({**about, CHECKSUM: fingerprint(about)}, indent=2), encoding="utf-8")
+    (folder / RECORD).write_text(json.dumps({**about, CHECKSUM: hash_key(about)}, indent=2), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -318,21 +318,21 @@ class Unfinished:
         key: of the work.
     """
 
-    store: Store
+    cache: Cache
     key: Mapping[str, Any]
 
     def find(self) -> Path | None:
         """The folder that an interrupted run left."""
-        found = self.store.find("interrupted", self.key)
+        found = self.cache.find("interrupted", self.key)
         return found.path if found else None
 
     def write(self, build: Callable[[Path], None]) -> None:
         """Replaces it; `build` fills the (existing, empty) folder it is given."""
-        self.store.replace("interrupted", self.key, build)
+        self.cache.replace("interrupted", self.key, build)
 
     def remove(self) -> None:
         """Deletes it; the work is done."""
-        self.store.drop("interrupted", self.key)
+        self.cache.drop("interrupted", self.key)
 
 
 @dataclass(frozen=True)
@@ -347,7 +347,7 @@ class Workspace:
     """
 
     run_dir: Path
-    store: Store
+    cache: Cache
     seed: int
     trainer: Callable[..., Any]
 

@@ -156,7 +156,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--path", type=Path, default=Path("logs/store"), help="folder of the store")
+    parser.add_argument("--path", type=Path, default=Path("logs/cache"), help="folder of the store")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="what is in the store")
     commands.add_parser("why", help="which fields keep a result from being another").add_argument("result")

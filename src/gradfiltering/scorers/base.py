@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gradfiltering.data.dataset import Records, write_truth
+from gradfiltering.data.dataset import InstructionDataset, write_truth
 from gradfiltering.data.examples import Examples
 from gradfiltering.errors import UserError
 from gradfiltering.evidence.base_model import Need, Observed
@@ -172,7 +172,7 @@ def write_unscored(path: Path, unscored: list[tuple[int, str]]) -> None:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), part)
 
 
-def write_known(run_dir: Path, records: Records, examples: Examples) -> None:
+def write_known(run_dir: Path, records: InstructionDataset, examples: Examples) -> None:
     """Writes what is known of the rows before any of them is scored: `unscored.parquet`, and `truth.parquet` if any."""
     write_unscored(run_dir / "unscored.parquet", examples.unscored)
     write_truth(run_dir / "truth.parquet", records.kinds)

@@ -12,7 +12,7 @@ from gradfiltering.scorers.base import Evidence, Scorer, Scores
 
 
 @dataclass(frozen=True)
-class FusedRank(Scorer):
+class RankFusion(Scorer):
     """Weighted mean of the ranks that several scorers give, each as a share of N (Borda's count).
 
     Ranks make scores of different units comparable. A negative weight prefers what its scorer puts last.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradfiltering.errors import UserError
-from gradfiltering.evidence.base_model import AnswerLosses, Need
+from gradfiltering.evidence.base_model import Need, ResponseLosses
 from gradfiltering.models.templates import TEMPLATES
 from gradfiltering.scorers.base import Evidence, Scorer, Scores
 
@@ -43,11 +43,11 @@ class IFD(Scorer):
     @property
     def needs(self) -> frozenset[Need]:  # type: ignore[override]
         """Both losses of each response, under this template."""
-        return frozenset({AnswerLosses(self.template, self.max_tokens)})
+        return frozenset({ResponseLosses(self.template, self.max_tokens)})
 
     def score(self, evidence: Evidence) -> Scores:
         """The ratio of the rows that have both losses, minus itself where it is too high; the others are unscored."""
-        found = evidence.observed.answers[AnswerLosses(self.template, self.max_tokens)]
+        found = evidence.observed.answers[ResponseLosses(self.template, self.max_tokens)]
         known = np.setdiff1d(np.arange(len(evidence.example_ids)), list(found.reasons))
         if not len(known):
             raise UserError(f"no row has an IFD: {', '.join(sorted(set(found.reasons.values())))}")

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gradfiltering.data.dataset import Records
+from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.export import write_rows
 from gradfiltering.errors import UserError
 from gradfiltering.evidence.base_model import Need
@@ -18,7 +18,7 @@ from gradfiltering.scorers.base import Evidence, Scores
 
 
 @dataclass(frozen=True)
-class Choice:
+class Selection:
     """What a selector chose.
 
     Attributes:
@@ -62,7 +62,7 @@ class Selector(Protocol):
         """
         ...
 
-    def select(self, evidence: Evidence, total: int, scores: Scores | None) -> Choice:
+    def select(self, evidence: Evidence, total: int, scores: Scores | None) -> Selection:
         """Chooses among the rows that can be scored.
 
         Args:
@@ -116,7 +116,7 @@ class Budget:
         return min(self.wanted(total), available)
 
 
-def shortfall(asked: int, choice: Choice) -> list[str]:
+def shortfall(asked: int, choice: Selection) -> list[str]:
     """A warning where fewer rows were chosen than asked for."""
     chosen = len(choice.example_ids)
     if chosen >= asked:
@@ -130,7 +130,7 @@ def shortfall(asked: int, choice: Choice) -> list[str]:
 
 def write_subset(
     run_dir: Path,
-    records: Records,
+    records: InstructionDataset,
     chosen: Sequence[int],
     scores: Scores | None,
     trace: Mapping[str, np.ndarray] | None = None,

@@ -9,7 +9,7 @@ from gradfiltering.data.examples import Examples
 from gradfiltering.errors import UserError
 from gradfiltering.evidence.base_model import Need
 from gradfiltering.scorers.base import Evidence, Scores
-from gradfiltering.selectors.base import Budget, Choice, Selector, inner_budget
+from gradfiltering.selectors.base import Budget, Selection, Selector, inner_budget
 
 FEWEST_PERMUTATIONS = 64  # with fewer, similarity is not estimated but guessed
 SEARCHED = 0.9  # rows estimated to be this near are looked up, whatever the threshold above; banding ends there
@@ -60,7 +60,7 @@ class DeduplicatedSelector(Budget):
         """
         return inner_budget("inner", self.inner, super().wanted(total), total)
 
-    def select(self, evidence: Evidence, total: int, scores: Scores | None) -> Choice:
+    def select(self, evidence: Evidence, total: int, scores: Scores | None) -> Selection:
         """The inner choice among the rows that stay; `near_duplicates` counts the others."""
         assert evidence.examples is not None, "a run knows its examples"
         order = evidence.example_ids if scores is None else scores.example_ids[scores.order]
@@ -69,7 +69,7 @@ class DeduplicatedSelector(Budget):
         choice = self.inner.select(evidence.among(kept), total, among)
         left = len(order) - len(kept)
         why = choice.stopped or f"{left} near-duplicates were left out; raise selector.threshold, or ask for fewer rows"
-        return Choice(choice.example_ids, {**choice.about, "near_duplicates": left}, choice.trace, why)
+        return Selection(choice.example_ids, {**choice.about, "near_duplicates": left}, choice.trace, why)
 
     def distinct(self, examples: Examples, order: np.ndarray) -> np.ndarray:
         """The ids, in the given order, of rows that are near no row before them."""

@@ -8,7 +8,7 @@ import numpy as np
 from gradfiltering.errors import UserError
 from gradfiltering.evidence.base_model import Need
 from gradfiltering.scorers.base import Evidence, Scores
-from gradfiltering.selectors.base import Budget, Choice, embeddings_of
+from gradfiltering.selectors.base import Budget, Selection, embeddings_of
 from gradfiltering.selectors.greedy import lazy_argmax
 
 BLOCK = 1024  # columns of the similarity matrix made at once; the whole is never held
@@ -36,7 +36,7 @@ class FacilityLocationSelector(Budget):
         if self.similarity not in ("euclidean", "cosine"):
             raise UserError(f"selector.similarity={self.similarity}: give euclidean or cosine")
 
-    def select(self, evidence: Evidence, total: int, scores: Scores | None) -> Choice:
+    def select(self, evidence: Evidence, total: int, scores: Scores | None) -> Selection:
         """Rows that cover all rows; `selection.parquet` holds the gains."""
         points = unit_rows(embeddings_of(evidence))
         covered = np.zeros(len(points))  # [N] similarity of each row to the nearest chosen one
@@ -59,7 +59,7 @@ class FacilityLocationSelector(Budget):
             curve.append(gain)
         chosen = evidence.example_ids[order]
         about = {"coverage": float(covered.mean())}
-        return Choice(sorted(chosen.tolist()), about, {"example_id": chosen, "gain": np.asarray(curve)})
+        return Selection(sorted(chosen.tolist()), about, {"example_id": chosen, "gain": np.asarray(curve)})
 
     def similarities(self, points: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """[N, D], [B] -> [N, B], in [0, 1]."""

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from gradfiltering.evidence.base_model import Need
 from gradfiltering.scorers.base import Evidence, Scores
-from gradfiltering.selectors.base import Choice
+from gradfiltering.selectors.base import Selection
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,6 @@ class FullSelector:
         """All of them."""
         return total
 
-    def select(self, evidence: Evidence, total: int, scores: Scores | None) -> Choice:
+    def select(self, evidence: Evidence, total: int, scores: Scores | None) -> Selection:
         """All rows, in ascending order of id."""
-        return Choice(evidence.example_ids.tolist())
+        return Selection(evidence.example_ids.tolist())

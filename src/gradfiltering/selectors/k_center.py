@@ -7,7 +7,7 @@ import numpy as np
 
 from gradfiltering.evidence.base_model import Need
 from gradfiltering.scorers.base import Evidence, Scores
-from gradfiltering.selectors.base import Budget, Choice, embeddings_of
+from gradfiltering.selectors.base import Budget, Selection, embeddings_of
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class KCenterSelector(Budget):
 
     needs: ClassVar[frozenset[Need]] = frozenset({"embeddings"})
 
-    def select(self, evidence: Evidence, total: int, scores: Scores | None) -> Choice:
+    def select(self, evidence: Evidence, total: int, scores: Scores | None) -> Selection:
         """Centres; `selection.parquet` holds the distance at which each was chosen."""
         points = embeddings_of(evidence)
         squares = np.square(points, dtype=np.float64).sum(1)
@@ -40,6 +40,6 @@ class KCenterSelector(Budget):
             best = int(np.argmax(nearest))
         chosen = evidence.example_ids[order]
         radius = float(max(nearest.max(), 0.0))
-        return Choice(
+        return Selection(
             sorted(chosen.tolist()), {"radius": radius}, {"example_id": chosen, "distance": np.asarray(radii)}
         )

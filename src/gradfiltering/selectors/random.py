@@ -8,7 +8,7 @@ import numpy as np
 from gradfiltering.evidence.base_model import Need
 from gradfiltering.scorers.base import Evidence, Scores
 from gradfiltering.seeding import numpy_rng
-from gradfiltering.selectors.base import Budget, Choice
+from gradfiltering.selectors.base import Budget, Selection
 
 
 @dataclass(frozen=True)
@@ -17,9 +17,9 @@ class RandomSelector(Budget):
 
     needs: ClassVar[frozenset[Need]] = frozenset()
 
-    def select(self, evidence: Evidence, total: int, scores: Scores | None) -> Choice:
+    def select(self, evidence: Evidence, total: int, scores: Scores | None) -> Selection:
         """`budget` rows drawn from the run's seed, in ascending order of id."""
-        return Choice(self.draw(evidence.example_ids, total, evidence.seed))
+        return Selection(self.draw(evidence.example_ids, total, evidence.seed))
 
     def draw(self, example_ids: np.ndarray, total: int, seed: int) -> list[int]:
         """`budget` of these ids, in ascending order."""

@@ -9,7 +9,7 @@ from gradfiltering.errors import UserError
 from gradfiltering.evidence.base_model import Need
 from gradfiltering.scorers.base import Evidence, Scores, mean_projections
 from gradfiltering.seeding import numpy_rng
-from gradfiltering.selectors.base import Budget, Choice
+from gradfiltering.selectors.base import Budget, Selection
 from gradfiltering.selectors.greedy import lazy_argmax
 from gradfiltering.selectors.information import BLOCK, DiagonalInformation, FullInformation, Information
 
@@ -63,7 +63,7 @@ class SpiceSelector(Budget):
         if self.stop_below is not None and not 0 <= self.stop_below <= 1:
             raise UserError(f"selector.stop_below={self.stop_below}: give a share in [0, 1], or null")
 
-    def select(self, evidence: Evidence, total: int, scores: Scores | None) -> Choice:
+    def select(self, evidence: Evidence, total: int, scores: Scores | None) -> Selection:
         """Greedy choice; `selection.parquet` holds gain, ε and conflict of each step."""
         gradients = mean_projections(evidence, self.members)
         budget = self.rows(total, len(gradients))
@@ -73,7 +73,7 @@ class SpiceSelector(Budget):
             search.choose(rows, min(quota, budget - len(search.order)))
         chosen = evidence.example_ids[search.order]
         stopped = EARLY_STOP if search.stopped and len(chosen) < budget else None
-        return Choice(sorted(chosen.tolist()), search.about(), search.trace(chosen), stopped)
+        return Selection(sorted(chosen.tolist()), search.about(), search.trace(chosen), stopped)
 
     def pools(self, count: int, budget: int, evidence: Evidence) -> list[tuple[np.ndarray, int]]:
         """Rows of each pool, in ascending order, and how many to take from it."""

@@ -10,7 +10,7 @@ from gradfiltering.evidence.base_model import Need
 from gradfiltering.scorers.base import Evidence, Scores
 from gradfiltering.scorers.length_controlled import length_bins
 from gradfiltering.seeding import derive_seed
-from gradfiltering.selectors.base import Budget, Choice, embeddings_of
+from gradfiltering.selectors.base import Budget, Selection, embeddings_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class StratifiedSelector(Budget):
         """Scores, and embeddings where clusters are asked for."""
         return frozenset({"scores", "embeddings"} if self.by == "cluster" else {"scores"})
 
-    def select(self, evidence: Evidence, total: int, scores: Scores | None) -> Choice:
+    def select(self, evidence: Evidence, total: int, scores: Scores | None) -> Selection:
         """The best rows of each stratum; `strata` tells how many rows each has and gave."""
         assert scores is not None, "the stratified selector declares the need scores"
         names, found = np.unique(self.stratum(evidence), return_inverse=True)
@@ -55,7 +55,7 @@ class StratifiedSelector(Budget):
             str(name): {"rows": int(size), "selected": int(quota)}
             for name, size, quota in zip(names, sizes, quotas, strict=True)
         }
-        return Choice(sorted(scores.example_ids[np.concatenate(chosen)].tolist()), {"strata": about})
+        return Selection(sorted(scores.example_ids[np.concatenate(chosen)].tolist()), {"strata": about})
 
     def stratum(self, evidence: Evidence) -> np.ndarray:
         """[N] name or number of each row's stratum.

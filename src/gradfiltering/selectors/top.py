@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from gradfiltering.evidence.base_model import Need
 from gradfiltering.scorers.base import Evidence, Scores
-from gradfiltering.selectors.base import Budget, Choice
+from gradfiltering.selectors.base import Budget, Selection
 
 
 @dataclass(frozen=True)
@@ -14,8 +14,8 @@ class TopSelector(Budget):
 
     needs: ClassVar[frozenset[Need]] = frozenset({"scores"})
 
-    def select(self, evidence: Evidence, total: int, scores: Scores | None) -> Choice:
+    def select(self, evidence: Evidence, total: int, scores: Scores | None) -> Selection:
         """The best `budget` rows, in ascending order of id."""
         assert scores is not None, "the top selector declares the need scores"
         best = scores.order[: self.rows(total, len(scores.example_ids))]
-        return Choice(sorted(scores.example_ids[best].tolist()))
+        return Selection(sorted(scores.example_ids[best].tolist()))

@@ -6,7 +6,7 @@ from typing import Any
 from gradfiltering.errors import UserError
 from gradfiltering.evidence.base_model import Need
 from gradfiltering.scorers.base import Evidence, Scores
-from gradfiltering.selectors.base import Budget, Choice, Selector, inner_budget
+from gradfiltering.selectors.base import Budget, Selection, Selector, inner_budget
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class TwoStageSelector(Budget):
             )
         return inner_budget("second", self.second, wanted, total)
 
-    def select(self, evidence: Evidence, total: int, scores: Scores | None) -> Choice:
+    def select(self, evidence: Evidence, total: int, scores: Scores | None) -> Selection:
         """The second choice, with what either said about itself."""
         wide = self.first.select(evidence, total, scores)
         kept = None if scores is None else scores.among(wide.example_ids)
         narrow = self.second.select(evidence.among(wide.example_ids), total, kept)
         about: dict[str, Any] = {**wide.about, **narrow.about, "first_selected": len(wide.example_ids)}
-        return Choice(narrow.example_ids, about, narrow.trace, narrow.stopped or wide.stopped)
+        return Selection(narrow.example_ids, about, narrow.trace, narrow.stopped or wide.stopped)

@@ -71,7 +71,7 @@ def _generated(characters: int, seed: int) -> list[str]:
     return prose(characters, derive_seed(seed, "prose"))
 
 
-def corpus_hash(documents: list[str]) -> str:
+def hash_corpus(documents: list[str]) -> str:
     """Digest of the documents in their order."""
     digest = hashlib.sha256()
     for document in documents:

@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import yaml
 from datasets import Dataset
 
-from gradfiltering.data.dataset import Records
+from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.file_formats import JSON_LINES
 from gradfiltering.data.json_rows import JsonRows
 from gradfiltering.data.row_texts import keep_rows
 from gradfiltering.data.schemas import Instruction
-from gradfiltering.runs.cache import Store
+from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.gradient_log import EpochLog, write_epoch
 from gradfiltering.scorers.base import Scores
 from gradfiltering.scorers.gsnr import GSNR
@@ -31,13 +31,13 @@ PWS = {"value": 1.2, "low": 1.05, "high": 1.3, "wins": 60, "ties": 10, "losses":
 WARNING = "the subset is narrow: one source in two is left (limit 50%); raise selector.fraction"
 
 
-def records(rows: list[dict]) -> Records:
+def records(rows: list[dict]) -> InstructionDataset:
     held = JsonRows.from_list(rows)
-    return Records(held, None, ALPACA, None, frozenset(), "plain", "rows of a test", JSON_LINES)
+    return InstructionDataset(held, None, ALPACA, None, frozenset(), "plain", "rows of a test", JSON_LINES)
 
 
-def typed_records(rows: list[dict]) -> Records:
-    return Records(Dataset.from_list(rows), None, ALPACA, None, frozenset(), "plain", "a table", JSON_LINES)
+def typed_records(rows: list[dict]) -> InstructionDataset:
+    return InstructionDataset(Dataset.from_list(rows), None, ALPACA, None, frozenset(), "plain", "a table", JSON_LINES)
 
 
 def plain_rows(count: int) -> list[dict]:
@@ -74,7 +74,7 @@ def write_bare(folder: Path, rows: list[dict]) -> Path:
     (folder / "environment.json").write_text(json.dumps(about))
     (folder / "summary.json").write_text(json.dumps(summary))
     if rows:
-        keep_rows(folder, records(rows), Store(folder.parent / "store"))
+        keep_rows(folder, records(rows), Cache(folder.parent / "store"))
     return folder
 
 

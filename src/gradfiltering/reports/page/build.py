@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gradfiltering.data.dataset import Records
+from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.row_texts import keep_rows
 from gradfiltering.errors import UserError
 from gradfiltering.reports.page import answer, convergence, explorer, health, provenance
@@ -17,7 +17,7 @@ from gradfiltering.reports.page.folder import RunFolder
 from gradfiltering.reports.page.render import render
 from gradfiltering.reports.page.selection import selection_charts
 from gradfiltering.reports.page.table import RowTable, row_table
-from gradfiltering.runs.cache import Store, atomic_path
+from gradfiltering.runs.cache import Cache, atomic_path
 
 PAGE = "report.html"
 ALL = "all"
@@ -42,10 +42,10 @@ class PageSettings:
             raise UserError(f"report.rows={self.rows}: give a number of rows, 0 or more, or all")
 
 
-def report(run_dir: Path, records: Records, store: Store, settings: PageSettings) -> None:
+def report(run_dir: Path, records: InstructionDataset, cache: Cache, settings: PageSettings) -> None:
     """The report stage: keeps the rows' text beside the results, and writes the page and its figures."""
     if settings.page:
-        keep_rows(run_dir, records, store)
+        keep_rows(run_dir, records, cache)
         write_page(run_dir, settings)
 
 
