@@ -76,8 +76,8 @@ def moments(operations: list[str]) -> list[int]:
     by_kind = defaultdict(list)
     for number, operation in enumerate(operations):
         by_kind[kind(operation)].append(number)
-    stored = sorted(name for name in by_kind if name.startswith("store/"))
-    assert {name.removeprefix("store/") for name in stored} == STORED, "a stage keeps nothing, or one is new"
+    stored = sorted(name for name in by_kind if name.startswith("cache/"))
+    assert {name.removeprefix("cache/") for name in stored} == STORED, "a stage keeps nothing, or one is new"
     others = sorted(by_kind.keys() - set(stored))
     return [rng.choice(by_kind[name]) for name in stored + rng.sample(others, KILLS - len(stored))]
 
@@ -100,7 +100,7 @@ def test_killed_and_started_again(reference, tmp_path, number):
         time.sleep(random.Random(number).uniform(0, 0.2))
     killed.kill(ended=bool(number % 2))  # the last operations of a run are quickly done
     place = tmp_path / "place"
-    assert [entry.path for entry in entries(place / "store") if damaged(entry)] == []
+    assert [entry.path for entry in entries(place / "cache") if damaged(entry)] == []
     tear(place)
     resumed = start(tmp_path, "resumed")
     resumed.finish()
@@ -108,11 +108,11 @@ def test_killed_and_started_again(reference, tmp_path, number):
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert found[name] == value, f"{name} differs after a kill before: {operations[moments(operations)[number]]}"
-    assert not list((place / "store").glob("interrupted/[0-9a-f]*[0-9a-f]")), "a checkpoint of finished work stayed"
+    assert not list((place / "cache").glob("interrupted/[0-9a-f]*[0-9a-f]")), "a checkpoint of finished work stayed"
 
 
 def first_member(operations: list[str]) -> int:
-    return next(number for number, operation in enumerate(operations) if operation.startswith("os.mkdir store/members"))
+    return next(number for number, operation in enumerate(operations) if operation.startswith("os.mkdir cache/members"))
 
 
 def racing(tmp_path: Path, operations: list[str]) -> tuple[Training, Training]:

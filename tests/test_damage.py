@@ -20,7 +20,7 @@ def place(tmp_path_factory) -> Path:
     """A run folder and a store that holds something of every stage."""
     folder = tmp_path_factory.mktemp("damage")
     run_train(*options(folder))
-    assert {entry.about["stage"] for entry in entries(folder / "store")} == STAGES
+    assert {entry.about["stage"] for entry in entries(folder / "cache")} == STAGES
     return folder
 
 
@@ -48,13 +48,13 @@ def flipped(file: Path):
 
 
 def files_of(place: Path, stage: str) -> list[Path]:
-    folders = [entry.path for entry in entries(place / "store") if entry.about["stage"] == stage]
+    folders = [entry.path for entry in entries(place / "cache") if entry.about["stage"] == stage]
     return [file for folder in folders for file in sorted(folder.rglob("*")) if file.is_file()]
 
 
 @pytest.mark.parametrize("stage", sorted(STAGES))
 def test_no_file_is_handed_out_with_a_byte_flipped(place, stage):
-    cache = Cache(place / "store")
+    cache = Cache(place / "cache")
     keys = {entry.path: entry.about["key"] for entry in entries(cache.root)}
     files = files_of(place, stage)
     assert files
@@ -72,10 +72,10 @@ def test_verify_names_every_file_with_a_byte_flipped(place, capsys):
     for stage in sorted(STAGES):
         file = files_of(place, stage)[-1]
         with flipped(file), pytest.raises(SystemExit):
-            verify(place / "store", console)
+            verify(place / "cache", console)
         told = capsys.readouterr().out
         assert file.name in told and "changed since it was made" in told
-    verify(place / "store", console)
+    verify(place / "cache", console)
 
 
 @pytest.mark.parametrize("stage", sorted(STAGES))
@@ -89,4 +89,4 @@ def test_a_run_that_would_read_it_stops_and_names_the_remedy(place, stage, capsy
 
 
 def file_folder(place: Path, file: Path) -> Path:
-    return next(folder for folder in file.parents if folder.parent.parent == place / "store")
+    return next(folder for folder in file.parents if folder.parent.parent == place / "cache")

@@ -28,7 +28,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("store")
+    return tmp_path_factory.mktemp("cache")
 
 
 def at(folder: Path, cache: Path) -> list[str]:

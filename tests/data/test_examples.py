@@ -211,7 +211,7 @@ class TestCache:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr("datasets.Dataset.map", full)
-        with pytest.raises(UserError, match=r"No space left on device.*store\.path="):
+        with pytest.raises(UserError, match=r"No space left on device.*cache\.path="):
             Encoder(tokenizer, 512, cache).encode(make_records(ROWS))
 
 

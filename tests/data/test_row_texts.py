@@ -10,7 +10,7 @@ from gradfiltering.runs.cache import Cache
 
 def kept(folder, rows, made=records):
     folder.mkdir(exist_ok=True)
-    keep_rows(folder, made(rows), Cache(folder.parent / "store"))
+    keep_rows(folder, made(rows), Cache(folder.parent / "cache"))
     return pq.ParquetFile(folder / "rows.parquet")
 
 

@@ -134,7 +134,7 @@ def test_a_full_disk_leaves_the_store_usable(train, tmp_path, collect):
     cache = tmp_path / "shared"
     with (
         files_up_to(10_000),
-        pytest.raises(UserError, match=r"cannot write .*(members|interrupted).*Free some space.*store\.path="),
+        pytest.raises(UserError, match=r"cannot write .*(members|interrupted).*Free some space.*cache\.path="),
     ):
         train("full", settings(collect=collect), cache=cache)
     assert not list(cache.rglob("*.part")) and not list(cache.glob("members/*")), "half a member stayed behind"

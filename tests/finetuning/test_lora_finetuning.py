@@ -234,7 +234,7 @@ def test_how_often_a_checkpoint_is_kept_makes_no_other_model(base_model, rows, t
 @pytest.mark.parametrize("minutes", [10, 1e-9], ids=["the adapter", "a checkpoint"])
 def test_a_full_disk_leaves_the_store_usable(base_model, rows, tmp_path, minutes):
     how, cache, ids = settings(checkpoint_minutes=minutes), tmp_path / "cache", [*range(ROWS)]
-    with files_up_to(3000), pytest.raises(UserError, match=r"cannot write .*Free some space.*store\.path="):
+    with files_up_to(3000), pytest.raises(UserError, match=r"cannot write .*Free some space.*cache\.path="):
         finetune_all({"full": ids}, base_model, rows, how, workspace(tmp_path / "run", cache))
     assert not list(tmp_path.rglob("*.part")) and not (cache / "targets").exists(), "half a model stayed behind"
     again = finetune_all({"full": ids}, base_model, rows, how, workspace(tmp_path / "run", cache))

@@ -128,7 +128,7 @@ def test_where_the_backbone_lies_changes_nothing(answer, asked, tmp_path):
 
 
 def test_a_full_disk_leaves_the_store_usable(answer, asked, tmp_path):
-    with files_up_to(300), pytest.raises(UserError, match=r"cannot write .*answers.*File too large.*store\.path="):
+    with files_up_to(300), pytest.raises(UserError, match=r"cannot write .*answers.*File too large.*cache\.path="):
         answer(["full"])
     assert not list(tmp_path.rglob("*.part")), "half a file stayed behind"
     assert answer(["full"])["full"] and answer(["full"]) and len(asked) == 2

@@ -129,7 +129,7 @@ def test_a_full_disk_under_the_store_is_a_user_error(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("pathlib.Path.mkdir", full)
-    with pytest.raises(UserError, match=r"No space left on device.*store\.path="):
+    with pytest.raises(UserError, match=r"No space left on device.*cache\.path="):
         Cache(tmp_path / "cache").make("backbone", KEY, write_result)
 
 
@@ -159,7 +159,7 @@ def test_write_json_round_trips_and_refuses_half_files(tmp_path):
 WANTS = """
 import os, sys, time
 from pathlib import Path
-from gradfiltering.runs.cache import Store
+from gradfiltering.runs.cache import Cache
 
 def build(folder):
     with open(sys.argv[2], "a") as log:
@@ -168,12 +168,12 @@ def build(folder):
         time.sleep(0.05)
     (folder / "weights.txt").write_text("result")
 
-print("reused", Store(sys.argv[1]).make("backbone", {"seed": 0}, build).reused)
+print("reused", Cache(sys.argv[1]).make("backbone", {"seed": 0}, build).reused)
 """
 
 
 def wanting(folder, how):
-    arguments = [sys.executable, "-c", WANTS, str(folder / "store"), str(folder / "log"), how]
+    arguments = [sys.executable, "-c", WANTS, str(folder / "cache"), str(folder / "log"), how]
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
 
 

@@ -80,7 +80,7 @@ def train_all(folder: Path, trainer: partial[L.Trainer]) -> None:
         none = Corruption(0, 0, 0, 0, 0, 0)
         records = TaskSource(rows, HELDOUT, None, "plain", Columns("instruction", "input", "output"), none).load(seed=0)
         tokenizer = train_tokenizer([row["instruction"] + " " + row["output"] for row in records.rows], 300)
-        encoder = Encoder(tokenizer, SHAPE["context"], Cache(folder / "store"))
+        encoder = Encoder(tokenizer, SHAPE["context"], Cache(folder / "cache"))
         encoded = devices.first_then_all(encoder.encode_all, records)
         model = new_model(SHAPE, tokenizer, 0).double().eval().requires_grad_(False)
         model.set_attn_implementation("eager")
@@ -96,7 +96,7 @@ def train_all(folder: Path, trainer: partial[L.Trainer]) -> None:
             ):
                 log_gradients(
                     base_model, encoded, ENSEMBLE(collect=collect), engine, EPOCHS, BatchSettings(200, 0),
-                    Workspace(own / collect, Cache(folder / "store"), 0, trainer),
+                    Workspace(own / collect, Cache(folder / "cache"), 0, trainer),
                 )  # fmt: skip
             np.savez(
                 own / collect / "measured.npz",
@@ -107,7 +107,7 @@ def train_all(folder: Path, trainer: partial[L.Trainer]) -> None:
                 },
                 **{f"times/{at}": one.times for at, one in enumerate(passes)},
             )
-        unfinished = Unfinished(Cache(folder / "store"), {"rows": rows})
+        unfinished = Unfinished(Cache(folder / "cache"), {"rows": rows})
         finetune("candidate", base_model, encoded, TUNING, 0, trainer, own / "target", unfinished)
         # Rows of one utility but for rounding, which is another in each process, as on machines of different kinds.
         difficulty, bare = np.random.default_rng(rows).uniform(0.2, 1.2, (2, rows))
@@ -115,7 +115,7 @@ def train_all(folder: Path, trainer: partial[L.Trainer]) -> None:
         ids = encoded.examples.example_ids
         evidence = Evidence(ids, 0, EPOCHS, observed=Observed(BaseModelLosses(bare, None)), examples=encoded.examples)
         for rate in SAMPLE_RATES:
-            place = Workspace(own / f"lead={rate}", Cache(folder / "store"), 0, trainer)
+            place = Workspace(own / f"lead={rate}", Cache(folder / "cache"), 0, trainer)
             how = (LEAD(sample_rate=rate), BUDGET, Scores(ids, difficulty), evidence)
             lead.train(*how, base_model, encoded, TUNING, place)
 

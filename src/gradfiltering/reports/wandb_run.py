@@ -112,7 +112,7 @@ class WandbRun(WandbLogger):
         known = {key: about[key] for key in ("fingerprint", "origin") if key in about}
         if "fingerprint" not in known:
             return {}
-        name = f"dataset-{known['hash_key'][:16]}"
+        name = f"dataset-{known['fingerprint'][:16]}"
         artifact = wandb.Artifact(name, "dataset", metadata={**known, "rows": pq.read_metadata(path).num_rows})
         with artifact.new_file("fingerprint.txt", encoding="utf-8") as file:
             file.write(known["fingerprint"] + "\n")
@@ -145,7 +145,7 @@ def run_name(folder: Path) -> str:
     """What was asked for on the command line, places left out, or the folder's name."""
     asked = [
         one for one in _environment(folder).get("overrides", [])
-        if one.split("=")[0].lstrip("+~") not in NOT_THE_EXPERIMENT and not one.startswith(("hydra.", "store."))
+        if one.split("=")[0].lstrip("+~") not in NOT_THE_EXPERIMENT and not one.startswith(("hydra.", "cache."))
     ]  # fmt: skip
     return " ".join(asked)[:LONGEST_NAME] or folder.name
 

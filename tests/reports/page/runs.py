@@ -74,7 +74,7 @@ def write_bare(folder: Path, rows: list[dict]) -> Path:
     (folder / "environment.json").write_text(json.dumps(about))
     (folder / "summary.json").write_text(json.dumps(summary))
     if rows:
-        keep_rows(folder, records(rows), Cache(folder.parent / "store"))
+        keep_rows(folder, records(rows), Cache(folder.parent / "cache"))
     return folder
 
 
