@@ -28,7 +28,7 @@ BASE = [
     "logger=none", "until=target", "progress=false", "report.page=false", "scorer=direction_gsnr",
     "projection.width=8", "batch.tokens=512",
     "data.rows=60", "data.heldout_rows=8", "ensemble.m=2", "ensemble.lora.rank=2", "diagnostics.bootstrap=5",
-    *(f"{model}.backbone.{one}" for model in ("proxy", "target") for one in (
+    *(f"{model}.base_model.{one}" for model in ("proxy", "target") for one in (
         "layers=1", "width=32", "heads=2", "vocabulary=400", "characters=20000")),
 ]  # fmt: skip
 PAIRED = {  # other fields that a value needs

@@ -77,7 +77,8 @@ class WandbRun(WandbLogger):
         """Logs a table."""
         import wandb
 
-        shown = wandb.Table(columns=[*table.columns], data=table.rows, allow_mixed_types=True)
+        rows: list[Any] = list(table.rows)
+        shown = wandb.Table(columns=[*table.columns], data=rows, allow_mixed_types=True)
         self.experiment.log({table.name: shown})
 
     def log_figure(self, name: str, path: Path) -> None:
