@@ -41,7 +41,6 @@ from gradfiltering.data.batches import Batch, collate
 from gradfiltering.data.examples import Encoder, Examples
 from gradfiltering.data.schemas import Columns
 from gradfiltering.data.sources import FileSource, Heldout
-from gradfiltering.evidence.gradient_log import matmul_parameters
 from gradfiltering.gradients.engine import GradientEngine
 from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.gradients.loop import LoopEngine
@@ -49,6 +48,7 @@ from gradfiltering.gradients.memory import fitting_tokens, keep_freed_memory
 from gradfiltering.models.language_model import DTYPES, fastest_precision
 from gradfiltering.models.lora import Adapters, LoraSettings, initial_adapters
 from gradfiltering.models.objectives import ResponseNLL
+from gradfiltering.models.weights import count_matmul_weights
 from gradfiltering.runs.cache import Cache
 from gradfiltering.synthetic.planted_defects import Corruption
 
@@ -212,7 +212,7 @@ class Bench:
                 plain: Any = GPT2LMHeadModel(GPT2Config())
             else:
                 plain = AutoModelForCausalLM.from_pretrained(self.options.proxy)
-            self.weights, self.head_weights = matmul_parameters(plain), plain.get_output_embeddings().weight.numel()
+            self.weights, self.head_weights = count_matmul_weights(plain), plain.get_output_embeddings().weight.numel()
             plain = plain.to(DTYPES[precision]).to(self.device).eval().requires_grad_(False)
             self.models[precision] = self.settings.attach(plain)
         return self.models[precision]

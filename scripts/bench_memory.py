@@ -26,7 +26,7 @@ from gradfiltering.data.examples import Encoder
 from gradfiltering.data.sources import TaskSource
 from gradfiltering.ensembles.data_module import EnsembleData
 from gradfiltering.ensembles.lora_ensemble import EnsembleSettings, ProxyEnsemble
-from gradfiltering.ensembles.training_state import State
+from gradfiltering.ensembles.training_state import StackState
 from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.gradients.memory import keep_freed_memory
 from gradfiltering.models.lora import LoraSettings, initial_adapters
@@ -83,7 +83,9 @@ def cell(members: int, rows: int, tokens: int, options: argparse.Namespace) -> d
             checkpoint_minutes=10, lora=lora,
         )  # fmt: skip
         engine = FusedEngine(model, ResponseNLL(), tokens)
-        module = ProxyEnsemble(engine, State(initial_adapters(model, lora, how.members, 0), {}, 0), how, how.members)
+        module = ProxyEnsemble(
+            engine, StackState(initial_adapters(model, lora, how.members, 0), {}, 0), how, how.members
+        )
         data = EnsembleData(examples, how.members, how.batch_size, 8, tokens, 0, 0, 0)
         trainer = partial(
             L.Trainer, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,

@@ -14,7 +14,7 @@ import time
 import numpy as np
 import torch
 
-from gradfiltering.runs.gradient_log import EpochPair
+from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.runs.run_folder import peak_bytes
 from gradfiltering.scorers.base import Evidence
 from gradfiltering.selectors.spice import SpiceSelector
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     made = projections(asked.rows, asked.width, asked.spectrum, asked.seed) * np.float32(asked.scale)
-    evidence = Evidence(np.arange(asked.rows), asked.seed, EpochPair(1, 2), projections=made)
+    evidence = Evidence(np.arange(asked.rows), asked.seed, SnapshotPair(1, 2), projections=made)
     selector = SpiceSelector(asked.fraction, None, 1.0, asked.conflict, asked.mode, "first", asked.pool, None, None)
     started = time.monotonic()
     found = selector.select(evidence, asked.rows, None)

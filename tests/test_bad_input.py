@@ -92,7 +92,7 @@ OPTIONS = {
     "no validation file": (["scorer=less", "scorer.validation=gone.jsonl"],
         ["scorer.validation=gone.jsonl cannot be read as rows", "no such file"]),
     "no such task": (["scorer=less", "scorer.task=skill"], ["scorer.task=skill", "no such field", "scorer.task=null"]),
-    "checkpoint before training": (["scorer=less", "epochs=e0_e1"], ["scorer.checkpoints=[0, 1]", "from 1 on"]),
+    "checkpoint before training": (["scorer=less", "epochs.early=0"], ["scorer.checkpoints=[0, 2]", "from 1 on"]),
     "members of no ensemble": (["scorer=less", "scorer.members=9"], ["scorer.members=9 and ensemble.m=5", "lower"]),
     "influence of no trained member": (["scorer=less", "ensemble=mc_dropout"],
         ["DropoutEnsemble with scorer.members=1", "choose ensemble=lora"]),

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from tests.support.configuration_fields import EVERYTHING, LEFT_OUT, TEXT, TOUCHING, UNTOUCHING
 from tests.support.pipeline import ROOT, run_train
 
-from gradfiltering.ensembles.training_state import State
+from gradfiltering.ensembles.training_state import StackState
 from gradfiltering.finetuning.lora_finetuning import FineTuningResult
 from gradfiltering.runs.cache import Cache, hash_key
 from gradfiltering.runs.gradient_log import EpochLog
@@ -113,7 +113,7 @@ def train_stack(members, start, data, last, settings, engine, kept, model, train
             adapters = {name: value + torch.randn(value.shape, generator=rng).to(value) for name, value in own.items()}
             online = (made_up(data.examples, 1, hash_key(kept.key(member, epoch))), 0)
             log = online if settings.collect == "online" else None
-            kept.keep(member, epoch, State(adapters, {}, epoch), model, [], log, 1.0)
+            kept.keep(member, epoch, StackState(adapters, {}, epoch), model, [], log, 1.0)
 
 
 def measure_all(engine, adapters, examples, batches, title, projection=None, dropout=None):

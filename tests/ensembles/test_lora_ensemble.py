@@ -11,7 +11,7 @@ from tests.reference.gradients import loop_gradients
 from tests.support.small_ensembles import ROWS, SHAPE, assert_same, settings
 
 from gradfiltering.ensembles.lora_ensemble import ProxyEnsemble
-from gradfiltering.ensembles.training_state import State
+from gradfiltering.ensembles.training_state import StackState
 from gradfiltering.errors import UserError
 from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.models.objectives import ResponseNLL
@@ -81,7 +81,7 @@ def test_files_of_the_contract(train, tmp_path, tokenizer):
 
 
 def module_with(records_batch, how, model, adapters):
-    module = ProxyEnsemble(FusedEngine(model, ResponseNLL(), 4096), State(adapters, {}, 0), how, range(3))
+    module = ProxyEnsemble(FusedEngine(model, ResponseNLL(), 4096), StackState(adapters, {}, 0), how, range(3))
     module.log = lambda *_, **__: None
     loss = module.training_step(records_batch, 0)
     loss.backward()
@@ -140,7 +140,7 @@ def test_a_loss_that_is_not_finite_names_step_members_and_rows(make_model, make_
     model, adapters, _ = make_adapters(make_model())
     name = next(iter(adapters))
     adapters[name][1] = float("nan")
-    module = ProxyEnsemble(FusedEngine(model, ResponseNLL(), 4096), State(adapters, {}, 0), settings(), range(3))
+    module = ProxyEnsemble(FusedEngine(model, ResponseNLL(), 4096), StackState(adapters, {}, 0), settings(), range(3))
     with pytest.raises(UserError, match=r"members \[1\], rows \[17, 18\].*ensemble\.lr"):
         module.training_step(make_batch([12, 9], [4, 2], members=3, ids=[17, 18]), 0)
 

@@ -2,13 +2,16 @@
 
 import torch
 
-from gradfiltering.ensembles.training_state import MOMENTS, State
+from gradfiltering.ensembles.training_state import MOMENTS, StackState
 
 
 def test_adapters_are_read_without_what_belongs_to_the_optimiser(tmp_path):
     adapters = {"layer.A": torch.randn(2, 3, 4), "layer.B": torch.randn(2, 4, 3)}
     moments = {kind: {name: torch.rand_like(value) for name, value in adapters.items()} for kind in MOMENTS}
-    State(adapters, moments, 7).write(tmp_path / "state.safetensors")
-    found, whole = State.read_adapters(tmp_path / "state.safetensors"), State.read(tmp_path / "state.safetensors")
+    StackState(adapters, moments, 7).write(tmp_path / "state.safetensors")
+    found, whole = (
+        StackState.read_adapters(tmp_path / "state.safetensors"),
+        StackState.read(tmp_path / "state.safetensors"),
+    )
     assert found.keys() == whole.adapters.keys() == adapters.keys()
     assert all(torch.equal(found[name], whole.adapters[name]) for name in adapters)

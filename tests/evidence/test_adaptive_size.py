@@ -9,10 +9,11 @@ import pytest
 from tests.ensembles.test_reuse import STEPS, Steps, counting, identical
 from tests.support.small_ensembles import settings
 
+from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.errors import UserError
 from gradfiltering.evidence.adaptive_size import AdaptiveSize, SettlingEpochs, settle, total
 from gradfiltering.evidence.gradient_log import LOG, ProxyResult
-from gradfiltering.runs.gradient_log import FILE, EpochLog, EpochPair, leaf, write_member
+from gradfiltering.runs.gradient_log import FILE, EpochLog, leaf, write_member
 from gradfiltering.seeding import numpy_rng
 
 ROWS, WANTED = 100, 10
@@ -59,7 +60,7 @@ def noise(*name):
 
 def test_members_that_agree_at_once_stay_at_the_start(planted):
     make = planted(lambda member, epoch: noise("same"))
-    found = settle(make, AUTO, EpochPair(1, 2), SIZE, mean_late, WANTED, planted.workspace)
+    found = settle(make, AUTO, SnapshotPair(1, 2), SIZE, mean_late, WANTED, planted.workspace)
     assert make.asked == [(3, 2)] and found.members == 3
     assert found.adaptive["members"]["m"] == 3 and "stable" in found.adaptive["members"]["why"]
     assert found.adaptive["members"]["tried"] == [{"m": 3, "stability": 1.0}]
@@ -67,7 +68,7 @@ def test_members_that_agree_at_once_stay_at_the_start(planted):
 
 def test_members_of_pure_noise_go_to_the_limit(planted):
     make = planted(lambda member, epoch: noise(member, epoch))
-    found = settle(make, AUTO, EpochPair(1, 2), SIZE, mean_late, WANTED, planted.workspace)
+    found = settle(make, AUTO, SnapshotPair(1, 2), SIZE, mean_late, WANTED, planted.workspace)
     assert [members for members, _ in make.asked] == [3, 5, 7, 8], "the last step goes to the limit, not beyond"
     assert found.adaptive["members"]["m"] == 8 and "adaptive.limit" in found.adaptive["members"]["why"]
 
@@ -75,7 +76,7 @@ def test_members_of_pure_noise_go_to_the_limit(planted):
 def test_more_members_are_asked_for_only_until_the_choice_is_stable(planted):
     share = np.linspace(0, 1, ROWS)
     make = planted(lambda member, epoch: share + 0.4 * noise(member, epoch))
-    found = settle(make, AUTO, EpochPair(1, 2), replace(SIZE, stability=0.6), mean_late, WANTED, planted.workspace)
+    found = settle(make, AUTO, SnapshotPair(1, 2), replace(SIZE, stability=0.6), mean_late, WANTED, planted.workspace)
     tried = found.adaptive["members"]["tried"]
     assert [one["stability"] >= 0.6 for one in tried] == [False] * (len(tried) - 1) + [True]
 
@@ -83,7 +84,7 @@ def test_more_members_are_asked_for_only_until_the_choice_is_stable(planted):
 def test_epochs_stop_at_the_first_that_hardly_changes_the_ranking(planted):
     make = planted(lambda member, epoch: noise("settled" if epoch >= 3 else epoch) + 1e-4 * noise(member))
     found = settle(make, settings(m=4), EPOCHS, SIZE, mean_late, WANTED, planted.workspace)
-    assert make.asked == [(4, 2), (4, 3), (4, 4)] and found.pair == EpochPair(1, 4)
+    assert make.asked == [(4, 2), (4, 3), (4, 4)] and found.pair == SnapshotPair(1, 4)
     assert "settled" in found.adaptive["epochs"]["why"]
     assert [one["late"] for one in found.adaptive["epochs"]["tried"]] == [3, 4]
 
@@ -91,24 +92,24 @@ def test_epochs_stop_at_the_first_that_hardly_changes_the_ranking(planted):
 def test_a_ranking_that_never_settles_ends_at_the_limit(planted):
     make = planted(lambda member, epoch: noise(epoch))
     found = settle(make, settings(m=2), EPOCHS, SIZE, mean_late, WANTED, planted.workspace)
-    assert found.pair == EpochPair(1, 5) and "epochs.limit" in found.adaptive["epochs"]["why"]
+    assert found.pair == SnapshotPair(1, 5) and "epochs.limit" in found.adaptive["epochs"]["why"]
 
 
 def test_both_at_once_find_the_epoch_with_the_fewest_members_first(planted):
     make = planted(lambda member, epoch: noise("same"))
     found = settle(make, AUTO, EPOCHS, SIZE, mean_late, WANTED, planted.workspace)
-    assert make.asked == [(3, 2), (3, 3)] and found.pair == EpochPair(1, 3) and found.members == 3
+    assert make.asked == [(3, 2), (3, 3)] and found.pair == SnapshotPair(1, 3) and found.members == 3
 
 
 def test_numbers_are_taken_as_they_are_and_nothing_is_scored(planted):
     make = planted(lambda member, epoch: noise(member))
-    found = settle(make, settings(m=2), EpochPair(0, 2), SIZE, None, WANTED, planted.workspace)
+    found = settle(make, settings(m=2), SnapshotPair(0, 2), SIZE, None, WANTED, planted.workspace)
     assert make.asked == [(2, 2)] and found.adaptive == {}
 
 
 def test_rounds_add_up_and_what_one_trains_is_not_reused_by_the_next():
-    first = result(settings(m=3), EpochPair(1, 2), reused_seconds=6.0, made_seconds=4.0, batch_tokens=64)
-    second = result(settings(m=5), EpochPair(1, 2), reused_seconds=10.0, made_seconds=2.0)
+    first = result(settings(m=3), SnapshotPair(1, 2), reused_seconds=6.0, made_seconds=4.0, batch_tokens=64)
+    second = result(settings(m=5), SnapshotPair(1, 2), reused_seconds=10.0, made_seconds=2.0)
     both = total([first, second])
     assert (both.members, both.trained, both.logged, both.tokens, both.flops) == (5, 4, 2, 20, 14)
     assert both.reused_seconds == 6.0 and both.made_seconds == 6.0 and both.batch_tokens == 64
@@ -130,8 +131,8 @@ def test_what_cannot_work_is_refused(make, words):
 
 
 def test_auto_needs_scores_that_look_at_the_ensemble():
-    assert SIZE.fewest(AUTO, EpochPair(1, 2), frozenset({"gradient_log"})) == 3
-    assert SIZE.fewest(settings(m=2), EpochPair(1, 2), frozenset()) == 2
+    assert SIZE.fewest(AUTO, SnapshotPair(1, 2), frozenset({"gradient_log"})) == 3
+    assert SIZE.fewest(settings(m=2), SnapshotPair(1, 2), frozenset()) == 2
     with pytest.raises(UserError, match=r"ensemble\.m=auto and epochs=auto.*scorer=gsnr"):
         SIZE.fewest(AUTO, EPOCHS, frozenset({"losses"}))
 
@@ -146,7 +147,7 @@ def test_a_grown_ensemble_is_the_one_asked_for_at_once(train, tmp_path):
 
     size = AdaptiveSize(start=3, step=1, limit=4, stability=1.0, resamples=20)
     workspace = SimpleNamespace(run_dir=tmp_path / "grown", seed=0)
-    found = settle(make, AUTO, EpochPair(1, 2), size, mean_late, 5, workspace)
+    found = settle(make, AUTO, SnapshotPair(1, 2), size, mean_late, 5, workspace)
     assert found.members == 4 and steps.taken == 2 * (2 * STEPS), "two stacks of two epochs each"
     assert found.trained == 4 * 2 and found.reused_seconds == pytest.approx(0, abs=1e-9)
     train("first", settings(m=3), cache=tmp_path / "parts")

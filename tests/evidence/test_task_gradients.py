@@ -13,7 +13,8 @@ from tests.support.small_ensembles import ROWS, SHAPE, settings
 from gradfiltering.data.examples import Encoder
 from gradfiltering.data.validation_rows import validation_rows
 from gradfiltering.ensembles.dropout_ensemble import DropoutEnsemble
-from gradfiltering.ensembles.training_state import State
+from gradfiltering.ensembles.snapshots import SnapshotPair
+from gradfiltering.ensembles.training_state import StackState
 from gradfiltering.errors import UserError
 from gradfiltering.evidence.gradient_log import BatchSettings
 from gradfiltering.evidence.task_gradients import TaskGradients, measure_influence
@@ -24,7 +25,6 @@ from gradfiltering.gradients.vmap import VmapEngine
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.runs.cache import Cache, Workspace
-from gradfiltering.runs.gradient_log import EpochPair
 from gradfiltering.scorers.base import Evidence
 from gradfiltering.scorers.less import LESS
 from gradfiltering.synthetic.pretraining import new_model
@@ -61,7 +61,7 @@ def stored_state(cache, epoch, member=0):
     for record in sorted((cache / "members").glob("*/artifact.json")):
         key = json.loads(record.read_text("utf-8"))["key"]
         if (key["member"], key["epoch"]) == (member, epoch):
-            return State.read(record.parent / "state.safetensors")
+            return StackState.read(record.parent / "state.safetensors")
     raise AssertionError(f"no member {member} at epoch {epoch}")
 
 
@@ -95,7 +95,7 @@ def test_gradients_and_score_equal_an_explicit_computation_with_torchs_adam(meas
     assert found.tasks.tolist() == tasks and len(set(tasks)) > 1
     ids = measure.examples.example_ids
     scores = LESS([1, 2], 1, None, "source", "max").score(
-        Evidence(ids, 0, EpochPair(1, 2), influences={NEED: found})
+        Evidence(ids, 0, SnapshotPair(1, 2), influences={NEED: found})
     )  # fmt: skip
     expected = np.asarray(reference.influences(rows, heldout, tasks, found.rates))
     np.testing.assert_allclose(scores.score, expected.max(1), rtol=1e-4, atol=1e-6)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.evidence.base_model import Observed, PromptedAndAloneLosses, ResponseLosses
 from gradfiltering.evidence.gradient_log import BaseModelLosses, ProxyResult
 from gradfiltering.methods.diagnostics import (
@@ -16,13 +17,13 @@ from gradfiltering.methods.diagnostics import (
     of_sources,
     spearman,
 )
-from gradfiltering.runs.gradient_log import EpochLog, EpochPair, GradientLog, write_epoch
+from gradfiltering.runs.gradient_log import EpochLog, GradientLog, write_epoch
 from gradfiltering.scorers.base import Evidence, Scores
 from gradfiltering.scorers.ifd import IFD
 from gradfiltering.scorers.learnability import Learnability
 from gradfiltering.scorers.raw_drop import RawDrop
 
-EPOCHS = EpochPair(1, 2)
+EPOCHS = SnapshotPair(1, 2)
 RTOL = 1e-6  # logged norms are float32
 QUIET = Limits(
     positive_drop_share=0.0, median_relative_drop=-np.inf, relative_variance=0.0, update_ratio=np.inf,

@@ -15,6 +15,7 @@ from gradfiltering.data.batches import LengthBatches, loader
 from gradfiltering.data.dataset import Columns
 from gradfiltering.data.examples import Encoder, Rows
 from gradfiltering.data.sources import TaskSource
+from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.evidence.base_model import Observed
 from gradfiltering.evidence.gradient_log import BaseModelLosses
 from gradfiltering.evidence.passes import response_losses
@@ -23,7 +24,6 @@ from gradfiltering.methods.lead import RoundGradients, train
 from gradfiltering.models.language_model import PretrainedModel
 from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.runs.cache import Cache
-from gradfiltering.runs.gradient_log import EpochPair
 from gradfiltering.scorers.base import Evidence, Scores
 from gradfiltering.scorers.ifd import IFD
 from gradfiltering.synthetic.planted_defects import Corruption
@@ -94,7 +94,9 @@ def lead(base_model, rows, tmp_path):
         seed=0,
         on=base_model,
     ):
-        evidence = Evidence(ids, seed, EpochPair(1, 2), observed=Observed(bare), examples=rows.examples, sources=tasks)
+        evidence = Evidence(
+            ids, seed, SnapshotPair(1, 2), observed=Observed(bare), examples=rows.examples, sources=tasks
+        )
         place = workspace(tmp_path / name, cache or tmp_path / f"store of {name}", seed, trainer)
         some = rows if heldout else Rows(rows.examples, None)
         tuning = tuning or settings(schedule="linear", batch_size=4)

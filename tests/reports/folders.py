@@ -30,7 +30,7 @@ def config_of(folder, scorer="gsnr", members=3, early=1, late=2, **parts):
         "run_dir": str(folder),
         "scorer": {"_target_": f"gradfiltering.scorers.{scorer}.{targets.get(scorer, 'Other')}", "epsilon": 1e-8},
         "selector": {"_target_": "gradfiltering.selectors.top.TopSelector", "fraction": 0.1, "count": None},
-        "epochs": {"_target_": "gradfiltering.runs.gradient_log.EpochPair", "early": early, "late": late},
+        "epochs": {"_target_": "gradfiltering.ensembles.snapshots.SnapshotPair", "early": early, "late": late},
         "ensemble": {"m": members},
         "data": {"_target_": "gradfiltering.data.sources.TaskSource", "rows": 20, "template": "plain"},
         "proxy": {"backbone": {"_target_": "gradfiltering.models.language_model.TinyModel"}},

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from tests.reference import scores as reference
 
+from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.errors import UserError
-from gradfiltering.runs.gradient_log import EpochPair
 
 RTOL = 1e-9  # float64 sums in another order
 VARIANCE_RTOL = 1e-6  # a variance of nearly equal numbers cancels
@@ -59,7 +59,7 @@ class GradientScorerChecks:
     def test_looks_at_the_epochs_it_was_given(self, norms, evidence):
         given = evidence(*norms)
         with pytest.raises(UserError, match=r"no epoch 2.*epochs logged: \[1, 3\]"):
-            self.scorer(1e-8, 0).score(type(given)(given.example_ids, 0, EpochPair(1, 2), given.gradient_log))
+            self.scorer(1e-8, 0).score(type(given)(given.example_ids, 0, SnapshotPair(1, 2), given.gradient_log))
 
     def test_one_member(self, norms, evidence):
         """Without a second member there is no variance: an error with a remedy, or a score that needs none."""

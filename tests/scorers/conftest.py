@@ -3,8 +3,9 @@ import pytest
 from datasets import Dataset
 
 from gradfiltering.data.examples import Examples
+from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.evidence.base_model import Observed
-from gradfiltering.runs.gradient_log import EpochLog, EpochPair, GradientLog, write_epoch
+from gradfiltering.runs.gradient_log import EpochLog, GradientLog, write_epoch
 from gradfiltering.scorers.base import Evidence
 
 pytest.register_assert_rewrite("tests.scorers.checks")
@@ -27,7 +28,7 @@ def bare():
     def make(count, response_tokens=None, **observed) -> Evidence:
         ids = np.arange(count) * 2
         examples = None if response_tokens is None else examples_of(response_tokens, ids)
-        return Evidence(ids, 0, EpochPair(EARLY, LATE), None, Observed(**observed), examples=examples)
+        return Evidence(ids, 0, SnapshotPair(EARLY, LATE), None, Observed(**observed), examples=examples)
 
     return make
 
@@ -53,6 +54,6 @@ def evidence(tmp_path):
             write_epoch(tmp_path / name, EpochLog(ids, norm, loss, tokens), range(len(norm)), epoch)
         log = GradientLog(tmp_path / name)
         made = None if projections is None else np.asarray(projections, dtype=np.float32)
-        return Evidence(ids, seed, EpochPair(EARLY, LATE), log, projections=made, examples=examples_of(tokens, ids))
+        return Evidence(ids, seed, SnapshotPair(EARLY, LATE), log, projections=made, examples=examples_of(tokens, ids))
 
     return make

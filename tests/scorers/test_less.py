@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from tests.reference import less as reference
 
+from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.errors import UserError
 from gradfiltering.evidence.task_gradients import CheckpointGradients
-from gradfiltering.runs.gradient_log import EpochPair
 from gradfiltering.scorers.base import Evidence
 from gradfiltering.scorers.less import BLOCK, LESS, influence, round_robin
 
@@ -27,7 +27,7 @@ def gradients(members=1, seed=0, tasks=TASKS, rates=RATES) -> CheckpointGradient
 
 
 def scored(by: LESS, found: CheckpointGradients):
-    return by.score(Evidence(IDS, 0, EpochPair(1, 2), influences={by.need: found}))
+    return by.score(Evidence(IDS, 0, SnapshotPair(1, 2), influences={by.need: found}))
 
 
 def one_by_one(found: CheckpointGradients, member=0):

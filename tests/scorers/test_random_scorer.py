@@ -1,7 +1,7 @@
 import numpy as np
 from scipy.stats import kstest
 
-from gradfiltering.runs.gradient_log import EpochPair
+from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.scorers.base import Evidence
 from gradfiltering.scorers.random import RandomScorer
 
@@ -9,7 +9,7 @@ LEAST_P_VALUE = 1e-3
 
 
 def score(seed=0, count=500):
-    return RandomScorer().score(Evidence(np.arange(count) * 2, seed, EpochPair(1, 2), None))
+    return RandomScorer().score(Evidence(np.arange(count) * 2, seed, SnapshotPair(1, 2), None))
 
 
 def test_needs_nothing_and_adds_no_statistics():

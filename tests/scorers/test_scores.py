@@ -71,15 +71,15 @@ def test_rows_a_scorer_leaves_out_are_listed_with_the_others(tmp_path):
 
 
 def test_evidence_among_some_rows_is_about_them():
+    from gradfiltering.ensembles.snapshots import SnapshotPair
     from gradfiltering.evidence.base_model import Observed, PromptedAndAloneLosses, ResponseLosses
     from gradfiltering.evidence.gradient_log import BaseModelLosses
-    from gradfiltering.runs.gradient_log import EpochPair
 
     need, ids = ResponseLosses("plain", 8), np.asarray([0, 2, 3, 9])
     values = np.arange(4.0)
     paired = {need: PromptedAndAloneLosses(values, values + 1, {1: "cut", 3: "short"})}
     observed = Observed(BaseModelLosses(values, 7.0), values * 2, values[:, None], paired)
-    whole = Evidence(ids, 0, EpochPair(1, 2), None, observed, np.arange(8.0).reshape(2, 4, 1))
+    whole = Evidence(ids, 0, SnapshotPair(1, 2), None, observed, np.arange(8.0).reshape(2, 4, 1))
     some = whole.among([9, 0])
     assert some.example_ids.tolist() == [0, 9] and some.observed.losses.pool.tolist() == [0, 3]
     assert some.observed.el2n.tolist() == [0, 6] and some.observed.embeddings.tolist() == [[0], [3]]
@@ -89,7 +89,7 @@ def test_evidence_among_some_rows_is_about_them():
 
 
 def test_projections_that_nobody_made_are_an_error():
-    from gradfiltering.runs.gradient_log import EpochPair
+    from gradfiltering.ensembles.snapshots import SnapshotPair
 
     with pytest.raises(UserError, match="made no projections"):
-        Evidence(np.arange(2), 0, EpochPair(1, 2)).member_projections()
+        Evidence(np.arange(2), 0, SnapshotPair(1, 2)).member_projections()

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.evidence.base_model import Observed
-from gradfiltering.runs.gradient_log import EpochPair
 from gradfiltering.scorers.base import Evidence, Scores
 
 TOTAL = 25
@@ -27,6 +27,6 @@ def evidence():
         observed = Observed(embeddings=None if embeddings is None else np.asarray(embeddings, dtype=np.float32))
         made = None if projections is None else np.asarray(projections, dtype=np.float32)
         ids = np.asarray(example_ids, dtype=np.int64)
-        return Evidence(ids, seed, EpochPair(1, 2), None, observed, made, **more)
+        return Evidence(ids, seed, SnapshotPair(1, 2), None, observed, made, **more)
 
     return make

@@ -18,6 +18,7 @@ from gradfiltering.data.sources import TaskSource
 from gradfiltering.distributed import process_group as devices
 from gradfiltering.ensembles import training
 from gradfiltering.ensembles.lora_ensemble import EnsembleSettings
+from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.evidence import passes as snapshot
 from gradfiltering.evidence.base_model import Observed
 from gradfiltering.evidence.gradient_log import BaseModelLosses, BatchSettings, log_gradients
@@ -29,7 +30,7 @@ from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.lora import LoraSettings
 from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.runs.cache import Cache, Unfinished, Workspace
-from gradfiltering.runs.gradient_log import EpochLog, EpochPair, EpochRecorder
+from gradfiltering.runs.gradient_log import EpochLog, EpochRecorder
 from gradfiltering.scorers.base import Evidence, Scores
 from gradfiltering.scorers.loss import LossScorer
 from gradfiltering.synthetic.planted_defects import Corruption
@@ -40,7 +41,7 @@ SHAPE = {"architecture": "gpt2", "layers": 1, "heads": 2, "width": 16, "context"
 COLLECT = ("snapshot", "online")
 ROWS = (24, 25)  # divisible by 2 and 3; by neither, with an update of one row, of which some processes get none
 HELDOUT = 5
-EPOCHS = EpochPair(1, 2)
+EPOCHS = SnapshotPair(1, 2)
 LORA = LoraSettings(rank=2, alpha=4, target_modules="all-linear", init_b_std=0.05)
 # Clipping and a large eps: without them AdamW hides a gradient that is a multiple of the right one.
 ENSEMBLE = partial(

@@ -11,6 +11,7 @@ from gradfiltering.data.batches import IGNORED, Batch
 from gradfiltering.data.dataset import Columns
 from gradfiltering.data.examples import Encoder
 from gradfiltering.data.sources import TaskSource
+from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.evidence.gradient_log import BatchSettings, log_gradients
 from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.gradients.loop import LoopEngine
@@ -19,7 +20,7 @@ from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.lora import LoraSettings, initial_adapters
 from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.runs.cache import Cache, Workspace
-from gradfiltering.runs.gradient_log import EpochPair, GradientLog
+from gradfiltering.runs.gradient_log import GradientLog
 from gradfiltering.synthetic.planted_defects import Corruption
 from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
 
@@ -116,7 +117,7 @@ def train(records, tokenizer, tmp_path):
         engine = partial(FusedEngine, objective=ResponseNLL())
         batch = BatchSettings(tokens, 0)
         workspace = Workspace(folder, Cache(cache or tmp_path / "stores" / name), seed, trainer)
-        run.result = log_gradients(base_model, rows, how or settings(), engine, EpochPair(*pair), batch, workspace)
+        run.result = log_gradients(base_model, rows, how or settings(), engine, SnapshotPair(*pair), batch, workspace)
         return GradientLog(folder / "gradient_log")
 
     return run

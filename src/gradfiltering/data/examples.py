@@ -107,6 +107,18 @@ class Rows:
     heldout: Examples | None
 
 
+def hash_examples(examples: Examples) -> str:
+    """Digest of ids, tokens and the spans to learn."""
+    digest = hashlib.sha256(np.ascontiguousarray(examples.example_ids).tobytes())
+    columns = examples.table.select_columns(["input_ids", "supervised"]).with_format("arrow")
+    for batch in columns.iter(10_000):
+        for column_name in ("input_ids", "supervised"):
+            column = batch[column_name].combine_chunks()
+            digest.update(column.value_lengths().to_numpy(zero_copy_only=False).tobytes())
+            digest.update(column.flatten().to_numpy(zero_copy_only=False).tobytes())
+    return digest.hexdigest()[:32]
+
+
 def hash_tokenizer(tokenizer: Any) -> str:
     """Digest of what decides a tokenizer's output: its rules, vocabulary and special tokens."""
     if tokenizer.is_fast:

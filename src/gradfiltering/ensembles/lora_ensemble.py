@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gradfiltering.data.batches import Batch
 from gradfiltering.distributed.process_group import gather, total, world_size
-from gradfiltering.ensembles.training_state import MOMENTS, State
+from gradfiltering.ensembles.training_state import MOMENTS, StackState
 from gradfiltering.ensembles.trajectory import Trajectory, flatten
 from gradfiltering.errors import UserError
 from gradfiltering.gradients.dropout import Dropout
@@ -144,7 +144,7 @@ class ProxyEnsemble(L.LightningModule):
         members: the members' numbers, in the order of the stack.
     """
 
-    def __init__(self, engine: GradientEngine, state: State, settings: EnsembleSettings, members: Sequence[int]):
+    def __init__(self, engine: GradientEngine, state: StackState, settings: EnsembleSettings, members: Sequence[int]):
         super().__init__()
         self.engine = engine
         self.settings = settings
@@ -172,14 +172,14 @@ class ProxyEnsemble(L.LightningModule):
         return self.start.steps + self.global_step
 
     @property
-    def state(self) -> State:
+    def state(self) -> StackState:
         """What training would go on from."""
         kept = self.trainer.optimizers[0].state
         moments = {
             kind: {name: kept[value][kind] for name, value in zip(self.names, self.stacked, strict=True)}
             for kind in MOMENTS
         }
-        return State(self.adapters, moments, self.steps)
+        return StackState(self.adapters, moments, self.steps)
 
     def on_fit_start(self) -> None:
         """Brings the backbone to the adapters' device and records where training starts."""

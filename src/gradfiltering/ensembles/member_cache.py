@@ -1,6 +1,5 @@
 """Trained members in the store: a member's epoch is the unit that is kept, found again and continued from."""
 
-import hashlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -10,11 +9,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
 
-from gradfiltering.data.examples import Examples
 from gradfiltering.ensembles.lora_ensemble import EnsembleSettings, Reading
-from gradfiltering.ensembles.training_state import State
+from gradfiltering.ensembles.training_state import StackState
 from gradfiltering.ensembles.trajectory import write_rows
 from gradfiltering.gradients.projection import Sketch
 from gradfiltering.models.lora import Adapters, export_adapter
@@ -105,7 +102,7 @@ class MemberCache:
         self,
         member: int,
         epoch: int,
-        state: State,
+        state: StackState,
         model: PeftModel,
         trajectory: list[dict],
         online: tuple[EpochLog, int] | None,
@@ -125,7 +122,9 @@ class MemberCache:
 
         self.cache.make("members", self.key(member, epoch), write, seconds)
 
-    def keep_within(self, member: int, epoch: int, step: int, state: State, model: PeftModel, seconds: float) -> None:
+    def keep_within(
+        self, member: int, epoch: int, step: int, state: StackState, model: PeftModel, seconds: float
+    ) -> None:
         """Keeps one member, a stack of one, as it is after a step within `epoch`."""
 
         def write(folder: Path) -> None:
@@ -134,14 +133,14 @@ class MemberCache:
 
         self.cache.make("members", self.key(member, epoch, step), write, seconds)
 
-    def state(self, members: Sequence[int], epoch: int) -> State:
+    def state(self, members: Sequence[int], epoch: int) -> StackState:
         """Trained members after `epoch` epochs, stacked."""
-        return State.stacked([State.read(self._folder(Reading(member), epoch) / STATE) for member in members])
+        return StackState.stacked([StackState.read(self._folder(Reading(member), epoch) / STATE) for member in members])
 
     def adapters(self, members: Sequence[int], epoch: int) -> Adapters:
         """What members of the log are measured with at an epoch, stacked."""
         files = [self._folder(self.reading(member, epoch), epoch) / STATE for member in members]
-        each = [State.read_adapters(file) for file in files]
+        each = [StackState.read_adapters(file) for file in files]
         return {name: torch.cat([one[name] for one in each]) for name in each[0]}
 
     def _folder(self, reading: Reading, epoch: int) -> Path:
@@ -223,27 +222,3 @@ class MemberCache:
 
 def _write_log(folder: Path, log: EpochLog, position: int) -> None:
     write_member(folder / FILE, log, position)
-
-
-def hash_weights(model: nn.Module) -> str:
-    """Digest of a model's parameters and buffers, by name, type, shape and bytes."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(_bytes(value))
-    return digest.hexdigest()[:32]
-
-
-def hash_examples(examples: Examples) -> str:
-    """Digest of ids, tokens and what is learnt of them."""
-    digest = hashlib.sha256(np.ascontiguousarray(examples.example_ids).tobytes())
-    for batch in examples.table.select_columns(["input_ids", "supervised"]).with_format("arrow").iter(10_000):
-        for name in ("input_ids", "supervised"):
-            column = batch[name].combine_chunks()
-            digest.update(column.value_lengths().to_numpy(zero_copy_only=False).tobytes())
-            digest.update(column.flatten().to_numpy(zero_copy_only=False).tobytes())
-    return digest.hexdigest()[:32]
-
-
-def _bytes(value: Tensor) -> bytes:
-    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -17,7 +17,7 @@ from gradfiltering.distributed.process_group import once, rank, world_size
 from gradfiltering.ensembles.data_module import EnsembleData
 from gradfiltering.ensembles.lora_ensemble import EnsembleSettings, ProxyEnsemble
 from gradfiltering.ensembles.member_cache import MemberCache
-from gradfiltering.ensembles.training_state import State
+from gradfiltering.ensembles.training_state import StackState
 from gradfiltering.ensembles.trajectory import write_rows
 from gradfiltering.gradients.engine import GradientEngine
 from gradfiltering.runs.cache import Unfinished
@@ -37,7 +37,7 @@ class Interrupted:
         ended: whether all of its steps were taken, and `recorded` is what all processes measured.
     """
 
-    state: State
+    state: StackState
     steps_done: int
     trajectory: list[dict]
     recorded: dict[str, np.ndarray]
@@ -66,12 +66,12 @@ class Interrupted:
             recorded = dict(kept)
         done, seconds, ended = (recorded.pop(name).item() for name in ("steps_done", "seconds", "ended"))
         trajectory = pq.read_table(folder / "trajectory.parquet").to_pylist()
-        return cls(State.read(folder / "state.safetensors"), done, trajectory, recorded, seconds, ended)
+        return cls(StackState.read(folder / "state.safetensors"), done, trajectory, recorded, seconds, ended)
 
 
 def train_stack(
     members: Sequence[int],
-    start: State,
+    start: StackState,
     data: EnsembleData,
     last: int,
     settings: EnsembleSettings,

@@ -14,7 +14,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass
-class State:
+class StackState:
     """Members between two epochs, or within one.
 
     Attributes:
@@ -27,11 +27,11 @@ class State:
     moments: dict[str, Adapters]
     steps: int
 
-    def of(self, position: int) -> "State":
+    def of(self, position: int) -> "StackState":
         """One member of the stack, as a stack of one."""
         cut = slice(position, position + 1)
         moments = {kind: {name: value[cut] for name, value in of.items()} for kind, of in self.moments.items()}
-        return State({name: value[cut] for name, value in self.adapters.items()}, moments, self.steps)
+        return StackState({name: value[cut] for name, value in self.adapters.items()}, moments, self.steps)
 
     def write(self, path: Path) -> None:
         """Writes one safetensors file."""
@@ -42,7 +42,7 @@ class State:
         save_file({name: value.detach().cpu().contiguous() for name, value in flat.items()}, path)
 
     @classmethod
-    def read(cls, path: Path) -> "State":
+    def read(cls, path: Path) -> "StackState":
         """Reads what `write` wrote."""
         flat = load_file(path)
         part = lambda kind: {  # noqa: E731
@@ -59,7 +59,7 @@ class State:
             return {name.removeprefix("adapter/"): file.get_tensor(name) for name in names}
 
     @classmethod
-    def stacked(cls, states: Sequence["State"]) -> "State":
+    def stacked(cls, states: Sequence["StackState"]) -> "StackState":
         """Members that have taken equally many steps, as one stack."""
         (steps,) = {state.steps for state in states}
         adapters = {name: torch.cat([one.adapters[name] for one in states]) for name in states[0].adapters}

@@ -10,10 +10,11 @@ from rich.console import Console
 
 from gradfiltering.distributed.process_group import rank
 from gradfiltering.ensembles.lora_ensemble import AUTO, EnsembleSettings
+from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.errors import UserError
 from gradfiltering.evidence.gradient_log import LOG, ProxyResult
 from gradfiltering.runs.cache import Workspace
-from gradfiltering.runs.gradient_log import EpochLog, EpochPair, GradientLog
+from gradfiltering.runs.gradient_log import EpochLog, GradientLog
 from gradfiltering.seeding import numpy_rng
 from gradfiltering.statistics.stability import FEWEST, expected_overlap, overlap, rank_correlation
 
@@ -76,7 +77,9 @@ class AdaptiveSize:
         if not 0 < self.stability <= 1:
             raise UserError(f"adaptive.stability={self.stability}: give a share in (0, 1]")
 
-    def fewest(self, settings: EnsembleSettings, epochs: EpochPair | SettlingEpochs, looks_at: frozenset[Any]) -> int:
+    def fewest(
+        self, settings: EnsembleSettings, epochs: SnapshotPair | SettlingEpochs, looks_at: frozenset[Any]
+    ) -> int:
         """The fewest members that a run can end up with.
 
         Args:
@@ -118,7 +121,7 @@ class Score(Protocol):
     """Scores all rows by what an ensemble measured."""
 
     def __call__(
-        self, log: GradientLog | ChosenMembers, epochs: EpochPair, projections: np.ndarray | None
+        self, log: GradientLog | ChosenMembers, epochs: SnapshotPair, projections: np.ndarray | None
     ) -> np.ndarray:
         """[N] float64, NaN for a row without a score; `projections` are [M, N, K] at the late epoch, where made."""
         ...
@@ -133,10 +136,10 @@ class _Rounds:
     run_dir: Path
     made: list[ProxyResult] = field(default_factory=list)
 
-    def run(self, settings: EnsembleSettings, pair: EpochPair) -> None:
+    def run(self, settings: EnsembleSettings, pair: SnapshotPair) -> None:
         self.made.append(self.make(settings=settings, epochs=pair))
 
-    def scores(self, pair: EpochPair) -> Callable[[np.ndarray], np.ndarray]:
+    def scores(self, pair: SnapshotPair) -> Callable[[np.ndarray], np.ndarray]:
         """Scores by some of the last ensemble's members, by their positions."""
         log, projections = GradientLog(self.run_dir / LOG), self.made[-1].projections
 
@@ -150,7 +153,7 @@ class _Rounds:
 def settle(
     make: Callable[..., ProxyResult],
     settings: EnsembleSettings,
-    epochs: EpochPair | SettlingEpochs,
+    epochs: SnapshotPair | SettlingEpochs,
     size: AdaptiveSize,
     score: Score,
     wanted: int,
@@ -174,7 +177,7 @@ def settle(
     found: dict[str, Any] = {}
     if isinstance(epochs, SettlingEpochs):
         found["epochs"] = _settle_epochs(rounds, first, epochs, wanted)
-        epochs = EpochPair(epochs.early, found["epochs"]["late"])
+        epochs = SnapshotPair(epochs.early, found["epochs"]["late"])
     else:
         rounds.run(first, epochs)
     if settings.m == AUTO:
@@ -186,7 +189,7 @@ def _settle_epochs(rounds: _Rounds, settings: EnsembleSettings, epochs: Settling
     """Trains until an epoch hardly changes the ranking, or to the last one that is to be tried."""
     members, tried, before = np.arange(settings.m), [], None
     for late in range(epochs.early + 1, epochs.limit + 1):
-        pair = EpochPair(epochs.early, late)
+        pair = SnapshotPair(epochs.early, late)
         rounds.run(settings, pair)
         now = rounds.scores(pair)(members)
         if before is not None:
@@ -201,7 +204,7 @@ def _settle_epochs(rounds: _Rounds, settings: EnsembleSettings, epochs: Settling
 
 
 def _grow(
-    rounds: _Rounds, settings: EnsembleSettings, pair: EpochPair, size: AdaptiveSize, wanted: int, seed: int
+    rounds: _Rounds, settings: EnsembleSettings, pair: SnapshotPair, size: AdaptiveSize, wanted: int, seed: int
 ) -> dict[str, Any]:
     """Adds members until the choice is stable or there are as many as may be."""
     members, tried = size.start, []

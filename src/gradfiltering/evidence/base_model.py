@@ -16,13 +16,13 @@ from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.encoding import clean
 from gradfiltering.data.examples import Examples, Rows
 from gradfiltering.distributed.process_group import gather, share
-from gradfiltering.ensembles.member_cache import hash_weights
 from gradfiltering.evidence.gradient_log import BARE_TOKENS, BaseModelLosses, BatchSettings, cached_losses, measure_bare
 from gradfiltering.evidence.task_gradients import TaskGradients
 from gradfiltering.models.language_model import LanguageModel, from_pretrained
 from gradfiltering.models.objectives import Objective, ResponseNLL
 from gradfiltering.models.output_layer import CHUNK_BYTES, SplitModel, split_head
 from gradfiltering.models.templates import template_named
+from gradfiltering.models.weights import hash_weights
 from gradfiltering.runs.cache import Cache, Workspace
 
 NO_QUESTION = "no question that the response could depend on"

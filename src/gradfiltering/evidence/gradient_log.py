@@ -12,13 +12,14 @@ import torch
 from peft import PeftModel
 
 from gradfiltering.data.batches import Batch, LengthBatches, loader
-from gradfiltering.data.examples import Examples, Rows
+from gradfiltering.data.examples import Examples, Rows, hash_examples
 from gradfiltering.distributed.process_group import gather, once, rank, share
 from gradfiltering.ensembles.data_module import EnsembleData
 from gradfiltering.ensembles.lora_ensemble import EnsembleSettings
-from gradfiltering.ensembles.member_cache import PROJECTIONS, MemberCache, hash_examples, hash_weights
+from gradfiltering.ensembles.member_cache import PROJECTIONS, MemberCache
+from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.ensembles.training import finish_epochs, train_stack
-from gradfiltering.ensembles.training_state import State
+from gradfiltering.ensembles.training_state import StackState
 from gradfiltering.ensembles.trajectory import write_rows
 from gradfiltering.errors import UserError
 from gradfiltering.evidence.passes import measure_all, response_losses
@@ -29,8 +30,9 @@ from gradfiltering.gradients.projection import Projection, Sketch
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.lora import Adapters, export_adapter, initial_adapters, update_ratio
 from gradfiltering.models.objectives import Objective
+from gradfiltering.models.weights import count_matmul_weights, hash_weights
 from gradfiltering.runs.cache import Cache, Workspace, atomic_path, link
-from gradfiltering.runs.gradient_log import FILE, EpochPair, leaf, read_members, write_epoch
+from gradfiltering.runs.gradient_log import FILE, leaf, read_members, write_epoch
 
 BARE_VERSION = 1  # raise it when the same rows would get other losses
 LOG, HELDOUT_LOG = "gradient_log", "gradient_log_heldout"
@@ -91,9 +93,9 @@ class ProxyResult:
     adaptive: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def pair(self) -> EpochPair:
+    def pair(self) -> SnapshotPair:
         """The epochs that are compared."""
-        return EpochPair(*self.epochs)
+        return SnapshotPair(*self.epochs)
 
     @property
     def reused(self) -> bool:
@@ -111,7 +113,7 @@ def log_gradients(
     rows: Rows,
     settings: EnsembleSettings,
     engine: Callable[..., GradientEngine],
-    epochs: EpochPair,
+    epochs: SnapshotPair,
     batch: BatchSettings,
     workspace: Workspace,
     projection: Projection | None = None,
@@ -129,7 +131,7 @@ def log_gradients(
         projection: of the gradients at the late epoch, where somebody needs it.
     """
     started = time.monotonic()
-    parameters = matmul_parameters(base_model.model)
+    parameters = count_matmul_weights(base_model.model)
     with opened(base_model, rows, settings, engine, batch, workspace) as work:
         work.train([epochs.early, epochs.late])
         projections = None if projection is None else work.project(epochs.late, projection)
@@ -214,11 +216,11 @@ class EnsembleWork:
         self.update_ratio: dict[int, list[float]] = {}
         self.heldout_loss: dict[int, float] = {}
 
-    def start(self, members: Sequence[int], epoch: int) -> State:
+    def start(self, members: Sequence[int], epoch: int) -> StackState:
         """Trained members after `epoch` epochs; the same in every process, whatever its store holds."""
         if epoch > 0:
             return once(self.kept.state, members, epoch)
-        return State(initial_adapters(self.model, self.settings.lora, members, self.workspace.seed), {}, 0)
+        return StackState(initial_adapters(self.model, self.settings.lora, members, self.workspace.seed), {}, 0)
 
     def adapters(self, members: Sequence[int], epoch: int) -> Adapters:
         """What members of the log are measured with at an epoch."""
@@ -449,11 +451,3 @@ def _settle_tokens(
         there = {name: value.to(device) for name, value in adapters.items()}
         _FITTING[tried] = min(gather(fitting_tokens(gradients, there, longest, device)))
     return _FITTING[tried]
-
-
-def matmul_parameters(model: torch.nn.Module) -> int:
-    """Weights that take part in matrix products: all matrices, with a tied embedding counted once for the logits."""
-    matrices = {id(p): p.numel() for name, p in model.named_parameters() if p.dim() == 2 and "wpe" not in name}
-    embedding = model.get_input_embeddings().weight  # type: ignore[operator]
-    head = model.get_output_embeddings().weight  # type: ignore[operator]
-    return sum(matrices.values()) - (0 if embedding is head else embedding.numel())

@@ -14,11 +14,12 @@ from gradfiltering.distributed.process_group import first_then_all, once, rank
 from gradfiltering.ensembles.lora_ensemble import EnsembleSettings, Reading
 from gradfiltering.ensembles.member_cache import PROJECTIONS
 from gradfiltering.errors import UserError
-from gradfiltering.evidence.gradient_log import HELDOUT_LOG, LOG, BatchSettings, EnsembleWork, matmul_parameters, opened
+from gradfiltering.evidence.gradient_log import HELDOUT_LOG, LOG, BatchSettings, EnsembleWork, opened
 from gradfiltering.gradients.adam_direction import AdamProjection
 from gradfiltering.gradients.engine import GradientEngine
 from gradfiltering.gradients.projection import Projection, Sketch
 from gradfiltering.models.language_model import LanguageModel
+from gradfiltering.models.weights import count_matmul_weights
 from gradfiltering.runs.cache import Workspace, link
 from gradfiltering.runs.gradient_log import leaf, read_members
 
@@ -131,7 +132,7 @@ def measure_influence(
         workspace: run folder, store, seed, trainer.
         projection: of all gradients.
     """
-    started, parameters = time.monotonic(), matmul_parameters(base_model.model)
+    started, parameters = time.monotonic(), count_matmul_weights(base_model.model)
     found, works = {}, []
     for need, validation in wanted.items():
         heldout, tasks = first_then_all(validation.encode, encoder)

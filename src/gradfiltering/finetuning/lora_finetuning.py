@@ -20,12 +20,12 @@ from gradfiltering.data.batches import IGNORED, WHOLE, Batch, LengthBatches, Sha
 from gradfiltering.data.examples import Examples, Rows
 from gradfiltering.distributed.process_group import once, share, sum_gradients, total, world_size
 from gradfiltering.errors import UserError
-from gradfiltering.evidence.gradient_log import matmul_parameters
 from gradfiltering.evidence.passes import response_losses
 from gradfiltering.finetuning.checkpoints import Checkpoint, Progress, TuningKeeper
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.lora import LoraSettings, initial_adapters
 from gradfiltering.models.objectives import ResponseNLL, token_nll
+from gradfiltering.models.weights import count_matmul_weights
 from gradfiltering.runs.cache import Unfinished, atomic_path
 from gradfiltering.seeding import derive_seed, numpy_rng
 
@@ -353,7 +353,7 @@ def keep_adapter(module: FineTuning, examples: int, base_model: LanguageModel, f
         seconds=float(last["seconds"] or 0.0),
         final_loss=float(last["train_loss"] or math.nan),
         heldout_loss=last["heldout_loss"],
-        flops=4 * matmul_parameters(base_model.model) * progress.tokens_seen,
+        flops=4 * count_matmul_weights(base_model.model) * progress.tokens_seen,
     )
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from gradfiltering.data.examples import Rows
+from gradfiltering.data.examples import Rows, hash_examples
 from gradfiltering.distributed.process_group import once, rank
-from gradfiltering.ensembles.member_cache import hash_examples, hash_weights
 from gradfiltering.errors import UserError
 from gradfiltering.finetuning.lora_finetuning import FineTuningResult, FineTuningSettings, finetune
 from gradfiltering.models.language_model import LanguageModel
+from gradfiltering.models.weights import hash_weights
 from gradfiltering.runs.cache import RECORD, Cache, Unfinished, Workspace, atomic_path, file_checksum, hash_key, link
 from gradfiltering.selectors.random import RandomSelector
 

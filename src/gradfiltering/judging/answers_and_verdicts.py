@@ -12,7 +12,6 @@ from peft import PeftModel
 from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.examples import hash_tokenizer
 from gradfiltering.distributed.process_group import once, rank
-from gradfiltering.ensembles.member_cache import hash_weights
 from gradfiltering.errors import UserError
 from gradfiltering.finetuning.targets import CANDIDATE, hash_adapter
 from gradfiltering.judging.agreement import judge_agreement
@@ -24,6 +23,7 @@ from gradfiltering.judging.prompts import Prompt, PromptLoader, load_prompts
 from gradfiltering.judging.responses import Response, read_responses, write_responses
 from gradfiltering.judging.verdicts import Verdict, write_verdicts
 from gradfiltering.models.language_model import LanguageModel, context_length
+from gradfiltering.models.weights import hash_weights
 from gradfiltering.runs.cache import Workspace, hash_key
 from gradfiltering.seeding import derive_seed
 from gradfiltering.statistics.winning_score import tally

@@ -15,7 +15,6 @@ from rich.progress import Progress
 
 from gradfiltering.data.examples import hash_tokenizer
 from gradfiltering.distributed.process_group import rank
-from gradfiltering.ensembles.member_cache import hash_weights
 from gradfiltering.errors import UserError
 from gradfiltering.judging.asking import Asked, Asking
 from gradfiltering.judging.base import Judge, Question, Reply
@@ -24,6 +23,7 @@ from gradfiltering.judging.prompts import Prompt
 from gradfiltering.judging.protocol import Message
 from gradfiltering.judging.replies import ReplyKey, ReplyStore, StoredReply
 from gradfiltering.models.language_model import LanguageModel, PretrainedModel, fastest_precision
+from gradfiltering.models.weights import hash_weights
 
 LOCAL_VERSION = 1  # raise it when the same model and words would get another reply
 

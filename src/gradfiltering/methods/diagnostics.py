@@ -10,8 +10,9 @@ from scipy.stats import rankdata
 
 from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.examples import Examples
+from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.evidence.gradient_log import BaseModelLosses, ProxyResult
-from gradfiltering.runs.gradient_log import EpochLog, EpochPair, GradientLog
+from gradfiltering.runs.gradient_log import EpochLog, GradientLog
 from gradfiltering.scorers.base import Scores
 from gradfiltering.seeding import numpy_rng
 
@@ -72,7 +73,7 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float | None:
 
 
 def of_ensemble(
-    log: GradientLog, epochs: EpochPair, trained: ProxyResult, bare: BaseModelLosses, limits: Limits
+    log: GradientLog, epochs: SnapshotPair, trained: ProxyResult, bare: BaseModelLosses, limits: Limits
 ) -> Diagnostics:
     """Is the ensemble in a state in which norms and their variance mean what the score takes them to mean?
 
@@ -301,7 +302,7 @@ def _member_agreement(early: EpochLog, late: EpochLog) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _ensemble_warnings(values: dict[str, Any], epochs: EpochPair, limits: Limits) -> list[str]:
+def _ensemble_warnings(values: dict[str, Any], epochs: SnapshotPair, limits: Limits) -> list[str]:
     warnings = []
     share, median = values["positive_drop_share"], values["median_relative_drop"]
     if share < limits.positive_drop_share or median < limits.median_relative_drop:

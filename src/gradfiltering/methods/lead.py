@@ -19,9 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from gradfiltering.data.batches import IGNORED, Batch, Share
-from gradfiltering.data.examples import Examples, Rows
+from gradfiltering.data.examples import Examples, Rows, hash_examples
 from gradfiltering.distributed.process_group import once, rank, share, total
-from gradfiltering.ensembles.member_cache import hash_examples, hash_weights
 from gradfiltering.finetuning.checkpoints import Progress
 from gradfiltering.finetuning.lora_finetuning import (
     FineTuning,
@@ -36,6 +35,7 @@ from gradfiltering.finetuning.targets import CANDIDATE, MODEL_FILES, NOT_OF_A_TA
 from gradfiltering.methods.curriculum import Curriculum, LeadSettings, Pool, Round, cluster_by
 from gradfiltering.methods.dynamic_uncertainty import predicted_change
 from gradfiltering.models.language_model import LanguageModel
+from gradfiltering.models.weights import hash_weights
 from gradfiltering.runs.cache import Unfinished, Workspace, atomic_path
 from gradfiltering.scorers.base import Evidence, Scores
 from gradfiltering.selectors.base import Selection

@@ -24,23 +24,6 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class EpochPair:
-    """The two snapshots whose norms are compared; epoch 0 is before training.
-
-    Attributes:
-        early: s.
-        late: t > s.
-    """
-
-    early: int
-    late: int
-
-    def __post_init__(self):
-        if not 0 <= self.early < self.late:
-            raise UserError(f"epochs.early={self.early}, epochs.late={self.late}: give 0 <= early < late")
-
-
-@dataclass(frozen=True)
 class EpochLog:
     """Measurements of N examples under M members at one epoch.
 

@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 
 from gradfiltering.data.dataset import InstructionDataset, write_truth
 from gradfiltering.data.examples import Examples
+from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.errors import UserError
 from gradfiltering.evidence.base_model import Need, Observed
 from gradfiltering.evidence.task_gradients import CheckpointGradients, TaskGradients
 from gradfiltering.runs.cache import atomic_path
-from gradfiltering.runs.gradient_log import EpochPair, GradientLog
+from gradfiltering.runs.gradient_log import GradientLog
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Evidence:
 
     example_ids: np.ndarray
     seed: int
-    epochs: EpochPair
+    epochs: SnapshotPair
     gradient_log: GradientLog | None = None
     observed: Observed = field(default_factory=Observed)
     projections: np.ndarray | None = None
@@ -100,7 +101,7 @@ class Scorer(Protocol):
 
 
 def score_rows(
-    scorer: "Scorer", evidence: Evidence, log: Any, epochs: EpochPair, projections: np.ndarray | None
+    scorer: "Scorer", evidence: Evidence, log: Any, epochs: SnapshotPair, projections: np.ndarray | None
 ) -> np.ndarray:
     """[N] float64 scores by another log, pair of epochs and projections than the evidence's; NaN for unscored rows."""
     scores = scorer.score(replace(evidence, gradient_log=log, epochs=epochs, projections=projections))

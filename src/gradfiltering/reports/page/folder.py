@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gradfiltering.data import row_texts as shown
+from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.errors import UserError
-from gradfiltering.runs.gradient_log import EpochPair, GradientLog
+from gradfiltering.runs.gradient_log import GradientLog
 from gradfiltering.runs.yaml_files import read_yaml
 
 CURVE_COLUMNS = ("step", "examples_seen", "tokens_seen", "seconds", "train_loss", "heldout_loss")
@@ -75,9 +76,9 @@ class RunFolder:
         return int(self.summary.get("data", {}).get("examples", 0))
 
     @property
-    def epochs(self) -> EpochPair:
+    def epochs(self) -> SnapshotPair:
         """The compared snapshots."""
-        return EpochPair(self.config["epochs"]["early"], self.config["epochs"]["late"])
+        return SnapshotPair(self.config["epochs"]["early"], self.config["epochs"]["late"])
 
     @cached_property
     def scores(self) -> dict[str, np.ndarray] | None:

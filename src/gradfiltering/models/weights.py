@@ -1,0 +1,28 @@
+"""Facts about a model's weights: a digest that names them, and the size of its matrix products."""
+
+import hashlib
+
+import torch
+from torch import nn
+
+
+def hash_weights(model: nn.Module) -> str:
+    """Digest of a model's parameters and buffers, by name, type, shape and bytes."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        raw_bytes = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(raw_bytes.numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def count_matmul_weights(model: nn.Module) -> int:
+    """Count the weights in matrix products: all matrices, a tied embedding once for the logits."""
+    matrix_sizes = {
+        id(weight): weight.numel()
+        for name, weight in model.named_parameters()
+        if weight.dim() == 2 and "wpe" not in name
+    }
+    embedding = model.get_input_embeddings().weight  # type: ignore[operator]
+    output_layer = model.get_output_embeddings().weight  # type: ignore[operator]
+    return sum(matrix_sizes.values()) - (0 if embedding is output_layer else embedding.numel())
