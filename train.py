@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
-from gradfiltering.config.build import build, build_parts, run
+from gradfiltering.config.build import build, build_parts, options_named, run
 from gradfiltering.distributed import process_group as devices
 from gradfiltering.errors import plain_words
 from gradfiltering.experiment.stages import Plan
@@ -129,7 +129,7 @@ def experiment(cfg: DictConfig) -> None:
 def main(cfg: DictConfig) -> None:
     """Runs one experiment; an error the user can mend is printed in plain words."""
     screen.open_run(cfg.run_dir, Console(quiet=not devices.is_first()))
-    with plain_words(cfg.debug), devices.connected(build(cfg.trainer)):
+    with plain_words(cfg.debug), options_named(cfg), devices.connected(build(cfg.trainer)):
         experiment(cfg)
 
 

@@ -3,7 +3,7 @@
 import errno
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -19,7 +19,16 @@ class UserError(ValueError):
 
     The command line prints it without a stack trace; anything else that is raised is a defect of this project and keeps
     its trace.
+
+    Attributes:
+        owner: the options class, or an object of it, whose arguments are to blame; the command line names their options.
+        arguments: names of these arguments.
     """
+
+    def __init__(self, message: str = "", owner: object = None, arguments: Sequence[str] = ()):
+        super().__init__(message)
+        self.owner = owner
+        self.arguments = tuple(arguments)
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -1,9 +1,11 @@
 """From configuration to objects, with errors that name the option and what it may be."""
 
 import os
+import re
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from functools import partial
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -14,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue
 
 from gradfiltering.errors import UserError, plain_words
+from gradfiltering.options import OptionsError
 
 # Part of a run -> where its options stand.
 PARTS = {
@@ -56,11 +59,69 @@ def build(node: DictConfig, **arguments: Any) -> Any:
         raise UserError(f"{error.full_key} is required; give it as {error.full_key}=VALUE") from error
     except InstantiationException as error:
         cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, UserError):
-                raise cause from error
+        while cause is not None and not isinstance(cause, UserError):
             cause = cause.__cause__
-        raise
+        if cause is None:
+            raise
+        option_path = re.search(r"^full_key: (.*)$", str(error), re.MULTILINE)
+        raise UserError(_name_arguments(cause, [option_path.group(1) if option_path else ""], node)) from error
+
+
+@contextmanager
+def options_named(cfg: DictConfig) -> Iterator[None]:
+    """Add the options behind a UserError of the code inside, found by its owner's class and values.
+
+    Args:
+        cfg: the whole configuration of the run.
+
+    Raises:
+        UserError: the message with its options and their values.
+    """
+    try:
+        yield
+    except UserError as error:
+        if error.owner is None:
+            raise
+        raise UserError(_name_arguments(error, option_paths(cfg, error.owner), cfg)) from error
+
+
+def option_paths(cfg: DictConfig, owner: object) -> list[str]:
+    """List the nodes of the configuration that `owner` can have been built from.
+
+    Args:
+        cfg: the whole configuration.
+        owner: a class, or an object, of which the node must have the simple values.
+    """
+    owner_class = owner if isinstance(owner, type) else type(owner)
+    paths = []
+    for path, node in _target_nodes(cfg):
+        target = get_object(node["_target_"])
+        if isinstance(target, type) and issubclass(target, owner_class):
+            values = {} if owner is owner_class else {str(key): node[key] for key in node if hasattr(owner, str(key))}
+            simple = {key: value for key, value in values.items() if type(value) in SIMPLE}
+            if all(getattr(owner, key) == value for key, value in simple.items()):
+                paths.append(path)
+    return paths
+
+
+def _target_nodes(node: DictConfig, path: str = "") -> Iterator[tuple[str, DictConfig]]:
+    for key in map(str, node):
+        if not OmegaConf.is_missing(node, key) and isinstance(child := node[key], DictConfig):
+            child_path = f"{path}.{key}" if path else key
+            if "_target_" in child:
+                yield child_path, child
+            yield from _target_nodes(child, child_path)
+
+
+def _name_arguments(error: UserError, paths: Sequence[str], node: DictConfig) -> str:
+    """Return an error's message with the options of its arguments under each of the paths."""
+    root = node._get_root()
+    options = [f"{path}.{name}" if path else name for name in error.arguments for path in paths]
+    named: dict[str, Any] = {option: OmegaConf.select(root, option) for option in options}
+    if isinstance(error, OptionsError) and error.allowed:
+        return f"{next(iter(named))}={error.value}: give {error.allowed}"
+    values = ", ".join(option if value is None else f"{option}={value}" for option, value in named.items())
+    return f"{error} ({values})" if values else str(error)
 
 
 def build_parts(cfg: DictConfig) -> Any:
