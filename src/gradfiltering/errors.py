@@ -21,8 +21,8 @@ class UserError(ValueError):
     its trace.
 
     Attributes:
-        owner: the options class, or an object of it, whose arguments are to blame; the command line names their options.
-        arguments: names of these arguments.
+        owner: the options class, or an object of it, whose arguments are to blame.
+        arguments: names of these arguments; the command line names their options.
     """
 
     def __init__(self, message: str = "", owner: object = None, arguments: Sequence[str] = ()):

@@ -1,9 +1,10 @@
 """Checked options: frozen dataclasses whose annotations say which values are allowed."""
 
+import inspect
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field, is_dataclass
+from dataclasses import field
 from functools import wraps
 from pathlib import Path
 from typing import (
@@ -78,15 +79,15 @@ class OptionsError(UserError):
 def options(cls: _OptionsClass) -> _OptionsClass:
     """Make a class a frozen dataclass that checks its arguments by their annotations.
 
-    Values are never converted, except whole numbers to floats, lists to tuples or sets, and text to paths. Not-a-number,
-    infinities and unknown arguments are refused. Rules over several fields are methods decorated with
-    `@model_validator(mode="after")` that raise ValueError and return self. Fields of other classes, protocols excepted,
-    must be instances of these.
+    Values are never converted, except whole numbers to floats, lists to tuples or sets, and text to
+    paths. Not-a-number, infinities and unknown arguments are refused. Rules over several fields are
+    methods decorated with `@model_validator(mode="after")` that raise ValueError and return self.
+    Fields of other classes, protocols excepted, must be instances of these.
 
     Raises:
         OptionsError: raised by the decorated class; says which argument is wrong and what it may be.
     """
-    annotations = cls.__dict__.get("__annotations__", {})
+    annotations = inspect.get_annotations(cls)
     cls.__annotations__ = {name: _checkable(_resolve(hint, cls)) for name, hint in annotations.items()}
     checked_class: Any = pydantic_dataclass(frozen=True, config=_CONFIG)(cls)
     validating_init = checked_class.__init__

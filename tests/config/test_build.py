@@ -62,5 +62,5 @@ def test_error_during_a_run_names_the_option_of_its_owner():
     assert option_paths(cfg, Adapter) == ["proxy.part.adapter", "target.adapter"]
     with pytest.raises(UserError, match=r"^the rank is too high \(proxy.part.adapter.rank=8\)$"), options_named(cfg):
         raise UserError("the rank is too high", part.adapter, ["rank"])
-    with pytest.raises(UserError, match="^nobody is to blame$"), options_named(cfg):
+    with pytest.raises(UserError, match=r"^nobody is to blame$"), options_named(cfg):
         raise UserError("nobody is to blame")
