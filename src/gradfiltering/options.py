@@ -50,9 +50,7 @@ Share = Annotated[float, Gt(0), Le(1)]  # (0, 1]
 ShareBelowOne = Annotated[float, Ge(0), Lt(1)]  # [0, 1)
 Probability = Annotated[float, Ge(0), Le(1)]  # [0, 1]
 
-_CONFIG = ConfigDict(
-    strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True, defer_build=True
-)
+_CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True, defer_build=True)
 _SIMPLE_TYPES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 _CONTAINERS = {
     tuple: "a list", list: "a list", Sequence: "a list", set: "a list", frozenset: "a list", dict: "a mapping",
