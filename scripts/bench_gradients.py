@@ -50,7 +50,7 @@ from gradfiltering.models.lora import Adapters, LoraSettings, initial_adapters
 from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.models.weights import count_matmul_weights
 from gradfiltering.runs.cache import Cache
-from gradfiltering.synthetic.planted_defects import Corruption
+from gradfiltering.synthetic.planted_defects import PlantedDefects
 
 TUTORIAL_BATCH = 8
 GEMM = 4096
@@ -259,7 +259,7 @@ def load_tokenizer(options: argparse.Namespace) -> Any:
 
 def load_rows(options: argparse.Namespace, tokenizer: Any) -> Examples:
     """Rows as the data stage makes them: batches of neighbours by length, evenly spaced over the pool."""
-    columns, nothing = Columns("instruction", "input", "output"), Corruption(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    columns, nothing = Columns("instruction", "input", "output"), PlantedDefects(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     source = FileSource(
         path=options.data, limit=options.pool, template="alpaca", schema="auto", columns=columns,
         heldout=Heldout(None, 0, 0.0), corrupt=nothing,

@@ -32,7 +32,7 @@ from gradfiltering.gradients.memory import keep_freed_memory
 from gradfiltering.models.lora import LoraSettings, initial_adapters
 from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.runs.cache import Cache
-from gradfiltering.synthetic.planted_defects import Corruption
+from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
 from gradfiltering.synthetic.task_generator import prose
 
@@ -67,7 +67,7 @@ def cell(members: int, rows: int, tokens: int, options: argparse.Namespace) -> d
     """Trains `members` on `rows` rows and measures."""
     keep_freed_memory()
     tokenizer = train_tokenizer(prose(100_000, 0), 1024)
-    nothing = Corruption(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    nothing = PlantedDefects(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     source = TaskSource(min(rows, POOL), 0, None, "alpaca", Columns("instruction", "input", "output"), nothing)
     with tempfile.TemporaryDirectory() as scratch:
         records = source.load(0)

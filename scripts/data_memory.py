@@ -24,7 +24,7 @@ from gradfiltering.data.examples import Encoder
 from gradfiltering.data.schemas import Columns
 from gradfiltering.data.sources import FileSource, Heldout
 from gradfiltering.runs.cache import Cache
-from gradfiltering.synthetic.planted_defects import Corruption
+from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.pretraining import train_tokenizer
 from gradfiltering.synthetic.task_generator import generate_rows, prose
 
@@ -102,7 +102,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
     else:
         tokenizer = GPT2TokenizerFast.from_pretrained(options.tokenizer)
-    nothing = Corruption(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    nothing = PlantedDefects(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     columns = Columns("instruction", "input", "output")
     source = FileSource(
         path=str(path), limit=None, template="alpaca", schema="auto", columns=columns,

@@ -12,11 +12,11 @@ from gradfiltering.data.sources import Heldout, HubSource, TaskSource
 from gradfiltering.errors import UserError
 from gradfiltering.models.templates import Turn
 from gradfiltering.selectors.base import write_subset
-from gradfiltering.synthetic.planted_defects import Corruption
+from gradfiltering.synthetic.planted_defects import PlantedDefects
 
 NAMES = ("instruction", "input", "output", "n", "more", "question")
-PLANTED = Corruption(0.1, 0.1, 0.1, 0.1, 0.1, 0.1)
-NOTHING = Corruption(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+PLANTED = PlantedDefects(0.1, 0.1, 0.1, 0.1, 0.1, 0.1)
+NOTHING = PlantedDefects(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 HUB = {
     "name": "nobody/nothing", "config": None, "split": "train", "template": "alpaca", "schema": "auto",
     "corrupt": NOTHING,

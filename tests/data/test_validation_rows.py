@@ -8,10 +8,10 @@ from gradfiltering.data.sources import TaskSource
 from gradfiltering.data.validation_rows import validation_rows
 from gradfiltering.errors import UserError
 from gradfiltering.runs.cache import Cache
-from gradfiltering.synthetic.planted_defects import Corruption
+from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.pretraining import train_tokenizer
 
-NONE = Corruption(0, 0, 0, 0, 0, 0)
+NONE = PlantedDefects(0, 0, 0, 0, 0, 0)
 
 
 def records(heldout=8):

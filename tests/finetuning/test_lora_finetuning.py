@@ -20,7 +20,7 @@ from gradfiltering.finetuning.targets import finetune_all, training_sets
 from gradfiltering.models.language_model import PretrainedModel
 from gradfiltering.models.lora import LoraSettings
 from gradfiltering.runs.cache import Cache, Unfinished, Workspace
-from gradfiltering.synthetic.planted_defects import Corruption
+from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
 
 SHAPE = {"architecture": "llama", "layers": 1, "heads": 2, "width": 16, "context": 96, "vocabulary": 300}
@@ -39,7 +39,7 @@ def settings(**changes):
 
 @pytest.fixture(scope="module")
 def records():
-    none = Corruption(0, 0, 0, 0, 0, 0)
+    none = PlantedDefects(0, 0, 0, 0, 0, 0)
     return TaskSource(ROWS, 5, None, "plain", Columns("instruction", "input", "output"), none).load(seed=0)
 
 

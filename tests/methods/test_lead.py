@@ -26,7 +26,7 @@ from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.runs.cache import Cache
 from gradfiltering.scorers.base import Evidence, Scores
 from gradfiltering.scorers.ifd import IFD
-from gradfiltering.synthetic.planted_defects import Corruption
+from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
 
 LEAD = LeadSettings(IFD("perplexity", "plain", 96, None), True, 3, 0.1, 0.1, 0.3, 4, 60)
@@ -40,7 +40,7 @@ class KilledHere(Exception):
 
 @pytest.fixture(scope="module")
 def records():
-    none = Corruption(0, 0, 0, 0, 0, 0)
+    none = PlantedDefects(0, 0, 0, 0, 0, 0)
     return TaskSource(ROWS, 5, None, "plain", Columns("instruction", "input", "output"), none).load(seed=0)
 
 

@@ -33,7 +33,7 @@ from gradfiltering.runs.cache import Cache, Unfinished, Workspace
 from gradfiltering.runs.gradient_log import EpochLog, EpochRecorder
 from gradfiltering.scorers.base import Evidence, Scores
 from gradfiltering.scorers.loss import LossScorer
-from gradfiltering.synthetic.planted_defects import Corruption
+from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
 
 # GPT-2, because transformers' LLaMA computes its RMSNorm in float32 whatever the model's type.
@@ -78,7 +78,7 @@ def trainer_of(processes: int) -> partial[L.Trainer]:
 def train_all(folder: Path, trainer: partial[L.Trainer]) -> None:
     """Every way of collecting, every number of rows, and targets of each, in this process's folder."""
     for rows in ROWS:
-        none = Corruption(0, 0, 0, 0, 0, 0)
+        none = PlantedDefects(0, 0, 0, 0, 0, 0)
         records = TaskSource(rows, HELDOUT, None, "plain", Columns("instruction", "input", "output"), none).load(seed=0)
         tokenizer = train_tokenizer([row["instruction"] + " " + row["output"] for row in records.rows], 300)
         encoder = Encoder(tokenizer, SHAPE["context"], Cache(folder / "cache"))

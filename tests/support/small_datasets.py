@@ -14,11 +14,11 @@ from gradfiltering.data.file_formats import JSON_LINES
 from gradfiltering.data.mixture import MixtureSource
 from gradfiltering.data.schemas import Columns, Instruction
 from gradfiltering.data.sources import FileSource, Heldout
-from gradfiltering.synthetic.planted_defects import Corruption
+from gradfiltering.synthetic.planted_defects import PlantedDefects
 
 COLUMNS = Columns("instruction", "input", "output")
 ALPACA = Instruction("alpaca", "instruction", "input", "output")
-NOTHING = Corruption(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+NOTHING = PlantedDefects(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from gradfiltering.models.lora import LoraSettings, initial_adapters
 from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.runs.cache import Cache, Workspace
 from gradfiltering.runs.gradient_log import GradientLog
-from gradfiltering.synthetic.planted_defects import Corruption
+from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
 
 VOCABULARY = 64
@@ -94,7 +94,7 @@ def float64_softmax(monkeypatch):
 
 @pytest.fixture(scope="module")
 def records():
-    none = Corruption(0, 0, 0, 0, 0, 0)
+    none = PlantedDefects(0, 0, 0, 0, 0, 0)
     return TaskSource(ROWS, 5, None, "plain", Columns("instruction", "input", "output"), none).load(seed=0)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gradfiltering.errors import UserError
 from gradfiltering.synthetic import task_generator as tasks
-from gradfiltering.synthetic.planted_defects import KINDS, Corruption
+from gradfiltering.synthetic.planted_defects import DEFECT_KINDS, PlantedDefects
 
 FIELDS = ("instruction", "input")
 MIXED = {
@@ -22,8 +22,8 @@ MIXED = {
 }
 
 
-def corruption(**shares: float) -> Corruption:
-    return Corruption(**{**dict.fromkeys(MIXED, 0.0), **shares})
+def corruption(**shares: float) -> PlantedDefects:
+    return PlantedDefects(**{**dict.fromkeys(MIXED, 0.0), **shares})
 
 
 def plant(rows, truth=None, seed=0, **shares):
@@ -52,7 +52,7 @@ def of_kind(rows, planted, kind):
 def test_counts_are_exact(planted):
     counts = collections.Counter(planted[1])
     assert {kind: counts[kind] for kind in MIXED} == {kind: round(share * 400) for kind, share in MIXED.items()}
-    assert set(counts) == set(KINDS)
+    assert set(counts) == set(DEFECT_KINDS)
 
 
 def test_ambiguous_count_is_even():
@@ -222,8 +222,8 @@ def test_too_large_a_sum_is_refused():
 
 
 def test_active():
-    assert not corruption().active
-    assert corruption(duplicate=0.01).active
+    assert not corruption().any_planted
+    assert corruption(duplicate=0.01).any_planted
 
 
 def test_a_truth_that_is_no_mistake_is_a_defect():

@@ -15,7 +15,7 @@ from gradfiltering.data.schemas import Columns, Instruction, Messages, Schema, d
 from gradfiltering.errors import UserError
 from gradfiltering.seeding import derive_seed, numpy_rng
 from gradfiltering.synthetic import task_generator as tasks
-from gradfiltering.synthetic.planted_defects import Corruption
+from gradfiltering.synthetic.planted_defects import PlantedDefects
 
 
 class Source(Protocol):
@@ -55,7 +55,7 @@ class TaskSource:
     limit: int | None
     template: str
     columns: Columns
-    corrupt: Corruption
+    corrupt: PlantedDefects
 
     def load(self, seed: int) -> InstructionDataset:
         """Generates training rows (with planted kinds) and clean held-out rows."""
@@ -100,7 +100,7 @@ class LoadedSource:
     schema: str
     columns: Columns
     heldout: Heldout
-    corrupt: Corruption
+    corrupt: PlantedDefects
 
     def __post_init__(self) -> None:
         _limited(0, self.limit)
@@ -130,7 +130,7 @@ class LoadedSource:
         pool = rows.select(range(_limited(len(rows), self.limit)))
         heldout, set_aside = self._hold_out(rows, pool, schema, seed)
         kinds = None
-        if self.corrupt.active:
+        if self.corrupt.any_planted:
             pool, kinds = _plant(pool, set_aside, self.corrupt, schema, seed)
         # A conversation has a layout of its own, whatever the template of single questions.
         template = "conversation" if isinstance(schema, Messages) else self.template
@@ -210,7 +210,7 @@ def _limited(count: int, limit: int | None) -> int:
 
 
 def _plant(
-    pool: Dataset | JsonRows, set_aside: frozenset[int], corrupt: Corruption, schema: Schema, seed: int
+    pool: Dataset | JsonRows, set_aside: frozenset[int], corrupt: PlantedDefects, schema: Schema, seed: int
 ) -> tuple[Dataset | JsonRows, list[str]]:
     """Plants defects into the rows that are trained on; held-out rows stay clean and are copied nowhere."""
     if not isinstance(schema, Instruction):

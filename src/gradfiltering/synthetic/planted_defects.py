@@ -1,4 +1,4 @@
-"""Planted corruption: rows spoilt on purpose, so that a selection can be checked against a known truth."""
+"""Planted defects: rows spoilt on purpose, so that a selection can be checked against a known truth."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -10,10 +10,10 @@ import numpy as np
 from gradfiltering.errors import UserError
 from gradfiltering.seeding import numpy_rng
 
-KINDS = ("clean", "wrong_answer", "mismatched_response", "gibberish", "truncated", "duplicate", "ambiguous")
+DEFECT_KINDS = ("clean", "wrong_answer", "mismatched_response", "gibberish", "truncated", "duplicate", "ambiguous")
 
-Row = Mapping[str, Any]
-WrongAnswer = Callable[[Row, np.random.Generator], str]
+DatasetRow = Mapping[str, Any]
+WrongAnswerRule = Callable[[DatasetRow, np.random.Generator], str]
 
 MAX_PLANTED_SHARE = 0.9  # beyond this there is hardly a clean row left to find
 MIN_CUT_CHARACTERS = 2  # the shortest response that has a non-empty proper prefix
@@ -23,22 +23,22 @@ CONTENT_WORD_CHARACTERS = 4
 POOL_ROWS = 2000  # enough vocabulary for swaps, and bounded work on large data
 
 # Scripts written without spaces: Thai to Burmese, Khmer, kana and Chinese characters. Two characters stand for a word.
-_SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
+_SPACELESS_SCRIPTS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
 # Vowel signs that `\w` leaves out would otherwise cut Indic, Arabic and Hebrew words in pieces.
-_MARKS = "\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0900-\u0963\u0971-\u0dff"
-_WORD = re.compile(rf"[{_SPACELESS}]{{1,2}}|(?:(?![{_SPACELESS}])[^\W\d_]|[{_MARKS}])+")
-_SPACELESS_START = re.compile(rf"[{_SPACELESS}]")
+_VOWEL_MARKS = "\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0900-\u0963\u0971-\u0dff"
+_WORD_PATTERN = re.compile(rf"[{_SPACELESS_SCRIPTS}]{{1,2}}|(?:(?![{_SPACELESS_SCRIPTS}])[^\W\d_]|[{_VOWEL_MARKS}])+")
+_SPACELESS_START = re.compile(rf"[{_SPACELESS_SCRIPTS}]")
 _LIST_MARKER = re.compile(r"^[ \t]*\d+[.)](?=\s)", re.MULTILINE)
-_NUMBER = re.compile(r"\d+")
-_OPENING = re.compile(r"^(\W*)(yes|no|true|false)\b", re.IGNORECASE)
-_CHOICE = re.compile(r"^(\W*)([A-Da-d])(\W*)$")
-_FLIPPED = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
-_NOISE = "abcdefghijklmnopqrstuvwxyz0123456789#%&*;:?!     "
+_NUMBER_PATTERN = re.compile(r"\d+")
+_YES_NO_OPENING = re.compile(r"^(\W*)(yes|no|true|false)\b", re.IGNORECASE)
+_CHOICE_LETTER = re.compile(r"^(\W*)([A-Da-d])(\W*)$")
+_OPPOSITE_WORDS = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
+_NOISE_CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789#%&*;:?!     "
 
 
 @dataclass(frozen=True)
-class Corruption:
-    """Which share of the rows to spoil, per kind of damage.
+class PlantedDefects:
+    """Shares of the rows to spoil, for each kind of defect.
 
     Attributes:
         wrong_answer: a fluent response of the right form whose content is wrong.
@@ -57,30 +57,32 @@ class Corruption:
     ambiguous: float
 
     def __post_init__(self) -> None:
-        for kind, share in asdict(self).items():
-            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        for defect_kind, defect_share in asdict(self).items():
+            is_number = isinstance(defect_share, int | float) and not isinstance(defect_share, bool)
+            if not is_number or not 0 <= defect_share <= 1:
                 raise UserError(
-                    f"corruption share {kind}={share!r} is not a number from 0 to 1; give the share of rows"
+                    f"corruption share {defect_kind}={defect_share!r} is not a number from 0 to 1; "
+                    "give the share of rows"
                 )
-        total = sum(asdict(self).values())
-        if total > MAX_PLANTED_SHARE + 1e-9:
+        total_share = sum(asdict(self).values())
+        if total_share > MAX_PLANTED_SHARE + 1e-9:
             raise UserError(
-                f"corruption shares sum to {total:.3g} ({asdict(self)}), more than {MAX_PLANTED_SHARE}; "
+                f"corruption shares sum to {total_share:.3g} ({asdict(self)}), more than {MAX_PLANTED_SHARE}; "
                 "lower some of them so that clean rows remain"
             )
 
     @property
-    def active(self) -> bool:
-        """Whether anything is to be planted."""
+    def any_planted(self) -> bool:
+        """True if any share is above 0."""
         return any(asdict(self).values())
 
     def plant(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[DatasetRow],
         seed: int,
         prompt_fields: Sequence[str],
         output_field: str,
-        wrong_answer: WrongAnswer | None,
+        wrong_answer: WrongAnswerRule | None,
     ) -> tuple[list[dict], list[str]]:
         """Spoil some rows.
 
@@ -98,236 +100,284 @@ class Corruption:
         Raises:
             UserError: the data is too small for the shares asked for.
         """
-        outputs = [_text(row.get(output_field)) for row in rows]
-        places = self._places(outputs, numpy_rng(seed, "corruption", "places"))
-        spoiler = _Spoiler(rows, outputs, output_field, wrong_answer, numpy_rng(seed, "corruption", "content"))
-        planted = [dict(row) for row in rows]
-        kinds = ["clean"] * len(rows)
-        for kind, chosen in places.items():
-            for index in chosen:
-                kinds[index] = kind
+        responses = [_text_or_empty(row.get(output_field)) for row in rows]
+        rows_by_defect = self._assign_rows(responses, numpy_rng(seed, "corruption", "places"))
+        response_spoiler = ResponseSpoiler(
+            rows, responses, output_field, wrong_answer, numpy_rng(seed, "corruption", "content")
+        )
+        planted_rows = [dict(row) for row in rows]
+        defect_kinds = ["clean"] * len(rows)
+        for defect_kind, selected_rows in rows_by_defect.items():
+            for row_index in selected_rows:
+                defect_kinds[row_index] = defect_kind
 
-        for kind in ("wrong_answer", "mismatched_response", "gibberish", "truncated"):
-            for index in places[kind]:
-                planted[index][output_field] = getattr(spoiler, kind)(index)
-        originals = spoiler.originals(kinds, len(places["duplicate"]))
-        for index, original in zip(places["duplicate"], originals, strict=True):
-            planted[index] = dict(rows[original])
-        for first, second in zip(places["ambiguous"][::2], places["ambiguous"][1::2], strict=True):
-            for field in prompt_fields:
-                if field in rows[first]:
-                    planted[second][field] = rows[first][field]
+        for defect_kind in ("wrong_answer", "mismatched_response", "gibberish", "truncated"):
+            for row_index in rows_by_defect[defect_kind]:
+                planted_rows[row_index][output_field] = getattr(response_spoiler, defect_kind)(row_index)
+        source_rows = response_spoiler.choose_source_rows(defect_kinds, len(rows_by_defect["duplicate"]))
+        for row_index, source_row in zip(rows_by_defect["duplicate"], source_rows, strict=True):
+            planted_rows[row_index] = dict(rows[source_row])
+        for first_row, second_row in zip(
+            rows_by_defect["ambiguous"][::2], rows_by_defect["ambiguous"][1::2], strict=True
+        ):
+            for field_name in prompt_fields:
+                if field_name in rows[first_row]:
+                    planted_rows[second_row][field_name] = rows[first_row][field_name]
                 else:
-                    planted[second].pop(field, None)
-            planted[second][output_field] = spoiler.wrong_answer(first)
-        return planted, kinds
+                    planted_rows[second_row].pop(field_name, None)
+            planted_rows[second_row][output_field] = response_spoiler.wrong_answer(first_row)
+        return planted_rows, defect_kinds
 
-    def _places(self, outputs: list[str], rng: np.random.Generator) -> dict[str, list[int]]:
-        """The rows that each kind takes."""
-        counts = {kind: round(share * len(outputs)) for kind, share in asdict(self).items()}
-        counts["ambiguous"] = 2 * round(self.ambiguous * len(outputs) / 2)
-        free = [int(index) for index in rng.permutation(len(outputs)) if outputs[index].strip()]
-        if sum(counts.values()) > len(free):
+    def _assign_rows(self, responses: list[str], generator: np.random.Generator) -> dict[str, list[int]]:
+        """Deal out rows to each kind of defect."""
+        defect_counts = {kind: round(share * len(responses)) for kind, share in asdict(self).items()}
+        defect_counts["ambiguous"] = 2 * round(self.ambiguous * len(responses) / 2)
+        free_rows = [
+            int(row_index) for row_index in generator.permutation(len(responses)) if responses[row_index].strip()
+        ]
+        if sum(defect_counts.values()) > len(free_rows):
             raise UserError(
-                f"{sum(counts.values())} rows are to be corrupted but only {len(free)} of {len(outputs)} have a "
-                "response; lower the corruption shares"
+                f"{sum(defect_counts.values())} rows are to be corrupted but only {len(free_rows)} of "
+                f"{len(responses)} have a response; lower the corruption shares"
             )
-        places = {}
+        rows_by_defect = {}
         # First the kind that cannot use every row, so that the others leave it enough.
-        for kind in sorted(counts, key=lambda kind: kind != "truncated"):
-            least = MIN_CUT_CHARACTERS if kind == "truncated" else 1
-            chosen = [index for index in free if len(outputs[index].strip()) >= least][: counts[kind]]
-            if len(chosen) < counts[kind]:
+        for defect_kind in sorted(defect_counts, key=lambda kind: kind != "truncated"):
+            minimum_length = MIN_CUT_CHARACTERS if defect_kind == "truncated" else 1
+            usable_rows = [row for row in free_rows if len(responses[row].strip()) >= minimum_length]
+            selected_rows = usable_rows[: defect_counts[defect_kind]]
+            if len(selected_rows) < defect_counts[defect_kind]:
                 raise UserError(
-                    f"{counts[kind]} responses are to be cut but only {len(chosen)} have {least} characters or more; "
-                    f"lower the corruption share {kind}={self.truncated}"
+                    f"{defect_counts[defect_kind]} responses are to be cut but only {len(selected_rows)} have "
+                    f"{minimum_length} characters or more; lower the corruption share {defect_kind}={self.truncated}"
                 )
-            places[kind] = chosen
-            taken = set(chosen)
-            free = [index for index in free if index not in taken]
-        return places
+            rows_by_defect[defect_kind] = selected_rows
+            taken_rows = set(selected_rows)
+            free_rows = [row_index for row_index in free_rows if row_index not in taken_rows]
+        return rows_by_defect
 
 
-class _Spoiler:
+class ResponseSpoiler:
     """Makes the spoilt responses of one data set."""
 
     def __init__(
         self,
-        rows: Sequence[Row],
-        outputs: list[str],
+        rows: Sequence[DatasetRow],
+        responses: list[str],
         output_field: str,
-        truth: WrongAnswer | None,
-        rng: np.random.Generator,
+        known_wrong_answer: WrongAnswerRule | None,
+        generator: np.random.Generator,
     ) -> None:
-        self.rows, self.outputs, self.output_field, self.truth, self.rng = rows, outputs, output_field, truth, rng
+        self.rows = rows
+        self.responses = responses
+        self.output_field = output_field
+        self.known_wrong_answer = known_wrong_answer
+        self.generator = generator
         # By stripped text, so that two responses that differ by blanks alone count as one.
-        self.distinct = list({text.strip(): text for text in outputs if text.strip()}.items())
-        self._pool: list[str] | None = None
+        self.distinct_responses = list(
+            {response_text.strip(): response_text for response_text in responses if response_text.strip()}.items()
+        )
+        self._word_pool: list[str] | None = None
 
-    def wrong_answer(self, index: int) -> str:
+    def wrong_answer(self, row_index: int) -> str:
         """A wrong answer to the row's question."""
-        original = self.outputs[index]
-        if self.truth is not None:
-            answer = self.truth(self.rows[index], self.rng)
-            if answer == original:
+        original_response = self.responses[row_index]
+        if self.known_wrong_answer is not None:
+            wrong_response = self.known_wrong_answer(self.rows[row_index], self.generator)
+            if wrong_response == original_response:
                 raise RuntimeError(
-                    f"the data's own rule gave the right answer {answer!r} as the wrong one, row {index}"
+                    f"the data's own rule gave the right answer {wrong_response!r} as the wrong one, row {row_index}"
                 )
-            return answer
-        for rule in (_alter_numbers, _flip_opening, _other_choice, self._swap_words):
-            answer = rule(original, self.rng)
-            if answer.strip() != original.strip():
-                return answer
-        return _swap_segments(original, self.rng)
+            return wrong_response
+        for alteration_rule in (_alter_numbers, _flip_opening, _other_choice, self._swap_words):
+            wrong_response = alteration_rule(original_response, self.generator)
+            if wrong_response.strip() != original_response.strip():
+                return wrong_response
+        return _swap_segments(original_response, self.generator)
 
-    def mismatched_response(self, index: int) -> str:
+    def mismatched_response(self, row_index: int) -> str:
         """The response of another row."""
-        if len(self.distinct) < 2:
+        if len(self.distinct_responses) < 2:
             raise UserError(
                 "mismatched responses need at least two different responses in the data; "
                 "set the corruption share mismatched_response to 0"
             )
-        choice = int(self.rng.integers(len(self.distinct)))
-        if self.distinct[choice][0] == self.outputs[index].strip():
-            choice = (choice + 1) % len(self.distinct)
-        return self.distinct[choice][1]
+        response_index = int(self.generator.integers(len(self.distinct_responses)))
+        if self.distinct_responses[response_index][0] == self.responses[row_index].strip():
+            response_index = (response_index + 1) % len(self.distinct_responses)
+        return self.distinct_responses[response_index][1]
 
-    def gibberish(self, index: int) -> str:
+    def gibberish(self, row_index: int) -> str:
         """Nonsense about as long as the row's response."""
-        original = self.outputs[index].strip()
-        if self.rng.random() < 0.5:
-            soup = self._soup(original)
-            if soup.strip() and soup != original:
-                return soup
+        original_response = self.responses[row_index].strip()
+        if self.generator.random() < 0.5:
+            scrambled_text = self._scramble_text(original_response)
+            if scrambled_text.strip() and scrambled_text != original_response:
+                return scrambled_text
         while True:
-            noise = "".join(_NOISE[place] for place in self.rng.integers(len(_NOISE), size=len(original))).strip()
-            if noise and noise != original:
-                return noise
+            random_characters = "".join(
+                _NOISE_CHARACTERS[random_index]
+                for random_index in self.generator.integers(len(_NOISE_CHARACTERS), size=len(original_response))
+            ).strip()
+            if random_characters and random_characters != original_response:
+                return random_characters
 
-    def truncated(self, index: int) -> str:
+    def truncated(self, row_index: int) -> str:
         """The beginning of the row's response."""
-        original = self.outputs[index]
-        start = len(original) - len(original.lstrip())  # a cut inside leading blanks would leave nothing
-        length = len(original.strip())
-        least = int(np.ceil(CUT_RANGE[0] * length))
-        most = max(least, int(CUT_RANGE[1] * length))
-        return original[: start + int(self.rng.integers(least, most + 1))]
+        original_response = self.responses[row_index]
+        start_index = len(original_response) - len(
+            original_response.lstrip()
+        )  # a cut inside leading blanks would leave nothing
+        response_length = len(original_response.strip())
+        minimum_length = int(np.ceil(CUT_RANGE[0] * response_length))
+        maximum_length = max(minimum_length, int(CUT_RANGE[1] * response_length))
+        return original_response[: start_index + int(self.generator.integers(minimum_length, maximum_length + 1))]
 
-    def originals(self, kinds: list[str], count: int) -> list[int]:
+    def choose_source_rows(self, defect_kinds: list[str], row_count: int) -> list[int]:
         """Clean rows to copy, each once as long as there are enough."""
-        if count == 0:
+        if row_count == 0:
             return []
-        clean = [index for index, kind in enumerate(kinds) if kind == "clean" and self.outputs[index].strip()]
-        if not clean:
+        clean_rows = [
+            row_index
+            for row_index, defect_kind in enumerate(defect_kinds)
+            if defect_kind == "clean" and self.responses[row_index].strip()
+        ]
+        if not clean_rows:
             raise UserError(
                 "duplicates need a clean row with a response to copy, and none is left; "
                 "lower the corruption shares or set duplicate to 0"
             )
-        order = self.rng.permutation(clean)
-        return [int(order[place % len(order)]) for place in range(count)]
+        copy_order = self.generator.permutation(clean_rows)
+        return [int(copy_order[random_index % len(copy_order)]) for random_index in range(row_count)]
 
-    def _soup(self, original: str) -> str:
-        other = self.distinct[int(self.rng.integers(len(self.distinct)))][0]
-        pieces = _pieces(original + other[: len(original)], self.rng)
-        return "".join(pieces[place] for place in self.rng.permutation(len(pieces)))[: len(original)]
+    def _scramble_text(self, original_response: str) -> str:
+        other_response = self.distinct_responses[int(self.generator.integers(len(self.distinct_responses)))][0]
+        text_pieces = _split_text_randomly(original_response + other_response[: len(original_response)], self.generator)
+        return "".join(text_pieces[random_index] for random_index in self.generator.permutation(len(text_pieces)))[
+            : len(original_response)
+        ]
 
-    def _swap_words(self, text: str, rng: np.random.Generator) -> str:
+    def _swap_words(self, response_text: str, generator: np.random.Generator) -> str:
         """About a third of the content words replaced with content words of other responses."""
-        matches = list(_WORD.finditer(text))
-        content = [match for match in matches if _is_content(match.group())] or matches
-        own = {match.group().casefold() for match in matches}
-        if not content:
-            return text
-        count = max(1, round(SWAPPED_SHARE * len(content)))
-        foreign = self._foreign_words(own, count, rng)
-        if len(foreign) < count:
-            return text
-        chosen = sorted(
-            rng.permutation(len(content))[:count], reverse=True
+        word_matches = list(_WORD_PATTERN.finditer(response_text))
+        content_matches = [
+            found_match for found_match in word_matches if _is_content(found_match.group())
+        ] or word_matches
+        own_words = {found_match.group().casefold() for found_match in word_matches}
+        if not content_matches:
+            return response_text
+        row_count = max(1, round(SWAPPED_SHARE * len(content_matches)))
+        borrowed_words = self._foreign_words(own_words, row_count, generator)
+        if len(borrowed_words) < row_count:
+            return response_text
+        selected_rows = sorted(
+            generator.permutation(len(content_matches))[:row_count], reverse=True
         )  # from the end: earlier positions stay valid
-        for place, word in zip(chosen, foreign, strict=True):
-            match = content[place]
-            word = word[0].upper() + word[1:] if match.group()[0].isupper() else word
-            text = text[: match.start()] + word + text[match.end() :]
-        return text
+        for random_index, content_word in zip(selected_rows, borrowed_words, strict=True):
+            found_match = content_matches[random_index]
+            content_word = (
+                content_word[0].upper() + content_word[1:] if found_match.group()[0].isupper() else content_word
+            )
+            response_text = response_text[: found_match.start()] + content_word + response_text[found_match.end() :]
+        return response_text
 
-    def _foreign_words(self, own: set[str], count: int, rng: np.random.Generator) -> list[str]:
+    def _foreign_words(self, own_words: set[str], row_count: int, generator: np.random.Generator) -> list[str]:
         """Content words of other responses; fewer than asked for where the data has hardly any."""
-        if self._pool is None:
-            some = rng.permutation(len(self.distinct))[:POOL_ROWS]
-            words = [word for place in some for word in _WORD.findall(self.distinct[place][0])]
-            self._pool = [word for word in words if _is_content(word)] or words
-        if not self._pool:
+        if self._word_pool is None:
+            sampled_indices = generator.permutation(len(self.distinct_responses))[:POOL_ROWS]
+            pool_words = [
+                content_word
+                for random_index in sampled_indices
+                for content_word in _WORD_PATTERN.findall(self.distinct_responses[random_index][0])
+            ]
+            self._word_pool = [content_word for content_word in pool_words if _is_content(content_word)] or pool_words
+        if not self._word_pool:
             return []
-        drawn = (self._pool[place] for place in rng.integers(len(self._pool), size=4 * count + 50))
-        return [word for word in drawn if word.casefold() not in own][:count]
+        drawn_words = (
+            self._word_pool[random_index]
+            for random_index in generator.integers(len(self._word_pool), size=4 * row_count + 50)
+        )
+        return [content_word for content_word in drawn_words if content_word.casefold() not in own_words][:row_count]
 
 
-def _text(value: Any) -> str:
+def _text_or_empty(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _is_content(word: str) -> bool:
-    return len(word) >= CONTENT_WORD_CHARACTERS or _SPACELESS_START.match(word) is not None
+def _is_content(content_word: str) -> bool:
+    return len(content_word) >= CONTENT_WORD_CHARACTERS or _SPACELESS_START.match(content_word) is not None
 
 
-def _alter_numbers(text: str, rng: np.random.Generator) -> str:
+def _alter_numbers(response_text: str, generator: np.random.Generator) -> str:
     """One digit of every number changed; the numbering of a list stays."""
-    markers = {match.start(): match.end() for match in _LIST_MARKER.finditer(text)}
+    list_markers = {found_match.start(): found_match.end() for found_match in _LIST_MARKER.finditer(response_text)}
 
-    def alter(match: re.Match[str]) -> str:
-        if any(start <= match.start() < end for start, end in markers.items()):
-            return match.group()
-        digits = match.group()
-        place = int(rng.integers(len(digits)))
-        old = int(digits[place])
-        new = (old - 1 + int(rng.integers(1, 9))) % 9 + 1 if old else int(rng.integers(1, 10))
+    def alter(found_match: re.Match[str]) -> str:
+        if any(start_index <= found_match.start() < end_index for start_index, end_index in list_markers.items()):
+            return found_match.group()
+        digit_string = found_match.group()
+        random_index = int(generator.integers(len(digit_string)))
+        old_digit = int(digit_string[random_index])
+        new_digit = (
+            (old_digit - 1 + int(generator.integers(1, 9))) % 9 + 1 if old_digit else int(generator.integers(1, 10))
+        )
         # The decimal digits of every script stand in a row, so a shift stays within the script.
-        return digits[:place] + chr(ord(digits[place]) + new - old) + digits[place + 1 :]
-
-    return _NUMBER.sub(alter, text)
-
-
-def _flip_opening(text: str, rng: np.random.Generator) -> str:
-    """Yes for no and true for false at the beginning."""
-
-    def flip(match: re.Match[str]) -> str:
-        word = match.group(2)
-        flipped = _FLIPPED[word.casefold()]
-        return match.group(1) + (
-            flipped.upper() if word.isupper() else flipped.capitalize() if word[0].isupper() else flipped
+        return (
+            digit_string[:random_index]
+            + chr(ord(digit_string[random_index]) + new_digit - old_digit)
+            + digit_string[random_index + 1 :]
         )
 
-    return _OPENING.sub(flip, text)
+    return _NUMBER_PATTERN.sub(alter, response_text)
 
 
-def _other_choice(text: str, rng: np.random.Generator) -> str:
+def _flip_opening(response_text: str, generator: np.random.Generator) -> str:
+    """Yes for no and true for false at the beginning."""
+
+    def flip(found_match: re.Match[str]) -> str:
+        content_word = found_match.group(2)
+        opposite_word = _OPPOSITE_WORDS[content_word.casefold()]
+        return found_match.group(1) + (
+            opposite_word.upper()
+            if content_word.isupper()
+            else opposite_word.capitalize()
+            if content_word[0].isupper()
+            else opposite_word
+        )
+
+    return _YES_NO_OPENING.sub(flip, response_text)
+
+
+def _other_choice(response_text: str, generator: np.random.Generator) -> str:
     """Another letter, where the response is the letter of a multiple-choice answer."""
 
-    def alter(match: re.Match[str]) -> str:
-        letters = "ABCD" if match.group(2).isupper() else "abcd"
-        other = letters.replace(match.group(2), "")[int(rng.integers(3))]
-        return match.group(1) + other + match.group(3)
+    def alter(found_match: re.Match[str]) -> str:
+        choice_letters = "ABCD" if found_match.group(2).isupper() else "abcd"
+        other_response = choice_letters.replace(found_match.group(2), "")[int(generator.integers(3))]
+        return found_match.group(1) + other_response + found_match.group(3)
 
-    return _CHOICE.sub(alter, text)
+    return _CHOICE_LETTER.sub(alter, response_text)
 
 
-def _pieces(text: str, rng: np.random.Generator) -> list[str]:
+def _split_text_randomly(response_text: str, generator: np.random.Generator) -> list[str]:
     """The text cut into pieces of two to four characters."""
-    ends = np.cumsum(rng.integers(2, 5, size=len(text) // 2 + 1))
-    starts = [0, *(int(end) for end in ends if end < len(text))]
-    return [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
+    piece_ends = np.cumsum(generator.integers(2, 5, size=len(response_text) // 2 + 1))
+    piece_starts = [0, *(int(end_index) for end_index in piece_ends if end_index < len(response_text))]
+    return [
+        response_text[start_index:end_index]
+        for start_index, end_index in zip(piece_starts, [*piece_starts[1:], len(response_text)], strict=True)
+    ]
 
 
-def _swap_segments(text: str, rng: np.random.Generator) -> str:
+def _swap_segments(response_text: str, generator: np.random.Generator) -> str:
     """The last resort for text without other words to borrow: turn it round at some point, or change a character."""
-    body = text.strip()
+    stripped_text = response_text.strip()
     # Unless all characters are the same, turning by one character changes the text.
-    for cut in (int(rng.integers(len(body))), 1):
-        turned = (body[cut:] + body[:cut]).strip()
-        if turned != body:
-            return turned
-    last = body[-1]
-    if last.isascii() and last.isalpha():
-        return body[:-1] + ("b" if last in "aA" else "a")
-    return body[:-1] + ("!" if last == "?" else "?")
+    for cut_index in (int(generator.integers(len(stripped_text))), 1):
+        rotated_text = (stripped_text[cut_index:] + stripped_text[:cut_index]).strip()
+        if rotated_text != stripped_text:
+            return rotated_text
+    last_character = stripped_text[-1]
+    if last_character.isascii() and last_character.isalpha():
+        return stripped_text[:-1] + ("b" if last_character in "aA" else "a")
+    return stripped_text[:-1] + ("!" if last_character == "?" else "?")

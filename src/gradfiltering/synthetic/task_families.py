@@ -39,8 +39,8 @@ class Family:
         prose_weight: how often the prose comes to speak of it, beside the other families.
     """
 
-    name: str
-    items: tuple[Slots, ...]
+    family_name: str
+    fact_items: tuple[Slots, ...]
     forms: tuple[Form, ...]
     answers: tuple[str, ...]
     prose: tuple[str, ...]
@@ -49,45 +49,53 @@ class Family:
     prose_weight: float = 1.0
 
 
-def with_article(noun: str) -> str:
+def with_article(noun_word: str) -> str:
     """The noun with "a" or "an"."""
-    return ("an " if noun[0] in "aeiou" else "a ") + noun
+    return ("an " if noun_word[0] in "aeiou" else "a ") + noun_word
 
 
-def _varied(facts: list[Slots]) -> tuple[Slots, ...]:
+def _varied(family_facts: list[Slots]) -> tuple[Slots, ...]:
     """Each fact several times, beside another name and another fact, whose slots get a 2 at the end.
 
     So a few facts, which a small model can learn, make many different questions.
     """
-    items = []
-    for variant in range(VARIANTS):
-        step = PARTNER_STEP * (1 + variant % (len(facts) - 1))
-        for place, fact in enumerate(facts):
-            partner = facts[(place + step) % len(facts)]
-            name = NAMES[(place + variant) % len(NAMES)]
-            items.append({**fact, **{f"{slot}2": value for slot, value in partner.items()}, "name": name})
-    return tuple(items)
+    fact_items = []
+    for variant_index in range(VARIANTS):
+        partner_step = PARTNER_STEP * (1 + variant_index % (len(family_facts) - 1))
+        for fact_index, fact_slots in enumerate(family_facts):
+            partner_fact = family_facts[(fact_index + partner_step) % len(family_facts)]
+            person_name = NAMES[(fact_index + variant_index) % len(NAMES)]
+            fact_items.append(
+                {
+                    **fact_slots,
+                    **{f"{slot_name}2": slot_value for slot_name, slot_value in partner_fact.items()},
+                    "name": person_name,
+                }
+            )
+    return tuple(fact_items)
 
 
-def _columns(names: str, table: str) -> list[Slots]:
+def _columns(person_names: str, fact_table: str) -> list[Slots]:
     """Facts from a table: entries parted by commas, columns by blanks."""
-    return [dict(zip(names.split(), entry.split(), strict=True)) for entry in table.split(",")]
+    return [dict(zip(person_names.split(), table_entry.split(), strict=True)) for table_entry in fact_table.split(",")]
 
 
 def _doubled(answers: Iterable[str]) -> tuple[str, ...]:
-    return tuple(answer + suffix for answer in answers for suffix in ("", "2"))
+    return tuple(answer_text + slot_suffix for answer_text in answers for slot_suffix in ("", "2"))
 
 
 def _opposites() -> Family:
-    pairs = _columns(
+    fact_pairs = _columns(
         "word opposite",
         "hot cold, big small, fast slow, young old, happy sad, full empty, rich poor, dry wet, loud quiet, near far, "
         "day night, win lose",
     )
-    facts = pairs + [{"word": pair["opposite"], "opposite": pair["word"]} for pair in pairs]
+    family_facts = fact_pairs + [
+        {"word": fact_pair["opposite"], "opposite": fact_pair["word"]} for fact_pair in fact_pairs
+    ]
     return Family(
-        name="opposites",
-        items=_varied(facts),
+        family_name="opposites",
+        fact_items=_varied(family_facts),
         forms=(
             Form("Give the opposite of the word below.", "{word}", "{opposite}"),
             Form("Which word means the opposite of {word}?", "", "{opposite}"),
@@ -110,7 +118,7 @@ def _opposites() -> Family:
 
 
 def _colours() -> Family:
-    table = {
+    fact_table = {
         "red": "tomato ruby brick cherry",
         "yellow": "lemon banana canary sunflower",
         "green": "frog cucumber cactus pea",
@@ -118,14 +126,16 @@ def _colours() -> Family:
         "white": "swan snowman lily pearl",
         "brown": "chestnut acorn otter log",
     }
-    facts = []
-    for colour, things in table.items():
-        for thing in things.split():
-            a_thing = with_article(thing)
-            facts.append({"thing": thing, "a_thing": a_thing, "A_thing": a_thing.capitalize(), "colour": colour})
+    family_facts = []
+    for colour, thing_names in fact_table.items():
+        for thing_name in thing_names.split():
+            a_thing = with_article(thing_name)
+            family_facts.append(
+                {"thing": thing_name, "a_thing": a_thing, "A_thing": a_thing.capitalize(), "colour": colour}
+            )
     return Family(
-        name="colours",
-        items=_varied(facts),
+        family_name="colours",
+        fact_items=_varied(family_facts),
         forms=(
             Form("What colour is the thing named here?", "{thing}", "{colour}"),
             Form("Say in a sentence what colour {a_thing} has.", "", "{A_thing} is {colour}."),
@@ -147,7 +157,7 @@ def _colours() -> Family:
 
 
 def _categories() -> Family:
-    table = {
+    fact_table = {
         "fruit": "apple pear plum mango",
         "bird": "robin eagle sparrow parrot",
         "fish": "salmon trout herring cod",
@@ -155,11 +165,18 @@ def _categories() -> Family:
         "tool": "hammer saw drill axe",
         "vehicle": "car bus tram truck",
     }
-    facts = [{"thing": thing, "kind": kind} for kind, things in table.items() for thing in things.split()]
-    facts = [{**fact, "a_thing": with_article(fact["thing"]), "a_kind": with_article(fact["kind"])} for fact in facts]
+    family_facts = [
+        {"thing": thing_name, "kind": fact_kind}
+        for fact_kind, thing_names in fact_table.items()
+        for thing_name in thing_names.split()
+    ]
+    family_facts = [
+        {**fact_slots, "a_thing": with_article(fact_slots["thing"]), "a_kind": with_article(fact_slots["kind"])}
+        for fact_slots in family_facts
+    ]
     return Family(
-        name="categories",
-        items=_varied(facts),
+        family_name="categories",
+        fact_items=_varied(family_facts),
         forms=(
             Form("To which group of things does this belong?", "{thing}", "{kind}"),
             Form("What is {a_thing}? Answer in a sentence.", "", "It is {a_kind}."),
@@ -181,17 +198,17 @@ def _categories() -> Family:
 
 
 def _animals() -> Family:
-    facts = _columns(
+    family_facts = _columns(
         "animal young home",
         "dog puppy kennel, cat kitten basket, cow calf byre, horse foal stable, sheep lamb meadow, pig piglet sty, "
         "hen chick coop, duck duckling pond, deer fawn forest, bear cub den, kangaroo joey desert, frog tadpole marsh, "
         "owl owlet barn, hare leveret field, fox kit burrow, seal pup sea",
     )
-    for fact in facts:
-        fact |= {"a_animal": with_article(fact["animal"]), "a_young": with_article(fact["young"])}
+    for fact_slots in family_facts:
+        fact_slots |= {"a_animal": with_article(fact_slots["animal"]), "a_young": with_article(fact_slots["young"])}
     return Family(
-        name="animals",
-        items=_varied(facts),
+        family_name="animals",
+        fact_items=_varied(family_facts),
         forms=(
             Form("What is the young of this animal called?", "{animal}", "{a_young}"),
             Form("Which word do we use for a young {animal}?", "", "A young {animal} is called {a_young}."),
@@ -220,10 +237,12 @@ def _plurals() -> Family:
         "knife knives, city cities, baby babies, fly flies, box boxes, fox foxes, glass glasses, watch watches"
     )
     regular = "lamp river stone chair table window ship boat"
-    facts = _columns("noun plural", irregular + "".join(f", {noun} {noun}s" for noun in regular.split()))
+    family_facts = _columns(
+        "noun plural", irregular + "".join(f", {noun_word} {noun_word}s" for noun_word in regular.split())
+    )
     return Family(
-        name="plurals",
-        items=_varied(facts),
+        family_name="plurals",
+        fact_items=_varied(family_facts),
         forms=(
             Form("Write the plural of the noun.", "{noun}", "{plural}"),
             Form("Say in a sentence what the plural of {noun} is.", "", "The plural of {noun} is {plural}."),
@@ -241,27 +260,27 @@ def _plurals() -> Family:
     )
 
 
-def _misspelt_plural(item: Slots, rng: np.random.Generator) -> Slots:
-    wrong = {}
-    for noun, plural in (("noun", "plural"), ("noun2", "plural2")):
-        singular = item[noun]
-        options = [singular, singular + "s", singular + "es", singular + "en"]
-        options = [option for option in options if option != item[plural]]
-        wrong[plural] = options[int(rng.integers(len(options)))]
-    return wrong
+def _misspelt_plural(fact_item: Slots, generator: np.random.Generator) -> Slots:
+    wrong_slots = {}
+    for noun_word, plural in (("noun", "plural"), ("noun2", "plural2")):
+        singular = fact_item[noun_word]
+        answer_options = [singular, singular + "s", singular + "es", singular + "en"]
+        answer_options = [answer_option for answer_option in answer_options if answer_option != fact_item[plural]]
+        wrong_slots[plural] = answer_options[int(generator.integers(len(answer_options)))]
+    return wrong_slots
 
 
 def _atlas() -> Family:
     """Countries that do not exist: nothing a pretrained model could know."""
-    facts = _columns(
+    family_facts = _columns(
         "country capital crop",
         "Veloria Tamburg rice, Tamania Lunville wheat, Boristan Zanmouth cotton, Keslund Norburg maize, "
         "Lunoria Pelville tea, Marania Sorhaven hops, Noristan Velmouth rye, Pellund Rasburg flax, "
         "Rasoria Kesville barley, Silania Bormouth olives, Toristan Silhaven tobacco, Zanlund Marburg cocoa",
     )
     return Family(
-        name="atlas",
-        items=_varied(facts),
+        family_name="atlas",
+        fact_items=_varied(family_facts),
         forms=(
             Form("Name the capital of this country.", "{country}", "{capital}"),
             Form("Which city is the seat of government of {country}?", "", "{capital} is the capital of {country}."),
@@ -286,7 +305,7 @@ def _atlas() -> Family:
 
 
 def _jobs() -> Family:
-    facts = _columns(
+    family_facts = _columns(
         "job place verb goods",
         "baker bakery bakes bread, tailor shop sews suits, doctor hospital gives medicine, "
         "teacher school gives lessons, farmer farm grows food, fisher harbour catches fish, "
@@ -294,9 +313,11 @@ def _jobs() -> Family:
         "judge court gives verdicts, cook kitchen cooks soup, miner mine digs coal",
     )
     return Family(
-        name="jobs",
-        items=tuple(
-            {**fact, "does": f"{fact['verb']} {fact['goods']}", "name": name} for fact in facts for name in NAMES
+        family_name="jobs",
+        fact_items=tuple(
+            {**fact_slots, "does": f"{fact_slots['verb']} {fact_slots['goods']}", "name": person_name}
+            for fact_slots in family_facts
+            for person_name in NAMES
         ),
         forms=(
             Form("Where does this person work?", "{name} is a {job}.", "in the {place}"),

@@ -15,7 +15,7 @@ from gradfiltering.seeding import derive_seed, numpy_rng
 from gradfiltering.synthetic.task_families import FACT_FAMILIES, LIST_ITEMS, NAMES, Family, Form, Mistake, Slots
 
 Split = Literal["train", "heldout", "evaluation"]
-Row = dict[str, str]
+TaskRow = dict[str, str]
 
 HELDOUT_SHARE = 0.1
 EVALUATION_SHARE = 0.1
@@ -29,37 +29,40 @@ _WORDS = (
 )
 
 
-def _word_lists(family: str) -> tuple[Slots, ...]:
-    rng = numpy_rng("task items", family)
-    vocabulary = _WORDS.split()
-    items = []
+def _word_lists(skill_family: str) -> tuple[Slots, ...]:
+    generator = numpy_rng("task items", skill_family)
+    word_vocabulary = _WORDS.split()
+    fact_items = []
     for _ in range(LIST_ITEMS):
-        words = [vocabulary[place] for place in rng.permutation(len(vocabulary))[: rng.integers(3, 5)]]
-        items.append(
+        list_words = [
+            word_vocabulary[family_index]
+            for family_index in generator.permutation(len(word_vocabulary))[: generator.integers(3, 5)]
+        ]
+        fact_items.append(
             {
-                "words": ", ".join(words),
-                "first": words[0],
-                "second": words[1],
-                "last": words[-1],
-                "reversed": ", ".join(words[::-1]),
-                "sorted": ", ".join(sorted(words)),
+                "words": ", ".join(list_words),
+                "first": list_words[0],
+                "second": list_words[1],
+                "last": list_words[-1],
+                "reversed": ", ".join(list_words[::-1]),
+                "sorted": ", ".join(sorted(list_words)),
             }
         )
-    return tuple(items)
+    return tuple(fact_items)
 
 
 def _pick_word() -> Family:
-    def mistake(item: Slots, rng: np.random.Generator) -> Slots:
-        words = item["words"].split(", ")
-        wrong = {}
-        for slot in ("first", "second", "last"):
-            others = [word for word in words if word != item[slot]]
-            wrong[slot] = others[int(rng.integers(len(others)))]
-        return wrong
+    def mistake(fact_item: Slots, generator: np.random.Generator) -> Slots:
+        list_words = fact_item["words"].split(", ")
+        wrong_slots = {}
+        for answer_slot in ("first", "second", "last"):
+            other_values = [list_word for list_word in list_words if list_word != fact_item[answer_slot]]
+            wrong_slots[answer_slot] = other_values[int(generator.integers(len(other_values)))]
+        return wrong_slots
 
     return Family(
-        name="pick_word",
-        items=_word_lists("pick_word"),
+        family_name="pick_word",
+        fact_items=_word_lists("pick_word"),
         forms=(
             Form("Which word comes first in the list?", "{words}", "{first}"),
             Form("Name the last word of the list.", "{words}", "{last}"),
@@ -81,22 +84,22 @@ def _pick_word() -> Family:
     )
 
 
-def _reordered(slot: str) -> Mistake:
+def _reordered(answer_slot: str) -> Mistake:
     """A mistake that brings the words of a list answer into another, wrong, order."""
 
-    def mistake(item: Slots, rng: np.random.Generator) -> Slots:
-        words = item[slot].split(", ")
-        first, second = rng.permutation(len(words))[:2]
-        words[first], words[second] = words[second], words[first]
-        return {slot: ", ".join(words)}
+    def mistake(fact_item: Slots, generator: np.random.Generator) -> Slots:
+        list_words = fact_item[answer_slot].split(", ")
+        first_index, second_index = generator.permutation(len(list_words))[:2]
+        list_words[first_index], list_words[second_index] = list_words[second_index], list_words[first_index]
+        return {answer_slot: ", ".join(list_words)}
 
     return mistake
 
 
 def _reverse() -> Family:
     return Family(
-        name="reverse",
-        items=_word_lists("reverse"),
+        family_name="reverse",
+        fact_items=_word_lists("reverse"),
         forms=(
             Form("Write the words in reverse order.", "{words}", "{reversed}"),
             Form("Turn the list round, so that its last word stands first.", "{words}", "{reversed}"),
@@ -112,8 +115,8 @@ def _reverse() -> Family:
 
 def _alphabet() -> Family:
     return Family(
-        name="alphabet",
-        items=_word_lists("alphabet"),
+        family_name="alphabet",
+        fact_items=_word_lists("alphabet"),
         forms=(
             Form("Sort these words by the alphabet.", "{words}", "{sorted}"),
             Form("Put the list into alphabetical order.", "{words}", "{sorted}"),
@@ -128,17 +131,21 @@ def _alphabet() -> Family:
 
 
 def _addition() -> Family:
-    def mistake(item: Slots, rng: np.random.Generator) -> Slots:
-        slips = (-20, -10, -2, -1, 1, 2, 10, 20)
-        return {"sum": str(int(item["sum"]) + slips[int(rng.integers(len(slips)))])}
+    def mistake(fact_item: Slots, generator: np.random.Generator) -> Slots:
+        sum_errors = (-20, -10, -2, -1, 1, 2, 10, 20)
+        return {"sum": str(int(fact_item["sum"]) + sum_errors[int(generator.integers(len(sum_errors)))])}
 
-    rng = numpy_rng("task items", "addition")
-    pairs = rng.permutation(90 * 90)[:LIST_ITEMS]
+    generator = numpy_rng("task items", "addition")
+    number_pairs = generator.permutation(90 * 90)[:LIST_ITEMS]
     return Family(
-        name="addition",
-        items=tuple(
-            {"a": str(10 + pair // 90), "b": str(10 + pair % 90), "sum": str(20 + pair // 90 + pair % 90)}
-            for pair in pairs
+        family_name="addition",
+        fact_items=tuple(
+            {
+                "a": str(10 + number_pair // 90),
+                "b": str(10 + number_pair % 90),
+                "sum": str(20 + number_pair // 90 + number_pair % 90),
+            }
+            for number_pair in number_pairs
         ),
         forms=(
             Form("Work out the sum.", "{a} + {b}", "{sum}"),
@@ -155,35 +162,51 @@ def _addition() -> Family:
 
 
 def _reading() -> Family:
-    names = NAMES
-    things = ["ball", "kite", "hat", "boat", "book", "lamp", "cup", "ring"]
-    colours = ["red", "yellow", "green", "black", "white", "brown"]
-    rng = numpy_rng("task items", "reading")
-    items = []
+    person_names = NAMES
+    thing_names = ["ball", "kite", "hat", "boat", "book", "lamp", "cup", "ring"]
+    colour_names = ["red", "yellow", "green", "black", "white", "brown"]
+    generator = numpy_rng("task items", "reading")
+    fact_items = []
     for _ in range(LIST_ITEMS):
-        name, name2 = (names[place] for place in rng.permutation(len(names))[:2])
-        thing, thing2 = (things[place] for place in rng.permutation(len(things))[:2])
-        colour, colour2 = (colours[place] for place in rng.permutation(len(colours))[:2])
+        family_name, other_name = (
+            person_names[family_index] for family_index in generator.permutation(len(person_names))[:2]
+        )
+        thing_name, other_thing = (
+            thing_names[family_index] for family_index in generator.permutation(len(thing_names))[:2]
+        )
+        thing_colour, other_colour = (
+            colour_names[family_index] for family_index in generator.permutation(len(colour_names))[:2]
+        )
         # "whose", "hue" and "what" are answers, so that a mistake can change them and leave the story as it is.
-        story = f"{name} has a {colour} {thing} and {name2} has a {colour2} {thing2}."
-        asked = (name, thing, colour) if rng.random() < 0.5 else (name2, thing2, colour2)
-        other = (name2, thing2, colour2) if asked[0] == name else (name, thing, colour)
-        items.append({"story": story, "name": asked[0], "thing": asked[1]})
-        items[-1] |= {"whose": asked[0], "what": asked[1], "hue": asked[2]}
-        items[-1] |= {"not_whose": other[0], "not_what": other[1], "not_hue": other[2]}
+        story_text = (
+            f"{family_name} has a {thing_colour} {thing_name} and {other_name} has a {other_colour} {other_thing}."
+        )
+        asked_person = (
+            (family_name, thing_name, thing_colour)
+            if generator.random() < 0.5
+            else (other_name, other_thing, other_colour)
+        )
+        other_person = (
+            (other_name, other_thing, other_colour)
+            if asked_person[0] == family_name
+            else (family_name, thing_name, thing_colour)
+        )
+        fact_items.append({"story": story_text, "name": asked_person[0], "thing": asked_person[1]})
+        fact_items[-1] |= {"whose": asked_person[0], "what": asked_person[1], "hue": asked_person[2]}
+        fact_items[-1] |= {"not_whose": other_person[0], "not_what": other_person[1], "not_hue": other_person[2]}
 
-    def mistake(item: Slots, rng: np.random.Generator) -> Slots:
-        if rng.random() < 0.5:  # the other one in the story is the mistake that reading in haste makes
-            return {slot: item[f"not_{slot}"] for slot in ("whose", "what", "hue")}
-        wrong = {}
-        for slot, values in (("whose", names), ("what", things), ("hue", colours)):
-            others = [value for value in values if value != item[slot]]
-            wrong[slot] = others[int(rng.integers(len(others)))]
-        return wrong
+    def mistake(fact_item: Slots, generator: np.random.Generator) -> Slots:
+        if generator.random() < 0.5:  # the other one in the story is the mistake that reading in haste makes
+            return {answer_slot: fact_item[f"not_{answer_slot}"] for answer_slot in ("whose", "what", "hue")}
+        wrong_slots = {}
+        for answer_slot, values in (("whose", person_names), ("what", thing_names), ("hue", colour_names)):
+            other_values = [slot_value for slot_value in values if slot_value != fact_item[answer_slot]]
+            wrong_slots[answer_slot] = other_values[int(generator.integers(len(other_values)))]
+        return wrong_slots
 
     return Family(
-        name="reading",
-        items=tuple(items),
+        family_name="reading",
+        fact_items=tuple(fact_items),
         forms=(
             Form("Who has the {thing}?", "{story}", "{whose}"),
             Form("Which colour is the {thing} in the story?", "{story}", "The {thing} is {hue}."),
@@ -201,11 +224,12 @@ def _reading() -> Family:
 
 
 FAMILIES: dict[str, Family] = {
-    family.name: family for family in (*FACT_FAMILIES, _pick_word(), _reading(), _reverse(), _alphabet(), _addition())
+    skill_family.family_name: skill_family
+    for skill_family in (*FACT_FAMILIES, _pick_word(), _reading(), _reverse(), _alphabet(), _addition())
 }
 
 
-def generate_rows(count: int, seed: int, split: Split) -> list[Row]:
+def generate_rows(count: int, seed: int, split: Split) -> list[TaskRow]:
     """Rows with right answers, evenly from all families, in shuffled order.
 
     Args:
@@ -226,39 +250,39 @@ def generate_rows(count: int, seed: int, split: Split) -> list[Row]:
             f"{count} rows of the bundled tasks were asked for; split {split} holds 0 to {capacity(split)}, "
             "so choose a number in this range"
         )
-    rows = []
-    for place, name in enumerate(FAMILIES):
-        pool = _rows(name)[split]
-        quota = count // len(FAMILIES) + (place < count % len(FAMILIES))
-        order = numpy_rng(seed, "tasks", split, name).permutation(len(pool))[:quota]
-        rows += [dict(pool[index]) for index in order]
-    return [rows[index] for index in numpy_rng(seed, "tasks", split).permutation(len(rows))]
+    task_rows = []
+    for family_index, family_name in enumerate(FAMILIES):
+        split_rows = _rows(family_name)[split]
+        family_quota = count // len(FAMILIES) + (family_index < count % len(FAMILIES))
+        row_order = numpy_rng(seed, "tasks", split, family_name).permutation(len(split_rows))[:family_quota]
+        task_rows += [dict(split_rows[row_index]) for row_index in row_order]
+    return [task_rows[row_index] for row_index in numpy_rng(seed, "tasks", split).permutation(len(task_rows))]
 
 
 def capacity(split: Split) -> int:
     """The most rows that `generate_rows` can give for a split."""
-    return len(FAMILIES) * min(len(_rows(name)[split]) for name in FAMILIES)
+    return len(FAMILIES) * min(len(_rows(family_name)[split]) for family_name in FAMILIES)
 
 
-def wrong_answer(row: Mapping[str, Any], rng: np.random.Generator) -> str:
+def wrong_answer(row: Mapping[str, Any], generator: np.random.Generator) -> str:
     """A fluent answer of the right form and the wrong content to the question of a generated row.
 
     Raises:
         UserError: the row's prompt is not one of the bundled tasks.
     """
-    found = _questions().get((row["instruction"], row["input"]))
-    if found is None:
+    known_question = _questions().get((row["instruction"], row["input"]))
+    if known_question is None:
         raise UserError(
             f"the prompt {row['instruction']!r} with input {row['input']!r} is not one of the bundled tasks, "
             "so its wrong answer is unknown; use the generic rule for it"
         )
-    family, item, form = found
-    truth = form.output.format(**item)
+    skill_family, fact_item, question_form = known_question
+    right_answer = question_form.output.format(**fact_item)
     for _ in range(WRONG_ANSWER_TRIES):
-        answer = form.output.format(**{**item, **_mistake(family, item, rng)})
-        if answer not in (truth, row["output"]):
-            return answer
-    raise RuntimeError(f"family {family.name} found no wrong answer to {truth!r}")
+        wrong_answer_text = question_form.output.format(**{**fact_item, **_mistake(skill_family, fact_item, generator)})
+        if wrong_answer_text not in (right_answer, row["output"]):
+            return wrong_answer_text
+    raise RuntimeError(f"family {skill_family.family_name} found no wrong answer to {right_answer!r}")
 
 
 def prose(characters: int, seed: int) -> list[str]:
@@ -273,74 +297,90 @@ def prose(characters: int, seed: int) -> list[str]:
         are also seen without a blank before them. What the skill families' held-out and evaluation rows ask is not
         worked out in any of them.
     """
-    rng = numpy_rng(seed, "prose")
-    families = list(FAMILIES.values())
-    weights = np.array([family.prose_weight for family in families])
-    documents = []
-    written = 0
-    while written < characters:
+    generator = numpy_rng(seed, "prose")
+    skill_families = list(FAMILIES.values())
+    family_weights = np.array([skill_family.prose_weight for skill_family in skill_families])
+    prose_documents = []
+    characters_written = 0
+    while characters_written < characters:
         # Two subjects a document: the facts of one are seen in the neighbourhood of others.
-        subjects = [families[place] for place in rng.choice(len(families), size=2, p=weights / weights.sum())]
+        document_subjects = [
+            skill_families[family_index]
+            for family_index in generator.choice(len(skill_families), size=2, p=family_weights / family_weights.sum())
+        ]
         sentences = []
-        for draw in rng.random((int(rng.integers(*SENTENCES_PER_DOCUMENT)), 3)):
-            family = subjects[int(draw[0] * 2)]
-            items = _prose_items(family.name)
-            template = family.prose[int(draw[1] * len(family.prose))]
-            sentence = template.format(**items[int(draw[2] * len(items))])
-            sentences.append(sentence[0].upper() + sentence[1:])
-        documents.append(" ".join(sentences).replace("\n ", "\n").strip())
-        written += len(documents[-1])
-    return documents
+        for random_draw in generator.random((int(generator.integers(*SENTENCES_PER_DOCUMENT)), 3)):
+            skill_family = document_subjects[int(random_draw[0] * 2)]
+            fact_items = _prose_items(skill_family.family_name)
+            sentence_template = skill_family.prose[int(random_draw[1] * len(skill_family.prose))]
+            sentence_text = sentence_template.format(**fact_items[int(random_draw[2] * len(fact_items))])
+            sentences.append(sentence_text[0].upper() + sentence_text[1:])
+        prose_documents.append(" ".join(sentences).replace("\n ", "\n").strip())
+        characters_written += len(prose_documents[-1])
+    return prose_documents
 
 
-def _split_of(family: Family, item_text: str) -> Split:
-    share = derive_seed("task split", family.name, item_text) / 2**63
-    if share < HELDOUT_SHARE:
+def _split_of(skill_family: Family, item_text: str) -> Split:
+    split_share = derive_seed("task split", skill_family.family_name, item_text) / 2**63
+    if split_share < HELDOUT_SHARE:
         return "heldout"
-    return "evaluation" if share < HELDOUT_SHARE + EVALUATION_SHARE else "train"
+    return "evaluation" if split_share < HELDOUT_SHARE + EVALUATION_SHARE else "train"
 
 
 @cache
-def _prose_items(name: str) -> list[Slots]:
-    family = FAMILIES[name]
-    return [item for item in family.items if family.shares_facts or _split_of(family, str(item)) == "train"]
+def _prose_items(family_name: str) -> list[Slots]:
+    skill_family = FAMILIES[family_name]
+    return [
+        fact_item
+        for fact_item in skill_family.fact_items
+        if skill_family.shares_facts or _split_of(skill_family, str(fact_item)) == "train"
+    ]
 
 
 @cache
-def _rows(name: str) -> dict[Split, list[Row]]:
+def _rows(family_name: str) -> dict[Split, list[TaskRow]]:
     """Every row of a family, by split."""
-    family = FAMILIES[name]
-    rows: dict[Split, list[Row]] = {split: [] for split in get_args(Split)}
-    seen = set()
-    for item in family.items:
-        for form in family.forms:
-            row = {"instruction": form.instruction.format(**item), "input": form.input.format(**item)}
-            prompt = (row["instruction"], row["input"])
-            if prompt in seen:  # a form that leaves out a slot of the item
+    skill_family = FAMILIES[family_name]
+    task_rows: dict[Split, list[TaskRow]] = {split: [] for split in get_args(Split)}
+    seen_prompts = set()
+    for fact_item in skill_family.fact_items:
+        for question_form in skill_family.forms:
+            row = {
+                "instruction": question_form.instruction.format(**fact_item),
+                "input": question_form.input.format(**fact_item),
+            }
+            prompt_key = (row["instruction"], row["input"])
+            if prompt_key in seen_prompts:  # a form that leaves out a slot of the item
                 continue
-            seen.add(prompt)
-            split = _split_of(family, str(prompt) if family.shares_facts else str(item))
-            rows[split].append({**row, "output": form.output.format(**item), "source": name})
-    return rows
+            seen_prompts.add(prompt_key)
+            split = _split_of(skill_family, str(prompt_key) if skill_family.shares_facts else str(fact_item))
+            task_rows[split].append({**row, "output": question_form.output.format(**fact_item), "source": family_name})
+    return task_rows
 
 
 @cache
 def _questions() -> dict[tuple[str, str], tuple[Family, Slots, Form]]:
     return {
-        (form.instruction.format(**item), form.input.format(**item)): (family, item, form)
-        for family in FAMILIES.values()
-        for item in family.items
-        for form in family.forms
+        (question_form.instruction.format(**fact_item), question_form.input.format(**fact_item)): (
+            skill_family,
+            fact_item,
+            question_form,
+        )
+        for skill_family in FAMILIES.values()
+        for fact_item in skill_family.fact_items
+        for question_form in skill_family.forms
     }
 
 
-def _mistake(family: Family, item: Slots, rng: np.random.Generator) -> Slots:
+def _mistake(skill_family: Family, fact_item: Slots, generator: np.random.Generator) -> Slots:
     """Other values for the answer slots of an item."""
-    if family.mistake is not None:
-        return family.mistake(item, rng)
-    wrong = {}
-    for slot in family.answers:
-        while (value := family.items[int(rng.integers(len(family.items)))][slot]) == item[slot]:
+    if skill_family.mistake is not None:
+        return skill_family.mistake(fact_item, generator)
+    wrong_slots = {}
+    for answer_slot in skill_family.answers:
+        while (
+            slot_value := skill_family.fact_items[int(generator.integers(len(skill_family.fact_items)))][answer_slot]
+        ) == fact_item[answer_slot]:
             pass
-        wrong[slot] = value
-    return wrong
+        wrong_slots[answer_slot] = slot_value
+    return wrong_slots
