@@ -10,8 +10,9 @@ from peft import LoraConfig, get_peft_model
 from tests.support.pipeline import tiny_gpt2
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.support.command import run_command
+
 from gradfiltering.errors import UserError
-from gradfiltering.judging import __main__ as cli
 from gradfiltering.judging.harness import Benchmarks, load_target, run_harness
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is an optional extra")
@@ -88,7 +89,7 @@ def test_tasks_over_local_files_need_no_network_and_agree_with_plain_forward_pas
     values = {}
     for model in ("candidate", "full"):
         command = ["harness", str(run), "--tasks", "pick,write", "--include", str(include), "--model", model]
-        assert cli.main([*command, "--batch-size", "4", "--device", "cpu", "--json"]) == 0
+        assert run_command("judge", *command, "--batch-size", 4, "--device", "cpu", "--json") == 0
         out = capsys.readouterr().out
         found = json.loads(out[out.index("{\n") :])  # the library prints progress before
         assert (found["pick"]["samples"], found["pick"]["shots"], found["pick"]["limit"]) == (6, 0, None)

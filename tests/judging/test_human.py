@@ -13,8 +13,9 @@ import pytest
 from tests.judging.browser import CHROMIUM, drive
 from tests.reference import statistics as slow
 
+from tests.support.command import run_command
+
 from gradfiltering.errors import UserError
-from gradfiltering.judging import __main__ as cli
 from gradfiltering.judging.agreement import agreements, cohen_kappa, fleiss_kappa
 from gradfiltering.judging.answers_and_verdicts import tally_verdicts
 from gradfiltering.judging.base import PairJudge, Question, Reply, judge_pairs
@@ -204,7 +205,7 @@ def test_a_run_waits_for_its_raters_and_writes_the_same_verdicts_as_any_judge(tm
         (("ann", "bob"), 4, 1.0)
     ]
     write_verdicts(tmp_path / "verdicts.jsonl", verdicts)
-    assert cli.main(["rescore", str(tmp_path / "verdicts.jsonl")]) == 0
+    assert run_command("judge", "rescore", tmp_path / "verdicts.jsonl") == 0
     with pytest.raises(UserError, match=r"several raters .* in place of judge\.repeats"):
         judge_pairs(human(tmp_path), PROMPTS, RESPONSES, "candidate", 2)
 
@@ -341,10 +342,10 @@ def test_agreement_on_the_command_line(tmp_path, cache, capsys, make_verdict):
         scores = [win, loss, last]
         write_verdicts(tmp_path / f"{name}.jsonl", [make_verdict(*s, prompt_id=str(n)) for n, s in enumerate(scores)])
     files = [f"{name}={tmp_path / name}.jsonl" for name in "ab"]
-    assert cli.main(["agreement", *files, "--json", "--resamples", "200"]) == 0
+    assert run_command("judge", "agreement", *files, "--json", "--resamples", 200) == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert (found["items"], found["share"]) == (3, pytest.approx(2 / 3)) and found["kappa"] == pytest.approx(0.4)
     cache.keep([(pair.name, rater, "tie") for pair in PAIRS for rater in ("ann", "bob", "cy")])
-    assert cli.main(["agreement", f"people={cache.path}", "--json"]) == 0
+    assert run_command("judge", "agreement", f"people={cache.path}", "--json") == 0
     assert [one["kappa"] for one in json.loads(capsys.readouterr().out)] == [None] * 4
-    assert cli.main(["agreement", files[0]]) == 1
+    assert run_command("judge", "agreement", files[0]) == 1

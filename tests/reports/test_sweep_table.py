@@ -127,7 +127,7 @@ def test_the_screen_says_once_what_all_jobs_share_and_takes_nothing_for_markup(t
 
 
 def test_an_old_sweep_by_the_command_line(sweep, tmp_path):
-    command = [sys.executable, "-m", "gradfiltering.reports", "sweep"]
+    command = [sys.executable, "-m", "gradfiltering", "report", "sweep"]
     done = subprocess.run([*command, str(sweep)], capture_output=True, text=True, env={"COLUMNS": "200"})
     assert done.returncode == 0 and "1.20 [1.10, 1.30]" in done.stdout
     none = subprocess.run([*command, str(tmp_path / "none")], capture_output=True, text=True)

@@ -31,7 +31,7 @@ def cache(tmp_path):
 
 
 def run(cache, *arguments, status=0):
-    command = [sys.executable, "-m", "gradfiltering.runs.cache", "--path", str(cache.root), *arguments]
+    command = [sys.executable, "-m", "gradfiltering", "cache", *arguments, "--path", str(cache.root)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == status, done.stderr
     return done.stdout + done.stderr
@@ -137,4 +137,4 @@ def test_prune_unlinked_keeps_what_a_run_folder_links_to(cache, tmp_path):
 
 def test_prune_without_a_rule_and_a_store_that_is_not_there_are_refused(cache, tmp_path):
     assert "--older-than" in run(cache, "prune", status=1)
-    assert "no store" in run(Cache(tmp_path / "none"), "list", status=1)
+    assert "no cache" in run(Cache(tmp_path / "none"), "list", status=1)

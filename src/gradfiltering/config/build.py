@@ -1,21 +1,19 @@
 """From configuration to objects, with errors that name the option and what it may be."""
 
-import os
 import re
-import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from functools import partial
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue
+from omegaconf.errors import MissingMandatoryValue
 
-from gradfiltering.errors import UserError, plain_words
+from gradfiltering.errors import UserError
 from gradfiltering.options import OptionsError
 
 # Part of a run -> where its options stand.
@@ -159,22 +157,6 @@ def check_types(node: Any) -> None:
             option = node._get_full_key(key)
             raise UserError(f"{option}={value}: give {' or '.join(_name(kind) for kind in allowed)}")
         check_types(value)
-
-
-def run(main: Callable[[], None]) -> None:
-    """Runs Hydra's `main`; what is wrong with the command line is told in plain words, with what could be given."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that errors reach this function, which tells them
-    with plain_words("debug=true" in sys.argv):
-        try:
-            main()
-        except HydraException as error:
-            cause = error.__cause__
-            if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.parent_node is not None:
-                place = str(cause.full_key).rpartition(".")[0]
-                known = ", ".join(sorted(str(key) for key in cause.parent_node))
-                where = f"options of {place}" if place else "options"
-                raise UserError(f"there is no option {cause.full_key}; {where}: {known}") from error
-            raise UserError(str(error).split("Config search path")[0].strip()) from error
 
 
 def _simple(hint: Any) -> tuple[type, ...]:

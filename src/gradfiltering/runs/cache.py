@@ -376,9 +376,3 @@ def _words(owner: Path) -> str:
         return "another process"
     minutes = (time.time() - about["since"]) / 60
     return f"process {about['process']} on {about['host']} (since {minutes:.0f} min)"
-
-
-if __name__ == "__main__":
-    from gradfiltering.runs.cache_maintenance import main
-
-    main()

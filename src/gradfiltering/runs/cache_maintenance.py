@@ -2,14 +2,8 @@
 
 What a killed run would go on from is listed as `interrupted` and pruned as any result. What a killed process was
 writing or deleting is no result; whatever rule is given, `prune` deletes it once nobody has touched it for a day.
-
-python -m gradfiltering.runs.cache list
-python -m gradfiltering.runs.cache why 3f2a                    # how result 3f2a… differs from the nearest of its stage
-python -m gradfiltering.runs.cache verify
-python -m gradfiltering.runs.cache prune --older-than 30 --larger-than 20 --dry-run
 """
 
-import argparse
 import shutil
 import time
 from collections.abc import Iterator
@@ -134,7 +128,7 @@ def show_why(root: Path, result: str, console: Console) -> None:
     named = [entry for entry in found if entry.path.name.startswith(result)]
     if len(named) != 1:
         raise SystemExit(
-            f"{len(named)} results in {root} begin with {result}; see: python -m gradfiltering.runs.cache list"
+            f"{len(named)} results in {root} begin with {result}; see: gradfiltering cache list"
         )
     (entry,) = named
     others = [one for one in found if one.about["stage"] == entry.about["stage"] and one.path != entry.path]
@@ -147,40 +141,6 @@ def show_why(root: Path, result: str, console: Console) -> None:
             console.print(f"  {field}: {before} there, {after} here", markup=False)
     if not compared:
         console.print(f"{entry.about['stage']} {entry.path.name[:12]} is the only result of its stage")
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m gradfiltering.runs.cache",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--path", type=Path, default=Path("logs/cache"), help="folder of the store")
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="what is in the store")
-    commands.add_parser("why", help="which fields keep a result from being another").add_argument("result")
-    commands.add_parser("verify", help="compare every file with its checksum")
-    prune = commands.add_parser("prune", help="delete results")
-    prune.add_argument("--older-than", type=float, metavar="DAYS")
-    prune.add_argument("--larger-than", type=float, metavar="GIB", help="the oldest, until the store is this small")
-    prune.add_argument("--unlinked", action="store_true", help="only results that no run folder links to")
-    prune.add_argument("--dry-run", action="store_true", help="say what would go, delete nothing")
-    options = parser.parse_args()
-    if not options.path.is_dir():
-        raise SystemExit(f"there is no store at {options.path}; name it with --path")
-    console = Console(soft_wrap=True)
-    if options.command == "list":
-        show_list(options.path, console)
-    elif options.command == "why":
-        show_why(options.path, options.result, console)
-    elif options.command == "verify":
-        verify(options.path, console)
-    else:
-        if options.older_than is None and options.larger_than is None and not options.unlinked:
-            raise SystemExit("prune what? Give --older-than, --larger-than or --unlinked")
-        found = to_prune(entries(options.path), options.older_than, options.larger_than, options.unlinked)
-        prune_all(options.path, found, options.dry_run, console)
 
 
 def prune_all(root: Path, found: list[Entry], dry_run: bool, console: Console) -> None:

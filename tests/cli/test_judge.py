@@ -5,7 +5,9 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from gradfiltering.judging import __main__ as cli
+from tests.support.command import run_command
+
+from gradfiltering.cli import judge
 from gradfiltering.judging.verdicts import write_verdicts
 
 PWS_TOLERANCE = 0.005
@@ -16,7 +18,7 @@ def rescore(capsys):
     """Exit status, parsed standard output and standard error of `rescore FILE... --json`."""
 
     def run(*arguments):
-        status = cli.main(["rescore", *map(str, arguments), "--json"])
+        status = run_command("judge", "rescore", *arguments, "--json")
         out, err = capsys.readouterr()
         return status, json.loads(out) if out else None, err
 
@@ -24,7 +26,7 @@ def rescore(capsys):
 
 
 def test_published_reviews(shared_data, review_files):
-    command = [sys.executable, "-m", "gradfiltering.judging", "rescore", *map(str, review_files), "--json"]
+    command = [sys.executable, "-m", "gradfiltering", "judge", "rescore", *map(str, review_files), "--json"]
     finished = subprocess.run(command, capture_output=True, text=True, check=True)
     entries = json.loads(finished.stdout)
     published = json.loads((shared_data / "judge" / "published_counts_gpt4.json").read_text())["gpt4"]
@@ -85,7 +87,7 @@ def test_the_interval_follows_seed_and_options(rescore, tmp_path, make_verdict):
 def test_the_table_shows_every_file(tmp_path, make_verdict, capsys):
     path = tmp_path / "mine.jsonl"
     write_verdicts(path, [make_verdict((9.0, 1.0), (1.0, 9.0)), make_verdict(None, None, prompt_id="1")])
-    assert cli.main(["rescore", str(path)]) == 0
+    assert run_command("judge", "rescore", path) == 0
     shown = capsys.readouterr().out
     assert "mine" in shown and "pooled" in shown and "2.000" in shown
 
@@ -109,7 +111,7 @@ def test_errors_name_the_file_and_exit_1(rescore, tmp_path, name, content, messa
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     status, out, err = rescore(path)
     assert (status, out) == (1, None)
-    assert err.startswith("error: ") and str(path) in err and message in err
+    assert err.startswith("error  ") and str(path) in err and message in err
     assert "Traceback" not in err
 
 
@@ -122,7 +124,7 @@ def test_the_same_file_twice_is_refused(rescore, tmp_path, make_verdict):
 
 def test_defaults_are_those_of_a_run(conf_folder):
     common = OmegaConf.load(conf_folder / "shared" / "judging.yaml")
-    assert (common.resamples, common.confidence) == (cli.RESAMPLES, cli.CONFIDENCE)
+    assert (common.resamples, common.confidence) == (judge.RESAMPLES, judge.CONFIDENCE)
 
 
 def test_candidates_of_several_runs_are_compared(tmp_path, capsys, make_verdict):
@@ -130,8 +132,8 @@ def test_candidates_of_several_runs_are_compared(tmp_path, capsys, make_verdict)
     for name, scores in (("a", win), ("b", loss)):
         write_verdicts(tmp_path / f"{name}.jsonl", [make_verdict(*scores, prompt_id=str(n)) for n in range(30)])
     files = [f"{name}={tmp_path / name}.jsonl" for name in "ab"]
-    assert cli.main(["compare", *files, "--json", "--resamples", "500"]) == 0
+    assert run_command("judge", "compare", *files, "--json", "--resamples", 500) == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert (found["one"], found["other"], found["prompts"], found["difference"]) == ("a", "b", 30, 2.0)
-    assert cli.main(["compare", *files]) == 0 and "+2.000" in capsys.readouterr().out
-    assert cli.main(["compare", files[0]]) == 1 and "at least two files" in capsys.readouterr().err
+    assert run_command("judge", "compare", *files) == 0 and "+2.000" in capsys.readouterr().out
+    assert run_command("judge", "compare", files[0]) == 1 and "at least two files" in capsys.readouterr().err

@@ -1,0 +1,75 @@
+"""`gradfiltering cache`: what the cache holds, why a result was not reused, is it whole, what can go."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gradfiltering.config.locations import default_cache_folder
+from gradfiltering.errors import UserError
+
+app = typer.Typer(help="Look after the cache of finished results.", no_args_is_help=True)
+CacheFolder = Annotated[
+    Path,
+    typer.Option(
+        "--path", default_factory=default_cache_folder, show_default="where runs keep it", help="Folder of the cache."
+    ),
+]
+
+
+@app.command(name="list")
+def list_results(path: CacheFolder) -> None:
+    """List finished results and what interrupted runs left to resume from."""
+    from gradfiltering.runs.cache_maintenance import show_list
+
+    show_list(_existing(path), _console())
+
+
+@app.command()
+def why(
+    result: Annotated[str, typer.Argument(help="First digits of a result's key, as `list` shows them.")],
+    path: CacheFolder,
+) -> None:
+    """Show which fields keep a result from being another one of its kind."""
+    from gradfiltering.runs.cache_maintenance import show_why
+
+    show_why(_existing(path), result, _console())
+
+
+@app.command()
+def verify(path: CacheFolder) -> None:
+    """Compare every file with its checksum; exit status 1 if any differs."""
+    from gradfiltering.runs.cache_maintenance import verify as verify_results
+
+    verify_results(_existing(path), _console())
+
+
+@app.command()
+def prune(
+    path: CacheFolder,
+    older_than: Annotated[float | None, typer.Option(metavar="DAYS", help="Results made before so many days.")] = None,
+    larger_than: Annotated[
+        float | None, typer.Option(metavar="GIB", help="The oldest results, until the cache is this small.")
+    ] = None,
+    unlinked: Annotated[bool, typer.Option("--unlinked", help="Only results that no run folder links to.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, delete nothing.")] = False,
+) -> None:
+    """Delete results, and what killed processes left half-written."""
+    from gradfiltering.runs.cache_maintenance import entries, prune_all, to_prune
+
+    if older_than is None and larger_than is None and not unlinked:
+        raise UserError("prune what? Give --older-than, --larger-than or --unlinked")
+    results = to_prune(entries(_existing(path)), older_than, larger_than, unlinked)
+    prune_all(path, results, dry_run, _console())
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_dir():
+        raise UserError(f"there is no cache at {path}; name it with --path")
+    return path
+
+
+def _console():
+    from rich.console import Console
+
+    return Console(soft_wrap=True)

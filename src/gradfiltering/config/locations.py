@@ -1,0 +1,29 @@
+"""Folders of the configuration and of the cache, for a checkout and for an installed package."""
+
+import os
+from pathlib import Path
+
+import gradfiltering
+
+_PACKAGE = Path(gradfiltering.__file__).parent
+_CHECKOUT = _PACKAGE.parents[1]
+
+
+def configuration_folder() -> Path:
+    """Return the folder of YAML files: a package's own copy, else `conf/` of the checkout it stands in."""
+    installed_folder = _PACKAGE / "conf"
+    return installed_folder if installed_folder.is_dir() else _CHECKOUT / "conf"
+
+
+def default_cache_folder() -> Path:
+    """Return the folder for finished results.
+
+    Set by GRADFILTERING_CACHE; else `logs/cache` of the checkout, or the user's cache folder for an installed package.
+    """
+    if named := os.environ.get("GRADFILTERING_CACHE"):
+        return Path(named)
+    if configuration_folder().parent == _CHECKOUT:
+        return Path("logs/cache") if Path.cwd() == _CHECKOUT else _CHECKOUT / "logs" / "cache"
+    import platformdirs
+
+    return platformdirs.user_cache_path("gradfiltering")
