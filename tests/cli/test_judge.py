@@ -4,7 +4,6 @@ import sys
 
 import pytest
 from omegaconf import OmegaConf
-
 from tests.support.command import run_command
 
 from gradfiltering.cli import judge

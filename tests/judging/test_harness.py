@@ -7,10 +7,9 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig, get_peft_model
+from tests.support.command import run_command
 from tests.support.pipeline import tiny_gpt2
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from tests.support.command import run_command
 
 from gradfiltering.errors import UserError
 from gradfiltering.judging.harness import Benchmarks, load_target, run_harness

@@ -12,7 +12,6 @@ from dataclasses import replace
 import pytest
 from tests.judging.browser import CHROMIUM, drive
 from tests.reference import statistics as slow
-
 from tests.support.command import run_command
 
 from gradfiltering.errors import UserError

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
@@ -20,7 +21,9 @@ app.add_typer(cache.app, name="cache")
 
 
 @app.command(name="run", context_settings={"ignore_unknown_options": True, "help_option_names": []})
-def run_overrides(overrides: list[str] = typer.Argument(None, metavar="[GROUP=OPTION | NAME=VALUE]...")) -> None:
+def run_experiment(
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[GROUP=OPTION | NAME=VALUE]...")] = None,
+) -> None:
     """Run an experiment, or with -m a sweep of them; `gradfiltering run --help` lists all options."""
     raise AssertionError("`main` passes this command to Hydra unread")
 

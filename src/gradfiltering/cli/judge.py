@@ -93,8 +93,9 @@ def compare(
     table = _table("candidates", "prompts", "PWS difference", f"{confidence:.0%} interval", "p", "p (Holm)")
     for comparison in comparisons:
         interval = f"{comparison.low:+.3f} – {comparison.high:+.3f}"
-        difference, p_values = f"{comparison.difference:+.3f}", (f"{comparison.p:.4f}", f"{comparison.p_holm:.4f}")
-        table.add_row(f"{comparison.one} – {comparison.other}", str(comparison.prompts), difference, interval, *p_values)
+        numbers = [str(comparison.prompts), f"{comparison.difference:+.3f}", interval]
+        p_values = [f"{comparison.p:.4f}", f"{comparison.p_holm:.4f}"]
+        table.add_row(f"{comparison.one} – {comparison.other}", *numbers, *p_values)
     _print_table(table)
 
 
