@@ -127,9 +127,7 @@ def show_why(root: Path, result: str, console: Console) -> None:
     found = entries(root)
     named = [entry for entry in found if entry.path.name.startswith(result)]
     if len(named) != 1:
-        raise SystemExit(
-            f"{len(named)} results in {root} begin with {result}; see: gradfiltering cache list"
-        )
+        raise SystemExit(f"{len(named)} results in {root} begin with {result}; see: gradfiltering cache list")
     (entry,) = named
     others = [one for one in found if one.about["stage"] == entry.about["stage"] and one.path != entry.path]
     compared = [(list(differences(one.about["key"], entry.about["key"])), one) for one in others]
