@@ -8,7 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradfiltering.data.batches import IGNORED, Batch, LengthBatches, LengthBuckets, MemberBatches, collate, loader
+from gradfiltering.data.batches import (
+    IGNORED,
+    Batch,
+    LengthBatches,
+    LengthBuckets,
+    MemberBatches,
+    collate,
+    make_batch_loader,
+)
 from gradfiltering.data.examples import Encoder
 from gradfiltering.ensembles.data_module import EnsembleData
 
@@ -185,7 +193,7 @@ class TestDataModule:
 
     def test_workers_change_nothing(self, data, examples):
         batches = LengthBatches(examples, 200, PAD)
-        here, there = (list(loader(batches, workers)) for workers in (0, 1))
+        here, there = (list(make_batch_loader(batches, workers)) for workers in (0, 1))
         assert len(here) == len(there) > 1
         for one, other in zip(here, there, strict=True):
             assert torch.equal(one.input_ids, other.input_ids) and torch.equal(one.example_id, other.example_id)

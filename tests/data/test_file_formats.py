@@ -186,7 +186,7 @@ def test_folders_and_globs_are_read_in_sorted_order(tmp_path):
     (tmp_path / "README.md").write_text("about")
     assert load(str(tmp_path)).rows["n"] == ["a", "b", "c"]
     assert load(str(tmp_path / "[ab].jsonl")).rows["n"] == ["a", "b"]
-    assert load(str(tmp_path)).place(2).endswith("c.jsonl, line 1, row 0")
+    assert load(str(tmp_path)).describe_row(2).endswith("c.jsonl, line 1, row 0")
 
 
 def test_a_changed_file_is_read_anew_although_size_and_time_are_the_same(tmp_path):
@@ -222,7 +222,7 @@ def test_crlf_byte_order_mark_and_half_a_surrogate_pair_survive(tmp_path, file_s
 MESSAGES = '{"messages": [{"role": "user", "content": "a"}, %s]}\n'
 # name: (content, options of the source, what the message must say beside the file's name)
 BAD = {
-    "missing/none.jsonl": (None, {}, "no such file.*data.path="),
+    "missing/none.jsonl": (None, {}, "no such file.*name a file"),
     "empty.jsonl": ("", {}, "is empty; give"),
     "header.csv": ("instruction,output\n", {}, "is empty; give"),
     "empty.csv": ("", {}, "is empty; give"),

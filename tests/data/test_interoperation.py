@@ -69,8 +69,8 @@ def llama_factory_turns(entry, row):
     if tags["system_tag"] and messages[0][tags["role_tag"]] == tags["system_tag"]:
         system, messages = messages[0][tags["content_tag"]], messages[1:]
     accepted = ((tags["user_tag"], tags["observation_tag"]), (tags["assistant_tag"], tags["function_tag"]))
-    for place, message in enumerate(messages):
-        assert message[tags["role_tag"]] in accepted[place % 2], "LLaMA-Factory would skip this row"
+    for describe_row, message in enumerate(messages):
+        assert message[tags["role_tag"]] in accepted[describe_row % 2], "LLaMA-Factory would skip this row"
     texts = [message[tags["content_tag"]] for message in messages]
     return system, texts[:-1], texts[-1]
 

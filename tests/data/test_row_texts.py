@@ -3,14 +3,14 @@
 import pyarrow.parquet as pq
 from tests.reports.page.runs import plain_rows, records, typed_records
 
-from gradfiltering.data.row_texts import keep_rows, readable, whole
+from gradfiltering.data.row_texts import prompt_and_response, replace_lone_surrogates, write_row_texts
 from gradfiltering.data.schemas import Messages, Text
 from gradfiltering.runs.cache import Cache
 
 
 def kept(folder, rows, made=records):
     folder.mkdir(exist_ok=True)
-    keep_rows(folder, made(rows), Cache(folder.parent / "cache"))
+    write_row_texts(folder, made(rows), Cache(folder.parent / "cache"))
     return pq.ParquetFile(folder / "rows.parquet")
 
 
@@ -33,13 +33,14 @@ def test_runs_on_the_same_rows_share_one_file_and_a_fingerprint(tmp_path):
 def test_halves_of_surrogate_pairs_become_the_replacement_character_and_nothing_else_changes(tmp_path):
     text = "a\x00b \ud83d c 🙂 \u202e"
     found = kept(tmp_path / "run", [{"instruction": text, "output": text}]).read().to_pylist()[0]
-    assert found["prompt"] == text.replace("\ud83d", "\ufffd") == whole(text) and found["source"] is None
+    assert found["prompt"] == text.replace("\ud83d", "\ufffd") == replace_lone_surrogates(text)
+    assert found["source"] is None
 
 
 def test_a_conversation_is_shown_up_to_its_last_answer():
     said = [("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"), ("assistant", "Ciao")]
     row = {"messages": [{"role": role, "content": content} for role, content in said]}
-    prompt, response = readable(Messages("messages"), row)
+    prompt, response = prompt_and_response(Messages("messages"), row)
     assert response == "Ciao" and prompt == "system: Be kind.\n\nuser: Hi\n\nassistant: Hello\n\nuser: Bye"
-    assert readable(Messages("messages"), {"messages": []}) == ("", "")
-    assert readable(Text("text"), {"text": "all of it"}) == ("", "all of it")
+    assert prompt_and_response(Messages("messages"), {"messages": []}) == ("", "")
+    assert prompt_and_response(Text("text"), {"text": "all of it"}) == ("", "all of it")

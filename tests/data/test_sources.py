@@ -99,7 +99,7 @@ def test_other_encodings_are_named(tmp_path):
 
 
 def test_missing_file_names_path_folder_and_option(tmp_path, file_source):
-    with pytest.raises(UserError, match=r"no such file: .*nowhere\.jsonl.*looked in .*data\.path="):
+    with pytest.raises(UserError, match=r"no such file: .*nowhere\.jsonl.*looked in .*name a file"):
         file_source(str(tmp_path / "nowhere.jsonl")).load(0)
 
 

@@ -47,7 +47,7 @@ def test_held_out_rows_are_told_apart_by_their_source():
 
 def test_a_files_own_field_names_the_tasks(file):
     rows = validation_rows(records(), file(row(skill=3), row(skill="b")), "skill")
-    assert rows.tasks == ["3", "b"] and len(rows.records.heldout) == 2
+    assert rows.tasks == ["3", "b"] and len(rows.dataset.heldout) == 2
     assert validation_rows(records(), file(row(skill=3)), "auto").tasks == ["all"], "no field source: one task"
 
 
@@ -69,8 +69,8 @@ def test_held_out_rows_are_the_same_examples_as_ever(encoder):
     [
         ([{"instruction": "a"}], None, r"own\.jsonl has no column 'output', which the data's schema alpaca reads"),
         ([row(output=7)], None, r"column 'output' holds 7, not text"),
-        ([row()], "skill", r"scorer\.task=skill: .*own\.jsonl has no such field \(it has: instruction, input, output"),
-        ([row(skill="a"), row()], "skill", r"row 1 has no 'skill'.*scorer\.task=null"),
+        ([row()], "skill", r"own\.jsonl have no field .skill. .*they have: instruction, input, output"),
+        ([row(skill="a"), row()], "skill", r"row 1 has no 'skill'.*name no field"),
     ],
 )
 def test_files_that_do_not_fit(rows, task, message, file):
@@ -79,7 +79,7 @@ def test_files_that_do_not_fit(rows, task, message, file):
 
 
 def test_nothing_to_validate_on(file, encoder, tmp_path):
-    with pytest.raises(UserError, match=r"nothing is held out; give scorer\.validation=FILE"):
+    with pytest.raises(UserError, match="nothing is held out; name a file"):
         validation_rows(records(heldout=0), None, "auto")
     assert validation_rows(records(heldout=0), file(row()), "auto").tasks == ["all"]
     with pytest.raises(UserError, match="no such file"):

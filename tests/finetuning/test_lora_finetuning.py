@@ -102,14 +102,14 @@ def test_same_seed_twice_is_identical_and_the_backbone_is_unchanged(tune, base_m
 
 
 def test_loaded_adapter_gives_the_heldout_loss_of_the_curve(tune, records, base_model, tmp_path):
-    from gradfiltering.data.batches import LengthBatches, loader
+    from gradfiltering.data.batches import LengthBatches, make_batch_loader
     from gradfiltering.evidence.passes import response_losses
     from gradfiltering.models.objectives import ResponseNLL
 
     result, _, _ = tune("candidate")
     model = AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "candidate" / "adapter"))
     heldout = Encoder(base_model.tokenizer, 96, Cache(tmp_path / "cache")).encode_heldout(records)
-    batches = loader(LengthBatches(heldout, 4096, base_model.pad_id), 0)
+    batches = make_batch_loader(LengthBatches(heldout, 4096, base_model.pad_id), 0)
     losses = response_losses(model, ResponseNLL(), batches, torch.device("cpu"))
     assert np.mean(list(losses.values())) == pytest.approx(result.heldout_loss, rel=1e-5)
 

@@ -11,7 +11,7 @@ from tests.finetuning.test_lora_finetuning import SHAPE, settings, workspace
 from tests.reference import lead as reference
 from tests.support.pipeline import quiet_trainer
 
-from gradfiltering.data.batches import LengthBatches, loader
+from gradfiltering.data.batches import LengthBatches, make_batch_loader
 from gradfiltering.data.dataset import Columns
 from gradfiltering.data.examples import Encoder, Rows
 from gradfiltering.data.sources import TaskSource
@@ -70,7 +70,7 @@ def rows(records, base_model, tmp_path):
 
 
 def bare_losses(base_model, examples):
-    batches = loader(LengthBatches(examples, 4096, base_model.pad_id), 0)
+    batches = make_batch_loader(LengthBatches(examples, 4096, base_model.pad_id), 0)
     found = response_losses(base_model.model, ResponseNLL(), batches, torch.device("cpu"))
     return np.asarray([found[one] for one in examples.example_ids.tolist()])
 

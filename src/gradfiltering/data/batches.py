@@ -44,16 +44,16 @@ def collate(rows: dict[str, list], pad_id: int, shape: tuple[int, ...]) -> Batch
         pad_id: token id for padding; it is never a label and, behind causal attention, never seen by a response.
         shape: leading shape of the batch, (B,) or (M, B).
     """
-    width = max((len(ids) for ids in rows["input_ids"]), default=1)
-    input_ids = np.full((len(rows["input_ids"]), width), pad_id, dtype=np.int64)
+    padded_length = max((len(token_ids) for token_ids in rows["input_ids"]), default=1)
+    input_ids = np.full((len(rows["input_ids"]), padded_length), pad_id, dtype=np.int64)
     labels = np.full_like(input_ids, IGNORED)
-    for row, (ids, spans) in enumerate(zip(rows["input_ids"], rows["supervised"], strict=True)):
-        input_ids[row, : len(ids)] = ids
-        for start, stop in zip(spans[::2], spans[1::2], strict=True):
-            labels[row, start:stop] = ids[start:stop]
+    for row_index, (token_ids, spans) in enumerate(zip(rows["input_ids"], rows["supervised"], strict=True)):
+        input_ids[row_index, : len(token_ids)] = token_ids
+        for first_position, end_position in zip(spans[::2], spans[1::2], strict=True):
+            labels[row_index, first_position:end_position] = token_ids[first_position:end_position]
     return Batch(
-        input_ids=torch.from_numpy(input_ids).view(*shape, width),
-        labels=torch.from_numpy(labels).view(*shape, width),
+        input_ids=torch.from_numpy(input_ids).view(*shape, padded_length),
+        labels=torch.from_numpy(labels).view(*shape, padded_length),
         example_id=torch.tensor(rows["example_id"], dtype=torch.int64).view(*shape),
     )
 
@@ -81,30 +81,40 @@ class LengthBuckets:
     @classmethod
     def of(cls, lengths: np.ndarray, batch_size: int, bucket_batches: int, seed: int) -> "LengthBuckets":
         """Cuts rows, ordered by length and then position, into buckets of `bucket_batches` batches."""
-        order = np.argsort(lengths, kind="stable")
-        width = batch_size * bucket_batches
-        return cls([order[start : start + width] for start in range(0, len(order), width)], batch_size, seed)
+        rows_by_length = np.argsort(lengths, kind="stable")
+        bucket_rows = batch_size * bucket_batches
+        bucket_starts = range(0, len(rows_by_length), bucket_rows)
+        buckets = [rows_by_length[start : start + bucket_rows] for start in bucket_starts]
+        return cls(buckets, batch_size, seed)
 
     def slots(self, epoch: int) -> list[tuple[int, int]]:
         """The epoch's sequence of (bucket, first position of the batch inside the bucket), shared by all members."""
-        every = [(b, start) for b, rows in enumerate(self.buckets) for start in range(0, len(rows), self.batch_size)]
-        order = numpy_rng(self.seed, "slots", epoch).permutation(len(every))
-        return [every[index] for index in order]
+        all_slots = [
+            (bucket_index, first_position)
+            for bucket_index, bucket_rows in enumerate(self.buckets)
+            for first_position in range(0, len(bucket_rows), self.batch_size)
+        ]
+        slot_order = numpy_rng(self.seed, "slots", epoch).permutation(len(all_slots))
+        return [all_slots[slot_index] for slot_index in slot_order]
 
     def epoch(self, member: int, epoch: int) -> list[np.ndarray]:
         """Row positions of each of member's batches in this epoch; every row of its own occurs exactly once."""
-        rng = numpy_rng(self.seed, "rows", member, epoch)
-        drawn = [rng.permutation(rows) for rows in (self.resample(member) if self.resampled else self.buckets)]
-        return [drawn[bucket][start : start + self.batch_size] for bucket, start in self.slots(epoch)]
+        generator = numpy_rng(self.seed, "rows", member, epoch)
+        member_buckets = self.resample(member) if self.resampled else self.buckets
+        shuffled_buckets = [generator.permutation(bucket_rows) for bucket_rows in member_buckets]
+        return [
+            shuffled_buckets[bucket_index][first_position : first_position + self.batch_size]
+            for bucket_index, first_position in self.slots(epoch)
+        ]
 
     def resample(self, member: int) -> list[np.ndarray]:
         """A bootstrap sample of the rows, in order of length, cut into buckets of the same sizes.
 
         The draw is over all rows, not within buckets; ordered, the k-th rows of two samples are of like length.
         """
-        order = np.concatenate(self.buckets)
-        drawn = np.sort(numpy_rng(self.seed, "bootstrap", member).integers(len(order), size=len(order)))
-        return np.split(order[drawn], np.cumsum([len(rows) for rows in self.buckets])[:-1])
+        row_order = np.concatenate(self.buckets)
+        drawn_rows = np.sort(numpy_rng(self.seed, "bootstrap", member).integers(len(row_order), size=len(row_order)))
+        return np.split(row_order[drawn_rows], np.cumsum([len(rows) for rows in self.buckets])[:-1])
 
 
 @dataclass(frozen=True)
@@ -159,7 +169,7 @@ class MemberBatches(Dataset):
         return len(self.steps)
 
     def __getitem__(self, step: int) -> Batch:
-        rows = [self.share(own) for own in self.steps[step]]
+        rows = [self.share(member_rows) for member_rows in self.steps[step]]
         return collate(self.examples.table[np.concatenate(rows)], self.pad_id, (len(rows), len(rows[0])))
 
 
@@ -181,24 +191,27 @@ class LengthBatches(Dataset):
         self.pad_id = pad_id
         self.cuts: list[np.ndarray] = []
         rows = np.arange(len(examples)) if rows is None else rows
-        order = rows[np.argsort(examples.lengths[rows], kind="stable")]
-        start = 0
-        for stop in range(1, len(order) + 1):
-            full = stop == len(order) or (stop + 1 - start) * int(examples.lengths[order[stop]]) > tokens
-            if full:
-                self.cuts.append(order[start:stop])
-                start = stop
+        row_order = rows[np.argsort(examples.lengths[rows], kind="stable")]
+        first_position = 0
+        for end_position in range(1, len(row_order) + 1):
+            batch_is_full = (
+                end_position == len(row_order)
+                or (end_position + 1 - first_position) * int(examples.lengths[row_order[end_position]]) > tokens
+            )
+            if batch_is_full:
+                self.cuts.append(row_order[first_position:end_position])
+                first_position = end_position
         self.cuts = share(self.cuts)
 
     def __len__(self) -> int:
         return len(self.cuts)
 
-    def __getitem__(self, index: int) -> Batch:
-        rows = self.cuts[index]
+    def __getitem__(self, slot_index: int) -> Batch:
+        rows = self.cuts[slot_index]
         return collate(self.examples.table[rows], self.pad_id, (len(rows),))
 
 
-def loader(batches: Dataset, workers: int) -> DataLoader:
+def make_batch_loader(batches: Dataset, workers: int) -> DataLoader:
     """A loader over ready-made batches, in their order."""
     return DataLoader(
         batches, batch_size=None, shuffle=False, num_workers=workers, pin_memory=torch.cuda.is_available()

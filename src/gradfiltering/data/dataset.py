@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from gradfiltering.data.file_formats import Form
+from gradfiltering.data.file_formats import FileFormat
 from gradfiltering.data.json_rows import READ_AT_ONCE, JsonRows
 from gradfiltering.data.schemas import Columns as Columns
 from gradfiltering.data.schemas import Messages, Schema
@@ -20,7 +20,7 @@ from gradfiltering.models.templates import Turn
 from gradfiltering.runs.cache import atomic_path
 
 
-def check_rows(rows: Dataset | JsonRows, schema: Schema, place: Callable[[int], str]) -> None:
+def check_rows(dataset_rows: Dataset | JsonRows, schema: Schema, describe_row: Callable[[int], str]) -> None:
     """Refuses rows that are not of the schema.
 
     Args:
@@ -31,26 +31,34 @@ def check_rows(rows: Dataset | JsonRows, schema: Schema, place: Callable[[int], 
     Raises:
         UserError: the first row that does not fit, its field and value.
     """
-    for position in _suspects(rows, schema):
-        problem = schema.problem(rows[position])
-        if problem:
-            options = ", ".join(f"data.columns.{name}=" for name in schema.options)
+    for row_position in _rows_to_check(dataset_rows, schema):
+        schema_problem = schema.problem(dataset_rows[row_position])
+        if schema_problem:
+            column_options = ", ".join(f"data.columns.{column_name}=" for column_name in schema.options)
             raise UserError(
-                f"{place(position)}: {problem}; mend the rows, or name another column with {options}, or another "
-                "schema with data.schema="
+                f"{describe_row(row_position)}: {schema_problem}; mend the rows, or name another column with "
+                f"{column_options}, or another schema with data.schema="
             )
 
 
-def _suspects(rows: Dataset | JsonRows, schema: Schema) -> Iterable[int]:
+def _rows_to_check(dataset_rows: Dataset | JsonRows, schema: Schema) -> Iterable[int]:
     """Rows that may not fit: of text fields, what the table knows about types; of conversations, all rows."""
     if isinstance(schema, Messages):
-        return range(len(rows))
-    if isinstance(rows, JsonRows):
-        found = [rows.kinds.get(name, {}) for name in schema.fields]
-        return sorted(first for kinds in found for kind, first in kinds.items() if kind not in ("str", "NoneType"))
-    present = [name for name in schema.fields if name in rows.column_names]
-    text = all(getattr(rows.features[name], "dtype", None) in ("string", "large_string", "null") for name in present)
-    return () if text else range(len(rows))
+        return range(len(dataset_rows))
+    if isinstance(dataset_rows, JsonRows):
+        column_types = [dataset_rows.kinds.get(column_name, {}) for column_name in schema.fields]
+        return sorted(
+            first_position
+            for value_types in column_types
+            for type_name, first_position in value_types.items()
+            if type_name not in ("str", "NoneType")
+        )
+    present_columns = [column_name for column_name in schema.fields if column_name in dataset_rows.column_names]
+    only_text_columns = all(
+        getattr(dataset_rows.features[column_name], "dtype", None) in ("string", "large_string", "null")
+        for column_name in present_columns
+    )
+    return () if only_text_columns else range(len(dataset_rows))
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,7 @@ class InstructionDataset:
     set_aside: frozenset[int]
     template: str
     origin: str
-    form: Form
+    form: FileFormat
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -85,39 +93,45 @@ class InstructionDataset:
         """Where each row says it comes from (its `source` column), None where rows do not say."""
         if "source" not in self.rows.column_names:
             return None
-        return [str(name) for name in self.rows["source"][:]]
+        return [str(source_name) for source_name in self.rows["source"][:]]
 
     def heldout_turns(self) -> list[Turn] | None:
         """The held-out records with a response, or None where nothing with a question is held out.
 
         Of a conversation this is the first question and its answer.
         """
-        turns = [self.schema.turn(row) for row in self.heldout or ()]
-        return [turn for turn in turns if turn is not None and turn.output.strip()] or None
+        question_turns = [self.schema.turn(row_values) for row_values in self.heldout or ()]
+        return [
+            question_turn
+            for question_turn in question_turns
+            if question_turn is not None and question_turn.output.strip()
+        ] or None
 
 
-def hash_content(rows: Dataset | JsonRows, names: Sequence[str]) -> str:
+def hash_content(dataset_rows: Dataset | JsonRows, column_names: Sequence[str]) -> str:
     """Digest of some columns' content and names, whatever file or cache the rows were read from."""
-    digest = hashlib.sha256()
-    for values in _values(rows, names):
-        digest.update(json.dumps(values, default=str).encode())
-    return hashlib.sha256((json.dumps(list(names)) + digest.hexdigest()).encode()).hexdigest()[:32]
+    content_digest = hashlib.sha256()
+    for column_values in _column_values(dataset_rows, column_names):
+        content_digest.update(json.dumps(column_values, default=str).encode())
+    return hashlib.sha256((json.dumps(list(column_names)) + content_digest.hexdigest()).encode()).hexdigest()[:32]
 
 
-def _values(rows: Dataset | JsonRows, names: Sequence[str]) -> Iterator[list[Any]]:
+def _column_values(dataset_rows: Dataset | JsonRows, column_names: Sequence[str]) -> Iterator[list[Any]]:
     """Each row's values of some columns, None where it has no such column."""
-    if isinstance(rows, JsonRows):
-        yield from ([row.get(name) for name in names] for row in rows)
+    if isinstance(dataset_rows, JsonRows):
+        yield from ([row_values.get(column_name) for column_name in column_names] for row_values in dataset_rows)
         return
-    present = [name for name in names if name in rows.column_names]  # a column left out is never decoded
-    for batch in rows.with_format(None).select_columns(present).iter(READ_AT_ONCE):
-        for values in zip(*(batch[name] for name in present), strict=True):
-            row = dict(zip(present, values, strict=True))
-            yield [row.get(name) for name in names]
+    present_columns = [
+        column_name for column_name in column_names if column_name in dataset_rows.column_names
+    ]  # a column left out is never decoded
+    for row_batch in dataset_rows.with_format(None).select_columns(present_columns).iter(READ_AT_ONCE):
+        for column_values in zip(*(row_batch[column_name] for column_name in present_columns), strict=True):
+            row_values = dict(zip(present_columns, column_values, strict=True))
+            yield [row_values.get(column_name) for column_name in column_names]
 
 
-def write_truth(path: Path, kinds: list[str] | None) -> None:
+def write_truth(output_path: Path, defect_kinds: list[str] | None) -> None:
     """Writes the planted kind of each row (`example_id`, `kind`) where it is known; scorers never read it."""
-    if kinds is not None:
-        with atomic_path(path) as part:
-            pq.write_table(pa.table({"example_id": range(len(kinds)), "kind": kinds}), part)
+    if defect_kinds is not None:
+        with atomic_path(output_path) as partial_path:
+            pq.write_table(pa.table({"example_id": range(len(defect_kinds)), "kind": defect_kinds}), partial_path)

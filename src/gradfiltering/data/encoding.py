@@ -100,9 +100,9 @@ def _merged(pieces: Sequence[Piece]) -> list[Piece]:
 def _shorten(pieces: list[Piece], over: int, floor: int) -> list[Piece]:
     """Takes up to `over` tokens from the middle of unsupervised stretches, the longest first, none below `floor`."""
     sizes = [len(ids) for ids, _ in pieces]
-    for place in sorted((p for p, piece in enumerate(pieces) if not piece[1]), key=lambda p: -sizes[p]):
-        taken = min(max(over, 0), max(sizes[place] - floor, 0))
-        sizes[place] -= taken
+    for describe_row in sorted((p for p, piece in enumerate(pieces) if not piece[1]), key=lambda p: -sizes[p]):
+        taken = min(max(over, 0), max(sizes[describe_row] - floor, 0))
+        sizes[describe_row] -= taken
         over -= taken
     shortened = []
     for (ids, supervised), size in zip(pieces, sizes, strict=True):
@@ -152,12 +152,12 @@ def _closed(pieces: list[Piece], end: int, stops: set[int], tokenizer: Any) -> l
         if not supervised:
             closed.append((ids, False))
             continue
-        inside = max((place + 1 for place, token in enumerate(ids) if token in stops), default=0)
+        inside = max((describe_row + 1 for describe_row, token in enumerate(ids) if token in stops), default=0)
         if inside and blank(ids[inside:]):
             closed += [(ids[:inside], True), (ids[inside:], False)]
             continue
         following = rest[0][0] if rest else []
-        after = next((place + 1 for place, token in enumerate(following) if token in stops), 0)
+        after = next((describe_row + 1 for describe_row, token in enumerate(following) if token in stops), 0)
         if after and blank(following[: after - 1]):
             closed.append((ids + following[:after], True))
             rest[0] = (following[after:], False)

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from gradfiltering.data.dataset import InstructionDataset, hash_content
 from gradfiltering.data.encoding import NO_RESPONSE, NO_RESPONSE_LEFT, fit, pieces_of_rows, reason_of
-from gradfiltering.data.json_rows import RECORD, JsonRows, rows_of
+from gradfiltering.data.json_rows import RECORD_COLUMN, JsonRows, rows_from_columns
 from gradfiltering.data.schemas import Schema
 from gradfiltering.errors import UserError
 from gradfiltering.models.templates import template_named
@@ -214,7 +214,7 @@ class Encoder:
             "schema": [schema.name, *schema.fields],
             "max_tokens": self.max_tokens,
         }
-        table, names = (rows.table, [RECORD]) if isinstance(rows, JsonRows) else (rows, schema.fields)
+        table, names = (rows.table, [RECORD_COLUMN]) if isinstance(rows, JsonRows) else (rows, schema.fields)
         table = table.select_columns([name for name in names if name in table.column_names])
         options = {
             "tokenizer": self.tokenizer,
@@ -243,7 +243,7 @@ def encode_rows(
     batch: dict[str, list], indices: list[int], tokenizer: Any, template: str, schema: Schema, max_tokens: int
 ) -> dict[str, list]:
     """Tokenises a batch of rows; the columns of `ENCODED`, with `reason` empty for a row that can be scored."""
-    rows = rows_of(batch)
+    rows = rows_from_columns(batch)
     encoded: dict[str, list] = {name: [] for name in ENCODED}
     pieces = pieces_of_rows(rows, schema, template, tokenizer)
     for index, row, found in zip(indices, rows, pieces, strict=True):

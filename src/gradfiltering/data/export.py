@@ -13,112 +13,126 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from gradfiltering.data.dataset import InstructionDataset
-from gradfiltering.data.file_formats import JSON_LINES, Form
+from gradfiltering.data.file_formats import JSON_LINES, FileFormat
 from gradfiltering.data.json_rows import JsonRows, to_json
 from gradfiltering.data.schemas import ROLES, Instruction, Messages
 from gradfiltering.runs.cache import atomic_path, write_json
 
 READ_AT_ONCE = 1000  # rows
 # The names LLaMA-Factory has for the roles of a conversation.
-TAGS = {"user": "user_tag", "assistant": "assistant_tag", "system": "system_tag", "tool": "observation_tag"}
+ROLE_TAGS = {"user": "user_tag", "assistant": "assistant_tag", "system": "system_tag", "tool": "observation_tag"}
 
 
-def write_rows(run_dir: Path, records: InstructionDataset, chosen: Sequence[int]) -> None:
+def write_rows(run_dir: Path, dataset: InstructionDataset, selected_row_ids: Sequence[int]) -> None:
     """Writes `subset.jsonl`, the same rows in the form of file they came in, and `dataset_info.json`."""
-    rows, form = records.rows.select(chosen), records.form
-    _write_text(run_dir / "subset.jsonl", rows, JSON_LINES)
-    if isinstance(rows, Dataset) and form.schema is not None:
+    selected_rows, file_format = dataset.rows.select(selected_row_ids), dataset.form
+    _write_text_rows(run_dir / "subset.jsonl", selected_rows, JSON_LINES)
+    if isinstance(selected_rows, Dataset) and file_format.schema is not None:
         # subset.parquet holds the ids and scores of any run.
-        name = "subset_rows.parquet" if form.kind == "parquet" else f"subset{form.suffix}"
-        _write_table(run_dir / name, rows, form)
-    elif form != JSON_LINES:
-        _write_text(run_dir / f"subset{form.suffix}", rows, form)
-    write_json(run_dir / "dataset_info.json", {"subset": llama_factory_entry(records, rows)})
+        file_name = "subset_rows.parquet" if file_format.kind == "parquet" else f"subset{file_format.suffix}"
+        _write_typed_rows(run_dir / file_name, selected_rows, file_format)
+    elif file_format != JSON_LINES:
+        _write_text_rows(run_dir / f"subset{file_format.suffix}", selected_rows, file_format)
+    write_json(run_dir / "dataset_info.json", {"subset": llama_factory_entry(dataset, selected_rows)})
 
 
-def as_json(row: Any) -> str:
+def row_to_json_line(row_values: Any) -> str:
     """A row as one line of JSON, readable but for what UTF-8 cannot hold (half a surrogate pair)."""
-    text = to_json(row, ascii_only=False)
+    text_stream = to_json(row_values, ascii_only=False)
     try:
-        text.encode()
+        text_stream.encode()
     except UnicodeEncodeError:
-        return to_json(row)
-    return text
+        return to_json(row_values)
+    return text_stream
 
 
-def _write_text(path: Path, rows: Dataset | JsonRows, form: Form) -> None:
-    with atomic_path(path) as part, _text_file(part, form.compression) as file:
-        if form.kind in ("csv", "tsv"):
-            separator = "\t" if form.kind == "tsv" else ","
-            writer = csv.DictWriter(file, rows.column_names, delimiter=separator, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(_each(rows))
-        elif form.kind == "json":
-            for number, row in enumerate(_each(rows)):
-                file.write((",\n" if number else "[\n") + as_json(row))
-            file.write("\n]\n")
+def _write_text_rows(output_path: Path, selected_rows: Dataset | JsonRows, file_format: FileFormat) -> None:
+    with atomic_path(output_path) as partial_path, _text_file(partial_path, file_format.compression) as text_file:
+        if file_format.kind in ("csv", "tsv"):
+            cell_separator = "\t" if file_format.kind == "tsv" else ","
+            file_writer = csv.DictWriter(
+                text_file, selected_rows.column_names, delimiter=cell_separator, lineterminator="\n"
+            )
+            file_writer.writeheader()
+            file_writer.writerows(_iterate_rows(selected_rows))
+        elif file_format.kind == "json":
+            for row_number, row_values in enumerate(_iterate_rows(selected_rows)):
+                text_file.write((",\n" if row_number else "[\n") + row_to_json_line(row_values))
+            text_file.write("\n]\n")
         else:
-            for row in _each(rows):
-                file.write(as_json(row) + "\n")
+            for row_values in _iterate_rows(selected_rows):
+                text_file.write(row_to_json_line(row_values) + "\n")
 
 
 @contextmanager
-def _text_file(path: Path, compression: str | None) -> Iterator[TextIO]:
-    with path.open("wb") as raw:
-        packed: Any = raw
+def _text_file(output_path: Path, compression: str | None) -> Iterator[TextIO]:
+    with output_path.open("wb") as byte_file:
+        packed_file: Any = byte_file
         if compression == "gzip":
-            packed = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0)  # the same rows give the same bytes
+            packed_file = gzip.GzipFile(
+                filename="", mode="wb", fileobj=byte_file, mtime=0
+            )  # the same rows give the same bytes
         elif compression == "zstd":
-            packed = pa.CompressedOutputStream(raw, "zstd")
-        with packed, io.TextIOWrapper(io.BufferedWriter(packed), encoding="utf-8", newline="") as text:
-            yield text
+            packed_file = pa.CompressedOutputStream(byte_file, "zstd")
+        with packed_file, io.TextIOWrapper(io.BufferedWriter(packed_file), encoding="utf-8", newline="") as text_stream:
+            yield text_stream
 
 
-def _write_table(path: Path, rows: Dataset, form: Form) -> None:
+def _write_typed_rows(output_path: Path, selected_rows: Dataset, file_format: FileFormat) -> None:
     """A typed file in the schema that the input has."""
-    schema = form.schema
-    assert schema is not None, "a typed form has a schema"
-    with atomic_path(path) as part, pa.OSFile(str(part), "wb") as sink:
-        if form.kind == "parquet":
-            writer: Any = pq.ParquetWriter(sink, schema)
+    row_schema = file_format.schema
+    assert row_schema is not None, "a typed form has a schema"
+    with atomic_path(output_path) as partial_path, pa.OSFile(str(partial_path), "wb") as file_sink:
+        if file_format.kind == "parquet":
+            file_writer: Any = pq.ParquetWriter(file_sink, row_schema)
         else:
-            writer = pa.ipc.new_stream(sink, schema) if form.stream else pa.ipc.new_file(sink, schema)
-        with writer:
-            for table in rows.with_format("arrow").iter(READ_AT_ONCE):
-                writer.write_table(table.select(schema.names).cast(schema))
+            file_writer = (
+                pa.ipc.new_stream(file_sink, row_schema)
+                if file_format.stream
+                else pa.ipc.new_file(file_sink, row_schema)
+            )
+        with file_writer:
+            for arrow_table in selected_rows.with_format("arrow").iter(READ_AT_ONCE):
+                file_writer.write_table(arrow_table.select(row_schema.names).cast(row_schema))
 
 
-def llama_factory_entry(records: InstructionDataset, rows: Dataset | JsonRows) -> dict[str, Any]:
+def llama_factory_entry(dataset: InstructionDataset, selected_rows: Dataset | JsonRows) -> dict[str, Any]:
     """What LLaMA-Factory's `dataset_info.json` says about `subset.jsonl`: where it finds prompt and response."""
-    schema = records.schema
-    entry: dict[str, Any] = {"file_name": "subset.jsonl"}
-    if isinstance(schema, Messages):
-        entry |= {"formatting": "sharegpt", "columns": {"messages": schema.column}, "tags": _tags(schema, rows)}
-        if any("system" in row for row in _each(rows)):
-            entry["columns"]["system"] = "system"
-    elif isinstance(schema, Instruction):
-        columns = {"prompt": schema.instruction, "response": schema.output}
+    row_schema = dataset.schema
+    dataset_entry: dict[str, Any] = {"file_name": "subset.jsonl"}
+    if isinstance(row_schema, Messages):
+        dataset_entry |= {
+            "formatting": "sharegpt",
+            "columns": {"messages": row_schema.column},
+            "tags": _tags(row_schema, selected_rows),
+        }
+        if any("system" in row_values for row_values in _iterate_rows(selected_rows)):
+            dataset_entry["columns"]["system"] = "system"
+    elif isinstance(row_schema, Instruction):
+        column_names = {"prompt": row_schema.instruction, "response": row_schema.output}
         # A field that no chosen row has is one that LLaMA-Factory would not find.
-        if schema.input is not None and any(schema.input in row for row in _each(rows)):
-            columns["query"] = schema.input
-        entry |= {"formatting": "alpaca", "columns": columns}
+        if row_schema.input is not None and any(
+            row_schema.input in row_values for row_values in _iterate_rows(selected_rows)
+        ):
+            column_names["query"] = row_schema.input
+        dataset_entry |= {"formatting": "alpaca", "columns": column_names}
     else:
-        entry["columns"] = {"prompt": schema.fields[0]}
-    return entry
+        dataset_entry["columns"] = {"prompt": row_schema.fields[0]}
+    return dataset_entry
 
 
-def _tags(schema: Messages, rows: Dataset | JsonRows) -> dict[str, str]:
+def _tags(row_schema: Messages, selected_rows: Dataset | JsonRows) -> dict[str, str]:
     """The names that the messages have for their parts and roles, as the first rows show them."""
-    tags: dict[str, str] = {}
-    for row, _ in zip(_each(rows), range(READ_AT_ONCE), strict=False):
-        for message in row.get(schema.column) or ():
-            role = "role" if message.get("role") else "from"
-            content = "content" if message.get("content") is not None else "value"
-            tags.setdefault("role_tag", role)
-            tags.setdefault("content_tag", content)
-            tags.setdefault(TAGS[ROLES[message[role]]], message[role])
-    return tags
+    message_tags: dict[str, str] = {}
+    for row_values, _ in zip(_iterate_rows(selected_rows), range(READ_AT_ONCE), strict=False):
+        for chat_message in row_values.get(row_schema.column) or ():
+            role_key = "role" if chat_message.get("role") else "from"
+            content_key = "content" if chat_message.get("content") is not None else "value"
+            message_tags.setdefault("role_tag", role_key)
+            message_tags.setdefault("content_tag", content_key)
+            message_tags.setdefault(ROLE_TAGS[ROLES[chat_message[role_key]]], chat_message[role_key])
+    return message_tags
 
 
-def _each(rows: Dataset | JsonRows) -> Iterator[dict[str, Any]]:
-    yield from rows
+def _iterate_rows(selected_rows: Dataset | JsonRows) -> Iterator[dict[str, Any]]:
+    yield from selected_rows

@@ -19,16 +19,16 @@ from pyarrow import feather
 
 from gradfiltering.errors import UserError
 
-SUFFIXES = {
+KIND_BY_SUFFIX = {
     ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv",
     ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow",
 }  # fmt: skip
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-TYPED = ("parquet", "arrow")
+COMPRESSION_BY_SUFFIX = {".gz": "gzip", ".zst": "zstd"}
+TYPED_KINDS = ("parquet", "arrow")
 LONGEST_CELL = 2**31 - 1  # characters; the csv module's own bound is shorter than some responses
-_DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error, OSError)
+_DAMAGE_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error, OSError)
 
-Placed = tuple[dict[str, Any], int]
+NumberedRow = tuple[dict[str, Any], int]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class DataFile:
 
 
 @dataclass(frozen=True)
-class Form:
+class FileFormat:
     """What files look like from outside, so that chosen rows can be given back in the same.
 
     Attributes:
@@ -65,23 +65,33 @@ class Form:
     stream: bool = False
 
 
-JSON_LINES = Form("jsonl", ".jsonl")
+JSON_LINES = FileFormat("jsonl", ".jsonl")
 
 
-def form_of(file: DataFile) -> Form:
+def detect_file_format(data_file: DataFile) -> FileFormat:
     """The form of a file, from its name and, where it is typed, its header."""
-    if file.kind in TYPED:
-        return Form(file.kind, file.path.suffix, None, batches_of(file)[0], file.kind == "arrow" and _is_stream(file))
-    ends = {compression: suffix for suffix, compression in COMPRESSIONS.items()}
-    return Form(file.kind, f".{file.kind}{ends.get(file.compression or '', '')}", file.compression)
+    if data_file.kind in TYPED_KINDS:
+        return FileFormat(
+            data_file.kind,
+            data_file.path.suffix,
+            None,
+            read_typed_batches(data_file)[0],
+            data_file.kind == "arrow" and _is_stream(data_file),
+        )
+    suffix_by_compression = {compression: suffix for suffix, compression in COMPRESSION_BY_SUFFIX.items()}
+    return FileFormat(
+        data_file.kind,
+        f".{data_file.kind}{suffix_by_compression.get(data_file.compression or '', '')}",
+        data_file.compression,
+    )
 
 
-def _is_stream(file: DataFile) -> bool:
-    with file.path.open("rb") as start:
-        return not start.read(6).startswith((b"ARROW1", b"FEA1"))
+def _is_stream(data_file: DataFile) -> bool:
+    with data_file.path.open("rb") as first_bytes:
+        return not first_bytes.read(6).startswith((b"ARROW1", b"FEA1"))
 
 
-def find_files(path: str) -> list[DataFile]:
+def find_data_files(path: str) -> list[DataFile]:
     """The files that a path, folder or glob names, in sorted order and all of one type.
 
     A path that exists is taken literally, whatever characters it holds. In a folder, hidden files and those of other
@@ -90,226 +100,260 @@ def find_files(path: str) -> list[DataFile]:
     Raises:
         UserError: nothing is there, nothing readable is there, or the types differ.
     """
-    place = Path(path).expanduser()
-    if place.is_file():
-        return [_data_file(place)]
-    if place.is_dir():
-        inside = sorted(entry for entry in place.iterdir() if entry.is_file() and not entry.name.startswith((".", "_")))
-        files = [_data_file(entry) for entry in inside if _kind(entry)[0]]
-        if not files:
-            raise UserError(f"{path} holds no file of a known type; data.path= reads {', '.join(SUFFIXES)}")
+    given_path = Path(path).expanduser()
+    if given_path.is_file():
+        return [_data_file(given_path)]
+    if given_path.is_dir():
+        folder_entries = sorted(
+            entry for entry in given_path.iterdir() if entry.is_file() and not entry.name.startswith((".", "_"))
+        )
+        data_files = [
+            _data_file(folder_entry) for folder_entry in folder_entries if _kind_and_compression(folder_entry)[0]
+        ]
+        if not data_files:
+            raise UserError(f"{path} holds no file of a known type; data.path= reads {', '.join(KIND_BY_SUFFIX)}")
     else:
-        found = sorted(glob.glob(str(place), recursive=True))  # noqa: PTH207  (the pattern may be absolute)
-        files = [_data_file(Path(name)) for name in found if Path(name).is_file()]
-    if not files:
+        matching_paths = sorted(glob.glob(str(given_path), recursive=True))  # noqa: PTH207  (the pattern may be absolute)
+        data_files = [_data_file(Path(name)) for name in matching_paths if Path(name).is_file()]
+    if not data_files:
         raise UserError(
-            f"no such file: {path} (looked in {place.absolute().parent}); set data.path= to a file, a folder or a glob"
+            f"no such file: {path} (looked in {given_path.absolute().parent}); name a file, a folder or a glob"
         )
-    if len({file.kind for file in files}) > 1:
-        kinds = {file.kind: file.path.name for file in files}
+    if len({data_file.kind for data_file in data_files}) > 1:
+        name_by_kind = {data_file.kind: data_file.path.name for data_file in data_files}
+        kinds_found = ", ".join(f"{kind}: {name}" for kind, name in name_by_kind.items())
         raise UserError(
-            f"{path} mixes file types ({', '.join(f'{kind}: {name}' for kind, name in kinds.items())}); name those of "
-            f"one type with a glob, such as data.path='{place}/*{files[0].path.suffix}'"
+            f"{path} mixes file types ({kinds_found}); name those of "
+            f"one type with a glob, such as data.path='{given_path}/*{data_files[0].path.suffix}'"
         )
-    return files
+    return data_files
 
 
-def _kind(path: Path) -> tuple[str | None, str | None]:
-    compression = COMPRESSIONS.get(path.suffix.lower())
-    kind = SUFFIXES.get((path.with_suffix("") if compression else path).suffix.lower())
+def _kind_and_compression(path: Path) -> tuple[str | None, str | None]:
+    compression = COMPRESSION_BY_SUFFIX.get(path.suffix.lower())
+    kind = KIND_BY_SUFFIX.get((path.with_suffix("") if compression else path).suffix.lower())
     return kind, compression
 
 
 def _data_file(path: Path) -> DataFile:
-    kind, compression = _kind(path)
+    kind, compression = _kind_and_compression(path)
     if kind is None:
         raise UserError(
-            f"{path}: cannot read '{path.suffix}' files; data.path= reads {', '.join(SUFFIXES)} (text ones also "
-            f"with {' or '.join(COMPRESSIONS)} behind)"
+            f"{path}: cannot read '{path.suffix}' files; data.path= reads {', '.join(KIND_BY_SUFFIX)} (text ones also "
+            f"with {' or '.join(COMPRESSION_BY_SUFFIX)} behind)"
         )
-    if compression and kind in TYPED:
+    if compression and kind in TYPED_KINDS:
         raise UserError(f"{path}: {kind} files are compressed inside; unpack it, for example with gunzip or zstd -d")
     return DataFile(path, kind, compression)
 
 
-def records_of(file: DataFile) -> Iterator[Placed]:
+def read_text_rows(data_file: DataFile) -> Iterator[NumberedRow]:
     """The records of a text file with their line (0 where a record has none).
 
     Raises:
         UserError: the file, line or row that is broken, and what to do about it.
     """
-    with _opened(file) as stream:
-        if file.kind == "json":
-            yield from _whole(file, stream)
-        elif file.kind == "jsonl":
-            yield from _lines(file, stream)
+    with _open_file(data_file) as byte_stream:
+        if data_file.kind == "json":
+            yield from _json_array_rows(data_file, byte_stream)
+        elif data_file.kind == "jsonl":
+            yield from _json_line_rows(data_file, byte_stream)
         else:
-            yield from _cells(file, stream)
+            yield from _delimited_rows(data_file, byte_stream)
 
 
 @contextmanager
-def _opened(file: DataFile) -> Iterator[BinaryIO]:
+def _open_file(data_file: DataFile) -> Iterator[BinaryIO]:
     """The file's bytes, unpacked and without a byte order mark."""
     try:
-        if file.compression == "zstd":
-            raw = cast(BinaryIO, io.BufferedReader(cast(Any, pa.input_stream(str(file.path), compression="zstd"))))
+        if data_file.compression == "zstd":
+            raw_stream = cast(
+                BinaryIO, io.BufferedReader(cast(Any, pa.input_stream(str(data_file.path), compression="zstd")))
+            )
         else:
-            raw = cast(BinaryIO, gzip.open(file.path) if file.compression else file.path.open("rb"))  # noqa: SIM115
-        with raw:
-            start = cast(Any, raw).peek(4)[:4]
-            for mark in (codecs.BOM_UTF32_LE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-                if start.startswith(mark):
-                    raise UserError(f"{file.path} is UTF-16 or UTF-32, not UTF-8. {_ICONV}UTF-16 -t UTF-8")
-            if start.startswith(codecs.BOM_UTF8):
-                raw.read(len(codecs.BOM_UTF8))
-            yield raw
-    except _DAMAGED as error:
+            open_file: Any = gzip.open if data_file.compression else open
+            opened = open_file(data_file.path, "rb")
+            raw_stream = cast(BinaryIO, opened)
+        with raw_stream:
+            first_bytes = cast(Any, raw_stream).peek(4)[:4]
+            for byte_order_mark in (codecs.BOM_UTF32_LE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                if first_bytes.startswith(byte_order_mark):
+                    raise UserError(
+                        f"{data_file.path} is UTF-16 or UTF-32, not UTF-8. {_CONVERSION_HINT}UTF-16 -t UTF-8"
+                    )
+            if first_bytes.startswith(codecs.BOM_UTF8):
+                raw_stream.read(len(codecs.BOM_UTF8))
+            yield raw_stream
+    except _DAMAGE_ERRORS as error:
         if isinstance(error, UserError):
             raise
-        how = f"unpack it by hand ({file.compression}) to see whether it is whole" if file.compression else "mend it"
+        unpack_hint = (
+            f"unpack it by hand ({data_file.compression}) to see whether it is whole"
+            if data_file.compression
+            else "mend it"
+        )
         if isinstance(error, FileNotFoundError):
-            raise UserError(f"{file.path}: no such file; check the spelling, or give the whole path") from error
+            raise UserError(f"{data_file.path}: no such file; check the spelling, or give the whole path") from error
         if isinstance(error, IsADirectoryError):
-            raise UserError(f"{file.path}: is a folder; name a file in it") from error
+            raise UserError(f"{data_file.path}: is a folder; name a file in it") from error
         raise UserError(
-            f"{file.path} cannot be read: {error}; check permissions and {how}, or fetch it again"
+            f"{data_file.path} cannot be read: {error}; check permissions and {unpack_hint}, or fetch it again"
         ) from error
 
 
-_ICONV = "Convert it, for example with iconv -f "
+_CONVERSION_HINT = "Convert it, for example with iconv -f "
 
 
-def parse_json(text: str, where: str, remedy: str) -> Any:
+def parse_json(decoded_text: str, row_location: str, error_remedy: str) -> Any:
     """The value of a JSON text.
 
     Raises:
         UserError: it is not JSON, or Python cannot hold it; the message opens with `where` and ends with `remedy`.
     """
     try:
-        return json.loads(text)
+        return json.loads(decoded_text)
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}" if "\n" in text.strip() else f"column {error.colno}"
-        raise UserError(f"{where} is not valid JSON: {error.msg} at {place}. {remedy}") from error
+        error_location = (
+            f"line {error.lineno}, column {error.colno}" if "\n" in decoded_text.strip() else f"column {error.colno}"
+        )
+        raise UserError(f"{row_location} is not valid JSON: {error.msg} at {error_location}. {error_remedy}") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists within lists
-        raise UserError(f"{where} cannot be read: {error}. {remedy}") from error
+        raise UserError(f"{row_location} cannot be read: {error}. {error_remedy}") from error
 
 
-def read_json(path: Path, remedy: str) -> Any:
+def read_json(path: Path, error_remedy: str) -> Any:
     """The value of a JSON file the user named.
 
     Raises:
         UserError: the file is missing, a folder, unreadable, not UTF-8 or not JSON.
     """
-    file = DataFile(path, "json", None)
-    with _opened(file) as stream:
-        return parse_json(_text(file, stream.read(), ""), str(path), remedy)
+    data_file = DataFile(path, "json", None)
+    with _open_file(data_file) as byte_stream:
+        return parse_json(_decode_utf8(data_file, byte_stream.read(), ""), str(path), error_remedy)
 
 
-def _text(file: DataFile, data: bytes, where: str) -> str:
+def _decode_utf8(data_file: DataFile, line_bytes: bytes, row_location: str) -> str:
     try:
-        return data.decode("utf-8")
+        return line_bytes.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{file.path}{where} is not UTF-8: {error}. {_ICONV}LATIN1 -t UTF-8") from error
+        raise UserError(
+            f"{data_file.path}{row_location} is not UTF-8: {error}. {_CONVERSION_HINT}LATIN1 -t UTF-8"
+        ) from error
 
 
-def _record(file: DataFile, value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(f"{file.path}, {where}: {value!r:.60} is no record; give objects with named fields")
-    return value
+def _check_row(data_file: DataFile, json_value: Any, row_location: str) -> dict[str, Any]:
+    if not isinstance(json_value, dict):
+        raise UserError(
+            f"{data_file.path}, {row_location}: {json_value!r:.60} is no record; give objects with named fields"
+        )
+    return json_value
 
 
-def _whole(file: DataFile, stream: BinaryIO) -> Iterator[Placed]:
+def _json_array_rows(data_file: DataFile, byte_stream: BinaryIO) -> Iterator[NumberedRow]:
     """The records of a json array, or of a single object; such a file is read whole."""
-    text = _text(file, stream.read(), "")
+    decoded_text = _decode_utf8(data_file, byte_stream.read(), "")
     try:
-        found = parse_json(text, str(file.path), "Mend it or convert it to jsonl") if text.strip() else []
+        json_value: Any = []
+        if decoded_text.strip():
+            json_value = parse_json(decoded_text, str(data_file.path), "Mend it or convert it to jsonl")
     except UserError:
         # Perhaps json lines under the other suffix.
-        if not text.lstrip().startswith("{") or "\n" not in text.strip():
+        if not decoded_text.lstrip().startswith("{") or "\n" not in decoded_text.strip():
             raise
-        yield from _lines(file, io.BytesIO(text.encode()))
+        yield from _json_line_rows(data_file, io.BytesIO(decoded_text.encode()))
         return
-    for position, row in enumerate(found if isinstance(found, list) else [found]):
-        yield _record(file, row, f"row {position}"), 0
+    json_rows = json_value if isinstance(json_value, list) else [json_value]
+    for row_number, row_value in enumerate(json_rows):
+        yield _check_row(data_file, row_value, f"row {row_number}"), 0
 
 
-def _lines(file: DataFile, stream: BinaryIO) -> Iterator[Placed]:
+def _json_line_rows(data_file: DataFile, byte_stream: BinaryIO) -> Iterator[NumberedRow]:
     """The records of json lines; blank lines count for nothing."""
-    row = 0
-    for number, data in enumerate(stream, start=1):
-        text = _text(file, data, f", line {number},")
-        if not text.strip():
+    row_number = 0
+    for line_number, line_bytes in enumerate(byte_stream, start=1):
+        decoded_text = _decode_utf8(data_file, line_bytes, f", line {line_number},")
+        if not decoded_text.strip():
             continue
-        value = parse_json(text, f"{file.path}, line {number},", "Mend the line; jsonl wants one record a line")
-        yield _record(file, value, f"line {number}, row {row}"), number
-        row += 1
+        json_value = parse_json(
+            decoded_text, f"{data_file.path}, line {line_number},", "Mend the line; jsonl wants one record a line"
+        )
+        yield _check_row(data_file, json_value, f"line {line_number}, row {row_number}"), line_number
+        row_number += 1
 
 
-def _cells(file: DataFile, stream: BinaryIO) -> Iterator[Placed]:
+def _delimited_rows(data_file: DataFile, byte_stream: BinaryIO) -> Iterator[NumberedRow]:
     """The records of a csv or tsv file with a header; every cell is text."""
     csv.field_size_limit(LONGEST_CELL)
-    text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
-    reader = csv.reader(text, delimiter="\t" if file.kind == "tsv" else ",", strict=True)
+    decoded_text = io.TextIOWrapper(byte_stream, encoding="utf-8", newline="")
+    cell_reader = csv.reader(decoded_text, delimiter="\t" if data_file.kind == "tsv" else ",", strict=True)
     try:
-        header = next(reader, None)
-        if header is None:
+        header_cells = next(cell_reader, None)
+        if header_cells is None:
             return
-        if len(set(header)) < len(header) or not all(header):
+        if len(set(header_cells)) < len(header_cells) or not all(header_cells):
             raise UserError(
-                f"{file.path}, line 1: the header {header!r:.120} has an empty or a repeated name; give every column "
+                f"{data_file.path}, line 1: the header {header_cells!r:.120} has an empty or a repeated "
+                f"name; give every column "
                 "a name of its own"
             )
-        for cells in reader:
-            if not cells:
+        for row_cells in cell_reader:
+            if not row_cells:
                 continue
-            if len(cells) != len(header):
+            if len(row_cells) != len(header_cells):
                 raise UserError(
-                    f"{file.path}, line {reader.line_num}, has {len(cells)} cells and the header {len(header)}; mend "
+                    f"{data_file.path}, line {cell_reader.line_num}, has {len(row_cells)} cells and the "
+                    f"header {len(header_cells)}; mend "
                     "the line, and put cells with a separator or a line end in double quotes"
                 )
-            yield dict(zip(header, cells, strict=True)), reader.line_num
+            yield dict(zip(header_cells, row_cells, strict=True)), cell_reader.line_num
     except csv.Error as error:
         raise UserError(
-            f"{file.path}, line {reader.line_num}, is not valid {file.kind}: {error}; mend its double quotes"
+            f"{data_file.path}, line {cell_reader.line_num}, is not valid {data_file.kind}: "
+            f"{error}; mend its double quotes"
         ) from error
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{file.path}, after line {reader.line_num}, is not UTF-8: {error}. {_ICONV}LATIN1 -t UTF-8"
+            f"{data_file.path}, after line {cell_reader.line_num}, is not UTF-8: {error}. "
+            f"{_CONVERSION_HINT}LATIN1 -t UTF-8"
         ) from error
     finally:
-        text.detach()
+        decoded_text.detach()
 
 
-def batches_of(file: DataFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+def read_typed_batches(data_file: DataFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     """The schema of a parquet, arrow or feather file and its batches, read as they are asked for.
 
     Raises:
         UserError: the file is not of its type.
     """
     try:
-        if file.kind == "parquet":
-            parquet = pq.ParquetFile(file.path, memory_map=True)
-            return parquet.schema_arrow, _guarded(file, parquet.iter_batches())
-        source = pa.memory_map(str(file.path))
-        if not _is_stream(file):
-            if source.read(4) == b"FEA1":
-                table = feather.read_table(file.path)
-                return table.schema, iter(table.to_batches())
-            reader = pa.ipc.open_file(source)
-            batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
-            return reader.schema, _guarded(file, batches)
-        stream = pa.ipc.open_stream(source)
-        return stream.schema, _guarded(file, iter(stream))
+        if data_file.kind == "parquet":
+            parquet_file = pq.ParquetFile(data_file.path, memory_map=True)
+            return parquet_file.schema_arrow, _explain_read_errors(data_file, parquet_file.iter_batches())
+        memory_map = pa.memory_map(str(data_file.path))
+        if not _is_stream(data_file):
+            if memory_map.read(4) == b"FEA1":
+                feather_table = feather.read_table(data_file.path)
+                return feather_table.schema, iter(feather_table.to_batches())
+            cell_reader = pa.ipc.open_file(memory_map)
+            record_batches = (
+                cell_reader.get_batch(batch_index) for batch_index in range(cell_reader.num_record_batches)
+            )
+            return cell_reader.schema, _explain_read_errors(data_file, record_batches)
+        byte_stream = pa.ipc.open_stream(memory_map)
+        return byte_stream.schema, _explain_read_errors(data_file, iter(byte_stream))
     except (pa.ArrowException, OSError) as error:
-        raise _not_typed(file, error) from error
+        raise _unreadable_file(data_file, error) from error
 
 
-def _guarded(file: DataFile, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def _explain_read_errors(data_file: DataFile, record_batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     try:
-        yield from batches
+        yield from record_batches
     except (pa.ArrowException, OSError) as error:
-        raise _not_typed(file, error) from error
+        raise _unreadable_file(data_file, error) from error
 
 
-def _not_typed(file: DataFile, error: Exception) -> UserError:
-    return UserError(f"{file.path} is no readable {file.kind} file: {error}; write it again, or fetch it again")
+def _unreadable_file(data_file: DataFile, error: Exception) -> UserError:
+    return UserError(
+        f"{data_file.path} is no readable {data_file.kind} file: {error}; write it again, or fetch it again"
+    )

@@ -14,11 +14,19 @@ from datasets import Dataset
 
 from gradfiltering.errors import UserError
 
-RECORD = "__record__"  # the column of JSON text; no column of a user's typed table is called so
-LINE = "__line__"
+RECORD_COLUMN = "__record__"  # the column of JSON text; no column of a user's typed table is called so
+LINE_COLUMN = "__line__"
 READ_AT_ONCE = 1000  # rows
 
-Kinds = dict[str, dict[str, int]]
+ValueTypes = dict[str, dict[str, int]]
+TYPES_WITHOUT_JSON = (
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_fixed_size_binary,
+    pa.types.is_binary_view,
+    pa.types.is_duration,
+    pa.types.is_interval,
+)
 
 
 @dataclass(frozen=True)
@@ -35,16 +43,21 @@ class JsonRows:
     """
 
     table: Dataset
-    kinds: Kinds
+    kinds: ValueTypes
     files: tuple[tuple[str, int], ...] = ()
 
     @classmethod
-    def from_list(cls, rows: Sequence[Mapping[str, Any]]) -> "JsonRows":
+    def from_list(cls, all_rows: Sequence[Mapping[str, Any]]) -> "JsonRows":
         """Rows held in memory."""
-        kinds: Kinds = {}
-        for position, row in enumerate(rows):
-            note_kinds(kinds, row, position)
-        return cls(Dataset(pa.table({RECORD: pa.array([to_json(row) for row in rows], pa.large_string())})), kinds)
+        value_types: ValueTypes = {}
+        for row_position, row_values in enumerate(all_rows):
+            note_value_types(value_types, row_values, row_position)
+        return cls(
+            Dataset(
+                pa.table({RECORD_COLUMN: pa.array([to_json(row_values) for row_values in all_rows], pa.large_string())})
+            ),
+            value_types,
+        )
 
     @property
     def column_names(self) -> list[str]:
@@ -55,14 +68,14 @@ class JsonRows:
         return len(self.table)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for start in range(0, len(self), READ_AT_ONCE):
-            yield from rows_of(self.table[start : start + READ_AT_ONCE])
+        for first_position in range(0, len(self), READ_AT_ONCE):
+            yield from rows_from_columns(self.table[first_position : first_position + READ_AT_ONCE])
 
     def __getitem__(self, index: int | str) -> Any:
         """The row at a position, or a column as a list (None where a row lacks it)."""
         if isinstance(index, str):
-            return [row.get(index) for row in self]
-        return json.loads(self.table[index][RECORD])
+            return [row_values.get(index) for row_values in self]
+        return json.loads(self.table[index][RECORD_COLUMN])
 
     def to_list(self) -> list[dict[str, Any]]:
         """All rows at once."""
@@ -72,83 +85,91 @@ class JsonRows:
         """The rows at these positions, in their order."""
         return replace(self, table=self.table.select(positions))
 
-    def place(self, position: int) -> str:
+    def describe_row(self, row_position: int) -> str:
         """File, line and row (counted from 0) of a row of whole files, in words."""
         if not self.files:
-            return f"row {position}"
-        name, first = self.files[bisect.bisect_right([start for _, start in self.files], position) - 1]
-        line = self.table[position][LINE]
-        return f"{name}, " + (f"line {line}, " if line else "") + f"row {position - first}"
+            return f"row {row_position}"
+        column_name, first_position = self.files[
+            bisect.bisect_right([first_position for _, first_position in self.files], row_position) - 1
+        ]
+        line_number = self.table[row_position][LINE_COLUMN]
+        return (
+            f"{column_name}, "
+            + (f"line {line_number}, " if line_number else "")
+            + f"row {row_position - first_position}"
+        )
 
 
-def to_json(row: Mapping[str, Any], ascii_only: bool = True) -> str:
+def to_json(row_values: Mapping[str, Any], ascii_only: bool = True) -> str:
     """A row as one line of JSON, the one rule for what JSON has no type for.
 
     Dates and times become text in ISO 8601, decimals the text of their digits; a number that is not finite becomes
     null. Columns of other types (bytes, durations) are refused when a table is read, see `check_types`.
     """
     try:
-        return json.dumps(row, ensure_ascii=ascii_only, allow_nan=False, default=_as_text)
+        return json.dumps(row_values, ensure_ascii=ascii_only, allow_nan=False, default=_as_text)
     except ValueError:
-        return json.dumps(_finite(row), ensure_ascii=ascii_only, allow_nan=False)
+        return json.dumps(_finite(row_values), ensure_ascii=ascii_only, allow_nan=False)
 
 
-def check_types(schema: pa.Schema, origin: str) -> None:
+def check_column_types(schema: pa.Schema, table_origin: str) -> None:
     """Refuses a table with a column that `to_json` cannot write.
 
     Raises:
         UserError: the first such column and its type.
     """
-    for column in schema:
-        kind = _beyond_json(column.type)
-        if kind is not None:
+    for schema_column in schema:
+        type_name = _type_json_lacks(schema_column.type)
+        if type_name is not None:
             raise UserError(
-                f"{origin}: column '{column.name}' holds {kind}, which subset.jsonl cannot hold; drop the column or "
-                "cast it to text or numbers"
+                f"{table_origin}: column '{schema_column.name}' holds {type_name}, which subset.jsonl cannot hold; "
+                "drop the column or cast it to text or numbers"
             )
 
 
-def _beyond_json(kind: pa.DataType) -> pa.DataType | None:
-    """The type, or the one inside it, that JSON has no place for."""
-    if isinstance(kind, pa.BaseExtensionType):
-        return _beyond_json(kind.storage_type)
-    types = pa.types
-    inner = [kind.field(number).type for number in range(kind.num_fields)]
-    if types.is_dictionary(kind):
-        inner.append(kind.value_type)
-    binary = types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
-    if binary or types.is_binary_view(kind) or types.is_duration(kind) or types.is_interval(kind):
-        return kind
-    return next((found for found in map(_beyond_json, inner) if found is not None), None)
+def _type_json_lacks(arrow_type: pa.DataType) -> pa.DataType | None:
+    """The type, or a type inside it, that JSON has no place for."""
+    if isinstance(arrow_type, pa.BaseExtensionType):
+        return _type_json_lacks(arrow_type.storage_type)
+    inner_types = [arrow_type.field(index).type for index in range(arrow_type.num_fields)]
+    if pa.types.is_dictionary(arrow_type):
+        inner_types.append(arrow_type.value_type)
+    if any(is_such_type(arrow_type) for is_such_type in TYPES_WITHOUT_JSON):
+        return arrow_type
+    unsupported_types = map(_type_json_lacks, inner_types)
+    return next((inner_type for inner_type in unsupported_types if inner_type is not None), None)
 
 
-def _as_text(value: Any) -> str:
-    if isinstance(value, date | time):
-        return value.isoformat()
-    if isinstance(value, Decimal):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} passed the check of column types")
+def _as_text(cell_value: Any) -> str:
+    if isinstance(cell_value, date | time):
+        return cell_value.isoformat()
+    if isinstance(cell_value, Decimal):
+        return str(cell_value)
+    raise TypeError(f"{type(cell_value).__name__} passed the check of column types")
 
 
-def _finite(value: Any) -> Any:
+def _finite(cell_value: Any) -> Any:
     """A copy in which null stands for every number that is not finite."""
-    if isinstance(value, Mapping):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return _as_text(value) if isinstance(value, date | time | Decimal) else value
+    if isinstance(cell_value, Mapping):
+        return {entry_key: _finite(nested_value) for entry_key, nested_value in cell_value.items()}
+    if isinstance(cell_value, list | tuple):
+        return [_finite(nested_value) for nested_value in cell_value]
+    if isinstance(cell_value, float):
+        return cell_value if math.isfinite(cell_value) else None
+    return _as_text(cell_value) if isinstance(cell_value, date | time | Decimal) else cell_value
 
 
-def note_kinds(kinds: Kinds, row: Mapping[str, Any], position: int) -> None:
+def note_value_types(value_types: ValueTypes, row_values: Mapping[str, Any], row_position: int) -> None:
     """Notes the first row in which a field holds a value of a type."""
-    for name, value in row.items():
-        kinds.setdefault(name, {}).setdefault(type(value).__name__, position)
+    for column_name, cell_value in row_values.items():
+        value_types.setdefault(column_name, {}).setdefault(type(cell_value).__name__, row_position)
 
 
-def rows_of(batch: Mapping[str, list]) -> list[dict[str, Any]]:
+def rows_from_columns(column_batch: Mapping[str, list]) -> list[dict[str, Any]]:
     """The rows of a batch of columns, be it JSON text or columns of a typed table."""
-    if RECORD in batch:
-        return [json.loads(text) for text in batch[RECORD]]
-    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+    if RECORD_COLUMN in column_batch:
+        return [json.loads(json_text) for json_text in column_batch[RECORD_COLUMN]]
+    return [
+        dict(zip(column_batch, column_values, strict=True))
+        for column_values in zip(*column_batch.values(), strict=True)
+    ]

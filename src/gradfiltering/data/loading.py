@@ -13,21 +13,29 @@ from datasets import Dataset
 
 from gradfiltering.data.file_formats import (
     JSON_LINES,
-    TYPED,
+    TYPED_KINDS,
     DataFile,
-    Form,
-    batches_of,
-    find_files,
-    form_of,
-    records_of,
+    FileFormat,
+    detect_file_format,
+    find_data_files,
+    read_text_rows,
+    read_typed_batches,
 )
-from gradfiltering.data.json_rows import LINE, RECORD, JsonRows, Kinds, check_types, note_kinds, to_json
+from gradfiltering.data.json_rows import (
+    LINE_COLUMN,
+    RECORD_COLUMN,
+    JsonRows,
+    ValueTypes,
+    check_column_types,
+    note_value_types,
+    to_json,
+)
 from gradfiltering.errors import UserError
 from gradfiltering.runs.cache import atomic_path, hash_key
 
-FORMAT = 2  # of the cache; raised when what stands in it changes its meaning
+CACHE_FORMAT = 2  # of the cache; raised when what stands in it changes its meaning
 WRITTEN_AT_ONCE = 2000  # rows
-SCHEMA = pa.schema([(RECORD, pa.large_string()), (LINE, pa.int64())])
+ROW_SCHEMA = pa.schema([(RECORD_COLUMN, pa.large_string()), (LINE_COLUMN, pa.int64())])
 
 
 @dataclass(frozen=True)
@@ -42,14 +50,18 @@ class LoadedRows:
 
     rows: Dataset | JsonRows
     origin: str
-    form: Form = JSON_LINES
+    form: FileFormat = JSON_LINES
 
-    def place(self, position: int) -> str:
+    def describe_row(self, row_position: int) -> str:
         """Where a row stands, in words."""
-        return self.rows.place(position) if isinstance(self.rows, JsonRows) else f"{self.origin}, row {position}"
+        return (
+            self.rows.describe_row(row_position)
+            if isinstance(self.rows, JsonRows)
+            else f"{self.origin}, row {row_position}"
+        )
 
 
-def load(path: str, first: int | None = None) -> LoadedRows:
+def load(path: str, first_rows: int | None = None) -> LoadedRows:
     """Reads a file, the files of a folder, or those a glob names; every value stays what the file says it is.
 
     The Arrow file lies in the cache of `datasets` (`HF_DATASETS_CACHE`) under a digest of what was read, so that a
@@ -63,37 +75,57 @@ def load(path: str, first: int | None = None) -> LoadedRows:
     Raises:
         UserError: nothing is there, it cannot be read as rows, or it holds none.
     """
-    files = find_files(path)
-    typed = files[0].kind in TYPED
-    cut = None if typed else first
+    data_files = find_data_files(path)
+    is_typed = data_files[0].kind in TYPED_KINDS
+    rows_to_read = None if is_typed else first_rows
     # A digest of the bytes would need the whole file, one of the first rows needs no more than these.
-    digests = [_digest(file) for file in files] if cut is None else [_rows_digest(_placed(files, [], cut))]
-    key = {"format": FORMAT, "files": [[str(file.path), file.kind] for file in files], "first": cut, "digests": digests}
-    folder = cached(key, lambda part: _write_typed(part, files) if typed else _write_files(part, files, cut))
-    rows: Dataset | JsonRows = Dataset.from_file(str(folder / "rows.arrow")) if typed else open_rows(folder)
+    content_digests = (
+        [_file_digest(data_file) for data_file in data_files]
+        if rows_to_read is None
+        else [_rows_digest(_numbered_rows(data_files, [], rows_to_read))]
+    )
+    cache_key = {
+        "format": CACHE_FORMAT,
+        "files": [[str(data_file.path), data_file.kind] for data_file in data_files],
+        "first": rows_to_read,
+        "digests": content_digests,
+    }
+    cache_folder = cached(
+        cache_key,
+        lambda partial_folder: (
+            _write_typed(partial_folder, data_files)
+            if is_typed
+            else _write_files(partial_folder, data_files, rows_to_read)
+        ),
+    )
+    rows: Dataset | JsonRows = (
+        Dataset.from_file(str(cache_folder / "rows.arrow")) if is_typed else open_rows(cache_folder)
+    )
     if not len(rows):
         raise UserError(f"{path} is empty; give a file with at least one record")
-    return LoadedRows(rows, path, form_of(files[0]))
+    return LoadedRows(rows, path, detect_file_format(data_files[0]))
 
 
-def cached(key: Mapping[str, Any], write: Any) -> Path:
+def cached(cache_key: Mapping[str, Any], write_rows_to: Any) -> Path:
     """The folder of the cache for `key`; `write` fills it where it is not there yet."""
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "gradfiltering" / hash_key(key)
-    if not (folder / "about.json").is_file():
-        with atomic_path(folder, keep_existing=True) as part:
-            part.mkdir()
-            write(part)
-    return folder
+    cache_folder = Path(datasets.config.HF_DATASETS_CACHE) / "gradfiltering" / hash_key(cache_key)
+    if not (cache_folder / "about.json").is_file():
+        with atomic_path(cache_folder, keep_existing=True) as partial_folder:
+            partial_folder.mkdir()
+            write_rows_to(partial_folder)
+    return cache_folder
 
 
-def open_rows(folder: Path) -> JsonRows:
+def open_rows(cache_folder: Path) -> JsonRows:
     """The rows that `write_rows` wrote, memory-mapped."""
-    about = json.loads((folder / "about.json").read_text("utf-8"))
-    files = tuple((name, first) for name, first in about["files"])
-    return JsonRows(Dataset.from_file(str(folder / "rows.arrow")), about["kinds"], files)
+    cached_description = json.loads((cache_folder / "about.json").read_text("utf-8"))
+    data_files = tuple((file_name, first_rows) for file_name, first_rows in cached_description["files"])
+    return JsonRows(Dataset.from_file(str(cache_folder / "rows.arrow")), cached_description["kinds"], data_files)
 
 
-def write_rows(folder: Path, rows: Iterable[tuple[Mapping[str, Any], int]], files: list[tuple[str, int]]) -> None:
+def write_rows(
+    cache_folder: Path, rows: Iterable[tuple[Mapping[str, Any], int]], data_files: list[tuple[str, int]]
+) -> None:
     """Writes rows and their lines in chunks, so that memory holds one chunk.
 
     Args:
@@ -101,96 +133,106 @@ def write_rows(folder: Path, rows: Iterable[tuple[Mapping[str, Any], int]], file
         rows: each with its line, 0 for none.
         files: name and first row of each file; may grow while the rows are read.
     """
-    kinds: Kinds = {}
-    with pa.OSFile(str(folder / "rows.arrow"), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
-        texts: list[str] = []
-        lines: list[int] = []
+    value_types: ValueTypes = {}
+    with (
+        pa.OSFile(str(cache_folder / "rows.arrow"), "wb") as file_sink,
+        pa.ipc.new_stream(file_sink, ROW_SCHEMA) as batch_writer,
+    ):
+        row_texts: list[str] = []
+        line_numbers: list[int] = []
 
         def flush() -> None:
-            columns = [pa.array(texts, pa.large_string()), pa.array(lines, pa.int64())]
-            writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
-            texts.clear()
-            lines.clear()
+            column_arrays = [pa.array(row_texts, pa.large_string()), pa.array(line_numbers, pa.int64())]
+            batch_writer.write_batch(pa.record_batch(column_arrays, schema=ROW_SCHEMA))
+            row_texts.clear()
+            line_numbers.clear()
 
-        for position, (row, line) in enumerate(rows):
-            note_kinds(kinds, row, position)
-            texts.append(to_json(row))
-            lines.append(line)
-            if len(texts) == WRITTEN_AT_ONCE:
+        for row_position, (row_values, line_number) in enumerate(rows):
+            note_value_types(value_types, row_values, row_position)
+            row_texts.append(to_json(row_values))
+            line_numbers.append(line_number)
+            if len(row_texts) == WRITTEN_AT_ONCE:
                 flush()
         flush()
-    about = {"kinds": kinds, "files": files}
-    (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
+    cached_description = {"kinds": value_types, "files": data_files}
+    (cache_folder / "about.json").write_text(json.dumps(cached_description), encoding="utf-8")
 
 
-def _write_files(folder: Path, files: list[DataFile], first: int | None) -> None:
-    starts: list[tuple[str, int]] = []
-    write_rows(folder, _placed(files, starts, first), starts)
+def _write_files(cache_folder: Path, data_files: list[DataFile], first_rows: int | None) -> None:
+    file_starts: list[tuple[str, int]] = []
+    write_rows(cache_folder, _numbered_rows(data_files, file_starts, first_rows), file_starts)
 
 
-def _placed(
-    files: list[DataFile], starts: list[tuple[str, int]], first: int | None
+def _numbered_rows(
+    data_files: list[DataFile], file_starts: list[tuple[str, int]], first_rows: int | None
 ) -> Iterator[tuple[Mapping[str, Any], int]]:
     """The first rows of all files, each with its line; where a file's rows start is added to `starts`."""
-    count = 0
-    for file in files:
-        starts.append((str(file.path), count))
-        for placed in records_of(file):
-            yield placed
-            count += 1
-            if count == first:
+    row_count = 0
+    for data_file in data_files:
+        file_starts.append((str(data_file.path), row_count))
+        for numbered_row in read_text_rows(data_file):
+            yield numbered_row
+            row_count += 1
+            if row_count == first_rows:
                 return
 
 
 def _rows_digest(rows: Iterable[tuple[Mapping[str, Any], int]]) -> str:
-    digest = hashlib.sha256()
-    for row, line in rows:
-        digest.update(f"{line}\t{to_json(row)}\n".encode())
-    return digest.hexdigest()
+    row_digest = hashlib.sha256()
+    for row_values, line_number in rows:
+        row_digest.update(f"{line_number}\t{to_json(row_values)}\n".encode())
+    return row_digest.hexdigest()
 
 
-def _write_typed(folder: Path, files: list[DataFile]) -> None:
+def _write_typed(cache_folder: Path, data_files: list[DataFile]) -> None:
     """Copies the batches of typed files, dictionary columns as the values they stand for."""
-    opened = [(file, *batches_of(file)) for file in files]
-    schema = _plain(opened[0][1])
-    if len(set(schema.names)) < len(schema.names):
-        raise UserError(f"{files[0].path} has a column name twice ({', '.join(schema.names)}); rename one of them")
-    check_types(schema, str(files[0].path))
+    opened_files = [(data_file, *read_typed_batches(data_file)) for data_file in data_files]
+    arrow_schema = _decoded_schema(opened_files[0][1])
+    if len(set(arrow_schema.names)) < len(arrow_schema.names):
+        raise UserError(
+            f"{data_files[0].path} has a column name twice ({', '.join(arrow_schema.names)}); rename one of them"
+        )
+    check_column_types(arrow_schema, str(data_files[0].path))
     try:
-        datasets.Features.from_arrow_schema(schema)
+        datasets.Features.from_arrow_schema(arrow_schema)
     except (ValueError, TypeError, NotImplementedError, KeyError) as error:
         raise UserError(
-            f"{files[0].path}: a column has a type that cannot be read: {error}; drop or cast it"
+            f"{data_files[0].path}: a column has a type that cannot be read: {error}; drop or cast it"
         ) from error
-    with pa.OSFile(str(folder / "rows.arrow"), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        for file, own, batches in opened:
-            if _plain(own).names != schema.names:
+    with (
+        pa.OSFile(str(cache_folder / "rows.arrow"), "wb") as file_sink,
+        pa.ipc.new_stream(file_sink, arrow_schema) as batch_writer,
+    ):
+        for data_file, file_schema, record_batches in opened_files:
+            if _decoded_schema(file_schema).names != arrow_schema.names:
                 raise UserError(
-                    f"{file.path} has the columns {', '.join(own.names)} and {files[0].path} has "
-                    f"{', '.join(schema.names)}; give files of the same columns"
+                    f"{data_file.path} has the columns {', '.join(file_schema.names)} and {data_files[0].path} has "
+                    f"{', '.join(arrow_schema.names)}; give files of the same columns"
                 )
-            for batch in batches:
+            for record_batch in record_batches:
                 try:
-                    table = pa.Table.from_batches([batch]).replace_schema_metadata(None).cast(schema)
+                    batch_table = pa.Table.from_batches([record_batch]).replace_schema_metadata(None).cast(arrow_schema)
                 except (pa.ArrowException, ValueError) as error:
                     raise UserError(
-                        f"{file.path} differs in a column's type from {files[0].path}: {error}; cast it"
+                        f"{data_file.path} differs in a column's type from {data_files[0].path}: {error}; cast it"
                     ) from error
-                writer.write_table(table)
-    (folder / "about.json").write_text("{}", encoding="utf-8")
+                batch_writer.write_table(batch_table)
+    (cache_folder / "about.json").write_text("{}", encoding="utf-8")
 
 
-def _plain(schema: pa.Schema) -> pa.Schema:
-    fields = []
-    for one in schema:
-        kind = one.type.value_type if pa.types.is_dictionary(one.type) else one.type
-        fields.append(pa.field(one.name, pa.string() if pa.types.is_string_view(kind) else kind))
-    return pa.schema(fields)
+def _decoded_schema(arrow_schema: pa.Schema) -> pa.Schema:
+    plain_fields = []
+    for schema_field in arrow_schema:
+        field_type = schema_field.type.value_type if pa.types.is_dictionary(schema_field.type) else schema_field.type
+        plain_fields.append(
+            pa.field(schema_field.name, pa.string() if pa.types.is_string_view(field_type) else field_type)
+        )
+    return pa.schema(plain_fields)
 
 
-def _digest(file: DataFile) -> str:
+def _file_digest(data_file: DataFile) -> str:
     try:
-        with file.path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        with data_file.path.open("rb") as byte_stream:
+            return hashlib.file_digest(byte_stream, "sha256").hexdigest()
     except OSError as error:
-        raise UserError(f"{file.path} cannot be read: {error.strerror or error}; check its permissions") from error
+        raise UserError(f"{data_file.path} cannot be read: {error.strerror or error}; check its permissions") from error

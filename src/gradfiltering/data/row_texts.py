@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gradfiltering.data.dataset import InstructionDataset
-from gradfiltering.data.json_rows import JsonRows, rows_of
+from gradfiltering.data.json_rows import JsonRows, rows_from_columns
 from gradfiltering.data.schemas import Messages, Schema
 from gradfiltering.runs.cache import Cache, atomic_path, link
 
-FILE = "rows.parquet"
+ROWS_FILE = "rows.parquet"
 WRITTEN_AT_ONCE = 2000  # rows
-SCHEMA = pa.schema(
+ROWS_SCHEMA = pa.schema(
     [
         ("example_id", pa.int64()),
         ("prompt", pa.large_string()),
@@ -26,62 +26,74 @@ SCHEMA = pa.schema(
 )
 
 
-def keep_rows(run_dir: Path, records: InstructionDataset, cache: Cache) -> None:
+def write_row_texts(run_dir: Path, dataset: InstructionDataset, cache: Cache) -> None:
     """Writes `rows.parquet`: `example_id`, `prompt`, `response` and `source` (null where rows name none).
 
     Runs on the same rows share one copy in the store. The file's metadata hold `fingerprint`, a digest of all of it in
     order, and `origin`, the source in words. Half a surrogate pair, which no UTF-8 file can hold, becomes U+FFFD.
     """
-    with atomic_path(run_dir / FILE) as part:
-        content_digest = _write(part, records)
-        made = cache.make("rows", {"fingerprint": content_digest}, lambda folder: link(part, folder / FILE))
-    link(made.path / FILE, run_dir / FILE)
+    with atomic_path(run_dir / ROWS_FILE) as partial_path:
+        content_digest = _write_row_texts(partial_path, dataset)
+        cached_result = cache.make(
+            "rows", {"fingerprint": content_digest}, lambda cache_folder: link(partial_path, cache_folder / ROWS_FILE)
+        )
+    link(cached_result.path / ROWS_FILE, run_dir / ROWS_FILE)
 
 
-def readable(schema: Schema, row: Mapping[str, Any]) -> tuple[str, str]:
+def prompt_and_response(schema: Schema, row_values: Mapping[str, Any]) -> tuple[str, str]:
     """Prompt and response of a row: of a conversation its last answer and all that was said before it, of a text all.
 
     Returns:
         Prompt (empty where nothing is asked) and response.
     """
     if isinstance(schema, Messages):
-        said = schema.conversation(row)
-        answers = [place for place, message in enumerate(said) if message["role"] == "assistant"]
-        last = answers[-1] if answers else len(said)
-        before = "\n\n".join(f"{message['role']}: {message['content']}" for message in said[:last])
-        return before, said[last]["content"] if answers else ""
-    turn = schema.turn(row)
-    return (turn.question, turn.output) if turn is not None else ("", row.get(schema.fields[0]) or "")
+        conversation = schema.conversation(row_values)
+        answer_positions = [
+            describe_row
+            for describe_row, chat_message in enumerate(conversation)
+            if chat_message["role"] == "assistant"
+        ]
+        last_answer = answer_positions[-1] if answer_positions else len(conversation)
+        earlier_messages = "\n\n".join(
+            f"{chat_message['role']}: {chat_message['content']}" for chat_message in conversation[:last_answer]
+        )
+        return earlier_messages, conversation[last_answer]["content"] if answer_positions else ""
+    turn = schema.turn(row_values)
+    return (turn.question, turn.output) if turn is not None else ("", row_values.get(schema.fields[0]) or "")
 
 
-def _write(path: Path, records: InstructionDataset) -> str:
+def _write_row_texts(path: Path, dataset: InstructionDataset) -> str:
     """Writes the file in one pass and returns its fingerprint."""
-    digest = hashlib.sha256()
-    names_source = "source" in records.rows.column_names
-    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
-    with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
-        for example_id, row in enumerate(_each(records)):
-            source = str(row.get("source")) if names_source else None
-            found = (*readable(records.schema, row), source)
-            digest.update(json.dumps(found).encode())
-            for name, value in zip(SCHEMA.names, (example_id, *found), strict=True):
-                columns[name].append(whole(value) if isinstance(value, str) else value)
-            if len(columns["example_id"]) == WRITTEN_AT_ONCE:
-                writer.write_table(pa.table(columns, SCHEMA))
-                columns = {name: [] for name in SCHEMA.names}
-        writer.write_table(pa.table(columns, SCHEMA))
-        writer.add_key_value_metadata({"fingerprint": digest.hexdigest()[:32], "origin": whole(records.origin)})
-    return digest.hexdigest()[:32]
+    content_digest = hashlib.sha256()
+    names_source = "source" in dataset.rows.column_names
+    column_values: dict[str, list[Any]] = {column_name: [] for column_name in ROWS_SCHEMA.names}
+    with pq.ParquetWriter(path, ROWS_SCHEMA, compression="zstd") as parquet_writer:
+        for example_id, row_values in enumerate(_iterate_rows(dataset)):
+            row_source = str(row_values.get("source")) if names_source else None
+            row_fields = (*prompt_and_response(dataset.schema, row_values), row_source)
+            content_digest.update(json.dumps(row_fields).encode())
+            for column_name, field_value in zip(ROWS_SCHEMA.names, (example_id, *row_fields), strict=True):
+                column_values[column_name].append(
+                    replace_lone_surrogates(field_value) if isinstance(field_value, str) else field_value
+                )
+            if len(column_values["example_id"]) == WRITTEN_AT_ONCE:
+                parquet_writer.write_table(pa.table(column_values, ROWS_SCHEMA))
+                column_values = {column_name: [] for column_name in ROWS_SCHEMA.names}
+        parquet_writer.write_table(pa.table(column_values, ROWS_SCHEMA))
+        parquet_writer.add_key_value_metadata(
+            {"fingerprint": content_digest.hexdigest()[:32], "origin": replace_lone_surrogates(dataset.origin)}
+        )
+    return content_digest.hexdigest()[:32]
 
 
-def _each(records: InstructionDataset) -> Iterator[Mapping[str, Any]]:
-    if isinstance(records.rows, JsonRows):
-        yield from records.rows
+def _iterate_rows(dataset: InstructionDataset) -> Iterator[Mapping[str, Any]]:
+    if isinstance(dataset.rows, JsonRows):
+        yield from dataset.rows
         return
-    for batch in records.rows.iter(WRITTEN_AT_ONCE):
-        yield from rows_of(batch)
+    for row_batch in dataset.rows.iter(WRITTEN_AT_ONCE):
+        yield from rows_from_columns(row_batch)
 
 
-def whole(text: str) -> str:
+def replace_lone_surrogates(text: str) -> str:
     """Text that a UTF-8 file can hold: half a surrogate pair becomes the replacement character, as browsers show it."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

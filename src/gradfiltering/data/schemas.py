@@ -207,10 +207,10 @@ class Messages:
         value = row.get(self.column)
         if value is not None and not isinstance(value, list):
             return f"column '{self.column}' holds {value!r:.60}, not a list of messages"
-        for place, message in enumerate(value or []):
+        for describe_row, message in enumerate(value or []):
             wrong = _message_problem(message)
             if wrong:
-                return f"column '{self.column}', message {place}: {wrong}"
+                return f"column '{self.column}', message {describe_row}: {wrong}"
         return None if isinstance(row.get("system"), str | None) else _not_text(row, ("system",))
 
     def conversation(self, row: Row) -> list[dict[str, str]]:

@@ -9,7 +9,7 @@ from datasets import Dataset, load_dataset
 
 from gradfiltering.data.dataset import InstructionDataset, check_rows
 from gradfiltering.data.file_formats import JSON_LINES
-from gradfiltering.data.json_rows import JsonRows, check_types
+from gradfiltering.data.json_rows import JsonRows, check_column_types
 from gradfiltering.data.loading import LoadedRows, load
 from gradfiltering.data.schemas import Columns, Instruction, Messages, Schema, detect
 from gradfiltering.errors import UserError
@@ -120,7 +120,7 @@ class LoadedSource:
             UserError: the columns fit no schema, or a row does not fit its own.
         """
         schema = detect(loaded.rows.column_names, self.columns, self.schema, loaded.origin)
-        check_rows(loaded.rows, schema, loaded.place)
+        check_rows(loaded.rows, schema, loaded.describe_row)
         return schema
 
     def records(self, loaded: LoadedRows, seed: int) -> InstructionDataset:
@@ -199,7 +199,7 @@ class HubSource(LoadedSource):
             ) from error
         if not len(rows):
             raise UserError(f"{origin} holds no rows; name another with data.split=")
-        check_types(rows.features.arrow_schema, origin)
+        check_column_types(rows.features.arrow_schema, origin)
         return self.records(LoadedRows(rows, origin), seed)
 
 

@@ -9,8 +9,8 @@ from gradfiltering.data.examples import Encoder, Examples
 from gradfiltering.data.loading import load
 from gradfiltering.errors import UserError
 
-AUTO = "auto"
-SOURCE = "source"  # the field that `auto` looks for
+AUTO_FIELD = "auto"
+SOURCE_FIELD = "source"  # the field that `auto` looks for
 ONE_TASK = "all"
 
 
@@ -19,12 +19,12 @@ class ValidationRows:
     """Rows to do well on.
 
     Attributes:
-        records: the run's records, with these rows as the held-out ones.
+        dataset: the run's dataset, with these rows as the held-out ones.
         tasks: [V] name of each row's task.
         origin: the rows in words, for messages.
     """
 
-    records: InstructionDataset
+    dataset: InstructionDataset
     tasks: list[str]
     origin: str
 
@@ -34,16 +34,16 @@ class ValidationRows:
         Raises:
             UserError: none has one.
         """
-        examples = encoder.encode_heldout(self.records)
+        examples = encoder.encode_heldout(self.dataset)
         if examples is None:
             raise UserError(
-                f"none of the {len(self.tasks)} validation rows ({self.origin}) has a response within max_tokens; give "
-                "others with scorer.validation=FILE, or raise proxy.max_tokens"
+                f"none of the {len(self.tasks)} validation rows ({self.origin}) has a response within the longest "
+                "example; name a file of others, or allow longer examples"
             )
         return examples, np.asarray(self.tasks)[examples.example_ids]
 
 
-def validation_rows(records: InstructionDataset, path: str | None, task: str | None) -> ValidationRows:
+def validation_rows(dataset: InstructionDataset, validation_path: str | None, task_field: str | None) -> ValidationRows:
     """The rows of a file, or those that are held out.
 
     Args:
@@ -55,45 +55,46 @@ def validation_rows(records: InstructionDataset, path: str | None, task: str | N
     Raises:
         UserError: there are no such rows, they lack a column, or a row names no task.
     """
-    if path is not None:
+    if validation_path is not None:
         try:
-            loaded, schema = load(path), records.schema
+            loaded_rows, row_schema = load(validation_path), dataset.schema
         except UserError as error:
-            raise UserError(f"scorer.validation={path} cannot be read as rows: {error}") from error
-        lacking = [name for name in schema.required if name not in loaded.rows.column_names]
-        if lacking:
+            raise UserError(f"the validation file {validation_path} cannot be read as rows: {error}") from error
+        missing_columns = [
+            field_name for field_name in row_schema.required if field_name not in loaded_rows.rows.column_names
+        ]
+        if missing_columns:
             raise UserError(
-                f"scorer.validation={path} has no column {' and no column '.join(map(repr, lacking))}, which the "
-                f"data's schema {schema.name} reads; give rows in the fields of the data"
+                f"the validation file {validation_path} has no column {' and no column '.join(map(repr, missing_columns))}, "
+                f"which the data's schema {row_schema.name} reads; give rows in the fields of the data"
             )
-        check_rows(loaded.rows, schema, loaded.place)
-        records = replace(records, heldout=loaded.rows)
-    if records.heldout is None or not len(records.heldout):
+        check_rows(loaded_rows.rows, row_schema, loaded_rows.describe_row)
+        dataset = replace(dataset, heldout=loaded_rows.rows)
+    if dataset.heldout is None or not len(dataset.heldout):
         raise UserError(
-            "the scorer looks at validation rows, and nothing is held out; give scorer.validation=FILE, or hold rows "
-            "out with data.heldout.share=0.05, data.heldout.path=FILE or a data.limit below the file's length "
-            "(data=tasks: data.heldout_rows=200)"
+            "the scorer looks at validation rows, and nothing is held out; name a file of validation rows, or hold rows "
+            "out: a share of them, a file of their own, or a row limit below the file's length"
         )
-    origin = path or "the held-out rows"
-    return ValidationRows(records, _tasks(records, task, origin), origin)
+    rows_origin = validation_path or "the held-out rows"
+    return ValidationRows(dataset, _read_task_names(dataset, task_field, rows_origin), rows_origin)
 
 
-def _tasks(records: InstructionDataset, task: str | None, origin: str) -> list[str]:
-    assert records.heldout is not None
-    rows = records.heldout
-    if task is None or (task == AUTO and SOURCE not in rows.column_names):
-        return [ONE_TASK] * len(rows)
-    name = SOURCE if task == AUTO else task
-    if name not in rows.column_names:
+def _read_task_names(dataset: InstructionDataset, task_field: str | None, rows_origin: str) -> list[str]:
+    assert dataset.heldout is not None
+    heldout_rows = dataset.heldout
+    if task_field is None or (task_field == AUTO_FIELD and SOURCE_FIELD not in heldout_rows.column_names):
+        return [ONE_TASK] * len(heldout_rows)
+    field_name = SOURCE_FIELD if task_field == AUTO_FIELD else task_field
+    if field_name not in heldout_rows.column_names:
         raise UserError(
-            f"scorer.task={name}: {origin} has no such field (it has: {', '.join(rows.column_names)}); name one of "
-            "them, or give scorer.task=null for one task"
+            f"{rows_origin} have no field {field_name!r} that could name their task (they have: "
+            f"{', '.join(heldout_rows.column_names)}); name one of them, or none for one task"
         )
-    found = list(rows[name])
-    nameless = [place for place, value in enumerate(found) if value is None]
-    if nameless:
+    task_names = list(heldout_rows[field_name])
+    rows_without_task = [describe_row for describe_row, task_name in enumerate(task_names) if task_name is None]
+    if rows_without_task:
         raise UserError(
-            f"{origin}: row {nameless[0]} has no '{name}', so its task is not known; mend the row, or give "
-            "scorer.task=null for one task"
+            f"{rows_origin}: row {rows_without_task[0]} has no '{field_name}', so its task is not "
+            "known; mend the row, or name no field for one task"
         )
-    return [str(value) for value in found]
+    return [str(task_name) for task_name in task_names]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import lightning as L
 from torch.utils.data import DataLoader
 
-from gradfiltering.data.batches import WHOLE, LengthBatches, LengthBuckets, MemberBatches, Share, loader
+from gradfiltering.data.batches import WHOLE, LengthBatches, LengthBuckets, MemberBatches, Share, make_batch_loader
 from gradfiltering.data.examples import Examples
 
 
@@ -62,7 +62,7 @@ class EnsembleData(L.LightningDataModule):
         done = self.steps_done if self.trainer.current_epoch == 0 else 0
         buckets = replace(self.buckets, resampled=self.resampled)
         batches = MemberBatches(self.examples, buckets, self.members, self.epoch, self.pad_id, self.share, done)
-        return loader(batches, self.workers)
+        return make_batch_loader(batches, self.workers)
 
     @property
     def epoch(self) -> int:
@@ -72,4 +72,4 @@ class EnsembleData(L.LightningDataModule):
 
     def pass_over(self, examples: Examples) -> DataLoader:
         """Batches of one pass over `examples`, by length."""
-        return loader(LengthBatches(examples, self.tokens, self.pad_id, share=self.share), self.workers)
+        return make_batch_loader(LengthBatches(examples, self.tokens, self.pad_id, share=self.share), self.workers)

@@ -11,7 +11,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from gradfiltering.data.batches import IGNORED, Batch, LengthBatches, loader
+from gradfiltering.data.batches import IGNORED, Batch, LengthBatches, make_batch_loader
 from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.encoding import clean
 from gradfiltering.data.examples import Examples, Rows
@@ -165,7 +165,9 @@ class _Passes:
     workers: int
 
     def batches(self, examples: Examples) -> Iterable[Batch]:
-        return loader(LengthBatches(examples, self.tokens, self.base_model.pad_id, share=share()), self.workers)
+        return make_batch_loader(
+            LengthBatches(examples, self.tokens, self.base_model.pad_id, share=share()), self.workers
+        )
 
     @torch.inference_mode()
     def el2n(self, examples: Examples) -> np.ndarray:

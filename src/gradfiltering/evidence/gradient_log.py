@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 
-from gradfiltering.data.batches import Batch, LengthBatches, loader
+from gradfiltering.data.batches import Batch, LengthBatches, make_batch_loader
 from gradfiltering.data.examples import Examples, Rows, hash_examples
 from gradfiltering.distributed.process_group import gather, once, rank, share
 from gradfiltering.ensembles.data_module import EnsembleData
@@ -390,7 +390,7 @@ def measure_bare(
     hashed = hash_weights(base_model.model)
 
     def batches(examples: Examples) -> Iterable[Batch]:
-        return loader(LengthBatches(examples, tokens, base_model.pad_id, share=share()), batch.workers)
+        return make_batch_loader(LengthBatches(examples, tokens, base_model.pad_id, share=share()), batch.workers)
 
     def losses(examples: Examples) -> np.ndarray:
         return cached_losses(base_model, hashed, objective, examples, batches, device, workspace.cache)

@@ -16,7 +16,7 @@ from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from gradfiltering.data.batches import IGNORED, WHOLE, Batch, LengthBatches, Share, collate, loader
+from gradfiltering.data.batches import IGNORED, WHOLE, Batch, LengthBatches, Share, collate, make_batch_loader
 from gradfiltering.data.examples import Examples, Rows
 from gradfiltering.distributed.process_group import once, share, sum_gradients, total, world_size
 from gradfiltering.errors import UserError
@@ -307,7 +307,7 @@ def finetune(
         heldout = heldout_batches(rows, settings, base_model)
         module = FineTuning(name, model, settings, updates, heldout, once(Checkpoint.read, unfinished))
         keeper = TuningKeeper(unfinished, settings.checkpoint_minutes)
-        trainer(max_epochs=1, callbacks=[keeper]).fit(module, loader(updates, 0))
+        trainer(max_epochs=1, callbacks=[keeper]).fit(module, make_batch_loader(updates, 0))
         return keep_adapter(module, len(rows.examples), base_model, folder)
 
 
@@ -329,7 +329,9 @@ def heldout_batches(rows: Rows, settings: FineTuningSettings, base_model: Langua
     """This process's share of the held-out rows, None where nothing is held out."""
     if rows.heldout is None:
         return None
-    return loader(LengthBatches(rows.heldout, settings.micro_batch_tokens, base_model.pad_id, share=share()), 0)
+    return make_batch_loader(
+        LengthBatches(rows.heldout, settings.micro_batch_tokens, base_model.pad_id, share=share()), 0
+    )
 
 
 def keep_adapter(module: FineTuning, examples: int, base_model: LanguageModel, folder: Path) -> FineTuningResult:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gradfiltering.data.file_formats import DataFile, records_of
+from gradfiltering.data.file_formats import DataFile, read_text_rows
 from gradfiltering.runs.cache import atomic_path
 
 
@@ -22,5 +22,5 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         UserError: the file cannot be read, or a line is not a JSON object; the message names file and line.
     """
-    for row, line in records_of(DataFile(path, "jsonl", None)):
+    for row, line in read_text_rows(DataFile(path, "jsonl", None)):
         yield line, row

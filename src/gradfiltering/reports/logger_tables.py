@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gradfiltering.data.row_texts import FILE as ROWS
-from gradfiltering.data.row_texts import whole
+from gradfiltering.data.row_texts import ROWS_FILE as ROWS
+from gradfiltering.data.row_texts import replace_lone_surrogates
 from gradfiltering.judging.responses import read_responses
 from gradfiltering.judging.verdicts import read_verdicts
 
@@ -52,7 +52,7 @@ def extracts(run_dir: Path, summary: Mapping[str, Any]) -> list[Extract]:
 
 def cell(text: str) -> str:
     """Text of one cell: what no encoder takes is replaced, and what is very long is cut and says so."""
-    text = whole(text)
+    text = replace_lone_surrogates(text)
     if len(text) > MOST_CHARACTERS:
         return f"{text[:MOST_CHARACTERS]} … ({len(text):,} characters in all)"
     return text

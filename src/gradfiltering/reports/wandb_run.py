@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.loggers import WandbLogger
 
-from gradfiltering.data.row_texts import FILE as ROWS
+from gradfiltering.data.row_texts import ROWS_FILE as ROWS
 from gradfiltering.reports.logger_tables import Extract
 from gradfiltering.runs.cache import hash_key
 from gradfiltering.runs.yaml_files import read_yaml

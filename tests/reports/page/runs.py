@@ -13,7 +13,7 @@ from datasets import Dataset
 from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.file_formats import JSON_LINES
 from gradfiltering.data.json_rows import JsonRows
-from gradfiltering.data.row_texts import keep_rows
+from gradfiltering.data.row_texts import write_row_texts
 from gradfiltering.data.schemas import Instruction
 from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.gradient_log import EpochLog, write_epoch
@@ -74,7 +74,7 @@ def write_bare(folder: Path, rows: list[dict]) -> Path:
     (folder / "environment.json").write_text(json.dumps(about))
     (folder / "summary.json").write_text(json.dumps(summary))
     if rows:
-        keep_rows(folder, records(rows), Cache(folder.parent / "cache"))
+        write_row_texts(folder, records(rows), Cache(folder.parent / "cache"))
     return folder
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gradfiltering.data.dataset import InstructionDataset
-from gradfiltering.data.row_texts import keep_rows
+from gradfiltering.data.row_texts import write_row_texts
 from gradfiltering.errors import UserError
 from gradfiltering.reports.page import answer, convergence, explorer, health, provenance
 from gradfiltering.reports.page.charts import Chart
@@ -45,7 +45,7 @@ class PageSettings:
 def report(run_dir: Path, records: InstructionDataset, cache: Cache, settings: PageSettings) -> None:
     """The report stage: keeps the rows' text beside the results, and writes the page and its figures."""
     if settings.page:
-        keep_rows(run_dir, records, cache)
+        write_row_texts(run_dir, records, cache)
         write_page(run_dir, settings)
 
 

@@ -132,7 +132,7 @@ class RunFolder:
     @cached_property
     def texts(self) -> Texts:
         """The rows' text: of all rows, or of the chosen ones where an older run kept no others."""
-        path = self.path / shown.FILE
+        path = self.path / shown.ROWS_FILE
         if path.is_file():
             table = pq.read_table(path)
             about = {
@@ -156,12 +156,15 @@ class RunFolder:
             present = list(dict.fromkeys(name for row in rows for name in row))
             schema = detect(present, names, self.config["data"].get("schema") or "auto", "subset.jsonl")
             for row in rows:
-                prompt, response = shown.readable(schema, row)
+                prompt, response = shown.prompt_and_response(schema, row)
                 source = str(row["source"]) if row.get("source") is not None else None
                 for name, value in zip(found, (prompt, response, source), strict=True):
                     found[name].append(value)
         held = ids if ids is not None and rows else np.zeros(0, dtype=np.int64)
-        text = {name: [shown.whole(v) if isinstance(v, str) else v for v in values] for name, values in found.items()}
+        text = {
+            name: [shown.replace_lone_surrogates(v) if isinstance(v, str) else v for v in values]
+            for name, values in found.items()
+        }
         return Texts(held, pa.table({name: pa.array(v, pa.large_string()) for name, v in text.items()}), False, {})
 
     def _columns(self, name: str) -> dict[str, np.ndarray] | None:

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from gradfiltering.data.row_texts import whole
+from gradfiltering.data.row_texts import replace_lone_surrogates
 from gradfiltering.reports.page.charts import Chart
 
 FOLDER = Path(__file__).parent
@@ -75,7 +75,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: whole(value) if type(value) is str else value,
+        finalize=lambda value: replace_lone_surrogates(value) if type(value) is str else value,
     )
 
 

@@ -63,7 +63,7 @@ def _variance(rows: RowTable) -> Chart | None:
     if rows.kept is not None and (rows.kept & known).any() and (~rows.kept & known).any():
         ratio = np.median(rows.variance_late[rows.kept & known]) / np.median(rows.variance_late[~rows.kept & known])
         reading += f" The median of the chosen rows is {ratio:.2g} times that of the dropped ones."
-    whole = range(int(np.floor(np.nanmin(values))), int(np.ceil(np.nanmax(values))) + 1)
+    powers = range(int(np.floor(np.nanmin(values))), int(np.ceil(np.nanmax(values))) + 1)
     return Chart(
         name="variance",
         question="On which rows do the members agree?",
@@ -71,7 +71,7 @@ def _variance(rows: RowTable) -> Chart | None:
         y_title="share of rows, %",
         series=series,
         reading="To the left the members agree." + reading,
-        x_ticks=[(float(power), f"1e{power}") for power in whole],
+        x_ticks=[(float(power), f"1e{power}") for power in powers],
     )
 
 
