@@ -65,15 +65,15 @@ def validation_rows(dataset: InstructionDataset, validation_path: str | None, ta
         ]
         if missing_columns:
             raise UserError(
-                f"the validation file {validation_path} has no column {' and no column '.join(map(repr, missing_columns))}, "
-                f"which the data's schema {row_schema.name} reads; give rows in the fields of the data"
+                f"the validation file {validation_path} has no column "
+                f"{' and no column '.join(map(repr, missing_columns))}, which the data's schema {row_schema.name} reads; give rows in the fields of the data"
             )
         check_rows(loaded_rows.rows, row_schema, loaded_rows.describe_row)
         dataset = replace(dataset, heldout=loaded_rows.rows)
     if dataset.heldout is None or not len(dataset.heldout):
         raise UserError(
-            "the scorer looks at validation rows, and nothing is held out; name a file of validation rows, or hold rows "
-            "out: a share of them, a file of their own, or a row limit below the file's length"
+            "the scorer looks at validation rows, and nothing is held out; name a file of validation rows, or hold "
+            "rows out: a share of them, a file of their own, or a row limit below the file's length"
         )
     rows_origin = validation_path or "the held-out rows"
     return ValidationRows(dataset, _read_task_names(dataset, task_field, rows_origin), rows_origin)
