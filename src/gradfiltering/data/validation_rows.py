@@ -66,7 +66,8 @@ def validation_rows(dataset: InstructionDataset, validation_path: str | None, ta
         if missing_columns:
             raise UserError(
                 f"the validation file {validation_path} has no column "
-                f"{' and no column '.join(map(repr, missing_columns))}, which the data's schema {row_schema.name} reads; give rows in the fields of the data"
+                f"{' and no column '.join(map(repr, missing_columns))}, which the data's schema "
+                f"{row_schema.name} reads; give rows in the fields of the data"
             )
         check_rows(loaded_rows.rows, row_schema, loaded_rows.describe_row)
         dataset = replace(dataset, heldout=loaded_rows.rows)
