@@ -1,5 +1,6 @@
 """Times per-example LoRA gradients of an ensemble: loop, tutorial vmap, and the fused engine, on the same rows.
 
+export PYTHONPATH=.  # for the loop engine among the tests
 python scripts/bench_gradients.py --proxy gpt2-random --tokenizer folder/of/gpt2 --data alpaca_data.json
 python scripts/bench_gradients.py --proxy folder/of/a/model --data my.jsonl --members 5 --device cuda --precision bf16
 
@@ -34,7 +35,8 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
-from torch.func import functional_call, grad_and_value, vmap
+from tests.reference.gradients import LoopEngine
+from torch.func import grad_and_value, vmap
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
 from gradfiltering.data.batches import Batch, collate
@@ -43,13 +45,14 @@ from gradfiltering.data.schemas import Columns
 from gradfiltering.data.sources import FileSource, Heldout
 from gradfiltering.gradients.engine import GradientEngine
 from gradfiltering.gradients.fused import FusedEngine
-from gradfiltering.gradients.loop import LoopEngine
-from gradfiltering.gradients.memory import fitting_tokens, keep_freed_memory
+from gradfiltering.gradients.memory import find_fitting_tokens
+from gradfiltering.models.causal_model import FunctionalModel
 from gradfiltering.models.language_model import DTYPES, fastest_precision
 from gradfiltering.models.lora import Adapters, LoraSettings, initial_adapters
 from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.models.weights import count_matmul_weights
 from gradfiltering.runs.cache import Cache
+from gradfiltering.runs.memory import keep_freed_memory
 from gradfiltering.synthetic.planted_defects import PlantedDefects
 
 TUTORIAL_BATCH = 8
@@ -133,13 +136,13 @@ class Bench:
         by_length = np.argsort(self.examples.lengths, kind="stable")
         like = [self.batch(by_length[start : start + size]) for start in range(0, len(by_length), size)]
         model = self.model(self.precision)
-        fused, bare = (FusedEngine(model, objective, 1 << 30, record=record) for record in (True, False))
+        fused, bare = (FusedEngine(model, objective, 1 << 30, record_statistics=record) for record in (True, False))
         for engine in (fused, bare):
             engine.to(self.device)
         adapters = self.adapters(model)
         longest = int(self.examples.lengths.max())
         if options.tokens == "auto":
-            self.tokens = fitting_tokens(fused, adapters, longest, self.device)
+            self.tokens = find_fitting_tokens(fused, adapters, longest, self.device)
         else:
             self.tokens = int(options.tokens)
         fused.chunk_tokens = bare.chunk_tokens = self.tokens
@@ -153,7 +156,7 @@ class Bench:
 
     def step(self, engine: GradientEngine) -> Callable[[Adapters, Batch], Any]:
         """What a training step asks of an engine."""
-        return partial(engine.measure, want_gradient=True)
+        return partial(engine.measure, with_mean_gradient=True)
 
     def time(self, method: Method) -> tuple[float, float]:
         """Seconds of one pass over the method's batches, after a first batch that is not timed, and peak MB."""
@@ -231,8 +234,8 @@ def tutorial_vmap(model: PeftModel, objective: ResponseNLL) -> Callable[[Adapter
     """Per-example gradients of an ensemble, written from the torch.func tutorial on per-sample gradients."""
 
     def loss(adapter: Adapters, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        logits = functional_call(model, adapter, (), {"input_ids": input_ids[None], "use_cache": False}).logits
-        return objective(logits, labels[None])[0]
+        example = Batch(input_ids[None], labels[None], torch.zeros(1, dtype=torch.int64))
+        return objective(FunctionalModel(model, adapter), example)[0]
 
     per_example = vmap(grad_and_value(loss), in_dims=(None, 0, 0))
 

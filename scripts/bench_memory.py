@@ -28,10 +28,10 @@ from gradfiltering.ensembles.data_module import EnsembleData
 from gradfiltering.ensembles.lora_ensemble import EnsembleSettings, ProxyEnsemble
 from gradfiltering.ensembles.training_state import StackState
 from gradfiltering.gradients.fused import FusedEngine
-from gradfiltering.gradients.memory import keep_freed_memory
 from gradfiltering.models.lora import LoraSettings, initial_adapters
 from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.runs.cache import Cache
+from gradfiltering.runs.memory import keep_freed_memory
 from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
 from gradfiltering.synthetic.task_generator import prose

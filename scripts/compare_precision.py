@@ -1,5 +1,6 @@
 """How near the fused engine's norms in a narrow type are to those in fp32, and both to a float64 loop.
 
+export PYTHONPATH=.  # for the loop engine among the tests
 python scripts/compare_precision.py --proxy gpt2-random --tokenizer folder/of/gpt2 --data alpaca_data.json --rows 256
 
 The same weights, adapters (B drawn at random, as in mid-training) and rows each time. The loop takes the first
@@ -13,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import spearmanr
+from tests.reference.gradients import LoopEngine
 
 from bench_gradients import Bench, add_common_options
 from gradfiltering.gradients.engine import GradientEngine
 from gradfiltering.gradients.fused import FusedEngine
-from gradfiltering.gradients.loop import LoopEngine
-from gradfiltering.gradients.memory import keep_freed_memory
 from gradfiltering.models.objectives import ResponseNLL
+from gradfiltering.runs.memory import keep_freed_memory
 
 
 def main() -> None:
@@ -55,7 +56,7 @@ def norms(bench: Bench, kind: type[GradientEngine], precision: str, rows: int) -
     found: Any = np.zeros((bench.options.members, rows))
     for start in range(0, rows, bench.options.batch_size):
         some = order[start : start + bench.options.batch_size]
-        found[:, some] = engine.measure(adapters, bench.batch(some), want_gradient=False).grad_norm.cpu().numpy()
+        found[:, some] = engine.measure(adapters, bench.batch(some), with_mean_gradient=False).grad_norm.cpu().numpy()
         print(f"{precision}: {start + len(some)} of {rows} rows", flush=True)
     return found
 

@@ -170,7 +170,7 @@ def test_an_epoch_that_was_pruned_is_trained_again_from_the_one_before(train, tm
 def test_jobs_of_one_process_try_out_how_much_fits_once_for_each_size_of_stack(train, tmp_path, monkeypatch):
     tried = []
     monkeypatch.setattr(stage, "_FITTING", {})
-    monkeypatch.setattr(stage, "fitting_tokens", lambda *_: tried.append(None) or 4096)
+    monkeypatch.setattr(stage, "find_fitting_tokens", lambda *_: tried.append(None) or 4096)
     for name, how, seed in (("one", settings(), 0), ("two", settings(lr=0.02), 1), ("three", settings(m=2), 0)):
         train(name, how, seed=seed, tokens="auto")
     assert len(tried) == 2

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tests.reference import less as reference
+from tests.reference.gradients import LoopEngine
 from tests.support.pipeline import quiet_trainer
 from tests.support.small_ensembles import ROWS, SHAPE, settings
 
@@ -19,7 +20,6 @@ from gradfiltering.errors import UserError
 from gradfiltering.evidence.gradient_log import BatchSettings
 from gradfiltering.evidence.task_gradients import TaskGradients, measure_influence
 from gradfiltering.gradients.fused import FusedEngine
-from gradfiltering.gradients.loop import LoopEngine
 from gradfiltering.gradients.projection import Projection
 from gradfiltering.gradients.vmap import VmapEngine
 from gradfiltering.models.language_model import LanguageModel

@@ -3,13 +3,12 @@
 import pytest
 import torch
 from tests.reference import less as reference
-from tests.reference.gradients import loop_gradients
+from tests.reference.gradients import LoopEngine, loop_gradients
 
 from gradfiltering.data.batches import Batch
 from gradfiltering.errors import UserError
 from gradfiltering.gradients.adam_direction import AdamProjection, adam_direction
 from gradfiltering.gradients.fused import FusedEngine
-from gradfiltering.gradients.loop import LoopEngine
 from gradfiltering.gradients.projection import Projection
 from gradfiltering.gradients.vmap import VmapEngine
 from gradfiltering.models.objectives import ResponseNLL
@@ -118,8 +117,8 @@ def test_narrow_gradients_are_widened():
 
 def test_what_it_is_told_apart_by():
     plain = Projection(8, 1)
-    assert AdamProjection(plain, {"exp_avg": {}, "exp_avg_sq": {}}, BETAS, EPS).about != plain.about
-    assert plain.about == {"width": 8, "seed": 1}, "projections that are in a store would not be found again"
+    assert AdamProjection(plain, {"exp_avg": {}, "exp_avg_sq": {}}, BETAS, EPS).identity != plain.identity
+    assert plain.identity == {"width": 8, "seed": 1}, "projections that are in a store would not be found again"
 
 
 def test_moments_are_those_of_one_trained_member(make_model, make_adapters, make_batch):

@@ -4,19 +4,18 @@ import numpy as np
 import pytest
 import torch
 from tests.reference.dropout import dropped_gradients
-from tests.reference.gradients import norm
+from tests.reference.gradients import LoopEngine, norm
 
 from gradfiltering.data.batches import Batch
 from gradfiltering.gradients.dropout import Dropout
 from gradfiltering.gradients.fused import FusedEngine
-from gradfiltering.gradients.loop import LoopEngine
 from gradfiltering.gradients.projection import Projection
 from gradfiltering.gradients.vmap import VmapEngine
 from gradfiltering.models.objectives import ResponseNLL
 
 RTOL = 1e-9
 LENGTHS, PROMPTS, IDS = [12, 5, 9, 7], [4, 4, 2, 3], [3, 40, 41, 7]
-DROPOUT = Dropout(0.3, seed=0, passes=(0, 1, 2), epoch=2)
+DROPOUT = Dropout(0.3, seed=0, mask_streams=(0, 1, 2), epoch=2)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
@@ -28,7 +27,7 @@ def test_equals_pefts_own_dropout(
     model, adapters, _ = make_adapters(make_model(architecture))
     batch = make_batch(LENGTHS, PROMPTS, members, pad_to=pad_to, ids=IDS)
     rows = dropped_gradients(model, adapters, batch, LENGTHS, DROPOUT)
-    found = engine(model, tokens).measure(adapters, batch, want_gradient=True, dropout=DROPOUT)
+    found = engine(model, tokens).measure(adapters, batch, with_mean_gradient=True, dropout=DROPOUT)
     norms = torch.tensor([[norm(gradient) for _, gradient in line] for line in rows], dtype=torch.float64)
     losses = torch.tensor([[loss for loss, _ in line] for line in rows], dtype=torch.float64)
     torch.testing.assert_close(found.grad_norm, norms, rtol=RTOL, atol=0)
@@ -92,7 +91,7 @@ def test_variance_over_passes_shrinks_with_the_probability(make_model, make_adap
 def test_masks_are_of_seed_pass_epoch_and_example(make_model, make_adapters):
     _, adapters, _ = make_adapters(make_model())
     ids = np.array([[5, 9], [5, 9], [5, 9]])
-    draw = lambda dropout, known=ids: dropout.factors(known, slice(None), adapters)  # noqa: E731
+    draw = lambda dropout, known=ids: dropout.draw_factors(known, slice(None), adapters)  # noqa: E731
     flat = lambda found: torch.cat([value.flatten(2) for value in found.values()], 2)  # noqa: E731
     mask = flat(draw(DROPOUT))
     assert set(np.unique(mask.numpy())) == {0.0, 1 / 0.7}
@@ -108,7 +107,7 @@ def test_masks_are_of_seed_pass_epoch_and_example(make_model, make_adapters):
 def test_the_share_dropped_is_the_probability_and_factors_are_one_in_the_mean(make_model, make_adapters):
     _, adapters, _ = make_adapters(make_model())
     passes = tuple(range(3))
-    factors = Dropout(0.3, 0, passes, 1).factors(np.tile(np.arange(300), (3, 1)), slice(None), adapters)
+    factors = Dropout(0.3, 0, passes, 1).draw_factors(np.tile(np.arange(300), (3, 1)), slice(None), adapters)
     for name, value in factors.items():
         assert value.shape == (3, 300, adapters[name].shape[-1])
         sigma = (0.3 * 0.7 / value.numel()) ** 0.5

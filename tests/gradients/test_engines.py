@@ -28,7 +28,7 @@ def twin(model, adapters, batch, lengths):
 def test_norms_and_losses_equal_the_loop(engine, make_model, make_adapters, make_batch, members, pad_to):
     model, adapters, _ = make_adapters(make_model())
     batch = make_batch(LENGTHS, PROMPTS, members, pad_to=pad_to)
-    measured = engine(model).measure(adapters, batch, want_gradient=False)
+    measured = engine(model).measure(adapters, batch, with_mean_gradient=False)
     expected = twin(model, adapters, batch, LENGTHS)
     norms = torch.tensor([[norm(gradient) for _, gradient in rows] for rows in expected], dtype=torch.float64)
     losses = torch.tensor([[loss for loss, _ in rows] for rows in expected], dtype=torch.float64)
@@ -45,7 +45,7 @@ def test_mean_gradient_is_the_mean_over_examples_and_chunks_change_nothing(
 ):
     model, adapters, _ = make_adapters(make_model())
     batch = make_batch(LENGTHS, PROMPTS, members=3)
-    measured = engine(model, tokens).measure(adapters, batch, want_gradient=True)
+    measured = engine(model, tokens).measure(adapters, batch, with_mean_gradient=True)
     for member, rows in enumerate(twin(model, adapters, batch, LENGTHS)):
         for name in adapters:
             expected = torch.stack([gradient[name] for _, gradient in rows]).mean(0)
@@ -55,22 +55,22 @@ def test_mean_gradient_is_the_mean_over_examples_and_chunks_change_nothing(
 def test_a_norm_does_not_depend_on_the_batch_it_is_in(engine, make_model, make_adapters, make_batch):
     model, adapters, _ = make_adapters(make_model())
     batch = make_batch(LENGTHS, PROMPTS)
-    together = engine(model).measure(adapters, batch, want_gradient=False).grad_norm
+    together = engine(model).measure(adapters, batch, with_mean_gradient=False).grad_norm
     for row in range(len(LENGTHS)):
         alone = Batch(batch.input_ids[row : row + 1], batch.labels[row : row + 1], batch.example_id[row : row + 1])
-        single = engine(model).measure(adapters, alone, want_gradient=False).grad_norm
+        single = engine(model).measure(adapters, alone, with_mean_gradient=False).grad_norm
         torch.testing.assert_close(together[:, row : row + 1], single, rtol=RTOL, atol=0)
 
 
 def test_the_backbone_is_left_as_it_was(engine, make_model, make_adapters, make_batch):
     model, adapters, _ = make_adapters(make_model())
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    engine(model).measure(adapters, make_batch(LENGTHS, PROMPTS), want_gradient=True)
+    engine(model).measure(adapters, make_batch(LENGTHS, PROMPTS), with_mean_gradient=True)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), f"{name} was changed by measuring"
 
 
 def test_chunks_must_hold_a_token(engine, make_model, make_adapters):
     model, _, _ = make_adapters(make_model())
-    with pytest.raises(UserError, match=r"batch\.tokens=0"):
+    with pytest.raises(UserError, match="chunk_tokens must be positive, got 0"):
         engine(model, 0)

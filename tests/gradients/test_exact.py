@@ -39,10 +39,10 @@ def case(request):
 
 @pytest.fixture(params=[FusedEngine, VmapEngine], ids=["fused", "vmap"])
 def measure(request):
-    def run(model, adapters, batch, tokens=10_000, want_gradient=False):
+    def run(model, adapters, batch, tokens=10_000, with_mean_gradient=False):
         engine = request.param(model, ResponseNLL(), tokens)
         engine.to(torch.device("cpu"))
-        return engine.measure(adapters, batch, want_gradient)
+        return engine.measure(adapters, batch, with_mean_gradient)
 
     return run
 
@@ -81,7 +81,7 @@ def test_the_case_adapts_the_layers_it_names(case, adapted):
 def test_norms_losses_and_mean_gradient_equal_the_loop(measure, adapted, make_batch):
     model, adapters = adapted
     batch = make_batch(LENGTHS, PROMPTS)
-    measured = measure(model, adapters, batch, want_gradient=True)
+    measured = measure(model, adapters, batch, with_mean_gradient=True)
     rows = by_loop(model, adapters, batch)
     for quantity, of in ((measured.grad_norm, lambda row: norm(row[1])), (measured.loss, lambda row: row[0])):
         expected = torch.tensor([[of(row) for row in own] for own in rows], dtype=torch.float64)

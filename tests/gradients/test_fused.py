@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from tests.reference.gradients import loop_gradients, norm
+from tests.support.small_models import FixedLogits
 from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 
@@ -12,9 +13,9 @@ from gradfiltering.data.batches import IGNORED
 from gradfiltering.errors import UserError
 from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.gradients.vmap import VmapEngine
+from gradfiltering.models.causal_model import head_token_losses, split_model, token_nll
 from gradfiltering.models.lora import LoraSettings
-from gradfiltering.models.objectives import ResponseNLL, token_nll
-from gradfiltering.models.output_layer import split_head, token_losses
+from gradfiltering.models.objectives import ResponseNLL
 
 RTOL = 1e-9
 # Modules of the two-layer test model: attention only, MLP only, everything, and the upper layer only, so that the
@@ -56,7 +57,7 @@ def test_equals_the_loop_for_any_shape(make_model, make_adapters, make_batch, fl
     rank, targets = data.draw(st.integers(1, 6), "rank"), data.draw(st.sampled_from(TARGETS[architecture]), "targets")
     model, adapters, _ = make_adapters(make_model(architecture), range(members), targets, rank)
     batch = make_batch(lengths, prompts, None if shared else members, pad_to=pad_to)
-    measured = fused(model, tokens).measure(adapters, batch, want_gradient=True)
+    measured = fused(model, tokens).measure(adapters, batch, with_mean_gradient=True)
     rows = expected_rows(model, adapters, batch, lengths)
     for quantity, of in ((measured.grad_norm, lambda row: norm(row[1])), (measured.loss, lambda row: row[0])):
         expected = torch.tensor([[of(row) for row in own] for own in rows], dtype=torch.float64)
@@ -66,16 +67,16 @@ def test_equals_the_loop_for_any_shape(make_model, make_adapters, make_batch, fl
         torch.testing.assert_close(measured.mean_gradient[name], expected, rtol=RTOL, atol=1e-13)
 
 
-def last_token_only(logits, labels):
-    """An objective that is no weighted sum of token losses the engine could know of."""
-    return token_nll(logits, labels).amax(1)
+def largest_token_loss(model, batch):
+    """An objective that is no weighted sum of token losses."""
+    return model.token_losses(batch.input_ids, batch.labels).amax(1)
 
 
 def test_the_objective_is_replaceable(make_model, make_adapters, make_batch):
     model, adapters, _ = make_adapters(make_model())
     batch = make_batch([12, 5, 9], [4, 3, 2])
-    found = fused(model, objective=last_token_only).measure(adapters, batch, want_gradient=False)
-    expected = VmapEngine(model, last_token_only, 10_000).measure(adapters, batch, want_gradient=False)
+    found = fused(model, objective=largest_token_loss).measure(adapters, batch, with_mean_gradient=False)
+    expected = VmapEngine(model, largest_token_loss, 10_000).measure(adapters, batch, with_mean_gradient=False)
     torch.testing.assert_close(found.loss, expected.loss, rtol=RTOL, atol=0)
     torch.testing.assert_close(found.grad_norm, expected.grad_norm, rtol=RTOL, atol=0)
 
@@ -89,10 +90,10 @@ def test_a_head_that_does_more_than_multiply_is_left_whole(make_adapters, make_b
     torch.manual_seed(0)
     model, adapters, _ = make_adapters(Gemma2ForCausalLM(config).double().eval().requires_grad_(False))
     engine = fused(model)
-    assert split_head(model).weight is None
+    assert split_model(model).head_weight is None
     batch = make_batch([12, 9], [4, 2])
-    found = engine.measure(adapters, batch, want_gradient=False)
-    expected = VmapEngine(model, ResponseNLL(), 10_000).measure(adapters, batch, want_gradient=False)
+    found = engine.measure(adapters, batch, with_mean_gradient=False)
+    expected = VmapEngine(model, ResponseNLL(), 10_000).measure(adapters, batch, with_mean_gradient=False)
     # transformers takes some of Gemma's norms and softmaxes in float32 whatever the model's type
     torch.testing.assert_close(found.grad_norm, expected.grad_norm, rtol=1e-5, atol=0)
 
@@ -100,7 +101,7 @@ def test_a_head_that_does_more_than_multiply_is_left_whole(make_adapters, make_b
 def test_an_adapted_head_is_measured_as_well(make_model, make_batch):
     settings_ = LoraSettings(rank=2, alpha=4, target_modules=["c_attn", "lm_head"], init_b_std=0.1)
     model = settings_.attach(make_model())
-    assert split_head(model).weight is None
+    assert split_model(model).head_weight is None
     rng = torch.Generator().manual_seed(0)
     adapters = {
         name: torch.randn(2, *value.shape, generator=rng, dtype=torch.float64) * 0.1
@@ -108,7 +109,7 @@ def test_an_adapted_head_is_measured_as_well(make_model, make_batch):
         if value.requires_grad
     }
     batch = make_batch([9, 6], [3, 2])
-    found = fused(model).measure(adapters, batch, want_gradient=False)
+    found = fused(model).measure(adapters, batch, with_mean_gradient=False)
     rows = expected_rows(model, adapters, batch, [9, 6])
     expected = torch.tensor([[norm(gradient) for _, gradient in own] for own in rows], dtype=torch.float64)
     torch.testing.assert_close(found.grad_norm, expected, rtol=RTOL, atol=0)
@@ -120,10 +121,9 @@ def test_token_losses_equal_cross_entropy_and_so_does_their_gradient():
     weight, bias = torch.randn(11, 5, dtype=torch.float64), torch.randn(11, dtype=torch.float64)
     labels = torch.randint(0, 11, (3, 7))
     labels[0, :4] = IGNORED
-    objective = ResponseNLL()
-    plain = objective(hidden @ weight.t() + bias, labels)
+    plain = token_nll(hidden @ weight.t() + bias, labels)
     (expected,) = torch.autograd.grad(plain.sum(), hidden)
-    losses = token_losses(hidden, labels, objective.token_weights(labels), weight, bias)
+    losses = head_token_losses(hidden, labels, weight, bias)
     (found,) = torch.autograd.grad(losses.sum(), hidden)
     torch.testing.assert_close(losses, plain, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
@@ -138,21 +138,21 @@ def test_a_large_shared_part_of_the_logits_costs_bf16_nothing(make_model, make_a
     exact.lm_head.weight = nn.Parameter(shifted.detach(), requires_grad=False)
     batch = make_batch([12, 9, 14], [4, 2, 6])
     wide, adapters, _ = make_adapters(exact)
-    expected = fused(wide).measure(adapters, batch, want_gradient=False)
+    expected = fused(wide).measure(adapters, batch, with_mean_gradient=False)
     narrow, _, _ = make_adapters(wide.unload().to(torch.bfloat16))
     logits = narrow(input_ids=batch.input_ids).logits
     assert logits.mean() < -90
-    found = fused(narrow).measure(adapters, batch, want_gradient=False)
+    found = fused(narrow).measure(adapters, batch, with_mean_gradient=False)
     miss = lambda loss: (loss / expected.loss - 1).abs().max()  # noqa: E731
-    assert miss(found.loss) < 0.1 * miss(ResponseNLL()(logits, batch.labels))
+    assert miss(found.loss) < 0.1 * miss(ResponseNLL()(FixedLogits(logits), batch))
 
 
 def test_bf16_backbone_keeps_float32_gradients_and_near_norms(make_model, make_adapters, make_batch):
     batch = make_batch([12, 9, 14], [4, 2, 6])
     wide, adapters, _ = make_adapters(make_model(dtype=torch.float32))
-    expected = fused(wide).measure(adapters, batch, want_gradient=True)
+    expected = fused(wide).measure(adapters, batch, with_mean_gradient=True)
     narrow, _, _ = make_adapters(wide.unload().to(torch.bfloat16))
-    found = fused(narrow).measure(adapters, batch, want_gradient=True)
+    found = fused(narrow).measure(adapters, batch, with_mean_gradient=True)
     assert found.grad_norm.dtype == found.loss.dtype == torch.float32
     assert all(value.dtype == torch.float32 for value in found.mean_gradient.values())
     torch.testing.assert_close(found.grad_norm, expected.grad_norm, rtol=0.02, atol=0)
@@ -172,15 +172,15 @@ def test_float32_equals_the_float64_loop(make_model, make_adapters, make_batch):
 def test_without_recording_the_training_gradient_is_the_same(make_model, make_adapters, make_batch):
     model, adapters, _ = make_adapters(make_model())
     batch = make_batch([9, 6], [3, 2], members=3)
-    whole = fused(model).measure(adapters, batch, want_gradient=True)
-    bare = fused(model, record=False).measure(adapters, batch, want_gradient=True)
+    whole = fused(model).measure(adapters, batch, with_mean_gradient=True)
+    bare = fused(model, record_statistics=False).measure(adapters, batch, with_mean_gradient=True)
     for name in adapters:
         assert torch.equal(whole.mean_gradient[name], bare.mean_gradient[name])
 
 
 def test_a_layer_it_cannot_form_gradients_of_is_refused(make_model):
     settings_ = LoraSettings(rank=2, alpha=4, target_modules=["wte"], init_b_std=0.1)
-    with pytest.raises(UserError, match=r"wte.*Embedding.*gradients=vmap"):
+    with pytest.raises(UserError, match=r"wte.*Embedding.*vmap engine"):
         fused(settings_.attach(make_model()))
 
 
@@ -192,7 +192,7 @@ def test_parallel_attention_and_rotary_positions(make_adapters, make_batch):
     torch.manual_seed(0)
     model, adapters, _ = make_adapters(GPTNeoXForCausalLM(config).double().eval().requires_grad_(False))
     batch = make_batch([12, 9], [4, 2])
-    found = fused(model).measure(adapters, batch, want_gradient=False)
+    found = fused(model).measure(adapters, batch, with_mean_gradient=False)
     rows = expected_rows(model, adapters, batch, [12, 9])
     expected = torch.tensor([[norm(gradient) for _, gradient in own] for own in rows], dtype=torch.float64)
     torch.testing.assert_close(found.grad_norm, expected, rtol=1e-5, atol=0)  # its softmax is float32

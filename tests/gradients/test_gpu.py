@@ -21,7 +21,7 @@ def on_gpu(model, adapters, batch, dtype):
     engine.to(torch.device("cuda"))
     there = {name: value.to("cuda", torch.float32) for name, value in adapters.items()}
     moved = Batch(batch.input_ids.cuda(), batch.labels.cuda(), batch.example_id)
-    return engine.measure(there, moved, want_gradient=True)
+    return engine.measure(there, moved, with_mean_gradient=True)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])

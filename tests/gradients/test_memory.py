@@ -7,6 +7,7 @@ from gradfiltering.errors import UserError
 from gradfiltering.evidence.gradient_log import BatchSettings
 from gradfiltering.gradients import memory
 from gradfiltering.gradients.fused import FusedEngine
+from gradfiltering.models.lora import member_count
 from gradfiltering.models.objectives import ResponseNLL
 
 CPU = torch.device("cpu")
@@ -17,12 +18,12 @@ class Small(FusedEngine):
 
     holds = 0
 
-    def _chunk(self, adapters, input_ids, labels, tally):
-        members = next(iter(adapters.values())).shape[0]
-        tokens = input_ids.numel() * (members if input_ids.dim() == 2 else 1)
+    def _measure_chunk(self, adapters, batch, accumulator):
+        shared_by = member_count(adapters) if batch.example_id.dim() == 1 else 1
+        tokens = batch.input_ids.numel() * shared_by
         if tokens > self.holds:
             raise torch.OutOfMemoryError(f"{tokens} tokens")
-        return super()._chunk(adapters, input_ids, labels, tally)
+        return super()._measure_chunk(adapters, batch, accumulator)
 
 
 def small(model, holds, tokens=10_000):
@@ -33,15 +34,17 @@ def small(model, holds, tokens=10_000):
 
 
 @pytest.mark.parametrize("holds", [40, 15])
-def test_out_of_memory_halves_the_chunk_says_so_and_changes_nothing(make_model, make_adapters, make_batch, holds):
+def test_out_of_memory_halves_the_chunk_says_so_and_changes_nothing(
+    make_model, make_adapters, make_batch, holds, caplog
+):
     model, adapters, _ = make_adapters(make_model())
     batch = make_batch([12, 5, 9, 7], [4, 4, 2, 3], members=3)
     whole = FusedEngine(model, ResponseNLL(), 10_000)
     whole.to(CPU)
-    expected = whole.measure(adapters, batch, want_gradient=True)
+    expected = whole.measure(adapters, batch, with_mean_gradient=True)
     engine = small(model, holds)
-    with pytest.warns(UserWarning, match=r"batch\.tokens=\d+; no result depends"):
-        found = engine.measure(adapters, batch, want_gradient=True)
+    found = engine.measure(adapters, batch, with_mean_gradient=True)
+    assert "out of memory: going on with" in caplog.text and "no result depends" in caplog.text
     assert engine.chunk_tokens < 2 * holds
     torch.testing.assert_close(found.grad_norm, expected.grad_norm, rtol=1e-12, atol=0)
     for name in adapters:
@@ -50,17 +53,16 @@ def test_out_of_memory_halves_the_chunk_says_so_and_changes_nothing(make_model, 
 
 def test_what_fits_nowhere_is_an_error_that_names_a_remedy(make_model, make_adapters, make_batch):
     model, adapters, _ = make_adapters(make_model())
-    with pytest.raises(UserError, match=r"one row of 30 tokens.*proxy\.max_tokens"):
-        memory.fitting_tokens(small(model, 20), adapters, 30, CPU)
-    with pytest.warns(UserWarning, match="out of memory"), pytest.raises(torch.OutOfMemoryError):
-        small(model, 5).measure(adapters, make_batch([12], [4]), want_gradient=False)
+    with pytest.raises(UserError, match=r"one row of 30 tokens.*fewer tokens"):
+        memory.find_fitting_tokens(small(model, 20), adapters, 30, CPU)
+    with pytest.raises(torch.OutOfMemoryError):
+        small(model, 5).measure(adapters, make_batch([12], [4]), with_mean_gradient=False)
 
 
-@pytest.mark.filterwarnings("ignore:out of memory")
 def test_auto_takes_what_was_seen_to_fit(make_model, make_adapters):
     model, adapters, _ = make_adapters(make_model())
-    assert memory.fitting_tokens(small(model, 10**9), adapters, 30, CPU) == memory.MOST_TOKENS["cpu"]
-    chosen = memory.fitting_tokens(small(model, 3000), adapters, 30, CPU)
+    assert memory.find_fitting_tokens(small(model, 10**9), adapters, 30, CPU) == memory.MOST_TOKENS["cpu"]
+    chosen = memory.find_fitting_tokens(small(model, 3000), adapters, 30, CPU)
     assert 1000 <= chosen <= 3000
 
 
@@ -69,11 +71,11 @@ def test_auto_stops_before_memory_is_gone(make_model, make_adapters, monkeypatch
     model, adapters, _ = make_adapters(make_model())
     engine, seen = FusedEngine(model, ResponseNLL(), 1), []
     engine.to(CPU)
-    monkeypatch.setattr(memory, "_free", lambda device: 8000)
-    monkeypatch.setattr(memory, "_used", lambda device: max(seen, default=0))
+    monkeypatch.setattr(memory, "_free_memory", lambda device: 8000)
+    monkeypatch.setattr(memory, "_used_memory", lambda device: max(seen, default=0))
     measure = engine.measure
     monkeypatch.setattr(engine, "measure", lambda *a, **k: (seen.append(engine.chunk_tokens), measure(*a, **k)))
-    chosen = memory.fitting_tokens(engine, adapters, 30, CPU)
+    chosen = memory.find_fitting_tokens(engine, adapters, 30, CPU)
     assert chosen <= 4000 < 2 * chosen * 2
 
 

@@ -85,13 +85,12 @@ def test_update_ratio_equals_the_explicit_products(make_model, make_adapters):
 
 
 def test_unknown_target_modules_are_refused(make_model):
-    options = r"ensemble\.lora\.target_modules .* or target\.tuning\.lora\.target_modules"
-    with pytest.raises(UserError, match=rf"{options} .*no_such_layer"):
+    with pytest.raises(UserError, match=r"target_modules is \['no_such_layer'\]"):
         settings(target_modules=["no_such_layer"]).attach(make_model())
 
 
 @pytest.mark.parametrize("changes", [{"rank": 0}, {"init_b_std": -1.0}])
 def test_settings_out_of_range_are_refused(changes):
     name = next(iter(changes))
-    with pytest.raises(UserError, match=rf"ensemble\.lora\.{name} .*target\.tuning\.lora\.{name} .* is -?\d"):
+    with pytest.raises(UserError, match=rf"{name} must be a .*number, got -?\d"):
         settings(**changes)

@@ -36,12 +36,12 @@ def dropped_gradients(model, adapters, batch, lengths, dropout):
     """[M][B] losses and gradients: one member, one example, without padding, by autograd through PEFT's layers."""
     widths = {name: value.shape[-1] for name, value in sorted(adapters.items()) if "lora_A" in name}
     found = []
-    for member, stream in enumerate(dropout.passes):
+    for member, stream in enumerate(dropout.mask_streams):
         ids, labels = (t if t.dim() == 2 else t[member] for t in (batch.input_ids, batch.labels))
         known = batch.example_id if batch.example_id.dim() == 1 else batch.example_id[member]
         line = []
         for row, length in enumerate(lengths):
-            drawn = torch.from_numpy(dropout.uniforms(stream, int(known[row]), sum(widths.values())))
+            drawn = torch.from_numpy(dropout.draw_uniforms(stream, int(known[row]), sum(widths.values())))
             factors, start = {}, 0
             for name, width in widths.items():
                 kept = drawn[start : start + width] >= dropout.probability

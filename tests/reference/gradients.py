@@ -1,9 +1,13 @@
-"""The slow, obviously correct twin of every gradient engine: one example and one member at a time, by autograd."""
+"""The slow, obviously correct twins of the gradient engines: one example and one member at a time, by autograd."""
 
 import torch
 from torch import Tensor
 
-from gradfiltering.data.batches import IGNORED
+from gradfiltering.data.batches import IGNORED, Batch
+from gradfiltering.gradients.engine import GradientEngine
+from gradfiltering.gradients.statistics import GradientAccumulator, GradientMeasurement
+from gradfiltering.models.causal_model import FunctionalModel
+from gradfiltering.models.lora import Adapters, member_count
 
 
 def response_nll(logits: Tensor, labels: Tensor) -> Tensor:
@@ -18,7 +22,7 @@ def response_nll(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def loop_gradients(model, adapter: dict[str, Tensor], input_ids: Tensor, labels: Tensor) -> tuple[float, dict]:
-    """Loss and gradient of one unpadded example.
+    """Compute loss and gradient of one unpadded example.
 
     Args:
         model: a PEFT model.
@@ -42,3 +46,33 @@ def loop_gradients(model, adapter: dict[str, Tensor], input_ids: Tensor, labels:
 def norm(gradient: dict[str, Tensor]) -> float:
     """L2 norm over all parameters."""
     return float(sum(float(value.double().square().sum()) for value in gradient.values()) ** 0.5)
+
+
+class LoopEngine(GradientEngine):
+    """Gradients as most implementations compute them, behind the interface of an engine."""
+
+    name = "loop"
+
+    def _measure_chunk(self, adapters: Adapters, batch: Batch, accumulator: GradientAccumulator) -> GradientMeasurement:
+        members, is_shared = member_count(adapters), batch.example_id.dim() == 1
+        losses, gradients = [], []
+        for member in range(members):
+            parameters = {name: stacked[member].detach().requires_grad_() for name, stacked in adapters.items()}
+            rows = batch if is_shared else batch.map_tensors(lambda t, m=member: t[m])
+            for row in range(len(rows.example_id)):
+                length = int((rows.labels[row] != IGNORED).nonzero().max()) + 1  # then padding
+                example = Batch(
+                    rows.input_ids[row : row + 1, :length],
+                    rows.labels[row : row + 1, :length],
+                    rows.example_id[row : row + 1],
+                )
+                with torch.enable_grad():
+                    loss = self.objective(FunctionalModel(self.model, parameters), example)[0]
+                    gradient = torch.autograd.grad(loss, list(parameters.values()))
+                losses.append(loss.detach())
+                gradients.append(dict(zip(parameters, gradient, strict=True)))
+        for name in adapters:
+            # M·B × [...] -> [M, B, ...]
+            stacked = torch.stack([gradient[name] for gradient in gradients])
+            accumulator.add(name, stacked.unflatten(0, (members, -1)))
+        return accumulator.result(torch.stack(losses).view(members, -1))

@@ -3,6 +3,7 @@ from functools import partial
 
 import pytest
 import torch
+from tests.reference.gradients import LoopEngine
 from tests.support.pipeline import quiet_trainer
 from tests.support.small_ensembles import ROWS, SHAPE, settings
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -14,8 +15,8 @@ from gradfiltering.data.sources import TaskSource
 from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.evidence.gradient_log import BatchSettings, log_gradients
 from gradfiltering.gradients.fused import FusedEngine
-from gradfiltering.gradients.loop import LoopEngine
 from gradfiltering.gradients.vmap import VmapEngine
+from gradfiltering.models.causal_model import token_nll
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.lora import LoraSettings, initial_adapters
 from gradfiltering.models.objectives import ResponseNLL
@@ -25,6 +26,16 @@ from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
 
 VOCABULARY = 64
+
+
+class FixedLogits:
+    """A causal model that gives the same logits whatever it reads."""
+
+    def __init__(self, logits):
+        self.logits = logits
+
+    def token_losses(self, input_ids, labels):
+        return token_nll(self.logits, labels)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Batches of like length: which rows each member trains on at each step, and how a pass over all rows is cut."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,11 @@ class Batch:
         return Batch(
             self.input_ids.to(device, non_blocking=True), self.labels.to(device, non_blocking=True), self.example_id
         )
+
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """Apply a function, such as a slice along the examples, to each tensor of the batch."""
+        changed_tensors = {field.name: function(getattr(self, field.name)) for field in fields(self)}
+        return replace(self, **changed_tensors)
 
 
 def collate(rows: dict[str, list], pad_id: int, shape: tuple[int, ...]) -> Batch:

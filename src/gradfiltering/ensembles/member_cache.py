@@ -13,7 +13,7 @@ from peft import PeftModel
 from gradfiltering.ensembles.lora_ensemble import EnsembleSettings, Reading
 from gradfiltering.ensembles.training_state import StackState
 from gradfiltering.ensembles.trajectory import write_rows
-from gradfiltering.gradients.projection import Sketch
+from gradfiltering.gradients.projection import GradientSketch
 from gradfiltering.models.lora import Adapters, export_adapter
 from gradfiltering.runs.cache import Cache, CachedResult, Unfinished, hash_key, write_json
 from gradfiltering.runs.gradient_log import FILE, EpochLog, write_member
@@ -188,25 +188,27 @@ class MemberCache:
         write = partial(_write_log, log=log, position=position)
         self.cache.make("gradient_log", self.log_key(member, epoch, rows), write, seconds)
 
-    def projection_key(self, member: int, epoch: int, rows: str, projection: Sketch) -> dict[str, Any]:
+    def projection_key(self, member: int, epoch: int, rows: str, projection: GradientSketch) -> dict[str, Any]:
         """What the projections of one member's gradients at one epoch depend on."""
-        made_by = {"code": PROJECTION_VERSION, **projection.about}
+        made_by = {"code": PROJECTION_VERSION, **projection.identity}
         return {**self.log_key(member, epoch, rows), "projection": made_by}
 
-    def projections(self, members: Sequence[int], epoch: int, rows: str, projection: Sketch) -> list[Path | None]:
+    def projections(
+        self, members: Sequence[int], epoch: int, rows: str, projection: GradientSketch
+    ) -> list[Path | None]:
         """The folder of each member's projections, None where there is none."""
         keys = [self.projection_key(member, epoch, rows, projection) for member in members]
         found = [self.cache.find("projections", key) for key in keys]
         return [made.path if made else None for made in found]
 
     def keep_projections(
-        self, member: int, epoch: int, rows: str, projection: Sketch, values: np.ndarray, seconds: float
+        self, member: int, epoch: int, rows: str, projection: GradientSketch, values: np.ndarray, seconds: float
     ) -> None:
         """Keeps one member's projections, [N, K] float32."""
 
         def write(folder: Path) -> None:
             np.save(folder / PROJECTIONS, values)
-            write_json(folder / "projection.json", projection.about)
+            write_json(folder / "projection.json", projection.identity)
 
         self.cache.make("projections", self.projection_key(member, epoch, rows, projection), write, seconds)
 

@@ -18,9 +18,9 @@ from gradfiltering.data.examples import Examples, Rows
 from gradfiltering.distributed.process_group import gather, share
 from gradfiltering.evidence.gradient_log import BARE_TOKENS, BaseModelLosses, BatchSettings, cached_losses, measure_bare
 from gradfiltering.evidence.task_gradients import TaskGradients
+from gradfiltering.models.causal_model import CHUNK_BYTES, SplitModel, split_model
 from gradfiltering.models.language_model import LanguageModel, from_pretrained
 from gradfiltering.models.objectives import Objective, ResponseNLL
-from gradfiltering.models.output_layer import CHUNK_BYTES, SplitModel, split_head
 from gradfiltering.models.templates import template_named
 from gradfiltering.models.weights import hash_weights
 from gradfiltering.runs.cache import Cache, Workspace
@@ -172,7 +172,7 @@ class _Passes:
     @torch.inference_mode()
     def el2n(self, examples: Examples) -> np.ndarray:
         """[N] mean error norm of the response tokens."""
-        split = split_head(self.base_model.model.to(self.device).eval())
+        split = split_model(self.base_model.model.to(self.device).eval())
         found: dict[int, float] = {}
         for batch in self.batches(examples):
             there = batch.to(self.device)
@@ -187,7 +187,7 @@ class _Passes:
     def states(self, examples: Examples) -> np.ndarray:
         """[N, D] float32 mean over a row's tokens of the last hidden state."""
         model = self.base_model.model.to(self.device).eval()
-        split = split_head(model)
+        split = split_model(model)
         lengths = dict(zip(examples.example_ids.tolist(), examples.lengths.tolist(), strict=True))
         found: dict[int, np.ndarray] = {}
         for batch in self.batches(examples):
@@ -224,16 +224,16 @@ def response_logits(split: SplitModel, batch: Batch) -> Iterator[tuple[Tensor, T
     """
     row, position = (batch.labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
     target = batch.labels[row, position + 1]
-    if split.weight is None:
+    if split.head_weight is None:
         kept = split.model(input_ids=batch.input_ids, use_cache=False).logits[row, position]
         width = kept.shape[1]
     else:
         kept = split.body(input_ids=batch.input_ids, use_cache=False).last_hidden_state[row, position]
-        width = len(split.weight)
+        width = len(split.head_weight)
     step = max(1, CHUNK_BYTES // (4 * width))
     for start in range(0, len(row), step):
         some = slice(start, start + step)
-        logits = kept[some] if split.weight is None else F.linear(kept[some], split.weight, split.bias)
+        logits = kept[some] if split.head_weight is None else F.linear(kept[some], split.head_weight, split.head_bias)
         yield row[some], target[some], logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 

@@ -25,8 +25,8 @@ from gradfiltering.errors import UserError
 from gradfiltering.evidence.passes import measure_all, response_losses
 from gradfiltering.gradients.dropout import Dropout
 from gradfiltering.gradients.engine import GradientEngine
-from gradfiltering.gradients.memory import AUTO, fitting_tokens
-from gradfiltering.gradients.projection import Projection, Sketch
+from gradfiltering.gradients.memory import AUTO, find_fitting_tokens
+from gradfiltering.gradients.projection import GradientSketch, Projection
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.lora import Adapters, export_adapter, initial_adapters, update_ratio
 from gradfiltering.models.objectives import Objective
@@ -74,6 +74,7 @@ class ProxyResult:
             activations. Attention scores and the adapters themselves are not counted.
         made_seconds: what training and measuring what was not in the store took.
         projections: [M, N, K] float32 of the gradients at the late epoch, where asked for.
+        engine: name of the gradient engine.
         adaptive: what `auto` came to, and why.
     """
 
@@ -90,6 +91,7 @@ class ProxyResult:
     flops: int
     made_seconds: float = 0.0
     projections: np.ndarray | None = None
+    engine: str = ""
     adaptive: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -153,6 +155,7 @@ def log_gradients(
         flops=4 * parameters * work.tokens,
         made_seconds=work.made_seconds,
         projections=projections,
+        engine=work.gradients.name,
     )
 
 
@@ -300,7 +303,12 @@ class EnsembleWork:
                 self.heldout_loss[epoch] = float(np.mean(log.loss, dtype=np.float64))
 
     def _measure(
-        self, members: Sequence[int], epoch: int, name: str, examples: Examples, projection: Sketch | None = None
+        self,
+        members: Sequence[int],
+        epoch: int,
+        name: str,
+        examples: Examples,
+        projection: GradientSketch | None = None,
     ) -> None:
         """One pass over some rows with the parameters frozen; what it gives is kept in the store."""
         started = time.monotonic()
@@ -337,7 +345,7 @@ class EnsembleWork:
                 link(folder, leaf(self.workspace.run_dir / "projections", member, epoch))
         return np.stack([once(np.load, folder / PROJECTIONS) for folder in folders])
 
-    def sketch(self, member: int, epoch: int, name: str, sketch: Sketch) -> Path:
+    def sketch(self, member: int, epoch: int, name: str, sketch: GradientSketch) -> Path:
         """The store's folder of sketches of one member's gradients on some rows, made if it is not there."""
         asked = ([member], epoch, self.hashes[name], sketch)
         if once(self.kept.projections, *asked) == [None]:
@@ -357,7 +365,8 @@ class EnsembleWork:
             if epoch > 0:
                 link(self.kept.adapter(member, epoch), folder)
             else:
-                export_adapter(self.model, adapters, position, folder)
+                with atomic_path(folder) as part:
+                    export_adapter(self.model, adapters, position, part)
 
     def write_trajectory(self, last: int) -> None:
         """Writes the members' trajectories up to epoch `last` into the run folder."""
@@ -449,5 +458,5 @@ def _settle_tokens(
     tried = (base_model, type(gradients).__name__, repr(shapes), longest, str(device))
     if tried not in _FITTING:
         there = {name: value.to(device) for name, value in adapters.items()}
-        _FITTING[tried] = min(gather(fitting_tokens(gradients, there, longest, device)))
+        _FITTING[tried] = min(gather(find_fitting_tokens(gradients, there, longest, device)))
     return _FITTING[tried]

@@ -11,11 +11,12 @@ from gradfiltering.data.batches import Batch
 from gradfiltering.data.examples import Examples
 from gradfiltering.distributed.process_group import gather, rank, total
 from gradfiltering.gradients.dropout import Dropout
-from gradfiltering.gradients.engine import GradientEngine, Statistic
-from gradfiltering.gradients.projection import Sketch
+from gradfiltering.gradients.engine import GradientEngine
+from gradfiltering.gradients.projection import GradientSketch
+from gradfiltering.gradients.statistics import GradientStatistic
+from gradfiltering.models.causal_model import split_model
 from gradfiltering.models.lora import Adapters
 from gradfiltering.models.objectives import Objective
-from gradfiltering.models.output_layer import split_head
 from gradfiltering.runs.gradient_log import EpochLog, EpochRecorder
 
 
@@ -25,7 +26,7 @@ def measure_all(
     examples: Examples,
     batches: DataLoader,
     title: str,
-    projection: Sketch | None = None,
+    projection: GradientSketch | None = None,
     dropout: Dropout | None = None,
 ) -> tuple[EpochLog, np.ndarray | None]:
     """Loss and gradient norm of every example under every member, parameters frozen, dropout off unless given.
@@ -45,11 +46,11 @@ def measure_all(
     device = next(iter(adapters.values())).device
     members = next(iter(adapters.values())).shape[0]
     recorder = EpochRecorder(examples.example_ids, examples.response_tokens, members)
-    statistics: dict[str, Statistic] = {} if projection is None else {"projection": projection}
+    statistics: dict[str, GradientStatistic] = {} if projection is None else {"projection": projection}
     projected = None if projection is None else np.zeros((members, len(examples), projection.width), dtype=np.float32)
     for batch in track(batches, description=title, transient=True, disable=rank() > 0):
         there = batch.to(device)
-        measured = engine.measure(adapters, there, want_gradient=False, statistics=statistics, dropout=dropout)
+        measured = engine.measure(adapters, there, with_mean_gradient=False, statistics=statistics, dropout=dropout)
         recorder.add(batch.example_id.numpy(), measured.grad_norm.cpu().numpy(), measured.loss.cpu().numpy())
         if projected is not None:
             places = np.searchsorted(examples.example_ids, batch.example_id.numpy())
@@ -67,10 +68,10 @@ def response_losses(
     `batches` are this process's share; what comes back is of all processes.
     """
     model.to(device).eval()
-    split = split_head(model)
+    split = split_model(model)
     losses: dict[int, float] = {}
     for batch in batches:
         there = batch.to(device)
-        loss = split.losses(objective, there.input_ids, there.labels)
+        loss = objective(split, there)
         losses.update(zip(batch.example_id.tolist(), loss.float().cpu().tolist(), strict=True))
     return {example_id: loss for some in gather(losses) for example_id, loss in some.items()}

@@ -17,7 +17,7 @@ from gradfiltering.errors import UserError
 from gradfiltering.evidence.gradient_log import HELDOUT_LOG, LOG, BatchSettings, EnsembleWork, opened
 from gradfiltering.gradients.adam_direction import AdamProjection
 from gradfiltering.gradients.engine import GradientEngine
-from gradfiltering.gradients.projection import Projection, Sketch
+from gradfiltering.gradients.projection import GradientSketch, Projection
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.weights import count_matmul_weights
 from gradfiltering.runs.cache import Workspace, link
@@ -169,7 +169,7 @@ def _gradients(
     return replace(found, losses=_losses(work, need))
 
 
-def _read(work: EnsembleWork, member: int, sketch: Sketch, epoch: int, name: str) -> np.ndarray:
+def _read(work: EnsembleWork, member: int, sketch: GradientSketch, epoch: int, name: str) -> np.ndarray:
     """[N, K] float32, read from the disk as needed; the run folder gets it as well."""
     folder = work.sketch(member, epoch, name, sketch)
     if rank() == 0:

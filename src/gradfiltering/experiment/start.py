@@ -11,9 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from gradfiltering.config.build import build
 from gradfiltering.distributed import process_group as devices
-from gradfiltering.gradients.memory import keep_freed_memory
 from gradfiltering.reports import experiment_logger as tracking
 from gradfiltering.runs.cache import Cache, Workspace
+from gradfiltering.runs.memory import keep_freed_memory
 from gradfiltering.runs.run_folder import Run
 
 

@@ -22,9 +22,10 @@ from gradfiltering.distributed.process_group import once, share, sum_gradients, 
 from gradfiltering.errors import UserError
 from gradfiltering.evidence.passes import response_losses
 from gradfiltering.finetuning.checkpoints import Checkpoint, Progress, TuningKeeper
+from gradfiltering.models.causal_model import token_nll
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.lora import LoraSettings, initial_adapters
-from gradfiltering.models.objectives import ResponseNLL, token_nll
+from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.models.weights import count_matmul_weights
 from gradfiltering.runs.cache import Unfinished, atomic_path
 from gradfiltering.seeding import derive_seed, numpy_rng

@@ -7,40 +7,60 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-LEAN = "lean"
+from gradfiltering.gradients.engine import UnsupportedModelError
+
+SHORT_ROW_ATTENTION = "short_rows"
+# Arguments that change the scores. A sliding window is part of the mask, so it is not among them.
+UNSUPPORTED_ARGUMENTS = ("softcap", "s_aux", "sinks", "position_bias", "head_mask", "cache")
 
 
-def lean_attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+def attend_short_rows(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
 ) -> tuple[Tensor, None]:
-    """Softmax(QKᵀ·scale + mask) V by batched products; for rows of a few hundred tokens.
+    """Compute softmax(QKᵀ·scale + mask) V by batched products, for rows of a few hundred tokens.
 
-    The CPU kernel behind SDPA never holds the [T, T] scores, which pays for long rows; its backward pass takes several
-    times as long as these products for short ones.
+    The CPU kernel behind SDPA never holds the [T, T] scores, which pays for long rows; its backward
+    pass takes several times as long as these products for short ones.
 
     Args:
         module: the attention layer.
         query: [B, heads, T, D].
         key, value: [B, key/value heads, T, D].
         attention_mask: [1 or B, 1, T, T], the same for all rows, added to the scores.
-        options: `scaling` of the scores.
+        options: `scaling` of the scores; those that say nothing about the scores are ignored.
 
     Returns:
         [B, T, heads, D] and no attention weights.
+
+    Raises:
+        UnsupportedModelError: an option changes the scores in a way that this attention does not.
     """
-    batch, heads, tokens, width = query.shape
-    if key.shape[1] != heads:  # grouped queries
-        key, value = (tensor.repeat_interleave(heads // key.shape[1], dim=1) for tensor in (key, value))
-    q, k, v = (tensor.reshape(batch * heads, tokens, width) for tensor in (query, key, value))
+    for option_name in UNSUPPORTED_ARGUMENTS:
+        if options.get(option_name) is not None:
+            raise UnsupportedModelError(
+                f"the attention of {type(module).__name__} takes the argument {option_name}, "
+                "which the fused engine does not know"
+            )
+    batch_size, head_count, token_count, head_width = query.shape
+    if key.shape[1] != head_count:  # grouped queries
+        group_size = head_count // key.shape[1]
+        key, value = (tensor.repeat_interleave(group_size, dim=1) for tensor in (key, value))
+    flat_query, flat_key, flat_value = (tensor.flatten(0, 1) for tensor in (query, key, value))
     scaling = options.get("scaling")
-    scaling = width**-0.5 if scaling is None else scaling
+    scaling = head_width**-0.5 if scaling is None else scaling
     if attention_mask is None:
-        scores = (q @ k.mT) * scaling
+        scores = (flat_query @ flat_key.mT) * scaling
     else:
-        scores = torch.baddbmm(attention_mask[0].to(q.dtype), q, k.mT, alpha=scaling)  # [B·heads, T, T]
-    out = torch.softmax(scores, dim=-1) @ v
-    return out.view(batch, heads, tokens, width).transpose(1, 2), None
+        shared_mask = attention_mask[0].to(query.dtype)
+        scores = torch.baddbmm(shared_mask, flat_query, flat_key.mT, alpha=scaling)
+    output = torch.softmax(scores, dim=-1) @ flat_value  # [B·heads, T, T] -> [B·heads, T, D]
+    return output.view(batch_size, head_count, token_count, -1).transpose(1, 2), None
 
 
-AttentionInterface.register(LEAN, lean_attention)
-AttentionMaskInterface.register(LEAN, eager_mask)
+AttentionInterface.register(SHORT_ROW_ATTENTION, attend_short_rows)
+AttentionMaskInterface.register(SHORT_ROW_ATTENTION, eager_mask)

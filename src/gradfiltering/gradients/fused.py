@@ -1,12 +1,15 @@
 r"""Per-example gradients of all members in one forward and one backward pass.
 
-Members are stacked on the batch axis of the frozen backbone, which sees one batch of M·B rows; the LoRA updates are
-batched products. A LoRA layer computes y = W x + c·B A x. With h = A x and G = ∂L/∂y, example i's gradients are
+Members are stacked on the batch axis of the frozen base model, which sees one batch of M·B rows;
+the LoRA updates are batched products. A LoRA layer computes y = W x + c·B A x. With h = A x and
+G = ∂L/∂y, example i's gradients are
 
     ∂L/∂B_i = c·Σ_t G_t h_tᵀ,    ∂L/∂A_i = c·Σ_t (Bᵀ G_t) x_tᵀ
 
-(opacus and LESS form them the same way, one member at a time). Both are formed in the layer's own backward, handed to
-the tally, and thrown away; their sum over examples is the training gradient, so that recording costs no extra pass.
+(opacus and LESS form them the same way, one member at a time), where t runs over the tokens of all
+of the example's sequences. Both are formed in the layer's own backward, handed to the accumulator,
+and thrown away; their sum over examples is the training gradient, so that recording costs no extra
+pass.
 """
 
 from collections.abc import Iterator
@@ -20,64 +23,123 @@ from torch import Tensor, nn
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
-from gradfiltering.errors import UserError
-from gradfiltering.gradients.attention import LEAN
-from gradfiltering.gradients.engine import GradientEngine, Measurement, Tally
-from gradfiltering.models.lora import Adapters
+from gradfiltering.data.batches import Batch
+from gradfiltering.gradients.attention import SHORT_ROW_ATTENTION
+from gradfiltering.gradients.engine import GradientEngine, UnsupportedModelError
+from gradfiltering.gradients.statistics import GradientAccumulator, GradientMeasurement
+from gradfiltering.models.causal_model import SplitModel, split_model
+from gradfiltering.models.lora import Adapters, member_count
 from gradfiltering.models.objectives import Objective
-from gradfiltering.models.output_layer import SplitModel, split_head
+
+SUPPORTED_FORWARDS = (nn.Linear.forward, Conv1D.forward)
 
 
 class FusedEngine(GradientEngine):
-    """One forward and one backward of the backbone over members × examples.
+    """One forward and one backward of the base model over members × examples.
 
     Args:
-        model, objective, chunk_tokens: see `GradientEngine`. Adapters may be wider than the backbone (float32 over
-            bfloat16): they are rounded for the products, their summed gradients are float32.
-        record: False leaves out all per-example statistics, to find out what recording costs.
+        model, objective, chunk_tokens: see `GradientEngine`. Adapters may be wider than the base
+            model (float32 over bfloat16): they are rounded for the products, their summed gradients
+            are float32.
+        record_statistics: False leaves out all per-example statistics, to find out what they cost.
+
+    Raises:
+        UnsupportedModelError: an adapted layer is not a plain linear one with plain LoRA.
     """
 
-    def __init__(self, model: PeftModel, objective: Objective, chunk_tokens: int, record: bool = True):
+    name = "fused"
+
+    def __init__(
+        self,
+        model: PeftModel,
+        objective: Objective,
+        chunk_tokens: int,
+        record_statistics: bool = True,
+    ):
         super().__init__(model, objective, chunk_tokens)
-        self.record = record
-        self.layers = _lora_layers(model)
+        self.record_statistics = record_statistics
+        self.layers = _find_lora_layers(model, self.adapter_name)
         for module in model.modules():
-            for name, child in module.named_children():
-                if isinstance(child, NewGELUActivation):  # the same function in seven unfused operations
-                    setattr(module, name, nn.GELU(approximate="tanh"))
-        self._split: SplitModel | None = None
+            for child_name, child in module.named_children():
+                if isinstance(child, NewGELUActivation):  # the same, in seven unfused operations
+                    setattr(module, child_name, nn.GELU(approximate="tanh"))
+        self._split_model: SplitModel | None = None
 
     def to(self, device: torch.device) -> None:
-        """Moves the frozen backbone to `device` and takes the attention that is fastest there."""
+        """Move the frozen base model to `device` and take the attention that is fastest there."""
         super().to(device)
-        base: Any = self.model.get_base_model()
-        base.set_attn_implementation(LEAN if device.type == "cpu" else "sdpa")
-        self._split = None
+        attention = SHORT_ROW_ATTENTION if device.type == "cpu" else "sdpa"
+        self._base_model.set_attn_implementation(attention)
+        self._split_model = None
 
-    def _chunk(self, adapters: Adapters, input_ids: Tensor, labels: Tensor, tally: Tally) -> Measurement:
-        members = next(iter(adapters.values())).shape[0]
-        if input_ids.dim() == 2:
-            input_ids, labels = (tensor.expand(members, *tensor.shape) for tensor in (input_ids, labels))
-        if not self.record:
-            tally.wanted = {}
-        self._split = self._split or split_head(self.model)
-        with torch.enable_grad(), self._stacked(adapters, tally):
-            loss = self._split.losses(self.objective, input_ids.flatten(0, 1), labels.flatten(0, 1))
+    @torch.no_grad()
+    def check_model(self) -> None:
+        """Try the model on a few tokens.
+
+        Raises:
+            UnsupportedModelError: an adapted layer sees states of another shape than [rows, tokens,
+                width], is used twice, or attention has an argument that would be ignored.
+        """
+        base_model = self._base_model
+        attention = base_model.config._attn_implementation
+        trial_ids = torch.zeros(2, 4, dtype=torch.int64, device=self.model.device)
+        trial_adapters = {
+            name: parameter.detach()[None]
+            for name, parameter in self.model.named_parameters()
+            if f".{self.adapter_name}." in name
+        }
+        base_model.set_attn_implementation(SHORT_ROW_ATTENTION)
+        try:
+            with self._stacked(trial_adapters, GradientAccumulator(False, {}), len(trial_ids)):
+                base_model(input_ids=trial_ids, use_cache=False)
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, UnsupportedModelError | torch.OutOfMemoryError):
+                raise
+            raise UnsupportedModelError(f"a trial with the fused engine failed: {error}") from error
+        finally:
+            base_model.set_attn_implementation(attention)
+
+    @property
+    def _base_model(self) -> Any:
+        return self.model.get_base_model()
+
+    def _measure_chunk(self, adapters: Adapters, batch: Batch, accumulator: GradientAccumulator) -> GradientMeasurement:
+        members = member_count(adapters)
+        if batch.example_id.dim() == 1:
+            batch = batch.map_tensors(lambda tensor: tensor.expand(members, *tensor.shape))
+        flat_batch = batch.map_tensors(lambda tensor: tensor.flatten(0, 1))  # [M·B, ...]
+        if not self.record_statistics:
+            accumulator.statistics = {}
+        if self._split_model is None:
+            if self.model.device.type != "cpu":  # SDPA ignores in silence what it does not know
+                self.check_model()
+            self._split_model = split_model(self.model)
+        with (
+            torch.enable_grad(),
+            self._stacked(adapters, accumulator, len(flat_batch.example_id)),
+        ):
+            loss = self.objective(self._split_model, flat_batch)
             loss.sum().backward()
-        return tally.measurement(loss.detach().view(members, -1))
+        return accumulator.result(loss.detach().view(members, -1))
 
     @contextmanager
-    def _stacked(self, adapters: Adapters, tally: Tally) -> Iterator[None]:
-        """LoRA layers compute with the stacked adapters, and report to the tally, inside this context."""
+    def _stacked(self, adapters: Adapters, accumulator: GradientAccumulator, example_count: int) -> Iterator[None]:
+        """Let LoRA layers compute with stacked adapters and report to the accumulator."""
         try:
-            for name, layer in self.layers.items():
-                base: Any = layer.get_base_layer()
-                own = {part: f"{name}.lora_{part}.default.weight" for part in "AB"}
+            for layer_name, layer in self.layers.items():
+                parameter_names = {part: f"{layer_name}.lora_{part}.{self.adapter_name}.weight" for part in "AB"}
+                base_layer: Any = layer.get_base_layer()
                 matrices = {
-                    part: adapters[key].detach().to(base.weight.dtype).requires_grad_() for part, key in own.items()
+                    part: adapters[name].detach().to(base_layer.weight.dtype).requires_grad_()
+                    for part, name in parameter_names.items()
                 }
                 layer.forward = _StackedForward(
-                    base, matrices["A"], matrices["B"], layer.scaling["default"], own, tally
+                    base_layer,
+                    matrices,
+                    layer.scaling[self.adapter_name],
+                    parameter_names,
+                    accumulator,
+                    example_count,
                 )
             yield
         finally:
@@ -85,67 +147,127 @@ class FusedEngine(GradientEngine):
                 layer.__dict__.pop("forward", None)
 
 
-def _lora_layers(model: PeftModel) -> dict[str, Any]:
+def _find_lora_layers(model: PeftModel, adapter_name: str) -> dict[str, Any]:
+    """LoRA layers of an adapter by module name; refuses those that are more than W x + c·B A x."""
     layers: dict[str, Any] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer):
-            base = module.get_base_layer()
-            if not isinstance(base, nn.Linear | Conv1D):
-                raise UserError(
-                    f"ensemble.lora.target_modules reaches {name}, a {type(base).__name__}; gradients=fused knows "
-                    "Linear and Conv1D; choose other modules or gradients=vmap"
-                )
-            layers[name] = module
+    for module_name, module in model.named_modules():
+        if not isinstance(module, LoraLayer) or adapter_name not in module.scaling:
+            continue
+        base_layer = module.get_base_layer()
+        layer_kind = type(base_layer).__name__
+        if type(base_layer).forward not in SUPPORTED_FORWARDS:
+            raise UnsupportedModelError(
+                f"the adapted module {module_name} is a {layer_kind}; the fused engine knows Linear "
+                "and Conv1D; adapt other modules or take the vmap engine"
+            )
+        if getattr(module, "lora_variant", {}).get(adapter_name) is not None:
+            raise UnsupportedModelError(
+                f"the adapter of {module_name} is a variant of LoRA (such as DoRA), which the fused "
+                "engine does not know; take the vmap engine"
+            )
+        layers[module_name] = module
     return layers
 
 
 class _StackedForward:
     """The forward of one LoRA layer with stacked adapters."""
 
-    def __init__(self, base: Any, a: Tensor, b: Tensor, scaling: float, names: dict[str, str], tally: Tally):
-        # [D_in, D_out], as a view
-        self.weight = base.weight if isinstance(base, Conv1D) else base.weight.t()
-        self.bias = base.bias
-        self.a, self.b, self.scaling, self.names, self.tally = a, b, scaling, names, tally
+    def __init__(
+        self,
+        base_layer: Any,
+        matrices: dict[str, Tensor],
+        scaling: float,
+        parameter_names: dict[str, str],
+        accumulator: GradientAccumulator,
+        example_count: int,
+    ):
+        is_transposed = isinstance(base_layer, Conv1D)
+        self.weight = base_layer.weight if is_transposed else base_layer.weight.t()  # [D_in, D_out]
+        self.bias = base_layer.bias
+        self.matrices, self.scaling, self.parameter_names = matrices, scaling, parameter_names
+        self.accumulator, self.example_count = accumulator, example_count
+        self.was_called = False
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return _StackedLora.apply(x, self.weight, self.bias, self.a, self.b, self.scaling, self.names, self.tally)
+    def __call__(self, inputs: Tensor) -> Tensor:
+        layer_name = self.parameter_names["A"].partition(".lora_A")[0]
+        if self.was_called:
+            raise UnsupportedModelError(
+                f"the adapted module {layer_name} is used twice in a forward pass, which the fused "
+                "engine does not know; adapt other modules or take the vmap engine"
+            )
+        if inputs.dim() != 3 or len(inputs) % self.example_count:
+            raise UnsupportedModelError(
+                f"the adapted module {layer_name} sees inputs of shape {tuple(inputs.shape)}; the "
+                "fused engine knows [rows, tokens, width]; adapt other modules or take the vmap "
+                "engine"
+            )
+        self.was_called = True
+        return _StackedLora.apply(
+            inputs,
+            self.weight,
+            self.bias,
+            self.matrices["A"],
+            self.matrices["B"],
+            self.scaling,
+            self.parameter_names,
+            self.accumulator,
+            self.example_count,
+        )
 
 
 class _StackedLora(torch.autograd.Function):
-    """y = x W + bias + c·(x Aᵀ) Bᵀ for M adapters at once; the backward makes each example's gradients of A and B."""
+    """y = x W + bias + c·(x Aᵀ) Bᵀ for M adapters at once, with S sequences an example.
+
+    The backward makes each example's gradients of A and B.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, *rest: Any) -> Tensor:
-        """x [M·B, T, D_in], weight [D_in, D_out], a [M, R, D_in], b [M, D_out, R] -> [M·B, T, D_out]."""
-        ctx.scaling, ctx.names, ctx.tally = rest
-        flat = x.reshape(-1, x.shape[-1])
-        y = flat @ weight
-        h = flat.view(len(a), -1, x.shape[-1]) @ a.mT  # [M, B·T, D_in] -> [M, B·T, R]
-        update, of_h = h, b.mT * ctx.scaling  # [M, R, D_out]
-        if bias is not None:  # as one more column of h: a product with bias of its own is slower on a CPU
-            update = torch.cat([h, h.new_ones(*h.shape[:-1], 1)], -1)
-            of_h = torch.cat([of_h, bias.expand(len(b), 1, -1)], 1)
-        y.view(len(a), -1, y.shape[-1]).baddbmm_(update, of_h)
-        ctx.save_for_backward(x, weight, a, b, h)
-        return y.view(*x.shape[:-1], -1)
+    def forward(
+        ctx: Any,
+        inputs: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        matrix_a: Tensor,
+        matrix_b: Tensor,
+        *settings: Any,
+    ) -> Tensor:
+        """Compute the layer's output.
+
+        inputs [M·B·S, T, D_in], weight [D_in, D_out], matrix_a [M, R, D_in],
+        matrix_b [M, D_out, R] -> [M·B·S, T, D_out].
+        """
+        ctx.scaling, ctx.parameter_names, ctx.accumulator, ctx.example_count = settings
+        members = len(matrix_a)
+        flat_inputs = inputs.reshape(-1, inputs.shape[-1])
+        output = flat_inputs @ weight
+        narrow = flat_inputs.view(members, -1, inputs.shape[-1]) @ matrix_a.mT  # [M, B·S·T, R]
+        update_inputs, update_weight = narrow, matrix_b.mT * ctx.scaling  # [M, R, D_out]
+        if bias is not None:  # as one more column: a product with bias of its own is slower on CPUs
+            one_column = narrow.new_ones(*narrow.shape[:-1], 1)
+            update_inputs = torch.cat([narrow, one_column], -1)
+            update_weight = torch.cat([update_weight, bias.expand(members, 1, -1)], 1)
+        output.view(members, -1, output.shape[-1]).baddbmm_(update_inputs, update_weight)
+        ctx.save_for_backward(inputs, weight, matrix_a, matrix_b, narrow)
+        return output.view(*inputs.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        """[M·B, T, D_out] -> [M·B, T, D_in]; A and B get theirs through the tally."""
-        x, weight, a, b, h = ctx.saved_tensors
-        g = gradients[0]
-        rows, width, d_out = g.shape
-        members, rank = len(a), a.shape[1]
-        flat = g.reshape(-1, d_out)
-        back = flat.view(members, -1, d_out) @ (b * ctx.scaling)  # [M, B·T, R]
-        of_b = h.view(rows, width, rank).mT @ flat.view(rows, width, d_out)  # [M·B, R, D_out]
-        of_a = back.view(rows, width, rank).mT @ x  # [M·B, R, D_in]
-        ctx.tally.add(ctx.names["B"], (of_b * ctx.scaling).mT.unflatten(0, (members, -1)))
-        ctx.tally.add(ctx.names["A"], of_a.unflatten(0, (members, -1)))
-        of_x = None
+    def backward(ctx: Any, *output_gradients: Tensor) -> Any:
+        """[M·B·S, T, D_out] -> [M·B·S, T, D_in]; A and B report to the accumulator."""
+        inputs, weight, matrix_a, matrix_b, narrow = ctx.saved_tensors
+        members, rank, input_width = matrix_a.shape
+        examples = ctx.example_count  # M·B
+        output_width = matrix_b.shape[1]
+        flat_gradient = output_gradients[0].reshape(-1, output_width)
+        narrow_gradient = flat_gradient.view(members, -1, output_width) @ (matrix_b * ctx.scaling)
+        # Sums over the tokens of all of an example's sequences: [M·B, S·T, ...] -> [M·B, R, ...].
+        gradient_b = narrow.view(examples, -1, rank).mT @ flat_gradient.view(examples, -1, output_width)
+        gradient_a = narrow_gradient.view(examples, -1, rank).mT @ inputs.reshape(examples, -1, input_width)
+        gradient_b = (gradient_b * ctx.scaling).mT
+        ctx.accumulator.add(ctx.parameter_names["B"], gradient_b.unflatten(0, (members, -1)))
+        ctx.accumulator.add(ctx.parameter_names["A"], gradient_a.unflatten(0, (members, -1)))
+        input_gradient = None
         if ctx.needs_input_grad[0]:
-            of_x = flat @ weight.t()
-            of_x.view(members, -1, x.shape[-1]).baddbmm_(back, a)
-            of_x = of_x.view_as(x)
-        return of_x, *[None] * 7
+            input_gradient = flat_gradient @ weight.t()
+            input_gradient.view(members, -1, input_width).baddbmm_(narrow_gradient, matrix_a)
+            input_gradient = input_gradient.view_as(inputs)
+        return input_gradient, *[None] * 8

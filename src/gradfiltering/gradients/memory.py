@@ -1,7 +1,4 @@
-"""How much is computed at once: tried out against the memory there is."""
-
-import ctypes
-import sys
+"""The number of tokens computed at once, found by trying what fits into memory."""
 
 import psutil
 import torch
@@ -9,70 +6,64 @@ import torch
 from gradfiltering.data.batches import Batch
 from gradfiltering.errors import UserError
 from gradfiltering.gradients.engine import GradientEngine
-from gradfiltering.models.lora import Adapters
+from gradfiltering.models.lora import Adapters, member_count
 
 MOST_TOKENS = {"cpu": 16384, "cuda": 131072}  # beyond this a larger chunk is no faster
-MEMORY_SHARE = 0.5  # of what is free; the rest is for longer rows, other programs, the page cache
+MEMORY_SHARE = 0.5  # of free memory; the rest is for longer rows, other programs, the page cache
 AUTO = "auto"
 
 
-def fitting_tokens(engine: GradientEngine, adapters: Adapters, width: int, device: torch.device) -> int:
-    """The largest chunk, up to where it stops paying, that was seen to fit.
+def find_fitting_tokens(engine: GradientEngine, adapters: Adapters, row_width: int, device: torch.device) -> int:
+    """Find the largest chunk that fits, up to where a larger one is no faster.
 
-    Doubles the size of a made-up batch until half of the free memory is taken.
+    Doubles the size of an invented batch until half of the free memory is taken.
 
     Args:
         engine: on `device`.
         adapters: on `device`.
-        width: tokens of the longest row.
-        device: where the work is done.
+        row_width: tokens of the longest row.
+        device: computes.
+
+    Returns:
+        Padded tokens, over members and examples.
 
     Raises:
         UserError: one row of one member does not fit.
     """
-    members = next(iter(adapters.values())).shape[0]
-    most = MOST_TOKENS.get(device.type, MOST_TOKENS["cpu"])
-    free, before = _free(device), _used(device)
-    tokens = fits = max(width, most // 16)
-    while tokens <= most:
-        rows = max(1, tokens // (members * width))
-        ids = torch.zeros(rows, width, dtype=torch.int64, device=device)
-        engine.chunk_tokens = tokens
+    members = member_count(adapters)
+    most_tokens = MOST_TOKENS.get(device.type, MOST_TOKENS["cpu"])
+    free_bytes, used_bytes = _free_memory(device), _used_memory(device)
+    tried_tokens = fitting_tokens = max(row_width, most_tokens // 16)
+    while tried_tokens <= most_tokens:
+        row_count = max(1, tried_tokens // (members * row_width))
+        token_ids = torch.zeros(row_count, row_width, dtype=torch.int64, device=device)
+        engine.chunk_tokens = tried_tokens
         try:
-            engine.measure(adapters, Batch(ids, ids, torch.arange(rows)), want_gradient=True)
+            batch = Batch(token_ids, token_ids, torch.arange(row_count))
+            engine.measure(adapters, batch, with_mean_gradient=True)
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"one row of {width} tokens does not fit into the memory of {device} ({free / 2**30:.1f} GiB free); "
-                "lower proxy.max_tokens, set precision=bf16, or choose a smaller proxy.model"
+                f"one row of {row_width} tokens does not fit into the memory of {device} "
+                f"({free_bytes / 2**30:.1f} GiB free); cut rows to fewer tokens, take weights in "
+                "bf16, or choose a smaller model"
             ) from error
-        if engine.chunk_tokens < tokens:  # it ran out of memory and went back
+        if engine.chunk_tokens < tried_tokens:  # it ran out of memory and went back
             return engine.chunk_tokens
-        fits = tokens
-        if 2 * (_used(device) - before) > MEMORY_SHARE * free:
+        fitting_tokens = tried_tokens
+        if 2 * (_used_memory(device) - used_bytes) > MEMORY_SHARE * free_bytes:
             break
-        tokens *= 2
-    return fits
+        tried_tokens *= 2
+    return fitting_tokens
 
 
-def keep_freed_memory() -> None:
-    """Tells glibc to keep large freed buffers instead of returning them to the system on each free.
-
-    A training step frees and takes the same buffers again; without this, a CPU step spends much of its time in page
-    faults. Does nothing where the C library has no such setting.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):
-        trim_threshold, mmap_threshold = -1, -3
-        library.mallopt(mmap_threshold, 1 << 30)
-        library.mallopt(trim_threshold, (1 << 31) - 1)
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
 
 
-def _free(device: torch.device) -> int:
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-
-
-def _used(device: torch.device) -> int:
-    """Peak bytes; on a CPU what the process holds, as freed buffers are kept."""
-    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+def _used_memory(device: torch.device) -> int:
+    """Peak bytes; on a CPU those the process holds, as freed buffers are kept."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    return psutil.Process().memory_info().rss

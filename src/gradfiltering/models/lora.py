@@ -1,7 +1,6 @@
-"""M LoRA adapters on one frozen backbone: their settings, stacked parameters, measurements, and PEFT export."""
+"""LoRA adapters on one frozen base model: settings, stacked parameters, update size, PEFT export."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,125 +11,128 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from gradfiltering.errors import UserError
-from gradfiltering.runs.cache import atomic_path
+from gradfiltering.options import NonNegativeFloat, PositiveFloat, PositiveInt, options
 from gradfiltering.seeding import torch_rng
 
-Adapters = dict[str, Tensor]
+Adapters = dict[str, Tensor]  # parameter name of the PEFT model -> [M, ...]
 
 
-@dataclass(frozen=True)
+@options
 class LoraSettings:
     """One LoRA adapter (Hu et al., 2022).
 
     Attributes:
         rank: R.
         alpha: the update is scaled by alpha / rank.
-        target_modules: `all-linear` (all linear layers but the head), or a list of module name endings.
-        init_b_std: standard deviation of B's initial values. 0 is the usual start, in which only B has a gradient and
-            norms rise as B grows; a positive value gives A a gradient from the first step.
+        target_modules: `all-linear` (all linear layers but the head), or a list of module name
+            endings.
+        init_b_std: standard deviation of B's initial values. 0 is the usual start, in which only B
+            has a gradient and norms rise as B grows; a positive value gives A a gradient from the
+            first step.
     """
 
-    rank: int
-    alpha: float
+    rank: PositiveInt
+    alpha: PositiveFloat
     target_modules: str | Sequence[str]
-    init_b_std: float
-
-    def __post_init__(self):
-        if self.rank < 1:
-            raise UserError(f"{_option('rank')} is {self.rank}: give a positive rank")
-        if self.init_b_std < 0:
-            raise UserError(f"{_option('init_b_std')} is {self.init_b_std}: give 0 or a positive standard deviation")
+    init_b_std: NonNegativeFloat
 
     def attach(self, model: nn.Module) -> PeftModel:
-        """Wraps `model` with LoRA layers of this shape.
+        """Wrap `model` with LoRA layers of this shape.
 
         Raises:
             UserError: no module of the model matches `target_modules`.
         """
-        targets = self.target_modules if isinstance(self.target_modules, str) else list(self.target_modules)
+        all_linear = isinstance(self.target_modules, str)
+        target_modules = self.target_modules if all_linear else list(self.target_modules)
         config = LoraConfig(
             task_type=TaskType.CAUSAL_LM,
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]
             lora_dropout=0.0,
-            target_modules=targets,
+            target_modules=target_modules,  # type: ignore[arg-type]
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         )
         try:
             return get_peft_model(model, config)
         except ValueError as error:
             raise UserError(
-                f"{_option('target_modules')} is {targets}: {error} Give all-linear or a list of module name endings"
+                f"target_modules is {target_modules}: {error} Give all-linear or a list of module name endings",
+                self,
+                ("target_modules",),
             ) from error
 
 
-def _option(name: str) -> str:
-    """An option of a LoRA adapter by the names it goes by: the same settings serve the ensemble and the target."""
-    return f"ensemble.lora.{name} (of the proxy) or target.tuning.lora.{name} (of the target)"
+def member_count(adapters: Mapping[str, Tensor]) -> int:
+    """Return M, the number of stacked members."""
+    return len(next(iter(adapters.values())))
 
 
 def initial_adapters(model: PeftModel, settings: LoraSettings, members: Sequence[int], seed: int) -> Adapters:
-    """Independently drawn adapters, stacked.
+    """Draw adapters independently of one another, and stack them.
 
-    A is drawn as PEFT does (Kaiming uniform with a = √5, that is U(−1/√d_in, 1/√d_in)), B normal with `init_b_std`.
-    Each member has a random stream of its own, so it starts the same whoever is stacked beside it.
+    A is drawn as PEFT does (Kaiming uniform with a = √5, that is U(−1/√d_in, 1/√d_in)), B normal
+    with `init_b_std`. Each member has a random stream of its own, so it starts the same whatever
+    members are stacked beside it.
 
     Returns:
         Parameter name of the PEFT model -> [M, ...] float32 (or the model's float64).
     """
-    templates = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     adapters = {}
-    for name in sorted(templates):
-        template = templates[name]
-        drawn = []
+    for parameter_name in sorted(parameters):
+        parameter = parameters[parameter_name]
+        member_values = []
         for member in members:
-            rng = torch_rng(seed, "adapter", member, name)
-            if "lora_A" in name:
-                bound = template.shape[1] ** -0.5
-                value = torch.empty(template.shape).uniform_(-bound, bound, generator=rng)
+            generator = torch_rng(seed, "adapter", member, parameter_name)
+            values = torch.empty(parameter.shape)
+            if "lora_A" in parameter_name:
+                bound = parameter.shape[1] ** -0.5
+                values = values.uniform_(-bound, bound, generator=generator)
             else:
-                value = torch.empty(template.shape).normal_(0.0, 1.0, generator=rng) * settings.init_b_std
-            drawn.append(value.to(torch.promote_types(template.dtype, torch.float32)))
-        adapters[name] = torch.stack(drawn)
+                values = values.normal_(0.0, 1.0, generator=generator) * settings.init_b_std
+            member_values.append(values.to(torch.promote_types(parameter.dtype, torch.float32)))
+        adapters[parameter_name] = torch.stack(member_values)
     return adapters
 
 
-def export_adapter(model: PeftModel, adapters: Adapters, position: int, folder: Path) -> None:
-    """Writes one member as a PEFT folder that `PeftModel.from_pretrained` loads.
+def export_adapter(model: PeftModel, adapters: Adapters, member_index: int, folder: Path) -> None:
+    """Write one member as a PEFT folder that `PeftModel.from_pretrained` loads.
 
     Args:
         model: the PEFT model the adapters belong to.
         adapters: stacked parameters.
-        position: which of the stack.
-        folder: where to; written whole or not at all.
+        member_index: position in the stack.
+        folder: is made; parent folders too.
     """
-    state = {name: value[position].detach().cpu().contiguous() for name, value in adapters.items()}
-    with atomic_path(folder) as part:
-        part.mkdir(parents=True)
-        saved = get_peft_model_state_dict(model, state_dict=state)
-        save_file(saved, part / "adapter_model.safetensors", metadata={"format": "pt"})
-        config = model.peft_config["default"]
-        inference, config.inference_mode = config.inference_mode, True
-        config.save_pretrained(str(part))
-        config.inference_mode = inference
+    member_state = {name: stacked[member_index].detach().cpu().contiguous() for name, stacked in adapters.items()}
+    folder.mkdir(parents=True)
+    saved_state = get_peft_model_state_dict(model, state_dict=member_state)
+    save_file(saved_state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = model.peft_config["default"]
+    inference_mode, config.inference_mode = config.inference_mode, True
+    config.save_pretrained(str(folder))
+    config.inference_mode = inference_mode
 
 
 def update_ratio(model: PeftModel, adapters: Adapters, settings: LoraSettings) -> list[float]:
-    """‖ΔW‖_F / ‖W‖_F of each member over all adapted layers: is the first-order picture of the update valid?
+    """Compute ‖ΔW‖_F / ‖W‖_F of each member over all adapted layers.
 
-    ‖BA‖² = ⟨BᵀB, AAᵀ⟩, so ΔW is never formed.
+    A small ratio means that the first-order picture of the update is valid. ‖BA‖² = ⟨BᵀB, AAᵀ⟩, so
+    ΔW is never formed.
 
     Returns:
         M ratios.
     """
-    scale = settings.alpha / settings.rank
-    weights: Any = 0.0
-    updates: Any = 0.0
+    scaling = settings.alpha / settings.rank
+    squared_weights: Any = 0.0
+    squared_updates: Any = 0.0
     modules = dict(model.named_modules())
-    for name in (name for name in adapters if "lora_A" in name):
-        a = adapters[name].double()  # [M, R, D_in]
-        b = adapters[name.replace("lora_A", "lora_B")].double()  # [M, D_out, R]
-        updates = updates + ((b.mT @ b) * (a @ a.mT)).sum((1, 2)) * scale**2  # [M]
-        layer: Any = modules[name.split(".lora_A")[0]]
-        weights = weights + layer.get_base_layer().weight.detach().double().square().sum()
-    return (updates / weights).sqrt().tolist()
+    for parameter_name in (name for name in adapters if "lora_A" in name):
+        matrix_a = adapters[parameter_name].double()  # [M, R, D_in]
+        matrix_b = adapters[parameter_name.replace("lora_A", "lora_B")].double()  # [M, D_out, R]
+        inner_products = ((matrix_b.mT @ matrix_b) * (matrix_a @ matrix_a.mT)).sum((1, 2))  # [M]
+        squared_updates = squared_updates + inner_products * scaling**2
+        layer: Any = modules[parameter_name.split(".lora_A")[0]]
+        base_weight = layer.get_base_layer().weight.detach().double()
+        squared_weights = squared_weights + base_weight.square().sum()
+    return (squared_updates / squared_weights).sqrt().tolist()

@@ -1,28 +1,33 @@
-"""Objectives: from logits and labels to one loss per example."""
+"""Objectives: one loss per example, from a language model and a batch."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gradfiltering.data.batches import IGNORED
+from gradfiltering.models.causal_model import CausalModel
 
 
 class Objective(Protocol):
-    """One loss per example. It must be made of torch operations that `torch.func` can batch.
+    """Compute one loss per example; gradient engines and fine-tuning share it.
 
-    An objective that also has a method `token_weights(labels) -> [B, T - 1]`, and whose loss is the sum of `token_nll`
-    with these weights, saves an engine the logits of all positions whose weight is 0.
+    An example may consist of several sequences (a preferred and a rejected answer, say): its
+    gradient is then the gradient of one loss over all of them. Such an objective comes with a
+    `Batch` of its own, whose tensors have further axes behind the examples, and calls the model
+    once, on `tensor.flatten(0, 1)`, so that an example's sequences stay side by side. What does not
+    depend on the adapters (log-probabilities of the base model) is one more tensor of the batch.
+
+    It must be made of torch operations that `torch.func` can batch, and its `repr` must tell it
+    from every other objective, since cached results are found by it.
     """
 
-    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss of each example.
+    def __call__(self, model: CausalModel, batch: Any) -> Tensor:
+        """Compute the losses.
 
         Args:
-            logits: [B, T, V], the prediction at position t for token t + 1.
-            labels: [B, T] int64, `IGNORED` where there is nothing to learn.
+            model: gives the loss of each next token.
+            batch: B examples, without an axis of members.
 
         Returns:
             [B] losses.
@@ -33,32 +38,11 @@ class Objective(Protocol):
 class ResponseNLL:
     """Mean negative log-likelihood over the response tokens of each example, in nats per token.
 
-    The mean is taken within an example, never over a padded batch (GradFiltering, arXiv 2601.13697, sec. 3), so an
-    example's loss does not depend on what it is batched with.
+    The mean is taken within an example, never over a padded batch (GradFiltering, arXiv 2601.13697,
+    sec. 3), so an example's loss does not depend on the rest of the batch.
     """
 
-    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """[B, T, V], [B, T] -> [B]."""
-        return token_nll(logits, labels).sum(1) / (labels[:, 1:] != IGNORED).sum(1)
-
-    def token_weights(self, labels: Tensor) -> Tensor:
-        """[B, T] -> [B, T - 1]: each example's response tokens weigh the same and 1 together."""
-        response = labels[:, 1:] != IGNORED
-        return response.double() / response.sum(1, keepdim=True)
-
-
-def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
-    """Negative log-likelihood of each next token in nats, 0 where there is nothing to learn.
-
-    Args:
-        logits: [B, T, V].
-        labels: [B, T] int64.
-
-    Returns:
-        [B, T - 1].
-    """
-    targets = labels[:, 1:]
-    # In bf16 a sum over the vocabulary is too coarse.
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    nll = F.cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
-    return nll.view(targets.shape)
+    def __call__(self, model: CausalModel, batch: Any) -> Tensor:
+        """Compute [B] losses of `batch.input_ids` and `batch.labels`, both [B, T]."""
+        token_losses = model.token_losses(batch.input_ids, batch.labels)  # [B, T - 1]
+        return token_losses.sum(1) / (batch.labels[:, 1:] != IGNORED).sum(1)
