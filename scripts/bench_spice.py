@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from gradfiltering.ensembles.snapshots import SnapshotPair
-from gradfiltering.runs.run_folder import peak_bytes
+from gradfiltering.runs.environment import peak_memory_bytes as peak_bytes
 from gradfiltering.scorers.base import Evidence
 from gradfiltering.selectors.spice import SpiceSelector
 

@@ -130,7 +130,7 @@ class Keeping(EpochRecorder):
 
     def finish(self) -> EpochLog:
         log = super().finish()
-        self.passes.append(Measured(self.times.copy(), log))
+        self.passes.append(Measured(self.counts.copy(), log))
         return log
 
 

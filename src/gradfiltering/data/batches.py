@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from gradfiltering.data.examples import Examples
+from gradfiltering.distributed.row_measurements import ALL_WORK, WorkShare
 from gradfiltering.seeding import numpy_rng
 
 IGNORED = -100
@@ -122,26 +122,6 @@ class LengthBuckets:
         return np.split(row_order[drawn_rows], np.cumsum([len(rows) for rows in self.buckets])[:-1])
 
 
-@dataclass(frozen=True)
-class Share:
-    """Which part of the work a process does: every `of`-th piece from `number` on.
-
-    Attributes:
-        number: the process, from 0.
-        of: how many processes there are.
-    """
-
-    number: int
-    of: int
-
-    def __call__(self, work: Any) -> Any:
-        """This process's part of a list or array, which may be empty."""
-        return work[self.number :: self.of]
-
-
-WHOLE = Share(0, 1)
-
-
 class MemberBatches(Dataset):
     """One epoch of training batches for stacked members: item k holds step k's [M, B, T] batch.
 
@@ -162,7 +142,7 @@ class MemberBatches(Dataset):
         members: Sequence[int],
         epoch: int,
         pad_id: int,
-        share: Share = WHOLE,
+        share: WorkShare = ALL_WORK,
         done: int = 0,
     ):
         self.examples = examples
@@ -190,7 +170,7 @@ class LengthBatches(Dataset):
     """
 
     def __init__(
-        self, examples: Examples, tokens: int, pad_id: int, rows: np.ndarray | None = None, share: Share = WHOLE
+        self, examples: Examples, tokens: int, pad_id: int, rows: np.ndarray | None = None, share: WorkShare = ALL_WORK
     ):
         self.examples = examples
         self.pad_id = pad_id

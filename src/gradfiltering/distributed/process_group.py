@@ -1,8 +1,8 @@
-"""The processes of a run: one for each device, started by Lightning, `torchrun` or SLURM.
+"""The process group of a run: one process for each device, started by Lightning, `torchrun` or SLURM.
 
-Every process runs the whole experiment. Work that takes long is shared out by `share` and brought together by `total`
-and `gather`, so every process knows every result and goes the same way. Each writes to a run folder of its own: that of
-the first process is the user's, that of any other a temporary one. With one process all of this does nothing.
+Every process runs the whole experiment. Domain code meets the others in three places only: in the training step
+(`sum_over_ranks`), when the rows of a pass are measured (`RowMeasurements`), and in the cache. With one process, and
+inside work that rank zero does alone, all of this does nothing.
 """
 
 import atexit
@@ -17,229 +17,256 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from gradfiltering.errors import UserError
 
 if TYPE_CHECKING:
     import lightning as L
-    import numpy as np
     import torch
-
-    from gradfiltering.data.batches import Share
+    from numpy.typing import NDArray
 
 Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+TrainerBuilder = Callable[..., "L.Trainer"]
 
-PATIENCE = timedelta(days=7)  # the others wait as long for what the first process does alone, such as judging
-LAST_WORD = timedelta(seconds=30)  # for the first process to meet the error of another
-GRACE_SECONDS = 2  # for the others to leave Lightning's fit, which answers a signal with a stack trace
-TOLD = "gradfiltering: the first process tells the error"
+logger = logging.getLogger(__name__)
+
+COLLECTIVE_TIMEOUT = timedelta(days=7)  # ranks wait as long for what rank zero does alone, such as judging
+ERROR_REPORT_TIMEOUT = timedelta(seconds=30)  # for rank zero to meet the error that another rank met
+CHILD_GRACE_SECONDS = 2  # for child processes to leave Lightning's fit, which answers a signal with a stack trace
+ERROR_REPORTED = "gradfiltering: rank zero reports the error"
+
+_working_alone = False  # rank zero is doing something that the other ranks wait for
 
 
-def start(main: Callable[[], None]) -> None:
-    """Runs Hydra's `main`; every process but the first gets a temporary run folder before Hydra reads the command line.
+def rank() -> int:
+    """Return this process's number over all nodes; 0 for a process that works alone."""
+    return int(_torch_distributed().get_rank()) if world_size() > 1 else 0
+
+
+def world_size() -> int:
+    """Return the number of processes over all nodes that take part in the present work."""
+    return 1 if _working_alone or not _is_connected() else int(_torch_distributed().get_world_size())
+
+
+def sum_over_ranks(values: "NDArray[Any]") -> "NDArray[Any]":
+    """Sum an array element-wise over all ranks; every rank gets the sum.
+
+    Args:
+        values: array of the same shape and type on every rank.
+    """
+    if world_size() == 1:
+        return values
+    import torch
+
+    tensor = torch.from_numpy(values.copy()).to(_communication_device())
+    _torch_distributed().all_reduce(tensor)
+    summed: NDArray[Any] = tensor.cpu().numpy()
+    return summed
+
+
+def sum_gradients_over_ranks(parameters: "Sequence[torch.nn.Parameter]") -> None:
+    """Sum the gradients of parameters over all ranks in one exchange; a missing gradient counts as zero."""
+    if world_size() == 1:
+        return
+    import torch
+
+    gradients = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in parameters]
+    flat_gradients = torch.cat([gradient.flatten() for gradient in gradients])
+    _torch_distributed().all_reduce(flat_gradients)
+    pieces = flat_gradients.split([gradient.numel() for gradient in gradients])
+    for parameter, piece in zip(parameters, pieces, strict=True):
+        parameter.grad = piece.view_as(parameter).clone()
+
+
+def gather_from_ranks(value: Result) -> list[Result]:
+    """Gather one value from each rank, in the order of ranks; every rank gets the list."""
+    if world_size() == 1:
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    _torch_distributed().all_gather_object(gathered, value)
+    return gathered
+
+
+def run_on_rank_zero(
+    function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+) -> Result:
+    """Run a function on rank zero while the others wait; every rank gets its (picklable) result.
+
+    Inside the function rank zero counts as the only process, so that it may use the cache as usual.
+
+    Raises:
+        UserError: the function raised one on rank zero; every rank raises it.
+    """
+    if world_size() == 1:
+        return function(*args, **kwargs)
+    outcome: list[Any] = [None, None]  # result, error
+    if rank() == 0:
+        try:
+            with _counting_as_one_process():
+                outcome[0] = function(*args, **kwargs)
+        except UserError as error:
+            outcome[1] = error
+    _torch_distributed().broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    result: Result = outcome[0]
+    return result
+
+
+@contextmanager
+def _counting_as_one_process() -> Iterator[None]:
+    global _working_alone
+    _working_alone = True
+    try:
+        yield
+    finally:
+        _working_alone = False
+
+
+def single_process_trainer(build_trainer: TrainerBuilder) -> TrainerBuilder:
+    """Return a builder of trainers that use this process only, for training that rank zero does alone."""
+    return partial(build_trainer, devices=1, num_nodes=1, strategy="auto") if _is_connected() else build_trainer
+
+
+def is_rank_zero_at_launch() -> bool:
+    """Say whether this is rank zero, by the variables of Lightning, torchrun and SLURM, before ranks are connected."""
+    numbers = [int(os.environ.get(variable, 0)) for variable in ("RANK", "NODE_RANK", "LOCAL_RANK")]
+    if "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        numbers.append(int(os.environ.get("SLURM_PROCID", 0)))
+    return not any(numbers)
+
+
+def start_main(main: Callable[[], None]) -> None:
+    """Run Hydra's `main`; Hydra writes into a temporary folder on every rank but zero.
 
     Lightning starts the processes of a sweep once, with the same command line, and they go through its jobs together.
     """
-    if not is_first():
+    if not is_rank_zero_at_launch():
         folder = tempfile.mkdtemp(prefix="gradfiltering-rank-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         sys.argv += [f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}", "run_dir=${hydra:runtime.output_dir}"]
     main()
 
 
-def is_first() -> bool:
-    """Whether this is the first process, by the variables of Lightning, torchrun and SLURM."""
-    number = [int(os.environ.get(name, 0)) for name in ("RANK", "NODE_RANK", "LOCAL_RANK")]
-    if "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
-        number.append(int(os.environ.get("SLURM_PROCID", 0)))
-    return not any(number)
-
-
 @contextmanager
-def connected(trainer: "Callable[..., L.Trainer]") -> Iterator[None]:
-    """Starts the other processes if nobody has, and connects all of them; an error ends them all.
+def connected_processes(build_trainer: TrainerBuilder) -> Iterator[None]:
+    """Start the other processes where no launcher did, and connect all of them; an error ends them all.
 
-    An error that all processes meet is left to the first one to tell.
+    An error that all ranks meet is reported by rank zero.
 
     Args:
-        trainer: builds a `lightning.Trainer`; its devices, nodes and strategy decide.
+        build_trainer: builds a `lightning.Trainer`; its devices, nodes and strategy decide.
 
     Raises:
-        UserError: the trainer does not fit the processes there are.
+        UserError: the trainer does not fit the processes that were started.
     """
-    children = _connect(trainer)
+    child_processes = _connect(build_trainer)
     try:
         yield
     except BaseException as error:
         if isinstance(error, UserError) and world_size() > 1:
-            _leave_to_first(error)
-        for child in children:
-            _end(child)
+            _leave_report_to_rank_zero(error)
+        for child_process in child_processes:
+            _stop_child(child_process)
         raise
 
 
-def _leave_to_first(error: UserError) -> None:
-    """Lets the first process go on to tell `error` and any other go silently, once it knows that the first has met it.
+def _leave_report_to_rank_zero(error: UserError) -> None:
+    """Let rank zero go on to report `error`, and end any other rank silently once it knows that rank zero met it too.
 
     Raises:
-        UserError: the first did not meet it, so this process must tell.
+        UserError: rank zero did not meet the error, so this rank must report it.
     """
-    from torch import distributed
-
-    store = distributed.distributed_c10d._get_default_store()
+    distributed = _torch_distributed()
+    messages = distributed.distributed_c10d._get_default_store()
     if rank() == 0:
-        store.set(TOLD, "")
+        messages.set(ERROR_REPORTED, "")
         return
     try:
-        store.wait([TOLD], LAST_WORD)
+        messages.wait([ERROR_REPORTED], ERROR_REPORT_TIMEOUT)
     except distributed.DistStoreError:
         raise error from None
-    except distributed.DistNetworkError:  # the first has ended already
-        pass
-    sys.exit(0)  # any other status would make the launcher end the first before it has spoken
+    except distributed.DistNetworkError:
+        logger.info("rank zero has ended already")
+    sys.exit(0)  # any other status would make the launcher end rank zero before it has reported
 
 
-def _end(child: Any) -> None:
+def _stop_child(child_process: Any) -> None:
     try:
-        child.wait(GRACE_SECONDS)
+        child_process.wait(CHILD_GRACE_SECONDS)
     except subprocess.TimeoutExpired:
-        child.send_signal(signal.SIGTERM)
+        child_process.send_signal(signal.SIGTERM)
 
 
-def _connect(trainer: "Callable[..., L.Trainer]") -> list[Any]:
+def _connect(build_trainer: TrainerBuilder) -> list[Any]:
     from lightning.pytorch.strategies import DDPStrategy
-    from torch import distributed
 
-    if distributed.is_initialized():  # an earlier job of this sweep
+    distributed = _torch_distributed()
+    if distributed.is_initialized():  # by an earlier job of this sweep
         return []
-    for name in ("lightning.pytorch", "lightning.fabric"):  # what devices it found, and advice
-        logging.getLogger(name).setLevel(logging.WARNING)
-    asked = trainer(logger=False)
-    if asked.strategy.launcher is None:
-        processes = int(os.environ.get("WORLD_SIZE", 1))
-        if processes > 1:
-            raise UserError(f"{processes} processes were started, but this trainer uses one; add trainer=ddp")
+    for library in ("lightning.pytorch", "lightning.fabric"):  # they print devices and advice
+        logging.getLogger(library).setLevel(logging.WARNING)
+    trainer = build_trainer(logger=False)
+    if trainer.strategy.launcher is None:
+        process_count = int(os.environ.get("WORLD_SIZE", 1))
+        if process_count > 1:
+            raise UserError(f"{process_count} processes were started, but this trainer uses one; add trainer=ddp")
         return []
-    if not isinstance(asked.strategy, DDPStrategy):
-        raise UserError(f"trainer.strategy={type(asked.strategy).__name__} is not supported; choose trainer=ddp")
-    strategy: Any = trainer(logger=False, strategy=DDPStrategy(timeout=PATIENCE)).strategy
+    if not isinstance(trainer.strategy, DDPStrategy):
+        raise UserError(f"trainer.strategy={type(trainer.strategy).__name__} is not supported; choose trainer=ddp")
+    strategy: Any = build_trainer(logger=False, strategy=DDPStrategy(timeout=COLLECTIVE_TIMEOUT)).strategy
     try:
         strategy.launcher.launch(strategy.setup_environment)
-    except ValueError as error:  # Lightning's words about devices, nodes and the processes there are
+    except ValueError as error:  # Lightning's words about devices, nodes and processes
         raise UserError(f"trainer.devices or trainer.num_nodes does not fit the launch: {error}") from error
     atexit.register(distributed.destroy_process_group)
-    return getattr(strategy.launcher, "procs", [])
+    return list(getattr(strategy.launcher, "procs", []))
 
 
-def rank() -> int:
-    """This process's number over all nodes, 0 for the first."""
-    return _distributed().get_rank() if world_size() > 1 else 0
+def _is_connected() -> bool:
+    distributed = _torch_distributed()
+    return bool(distributed.is_available() and distributed.is_initialized())
 
 
-def world_size() -> int:
-    """Number of processes over all nodes."""
-    distributed = _distributed()
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def _distributed() -> Any:
+def _torch_distributed() -> Any:
     from torch import distributed
 
     return distributed
 
 
-def share() -> "Share":
-    """Which part of the work is this process's; nothing is dealt out twice."""
-    from gradfiltering.data.batches import Share
-
-    return Share(rank(), world_size())
-
-
-def total(values: "np.ndarray") -> "np.ndarray":
-    """Element-wise sum over all processes, known to all of them.
-
-    Args:
-        values: an array of the same shape and type in every process.
-    """
-    if world_size() == 1:
-        return values
+def _communication_device() -> "torch.device":
+    """Return the device on which a tensor must lie to be sent."""
     import torch
 
-    there = torch.from_numpy(values.copy()).to(_wire())
-    _distributed().all_reduce(there)
-    return there.cpu().numpy()
+    return torch.device("cuda" if _torch_distributed().get_backend() == "nccl" else "cpu")
 
 
-def sum_gradients(parameters: "Sequence[torch.nn.Parameter]") -> None:
-    """Sums gradients over all processes in one exchange; where this process has none, it adds zero."""
-    if world_size() == 1:
-        return
-    import torch
-
-    gradients = [torch.zeros_like(value) if value.grad is None else value.grad for value in parameters]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    _distributed().all_reduce(flat)
-    parts = flat.split([gradient.numel() for gradient in gradients])
-    for value, part in zip(parameters, parts, strict=True):
-        value.grad = part.view_as(value).clone()
+# Names of callers that have not moved yet.
+start, is_first, connected, total, sum_gradients = (
+    start_main,
+    is_rank_zero_at_launch,
+    connected_processes,
+    sum_over_ranks,
+    sum_gradients_over_ranks,
+)
+gather, once, alone = gather_from_ranks, run_on_rank_zero, single_process_trainer
 
 
-def gather(value: Result) -> list[Result]:
-    """What every process has, in the order of the processes, known to all of them."""
-    if world_size() == 1:
-        return [value]
-    gathered: list[Any] = [None] * world_size()
-    _distributed().all_gather_object(gathered, value)
-    return gathered
+def share() -> Any:
+    """Return the share of the work that this rank does."""
+    from gradfiltering.distributed.row_measurements import share_of_this_rank
+
+    return share_of_this_rank()
 
 
 def first_then_all(work: Callable[..., Result], *arguments: Any) -> Result:
-    """Runs `work` in the first process, then in the others, which find what it left in a cache or in the store.
-
-    Raises:
-        UserError: the first process failed; all of them raise its error.
-    """
-    result = _first(work, arguments)
-    return work(*arguments) if rank() > 0 else result  # type: ignore[return-value]
-
-
-def once(work: Callable[..., Result], *arguments: Any) -> Result:
-    """Runs `work` in the first process only; every process gets its result.
-
-    Raises:
-        UserError: the first process failed; all of them raise its error.
-    """
-    result = _first(work, arguments)
-    shared = [result]
-    if world_size() > 1:
-        _distributed().broadcast_object_list(shared, src=0)
-    return shared[0]  # type: ignore[return-value]
-
-
-def _first(work: Callable[..., Result], arguments: Sequence[Any]) -> Result | None:
-    result, failure = None, [None]
-    if rank() == 0:
-        try:
-            result = work(*arguments)
-        except UserError as error:
-            if world_size() == 1:
-                raise
-            failure = [str(error)]  # type: ignore[list-item]
-    if world_size() > 1:
-        _distributed().broadcast_object_list(failure, src=0)
-        if failure[0] is not None:
-            raise UserError(failure[0])
-    return result
-
-
-def alone(trainer: "Callable[..., L.Trainer]") -> "Callable[..., L.Trainer]":
-    """A trainer that uses this process only, for work that the first process does by itself."""
-    return trainer if world_size() == 1 else partial(trainer, devices=1, num_nodes=1, strategy="auto")
-
-
-def _wire() -> Any:
-    """Where a tensor must lie to be sent."""
-    import torch
-
-    return torch.device("cuda" if _distributed().get_backend() == "nccl" else "cpu")
+    """Run `work` on rank zero, then on each other rank by itself, which finds the result in a cache."""
+    result: list[Any] = []
+    run_on_rank_zero(lambda: result.append(work(*arguments)))
+    if not result:
+        with _counting_as_one_process():
+            result.append(work(*arguments))
+    returned: Result = result[0]
+    return returned

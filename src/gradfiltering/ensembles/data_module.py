@@ -6,7 +6,14 @@ from dataclasses import replace
 import lightning as L
 from torch.utils.data import DataLoader
 
-from gradfiltering.data.batches import WHOLE, LengthBatches, LengthBuckets, MemberBatches, Share, make_batch_loader
+from gradfiltering.data.batches import (
+    ALL_WORK,
+    LengthBatches,
+    LengthBuckets,
+    MemberBatches,
+    WorkShare,
+    make_batch_loader,
+)
 from gradfiltering.data.examples import Examples
 
 
@@ -47,7 +54,7 @@ class EnsembleData(L.LightningDataModule):
         self.tokens = tokens
         self.pad_id = pad_id
         self.workers = workers
-        self.share: Share = WHOLE
+        self.share: WorkShare = ALL_WORK
         self.epochs_done = self.steps_done = 0
         self.resampled = False
 

@@ -166,7 +166,7 @@ class MemberKeeper(L.Callback):
             module.recorder = EpochRecorder(examples.example_ids, examples.response_tokens, len(module.members))
         if self.interrupted is not None:
             module.trajectory.rows = self.interrupted.trajectory
-            if module.recorder is not None and rank() == 0:  # what all processes recorded is summed up at the end
+            if module.recorder is not None:
                 module.recorder.restore(self.interrupted.recorded)
         self._saved = time.monotonic()
         self._began = self._saved - (self.interrupted.seconds if self.interrupted is not None else 0.0)
@@ -188,7 +188,7 @@ class MemberKeeper(L.Callback):
         alone = rank() == 0 and (module.recorder is None or world_size() == 1)
         due = time.monotonic() - self._saved >= 60 * self.settings.checkpoint_minutes
         if alone and due and not trainer.is_last_batch:  # the whole epoch is kept right after its last
-            recorded = module.recorder.arrays() if module.recorder is not None else {}
+            recorded = module.recorder.state() if module.recorder is not None else {}
             spent = time.monotonic() - self._began
             left = Interrupted(module.state, steps_done, module.trajectory.rows, recorded, spent, ended=False)
             self.unfinished(module.members, data.epoch).write(left.write)

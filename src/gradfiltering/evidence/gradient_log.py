@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.lora import Adapters, export_adapter, initial_adapters, update_ratio
 from gradfiltering.models.objectives import Objective
 from gradfiltering.models.weights import count_matmul_weights, hash_weights
-from gradfiltering.runs.cache import Cache, Workspace, atomic_path, link
+from gradfiltering.runs.cache import Cache, Workspace, link
 from gradfiltering.runs.gradient_log import FILE, leaf, read_members, write_epoch
+from gradfiltering.runs.run_folder import RunFolder
 
 BARE_VERSION = 1  # raise it when the same rows would get other losses
 LOG, HELDOUT_LOG = "gradient_log", "gradient_log_heldout"
@@ -176,7 +178,7 @@ def opened(
     hashed = hash_weights(base_model.model)
     model = settings.lora.attach(base_model.model)
     work = EnsembleWork(base_model, model, rows, settings, engine, batch, workspace, hashed)
-    lock = workspace.cache.lock("ensembles", work.kept.base) if rank() == 0 else nullcontext()
+    lock = workspace.cache.lock("ensembles", work.kept.base)
     try:
         with lock:
             yield work
@@ -287,7 +289,7 @@ class EnsembleWork:
             rows = self.hashes[name]
             if not online:  # else it came with the training
                 self.reused_seconds += once(self.kept.log_seconds, self.members, epoch, rows)
-            found = once(lambda rows=rows, online=online: self.kept.files(self.members, epoch, rows, online))
+            found = once(self.kept.files, self.members, epoch, rows, online)
             missing = [member for member, file in zip(self.members, found, strict=True) if file is None]
             if missing:
                 self._measure(self.kept.distinct(missing, epoch), epoch, name, examples)
@@ -358,23 +360,19 @@ class EnsembleWork:
         """Writes the epoch's adapters into the run folder, and looks how far they went."""
         adapters = self.adapters(self.members, epoch)
         self.update_ratio[epoch] = update_ratio(self.model, adapters, self.settings.lora)
-        if rank() > 0:
-            return
+        run_folder = RunFolder(self.workspace.run_dir)
         for position, member in enumerate(self.members):
-            folder = self.workspace.run_dir / "adapters" / f"member={member:02d}" / f"epoch={epoch:02d}"
             if epoch > 0:
-                link(self.kept.adapter(member, epoch), folder)
+                run_folder.link_adapter(self.kept.adapter(member, epoch), member, epoch)
             else:
-                with atomic_path(folder) as part:
-                    export_adapter(self.model, adapters, position, part)
+                export = partial(export_adapter, self.model, adapters, position)
+                run_folder.write_adapter(export, member, epoch)
 
     def write_trajectory(self, last: int) -> None:
         """Writes the members' trajectories up to epoch `last` into the run folder."""
-        if rank() > 0:
-            return
         path = [row for member in self.settings.trained_members for row in self.kept.trajectory(member, last)]
-        with atomic_path(self.workspace.run_dir / "trajectory.parquet") as part:
-            write_rows(sorted(path, key=lambda row: (row["step"], row["member"])), part)
+        rows = sorted(path, key=lambda row: (row["step"], row["member"]))
+        RunFolder(self.workspace.run_dir).write("trajectory.parquet", lambda part: write_rows(rows, part))
 
 
 @dataclass(frozen=True)

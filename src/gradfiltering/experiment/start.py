@@ -10,11 +10,10 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from gradfiltering.config.build import build
-from gradfiltering.distributed import process_group as devices
 from gradfiltering.reports import experiment_logger as tracking
 from gradfiltering.runs.cache import Cache, Workspace
 from gradfiltering.runs.memory import keep_freed_memory
-from gradfiltering.runs.run_folder import Run
+from gradfiltering.runs.old_run import Run
 
 
 @contextmanager
@@ -29,7 +28,7 @@ def opened(cfg: DictConfig, cache: Cache) -> Iterator[tuple[Run, Logger, Workspa
     run = Run(Path(cfg.run_dir), build(cfg.trainer)(logger=False).strategy.root_device)
     run.choices = HydraConfig.get().runtime.choices
     options = OmegaConf.to_container(cfg, resolve=True)
-    devices.first_then_all(run.start, options, cfg.seed, HydraConfig.get().overrides.task)
+    run.start(options, cfg.seed, HydraConfig.get().overrides.task)
     logger = tracking.open_logger(partial(build, cfg.logger), run.config)
     trainer = partial(build(cfg.trainer), logger=logger, default_root_dir=run.folder, enable_progress_bar=cfg.progress)
     try:

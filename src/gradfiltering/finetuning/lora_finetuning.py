@@ -16,9 +16,10 @@ from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from gradfiltering.data.batches import IGNORED, WHOLE, Batch, LengthBatches, Share, collate, make_batch_loader
+from gradfiltering.data.batches import IGNORED, Batch, LengthBatches, collate, make_batch_loader
 from gradfiltering.data.examples import Examples, Rows
 from gradfiltering.distributed.process_group import once, share, sum_gradients, total, world_size
+from gradfiltering.distributed.row_measurements import ALL_WORK, WorkShare
 from gradfiltering.errors import UserError
 from gradfiltering.evidence.passes import response_losses
 from gradfiltering.finetuning.checkpoints import Checkpoint, Progress, TuningKeeper
@@ -108,7 +109,9 @@ class Updates(Dataset):
         done: updates taken by a run that was interrupted; the items begin after them.
     """
 
-    def __init__(self, examples: Examples, settings: FineTuningSettings, pad_id: int, seed: int, share: Share = WHOLE):
+    def __init__(
+        self, examples: Examples, settings: FineTuningSettings, pad_id: int, seed: int, share: WorkShare = ALL_WORK
+    ):
         self.done = 0
         self.examples = examples
         self.budget = settings.micro_batch_tokens

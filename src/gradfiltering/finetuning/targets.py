@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -120,7 +119,7 @@ def made_once(
         workspace: run folder and store.
         files: what `train` leaves there.
     """
-    with workspace.cache.lock("target", key) if rank() == 0 else nullcontext():
+    with workspace.cache.lock("target", key):
         return _made(key, train, workspace.run_dir / "target" / name, workspace.cache, files)
 
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from peft import PeftModel
 
 from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.examples import hash_tokenizer
-from gradfiltering.distributed.process_group import once, rank
+from gradfiltering.distributed.process_group import once
 from gradfiltering.errors import UserError
 from gradfiltering.finetuning.targets import CANDIDATE, hash_adapter
 from gradfiltering.judging.agreement import judge_agreement
@@ -115,7 +114,7 @@ def answer_all(
     for name in models:
         adapter = workspace.run_dir / "target" / name / "adapter"
         key = {**common, "adapter": once(hash_adapter, adapter)}
-        lock = workspace.cache.lock("answer", key) if rank() == 0 else nullcontext()
+        lock = workspace.cache.lock("answer", key)
         with lock:
             responses[name], stored = _answers(name, adapter, key, base_model, prompts, texts, how, workspace)
         reused_seconds += stored

@@ -18,7 +18,7 @@ from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from gradfiltering.data.batches import IGNORED, Batch, Share
+from gradfiltering.data.batches import IGNORED, Batch, WorkShare
 from gradfiltering.data.examples import Examples, Rows, hash_examples
 from gradfiltering.distributed.process_group import once, rank, share, total
 from gradfiltering.finetuning.checkpoints import Progress
@@ -47,7 +47,7 @@ ROUNDS, POOL, STATE = "rounds.parquet", "pool.parquet", "state.pt"
 class ChosenUpdates(Updates):
     """The updates so far of a training run that chooses its rows as it goes."""
 
-    def __init__(self, examples: Examples, settings: FineTuningSettings, pad_id: int, share: Share):
+    def __init__(self, examples: Examples, settings: FineTuningSettings, pad_id: int, share: WorkShare):
         self.examples = examples
         self.budget = settings.micro_batch_tokens
         self.pad_id = pad_id

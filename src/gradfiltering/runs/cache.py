@@ -1,189 +1,63 @@
-"""Where a stage's result lives and what it was made from.
+"""The cache: finished results by what they depend on, computed once and read by every later run.
 
-A result is a folder named by a fingerprint of everything it depends on. It is written to `*.part` and renamed into
-place, so a folder without the suffix is whole. `artifact.json` beside the result says what made it, and holds a
-checksum of each file, which is compared before a process uses a result for the first time.
+A result is a folder named by a digest of its key. It is written under a name that ends in `.part` and renamed into
+place, so a folder without that suffix is whole. Several processes of a run need one shared cache folder: rank zero
+looks, announces and commits, and all ranks read the same path.
 """
 
-import errno
-import hashlib
 import json
 import os
 import platform
-import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 from filelock import FileLock, Timeout
 
-from gradfiltering.errors import UserError, is_disk_full
+from gradfiltering.distributed.process_group import rank, run_on_rank_zero
+from gradfiltering.runs.cache_record import (
+    RECORD_FILE,
+    checksum_once,
+    damage_error,
+    find_damaged_files,
+    link_result,
+    package_versions,
+    read_record,
+    write_record,
+)
+from gradfiltering.runs.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from gradfiltering.runs.files import (
+    PART_SUFFIX,
+    atomic_path,
+    discard_folder,
+    explain_failed_writes,
+    file_checksum,
+    hash_key,
+    temporary_path,
+    write_json,
+)
+from gradfiltering.runs.logs import announce
 
-WRITE_FAILURES = {
-    errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG
-}  # fmt: skip
-RECORD, CHECKSUM = "artifact.json", "checksum"
-PART = ".part"  # a name that ends so is being written or deleted, or was when its process was killed
-RECORDED_PACKAGES = ("torch", "lightning", "transformers", "peft", "datasets", "torchmetrics", "numpy", "pyarrow")
+if TYPE_CHECKING:
+    import torch
 
-
-def hash_key(value: Any) -> str:
-    """Hex digest (32 characters) of a JSON-serialisable value; the order of mapping keys does not matter."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-@cache
-def _package_versions() -> dict[str, str]:
-    return {name: version(name) for name in RECORDED_PACKAGES}
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of the packages that decide a result's bits."""
-    return dict(_package_versions())
-
-
-def files_of(folder: Path) -> list[str]:
-    """Names of a result's own files, relative to its folder."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [path.relative_to(folder).as_posix() for path in found if path.name != RECORD]
-
-
-def file_checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """What the record of a result says; None where there is none, or one of a version that kept no checksum of it.
-
-    Raises:
-        UserError: the record is not what was written.
-    """
-    file = folder / RECORD
-    try:
-        about = json.loads(file.read_bytes())
-        kept = about.pop(CHECKSUM, None)
-    except FileNotFoundError:
-        return None
-    except (ValueError, AttributeError):
-        raise _damaged(file) from None
-    if kept is None:
-        return None
-    if kept != hash_key(about):
-        raise _damaged(file)
-    return about
-
-
-def damaged_files(folder: Path, files: Mapping[str, str], of: Callable[[Path], str] = file_checksum) -> list[str]:
-    """Names of the files that are gone, or are not what they were when `files` (name -> checksum) was recorded."""
-    there = set(files_of(folder))
-    return sorted(name for name, kept in files.items() if name not in there or of(folder / name) != kept)
-
-
-def _checksum_once(path: Path) -> str:
-    """Checksum of a file, computed once a process as long as nobody writes to the file."""
-    about = path.stat()
-    return _known_checksum(path, about.st_ino, about.st_size, about.st_mtime_ns)
-
-
-@cache
-def _known_checksum(path: Path, *state: int) -> str:
-    return file_checksum(path)
-
-
-def _damaged(file: Path) -> UserError:
-    return UserError(
-        f"{file} is not what was written there: the disk is failing, or somebody changed the file (a run folder may "
-        f"link to it). Delete {_result_of(file)} to make it anew; `gradfiltering cache verify` finds more"
-    )
-
-
-def _result_of(file: Path) -> Path:
-    return next((folder for folder in file.parents if (folder / RECORD).is_file()), file.parent)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Explains a write that fails; other errors of the system (a file not found, no network) pass as they are.
-
-    Raises:
-        UserError: the disk is full or the folder cannot be written.
-    """
-    try:
-        yield
-    except Exception as error:
-        if not is_disk_full(error) and not (isinstance(error, OSError) and error.errno in WRITE_FAILURES):
-            raise
-        why = (error.strerror if isinstance(error, OSError) else None) or error
-        raise UserError(
-            f"cannot write {path}: {why}. Free some space or permit writing there, "
-            "or place the run elsewhere with run_dir=, the store with cache.path= and the cache of read files with the "
-            "environment variable HF_DATASETS_CACHE"
-        ) from error
-
-
-def part_of(path: Path) -> Path:
-    """A name beside `path` that nobody else uses, and nobody reads."""
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{PART}")
-
-
-def discard(folder: Path) -> None:
-    """Deletes a folder that others may look at; it is gone at once, not file by file."""
-    part = part_of(folder)
-    try:
-        folder.rename(part)
-    except FileNotFoundError:
-        return
-    shutil.rmtree(part, ignore_errors=True)
-
-
-@contextmanager
-def atomic_path(path: Path, keep_existing: bool = False) -> Iterator[Path]:
-    """Yields a temporary path beside `path` (file or folder) and renames it into place when the block succeeds.
-
-    Args:
-        path: where the result will stand.
-        keep_existing: leave a folder that is there by then as it is; another process made it and may be reading it.
-
-    Raises:
-        UserError: the disk is full or the folder cannot be written.
-    """
-    path = Path(path)
-    part = part_of(path)
-    try:
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield part
-            if path.is_dir() and keep_existing:
-                return
-            if path.is_dir():
-                discard(path)
-            part.replace(path)
-    finally:
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
-        else:
-            part.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented UTF-8 JSON, whole or not at all."""
-    with atomic_path(path) as part:
-        part.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+Arguments = ParamSpec("Arguments")
+CacheKey = Mapping[str, Any]
+RESUME_KIND = "interrupted"  # folder of what interrupted work would go on from
 
 
 @dataclass(frozen=True)
 class CachedResult:
-    """A finished result: its folder, whether an earlier run had made it, and the seconds its making took."""
+    """A finished result.
+
+    Attributes:
+        path: its folder.
+        reused: whether an earlier run made it.
+        seconds: how long it took to make.
+    """
 
     path: Path
     reused: bool
@@ -193,158 +67,234 @@ class CachedResult:
 class Cache:
     """Finished results by what they depend on.
 
+    A key is everything that a result depends on, JSON-serialisable, and nothing else. Every method is called by all
+    ranks alike, except inside work that rank zero does alone.
+
     Args:
-        path: folder of the store; made when the first result is.
+        path: folder of the cache; made when the first result is.
     """
 
     def __init__(self, path: Path | str):
-        self.root = Path(path)
+        self.folder = Path(path)
 
-    def find(self, stage: str, key: Mapping[str, Any]) -> CachedResult | None:
-        """The stored result for `key`, if there is one.
+    def get_or_compute(
+        self,
+        kind: str,
+        key: CacheKey,
+        compute: Callable[Concatenate[Path, Arguments], object],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> CachedResult:
+        """Return the cached result for `key`, or compute it on all ranks together.
+
+        Args:
+            kind: of the result, such as `base_models`; a folder of the cache.
+            key: what the result depends on.
+            compute: fills the (existing, empty) folder that it is called with. Each rank has a folder of its own, of
+                which only that of rank zero is kept.
+            *args, **kwargs: further arguments of `compute`.
+
+        Raises:
+            UserError: a file of the cached result is not what was written.
+        """
+        cached = self.find(kind, key)
+        if cached is not None:
+            return cached
+        with self.lock(kind, key):
+            return self.find(kind, key) or self._compute(kind, key, lambda folder: compute(folder, *args, **kwargs))
+
+    def get_or_compute_on_rank_zero(
+        self,
+        kind: str,
+        key: CacheKey,
+        compute: Callable[Concatenate[Path, Arguments], object],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> CachedResult:
+        """Return the cached result for `key`, or compute it on rank zero while the other ranks wait.
+
+        Args:
+            kind, key, compute, *args, **kwargs: see `get_or_compute`.
+        """
+        return run_on_rank_zero(lambda: self.get_or_compute(kind, key, compute, *args, **kwargs))
+
+    def find(self, kind: str, key: CacheKey) -> CachedResult | None:
+        """Find the cached result for `key`; every rank gets the same answer.
 
         Raises:
             UserError: one of its files is not what was written.
         """
-        path = self._path(stage, key)
-        about = read_record(path)
-        if about is None:
-            return None
-        bad = damaged_files(path, about["files"], _checksum_once)
-        if bad and (path / RECORD).is_file():  # else it was deleted meanwhile
-            raise _damaged(path / bad[0])
-        if bad:
-            return None
-        return CachedResult(path, reused=True, seconds=about["seconds"])
+        return run_on_rank_zero(self._find, kind, key)
 
-    def make(
-        self, stage: str, key: Mapping[str, Any], build: Callable[[Path], None], spent: float | None = None
+    def commit(
+        self, kind: str, key: CacheKey, write: Callable[[Path], object], seconds: float | None = None
     ) -> CachedResult:
-        """Returns the stored result for `key`, or builds it; of several processes that want it, one does.
+        """Write a result that was computed already; only rank zero writes.
 
         Args:
-            stage: folder of the store, such as `backbone`.
-            key: everything the result depends on, JSON-serialisable, and nothing else.
-            build: fills the (existing, empty) folder it is given.
-            spent: seconds the result took, where `build` only writes it down; None to time `build`.
+            kind, key: what it is found by; a result that is there already stays.
+            write: fills the (existing, empty) folder that it is given.
+            seconds: how long the result took to compute; None to time `write`.
         """
-        found = self.find(stage, key)
-        if found:
-            return found
-        with self.lock(stage, key):
-            return self.find(stage, key) or self._build(stage, key, build, spent)
 
-    def _build(
-        self, stage: str, key: Mapping[str, Any], build: Callable[[Path], None], spent: float | None
-    ) -> CachedResult:
-        path = self._path(stage, key)
-        discard(path)  # without its record it is no result
-        started = time.monotonic()
-        with atomic_path(path, keep_existing=True) as part:
-            part.mkdir()
-            build(part)
-            seconds = time.monotonic() - started if spent is None else spent
-            _record(part, stage, key, seconds)
-        return CachedResult(path, reused=False, seconds=seconds)
+        def commit_locked() -> CachedResult:
+            with self.lock(kind, key):
+                return self._find(kind, key) or self._compute(kind, key, write, seconds)
 
-    def replace(self, stage: str, key: Mapping[str, Any], build: Callable[[Path], None]) -> None:
-        """Writes a result that changes while work goes on, in place of an earlier one; `find` finds it.
+        return run_on_rank_zero(commit_locked)
 
-        Args:
-            stage, key: what it is found by.
-            build: fills the (existing, empty) folder it is given.
-        """
-        with atomic_path(self._path(stage, key)) as part:
-            part.mkdir()
-            build(part)
-            _record(part, stage, key, 0.0)
-
-    def keys(self, stage: str) -> list[dict[str, Any]]:
-        """Keys of all results of a stage."""
-        folders = [record.parent for record in sorted((self.root / stage).glob(f"*/{RECORD}"))]
-        found = [read_record(folder) for folder in folders if folder.suffix != PART]
-        return [about["key"] for about in found if about is not None]
-
-    def drop(self, stage: str, key: Mapping[str, Any]) -> None:
-        """Deletes a result, if it is there."""
-        discard(self._path(stage, key))
+    def delete(self, kind: str, key: CacheKey) -> None:
+        """Delete a result, if it is there."""
+        run_on_rank_zero(discard_folder, self._result_folder(kind, key))
 
     @contextmanager
-    def lock(self, stage: str, key: Mapping[str, Any]) -> Iterator[None]:
-        """Holds the making of a result; whoever wants it as well waits, and says for whom.
+    def lock(self, kind: str, key: CacheKey) -> Iterator[None]:
+        """Hold the making of a result; whoever wants it as well waits, and is told for whom.
 
-        The lock is the operating system's, so it is free again the moment its owner ends, however it ends.
+        The lock is the operating system's, so it is free again the moment its owner ends, however it ends. The same
+        process may hold it several times.
         """
-        path = self.root / "locks" / f"{stage}-{hash_key({'stage': stage, **key})}.lock"
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        held = FileLock(path, timeout=0)
-        owner = path.with_suffix(".owner")
-        try:
-            held.acquire()
-        except Timeout:
-            print(f"waiting for {_words(owner)}, which makes {path.stem}", flush=True)
-            held.acquire(timeout=-1)
-        try:
-            write_json(owner, {"host": platform.node(), "process": os.getpid(), "since": time.time()})
+        lock_path = self.folder / "locks" / f"{kind}-{hash_key({'stage': kind, **key})}.lock"
+        with _ResultLock(lock_path).held():
             yield
+
+    def resume_point(self, kind: str, key: CacheKey) -> "ResumePoint":
+        """Return the place of what work on a result would go on from after an interruption."""
+        return ResumePoint(self, kind, key)
+
+    def resume_points(self, kind: str) -> list["ResumePoint"]:
+        """List what interrupted work on any result of a kind left."""
+        keys = run_on_rank_zero(self._keys, RESUME_KIND)
+        return [
+            ResumePoint(self, kind, {name: value for name, value in key.items() if name != "kind"})
+            for key in keys
+            if key.get("kind") == kind
+        ]
+
+    # Old names, for callers that have not moved yet.
+    root = property(lambda self: self.folder)
+
+    def keys(self, kind: str) -> list[dict[str, Any]]:
+        """List the keys of all results of a kind."""
+        return self._keys(kind)
+
+    def make(
+        self, kind: str, key: CacheKey, build: Callable[[Path], object], spent: float | None = None
+    ) -> CachedResult:
+        """Old name of `get_or_compute_on_rank_zero` and `commit`."""
+        if spent is None:
+            return self.get_or_compute_on_rank_zero(kind, key, build)
+        return self.commit(kind, key, build, spent)
+
+    def _find(self, kind: str, key: CacheKey) -> CachedResult | None:
+        folder = self._result_folder(kind, key)
+        record = read_record(folder)
+        if record is None:
+            return None
+        damaged_files = find_damaged_files(folder, record["files"], checksum_once)
+        if damaged_files and (folder / RECORD_FILE).is_file():  # else it was deleted meanwhile
+            raise damage_error(folder / damaged_files[0])
+        return None if damaged_files else CachedResult(folder, reused=True, seconds=record["seconds"])
+
+    def _compute(
+        self, kind: str, key: CacheKey, compute: Callable[[Path], object], seconds: float | None = None
+    ) -> CachedResult:
+        """Fill a folder on every rank and rename that of rank zero into place."""
+        folder = self._result_folder(kind, key)
+        started = time.monotonic()
+        run_on_rank_zero(discard_folder, folder)  # without its record it is no result
+        part = temporary_path(folder)
+        try:
+            with explain_failed_writes(folder):
+                part.mkdir(parents=True)
+                compute(part)
+
+            def rename_into_place() -> CachedResult:
+                spent = time.monotonic() - started if seconds is None else seconds
+                with explain_failed_writes(folder):
+                    write_record(part, kind, key, spent)
+                    if not folder.is_dir():  # else another process made it
+                        part.replace(folder)
+                return CachedResult(folder, reused=False, seconds=spent)
+
+            return run_on_rank_zero(rename_into_place)
         finally:
-            owner.unlink(missing_ok=True)
-            held.release()
+            discard_folder(part)
 
-    def _path(self, stage: str, key: Mapping[str, Any]) -> Path:
-        return self.root / stage / hash_key({"stage": stage, **key})
+    def _replace(self, kind: str, key: CacheKey, write: Callable[[Path], object]) -> None:
+        with atomic_path(self._result_folder(kind, key)) as part:
+            part.mkdir()
+            write(part)
+            write_record(part, kind, key, 0.0)
 
+    def _keys(self, kind: str) -> list[dict[str, Any]]:
+        folders = [path.parent for path in sorted((self.folder / kind).glob(f"*/{RECORD_FILE}"))]
+        records = [read_record(folder) for folder in folders if folder.suffix != PART_SUFFIX]
+        return [record["key"] for record in records if record is not None]
 
-def _record(folder: Path, stage: str, key: Mapping[str, Any], seconds: float) -> None:
-    """Writes what a result is, and checksums of its files and of the record itself."""
-    about = {
-        "stage": stage,
-        "key": key,
-        "versions": package_versions(),
-        "seconds": seconds,
-        "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "files": {name: file_checksum(folder / name) for name in files_of(folder)},
-    }
-    (folder / RECORD).write_text(json.dumps({**about, CHECKSUM: hash_key(about)}, indent=2), encoding="utf-8")
+    def _result_folder(self, kind: str, key: CacheKey) -> Path:
+        return self.folder / kind / hash_key({"stage": kind, **key})
 
 
-@dataclass(frozen=True)
-class Unfinished:
-    """What work that was begun would go on from, kept under `interrupted` until the work is done.
+class ResumePoint:
+    """Checkpoints of work on one result; only the last is kept, until the work is done.
 
     Attributes:
-        store: where.
-        key: of the work.
+        key: of the result that is worked on.
     """
 
-    cache: Cache
-    key: Mapping[str, Any]
+    def __init__(self, cache: Cache, kind: str, key: CacheKey):
+        self.key = key
+        self._cache = cache
+        self._resume_key = {"kind": kind, **key}
+
+    def save(self, tensors: Mapping[str, "torch.Tensor"], state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint. Rank zero writes; the other ranks may call it or not.
+
+        Args:
+            tensors: on any device.
+            state: everything else, JSON-serialisable.
+        """
+        if rank() == 0:
+            self._cache._replace(RESUME_KIND, self._resume_key, lambda part: write_checkpoint(part, tensors, state))
+
+    def load(self) -> Checkpoint | None:
+        """Load the last checkpoint, with tensors on the CPU, on every rank; None where there is none."""
+        return run_on_rank_zero(self._load)
+
+    def delete(self) -> None:
+        """Delete the checkpoint, if there is one; the work is done."""
+        if rank() == 0:
+            discard_folder(self._cache._result_folder(RESUME_KIND, self._resume_key))
+
+    def _load(self) -> Checkpoint | None:
+        cached = self._cache._find(RESUME_KIND, self._resume_key)
+        return None if cached is None else read_checkpoint(cached.path)
+
+
+class Unfinished:
+    """Old kind of resume point, for callers that have not moved yet."""
+
+    def __init__(self, cache: Cache, key: CacheKey):
+        self.cache, self.key = cache, key
 
     def find(self) -> Path | None:
-        """The folder that an interrupted run left."""
-        found = self.cache.find("interrupted", self.key)
-        return found.path if found else None
+        """Find the folder that an interrupted run left."""
+        cached = self.cache._find(RESUME_KIND, self.key)
+        return cached.path if cached else None
 
-    def write(self, build: Callable[[Path], None]) -> None:
-        """Replaces it; `build` fills the (existing, empty) folder it is given."""
-        self.cache.replace("interrupted", self.key, build)
+    def write(self, build: Callable[[Path], object]) -> None:
+        """Replace it."""
+        self.cache._replace(RESUME_KIND, self.key, build)
 
     def remove(self) -> None:
-        """Deletes it; the work is done."""
-        self.cache.drop("interrupted", self.key)
+        """Delete it."""
+        discard_folder(self.cache._result_folder(RESUME_KIND, self.key))
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """What every stage of a run works with.
-
-    Attributes:
-        run_dir: the run folder.
-        store: finished results of this run and others.
-        seed: the run's.
-        trainer: builds a `lightning.Trainer` from keyword arguments.
-    """
+    """Old bundle of run folder, cache, seed and trainer, for callers that have not moved yet."""
 
     run_dir: Path
     cache: Cache
@@ -352,27 +302,49 @@ class Workspace:
     trainer: Callable[..., Any]
 
 
-def link(source: Path, target: Path) -> None:
-    """Puts a stored file, or a folder of files, into a run folder without a second copy where the file system can.
+link, RECORD, writing = link_result, RECORD_FILE, explain_failed_writes
+_OLD_HOMES = (file_checksum, package_versions)
 
-    A hard link, so that the run keeps its file whatever becomes of the store.
-    """
-    if source.is_dir():
-        for file in sorted(source.iterdir()):
-            if file.name != RECORD:
-                link(file, target / file.name)
-        return
-    with atomic_path(target) as part:
+
+class _ResultLock:
+    """A lock file that names its owner to those who wait."""
+
+    def __init__(self, lock_path: Path):
+        self.lock_path = lock_path
+        self.owner_path = lock_path.with_suffix(".owner")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the lock on rank zero while the block runs on all ranks."""
+        acquired_locks: list[FileLock] = []
+        run_on_rank_zero(lambda: acquired_locks.append(self._acquire()))
         try:
-            os.link(source, part)
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(source, part)
+            yield
+        finally:
+            for lock in acquired_locks:
+                self._release(lock)
 
+    def _acquire(self) -> FileLock:
+        with explain_failed_writes(self.lock_path):
+            self.lock_path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.lock_path, timeout=0, is_singleton=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            announce(f"waiting for {self._describe_owner()}, which makes {self.lock_path.stem}")
+            lock.acquire(timeout=-1)
+        write_json(self.owner_path, {"host": platform.node(), "process": os.getpid(), "since": time.time()})
+        return lock
 
-def _words(owner: Path) -> str:
-    try:
-        about = json.loads(owner.read_text("utf-8"))
-    except (OSError, ValueError):
-        return "another process"
-    minutes = (time.time() - about["since"]) / 60
-    return f"process {about['process']} on {about['host']} (since {minutes:.0f} min)"
+    def _release(self, lock: FileLock) -> None:
+        if lock.lock_counter == 1:
+            self.owner_path.unlink(missing_ok=True)
+        lock.release()
+
+    def _describe_owner(self) -> str:
+        try:
+            owner = json.loads(self.owner_path.read_text("utf-8"))
+        except (OSError, ValueError):
+            return "another process"
+        minutes = (time.time() - owner["since"]) / 60
+        return f"process {owner['process']} on {owner['host']} (since {minutes:.0f} min)"

@@ -16,7 +16,12 @@ from rich.console import Console
 from rich.table import Table
 
 from gradfiltering.errors import UserError
-from gradfiltering.runs.cache import PART, RECORD, damaged_files, discard, files_of, read_record
+from gradfiltering.runs.cache_record import RECORD_FILE as RECORD
+from gradfiltering.runs.cache_record import find_damaged_files as damaged_files
+from gradfiltering.runs.cache_record import list_result_files as files_of
+from gradfiltering.runs.cache_record import read_record
+from gradfiltering.runs.files import PART_SUFFIX as PART
+from gradfiltering.runs.files import discard_folder as discard
 
 GIB = 2**30
 IN_USE_SECONDS = 24 * 3600  # a half-written file touched since then may be somebody's

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gradfiltering.distributed.process_group import total
+from gradfiltering.distributed.row_measurements import RowMeasurements
 from gradfiltering.errors import UserError
-from gradfiltering.runs.cache import atomic_path
+from gradfiltering.runs.files import atomic_path
 
-FILE = "part-0.parquet"
+FILE = PARQUET_FILE = "part-0.parquet"
 SCHEMA = pa.schema(
     [
         ("example_id", pa.int64()),
@@ -40,8 +40,8 @@ class EpochLog:
     response_tokens: np.ndarray
 
 
-class EpochRecorder:
-    """Gathers the measurements of all processes in any order and hands them out by example id.
+class EpochRecorder(RowMeasurements):
+    """Record gradient norm and loss of each row and member, in any order and on any rank, as one epoch of the log.
 
     Args:
         example_ids: [N] int64, ascending: every example that must be measured once.
@@ -50,62 +50,38 @@ class EpochRecorder:
     """
 
     def __init__(self, example_ids: np.ndarray, response_tokens: np.ndarray, members: int):
-        self.example_ids = example_ids
+        super().__init__(example_ids, ("grad_norm", "loss"), members)
         self.response_tokens = response_tokens
-        self.grad_norm = np.zeros((members, len(example_ids)))
-        self.loss = np.zeros_like(self.grad_norm)
-        self.times = np.zeros(self.grad_norm.shape, dtype=np.int32)
 
     def add(self, example_id: np.ndarray, grad_norm: np.ndarray, loss: np.ndarray) -> None:
-        """Records a batch.
-
-        Args:
-            example_id: [B], or [M, B] where members saw different rows.
-            grad_norm: [M, B].
-            loss: [M, B].
-        """
-        rows = np.searchsorted(self.example_ids, np.broadcast_to(example_id, grad_norm.shape))
-        member = np.arange(len(grad_norm))[:, None]
-        self.grad_norm[member, rows] = grad_norm
-        self.loss[member, rows] = loss
-        self.times[member, rows] += 1
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """What was measured so far, for `restore`."""
-        return {"grad_norm": self.grad_norm, "loss": self.loss, "times": self.times}
-
-    def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Goes on from what `arrays` gave."""
-        self.grad_norm, self.loss, self.times = (arrays[name] for name in ("grad_norm", "loss", "times"))
+        """Record a batch: [B] ids, or [M, B] where members saw different rows; [M, B] norms and losses."""
+        self.record(example_id, grad_norm=grad_norm, loss=loss)
 
     def finish(self) -> EpochLog:
-        """The complete log of the epoch, the same in every process.
+        """Return the complete log of the epoch, the same on every rank.
 
         Raises:
-            RuntimeError: some example was not measured exactly once over all processes (a defect of the caller).
+            RuntimeError: some example was not measured exactly once over all ranks (a defect of the caller).
             UserError: a norm or a loss is not finite.
         """
-        times = total(self.times)
-        if (times != 1).any():
-            raise RuntimeError(
-                f"of {times.size} measurements {int((times == 0).sum())} are missing from the gradient log and "
-                f"{int((times > 1).sum())} were made more than once"
-            )
-        # Every other process has 0 where this one measured, so the sums are the measurements, bit for bit.
-        grad_norm, loss = total(self.grad_norm), total(self.loss)
-        bad = ~(np.isfinite(grad_norm) & np.isfinite(loss))
-        if bad.any():
-            rows = self.example_ids[bad.any(0)][:10].tolist()
+        tables = self.gather()
+        grad_norm, loss = tables["grad_norm"], tables["loss"]
+        not_finite = ~(np.isfinite(grad_norm) & np.isfinite(loss))
+        if not_finite.any():
+            example_ids = self.example_ids[not_finite.any(0)][:10].tolist()
             raise UserError(
-                f"gradient norm or loss is not finite for {int(bad.any(1).sum())} of {len(bad)} members, rows {rows}; "
-                "lower ensemble.lr, or set ensemble.clip_norm, or look at those rows"
+                f"gradient norm or loss is not finite for {int(not_finite.any(1).sum())} of {len(loss)} members, rows "
+                f"{example_ids}; lower ensemble.lr, or set ensemble.clip_norm, or look at those rows"
             )
         return EpochLog(self.example_ids, grad_norm, loss, self.response_tokens)
 
 
-def leaf(folder: Path, member: int, epoch: int) -> Path:
-    """The Hive partition of one member and epoch."""
+def partition_folder(folder: Path, member: int, epoch: int) -> Path:
+    """Return the Hive partition of one member and epoch."""
     return folder / f"member={member:02d}" / f"epoch={epoch:02d}"
+
+
+leaf = partition_folder  # old name
 
 
 def write_epoch(folder: Path, log: EpochLog, members: Sequence[int], epoch: int) -> None:

@@ -1,221 +1,364 @@
-"""The run folder: configuration, environment, costs, and `summary.json`."""
+"""The run folder: the one place that knows which files a run leaves, and reads and writes them.
 
+Only rank zero writes; on the other ranks every writer does nothing. Readers return None where a run did not get as
+far as to write the file. A file appears whole or not at all.
+"""
+
+import json
 import math
-import os
-import platform
 import re
 import shutil
-import subprocess
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import pandas as pd
+import pyarrow.parquet as pq
 import yaml
-from rich.console import Console
 
-from gradfiltering.distributed.process_group import rank
+from gradfiltering.distributed.process_group import rank, run_on_rank_zero
 from gradfiltering.errors import UserError
-from gradfiltering.methods.diagnostics import Diagnostics
-from gradfiltering.runs.cache import atomic_path, package_versions, write_json
+from gradfiltering.runs.cache_record import link_result
+from gradfiltering.runs.environment import describe_environment
+from gradfiltering.runs.files import atomic_path, write_json
+from gradfiltering.runs.gradient_log import PARQUET_FILE, EpochLog, GradientLog, partition_folder, write_epoch
+from gradfiltering.runs.yaml_files import read_yaml
 
-SECRET = re.compile(r"(api_?key|token|password|secret)$", re.IGNORECASE)
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
 
-
+SECRET_NAME = re.compile(r"(api_?key|token|password|secret)$", re.IGNORECASE)
+CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE = "config.yaml", "environment.json", "summary.json"
+GRADIENT_LOG, HELDOUT_GRADIENT_LOG = "gradient_log", "gradient_log_heldout"
+PROJECTIONS, INFLUENCE, ADAPTERS = "projections", "influence", "adapters"
+PROJECTION_FILE = "projections.npy"
+TRAJECTORY_FILE, TRUTH_FILE = "trajectory.parquet", "truth.parquet"
+SCORES_FILE, UNSCORED_FILE = "scores.parquet", "unscored.parquet"
+SUBSET_FILE, SUBSET_ROWS_FILE, SELECTION_FILE = "subset.parquet", "subset.jsonl", "selection.parquet"
+ROWS_FILE, DATASET_INFO_FILE, CARD_FILE = "rows.parquet", "dataset_info.json", "README.md"
+TARGET, ADAPTER, CURVE_FILE, ROUNDS_FILE, POOL_FILE = "target", "adapter", "curve.csv", "rounds.parquet", "pool.parquet"
+RESPONSES, VERDICTS_FILE = "responses", "verdicts.jsonl"
+REPORT_FILE, FIGURES = "report.html", "figures"
+CURVE_COLUMNS = ("step", "examples_seen", "tokens_seen", "seconds", "train_loss", "heldout_loss")
+# What a new run in the folder removes; subset rows come in the input's own file type, too.
 OUTPUTS = (
-    "gradient_log",
-    "gradient_log_heldout",
-    "projections",
-    "influence",
-    "trajectory.parquet",
-    "adapters",
-    "truth.parquet",
-    "scores.parquet",
-    "unscored.parquet",
-    "subset.*",
-    "subset_rows.parquet",
-    "selection.parquet",
-    "dataset_info.json",
-    "README.md",
-    "target",
-    "responses",
-    "verdicts.jsonl",
-    "rows.parquet",
-    "report.html",
-    "figures",
-    "summary.json",
-)
+    GRADIENT_LOG, HELDOUT_GRADIENT_LOG, PROJECTIONS, INFLUENCE, TRAJECTORY_FILE, ADAPTERS, TRUTH_FILE, SCORES_FILE,
+    UNSCORED_FILE, "subset.*", "subset_rows.parquet", SELECTION_FILE, DATASET_INFO_FILE, CARD_FILE, TARGET, RESPONSES,
+    VERDICTS_FILE, ROWS_FILE, REPORT_FILE, FIGURES, SUMMARY_FILE,
+)  # fmt: skip
 
 
-class Run:
-    """A run folder and what has been learned so far.
+class RunFolder:
+    """A run folder.
 
     Args:
-        folder: where everything is written.
-        device: the trainer's, which is not always the best the machine has.
-
-    Attributes:
-        config: the resolved configuration without secrets.
-        choices: which option of each configuration group was taken.
-        summary: content of `summary.json`, written after every step, so it is there whatever `until`.
+        path: the folder; it is made when the first file is written.
     """
 
-    def __init__(self, folder: Path, device: torch.device):
-        self.folder = folder
-        self.device = device
-        self.config: dict[str, Any] = {}
-        self.choices: Mapping[str, str] = {}
-        self.summary: dict[str, Any] = {"stages": [], "cost": {}, "diagnostics": {"warnings": []}}
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
 
-    def start(self, config: Any, seed: int, overrides: Sequence[str] = ()) -> None:
-        """Writes `config.yaml` and `environment.json`; an earlier run's outputs in the same folder are removed.
+    @classmethod
+    def open(cls, path: Path | str) -> "RunFolder":
+        """Open the folder of an earlier run.
+
+        Raises:
+            UserError: the folder holds no run.
+        """
+        for name in (SUMMARY_FILE, ENVIRONMENT_FILE, CONFIG_FILE):
+            if not (Path(path) / name).is_file():
+                raise UserError(f"{path} has no {name}; give the folder of a run (run_dir=)")
+        return cls(path)
+
+    # The run: configuration, environment, summary.
+
+    def begin(self, config: Any, seed: int, device: "torch.device", overrides: Sequence[str] = ()) -> dict[str, Any]:
+        """Remove an earlier run's outputs and write `config.yaml` and `environment.json`.
 
         Args:
             config: the resolved configuration.
-            seed: the run's seed.
-            overrides: what was asked for on the command line, `key=value` each.
+            seed: of the run.
+            device: of the run.
+            overrides: of the command line, `key=value` each.
+
+        Returns:
+            The configuration without secrets.
 
         Raises:
-            UserError: the folder holds files of the same names that are no run's.
+            UserError: the folder holds files of the same names that no run made.
         """
-        self.config = without_secrets(config)
-        earlier = [path for name in OUTPUTS for path in self.folder.glob(name)]
-        if earlier and not (self.folder / "environment.json").is_file():
+        masked_config: dict[str, Any] = mask_secrets(config)
+        masked_overrides = [
+            f"{key}=***" if SECRET_NAME.search(key) else f"{key}={value}"
+            for key, _, value in (override.partition("=") for override in overrides)
+        ]
+
+        def write_beginning() -> None:
+            self._remove_earlier_outputs()
+            config_text = yaml.safe_dump(masked_config, sort_keys=False, allow_unicode=True)
+            self.write_text(CONFIG_FILE, config_text)
+            environment = {**describe_environment(seed, device), "overrides": masked_overrides}
+            write_json(self.path / ENVIRONMENT_FILE, environment)
+
+        run_on_rank_zero(write_beginning)
+        return masked_config
+
+    def _remove_earlier_outputs(self) -> None:
+        earlier_outputs = [path for pattern in OUTPUTS for path in self.path.glob(pattern)]
+        if earlier_outputs and not (self.path / ENVIRONMENT_FILE).is_file():
             raise UserError(
-                f"run_dir={self.folder} holds {earlier[0].name}, which no earlier run made and this one would replace; "
-                "give another folder"
+                f"run_dir={self.path} holds {earlier_outputs[0].name}, which no earlier run made and this one would "
+                "replace; give another folder"
             )
-        for path in earlier:
+        for path in earlier_outputs:
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink()
-        with atomic_path(self.folder / "config.yaml") as part:
-            part.write_text(yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        said = [
-            f"{key}=***" if SECRET.search(key) else f"{key}={value}"
-            for key, _, value in (one.partition("=") for one in overrides)
-        ]
-        write_json(self.folder / "environment.json", {**environment(seed, self.device), "overrides": said})
-        self.write()
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[dict[str, Any]]:
-        """Announces and times a stage, measures its memory; the block may set `reused` and `flops` in what it gets."""
-        measured: dict[str, Any] = {"reused": False, "flops": None}
-        Console(quiet=rank() > 0).print(f"[bold]stage[/bold] {name}")
-        reset_peak(self.device)
-        started = time.monotonic()
-        yield measured
-        seconds = round(time.monotonic() - started, 3)
-        self.summary["stages"].append({"name": name, "seconds": seconds, "reused": measured["reused"]})
-        peak = peak_bytes(self.device)
-        self.summary["cost"][name] = {"seconds": seconds, "flops": measured["flops"], "peak_bytes": peak}
-        self.write()
+    def read_config(self) -> dict[str, Any]:
+        """Read the resolved configuration, secrets masked."""
+        config: dict[str, Any] = read_yaml(self.path / CONFIG_FILE)
+        return config
 
-    def stage_of(self, name: str, work: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        """Does `work` as a stage; its result may say whether it was `reused` and what `flops` it took."""
-        with self.stage(name) as measured:
-            result = work(*arguments, **named)
-            measured.update(reused=getattr(result, "reused", False), flops=getattr(result, "flops", None))
-        return result
+    def read_environment(self) -> dict[str, Any]:
+        """Read package versions, commit, seed, host, device and overrides."""
+        return _read_json(self.path / ENVIRONMENT_FILE)
 
-    def add(self, **parts: Any) -> None:
-        """Adds top-level parts to the summary."""
-        self.summary.update(parts)
-        self.write()
+    def read_summary(self) -> dict[str, Any]:
+        """Read `summary.json`."""
+        return _read_json(self.path / SUMMARY_FILE)
 
-    def diagnose(self, found: Diagnostics) -> None:
-        """Adds diagnostics and their warnings."""
-        self.summary["diagnostics"].update(found.values)
-        self.warn(found.warnings)
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write `summary.json`; numbers that are not finite become null."""
+        if rank() == 0:
+            write_json(self.path / SUMMARY_FILE, _replace_non_finite(summary))
 
-    def warn(self, warnings: list[str]) -> None:
-        """Adds warnings, shown at the end and kept in the summary."""
-        self.summary["diagnostics"]["warnings"] += warnings
-        self.write()
+    # Tables of rows.
 
-    def write(self) -> None:
-        """Writes `summary.json`; numbers that are not finite become null."""
-        write_json(self.folder / "summary.json", _finite(self.summary))
+    def read_scores(self) -> pd.DataFrame | None:
+        """Read `example_id`, `score`, `rank` and the scorer's further columns."""
+        return self._read_table(SCORES_FILE)
+
+    def write_scores(self, columns: Mapping[str, "NDArray[Any]"]) -> None:
+        """Write `scores.parquet` from `example_id`, `score`, `rank` and further columns."""
+        self.write_table(SCORES_FILE, columns)
+
+    def read_unscored(self) -> pd.DataFrame:
+        """Read `example_id` and `reason` of the rows without a score; no rows where the file is missing."""
+        table = self._read_table(UNSCORED_FILE)
+        return pd.DataFrame({"example_id": [], "reason": []}) if table is None else table
+
+    def write_unscored(self, unscored: Sequence[tuple[int, str]]) -> None:
+        """Write example id and reason of each row without a score."""
+        columns = {
+            "example_id": [example_id for example_id, _ in sorted(unscored)],
+            "reason": [reason for _, reason in sorted(unscored)],
+        }
+        self.write_table(UNSCORED_FILE, pd.DataFrame(columns).astype({"example_id": "int64", "reason": "string"}))
+
+    def read_truth(self) -> pd.DataFrame | None:
+        """Read `example_id` and the planted `kind` of each row, where it is known."""
+        return self._read_table(TRUTH_FILE)
+
+    def write_truth(self, kinds: Sequence[str] | None) -> None:
+        """Write the planted kind of each row where it is known; scorers never read it."""
+        if kinds is not None:
+            self.write_table(TRUTH_FILE, {"example_id": list(range(len(kinds))), "kind": list(kinds)})
+
+    def read_subset(self) -> pd.DataFrame | None:
+        """Read `example_id` and `score` of the selected rows, in the order of selection."""
+        return self._read_table(SUBSET_FILE)
+
+    def write_subset(self, example_ids: "NDArray[np.int64]", scores: "NDArray[np.float64]") -> None:
+        """Write id and score (nan for none) of the selected rows."""
+        self.write_table(SUBSET_FILE, {"example_id": example_ids, "score": scores})
+
+    def read_subset_rows(self) -> list[dict[str, Any]]:
+        """Read the selected rows as they came in, from `subset.jsonl`; none where the file is missing."""
+        path = self.path / SUBSET_ROWS_FILE
+        if not path.is_file():
+            return []
+        with path.open(encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+
+    def read_selection(self) -> pd.DataFrame | None:
+        """Read the selector's trace, one row for each selected row in the order of selection."""
+        return self._read_table(SELECTION_FILE)
+
+    def write_selection(self, trace: Mapping[str, "NDArray[Any]"]) -> None:
+        """Write the selector's trace: columns of equal length."""
+        self.write_table(SELECTION_FILE, trace)
+
+    def read_rows(self) -> tuple[pd.DataFrame, dict[str, str]] | None:
+        """Read `example_id`, `prompt`, `response`, `source` of all rows; `fingerprint` and `origin` of the data."""
+        path = self.path / ROWS_FILE
+        if not path.is_file():
+            return None
+        metadata = pq.read_metadata(path).metadata or {}
+        texts = {key.decode(): value.decode("utf-8", "replace") for key, value in metadata.items()}
+        return pq.read_table(path).to_pandas(), {
+            name: texts[name] for name in ("fingerprint", "origin") if name in texts
+        }
+
+    # The proxy ensemble: gradient logs, projections, adapters.
+
+    def read_gradient_log(self, heldout: bool = False) -> GradientLog | None:
+        """Open the gradient log of the rows, or of the held-out rows; its snapshots are read as they are needed."""
+        folder = self.path / (HELDOUT_GRADIENT_LOG if heldout else GRADIENT_LOG)
+        return GradientLog(folder) if any(folder.glob(f"member=*/epoch=*/{PARQUET_FILE}")) else None
+
+    def write_gradient_log(self, log: EpochLog, members: Sequence[int], epoch: int, heldout: bool = False) -> None:
+        """Write one epoch of the gradient log, a parquet file for each member."""
+        if rank() == 0:
+            write_epoch(self.path / (HELDOUT_GRADIENT_LOG if heldout else GRADIENT_LOG), log, members, epoch)
+
+    def link_gradient_log(self, parquet_file: Path, member: int, epoch: int, heldout: bool = False) -> None:
+        """Put the cached log of one member and epoch into the run folder."""
+        name = HELDOUT_GRADIENT_LOG if heldout else GRADIENT_LOG
+        self.link(parquet_file, partition_folder(Path(name), member, epoch) / PARQUET_FILE)
+
+    def link_projections(self, cached_folder: Path, member: int, epoch: int) -> None:
+        """Put the cached projections of one member's gradients into the run folder."""
+        self.link(cached_folder, partition_folder(Path(PROJECTIONS), member, epoch))
+
+    def link_influence(self, cached_folder: Path, member: int, epoch: int, validation: bool) -> None:
+        """Put the cached projections at a checkpoint, of all rows or of the validation rows, into the run folder."""
+        folder = Path(INFLUENCE) / ("validation" if validation else "rows")
+        self.link(cached_folder, partition_folder(folder, member, epoch))
+
+    def adapter_folder(self, member: int, epoch: int) -> Path:
+        """Return the folder of a member's adapter (PEFT) after an epoch."""
+        return partition_folder(self.path / ADAPTERS, member, epoch)
+
+    def link_adapter(self, cached_folder: Path, member: int, epoch: int) -> None:
+        """Put a member's cached adapter into the run folder."""
+        self.link(cached_folder, self.adapter_folder(member, epoch))
+
+    def write_adapter(self, export: Callable[[Path], object], member: int, epoch: int) -> None:
+        """Write a member's adapter; `export` makes the PEFT folder at the path it is given."""
+        self.write(partition_folder(Path(ADAPTERS), member, epoch), export)
+
+    def read_trajectory(self) -> pd.DataFrame | None:
+        """Read `member`, `step`, `sketch` (64 numbers), `norm` and `update_norm` of the recorded steps."""
+        return self._read_table(TRAJECTORY_FILE)
+
+    # Targets: adapters, convergence curves, answers, verdicts.
+
+    def target_models(self) -> list[str]:
+        """Name the fine-tuned models, the candidate first."""
+        names = [path.name for path in self.path.glob(f"{TARGET}/*") if path.is_dir()]
+        return sorted(names, key=lambda name: (name != "candidate", name))
+
+    def target_folder(self, model: str) -> Path:
+        """Return the folder of a fine-tuned model."""
+        return self.path / TARGET / model
+
+    def target_adapter(self, model: str) -> Path:
+        """Return the folder of a fine-tuned model's adapter (PEFT)."""
+        return self.target_folder(model) / ADAPTER
+
+    def read_curve(self, model: str) -> pd.DataFrame | None:
+        """Read a model's convergence curve; nan where nothing was measured."""
+        path = self.target_folder(model) / CURVE_FILE
+        if not path.is_file():
+            return None
+        return pd.read_csv(path).reindex(columns=list(CURVE_COLUMNS)).astype("float64")
+
+    def read_curves(self) -> dict[str, pd.DataFrame]:
+        """Read the convergence curves of all models, the candidate first."""
+        curves = {model: self.read_curve(model) for model in self.target_models()}
+        return {model: curve for model, curve in curves.items() if curve is not None}
+
+    def read_rounds(self, model: str) -> pd.DataFrame | None:
+        """Read the rounds of a model that selected its rows as it was trained."""
+        return self._read_table(Path(TARGET) / model / ROUNDS_FILE)
+
+    def read_pool(self, model: str) -> pd.DataFrame | None:
+        """Read what such a model knew of each row in the end."""
+        return self._read_table(Path(TARGET) / model / POOL_FILE)
+
+    def responses_file(self, model: str) -> Path:
+        """Return the file of a model's answers."""
+        return self.path / RESPONSES / f"{model}.jsonl"
+
+    @property
+    def verdicts_file(self) -> Path:
+        """The file of all verdicts."""
+        return self.path / VERDICTS_FILE
+
+    # Report.
+
+    @property
+    def report_file(self) -> Path:
+        """The page."""
+        return self.path / REPORT_FILE
+
+    @property
+    def figures_folder(self) -> Path:
+        """The folder of the charts as PNG and SVG."""
+        return self.path / FIGURES
+
+    # Writing, used by the methods above and for files whose content another package knows.
+
+    def write(self, name: Path | str, write: Callable[[Path], object]) -> None:
+        """Write one file or folder of the run on rank zero.
+
+        Args:
+            name: relative to the run folder.
+            write: makes the file or folder at the path it is given.
+        """
+        if rank() == 0:
+            with atomic_path(self.path / name) as part:
+                write(part)
+
+    def write_text(self, name: Path | str, text: str) -> None:
+        """Write a UTF-8 text file."""
+        self.write(name, lambda part: part.write_text(text, encoding="utf-8", newline="\n"))
+
+    def write_table(self, name: Path | str, table: pd.DataFrame | Mapping[str, Any]) -> None:
+        """Write columns as a parquet file."""
+        import pyarrow as pa
+
+        def write_parquet(part: Path) -> None:
+            is_frame = isinstance(table, pd.DataFrame)
+            arrow_table = pa.Table.from_pandas(table, preserve_index=False) if is_frame else pa.table(dict(table))
+            pq.write_table(arrow_table.replace_schema_metadata(None), part)
+
+        self.write(name, write_parquet)
+
+    def link(self, source: Path, name: Path | str) -> None:
+        """Put a cached file, or the files of a cached folder, at a name in the run folder."""
+        if rank() == 0:
+            link_result(source, self.path / name)
+
+    def _read_table(self, name: Path | str) -> pd.DataFrame | None:
+        path = self.path / name
+        return pq.read_table(path).to_pandas() if path.is_file() else None
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def environment(seed: int, device: torch.device) -> dict[str, Any]:
-    """Package versions, commit, seed, host and device of a run."""
-    return {
-        "packages": package_versions(),
-        "python": platform.python_version(),
-        "git_commit": git_commit(),
-        "seed": seed,
-        "host": platform.node(),
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-    }
-
-
-def git_commit() -> str | None:
-    """The commit this code stands at, with `-dirty` if it was changed; None outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return described.stdout.strip()
-
-
-def without_secrets(value: Any) -> Any:
-    """A copy of a configuration in which values of keys that name a secret are masked."""
+def mask_secrets(value: Any) -> Any:
+    """Return a copy of a configuration in which values of keys that name a secret are masked."""
     if isinstance(value, dict):
         return {
-            key: "***" if entry is not None and SECRET.search(str(key)) else without_secrets(entry)
+            key: "***" if entry is not None and SECRET_NAME.search(str(key)) else mask_secrets(entry)
             for key, entry in value.items()
         }
     if isinstance(value, list):
-        return [without_secrets(entry) for entry in value]
+        return [mask_secrets(entry) for entry in value]
     return value
 
 
-def reset_peak(device: torch.device) -> None:
-    """Starts a new measurement of peak memory, where the system allows it."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    clear = Path("/proc/self/clear_refs")
-    if clear.exists():
-        try:
-            clear.write_text("5")
-        except OSError:
-            return  # some containers forbid it; the peak then is the process's so far
+def _replace_non_finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _replace_non_finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replace_non_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def peak_bytes(device: torch.device) -> int:
-    """Peak memory since `reset_peak`: of the GPU if `device` is one, else resident memory of this process."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    status = Path("/proc/self/status")
-    if status.exists():
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-        if found:
-            return int(found[1]) * 1024
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else peak * 1024
+def _read_json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content

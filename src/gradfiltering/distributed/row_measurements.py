@@ -1,0 +1,116 @@
+"""Measurements of rows, shared out over the ranks and brought together once each row was measured exactly once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from gradfiltering.distributed.process_group import rank, sum_over_ranks, world_size
+
+
+@dataclass(frozen=True)
+class WorkShare:
+    """The pieces of work that one rank does: every `world_size`-th from `rank` on.
+
+    Attributes:
+        rank: 0 for the first.
+        world_size: number of ranks.
+    """
+
+    rank: int
+    world_size: int
+
+    def __call__(self, pieces: Any) -> Any:
+        """Return this rank's pieces of a list or array; there may be none."""
+        return pieces[self.rank :: self.world_size]
+
+
+ALL_WORK = WorkShare(0, 1)
+
+
+def share_of_this_rank() -> WorkShare:
+    """Return the share of this process."""
+    return WorkShare(rank(), world_size())
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number, or one array of numbers, that is measured for each member and row.
+
+    Attributes:
+        shape: of one measurement; empty for a number.
+        dtype: of the table that it is brought together in.
+    """
+
+    shape: tuple[int, ...] = ()
+    dtype: DTypeLike = np.float64
+
+
+class RowMeasurements:
+    """Record measurements of rows in any order and on any rank, and hand out complete tables.
+
+    Args:
+        example_ids: [N] int64, ascending: the rows that must be measured exactly once for each member.
+        columns: column name -> shape and type of one measurement.
+        members: M, the models that each row is measured with.
+    """
+
+    def __init__(self, example_ids: NDArray[np.int64], columns: Mapping[str, Column] | Sequence[str], members: int = 1):
+        described = columns if isinstance(columns, Mapping) else {name: Column() for name in columns}
+        row_count = len(example_ids)
+        self.example_ids = example_ids
+        self.tables: dict[str, NDArray[Any]] = {
+            name: np.zeros((members, row_count, *column.shape), dtype=column.dtype)  # [M, N, ...]
+            for name, column in described.items()
+        }
+        self.counts: NDArray[np.int32] = np.zeros((members, row_count), dtype=np.int32)
+
+    def share(self, batches: Sequence[Any]) -> Any:
+        """Return the batches that this rank measures."""
+        return share_of_this_rank()(batches)
+
+    def record(self, example_ids: NDArray[np.int64], **measurements: NDArray[Any]) -> None:
+        """Record a batch.
+
+        Args:
+            example_ids: [B], or [M, B] where members see different rows.
+            **measurements: column name -> [M, B, ...]; the axis of members may be left out where M is 1.
+        """
+        members = len(self.counts)
+        rows = np.searchsorted(self.example_ids, np.broadcast_to(example_ids, (members, example_ids.shape[-1])))
+        member_index = np.arange(members)[:, None]
+        for name, table in self.tables.items():
+            table[member_index, rows] = np.reshape(measurements[name], (*rows.shape, *table.shape[2:]))
+        self.counts[member_index, rows] += 1
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several ranks measure rows, so that no rank by itself knows all measurements so far."""
+        return world_size() > 1
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return this rank's measurements so far, for `restore`."""
+        return {**self.tables, "counts": self.counts}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from what `state` returned when one rank measured all rows so far."""
+        if rank() == 0:  # what all ranks measured is added up in the end
+            self.counts = np.array(arrays["counts"])
+            self.tables = {name: np.array(arrays[name]) for name in self.tables}
+
+    def gather(self) -> dict[str, NDArray[Any]]:
+        """Return the complete [M, N, ...] table of each column, the same on every rank.
+
+        Raises:
+            RuntimeError: some row was not measured exactly once over all ranks (a defect of the caller).
+        """
+        counts = sum_over_ranks(self.counts)
+        if (counts != 1).any():
+            missing, repeated = int((counts == 0).sum()), int((counts > 1).sum())
+            raise RuntimeError(
+                f"of {counts.size} measurements of rows {missing} are missing and {repeated} were made more than once"
+            )
+        # Every other rank holds 0 where one rank measured, so the sums are the measurements, bit for bit.
+        return {name: sum_over_ranks(table) for name, table in self.tables.items()}

@@ -1,0 +1,87 @@
+"""The log file of a run, and the few lines that pass it by to the screen."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from gradfiltering.distributed.process_group import rank
+from gradfiltering.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Item = TypeVar("Item")
+
+LOG_FILE = "run.log"  # in the run folder
+LINE_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+LEVELS = ("debug", "info", "warning", "error")
+
+logger = logging.getLogger(__name__)
+
+
+def screen() -> "Console":
+    """Return a console that prints on rank zero only; for progress and results, everything else is logged."""
+    from rich.console import Console
+
+    return Console(soft_wrap=True, highlight=False, quiet=rank() > 0)
+
+
+def announce(message: str) -> None:
+    """Print one line of progress, and log it."""
+    logger.info(message)
+    screen().print(message, markup=False)
+
+
+def track_progress(items: Iterable[Item], description: str) -> Iterable[Item]:
+    """Pass items on and show a progress bar on rank zero meanwhile; it goes when they end."""
+    from rich.progress import track
+
+    return track(items, description=description, transient=True, disable=rank() > 0)
+
+
+@contextmanager
+def log_to_file(run_folder: Path, level: str = "info") -> Iterator[Path]:
+    """Write the log of a run to `run.log` in its folder while the block runs.
+
+    An error that no user can mend goes into the log with its stack trace. Ranks other than zero add their warnings
+    and errors to the same file, where they see the folder.
+
+    Args:
+        run_folder: folder of the run.
+        level: lowest level of this project's messages; of other libraries only warnings and errors are logged.
+
+    Yields:
+        The path of the log file.
+
+    Raises:
+        UserError: unknown level.
+    """
+    if level not in LEVELS:
+        raise UserError(f"the log level {level} is unknown; choose one of: {', '.join(LEVELS)}")
+    log_path = run_folder / LOG_FILE
+    if rank() == 0:
+        run_folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(log_path, "a", "utf-8", delay=True) if run_folder.is_dir() else logging.NullHandler()
+    prefix = f"rank {rank()} " if rank() else ""
+    handler.setFormatter(logging.Formatter(prefix + LINE_FORMAT))
+    handler.setLevel(logging.WARNING if rank() else logging.DEBUG)
+    root_logger, project_logger = logging.getLogger(), logging.getLogger("gradfiltering")
+    earlier_level = project_logger.level
+    root_logger.addHandler(handler)
+    project_logger.setLevel(level.upper())
+    logging.captureWarnings(True)
+    try:
+        yield log_path
+    except UserError as error:
+        logger.error("%s", error)
+        raise
+    except Exception:
+        logger.exception("the run ended by an error that nobody expected")
+        raise
+    finally:
+        logging.captureWarnings(False)
+        project_logger.setLevel(earlier_level)
+        root_logger.removeHandler(handler)
+        handler.close()

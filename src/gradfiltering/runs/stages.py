@@ -1,0 +1,80 @@
+"""The stages of a run: announced, timed, and written into the summary as they end."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from gradfiltering.distributed.process_group import rank
+from gradfiltering.runs.environment import peak_memory_bytes, reset_peak_memory
+from gradfiltering.runs.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    import torch
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+logger = logging.getLogger(__name__)
+
+
+class StageRunner:
+    """Run the stages of an experiment and write what is known after each into `summary.json`.
+
+    Args:
+        run_folder: where the summary is written.
+        device: of the run's trainer, whose memory is measured.
+
+    Attributes:
+        summary: content of `summary.json`.
+    """
+
+    def __init__(self, run_folder: RunFolder, device: "torch.device"):
+        self.run_folder = run_folder
+        self.device = device
+        self.summary: dict[str, Any] = {"stages": [], "cost": {}, "diagnostics": {"warnings": []}}
+        self.run_folder.write_summary(self.summary)
+
+    def run(
+        self, name: str, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result:
+        """Run a function as a stage; its result may say whether it was `reused` and the `flops` it took.
+
+        Args:
+            name: of the stage, on the screen and in the summary.
+            function: the work.
+            *args, **kwargs: arguments of the function.
+        """
+        if rank() == 0:
+            from rich.console import Console
+
+            Console().print(f"[bold]stage[/bold] {name}")
+        logger.info("stage %s begins", name)
+        reset_peak_memory(self.device)
+        started = time.monotonic()
+        result = function(*args, **kwargs)
+        seconds = round(time.monotonic() - started, 3)
+        reused, flops = getattr(result, "reused", False), getattr(result, "flops", None)
+        peak_bytes = peak_memory_bytes(self.device)
+        self.summary["stages"].append({"name": name, "seconds": seconds, "reused": reused})
+        self.summary["cost"][name] = {"seconds": seconds, "flops": flops, "peak_bytes": peak_bytes}
+        logger.info("stage %s took %s s", name, seconds)
+        self.run_folder.write_summary(self.summary)
+        return result
+
+    def add_to_summary(self, **parts: Any) -> None:
+        """Add top-level parts to the summary."""
+        self.summary.update(parts)
+        self.run_folder.write_summary(self.summary)
+
+    def add_diagnostics(self, values: Mapping[str, Any], warnings: Sequence[str] = ()) -> None:
+        """Add diagnostics and the warnings that they give."""
+        self.summary["diagnostics"].update(values)
+        self.add_warnings(warnings)
+
+    def add_warnings(self, warnings: Sequence[str]) -> None:
+        """Add warnings, which are shown at the end and kept in the summary."""
+        self.summary["diagnostics"]["warnings"] += warnings
+        for warning in warnings:
+            logger.info("warning for the user: %s", warning)
+        self.run_folder.write_summary(self.summary)
