@@ -14,9 +14,8 @@ import time
 import numpy as np
 import torch
 
-from gradfiltering.ensembles.snapshots import SnapshotPair
+from gradfiltering.requests import Evidence, Projections
 from gradfiltering.runs.environment import peak_memory_bytes as peak_bytes
-from gradfiltering.scorers.base import Evidence
 from gradfiltering.selectors.spice import SpiceSelector
 
 
@@ -43,7 +42,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     made = projections(asked.rows, asked.width, asked.spectrum, asked.seed) * np.float32(asked.scale)
-    evidence = Evidence(np.arange(asked.rows), asked.seed, SnapshotPair(1, 2), projections=made)
+    no_tokens = np.zeros(asked.rows, dtype=np.int32)
+    evidence = Evidence(np.arange(asked.rows), asked.seed, no_tokens, no_tokens, None, {Projections(): made})
     selector = SpiceSelector(asked.fraction, None, 1.0, asked.conflict, asked.mode, "first", asked.pool, None, None)
     started = time.monotonic()
     found = selector.select(evidence, asked.rows, None)

@@ -15,8 +15,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from gradfiltering.config.build import build
-from gradfiltering.evidence.base_model import ResponseLosses
-from gradfiltering.evidence.task_gradients import TaskGradients
+from gradfiltering.requests import Request
 
 CONF = Path(__file__).parents[1] / "conf"
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
@@ -223,8 +222,8 @@ class TestTheCheckItself:
         assert "devicez" in misfit({"_target_": "lightning.Trainer", "_partial_": True, "devicez": 1})
 
     def test_a_missing_parameter_is_found_unless_partial(self):
-        node = {"_target_": "gradfiltering.scorers.gsnr.GSNR", "epsilon": 1e-8}
-        assert "needs ddof" in misfit(node)
+        node = {"_target_": "gradfiltering.scorers.rank_fusion.RankFusion", "parts": {}}
+        assert "needs weights" in misfit(node)
         assert misfit({**node, "_partial_": True}) is None
 
     def test_nested_targets_are_found_in_mappings_and_lists(self):
@@ -277,9 +276,8 @@ def test_every_method_can_be_built_and_says_what_it_needs(file):
     if file.stem == "deduplicated":
         pytest.importorskip("datasketch", reason="the optional extra dedup is not installed")
     method = build(composed(group_override(file))[file.parent.name])
-    known = {"gradient_log", "projections", "losses", "el2n", "embeddings", "scores"}
-    assert all(isinstance(need, ResponseLosses | TaskGradients) or need in known for need in method.needs)
-    assert file.parent.name == "selector" or "scores" not in method.needs, "a scorer cannot look at scores"
+    assert all(isinstance(request, Request) for request in method.requests)
+    assert hasattr(method, "row_wise") or isinstance(method.uses_scores, bool)
 
 
 @pytest.mark.parametrize("file", RANKERS, ids=name_of)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from gradfiltering.data.loading import load
 from gradfiltering.data.schemas import Columns
 from gradfiltering.errors import UserError
-from gradfiltering.selectors.base import write_subset
+from gradfiltering.methods.subset_files import write_subset
 
 ROWS = [
     {"instruction": "Sag „é“ 😀", "input": "", "output": "שלום\nعالم"},

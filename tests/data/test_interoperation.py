@@ -6,7 +6,7 @@ import json
 import pytest
 from datasets import load_dataset
 
-from gradfiltering.selectors.base import write_subset
+from gradfiltering.methods.subset_files import write_subset
 
 PAIR = {"prompt": "a", "completion": "b", "n": 1}
 TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]

@@ -15,8 +15,8 @@ from gradfiltering.data.examples import Encoder
 from gradfiltering.data.json_rows import JsonRows
 from gradfiltering.data.schemas import NO_ASSISTANT, Columns, detect
 from gradfiltering.errors import UserError
+from gradfiltering.methods.subset_files import write_subset
 from gradfiltering.models.templates import Turn, template_named
-from gradfiltering.selectors.base import write_subset
 
 USUAL = Columns("instruction", "input", "output")
 TALK = [

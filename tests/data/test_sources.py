@@ -10,8 +10,8 @@ from gradfiltering.data.loading import load
 from gradfiltering.data.schemas import Columns
 from gradfiltering.data.sources import Heldout, HubSource, TaskSource
 from gradfiltering.errors import UserError
+from gradfiltering.methods.subset_files import write_subset
 from gradfiltering.models.templates import Turn
-from gradfiltering.selectors.base import write_subset
 from gradfiltering.synthetic.planted_defects import PlantedDefects
 
 NAMES = ("instruction", "input", "output", "n", "more", "question")

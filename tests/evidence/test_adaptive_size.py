@@ -13,7 +13,8 @@ from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.errors import UserError
 from gradfiltering.evidence.adaptive_size import AdaptiveSize, SettlingEpochs, settle, total
 from gradfiltering.evidence.gradient_log import LOG, ProxyResult
-from gradfiltering.runs.gradient_log import FILE, EpochLog, leaf, write_member
+from gradfiltering.requests import BaseModelLosses, EpochLog, GradientLog
+from gradfiltering.runs.gradient_log import FILE, leaf, write_member
 from gradfiltering.seeding import numpy_rng
 
 ROWS, WANTED = 100, 10
@@ -50,8 +51,8 @@ def planted(tmp_path):
     return plant
 
 
-def mean_late(log, epochs, projections):
-    return log.epoch(epochs.late).grad_norm.mean(0).astype(float)
+def mean_late(results):
+    return results[GradientLog()].late.grad_norm.mean(0).astype(float)
 
 
 def noise(*name):
@@ -131,10 +132,10 @@ def test_what_cannot_work_is_refused(make, words):
 
 
 def test_auto_needs_scores_that_look_at_the_ensemble():
-    assert SIZE.fewest(AUTO, SnapshotPair(1, 2), frozenset({"gradient_log"})) == 3
+    assert SIZE.fewest(AUTO, SnapshotPair(1, 2), frozenset({GradientLog()})) == 3
     assert SIZE.fewest(settings(m=2), SnapshotPair(1, 2), frozenset()) == 2
     with pytest.raises(UserError, match=r"ensemble\.m=auto and epochs=auto.*scorer=gsnr"):
-        SIZE.fewest(AUTO, EPOCHS, frozenset({"losses"}))
+        SIZE.fewest(AUTO, EPOCHS, frozenset({BaseModelLosses()}))
 
 
 def test_a_grown_ensemble_is_the_one_asked_for_at_once(train, tmp_path):

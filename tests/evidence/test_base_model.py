@@ -22,7 +22,6 @@ from gradfiltering.evidence.base_model import (
     NO_QUESTION,
     ONE_TOKEN,
     EmbeddingSettings,
-    ResponseLosses,
     observe,
     row_text,
 )
@@ -30,6 +29,7 @@ from gradfiltering.evidence.gradient_log import BatchSettings
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.models.templates import TEMPLATES
+from gradfiltering.requests import BaseModelLosses, Embeddings, ErrorNorms, GradientLog, ResponseLosses
 from gradfiltering.runs.cache import Cache, Workspace
 
 RTOL = 1e-4  # float32 forward passes in other batches
@@ -68,31 +68,31 @@ def look(needs, base_model, records, tmp_path, tokens=256, embedding=PROXY, max_
 
 
 def test_only_what_is_asked_for_is_measured(base_model, tmp_path):
-    _, seen = look({"el2n"}, base_model, records_of(ROWS), tmp_path)
-    assert seen.el2n is not None and seen.bare is seen.embeddings is None and seen.answers == {}
-    _, seen = look({"gradient_log"}, base_model, records_of(ROWS), tmp_path)
-    assert seen.bare is not None and seen.el2n is None, "the diagnostics of the log compare with the bare losses"
+    _, seen = look({ErrorNorms()}, base_model, records_of(ROWS), tmp_path)
+    assert set(seen) == {ErrorNorms()}
+    _, seen = look({GradientLog()}, base_model, records_of(ROWS), tmp_path)
+    assert set(seen) == {BaseModelLosses()}, "the diagnostics of the log compare with the bare losses"
 
 
 @pytest.mark.parametrize("tokens", [1, 100, 100_000])
 def test_el2n_equals_one_row_at_a_time(tokens, base_model, tmp_path):
-    examples, seen = look({"el2n"}, base_model, records_of(ROWS), tmp_path, tokens)
+    examples, seen = look({ErrorNorms()}, base_model, records_of(ROWS), tmp_path, tokens)
     expected = []
     for row in examples.table:
         spans = row["supervised"]
         places = [p for a, b in zip(spans[::2], spans[1::2], strict=True) for p in range(a, b)]
         expected.append(reference.error_norm(base_model.model, row["input_ids"], places))
-    np.testing.assert_allclose(seen.el2n, expected, rtol=RTOL)
+    np.testing.assert_allclose(seen[ErrorNorms()], expected, rtol=RTOL)
 
 
 @pytest.mark.parametrize("tokens", [1, 100, 100_000])
 def test_embeddings_equal_one_row_at_a_time(tokens, base_model, tmp_path):
-    examples, seen = look({"embeddings"}, base_model, records_of(ROWS), tmp_path, tokens)
+    examples, seen = look({Embeddings()}, base_model, records_of(ROWS), tmp_path, tokens)
     expected = [reference.mean_state(base_model.model, row["input_ids"]).numpy() for row in examples.table]
-    np.testing.assert_allclose(seen.embeddings, expected, rtol=RTOL, atol=1e-5)
-    assert seen.embeddings.dtype == np.float32
-    _, centred = look({"embeddings"}, base_model, records_of(ROWS), tmp_path, tokens, replace(PROXY, centre=True))
-    np.testing.assert_allclose(centred.embeddings.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(seen[Embeddings()], expected, rtol=RTOL, atol=1e-5)
+    assert seen[Embeddings()].dtype == np.float32
+    _, centred = look({Embeddings()}, base_model, records_of(ROWS), tmp_path, tokens, replace(PROXY, centre=True))
+    np.testing.assert_allclose(centred[Embeddings()].mean(0), 0, atol=1e-5)
 
 
 def test_embeddings_of_a_sentence_encoder(base_model, tmp_path):
@@ -105,8 +105,8 @@ def test_embeddings_of_a_sentence_encoder(base_model, tmp_path):
     tokenizer = GPT2TokenizerFast.from_pretrained(base_model.path, pad_token="<|endoftext|>")
     tokenizer.save_pretrained(tmp_path / "encoder")
     records, settings = records_of(ROWS), EmbeddingSettings(str(tmp_path / "encoder"), 32, centre=False)
-    _, seen = look({"embeddings"}, base_model, records, tmp_path, 100, settings)
-    for position, vector in enumerate(seen.embeddings):
+    _, seen = look({Embeddings()}, base_model, records, tmp_path, 100, settings)
+    for position, vector in enumerate(seen[Embeddings()]):
         ids = tokenizer(row_text(records, position, base_model.tokenizer), truncation=True, max_length=32)["input_ids"]
         with torch.no_grad():
             mean = encoder(input_ids=torch.tensor([ids])).last_hidden_state[0].mean(0)
@@ -117,10 +117,10 @@ def test_rows_that_have_no_two_losses_say_why(base_model, tmp_path):
     need = ResponseLosses("plain", 24)
     rows = [*ROWS[:2], {**ROWS[0], "output": "1"}, {**ROWS[0], "instruction": "Say " * 40}]
     examples, seen = look({need}, base_model, records_of(rows), tmp_path)
-    assert len(examples) == 4 and seen.answers[need].reasons == {2: ONE_TOKEN, 3: CUT_OFF}
-    assert np.isnan(seen.answers[need].alone).tolist() == [False, False, True, True]
+    assert len(examples) == 4 and seen[need].missing_reasons == {2: ONE_TOKEN, 3: CUT_OFF}
+    assert np.isnan(seen[need].alone).tolist() == [False, False, True, True]
     _, seen = look({need}, base_model, records_of([{"text": "It is."}], Text("text")), tmp_path)
-    assert seen.answers[need].reasons == {0: NO_QUESTION}
+    assert seen[need].missing_reasons == {0: NO_QUESTION}
 
 
 @pytest.mark.parametrize("count", [30, pytest.param(200, marks=pytest.mark.slow)])
@@ -136,14 +136,12 @@ def test_two_losses_equal_the_published_recipe_on_real_rows(template, count, sha
     longest = sorted(range(2000), key=lambda n: -len(rows[n]["output"]))[: count // 10]
     records = records_of([rows[n] for n in [*range(count - len(longest)), *longest]])
     need = ResponseLosses(template, 1024)
-    by_batch = [
-        look({need}, base_model, records, tmp_path, tokens, max_tokens=256)[1].answers[need] for tokens in (300, 8192)
-    ]
+    by_batch = [look({need}, base_model, records, tmp_path, tokens, max_tokens=256)[1][need] for tokens in (300, 8192)]
     np.testing.assert_allclose(by_batch[0].given_prompt, by_batch[1].given_prompt, rtol=RTOL)
     np.testing.assert_allclose(by_batch[0].alone, by_batch[1].alone, rtol=RTOL)
     compared = cut = 0
     for row, record in enumerate(records.rows):
-        if row in by_batch[0].reasons:
+        if row in by_batch[0].missing_reasons:
             continue
         prompt = TEMPLATES[template](SCHEMA.turn(record), tokenizer)
         given, alone = reference.paired_losses(model, tokenizer, prompt, record["output"], 256)

@@ -14,18 +14,17 @@ from tests.support.small_ensembles import ROWS, SHAPE, settings
 from gradfiltering.data.examples import Encoder
 from gradfiltering.data.validation_rows import validation_rows
 from gradfiltering.ensembles.dropout_ensemble import DropoutEnsemble
-from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.ensembles.training_state import StackState
 from gradfiltering.errors import UserError
 from gradfiltering.evidence.gradient_log import BatchSettings
-from gradfiltering.evidence.task_gradients import TaskGradients, measure_influence
+from gradfiltering.evidence.task_gradients import measure_influence
 from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.gradients.projection import Projection
 from gradfiltering.gradients.vmap import VmapEngine
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.objectives import ResponseNLL
+from gradfiltering.requests import Evidence, TaskGradients
 from gradfiltering.runs.cache import Cache, Workspace
-from gradfiltering.scorers.base import Evidence
 from gradfiltering.scorers.less import LESS
 from gradfiltering.synthetic.pretraining import new_model
 
@@ -87,17 +86,17 @@ def test_gradients_and_score_equal_an_explicit_computation_with_torchs_adam(meas
     rows, heldout = [], []
     for place, epoch in enumerate(NEED.checkpoints):
         own, others = explicit_vectors(measure, stored_state(tmp_path / "one", epoch))
-        np.testing.assert_allclose(found.rows[place][0], torch.stack(own), rtol=RTOL, atol=RTOL)
-        np.testing.assert_allclose(found.validation[place][0], torch.stack(others), rtol=RTOL, atol=RTOL)
+        np.testing.assert_allclose(found.row_directions[place][0], torch.stack(own), rtol=RTOL, atol=RTOL)
+        np.testing.assert_allclose(found.validation_gradients[place][0], torch.stack(others), rtol=RTOL, atol=RTOL)
         rows.append(own)
         heldout.append(others)
     tasks = [records.heldout[int(place)]["source"] for place in measure.heldout.example_ids]
-    assert found.tasks.tolist() == tasks and len(set(tasks)) > 1
+    assert found.validation_tasks.tolist() == tasks and len(set(tasks)) > 1
     ids = measure.examples.example_ids
     scores = LESS([1, 2], 1, None, "source", "max").score(
-        Evidence(ids, 0, SnapshotPair(1, 2), influences={NEED: found})
+        Evidence(ids, 0, measure.examples.response_tokens, measure.examples.lengths, None, {NEED: found})
     )  # fmt: skip
-    expected = np.asarray(reference.influences(rows, heldout, tasks, found.rates))
+    expected = np.asarray(reference.influences(rows, heldout, tasks, found.learning_rates))
     np.testing.assert_allclose(scores.score, expected.max(1), rtol=1e-4, atol=1e-6)
     for task, name in enumerate(sorted(set(tasks))):
         np.testing.assert_allclose(scores.columns[f"influence_{name}"], expected[:, task], rtol=1e-4, atol=1e-6)
@@ -112,11 +111,11 @@ def test_members_that_are_not_trained_ones_are_refused_before_training(measure, 
 
 def test_rates_are_those_of_the_epochs_own_steps(measure):
     """6 steps an epoch, the first 3 of them warming up."""
-    np.testing.assert_allclose(measure().rates, [0.01 * (1 / 3 + 2 / 3 + 4) / 6, 0.01], rtol=1e-12)
+    np.testing.assert_allclose(measure().learning_rates, [0.01 * (1 / 3 + 2 / 3 + 4) / 6, 0.01], rtol=1e-12)
 
 
 def assert_same(one, other, rtol=RTOL):
-    for name in ("rows", "validation"):
+    for name in ("row_directions", "validation_gradients"):
         for ours, theirs in zip(getattr(one, name), getattr(other, name), strict=True):
             for a, b in zip(ours, theirs, strict=True):
                 np.testing.assert_allclose(a, b, rtol=rtol, atol=RTOL, err_msg=name)
@@ -133,7 +132,7 @@ def test_the_same_again_computes_nothing(measure, tmp_path):
     assert (measure.result.trained, measure.result.logged) == (2, 4) and not measure.result.reused
     again = measure()
     assert measure.result.reused and measure.result.tokens == 0 and measure.result.reused_seconds > 0
-    for name in ("rows", "validation"):
+    for name in ("row_directions", "validation_gradients"):
         assert all(np.array_equal(a[0], b[0]) for a, b in zip(getattr(first, name), getattr(again, name), strict=True))
     made = sorted((tmp_path / "run" / "influence").rglob("projections.npy"))
     assert [path.relative_to(tmp_path / "run" / "influence").parent.as_posix() for path in made] == [
@@ -153,8 +152,8 @@ def test_only_what_is_new_is_computed(measure, tmp_path):
     (tmp_path / "own.json").write_text(json.dumps(rows), encoding="utf-8")
     own = measure(TaskGradients((1, 2), 1, str(tmp_path / "own.json"), "skill"))
     assert (measure.result.trained, measure.result.logged) == (0, 2), "gradients of other validation rows alone are new"
-    assert own.validation[0][0].shape == (1, WIDTH) and own.tasks.tolist() == ["assent"]
-    assert own.rows[0][0].shape == (ROWS, WIDTH)
+    assert own.validation_gradients[0][0].shape == (1, WIDTH) and own.validation_tasks.tolist() == ["assent"]
+    assert own.row_directions[0][0].shape == (ROWS, WIDTH)
 
 
 def test_members_and_logs_serve_other_scores_and_the_other_way_round(train, measure, tmp_path):

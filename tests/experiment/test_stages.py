@@ -6,9 +6,9 @@ from tests.support.small_ensembles import other, settings
 
 from gradfiltering.ensembles.dropout_ensemble import DropoutEnsemble
 from gradfiltering.errors import UserError
-from gradfiltering.evidence.base_model import ResponseLosses
 from gradfiltering.experiment.stages import Plan
 from gradfiltering.judging.answers_and_verdicts import Generation
+from gradfiltering.requests import BaseModelLosses, Embeddings, GradientLog, ResponseLosses
 from gradfiltering.scorers.gsnr import GSNR
 from gradfiltering.scorers.ifd import IFD
 from gradfiltering.scorers.less import LESS
@@ -24,29 +24,25 @@ LESS_SCORER, OWN_ROWS = (LESS([1, 2], 1, path, "auto", "max") for path in (None,
 
 
 @pytest.mark.parametrize(
-    ("until", "scorer", "selector", "needs"),
+    ("until", "scorer", "selector", "requests"),
     [
-        ("report", GSNR(1e-8, 0), TOP, {"gradient_log"}),
+        ("report", GSNR(1e-8, 0), TOP, {GradientLog()}),
         ("select", IFD_SCORER, TOP, {ResponseLosses("plain", 1024)}),
         ("select", GSNR(1e-8, 0), RandomSelector(0.1, None), set()),
-        ("select", GSNR(1e-8, 0), COVER, {"embeddings"}),
-        ("score", GSNR(1e-8, 0), COVER, {"gradient_log"}),
-        ("proxy", GSNR(1e-8, 0), RandomSelector(0.1, None), {"gradient_log"}),
-        ("select", LESS_SCORER, TOP, {LESS_SCORER.need}),
-        ("select", LESS_SCORER, BOTH, {LESS_SCORER.need, "embeddings"}),
-        ("select", IFD_SCORER, BOTH, {ResponseLosses("plain", 1024), "embeddings"}),
+        ("select", GSNR(1e-8, 0), COVER, {Embeddings()}),
+        ("score", GSNR(1e-8, 0), COVER, {GradientLog()}),
+        ("proxy", GSNR(1e-8, 0), RandomSelector(0.1, None), {GradientLog()}),
+        ("select", LESS_SCORER, TOP, {LESS_SCORER.gradients_request}),
+        ("select", LESS_SCORER, BOTH, {LESS_SCORER.gradients_request, Embeddings()}),
+        ("select", IFD_SCORER, BOTH, {ResponseLosses("plain", 1024), Embeddings()}),
     ],
 )
-def test_only_what_somebody_within_the_run_looks_at_is_needed(until, scorer, selector, needs):
-    assert Plan(until, scorer, selector).needs == needs
-
-
-def test_scores_are_no_need_of_the_proxys():
-    assert "scores" not in Plan("select", SimpleNamespace(needs=frozenset()), TOP).needs
+def test_only_what_somebody_within_the_run_looks_at_is_needed(until, scorer, selector, requests):
+    assert Plan(until, scorer, selector).requests == requests
 
 
 def test_gradients_at_checkpoints_are_told_from_other_needs():
-    assert Plan("select", LESS_SCORER, BOTH).influences == [LESS_SCORER.need]
+    assert Plan("select", LESS_SCORER, BOTH).influences == [LESS_SCORER.gradients_request]
     assert Plan("select", GSNR(1e-8, 0), BOTH).influences == []
 
 
@@ -75,7 +71,7 @@ def test_answers_that_leave_no_room_for_a_prompt_are_refused_before_any_training
 
 def test_a_target_that_chooses_its_rows_needs_what_they_are_to_the_bare_model_and_no_ensemble():
     plan = Plan("target", IFD_SCORER, COVER, "lead")
-    assert plan.needs == {ResponseLosses("plain", 1024), "losses"} and plan.scored and plan.leads
+    assert plan.requests == {ResponseLosses("plain", 1024), BaseModelLosses()} and plan.scored and plan.leads
 
 
 @pytest.mark.parametrize("until", ["proxy", "score", "select"])

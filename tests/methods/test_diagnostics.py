@@ -6,8 +6,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from gradfiltering.ensembles.snapshots import SnapshotPair
-from gradfiltering.evidence.base_model import Observed, PromptedAndAloneLosses, ResponseLosses
-from gradfiltering.evidence.gradient_log import BaseModelLosses, ProxyResult
+from gradfiltering.evidence.gradient_log import ProxyResult
 from gradfiltering.methods.diagnostics import (
     BELOW_ZERO,
     Limits,
@@ -17,8 +16,16 @@ from gradfiltering.methods.diagnostics import (
     of_sources,
     spearman,
 )
-from gradfiltering.runs.gradient_log import EpochLog, GradientLog, write_epoch
-from gradfiltering.scorers.base import Evidence, Scores
+from gradfiltering.requests import (
+    EpochLog,
+    Evidence,
+    GradientLog,
+    GradientLogPair,
+    LossMeasurement,
+    ResponseLosses,
+    ResponseLossPair,
+)  # fmt: skip
+from gradfiltering.scorers.base import Scores
 from gradfiltering.scorers.ifd import IFD
 from gradfiltering.scorers.learnability import Learnability
 from gradfiltering.scorers.raw_drop import RawDrop
@@ -35,13 +42,14 @@ LATE = [[1.0, 2.0, 2.0, 3.0], [1.0, 3.0, 2.0, 2.0]]  # means: 2 -> 1, 3 -> 2.5, 
 
 
 @pytest.fixture
-def log(tmp_path):
-    def make(early=EARLY, late=LATE) -> GradientLog:
+def log():
+    def make(early=EARLY, late=LATE) -> GradientLogPair:
+        logs = []
         for epoch, norms in ((1, early), (2, late)):
             norms = np.asarray(norms, dtype=np.float32)
             ids, tokens = np.arange(norms.shape[1]), np.full(norms.shape[1], 3, dtype=np.int32)
-            write_epoch(tmp_path / "log", EpochLog(ids, norms, norms / epoch, tokens), range(len(norms)), epoch)
-        return GradientLog(tmp_path / "log")
+            logs.append(EpochLog(ids, norms, norms / np.float32(epoch), tokens))
+        return GradientLogPair(*logs)
 
     return make
 
@@ -56,7 +64,7 @@ def trained(update_ratio=0.1, heldout=(1.8, 1.5)) -> ProxyResult:
 
 
 def ensemble(log, limits=QUIET, bare=2.0, **fields):
-    return of_ensemble(log, EPOCHS, trained(**fields), BaseModelLosses(np.ones(4), bare), limits)
+    return of_ensemble(log, EPOCHS, trained(**fields), LossMeasurement(np.ones(4), bare), limits)
 
 
 class TestOfEnsemble:
@@ -152,7 +160,7 @@ class TestSpearman:
 
 
 EXAMPLES = SimpleNamespace(example_ids=np.asarray([0, 2, 3, 5, 6]), response_tokens=np.asarray([10, 8, 6, 4, 2]))
-BARE = BaseModelLosses(np.asarray([2.0, 2.0, 2.0, 1.0, 3.0]), None)
+BARE = LossMeasurement(np.asarray([2.0, 2.0, 2.0, 1.0, 3.0]), None)
 NORMS = {"g_early": np.arange(5.0), "g_late": np.ones(5)}
 
 
@@ -172,7 +180,7 @@ class TestOfSelection:
             rtol=RTOL,
         )
         np.testing.assert_allclose(
-            found["score_spearman"]["bare_loss"], spearmanr([3, 2, 1, -1, 0], BARE.pool).statistic, rtol=RTOL
+            found["score_spearman"]["bare_loss"], spearmanr([3, 2, 1, -1, 0], BARE.row_losses).statistic, rtol=RTOL
         )
 
     def test_correlation_with_the_statistics_behind_the_score(self):
@@ -219,10 +227,9 @@ class TestOfSelection:
 
     def test_scorers_leave_the_statistics_that_their_sign_is_explained_by(self, log):
         need = ResponseLosses("plain", 64)
-        answers = PromptedAndAloneLosses(np.asarray([3.0, 1, 1, 1]), np.full(4, 2.0), {})
-        evidence = Evidence(
-            np.arange(4), 0, EPOCHS, log(late=[[1.0, 2.0, 5.0, 3.0]] * 2), Observed(answers={need: answers})
-        )
+        answers = ResponseLossPair(np.asarray([3.0, 1, 1, 1]), np.full(4, 2.0), {})
+        logs, tokens = log(late=[[1.0, 2.0, 5.0, 3.0]] * 2), np.full(4, 3)
+        evidence = Evidence(np.arange(4), 0, tokens, tokens, None, {GradientLog(): logs, need: answers})
         scorers = (RawDrop(1e-8, 0), Learnability(), IFD("perplexity", "plain", 64, 1.0))
         found = [scorer.score(evidence) for scorer in scorers]
         assert all((one.score < 0).any() for one in found), "this example has a negative score under each of them"

@@ -15,16 +15,14 @@ from gradfiltering.data.batches import LengthBatches, make_batch_loader
 from gradfiltering.data.dataset import Columns
 from gradfiltering.data.examples import Encoder, Rows
 from gradfiltering.data.sources import TaskSource
-from gradfiltering.ensembles.snapshots import SnapshotPair
-from gradfiltering.evidence.base_model import Observed
-from gradfiltering.evidence.gradient_log import BaseModelLosses
 from gradfiltering.evidence.passes import response_losses
 from gradfiltering.methods.curriculum import LeadSettings
 from gradfiltering.methods.lead import RoundGradients, train
 from gradfiltering.models.language_model import PretrainedModel
 from gradfiltering.models.objectives import ResponseNLL
+from gradfiltering.requests import BaseModelLosses, Evidence, LossMeasurement
 from gradfiltering.runs.cache import Cache
-from gradfiltering.scorers.base import Evidence, Scores
+from gradfiltering.scorers.base import Scores
 from gradfiltering.scorers.ifd import IFD
 from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
@@ -78,7 +76,7 @@ def bare_losses(base_model, examples):
 @pytest.fixture
 def lead(base_model, rows, tmp_path):
     """Trains a candidate and reads what it left."""
-    bare = BaseModelLosses(bare_losses(base_model, rows.examples), None)
+    bare = LossMeasurement(bare_losses(base_model, rows.examples), None)
     ids = rows.examples.example_ids
     difficulty = np.random.default_rng(0).uniform(0.2, 1.2, ROWS)
     tasks = ["sums" if number % 3 else "words" for number in range(ROWS)]
@@ -95,7 +93,12 @@ def lead(base_model, rows, tmp_path):
         on=base_model,
     ):
         evidence = Evidence(
-            ids, seed, SnapshotPair(1, 2), observed=Observed(bare), examples=rows.examples, sources=tasks
+            ids,
+            seed,
+            rows.examples.response_tokens,
+            rows.examples.lengths,
+            np.asarray(tasks)[ids],
+            {BaseModelLosses(): bare},
         )
         place = workspace(tmp_path / name, cache or tmp_path / f"store of {name}", seed, trainer)
         some = rows if heldout else Rows(rows.examples, None)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from gradfiltering.errors import UserError
+from gradfiltering.requests import GradientLog, Projections
 from gradfiltering.scorers.direction_gsnr import DirectionGSNR, mean_cosines
 from gradfiltering.scorers.gsnr import GSNR
 
@@ -57,6 +58,6 @@ def test_a_gradient_of_zero_has_no_direction():
 
 
 def test_settings_and_need():
-    assert DirectionGSNR(1e-8, 0, 0.5).needs == {"gradient_log", "projections"}
+    assert DirectionGSNR(1e-8, 0, 0.5).requests == {GradientLog(), Projections()}
     with pytest.raises(UserError, match=r"scorer\.direction=2\.0"):
         DirectionGSNR(1e-8, 0, 2.0)

@@ -3,6 +3,7 @@ import pytest
 from tests.reference import scores as reference
 
 from gradfiltering.errors import UserError
+from gradfiltering.requests import GradientLog
 from gradfiltering.scorers.grad_norm import GradNorm
 
 RTOL = 1e-12
@@ -21,7 +22,7 @@ def test_one_member_is_enough(evidence):
 
 
 def test_settings_and_need():
-    assert GradNorm("early", "large").needs == {"gradient_log"}
+    assert GradNorm("early", "large").requests == {GradientLog()}
     with pytest.raises(UserError, match=r"scorer\.at=middle: give early or late"):
         GradNorm("middle", "large")
     with pytest.raises(UserError, match=r"scorer\.prefer=any: give large or small"):

@@ -33,7 +33,7 @@ def test_more_agreement_is_never_worse_even_where_norms_rise(evidence):
 def test_scale_of_a_row_does_not_matter(norms, evidence):
     stretch = np.asarray([1, 2, 4, 8, 0.5, 0.25, 1], dtype=np.float32)
     scorer = RankGSNR(1e-12, 0, 0.5)
-    scaled = scorer.score(evidence(*(norm * stretch for norm in norms), name="scaled")).score
+    scaled = scorer.score(evidence(*(norm * stretch for norm in norms))).score
     assert np.array_equal(scaled, scorer.score(evidence(*norms)).score)
 
 

@@ -18,5 +18,5 @@ class TestInverseVariance(GradientScorerChecks):
     def test_the_early_epoch_does_not_matter(self, norms, evidence):
         early, late = norms
         scorer = InverseVariance(1e-8, 0)
-        other = scorer.score(evidence(early * 2, late, name="other")).score
+        other = scorer.score(evidence(early * 2, late)).score
         assert np.array_equal(scorer.score(evidence(early, late)).score, other)

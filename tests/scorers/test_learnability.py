@@ -1,5 +1,6 @@
 import numpy as np
 
+from gradfiltering.requests import GradientLog
 from gradfiltering.scorers.learnability import Learnability
 
 
@@ -15,5 +16,5 @@ def test_is_the_fall_of_the_members_mean_loss(norms, evidence):
 def test_norms_do_not_matter(norms, evidence):
     losses = np.random.default_rng(0).uniform(0, 3, (2, 5, 7))
     first = Learnability().score(evidence(*norms, losses=losses))
-    second = Learnability().score(evidence(norms[1], norms[0], losses=losses, name="other"))
-    assert np.array_equal(first.score, second.score) and Learnability().needs == {"gradient_log"}
+    second = Learnability().score(evidence(norms[1], norms[0], losses=losses))
+    assert np.array_equal(first.score, second.score) and Learnability().requests == {GradientLog()}

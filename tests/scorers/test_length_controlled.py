@@ -2,31 +2,31 @@ import numpy as np
 import pytest
 
 from gradfiltering.errors import UserError
-from gradfiltering.evidence.gradient_log import BaseModelLosses
+from gradfiltering.requests import GradientLog
 from gradfiltering.scorers.gsnr import GSNR
 from gradfiltering.scorers.length import LengthScorer
 from gradfiltering.scorers.length_controlled import LengthControlled, length_bins
 from gradfiltering.scorers.loss import LossScorer
 
 
-def test_ranks_are_within_the_bin(bare):
+def test_ranks_are_within_the_bin(measured):
     losses = np.asarray([1.0, 2.0, 3.0, 30.0, 10.0, 20.0])
-    given = bare(6, response_tokens=[2, 2, 2, 9, 9, 9], bare=BaseModelLosses(losses, None))
+    given = measured(6, response_tokens=[2, 2, 2, 9, 9, 9], losses=losses)
     scores = LengthControlled(LossScorer(), 2).score(given)
     np.testing.assert_allclose(scores.score, [1 / 3, 2 / 3, 1, 1, 1 / 3, 2 / 3])
     assert scores.columns["base_score"].tolist() == losses.tolist()
     assert scores.columns["length_bin"].tolist() == [0, 0, 0, 1, 1, 1]
 
 
-def test_a_score_that_is_length_carries_nothing_more(bare):
+def test_a_score_that_is_length_carries_nothing_more(measured):
     lengths = np.repeat(np.arange(1, 11), 20)
-    scores = LengthControlled(LengthScorer(), 10).score(bare(200, response_tokens=lengths))
+    scores = LengthControlled(LengthScorer(), 10).score(measured(200, response_tokens=lengths))
     assert len(set(scores.score.tolist())) == 1
 
 
-def test_one_bin_keeps_the_order(bare):
+def test_one_bin_keeps_the_order(measured):
     losses = np.random.default_rng(0).uniform(0, 3, 20)
-    given = bare(20, response_tokens=np.arange(1, 21), bare=BaseModelLosses(losses, None))
+    given = measured(20, response_tokens=np.arange(1, 21), losses=losses)
     assert np.array_equal(LengthControlled(LossScorer(), 1).score(given).rank, LossScorer().score(given).rank)
 
 
@@ -38,8 +38,8 @@ def test_equal_lengths_share_a_bin_and_bins_are_of_like_size():
 
 def test_needs_and_refuses_what_the_base_does():
     scorer = LengthControlled(GSNR(1e-8, 0), 5)
-    assert scorer.needs == {"gradient_log"}
+    assert scorer.requests == {GradientLog()}
     with pytest.raises(UserError, match=r"ensemble\.m=1"):
-        scorer.check(1)
+        scorer.check_members(1)
     with pytest.raises(UserError, match=r"scorer\.bins=0"):
         LengthControlled(LossScorer(), 0)

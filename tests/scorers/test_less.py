@@ -2,14 +2,13 @@ import numpy as np
 import pytest
 from tests.reference import less as reference
 
-from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.errors import UserError
-from gradfiltering.evidence.task_gradients import CheckpointGradients
-from gradfiltering.scorers.base import Evidence
-from gradfiltering.scorers.less import BLOCK, LESS, influence, round_robin
+from gradfiltering.requests import CheckpointGradients, Evidence
+from gradfiltering.scorers.less import BLOCK_ROWS, LESS, take_turns, task_influences
 
 RTOL = 1e-6
 IDS = np.asarray([0, 2, 3, 7, 8, 11, 20, 21, 30])
+TOKENS = np.full(len(IDS), 4)
 TASKS, RATES = ["b", "a", "b", "a", "a"], [2e-5, 1e-5, 5e-6]
 
 
@@ -27,14 +26,14 @@ def gradients(members=1, seed=0, tasks=TASKS, rates=RATES) -> CheckpointGradient
 
 
 def scored(by: LESS, found: CheckpointGradients):
-    return by.score(Evidence(IDS, 0, SnapshotPair(1, 2), influences={by.need: found}))
+    return by.score(Evidence(IDS, 0, TOKENS, TOKENS, None, {by.gradients_request: found}))
 
 
 def one_by_one(found: CheckpointGradients, member=0):
     rows, validation = (
-        [one[member].astype(float) for one in part] for part in (found.rows, found.validation)
+        [one[member].astype(float) for one in part] for part in (found.row_directions, found.validation_gradients)
     )  # fmt: skip
-    return np.asarray(reference.influences(rows, validation, found.tasks.tolist(), found.rates))
+    return np.asarray(reference.influences(rows, validation, found.validation_tasks.tolist(), found.learning_rates))
 
 
 def test_score_equals_cosines_taken_one_by_one():
@@ -60,9 +59,9 @@ def test_a_row_that_goes_where_validation_goes_scores_1_and_its_opposite_minus_1
 
 def test_neither_length_nor_blocks_of_rows_matter():
     rng = np.random.default_rng(1)
-    rows, validation, tasks = rng.normal(size=(BLOCK + 3, 3)), rng.normal(size=(2, 3)), np.asarray([0, 0])
-    first = influence(rows, validation, tasks)
-    scaled = influence(rows[::-1] * rng.uniform(1, 9, (len(rows), 1)), validation * 3, tasks)
+    rows, validation, tasks = rng.normal(size=(BLOCK_ROWS + 3, 3)), rng.normal(size=(2, 3)), np.asarray([0, 0])
+    first = task_influences(rows, validation, tasks)
+    scaled = task_influences(rows[::-1] * rng.uniform(1, 9, (len(rows), 1)), validation * 3, tasks)
     np.testing.assert_allclose(scaled[::-1], first, rtol=RTOL)
 
 
@@ -70,14 +69,16 @@ def test_scale_of_the_rates_does_not_matter_but_their_proportion_does():
     one, doubled = gradients(), gradients(rates=[2 * rate for rate in RATES])
     np.testing.assert_allclose(scored(scorer(), doubled).score, scored(scorer(), one).score, rtol=RTOL)
     alone = gradients(rates=[1.0, 0.0, 0.0])
-    only_first = CheckpointGradients(alone.rows[:1], alone.validation[:1], alone.tasks, [0.3], {})
+    only_first = CheckpointGradients(
+        alone.row_directions[:1], alone.validation_gradients[:1], alone.validation_tasks, [0.3], {}
+    )
     found = scored(scorer(checkpoints=[1]), only_first).score
     np.testing.assert_allclose(scored(scorer(), alone).score, found, rtol=RTOL)
 
 
 def test_round_robin_serves_every_task_in_turn():
     by_task = np.asarray([[9.0, 0.1], [8.0, 0.2], [7.0, 0.3], [0.0, 0.9]])
-    assert round_robin(by_task) == [0, 3, 1, 2]
+    assert take_turns(by_task) == [0, 3, 1, 2]
 
 
 def test_the_first_k_by_turns_hold_the_best_rows_of_every_task():
@@ -116,8 +117,8 @@ def test_settings_out_of_range(changes, message):
 
 def test_more_members_than_there_are_is_refused_before_training():
     with pytest.raises(UserError, match=r"scorer\.members=3 and ensemble\.m=2"):
-        scorer(members=3).check(2)
-    scorer(members=2).check(2)
+        scorer(members=3).check_members(2)
+    scorer(members=2).check_members(2)
 
 
 def test_tasks_without_number_and_rates_of_zero_are_refused():
@@ -129,6 +130,6 @@ def test_tasks_without_number_and_rates_of_zero_are_refused():
 
 
 def test_needs_gradients_at_its_checkpoints_and_nothing_else():
-    (need,) = scorer(checkpoints=[4, 1, 2], task="skill").needs
-    assert need == scorer(task="skill").need and need.checkpoints == (1, 2, 4)
-    assert scorer(combine="round_robin").need == scorer().need, "what is measured does not depend on it"
+    (need,) = scorer(checkpoints=[4, 1, 2], task="skill").requests
+    assert need == scorer(task="skill").gradients_request and need.checkpoints == (1, 2, 4)
+    assert scorer(combine="round_robin").gradients_request == scorer().gradients_request

@@ -1,13 +1,13 @@
 import numpy as np
 
-from gradfiltering.evidence.gradient_log import BaseModelLosses
+from gradfiltering.requests import BaseModelLosses
 from gradfiltering.scorers.loss import LossScorer
 
 
-def test_the_hardest_row_is_first(bare):
-    scores = LossScorer().score(bare(3, bare=BaseModelLosses(np.asarray([1.5, 0.25, 3.0]), None)))
+def test_the_hardest_row_is_first(measured):
+    scores = LossScorer().score(measured(3, losses=np.asarray([1.5, 0.25, 3.0])))
     assert scores.score.tolist() == [1.5, 0.25, 3.0] and scores.rank.tolist() == [2, 3, 1]
 
 
 def test_needs_the_bare_losses_alone():
-    assert LossScorer().needs == {"losses"}
+    assert LossScorer().requests == {BaseModelLosses()}

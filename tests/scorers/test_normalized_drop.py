@@ -20,7 +20,7 @@ class TestNormalizedDrop(GradientScorerChecks):
 
     def test_scale_of_the_norms_does_not_matter(self, norms, evidence):
         scorer = NormalizedDrop(1e-12, 0)
-        scaled = scorer.score(evidence(*(norm * 4 for norm in norms), name="scaled")).score
+        scaled = scorer.score(evidence(*(norm * 4 for norm in norms))).score
         np.testing.assert_allclose(scaled, scorer.score(evidence(*norms)).score, rtol=RTOL, atol=0)
 
     def test_epsilon(self, evidence):

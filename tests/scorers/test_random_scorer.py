@@ -1,19 +1,18 @@
 import numpy as np
 from scipy.stats import kstest
 
-from gradfiltering.ensembles.snapshots import SnapshotPair
-from gradfiltering.scorers.base import Evidence
+from gradfiltering.requests import Evidence
 from gradfiltering.scorers.random import RandomScorer
 
 LEAST_P_VALUE = 1e-3
 
 
 def score(seed=0, count=500):
-    return RandomScorer().score(Evidence(np.arange(count) * 2, seed, SnapshotPair(1, 2), None))
+    return RandomScorer().score(Evidence(np.arange(count) * 2, seed, np.ones(count), np.ones(count)))
 
 
 def test_needs_nothing_and_adds_no_statistics():
-    assert RandomScorer.needs == frozenset() and score().columns == {}
+    assert RandomScorer.requests == frozenset() and score().columns == {}
 
 
 def test_depends_on_the_seed_alone():

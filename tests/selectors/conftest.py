@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 
-from gradfiltering.ensembles.snapshots import SnapshotPair
-from gradfiltering.evidence.base_model import Observed
-from gradfiltering.scorers.base import Evidence, Scores
+from gradfiltering.requests import Embeddings, Evidence, Projections, RowTokens
+from gradfiltering.scorers.base import Scores
 
 TOTAL = 25
 IDS = np.asarray([position for position in range(TOTAL) if position % 6 != 4])  # four rows are unscored
@@ -23,10 +22,17 @@ def scores():
 def evidence():
     """Builds evidence about the rows of given ids."""
 
-    def make(example_ids, seed=0, embeddings=None, projections=None, **more) -> Evidence:
-        observed = Observed(embeddings=None if embeddings is None else np.asarray(embeddings, dtype=np.float32))
-        made = None if projections is None else np.asarray(projections, dtype=np.float32)
-        ids = np.asarray(example_ids, dtype=np.int64)
-        return Evidence(ids, seed, SnapshotPair(1, 2), None, observed, made, **more)
+    def make(
+        example_ids, seed=0, embeddings=None, projections=None, response_tokens=None, sources=None, row_tokens=None
+    ) -> Evidence:
+        example_ids, results = np.asarray(example_ids, dtype=np.int64), {}
+        if embeddings is not None:
+            results[Embeddings()] = np.asarray(embeddings, dtype=np.float32)
+        if projections is not None:
+            results[Projections()] = np.asarray(projections, dtype=np.float32)
+        if row_tokens is not None:
+            results[RowTokens()] = row_tokens
+        tokens = np.full(len(example_ids), 4) if response_tokens is None else np.asarray(response_tokens)
+        return Evidence(example_ids, seed, tokens, tokens + 5, sources, results)
 
     return make

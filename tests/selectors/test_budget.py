@@ -18,7 +18,7 @@ from gradfiltering.selectors.base import Budget
     ],
 )
 def test_budget_counts_all_rows_and_takes_what_there_is(fraction, count, total, available, rows):
-    assert Budget(fraction, count).rows(total, available) == rows
+    assert Budget(fraction, count).available_rows(total, available) == rows
 
 
 @pytest.mark.parametrize(
@@ -36,9 +36,9 @@ def test_bad_budgets_are_refused_at_once(fraction, count, message):
 
 def test_a_fraction_of_no_row_is_an_error():
     with pytest.raises(UserError, match=r"selector\.fraction=0\.01 of 20 rows is no row; give a larger"):
-        Budget(0.01, None).rows(20, 20)
+        Budget(0.01, None).available_rows(20, 20)
 
 
 def test_more_rows_than_the_dataset_has_is_an_error():
     with pytest.raises(UserError, match=r"selector\.count=21 is more than the dataset's 20 rows; give a smaller"):
-        Budget(None, 21).rows(20, 20)
+        Budget(None, 21).available_rows(20, 20)

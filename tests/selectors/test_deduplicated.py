@@ -1,22 +1,15 @@
 import numpy as np
 import pytest
-from datasets import Dataset
 
-from gradfiltering.data.examples import Examples
 from gradfiltering.errors import UserError
+from gradfiltering.requests import RowTokens
 from gradfiltering.scorers.base import Scores
 from gradfiltering.selectors import deduplicated
-from gradfiltering.selectors.deduplicated import DeduplicatedSelector, shingles
+from gradfiltering.selectors.deduplicated import DeduplicatedSelector, token_shingles
 from gradfiltering.selectors.random import RandomSelector
 from gradfiltering.selectors.top import TopSelector
 
-
-def examples_with(token_ids):
-    ids = np.arange(len(token_ids)) * 2
-    lengths = np.asarray([len(one) for one in token_ids], dtype=np.int32)
-    columns = {"example_id": ids, "input_ids": token_ids, "tokens": lengths, "response_tokens": lengths}
-    table = Dataset.from_dict({**columns, "truncated": [False] * len(ids)})
-    return Examples(table, ids, lengths, lengths, 0, [])
+IDS = np.arange(6) * 2
 
 
 @pytest.fixture
@@ -27,7 +20,7 @@ def rows():
     rows[1] = rows[0].copy()
     rows[3] = rows[2].copy()
     rows[3][100] = 5
-    return examples_with([row.tolist() for row in rows])
+    return [row.tolist() for row in rows]
 
 
 def make(inner=None, threshold=0.8):
@@ -36,42 +29,41 @@ def make(inner=None, threshold=0.8):
 
 
 def test_of_near_duplicates_the_higher_score_stays(rows, evidence):
-    scores = Scores(rows.example_ids, np.asarray([1.0, 2.0, 9.0, 3.0, 0.5, 0.1]))
-    found = make().select(evidence(rows.example_ids, examples=rows), 6, scores)
+    scores = Scores(IDS, np.asarray([1.0, 2.0, 9.0, 3.0, 0.5, 0.1]))
+    found = make().select(evidence(IDS, row_tokens=rows), 6, scores)
     assert found.example_ids == [2, 4, 8, 10] and found.about["near_duplicates"] == 2
 
 
 def test_without_scores_the_earlier_row_stays(rows, evidence):
-    found = make(RandomSelector(None, 4)).select(evidence(rows.example_ids, examples=rows), 6, None)
+    found = make(RandomSelector(None, 4)).select(evidence(IDS, row_tokens=rows), 6, None)
     assert found.example_ids == [0, 4, 8, 10]
 
 
 def test_a_threshold_of_one_takes_copies_only(rows, evidence):
-    scores = Scores(rows.example_ids, np.arange(6.0))
-    found = make(threshold=1.0).select(evidence(rows.example_ids, examples=rows), 6, scores)
+    scores = Scores(IDS, np.arange(6.0))
+    found = make(threshold=1.0).select(evidence(IDS, row_tokens=rows), 6, scores)
     assert found.about["near_duplicates"] == 1
 
 
 def test_too_few_rows_left_is_told(rows, evidence):
     selector = make(RandomSelector(None, 4))
-    few = rows.select([0, 2, 4])
-    found = selector.select(evidence(few.example_ids, examples=few), 6, None)
+    found = selector.select(evidence(IDS[:3], row_tokens=rows[:3]), 6, None)
     assert len(found.example_ids) == 2 and "1 near-duplicates were left out" in found.stopped
 
 
 def test_shingles():
-    assert len(shingles([1, 2, 3, 1, 2, 3], 3)) == 3 and len(shingles([1, 2], 3)) == 1
+    assert len(token_shingles([1, 2, 3, 1, 2, 3], 3)) == 3 and len(token_shingles([1, 2], 3)) == 1
 
 
 def test_settings_needs_and_the_missing_package(monkeypatch):
-    assert make().needs == {"scores"}
+    assert make().requests == {RowTokens()} and make().uses_scores
     with pytest.raises(UserError, match=r"selector\.inner is to choose 3 rows and the whole 4"):
-        make(TopSelector(None, 3)).wanted(10)
+        make(TopSelector(None, 3)).budget_rows(10)
     with pytest.raises(UserError, match=r"selector\.threshold=0\.0"):
         make(threshold=0.0)
     with pytest.raises(UserError, match=r"selector\.permutations=8"):
         DeduplicatedSelector(None, 4, TopSelector(None, 4), 0.8, 8, 3)
-    DeduplicatedSelector(None, 4, TopSelector(None, 4), 1.0, 64, 3).distinct(examples_with([[1], [2]]), np.asarray([0]))
+    DeduplicatedSelector(None, 4, TopSelector(None, 4), 1.0, 64, 3).distinct_rows([[1], [2]], np.asarray([0]))
     monkeypatch.setattr(deduplicated, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install gradfiltering\[dedup\]"):
         make()

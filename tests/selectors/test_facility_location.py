@@ -3,6 +3,7 @@ import pytest
 from tests.reference.greedy import best_subset, facility_location, greedy
 
 from gradfiltering.errors import UserError
+from gradfiltering.requests import Embeddings
 from gradfiltering.selectors.facility_location import FacilityLocationSelector, unit_rows
 
 RTOL = 1e-5  # similarities are float32
@@ -57,6 +58,6 @@ def test_a_zero_vector_stays_one():
 
 
 def test_settings_and_need():
-    assert FacilityLocationSelector.needs == {"embeddings"}
+    assert FacilityLocationSelector.requests == {Embeddings()} and not FacilityLocationSelector.uses_scores
     with pytest.raises(UserError, match=r"selector\.similarity=dot: give euclidean or cosine"):
         FacilityLocationSelector(0.1, None, "dot")

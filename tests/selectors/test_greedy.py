@@ -1,11 +1,11 @@
 import numpy as np
 
-from gradfiltering.selectors.greedy import FIRST_LOOK, lazy_argmax
+from gradfiltering.selectors.greedy import FIRST_CANDIDATES, lazy_argmax
 
 
 def test_finds_the_best_value_below_loose_bounds():
     rng = np.random.default_rng(0)
-    for count in (1, 5, FIRST_LOOK, 500):
+    for count in (1, 5, FIRST_CANDIDATES, 500):
         gains = rng.uniform(0, 1, count)
         values = gains - rng.uniform(0, 0.1, count)
         bounds = gains + rng.uniform(0, 0.5, count)
@@ -28,7 +28,7 @@ def test_looks_at_few_when_bounds_are_tight():
         return gains[rows]
 
     best, _ = lazy_argmax(gains.copy(), evaluate)
-    assert best == int(np.argmax(gains)) and len(looked) == FIRST_LOOK
+    assert best == int(np.argmax(gains)) and len(looked) == FIRST_CANDIDATES
 
 
 def test_nothing_to_choose():

@@ -2,6 +2,7 @@ import itertools
 
 import numpy as np
 
+from gradfiltering.requests import Embeddings
 from gradfiltering.selectors.k_center import KCenterSelector
 
 RTOL = 1e-4  # distances of float32 vectors
@@ -35,4 +36,4 @@ def test_distances_fall_and_copies_come_last(evidence):
     distances = found.trace["distance"]
     assert np.isinf(distances[0]) and (np.diff(distances[1:]) <= 0).all() and distances[-1] == 0
     assert found.example_ids == list(range(6)) and found.about["radius"] == 0
-    assert KCenterSelector.needs == {"embeddings"}
+    assert KCenterSelector.requests == {Embeddings()} and not KCenterSelector.uses_scores

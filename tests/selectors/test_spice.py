@@ -3,6 +3,7 @@ import pytest
 from tests.reference.greedy import best_subset, greedy, log_volume
 
 from gradfiltering.errors import UserError
+from gradfiltering.requests import Projections
 from gradfiltering.selectors import information
 from gradfiltering.selectors.spice import EARLY_STOP, SpiceSelector
 
@@ -68,7 +69,7 @@ def test_reaches_the_bound_of_the_best_subset(evidence):
 
 
 def test_gain_curve_falls_and_holds_over_many_updates(evidence, monkeypatch):
-    monkeypatch.setattr(information, "REFRESH", 7)
+    monkeypatch.setattr(information, "REFRESH_STEPS", 7)
     gradients = draw(300, 10, 2)
     found = spice(count=200).select(evidence(range(300), projections=gradients), 300, None)
     assert (np.diff(found.trace["gain"]) <= 1e-9).all()
@@ -110,7 +111,7 @@ def test_each_pool_gives_its_quota_and_what_was_chosen_before_counts(mode, evide
     gradients = draw(50, 6, 5)
     given = evidence(range(50), projections=gradients)
     selector = spice(pool=10, quota=3, count=12, mode=mode)
-    pools = [rows for rows, _ in selector.pools(50, 12, given)]
+    pools = [rows for rows, _ in selector.draw_pools(50, 12, given.seed)]
     found = selector.select(given, 50, None).trace["example_id"].reshape(4, 3)
     assert all(set(three) <= set(rows.tolist()) for three, rows in zip(found.tolist(), pools, strict=False))
     if mode == "full":
@@ -121,7 +122,7 @@ def test_each_pool_gives_its_quota_and_what_was_chosen_before_counts(mode, evide
 
 def test_pools_share_the_budget(evidence):
     given = evidence(range(53), projections=draw(53, 4))
-    pools = spice(pool=10, count=17).pools(53, 17, given)
+    pools = spice(pool=10, count=17).draw_pools(53, 17, given.seed)
     assert sum(quota for _, quota in pools) == 17 and sorted(np.concatenate([r for r, _ in pools])) == list(range(53))
     assert len(spice(pool=10, count=17).select(given, 53, None).example_ids) == 17
 
@@ -171,4 +172,4 @@ def test_settings_out_of_range(changed, message):
 
 
 def test_needs_projections_alone():
-    assert SpiceSelector.needs == {"projections"}
+    assert SpiceSelector.requests == {Projections()} and not SpiceSelector.uses_scores

@@ -36,4 +36,4 @@ def test_the_seed_does_not_matter(ids, scores, evidence):
         selector.select(evidence(ids, 0), 25, scores).example_ids
         == selector.select(evidence(ids, 1), 25, scores).example_ids
     )
-    assert selector.needs == {"scores"}
+    assert selector.requests == frozenset() and selector.uses_scores

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from gradfiltering.errors import UserError
+from gradfiltering.requests import Embeddings
 from gradfiltering.selectors.facility_location import FacilityLocationSelector
 from gradfiltering.selectors.random import RandomSelector
 from gradfiltering.selectors.top import TopSelector
@@ -25,7 +26,7 @@ def test_the_second_chooses_among_what_the_first_chose(ids, scores, evidence):
 
 
 def test_needs_are_those_of_both():
-    assert make().needs == {"scores", "embeddings"}
+    assert make().requests == {Embeddings()} and make().uses_scores
 
 
 def test_stages_that_choose_alike_are_one(ids, scores, evidence):
@@ -35,7 +36,7 @@ def test_stages_that_choose_alike_are_one(ids, scores, evidence):
 
 def test_budgets_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match=r"first cut leaves 50 of 500 rows, and 100 are asked for"):
-        make(first=0.1).wanted(500)
+        make(first=0.1).budget_rows(500)
     with pytest.raises(UserError, match=r"selector\.second is to choose 50 rows and the whole 100"):
-        make(second=RandomSelector(0.1, None)).wanted(500)
-    assert make().wanted(500) == 100
+        make(second=RandomSelector(0.1, None)).budget_rows(500)
+    assert make().budget_rows(500) == 100

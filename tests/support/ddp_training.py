@@ -20,8 +20,7 @@ from gradfiltering.ensembles import training
 from gradfiltering.ensembles.lora_ensemble import EnsembleSettings
 from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.evidence import passes as snapshot
-from gradfiltering.evidence.base_model import Observed
-from gradfiltering.evidence.gradient_log import BaseModelLosses, BatchSettings, log_gradients
+from gradfiltering.evidence.gradient_log import BatchSettings, log_gradients
 from gradfiltering.finetuning.lora_finetuning import FineTuningSettings, finetune
 from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.methods import lead
@@ -29,9 +28,10 @@ from gradfiltering.methods.curriculum import LeadSettings
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.lora import LoraSettings
 from gradfiltering.models.objectives import ResponseNLL
+from gradfiltering.requests import BaseModelLosses, Evidence, LossMeasurement
 from gradfiltering.runs.cache import Cache, Unfinished, Workspace
 from gradfiltering.runs.gradient_log import EpochLog, EpochRecorder
-from gradfiltering.scorers.base import Evidence, Scores
+from gradfiltering.scorers.base import Scores
 from gradfiltering.scorers.loss import LossScorer
 from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
@@ -114,7 +114,10 @@ def train_all(folder: Path, trainer: partial[L.Trainer]) -> None:
         difficulty, bare = np.random.default_rng(rows).uniform(0.2, 1.2, (2, rows))
         bare = bare.round(1) + 1e-12 * np.random.default_rng(devices.rank()).normal(size=rows) * devices.rank()
         ids = encoded.examples.example_ids
-        evidence = Evidence(ids, 0, EPOCHS, observed=Observed(BaseModelLosses(bare, None)), examples=encoded.examples)
+        evidence = Evidence(
+            ids, 0, encoded.examples.response_tokens, encoded.examples.lengths, None,
+            {BaseModelLosses(): LossMeasurement(bare, None)},
+        )  # fmt: skip
         for rate in SAMPLE_RATES:
             place = Workspace(own / f"lead={rate}", Cache(folder / "cache"), 0, trainer)
             how = (LEAD(sample_rate=rate), BUDGET, Scores(ids, difficulty), evidence)

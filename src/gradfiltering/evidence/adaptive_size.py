@@ -1,6 +1,6 @@
 """Ensembles and epoch pairs that say themselves when they suffice: `ensemble.m=auto` and `epochs=auto`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,13 +8,15 @@ from typing import Any, Protocol
 import numpy as np
 from rich.console import Console
 
+from gradfiltering import requests
 from gradfiltering.distributed.process_group import rank
 from gradfiltering.ensembles.lora_ensemble import AUTO, EnsembleSettings
 from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.errors import UserError
 from gradfiltering.evidence.gradient_log import LOG, ProxyResult
+from gradfiltering.requests import GradientLogPair, Request
 from gradfiltering.runs.cache import Workspace
-from gradfiltering.runs.gradient_log import EpochLog, GradientLog
+from gradfiltering.runs.gradient_log import GradientLog
 from gradfiltering.seeding import numpy_rng
 from gradfiltering.statistics.stability import FEWEST, expected_overlap, overlap, rank_correlation
 
@@ -78,20 +80,20 @@ class AdaptiveSize:
             raise UserError(f"adaptive.stability={self.stability}: give a share in (0, 1]")
 
     def fewest(
-        self, settings: EnsembleSettings, epochs: SnapshotPair | SettlingEpochs, looks_at: frozenset[Any]
+        self, settings: EnsembleSettings, epochs: SnapshotPair | SettlingEpochs, score_requests: frozenset[Request[Any]]
     ) -> int:
         """The fewest members that a run can end up with.
 
         Args:
             settings: of the ensemble.
             epochs: the pair.
-            looks_at: what the scores are made of.
+            score_requests: of the scorer.
 
         Raises:
             UserError: something is to be found out by scores that do not look at the ensemble.
         """
         asked = [f"ensemble.m={AUTO}"] * (settings.m == AUTO) + ["epochs=auto"] * isinstance(epochs, SettlingEpochs)
-        if asked and not looks_at & {"gradient_log", "projections"}:
+        if asked and not any(request.reads_ensemble for request in score_requests):
             raise UserError(
                 f"{' and '.join(asked)}: the scores of this run do not depend on the ensemble, so they cannot say when "
                 "it suffices; choose a scorer that looks at gradients, such as scorer=gsnr, or give numbers"
@@ -99,31 +101,11 @@ class AdaptiveSize:
         return self.start if settings.m == AUTO else int(settings.m)
 
 
-@dataclass(frozen=True)
-class ChosenMembers:
-    """A log seen through some of its members, one of them perhaps several times.
-
-    Attributes:
-        log: of all members.
-        positions: [M] int64.
-    """
-
-    log: GradientLog
-    positions: np.ndarray
-
-    def epoch(self, epoch: int) -> EpochLog:
-        """Their measurements at `epoch`."""
-        whole = self.log.epoch(epoch)
-        return replace(whole, grad_norm=whole.grad_norm[self.positions], loss=whole.loss[self.positions])
-
-
 class Score(Protocol):
-    """Scores all rows by what an ensemble measured."""
+    """Scores all rows by results that an ensemble measured."""
 
-    def __call__(
-        self, log: GradientLog | ChosenMembers, epochs: SnapshotPair, projections: np.ndarray | None
-    ) -> np.ndarray:
-        """[N] float64, NaN for a row without a score; `projections` are [M, N, K] at the late epoch, where made."""
+    def __call__(self, results: Mapping[Request[Any], Any]) -> np.ndarray:
+        """[N] float64, NaN for a row without a score."""
         ...
 
 
@@ -141,11 +123,16 @@ class _Rounds:
 
     def scores(self, pair: SnapshotPair) -> Callable[[np.ndarray], np.ndarray]:
         """Scores by some of the last ensemble's members, by their positions."""
-        log, projections = GradientLog(self.run_dir / LOG), self.made[-1].projections
+        log = GradientLog(self.run_dir / LOG)
+        early, late = log.epoch(pair.early), log.epoch(pair.late)
+        projections = self.made[-1].projections
 
         def by(positions: np.ndarray) -> np.ndarray:
-            seen = None if projections is None else projections[positions]
-            return self.score(ChosenMembers(log, positions), pair, seen)
+            logs = GradientLogPair(early.select_members(positions), late.select_members(positions))
+            results: dict[Request[Any], Any] = {requests.GradientLog(): logs}
+            if projections is not None:
+                results[requests.Projections()] = projections[positions]
+            return self.score(results)
 
         return by
 

@@ -1,7 +1,7 @@
 """What the backbone without adapters says about the rows, where a scorer or selector asks for it."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,87 +16,26 @@ from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.encoding import clean
 from gradfiltering.data.examples import Examples, Rows
 from gradfiltering.distributed.process_group import gather, share
-from gradfiltering.evidence.gradient_log import BARE_TOKENS, BaseModelLosses, BatchSettings, cached_losses, measure_bare
-from gradfiltering.evidence.task_gradients import TaskGradients
+from gradfiltering.evidence.gradient_log import BARE_TOKENS, BatchSettings, cached_losses, measure_bare
 from gradfiltering.models.causal_model import CHUNK_BYTES, SplitModel, split_model
 from gradfiltering.models.language_model import LanguageModel, from_pretrained
 from gradfiltering.models.objectives import Objective, ResponseNLL
 from gradfiltering.models.templates import template_named
 from gradfiltering.models.weights import hash_weights
+from gradfiltering.requests import (
+    BaseModelLosses,
+    Embeddings,
+    ErrorNorms,
+    Request,
+    ResponseLosses,
+    ResponseLossPair,
+    RowTokens,
+)
 from gradfiltering.runs.cache import Cache, Workspace
 
 NO_QUESTION = "no question that the response could depend on"
 ONE_TOKEN = "a response of one token has no loss by itself"
 CUT_OFF = "the prompt leaves no room for the response"
-
-
-@dataclass(frozen=True)
-class ResponseLosses:
-    """The need for two losses of each response: given its prompt, and by itself.
-
-    Attributes:
-        template: the prompt's, whatever the run trains with.
-        max_tokens: longest input; the end is cut off.
-    """
-
-    template: str
-    max_tokens: int
-
-
-Need = str | ResponseLosses | TaskGradients
-
-
-@dataclass(frozen=True)
-class PromptedAndAloneLosses:
-    """Losses in nats per token.
-
-    Attributes:
-        given_prompt: [N] float64, mean over the response's tokens.
-        alone: [N] float64, mean over all but the first of them, which nothing precedes.
-        reasons: row -> why it has no losses (they are NaN).
-    """
-
-    given_prompt: np.ndarray
-    alone: np.ndarray
-    reasons: dict[int, str]
-
-    def take(self, rows: np.ndarray) -> "PromptedAndAloneLosses":
-        """Those of some rows."""
-        place = {int(row): position for position, row in enumerate(rows)}
-        reasons = {place[row]: reason for row, reason in self.reasons.items() if row in place}
-        return PromptedAndAloneLosses(self.given_prompt[rows], self.alone[rows], reasons)
-
-
-@dataclass(frozen=True)
-class Observed:
-    """What was asked for, in the order of the examples; the rest is None.
-
-    Attributes:
-        bare: losses of the pool [N] and the held-out rows.
-        el2n: [N] float64, mean over response tokens of ‖p − onehot‖₂.
-        embeddings: [N, D] float32.
-        answers: the two losses of each response, by template and longest input.
-    """
-
-    bare: BaseModelLosses | None = None
-    el2n: np.ndarray | None = None
-    embeddings: np.ndarray | None = None
-    answers: dict[ResponseLosses, PromptedAndAloneLosses] = field(default_factory=dict)
-
-    @property
-    def losses(self) -> BaseModelLosses:
-        """What was measured for the need `losses`."""
-        assert self.bare is not None, "whoever reads the losses declares the need"
-        return self.bare
-
-    def take(self, rows: np.ndarray) -> "Observed":
-        """What is known of some rows."""
-        return Observed(
-            None if self.bare is None else replace(self.bare, pool=self.bare.pool[rows]),
-            None if self.el2n is None else self.el2n[rows],
-            None if self.embeddings is None else self.embeddings[rows],
-            {need: found.take(rows) for need, found in self.answers.items()},
-        )
 
 
 @dataclass(frozen=True)
@@ -116,7 +55,7 @@ class EmbeddingSettings:
 
 
 def observe(
-    needs: frozenset[Need],
+    requests: frozenset[Request[Any]],
     base_model: LanguageModel,
     objective: Objective,
     records: InstructionDataset,
@@ -124,12 +63,12 @@ def observe(
     embedding: EmbeddingSettings,
     batch: BatchSettings,
     workspace: Workspace,
-) -> Observed:
-    """Makes the passes somebody needs and no others.
+) -> dict[Request[Any], Any]:
+    """Measure the base model as far as it is requested.
 
     Args:
-        needs: of scorer and selector. The gradient log brings the need for losses, which its diagnostics compare with.
-        backbone: model and tokenizer.
+        requests: of scorer and selector. Requests of the ensemble bring the losses, which its diagnostics compare with.
+        base_model: model and tokenizer.
         objective: of the losses.
         records: the rows as text.
         rows: the same, encoded.
@@ -138,21 +77,23 @@ def observe(
         workspace: store and trainer.
     """
     device = workspace.trainer().strategy.root_device
-    passes = _Passes(base_model, device, BARE_TOKENS if isinstance(batch.tokens, str) else batch.tokens, batch.workers)
-    asked = [need for need in needs if isinstance(need, ResponseLosses)]
-    embeddings = None
-    if "embeddings" in needs:
-        own = embedding.encoder is None
-        embeddings = passes.states(rows.examples) if own else _encoded(embedding, records, rows.examples, passes)
-        embeddings = embeddings - embeddings.mean(0) if embedding.centre else embeddings
-    return Observed(
-        measure_bare(base_model, objective, rows, batch, workspace)
-        if needs & {"losses", "gradient_log", "projections"}
-        else None,
-        passes.el2n(rows.examples) if "el2n" in needs else None,
-        embeddings,
-        {need: passes.paired(need, records, rows.examples, workspace.cache) for need in asked},
-    )
+    batch_tokens = BARE_TOKENS if isinstance(batch.tokens, str) else batch.tokens
+    passes = _Passes(base_model, device, batch_tokens, batch.workers)
+    results: dict[Request[Any], Any] = {}
+    if RowTokens() in requests:
+        results[RowTokens()] = rows.examples.table["input_ids"]
+    if Embeddings() in requests:
+        of_proxy = embedding.encoder is None
+        embeddings = passes.states(rows.examples) if of_proxy else _encoded(embedding, records, rows.examples, passes)
+        results[Embeddings()] = embeddings - embeddings.mean(0) if embedding.centre else embeddings
+    if BaseModelLosses() in requests or any(request.reads_ensemble for request in requests):
+        results[BaseModelLosses()] = measure_bare(base_model, objective, rows, batch, workspace)
+    if ErrorNorms() in requests:
+        results[ErrorNorms()] = passes.el2n(rows.examples)
+    for request in sorted(requests, key=repr):  # in the same order in every process
+        if isinstance(request, ResponseLosses):
+            results[request] = passes.paired(request, records, rows.examples, workspace.cache)
+    return results
 
 
 @dataclass(frozen=True)
@@ -203,7 +144,7 @@ class _Passes:
 
     def paired(
         self, need: ResponseLosses, records: InstructionDataset, examples: Examples, cache: Cache
-    ) -> PromptedAndAloneLosses:
+    ) -> ResponseLossPair:
         """Both losses of each response in one pass over twice as many sequences."""
         pairs, reasons = answer_pairs(need, records, examples, self.base_model)
         count = len(examples)
@@ -213,7 +154,7 @@ class _Passes:
             hashed = hash_weights(self.base_model.model)
             found = cached_losses(self.base_model, hashed, ResponseNLL(), pairs, self.batches, self.device, cache)
             losses[sequences // 2, sequences % 2] = found
-        return PromptedAndAloneLosses(losses[:, 0], losses[:, 1], reasons)
+        return ResponseLossPair(losses[:, 0], losses[:, 1], reasons)
 
 
 def response_logits(split: SplitModel, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

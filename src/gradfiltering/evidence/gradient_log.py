@@ -32,8 +32,9 @@ from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.lora import Adapters, export_adapter, initial_adapters, update_ratio
 from gradfiltering.models.objectives import Objective
 from gradfiltering.models.weights import count_matmul_weights, hash_weights
+from gradfiltering.requests import GradientLogPair, LossMeasurement
 from gradfiltering.runs.cache import Cache, Workspace, link
-from gradfiltering.runs.gradient_log import FILE, leaf, read_members, write_epoch
+from gradfiltering.runs.gradient_log import FILE, GradientLog, leaf, read_members, write_epoch
 from gradfiltering.runs.run_folder import RunFolder
 
 BARE_VERSION = 1  # raise it when the same rows would get other losses
@@ -159,6 +160,20 @@ def log_gradients(
         projections=projections,
         engine=work.gradients.name,
     )
+
+
+def read_log_pair(run_dir: Path, pair: SnapshotPair, example_ids: np.ndarray) -> GradientLogPair:
+    """Read a run's gradient log at both snapshots of a pair.
+
+    Raises:
+        UserError: the log lacks a snapshot, or is of other examples than these.
+    """
+    log = GradientLog(run_dir / LOG)
+    logs = GradientLogPair(log.epoch(pair.early), log.epoch(pair.late))
+    for snapshot_log in (logs.early, logs.late):
+        if not np.array_equal(snapshot_log.example_ids, example_ids):
+            raise UserError("the gradient log holds other examples than this run's; delete it and run again")
+    return logs
 
 
 @contextmanager
@@ -375,22 +390,9 @@ class EnsembleWork:
         RunFolder(self.workspace.run_dir).write("trajectory.parquet", lambda part: write_rows(rows, part))
 
 
-@dataclass(frozen=True)
-class BaseModelLosses:
-    """Losses under the backbone without adapters, in nats per response token.
-
-    Attributes:
-        pool: [N] float64, in the order of the examples.
-        heldout: mean over held-out rows, None where nothing is held out.
-    """
-
-    pool: np.ndarray
-    heldout: float | None
-
-
 def measure_bare(
     base_model: LanguageModel, objective: Objective, rows: Rows, batch: BatchSettings, workspace: Workspace
-) -> BaseModelLosses:
+) -> LossMeasurement:
     """One forward pass over all rows without adapters, unless the store has its result."""
     device = workspace.trainer().strategy.root_device
     tokens = BARE_TOKENS if isinstance(batch.tokens, str) else batch.tokens
@@ -402,7 +404,7 @@ def measure_bare(
     def losses(examples: Examples) -> np.ndarray:
         return cached_losses(base_model, hashed, objective, examples, batches, device, workspace.cache)
 
-    return BaseModelLosses(losses(rows.examples), None if rows.heldout is None else float(losses(rows.heldout).mean()))
+    return LossMeasurement(losses(rows.examples), None if rows.heldout is None else float(losses(rows.heldout).mean()))
 
 
 def cached_losses(

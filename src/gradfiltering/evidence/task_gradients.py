@@ -20,46 +20,11 @@ from gradfiltering.gradients.engine import GradientEngine
 from gradfiltering.gradients.projection import GradientSketch, Projection
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.weights import count_matmul_weights
+from gradfiltering.requests import CheckpointGradients, TaskGradients
 from gradfiltering.runs.cache import Workspace, link
 from gradfiltering.runs.gradient_log import leaf, read_members
 
 FOLDER, PARTS = "influence", {LOG: "rows", HELDOUT_LOG: "validation"}  # of the run folder
-
-
-@dataclass(frozen=True)
-class TaskGradients:
-    """The need for gradients at checkpoints: of the rows as Adam would apply them, of validation rows as they are.
-
-    Attributes:
-        checkpoints: epochs.
-        members: the first so many members of the ensemble.
-        validation: file of validation rows, None for the held-out ones.
-        task: field that names a validation row's task; `auto` and None as in `validation_rows`.
-    """
-
-    checkpoints: tuple[int, ...]
-    members: int
-    validation: str | None
-    task: str | None
-
-
-@dataclass(frozen=True)
-class CheckpointGradients:
-    """Projections of C checkpoints of each member, all by one projection.
-
-    Attributes:
-        rows: [checkpoint][member] -> [N, K] float32 of Adam's directions.
-        validation: [checkpoint][member] -> [V, K] float32 of plain gradients.
-        tasks: [V] name of each validation row's task.
-        rates: [C] mean learning rate of the epoch that ends at the checkpoint.
-        losses: checkpoint -> mean validation loss over members and rows, nats per response token.
-    """
-
-    rows: list[list[np.ndarray]]
-    validation: list[list[np.ndarray]]
-    tasks: np.ndarray
-    rates: list[float]
-    losses: dict[int, float]
 
 
 @dataclass(frozen=True)
@@ -84,10 +49,10 @@ class InfluenceResult:
         cost = {name: getattr(self, name) for name in ("seconds", "tokens", "trained", "logged", "reused_seconds")}
         of = []
         for need, found in self.gradients.items():
-            names, counts = np.unique(found.tasks, return_counts=True)
+            names, counts = np.unique(found.validation_tasks, return_counts=True)
             tasks = dict(zip(names.tolist(), counts.tolist(), strict=True))
-            about = {"members": need.members, "checkpoints": list(need.checkpoints), "rates": found.rates}
-            of.append({**about, "validation_loss": found.losses, "validation_rows": tasks})
+            about = {"members": need.members, "checkpoints": list(need.checkpoints), "rates": found.learning_rates}
+            of.append({**about, "validation_loss": found.validation_losses, "validation_rows": tasks})
         return {**cost, "gradients": of}
 
 
@@ -161,12 +126,14 @@ def _gradients(
     for epoch in need.checkpoints:
         states = [work.start([member], epoch) for member in settings.members]
         adams = [AdamProjection(projection, state.moments, settings.betas, settings.eps) for state in states]
-        found.rows.append([_read(work, *one, epoch, LOG) for one in enumerate(adams)])
-        found.validation.append([_read(work, member, projection, epoch, HELDOUT_LOG) for member in settings.members])
+        found.row_directions.append([_read(work, *one, epoch, LOG) for one in enumerate(adams)])
+        found.validation_gradients.append(
+            [_read(work, member, projection, epoch, HELDOUT_LOG) for member in settings.members]
+        )
         done = states[0].steps
         steps = range(done - done // epoch, done)  # of this epoch
-        found.rates.append(settings.lr * float(np.mean([settings.rate_share(step) for step in steps])))
-    return replace(found, losses=_losses(work, need))
+        found.learning_rates.append(settings.lr * float(np.mean([settings.rate_share(step) for step in steps])))
+    return replace(found, validation_losses=_losses(work, need))
 
 
 def _read(work: EnsembleWork, member: int, sketch: GradientSketch, epoch: int, name: str) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The stages of a run, in order."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 
 from hydra.core.hydra_config import HydraConfig
@@ -16,6 +16,8 @@ from gradfiltering.reports import screen
 
 def run_stages(cfg: DictConfig) -> None:
     """Runs the stages in order, up to `cfg.until`."""
+    import numpy as np
+
     from gradfiltering.data.examples import Encoder
     from gradfiltering.evidence import adaptive_size as adaptive
     from gradfiltering.evidence import base_model as bare
@@ -25,22 +27,23 @@ def run_stages(cfg: DictConfig) -> None:
     from gradfiltering.finetuning import targets as tuning
     from gradfiltering.judging import answers_and_verdicts as judging
     from gradfiltering.methods import diagnostics, lead
+    from gradfiltering.methods.subset_files import write_known_rows, write_scores, write_subset
     from gradfiltering.reports import cards
     from gradfiltering.reports import experiment_logger as tracking
     from gradfiltering.reports.page import build as page
-    from gradfiltering.runs import gradient_log as log
-    from gradfiltering.scorers.base import Evidence, Scores, score_rows, write_known
-    from gradfiltering.selectors.base import Selection, shortfall, write_subset
+    from gradfiltering.requests import BaseModelLosses, Evidence, GradientLog, Projections
+    from gradfiltering.scorers.base import Scores, score_rows
+    from gradfiltering.selectors.base import Selection, shortfall_warnings
 
     part, seed, against = build_parts(cfg), cfg.seed, cfg.judge.against
     plan = Plan(cfg.until, part.scorer, part.selector, cfg.target.data)
     plan.check_asked(HydraConfig.get().overrides.task)
-    members = part.adaptive.fewest(part.ensemble, part.epochs, plan.looked_at)
+    members = part.adaptive.fewest(part.ensemble, part.epochs, plan.score_requests)
     plan.check(members, part.ensemble, part.proxy, part.target, against, part.generation)
     with opening.opened(cfg, part.cache) as (run, logger, workspace):
         # Records -> examples. Prompts are loaded now, so that a missing file shows before anything is trained.
         records = run.stage_of("data", devices.first_then_all, part.source.load, seed)
-        asked = part.selector.wanted(len(records))
+        asked = part.selector.budget_rows(len(records))
         asking = (part.judge, len(against), cfg.judge.repeats, part.generation)
         prompts = judging.load_prompt_sets(part.prompts, records, *asking) if plan.reached("judge") else []
         validation = devices.first_then_all(plan.validation, records)
@@ -51,15 +54,16 @@ def run_stages(cfg: DictConfig) -> None:
         examples, ids = rows.examples, rows.examples.example_ids
         devices.once(encoder.show, records, examples, Console())
         run.add(data=examples.summary(len(records)))
-        write_known(run.folder, records, examples)
+        write_known_rows(run.folder, records, examples)
 
         # Examples -> what scorer and selector look at, and no more.
-        evidence, scores = Evidence(ids, seed, part.epochs, examples=examples, sources=records.sources), None
-        if plan.needs - validation.keys():
+        sources = None if records.sources is None else np.asarray(records.sources)[ids]
+        evidence, scores = Evidence(ids, seed, examples.response_tokens, examples.lengths, sources), None
+        if plan.requests - validation.keys():
             by = (base_model, part.objective, records, rows, part.embeddings, part.batch, workspace)
-            evidence = replace(evidence, observed=run.stage_of("bare", bare.observe, plan.needs, *by))
-        if plan.needs & {"gradient_log", "projections"}:
-            projection = part.projection if "projections" in plan.needs else None
+            evidence = evidence.add_results(run.stage_of("bare", bare.observe, plan.requests, *by))
+        if plan.requests & {GradientLog(), Projections()}:
+            projection = part.projection if Projections() in plan.requests else None
             work = {"engine": part.engine, "batch": part.batch, "workspace": workspace, "projection": projection}
             make, rank = (
                 partial(proxy.log_gradients, base_model, rows, **work),
@@ -68,27 +72,30 @@ def run_stages(cfg: DictConfig) -> None:
             size = (part.ensemble, part.epochs, part.adaptive)
             logged = run.stage_of("proxy", adaptive.settle, make, *size, rank, asked, workspace)
             run.add(proxy=logged.summary())
-            norms = log.GradientLog(run.folder / "gradient_log")
-            evidence = replace(evidence, epochs=logged.pair, gradient_log=norms, projections=logged.projections)
-            run.diagnose(diagnostics.of_ensemble(norms, logged.pair, logged, evidence.observed.losses, part.limits))
+            logs = proxy.read_log_pair(run.folder, logged.pair, ids)
+            evidence = evidence.add_results({GradientLog(): logs})
+            if logged.projections is not None:
+                evidence = evidence.add_results({Projections(): logged.projections})
+            losses = evidence.get(BaseModelLosses())
+            run.diagnose(diagnostics.of_ensemble(logs, logged.pair, logged, losses, part.limits))
         if validation:
             aim = (validation, encoder, examples, base_model, part.ensemble, part.engine, part.batch, workspace)
             found = run.stage_of("influence", influence.measure_influence, *aim, part.projection)
             run.add(influence=found.summary())
-            evidence = replace(evidence, influences=found.gradients)
+            evidence = evidence.add_results(found.gradients)
 
         # What they look at -> scores -> subset.
         if plan.reached("score") and plan.scored:
             scores = run.stage_of("score", part.scorer.score, evidence)
-            scores.write(run.folder, examples.unscored)
+            write_scores(run.folder, scores, examples.unscored)
             run.add(data=examples.summary(len(records), scores.unscored))
 
         def settle(choice: Selection, scores: Scores | None) -> Sequence[int]:
             """Writes the subset, and what there is to say about it."""
-            chosen, losses = choice.example_ids, evidence.observed.bare
+            chosen, losses = choice.example_ids, evidence.results.get(BaseModelLosses())
             write_subset(run.folder, records, chosen, scores, choice.trace)
             run.add(selection=choice.summary(run.choices, len(records), scores))
-            run.warn(shortfall(asked, choice))
+            run.warn(shortfall_warnings(asked, choice))
             run.diagnose(diagnostics.of_choice(chosen, examples, records, scores, losses, seed, part.limits))
             return chosen
 

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradfiltering.errors import UserError
+from gradfiltering.requests import BaseModelLosses, Request, ResponseLosses, TaskGradients
+from gradfiltering.scorers.base import Scorer
+from gradfiltering.selectors.base import Selector
 
 DATA = ("subset", "lead")
 BUDGET = ("selector.fraction", "selector.count")
@@ -23,8 +26,8 @@ class Plan:
     """
 
     until: str
-    scorer: Any
-    selector: Any
+    scorer: Scorer
+    selector: Selector
     data: str = "subset"
 
     def __post_init__(self) -> None:
@@ -49,31 +52,29 @@ class Plan:
 
     @property
     def scored(self) -> bool:
-        """Whether anybody looks at the scores."""
-        return self.leads or "scores" in self.selector.needs or not self.reached("select")
+        """True where scores are read."""
+        return self.leads or self.selector.uses_scores or not self.reached("select")
 
     @property
-    def needs(self) -> frozenset[Any]:
-        """What the scorer and the selector look at, as far as the run gets."""
+    def requests(self) -> frozenset[Request[Any]]:
+        """Measurements that scorer and selector read, as far as the run gets."""
         if self.leads:
-            return self.looked_at | {"losses"}
-        selector = self.selector.needs if self.reached("select") else frozenset()
-        return self.looked_at | selector - {"scores"}
+            return self.score_requests | {BaseModelLosses()}
+        selector_requests = self.selector.requests if self.reached("select") else frozenset()
+        return self.score_requests | selector_requests
 
     @property
-    def looked_at(self) -> frozenset[Any]:
-        """What the scores are made of, none where nobody looks at them."""
-        return self.scorer.needs if self.scored else frozenset()
+    def score_requests(self) -> frozenset[Request[Any]]:
+        """Measurements that the scorer reads; none where scores are not read."""
+        return self.scorer.requests if self.scored else frozenset()
 
     @property
-    def influences(self) -> list[Any]:
-        """Of these, the needs for gradients at checkpoints; in the same order in every process."""
-        from gradfiltering.evidence.task_gradients import TaskGradients
+    def influences(self) -> list[TaskGradients]:
+        """Requests of gradients at checkpoints, in the same order in every process."""
+        return sorted((request for request in self.requests if isinstance(request, TaskGradients)), key=repr)
 
-        return sorted((need for need in self.needs if isinstance(need, TaskGradients)), key=repr)
-
-    def validation(self, records: Any) -> dict[Any, Any]:
-        """The validation rows of each of these needs.
+    def validation(self, records: Any) -> dict[TaskGradients, Any]:
+        """Load the validation rows of each request of gradients at checkpoints.
 
         Raises:
             UserError: there are none, or they do not fit.
@@ -132,11 +133,15 @@ class Plan:
         """
         from gradfiltering.evidence.task_gradients import members_of
         from gradfiltering.finetuning.targets import check_opponents
+        from gradfiltering.models.templates import template_named
 
         if self.scored and self.reached("score"):
-            self.scorer.check(members)
+            self.scorer.check_members(members)
         for need in self.influences:
             members_of(need, ensemble)
+        for request in self.requests:
+            if isinstance(request, ResponseLosses):
+                template_named(request.template)
         proxy.check()
         if self.reached("target"):
             check_opponents(against)

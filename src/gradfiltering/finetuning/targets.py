@@ -55,7 +55,8 @@ def training_sets(
         UserError: an unknown name in `against`.
     """
     check_opponents(against)
-    sets = {"full": example_ids.tolist(), "random": RandomSelector(None, len(chosen)).draw(example_ids, total, seed)}
+    random_ids = RandomSelector(None, len(chosen)).draw_rows(example_ids, total, seed)
+    sets = {"full": example_ids.tolist(), "random": random_ids}
     return {CANDIDATE: list(chosen), **{name: sets[name] for name in against}}
 
 

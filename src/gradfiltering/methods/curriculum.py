@@ -11,7 +11,7 @@ from gradfiltering.methods.bandit import Exp3, RewardScale
 from gradfiltering.methods.dynamic_uncertainty import smoothed
 from gradfiltering.scorers.base import Scorer
 from gradfiltering.seeding import numpy_rng
-from gradfiltering.selectors.stratified import clusters
+from gradfiltering.selectors.stratified import assign_clusters
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class LeadSettings:
                 raise UserError(f"target.lead.{name}={getattr(self, name)}: give a share in (0, 1]")
         if not 0 <= self.smoothing < 1:
             raise UserError(f"target.lead.smoothing={self.smoothing}: give a share in [0, 1)")
-        unmet = self.difficulty.needs & {"gradient_log", "projections"}
+        unmet = [request for request in self.difficulty.requests if request.reads_ensemble]
         if unmet:
             raise UserError(
                 f"target.lead.difficulty looks at {', '.join(sorted(map(str, unmet)))}, which the bare target does not "
@@ -77,7 +77,7 @@ def cluster_by(difficulty: np.ndarray, settings: LeadSettings, seed: int) -> np.
             )
         difficulty = np.log(difficulty)
     count = min(settings.clusters, len(np.unique(difficulty)))
-    found = clusters(difficulty[:, None], count, seed)
+    found = assign_clusters(difficulty[:, None], count, seed)
     names, place = np.unique(found, return_inverse=True)
     means = np.asarray([difficulty[place == one].mean() for one in range(len(names))])
     return np.argsort(np.argsort(means))[place]

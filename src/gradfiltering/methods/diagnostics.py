@@ -11,8 +11,8 @@ from scipy.stats import rankdata
 from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.examples import Examples
 from gradfiltering.ensembles.snapshots import SnapshotPair
-from gradfiltering.evidence.gradient_log import BaseModelLosses, ProxyResult
-from gradfiltering.runs.gradient_log import EpochLog, GradientLog
+from gradfiltering.evidence.gradient_log import ProxyResult
+from gradfiltering.requests import EpochLog, GradientLogPair, LossMeasurement
 from gradfiltering.scorers.base import Scores
 from gradfiltering.seeding import numpy_rng
 
@@ -73,28 +73,32 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float | None:
 
 
 def of_ensemble(
-    log: GradientLog, epochs: SnapshotPair, trained: ProxyResult, bare: BaseModelLosses, limits: Limits
+    logs: GradientLogPair, epochs: SnapshotPair, trained: ProxyResult, bare: LossMeasurement, limits: Limits
 ) -> Diagnostics:
     """Is the ensemble in a state in which norms and their variance mean what the score takes them to mean?
 
     Args:
-        log: gradient log of the run.
+        logs: gradient log of the run at both snapshots.
         epochs: the compared snapshots.
         trained: growth of the adapters and held-out losses.
         bare: losses under the backbone without adapters.
         limits: when to warn.
     """
-    early, late = log.epoch(epochs.early), log.epoch(epochs.late)
+    early, late = logs.early, logs.late
+    snapshot_logs = {str(epochs.early): early, str(epochs.late): late}
     g_early, g_late = (one.grad_norm.astype(np.float64).mean(0) for one in (early, late))
     relative_drop = (g_early - g_late) / np.maximum(g_early, np.finfo(float).tiny)
     values: dict[str, Any] = {
         "positive_drop_share": float((relative_drop > 0).mean()),
         "median_relative_drop": float(np.median(relative_drop)),
-        "relative_variance": {str(e): _relative_variance(log.epoch(e)) for e in (epochs.early, epochs.late)},
+        "relative_variance": {epoch: _relative_variance(log) for epoch, log in snapshot_logs.items()},
         "update_ratio": {str(epoch): float(np.mean(ratios)) for epoch, ratios in trained.update_ratio.items()},
         "member_agreement": _member_agreement(early, late),
-        "train_loss": {str(e): float(log.epoch(e).loss.mean(dtype=np.float64)) for e in (epochs.early, epochs.late)},
-        "heldout_loss": {"bare": bare.heldout, **{str(epoch): loss for epoch, loss in trained.heldout_loss.items()}},
+        "train_loss": {epoch: float(log.loss.mean(dtype=np.float64)) for epoch, log in snapshot_logs.items()},
+        "heldout_loss": {
+            "bare": bare.heldout_loss,
+            **{str(epoch): loss for epoch, loss in trained.heldout_loss.items()},
+        },
     }
     return Diagnostics(values, _ensemble_warnings(values, epochs, limits))
 
@@ -104,7 +108,7 @@ def of_choice(
     examples: Examples,
     records: InstructionDataset,
     scores: Scores | None,
-    bare: BaseModelLosses | None,
+    bare: LossMeasurement | None,
     seed: int,
     limits: Limits,
 ) -> Diagnostics:
@@ -129,7 +133,7 @@ def of_choice(
 
 
 def of_selection(
-    examples: Examples, chosen: Sequence[int], scores: Scores | None, bare: BaseModelLosses | None, limits: Limits
+    examples: Examples, chosen: Sequence[int], scores: Scores | None, bare: LossMeasurement | None, limits: Limits
 ) -> Diagnostics:
     """What kind of rows did the score prefer?
 
@@ -141,7 +145,7 @@ def of_selection(
         limits: when to warn.
     """
     response_tokens = examples.response_tokens.astype(np.float64)
-    bare_loss = None if bare is None else bare.pool
+    bare_loss = None if bare is None else bare.row_losses
     inside = np.isin(examples.example_ids, np.asarray(chosen))
     values: dict[str, Any] = {
         "response_tokens": {"pool": float(response_tokens.mean()), "selected": float(response_tokens[inside].mean())}

@@ -36,8 +36,9 @@ from gradfiltering.methods.curriculum import Curriculum, LeadSettings, Pool, Rou
 from gradfiltering.methods.dynamic_uncertainty import predicted_change
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.weights import hash_weights
+from gradfiltering.requests import BaseModelLosses, Evidence
 from gradfiltering.runs.cache import Unfinished, Workspace, atomic_path
-from gradfiltering.scorers.base import Evidence, Scores
+from gradfiltering.scorers.base import Scores
 from gradfiltering.selectors.base import Selection
 
 LEAD_VERSION = 1  # raise it when the same rows and settings would lead to other choices or another adapter
@@ -245,9 +246,9 @@ def pool_of(scores: Scores, evidence: Evidence, lead: LeadSettings) -> Pool:
     there = np.searchsorted(evidence.example_ids, ids)
     task = np.zeros(len(ids), dtype=np.int64)
     if evidence.sources is not None:
-        task = np.unique(np.asarray(evidence.sources)[ids], return_inverse=True)[1]
+        task = np.unique(evidence.sources[there], return_inverse=True)[1]
     cluster = cluster_by(scores.score, lead, evidence.seed)
-    return Pool(ids, cluster, task, evidence.observed.losses.pool[there].astype(np.float64))
+    return Pool(ids, cluster, task, evidence.get(BaseModelLosses()).row_losses[there].astype(np.float64))
 
 
 def train(

@@ -207,7 +207,7 @@ CITED: dict[str, tuple[str, ...]] = {
     "scorers.perplexity_middle.PerplexityMiddle": ("marion2023less",),
     "scorers.length.LengthScorer": ("zhao2024long",),
     "scorers.less.LESS": ("xia2024less",),
-    "scorers.fused_rank.RankFusion": (),
+    "scorers.rank_fusion.RankFusion": (),
     "scorers.random.RandomScorer": (),
     "selectors.top.TopSelector": (),
     "selectors.random.RandomSelector": (),

@@ -1,7 +1,6 @@
 """The gradient log: what was measured for each example, member and epoch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import pyarrow.parquet as pq
 
 from gradfiltering.distributed.row_measurements import RowMeasurements
 from gradfiltering.errors import UserError
+from gradfiltering.requests import EpochLog as EpochLog
 from gradfiltering.runs.files import atomic_path
 
 FILE = PARQUET_FILE = "part-0.parquet"
@@ -21,23 +21,6 @@ SCHEMA = pa.schema(
         ("response_tokens", pa.int32()),
     ]
 )
-
-
-@dataclass(frozen=True)
-class EpochLog:
-    """Measurements of N examples under M members at one epoch.
-
-    Attributes:
-        example_ids: [N] int64, ascending.
-        grad_norm: [M, N] float32 when read from disk, float64 while it is being measured.
-        loss: [M, N] likewise, nats per response token.
-        response_tokens: [N] int32.
-    """
-
-    example_ids: np.ndarray
-    grad_norm: np.ndarray
-    loss: np.ndarray
-    response_tokens: np.ndarray
 
 
 class EpochRecorder(RowMeasurements):

@@ -1,1 +1,1 @@
-"""One file per scorer: from the gradient log, or less, to one score per example."""
+"""Scorers: from measurements of the rows to a score per example, a file for each."""

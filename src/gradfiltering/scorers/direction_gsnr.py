@@ -1,30 +1,32 @@
-"""G-SNR that asks where a gradient points."""
+"""G-SNR weighted by the direction of the gradient."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from gradfiltering.errors import UserError
-from gradfiltering.evidence.base_model import Need
-from gradfiltering.scorers.base import Evidence, Scores
+from gradfiltering.requests import Evidence, GradientLog, Projections, Request
+from gradfiltering.scorers.base import Scores
 from gradfiltering.scorers.gsnr import GSNR
 
 
 @dataclass(frozen=True)
 class DirectionGSNR(GSNR):
-    r"""\(\mathrm{gsnr}_i · (1 - λ + λ (1 + c_i)/2)\), \(c_i = \frac1M \sum_m \cos(p_i^{(m,t)}, \bar p^{(m,t)})\). Ours.
+    r"""\(\mathrm{gsnr}_i · (1 - λ + λ (1 + c_i)/2)\), with agreement c in direction. Ours.
 
-    p is a member's projected gradient at the late epoch and p̄ its mean over the data. The cosine is taken inside a
-    member, since members' A bases differ. Rows that pull against the rest lose up to λ of their score.
+    \(c_i = \mathrm{mean}_m \cos(p_i^{(m,t)}, \bar p^{(m,t)})\), where p is a member's projected
+    gradient at the late snapshot and p̄ its mean over the data. The cosine is taken inside a member,
+    since members' A bases differ. Rows that pull against the rest lose up to λ of their score.
 
     Attributes:
         direction: λ in [0, 1]; 0 is `gsnr`.
     """
 
-    direction: float
+    direction: float = 0.5
 
-    needs: ClassVar[frozenset[Need]] = frozenset({"gradient_log", "projections"})
+    requests: ClassVar[frozenset[Request[Any]]] = frozenset({GradientLog(), Projections()})
+    row_wise: ClassVar[bool] = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -32,26 +34,29 @@ class DirectionGSNR(GSNR):
             raise UserError(f"scorer.direction={self.direction}: give a weight in [0, 1]")
 
     def score(self, evidence: Evidence) -> Scores:
-        """G-SNR, weighted by agreement in direction; `cosine` stands beside it."""
-        plain = super().score(evidence)
-        cosine = mean_cosines(evidence.member_projections())
+        """Weight G-SNR by agreement in direction; `cosine` stands beside it."""
+        plain_scores = super().score(evidence)
+        cosine = mean_cosines(evidence.get(Projections()))
         weight = 1 - self.direction + self.direction * (1 + cosine) / 2
-        return Scores(plain.example_ids, plain.score * weight, {**plain.columns, "cosine": cosine})
+        columns = {**plain_scores.columns, "cosine": cosine}
+        return Scores(plain_scores.example_ids, plain_scores.score * weight, columns)
 
 
 def mean_cosines(projections: np.ndarray) -> np.ndarray:
-    """Cosine of each row with its member's mean, averaged over members; 0 where a gradient is zero.
+    """Compute each row's cosine with its member's mean gradient, averaged over members.
 
     Args:
         projections: [M, N, K].
 
     Returns:
-        [N] float64.
+        [N] float64; a gradient of zero counts as cosine 0.
     """
-    found = np.zeros(projections.shape[1])
-    for member in projections:
-        mean = member.mean(axis=0, dtype=np.float64)
-        length = np.sqrt(np.einsum("nk,nk->n", member, member, dtype=np.float64)) * np.linalg.norm(mean)
-        product = member @ mean
-        found += np.divide(product, length, out=np.zeros(len(product)), where=length > 0)
-    return found / len(projections)
+    cosine_sums = np.zeros(projections.shape[1])
+    for member_projections in projections:  # [N, K]
+        mean_gradient = member_projections.mean(axis=0, dtype=np.float64)
+        squares = np.einsum("nk,nk->n", member_projections, member_projections, dtype=np.float64)
+        lengths = np.sqrt(squares) * np.linalg.norm(mean_gradient)
+        products = member_projections @ mean_gradient
+        no_cosine = np.zeros(len(products))
+        cosine_sums += np.divide(products, lengths, out=no_cosine, where=lengths > 0)
+    return cosine_sums / len(projections)

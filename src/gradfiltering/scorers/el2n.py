@@ -1,24 +1,24 @@
 """Error norm of the predicted distribution."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from gradfiltering.evidence.base_model import Need
-from gradfiltering.scorers.base import Evidence, Scorer, Scores
+from gradfiltering.requests import ErrorNorms, Evidence, Request
+from gradfiltering.scorers.base import Scorer, Scores
 
 
 @dataclass(frozen=True)
 class EL2N(Scorer):
-    r"""\(\frac1T \sum_t ‖p_t - \mathrm{onehot}(y_t)‖_2\) over the response tokens, under the bare backbone.
+    r"""\(\frac1T \sum_t ‖p_t - \mathrm{onehot}(y_t)‖_2\) over response tokens, by the base model.
 
-    Paul et al. ("Deep Learning on a Data Diet", NeurIPS 2021, sec. 2) average over early checkpoints of a classifier; a
-    pretrained backbone is already past its beginning, so it is taken as it is.
+    Paul et al. ("Deep Learning on a Data Diet", NeurIPS 2021, sec. 2) average over early
+    checkpoints of a classifier; a pretrained base model is past its beginning, so it is taken as
+    it is.
     """
 
-    needs: ClassVar[frozenset[Need]] = frozenset({"el2n"})
+    requests: ClassVar[frozenset[Request[Any]]] = frozenset({ErrorNorms()})
+    row_wise: ClassVar[bool] = True
 
     def score(self, evidence: Evidence) -> Scores:
         """[N] mean error norms, in [0, √2]."""
-        found = evidence.observed.el2n
-        assert found is not None, "EL2N declares its need"
-        return Scores(evidence.example_ids, found)
+        return Scores(evidence.example_ids, evidence.get(ErrorNorms()))

@@ -1,29 +1,29 @@
 """Mean gradient norm."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from gradfiltering.errors import UserError
-from gradfiltering.evidence.base_model import Need
-from gradfiltering.scorers.base import Evidence, Scorer, Scores
-from gradfiltering.scorers.statistics import logged_pair
+from gradfiltering.requests import Evidence, GradientLog, Request
+from gradfiltering.scorers.base import Scorer, Scores
 
 
 @dataclass(frozen=True)
 class GradNorm(Scorer):
-    r"""GraNd, \(\frac1M \sum_m g_i^{(m)}\) at one epoch (Paul et al., NeurIPS 2021, sec. 2), the largest first.
+    r"""GraNd, \(\frac1M \sum_m g_i^{(m)}\) at one snapshot (Paul et al., NeurIPS 2021, sec. 2).
 
     Attributes:
-        at: `early` or `late`, of the compared epochs. GraNd is meant for early training.
-        prefer: `large`, or `small` for minus the norm: on a small proxy, noise has the large ones.
+        at: `early` or `late`, of the compared snapshots. GraNd is meant for early training.
+        prefer: `large`, or `small` for minus the norm: on a small proxy, noise has the large norms.
     """
 
-    at: str
-    prefer: str
+    at: str = "early"
+    prefer: str = "large"
 
-    needs: ClassVar[frozenset[Need]] = frozenset({"gradient_log"})
+    requests: ClassVar[frozenset[Request[Any]]] = frozenset({GradientLog()})
+    row_wise: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.at not in ("early", "late"):
@@ -32,7 +32,8 @@ class GradNorm(Scorer):
             raise UserError(f"scorer.prefer={self.prefer}: give large or small")
 
     def score(self, evidence: Evidence) -> Scores:
-        """[N] mean norm over members, or minus it."""
-        early, late = logged_pair(evidence)
-        norms = (early if self.at == "early" else late).grad_norm.astype(np.float64).mean(axis=0)
-        return Scores(evidence.example_ids, norms if self.prefer == "large" else -norms)
+        """[N] mean norm over members, or minus the norm."""
+        logs = evidence.get(GradientLog())
+        snapshot_log = logs.early if self.at == "early" else logs.late
+        mean_norm = snapshot_log.grad_norm.astype(np.float64).mean(axis=0)
+        return Scores(evidence.example_ids, mean_norm if self.prefer == "large" else -mean_norm)

@@ -4,16 +4,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradfiltering.scorers.statistics import GradientScorer, GradientStatistics
+from gradfiltering.scorers.gradient_statistics import GradientScorer, GradientStatistics
 
 
 @dataclass(frozen=True)
 class GSNR(GradientScorer):
-    r"""Gradient signal-to-noise ratio, \((G_s - G_t)/(G_s + ε) · 1/(V_t + ε)\) (arXiv 2601.13697, eq. 5).
+    r"""Gradient signal-to-noise ratio, \((G_s - G_t)/(G_s + ε) · 1/(V_t + ε)\).
 
-    High for examples whose gradient norm falls as training proceeds and on which the members agree.
+    Source: arXiv 2601.13697, eq. 5. High for examples whose gradient norm falls as training
+    proceeds and on which the members agree.
     """
 
-    def formula(self, stats: GradientStatistics) -> np.ndarray:
+    def formula(self, statistics: GradientStatistics) -> np.ndarray:
         """[N] relative drop of the norm, divided by the members' variance."""
-        return stats.drop / (stats.g_early + self.epsilon) / (stats.variance_late + self.epsilon)
+        relative_drop = statistics.norm_drop / (statistics.early_norm + self.epsilon)
+        return relative_drop / (statistics.late_variance + self.epsilon)

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradfiltering.scorers.statistics import GradientScorer, GradientStatistics
+from gradfiltering.scorers.gradient_statistics import GradientScorer, GradientStatistics
 
 
 @dataclass(frozen=True)
 class InverseVariance(GradientScorer):
-    r"""\(1/(V_t + ε)\): uncertainty alone, without the drop. Not in the paper; it shows what the variance adds."""
+    r"""\(1/(V_t + ε)\): uncertainty without the drop; shows what the variance adds. Ours."""
 
-    def formula(self, stats: GradientStatistics) -> np.ndarray:
+    def formula(self, statistics: GradientStatistics) -> np.ndarray:
         """[N] inverse of the members' variance."""
-        return 1 / (stats.variance_late + self.epsilon)
+        return 1 / (statistics.late_variance + self.epsilon)

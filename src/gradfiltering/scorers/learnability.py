@@ -1,27 +1,30 @@
 """Fall of the loss during training."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from gradfiltering.evidence.base_model import Need
-from gradfiltering.scorers.base import Evidence, Scorer, Scores
-from gradfiltering.scorers.statistics import logged_pair
+from gradfiltering.requests import Evidence, GradientLog, Request
+from gradfiltering.scorers.base import Scorer, Scores
 
 
 @dataclass(frozen=True)
 class Learnability(Scorer):
-    r"""\(\frac1M \sum_m (L_i^{(m,s)} - L_i^{(m,t)})\), how far the members' loss on the row falls between the epochs.
+    r"""\(\frac1M \sum_m (L_i^{(m,s)} - L_i^{(m,t)})\), the fall of the members' loss on the row.
 
-    What can be learned falls; noise does not, and what was known already has nowhere to fall (after Mindermann et al.,
-    "Prioritized Training on Points that are Learnable", ICML 2022; and Zhou et al., "LoBaSS", arXiv 2310.13008, which
-    score by the loss before and after training).
+    The loss falls where a row can be learned; on noise it does not, nor on rows that the model knew
+    before (after Mindermann et al., "Prioritized Training on Points that are Learnable", ICML 2022;
+    and Zhou et al., "LoBaSS", arXiv 2310.13008, who score by the loss before and after training).
     """
 
-    needs: ClassVar[frozenset[Need]] = frozenset({"gradient_log"})
+    requests: ClassVar[frozenset[Request[Any]]] = frozenset({GradientLog()})
+    row_wise: ClassVar[bool] = True
 
     def score(self, evidence: Evidence) -> Scores:
         """[N] nats per response token."""
-        before, after = (one.loss.astype(np.float64).mean(axis=0) for one in logged_pair(evidence))
-        return Scores(evidence.example_ids, before - after, {"loss_early": before, "loss_late": after})
+        logs = evidence.get(GradientLog())
+        early_loss = logs.early.loss.astype(np.float64).mean(axis=0)
+        late_loss = logs.late.loss.astype(np.float64).mean(axis=0)
+        columns = {"loss_early": early_loss, "loss_late": late_loss}
+        return Scores(evidence.example_ids, early_loss - late_loss, columns)

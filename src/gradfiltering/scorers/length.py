@@ -1,24 +1,24 @@
 """Length of the response."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from gradfiltering.evidence.base_model import Need
-from gradfiltering.scorers.base import Evidence, Scorer, Scores
+from gradfiltering.requests import Evidence, Request
+from gradfiltering.scorers.base import Scorer, Scores
 
 
 @dataclass(frozen=True)
 class LengthScorer(Scorer):
-    """Tokens of the response, the longest first (Zhao et al., "Long Is More for Alignment", ICML 2024, sec. 3).
+    """Tokens of the response (Zhao et al., "Long Is More for Alignment", ICML 2024, sec. 3).
 
     The baseline that a score which merely follows length cannot beat.
     """
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    requests: ClassVar[frozenset[Request[Any]]] = frozenset()
+    row_wise: ClassVar[bool] = True
 
     def score(self, evidence: Evidence) -> Scores:
         """[N] response tokens, the closing token counted."""
-        assert evidence.examples is not None, "a run knows its examples"
-        return Scores(evidence.example_ids, evidence.examples.response_tokens.astype(np.float64))
+        return Scores(evidence.example_ids, evidence.response_tokens.astype(np.float64))

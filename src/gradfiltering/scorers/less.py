@@ -1,41 +1,44 @@
 """LESS: rows whose gradients point where validation rows would have the model go."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from gradfiltering.errors import UserError
-from gradfiltering.evidence.base_model import Need
-from gradfiltering.evidence.task_gradients import TaskGradients
-from gradfiltering.scorers.base import Evidence, Scorer, Scores
+from gradfiltering.requests import Evidence, Request, TaskGradients
+from gradfiltering.scorers.base import Scorer, Scores
 
 COMBINE = ("max", "round_robin")
-MOST_TASKS = 100  # each gets a column in scores.parquet
-BLOCK = 4096  # rows widened to float64 at once
+MAX_TASKS = 100  # each gets a column in scores.parquet
+BLOCK_ROWS = 4096  # rows widened to float64 at once
 
 
 @dataclass(frozen=True)
 class LESS(Scorer):
-    r"""\(\max_s \sum_t η_t \, \mathrm{mean}_{v ∈ s} \cos(Γ_i^{(t)}, g_v^{(t)})\) (Xia et al., ICML 2024, sec. 3).
+    r"""\(\max_s \sum_t η_t \, \mathrm{mean}_{v ∈ s} \cos(Γ_i^{(t)}, g_v^{(t)})\).
 
-    Γ is the direction in which Adam would go given row i's gradient at checkpoint t, g the plain gradient of a
-    validation row of task s, both projected alike; η is the mean learning rate of the epoch that ends at t. As in the
-    published code the η are scaled to sum to 1, so that an influence is a mean cosine.
+    Source: Xia et al., ICML 2024, sec. 3. Γ is the direction in which Adam would go given row i's
+    gradient at checkpoint t, g the plain gradient of a validation row of task s, both projected
+    alike; η is the mean learning rate of the epoch that ends at t. As in the published code the η
+    are scaled to sum to 1, so that an influence is a mean cosine.
 
     Attributes:
         checkpoints: epochs t, from 1 on.
-        members: the first so many members of the ensemble, whose influences are averaged.
+        members: number of members of the ensemble, from the first, whose influences are averaged.
         validation: a file of validation rows, None for the held-out ones.
-        task: field that names a validation row's task; `auto` for `source` if there is one, None for one task.
-        combine: `max` over tasks, or `round_robin`: tasks take turns, each with the row that helps it most among those
-            left, and the score falls with a row's turn, so that the top k are the first k taken.
+        task: field that names a validation row's task; `auto` for `source` if there is one, None
+            for one task.
+        combine: `max` over tasks, or `round_robin`: tasks take turns, each with the row that helps
+            it most among those left, and the score falls with a row's turn, so that the top k are
+            the first k taken.
     """
 
-    checkpoints: list[int]
-    members: int
-    validation: str | None
-    task: str | None
-    combine: str
+    checkpoints: list[int] = field(default_factory=lambda: [1, 2])
+    members: int = 1
+    validation: str | None = None
+    task: str | None = "auto"
+    combine: str = "max"
 
     def __post_init__(self):
         epochs = self.checkpoints if isinstance(self.checkpoints, list) else []
@@ -51,82 +54,105 @@ class LESS(Scorer):
             raise UserError(f"scorer.combine={self.combine}: give one of: {', '.join(COMBINE)}")
 
     @property
-    def need(self) -> TaskGradients:
+    def gradients_request(self) -> TaskGradients:
         """Gradients at the checkpoints."""
-        return TaskGradients(tuple(sorted(self.checkpoints)), self.members, self.validation, self.task)
+        epochs = tuple(sorted(self.checkpoints))
+        return TaskGradients(epochs, self.members, self.validation, self.task)
 
     @property
-    def needs(self) -> frozenset[Need]:  # type: ignore[override]
-        """Gradients at the checkpoints, and nothing else."""
-        return frozenset({self.need})
+    def requests(self) -> frozenset[Request[Any]]:
+        """Gradients at the checkpoints."""
+        return frozenset({self.gradients_request})
 
-    def check(self, members: int) -> None:
-        """Refuses more members than there are."""
-        if self.members > members:
-            raise UserError(f"scorer.members={self.members} and ensemble.m={members}; lower the one or raise the other")
+    @property
+    def row_wise(self) -> bool:
+        """True unless tasks take turns."""
+        return self.combine == "max"
+
+    def check_members(self, member_count: int) -> None:
+        """Refuse to read more members than there are."""
+        if self.members > member_count:
+            raise UserError(
+                f"scorer.members={self.members} and ensemble.m={member_count}; lower the one or raise the other"
+            )
 
     def score(self, evidence: Evidence) -> Scores:
-        """Influence on the task that a row helps most, or its turn; the influence on each task stands beside it."""
-        found = evidence.influences[self.need]
-        names, place = np.unique(found.tasks, return_inverse=True)
-        if len(names) > MOST_TASKS:
+        """Combine the influences on the tasks; each stands beside the score.
+
+        Raises:
+            UserError: the validation rows name too many tasks, or all learning rates are 0.
+        """
+        gradients = evidence.get(self.gradients_request)
+        tasks, task_indices = np.unique(gradients.validation_tasks, return_inverse=True)
+        if len(tasks) > MAX_TASKS:
             raise UserError(
-                f"scorer.task={self.task}: the validation rows name {len(names)} tasks, and at most {MOST_TASKS} are "
+                f"scorer.task={self.task}: the validation rows name {len(tasks)} tasks, and at most {MAX_TASKS} are "
                 "told apart; name another field, or give scorer.task=null for one task"
             )
-        if not sum(found.rates) > 0:
+        rates = np.asarray(gradients.learning_rates)
+        if not rates.sum() > 0:
             raise UserError("ensemble.lr=0: checkpoints are weighed by their learning rates; give a positive rate")
-        shares = np.asarray(found.rates) / sum(found.rates)
-        by_task = np.zeros((len(evidence.example_ids), len(names)))
-        for share, rows, validation in zip(shares, found.rows, found.validation, strict=True):
-            for ours, theirs in zip(rows, validation, strict=True):
-                by_task += share / self.members * influence(ours, theirs, place)
-        columns = {f"influence_{name}": by_task[:, task] for task, name in enumerate(names)}
+        influences = np.zeros((len(evidence.example_ids), len(tasks)))
+        for rate_share, member_directions, member_validation in zip(
+            rates / sum(gradients.learning_rates),
+            gradients.row_directions,
+            gradients.validation_gradients,
+            strict=True,
+        ):
+            for directions, validation in zip(member_directions, member_validation, strict=True):
+                member_influences = task_influences(directions, validation, task_indices)
+                influences += rate_share / self.members * member_influences
+        columns = {f"influence_{task}": influences[:, index] for index, task in enumerate(tasks)}
         if self.combine == "max":
-            return Scores(evidence.example_ids, by_task.max(axis=1), columns)
-        score = np.empty(len(by_task))
-        score[round_robin(by_task)] = 1 - np.arange(len(by_task)) / len(by_task)
+            return Scores(evidence.example_ids, influences.max(axis=1), columns)
+        score = np.empty(len(influences))
+        score[take_turns(influences)] = 1 - np.arange(len(influences)) / len(influences)
         return Scores(evidence.example_ids, score, columns)
 
 
-def influence(rows: np.ndarray, validation: np.ndarray, tasks: np.ndarray) -> np.ndarray:
-    """Mean cosine of each row with the validation rows of each task.
+def task_influences(
+    row_directions: np.ndarray, validation_gradients: np.ndarray, task_indices: np.ndarray
+) -> np.ndarray:
+    """Compute each row's mean cosine with the validation rows of each task.
 
     Args:
-        rows: [N, K].
-        validation: [V, K].
-        tasks: [V] number of each validation row's task, 0 to S − 1, each of which occurs.
+        row_directions: [N, K].
+        validation_gradients: [V, K].
+        task_indices: [V] each validation row's task, 0 to S − 1; each occurs.
 
     Returns:
         [N, S] float64; 0 where a gradient is zero.
     """
-    members = (tasks[:, None] == np.arange(tasks.max() + 1)) / np.bincount(tasks)  # [V, S] averages over a task's rows
     # The mean of cosines is the product with the mean of unit vectors.
-    aims = unit(validation).T @ members  # [K, S]
-    blocks = range(0, len(rows), BLOCK)
-    return np.concatenate([unit(rows[start : start + BLOCK]) @ aims for start in blocks])
+    task_count = task_indices.max() + 1
+    averages = (task_indices[:, None] == np.arange(task_count)) / np.bincount(task_indices)  # [V, S]
+    task_directions = unit_vectors(validation_gradients).T @ averages  # [K, S]
+    starts = range(0, len(row_directions), BLOCK_ROWS)
+    blocks = (unit_vectors(row_directions[start : start + BLOCK_ROWS]) for start in starts)
+    return np.concatenate([block @ task_directions for block in blocks])
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
+def unit_vectors(vectors: np.ndarray) -> np.ndarray:
     """[N, K] vectors of length 1 in float64; zero stays zero."""
-    wide = vectors.astype(np.float64)
-    length = np.linalg.norm(wide, axis=1, keepdims=True)
-    return np.divide(wide, length, out=np.zeros_like(wide), where=length > 0)
+    wide_vectors = vectors.astype(np.float64)
+    lengths = np.linalg.norm(wide_vectors, axis=1, keepdims=True)
+    return np.divide(wide_vectors, lengths, out=np.zeros_like(wide_vectors), where=lengths > 0)
 
 
-def round_robin(by_task: np.ndarray) -> list[int]:
-    """All rows in the order of turns: each task takes the row that influences it most among those left.
+def take_turns(influences: np.ndarray) -> list[int]:
+    """Order all rows by turns: each task takes the row that influences it most among those left.
 
     Args:
-        by_task: [N, S].
+        influences: [N, S].
 
     Returns:
-        Positions in the order of choice; ties by position.
+        Row positions in the order of choice; ties by position.
     """
-    orders = [iter(np.lexsort((np.arange(len(by_task)), -column)).tolist()) for column in by_task.T]
-    chosen: dict[int, None] = {}
-    while len(chosen) < len(by_task):
-        for order in orders:
-            if len(chosen) < len(by_task):
-                chosen[next(row for row in order if row not in chosen)] = None
-    return list(chosen)
+    positions = np.arange(len(influences))
+    task_orders = [iter(np.lexsort((positions, -task_influence)).tolist()) for task_influence in influences.T]
+    taken: dict[int, None] = {}
+    while len(taken) < len(influences):
+        for task_order in task_orders:
+            if len(taken) < len(influences):
+                taken[next(row for row in task_order if row not in taken)] = None
+    return list(taken)

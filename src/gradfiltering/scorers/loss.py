@@ -1,21 +1,22 @@
-"""Loss under the backbone without adapters."""
+"""Loss under the base model."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from gradfiltering.evidence.base_model import Need
-from gradfiltering.scorers.base import Evidence, Scorer, Scores
+from gradfiltering.requests import BaseModelLosses, Evidence, Request
+from gradfiltering.scorers.base import Scorer, Scores
 
 
 @dataclass(frozen=True)
 class LossScorer(Scorer):
-    """Mean negative log-likelihood of the response under the bare backbone, in nats per token, the hardest rows first.
+    """Mean negative log-likelihood of the response by the base model, nats per token.
 
     The plainest notion of difficulty; the starting utility of LEAD (arXiv 2505.07437, sec. 4).
     """
 
-    needs: ClassVar[frozenset[Need]] = frozenset({"losses"})
+    requests: ClassVar[frozenset[Request[Any]]] = frozenset({BaseModelLosses()})
+    row_wise: ClassVar[bool] = True
 
     def score(self, evidence: Evidence) -> Scores:
         """[N] losses."""
-        return Scores(evidence.example_ids, evidence.observed.losses.pool)
+        return Scores(evidence.example_ids, evidence.get(BaseModelLosses()).row_losses)

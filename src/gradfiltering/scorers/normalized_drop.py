@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from gradfiltering.scorers.statistics import GradientScorer, GradientStatistics
+from gradfiltering.scorers.gradient_statistics import GradientScorer, GradientStatistics
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,6 @@ class NormalizedDrop(GradientScorer):
 
     uses_variance: ClassVar[bool] = False
 
-    def formula(self, stats: GradientStatistics) -> np.ndarray:
-        """[N] fall of the mean norm as a share of the early one."""
-        return stats.drop / (stats.g_early + self.epsilon)
+    def formula(self, statistics: GradientStatistics) -> np.ndarray:
+        """[N] fall of the mean norm as a share of the early norm."""
+        return statistics.norm_drop / (statistics.early_norm + self.epsilon)

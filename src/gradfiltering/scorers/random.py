@@ -1,10 +1,10 @@
 """Random scores, the baseline every scorer must beat."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from gradfiltering.evidence.base_model import Need
-from gradfiltering.scorers.base import Evidence, Scorer, Scores
+from gradfiltering.requests import Evidence, Request
+from gradfiltering.scorers.base import Scorer, Scores
 from gradfiltering.seeding import numpy_rng
 
 
@@ -12,7 +12,8 @@ from gradfiltering.seeding import numpy_rng
 class RandomScorer(Scorer):
     """Uniform scores in [0, 1) from the run's seed; trains nothing."""
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    requests: ClassVar[frozenset[Request[Any]]] = frozenset()
+    row_wise: ClassVar[bool] = False  # a row's number is drawn by its position
 
     def score(self, evidence: Evidence) -> Scores:
         """[N] independent uniform numbers."""

@@ -1,11 +1,11 @@
-"""Raw drop of the gradient norm."""
+"""Drop of the gradient norm."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from gradfiltering.scorers.statistics import GradientScorer, GradientStatistics
+from gradfiltering.scorers.gradient_statistics import GradientScorer, GradientStatistics
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,6 @@ class RawDrop(GradientScorer):
 
     uses_variance: ClassVar[bool] = False
 
-    def formula(self, stats: GradientStatistics) -> np.ndarray:
-        """[N] fall of the mean norm from the early to the late epoch."""
-        return stats.drop
+    def formula(self, statistics: GradientStatistics) -> np.ndarray:
+        """[N] fall of the mean norm from the early to the late snapshot."""
+        return statistics.norm_drop

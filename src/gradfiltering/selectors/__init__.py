@@ -1,1 +1,1 @@
-"""One file per selector: from scores, or less, to the chosen rows."""
+"""Selectors: from scores or measurements to the selected rows, a file for each."""

@@ -1,94 +1,114 @@
-"""Near-duplicates out before anything is chosen."""
+"""Selection without near-duplicates."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 
-from gradfiltering.data.examples import Examples
 from gradfiltering.errors import UserError
-from gradfiltering.evidence.base_model import Need
-from gradfiltering.scorers.base import Evidence, Scores
-from gradfiltering.selectors.base import Budget, Selection, Selector, inner_budget
+from gradfiltering.requests import Evidence, Request, RowTokens
+from gradfiltering.scorers.base import Scores
+from gradfiltering.selectors.base import Budget, Selection, Selector, check_inner_budget
+from gradfiltering.selectors.top import TopSelector
 
-FEWEST_PERMUTATIONS = 64  # with fewer, similarity is not estimated but guessed
-SEARCHED = 0.9  # rows estimated to be this near are looked up, whatever the threshold above; banding ends there
+MIN_PERMUTATIONS = 64  # with fewer, similarity is not estimated but guessed
+# Rows estimated to be this near are looked up even under a higher threshold; banding ends there.
+MAX_LOOKUP_THRESHOLD = 0.9
 
 
 @dataclass(frozen=True)
 class DeduplicatedSelector(Budget):
-    """`inner` chooses among rows of which no two are near-duplicates.
+    """Select by `inner` among rows of which no two are near-duplicates.
 
-    Rows count as such when the estimated Jaccard similarity of their shingles of token ids reaches a threshold (MinHash
-    with banding, Broder 1997; Lee et al., ACL 2022). Of each pair the row of higher score stays, or the earlier one
-    where nothing is scored.
+    Rows count as such when the estimated Jaccard similarity of their shingles of token ids reaches
+    a threshold (MinHash with banding, Broder 1997; Lee et al., ACL 2022). Of each pair the row of
+    higher score stays, or the earlier one where no row is scored.
 
     Attributes:
-        inner: chooses; it has the same budget as the whole.
+        inner: selects; it has the same budget as the whole.
         threshold: similarity in (0, 1].
         permutations: hash functions; more estimate better.
         shingle: tokens of a shingle.
     """
 
-    inner: Selector
-    threshold: float
-    permutations: int
-    shingle: int
+    inner: Selector = TopSelector()  # noqa: RUF009 (frozen)
+    threshold: float = 0.8
+    permutations: int = 128
+    shingle: int = 3
 
     def __post_init__(self):
         super().__post_init__()
         if not 0 < self.threshold <= 1:
             raise UserError(f"selector.threshold={self.threshold}: give a similarity in (0, 1]")
-        if self.permutations < FEWEST_PERMUTATIONS or self.shingle < 1:
+        if self.permutations < MIN_PERMUTATIONS or self.shingle < 1:
             raise UserError(
                 f"selector.permutations={self.permutations}, selector.shingle={self.shingle}: give "
-                f"{FEWEST_PERMUTATIONS} and 1 or more"
+                f"{MIN_PERMUTATIONS} and 1 or more"
             )
         if find_spec("datasketch") is None:
             raise UserError("selector=deduplicated needs datasketch; install it with pip install gradfiltering[dedup]")
 
     @property
-    def needs(self) -> frozenset[Need]:
-        """What the inner selector looks at."""
-        return self.inner.needs
+    def requests(self) -> frozenset[Request[Any]]:
+        """Tokens of the rows, and what the inner selector reads."""
+        return self.inner.requests | {RowTokens()}
 
-    def wanted(self, total: int) -> int:
-        """The budget.
+    @property
+    def uses_scores(self) -> bool:
+        """True where the inner selector does."""
+        return self.inner.uses_scores
+
+    def budget_rows(self, total_rows: int) -> int:
+        """Return the budget.
 
         Raises:
             UserError: the inner selector has another.
         """
-        return inner_budget("inner", self.inner, super().wanted(total), total)
+        row_count = super().budget_rows(total_rows)
+        return check_inner_budget("inner", self.inner, row_count, total_rows)
 
-    def select(self, evidence: Evidence, total: int, scores: Scores | None) -> Selection:
-        """The inner choice among the rows that stay; `near_duplicates` counts the others."""
-        assert evidence.examples is not None, "a run knows its examples"
-        order = evidence.example_ids if scores is None else scores.example_ids[scores.order]
-        kept = self.distinct(evidence.examples, order)
-        among = None if scores is None else scores.among(kept)
-        choice = self.inner.select(evidence.among(kept), total, among)
-        left = len(order) - len(kept)
-        why = choice.stopped or f"{left} near-duplicates were left out; raise selector.threshold, or ask for fewer rows"
-        return Selection(choice.example_ids, {**choice.about, "near_duplicates": left}, choice.trace, why)
+    def select(self, evidence: Evidence, total_rows: int, scores: Scores | None) -> Selection:
+        """Select among the rows that stay; `near_duplicates` counts the others."""
+        priority_ids = evidence.example_ids if scores is None else scores.example_ids[scores.order]
+        row_indices = np.searchsorted(evidence.example_ids, priority_ids)
+        distinct_rows = self.distinct_rows(evidence.get(RowTokens()), row_indices)
+        distinct_ids = evidence.example_ids[distinct_rows]
+        distinct_scores = None if scores is None else scores.select_rows(distinct_ids)
+        distinct_evidence = evidence.select_rows(distinct_ids)
+        inner_selection = self.inner.select(distinct_evidence, total_rows, distinct_scores)
+        duplicates = len(priority_ids) - len(distinct_ids)
+        stopped = inner_selection.stopped or (
+            f"{duplicates} near-duplicates were left out; raise selector.threshold, or ask for fewer rows"
+        )
+        about = {**inner_selection.about, "near_duplicates": duplicates}
+        return Selection(inner_selection.example_ids, about, inner_selection.trace, stopped)
 
-    def distinct(self, examples: Examples, order: np.ndarray) -> np.ndarray:
-        """The ids, in the given order, of rows that are near no row before them."""
+    def distinct_rows(self, row_tokens: Sequence[Sequence[int]], row_indices: np.ndarray) -> np.ndarray:
+        """Return the rows, in the given order, that are near no row before them.
+
+        Args:
+            row_tokens: [N] token ids of each row.
+            row_indices: [n] int64 positions of the rows, those to keep first.
+        """
         from datasketch import MinHash, MinHashLSH
 
-        index = MinHashLSH(threshold=min(self.threshold, SEARCHED), num_perm=self.permutations)
+        lookup_threshold = min(self.threshold, MAX_LOOKUP_THRESHOLD)
+        lookup_index = MinHashLSH(threshold=lookup_threshold, num_perm=self.permutations)
         sketches: dict[int, MinHash] = {}
-        places = np.searchsorted(examples.example_ids, order)
-        for example_id, place in zip(order.tolist(), places.tolist(), strict=True):
+        for row_index in row_indices.tolist():
             sketch = MinHash(num_perm=self.permutations)
-            sketch.update_batch(shingles(examples.table[place]["input_ids"], self.shingle))
-            near = (sketches[one].jaccard(sketch) for one in index.query(sketch))
-            if not any(similarity >= self.threshold for similarity in near):
-                index.insert(example_id, sketch)
-                sketches[example_id] = sketch
+            sketch.update_batch(token_shingles(row_tokens[row_index], self.shingle))
+            near_rows = lookup_index.query(sketch)
+            if not any(sketches[row].jaccard(sketch) >= self.threshold for row in near_rows):
+                lookup_index.insert(row_index, sketch)
+                sketches[row_index] = sketch
         return np.asarray(list(sketches), dtype=np.int64)
 
 
-def shingles(ids: list[int], width: int) -> list[bytes]:
-    """The different runs of `width` tokens, the whole where it is shorter."""
-    tokens = np.asarray(ids, dtype=np.int32)
-    return sorted({tokens[at : at + width].tobytes() for at in range(max(1, len(tokens) - width + 1))})
+def token_shingles(token_ids: Sequence[int], width: int) -> list[bytes]:
+    """Return the different runs of `width` tokens, or the whole row where it is shorter."""
+    tokens = np.asarray(token_ids, dtype=np.int32)
+    starts = range(max(1, len(tokens) - width + 1))
+    return sorted({tokens[start : start + width].tobytes() for start in starts})

@@ -1,23 +1,24 @@
 """All of the data."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from gradfiltering.evidence.base_model import Need
-from gradfiltering.scorers.base import Evidence, Scores
+from gradfiltering.requests import Evidence, Request
+from gradfiltering.scorers.base import Scores
 from gradfiltering.selectors.base import Selection
 
 
 @dataclass(frozen=True)
 class FullSelector:
-    """Takes every row that can be trained on."""
+    """Select every row that can be trained on."""
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    requests: ClassVar[frozenset[Request[Any]]] = frozenset()
+    uses_scores: ClassVar[bool] = False
 
-    def wanted(self, total: int) -> int:
-        """All of them."""
-        return total
+    def budget_rows(self, total_rows: int) -> int:
+        """Return all of them."""
+        return total_rows
 
-    def select(self, evidence: Evidence, total: int, scores: Scores | None) -> Selection:
-        """All rows, in ascending order of id."""
+    def select(self, evidence: Evidence, total_rows: int, scores: Scores | None) -> Selection:
+        """Select all rows, in ascending order of id."""
         return Selection(evidence.example_ids.tolist())

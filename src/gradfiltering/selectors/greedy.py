@@ -1,38 +1,40 @@
-"""Greedy choice by marginal gains that can only fall."""
+"""Greedy selection by marginal gains that can only fall."""
 
 from collections.abc import Callable
 
 import numpy as np
 
-FIRST_LOOK = 32  # candidates evaluated at once; doubled as long as the best is not certain
+FIRST_CANDIDATES = 32  # evaluated at once; doubled as long as the best is not certain
 
 
 def lazy_argmax(bounds: np.ndarray, evaluate: Callable[[np.ndarray], np.ndarray]) -> tuple[int, float]:
-    """The candidate of highest value, found without evaluating all of them (Minoux, 1978).
+    """Find the candidate of highest value without evaluating all of them (Minoux, 1978).
 
-    Gains only fall, so what a candidate gained before bounds what it gains now. The candidates are evaluated from the
-    highest bound down until no bound is left above the best value found.
+    Gains only fall, so a candidate's former gain bounds its present one. The candidates are
+    evaluated from the highest bound down until no bound is left above the best value.
 
     Args:
-        bounds: [N] float64 upper bounds of the values, -inf for what cannot be chosen.
-        evaluate: positions [B] -> their values [B].
+        bounds: [N] float64 upper bounds of the values, -inf for candidates that cannot be taken.
+        evaluate: candidates [B] -> their values [B].
 
     Returns:
-        Position and value of the best; among equals the first. The value is -inf where nothing can be chosen.
+        Position and value of the best; among equals the first. The value is -inf where no candidate
+        can be taken.
     """
-    best, best_value = -1, -np.inf
-    look = FIRST_LOOK
+    best_candidate, best_value = -1, -np.inf
+    candidate_count = FIRST_CANDIDATES
     open_bounds = bounds.copy()
     while True:
-        width = min(look, len(bounds))
-        top = np.sort(np.argpartition(-open_bounds, width - 1)[:width])
-        top = top[open_bounds[top] >= best_value]
-        top = top[np.isfinite(open_bounds[top])]
-        if not len(top):
-            return best, float(best_value)
-        values = evaluate(top)
-        open_bounds[top] = -np.inf
-        first = int(np.argmax(values))
-        if values[first] > best_value or (values[first] == best_value and top[first] < best):
-            best, best_value = int(top[first]), values[first]
-        look *= 2
+        width = min(candidate_count, len(bounds))
+        candidates = np.sort(np.argpartition(-open_bounds, width - 1)[:width])
+        candidates = candidates[open_bounds[candidates] >= best_value]
+        candidates = candidates[np.isfinite(open_bounds[candidates])]
+        if not len(candidates):
+            return best_candidate, float(best_value)
+        values = evaluate(candidates)
+        open_bounds[candidates] = -np.inf
+        position = int(np.argmax(values))
+        candidate, value = int(candidates[position]), values[position]
+        if value > best_value or (value == best_value and candidate < best_candidate):
+            best_candidate, best_value = candidate, value
+        candidate_count *= 2

@@ -1,148 +1,164 @@
-"""How much a row's gradient adds to the information of those chosen so far."""
+"""Information that a row's gradient adds to the rows selected so far."""
 
 from typing import Protocol
 
 import numpy as np
 
-REFRESH = 64  # steps after which all candidates are brought up to date, in one matrix product
-BLOCK = 8192  # rows converted to float64 at once
+REFRESH_STEPS = 64  # after which all candidates are brought up to date, in one matrix product
+BLOCK_ROWS = 8192  # rows converted to float64 at once
+BLOCK_FACTORS = 1024  # rows of W multiplied at once
 
 
 class Information(Protocol):
     """Marginal gains Δ(x|S) of candidate rows, as S grows."""
 
-    def restricted(self, rows: np.ndarray) -> "Information":
-        """The same information, seen by some of the rows; `add` to the whole is seen by it too."""
+    def restrict_to(self, row_indices: np.ndarray) -> "Information":
+        """Return the same information about some candidates; it sees what is added to the whole."""
         ...
 
-    def gains(self, places: np.ndarray) -> np.ndarray:
+    def gains(self, candidates: np.ndarray) -> np.ndarray:
         """[B] candidates -> [B] float64 exact gains."""
         ...
 
-    def refreshed(self) -> np.ndarray | None:
-        """[N] exact gains of all candidates where it is time to make them, else None."""
+    def refreshed_gains(self) -> np.ndarray | None:
+        """Return [N] exact gains of all candidates where they are due, else None."""
         ...
 
-    def add(self, row: int) -> None:
-        """Takes a row into S."""
+    def add_row(self, row_index: int) -> None:
+        """Take a row into S."""
         ...
 
 
 class FullInformation:
-    r"""\(Δ(x|S) = \log(1 + α\, g_x^\top A_S^{-1} g_x)\), \(A_S = I + α \sum_S g g^\top\), by rank-one updates.
+    r"""\(Δ(x|S) = \log(1 + α\, g_x^\top A_S^{-1} g_x)\), \(A_S = I + α \sum_S g g^\top\).
 
-    Sherman–Morrison subtracts w wᵀ from the inverse with \(w = A_S^{-1} g_s \sqrt{α / (1 + α g_s^\top A_S^{-1} g_s)}\),
-    so \(A_S^{-1} = I - W^\top W\) with one row of W for each choice, and a candidate's quadratic form is
-    \(‖g_x‖² - ‖W g_x‖²\). Products with the newest rows of W are made for the candidates that are looked at, with all
-    rows in blocks. No K × K matrix is held. Everything but the gradients themselves is float64.
+    Sherman–Morrison subtracts w wᵀ from the inverse, with
+    \(w = A_S^{-1} g_s \sqrt{α / (1 + α g_s^\top A_S^{-1} g_s)}\). So \(A_S^{-1} = I - W^\top W\),
+    where W has a row for each selected row, and a candidate's quadratic form is
+    \(‖g_x‖² - ‖W g_x‖²\). Products with the newest rows of W are made for the candidates that are
+    evaluated, and for all rows in blocks. No K × K matrix is held. All but the gradients is float64.
 
     Args:
         gradients: [N, K] float32.
         alpha: α.
-        budget: choices to come at most.
+        max_rows: most rows that will be added.
     """
 
-    def __init__(self, gradients: np.ndarray, alpha: float, budget: int):
-        self.all = gradients
+    def __init__(self, gradients: np.ndarray, alpha: float, max_rows: int):
+        self.all_gradients = gradients
         self.alpha = alpha
-        self.history = _History(np.zeros((budget, gradients.shape[1])))
-        self._see(gradients)
+        self.factors = _GrowingRows(np.zeros((max_rows, gradients.shape[1])))  # W
+        self._set_candidates(gradients)
 
-    def _see(self, gradients: np.ndarray) -> None:
+    def _set_candidates(self, gradients: np.ndarray) -> None:
         self.gradients = gradients
-        self.form = np.einsum("nk,nk->n", gradients, gradients, dtype=np.float64)  # [N] gᵀ A⁻¹ g, as of `since`
-        self.since = 0
+        # [N] gᵀ A⁻¹ g, as of the first `factors_seen` rows of W
+        self.quadratic_forms = np.einsum("nk,nk->n", gradients, gradients, dtype=np.float64)
+        self.factors_seen = 0
         self._catch_up()
 
-    def restricted(self, rows: np.ndarray) -> "FullInformation":
-        """The same, for some of the rows."""
-        some = object.__new__(FullInformation)
-        some.all, some.alpha, some.history = self.all, self.alpha, self.history
-        some._see(self.all if len(rows) == len(self.all) else self.all[rows])
-        return some
+    def restrict_to(self, row_indices: np.ndarray) -> "FullInformation":
+        """Return the same information about some candidates."""
+        restricted = object.__new__(FullInformation)
+        restricted.all_gradients, restricted.alpha = self.all_gradients, self.alpha
+        restricted.factors = self.factors
+        takes_all = len(row_indices) == len(self.all_gradients)
+        restricted._set_candidates(self.all_gradients if takes_all else self.all_gradients[row_indices])
+        return restricted
 
-    def gains(self, places: np.ndarray) -> np.ndarray:
+    def gains(self, candidates: np.ndarray) -> np.ndarray:
         """[B] -> [B]."""
-        recent = self.history.rows[self.since : self.history.count]
-        form = self.form[places]
-        if len(recent):
-            form = form - np.square(self.gradients[places].astype(np.float64) @ recent.T).sum(1)
-        return np.log1p(self.alpha * np.maximum(form, 0))
+        new_factors = self.factors.rows[self.factors_seen : self.factors.count]
+        forms = self.quadratic_forms[candidates]
+        if len(new_factors):
+            products = self.gradients[candidates].astype(np.float64) @ new_factors.T
+            forms = forms - np.square(products).sum(1)
+        return np.log1p(self.alpha * np.maximum(forms, 0))
 
-    def refreshed(self) -> np.ndarray | None:
-        """All gains, once in a while."""
-        if self.history.count - self.since < REFRESH:
+    def refreshed_gains(self) -> np.ndarray | None:
+        """Return all gains, once in a while."""
+        if self.factors.count - self.factors_seen < REFRESH_STEPS:
             return None
         self._catch_up()
-        return np.log1p(self.alpha * self.form)
+        return np.log1p(self.alpha * self.quadratic_forms)
 
     def _catch_up(self) -> None:
-        recent = self.history.rows[self.since : self.history.count]
-        for at in range(0, len(self.gradients) if len(recent) else 0, BLOCK):
-            block = self.gradients[at : at + BLOCK].astype(np.float64)
-            for part in range(0, len(recent), BLOCK // 8):
-                self.form[at : at + BLOCK] -= np.square(block @ recent[part : part + BLOCK // 8].T).sum(1)
-        np.maximum(self.form, 0, out=self.form)
-        self.since = self.history.count
+        new_factors = self.factors.rows[self.factors_seen : self.factors.count]
+        for start in range(0, len(self.gradients) if len(new_factors) else 0, BLOCK_ROWS):
+            rows = slice(start, start + BLOCK_ROWS)
+            block = self.gradients[rows].astype(np.float64)
+            for first in range(0, len(new_factors), BLOCK_FACTORS):
+                products = block @ new_factors[first : first + BLOCK_FACTORS].T
+                self.quadratic_forms[rows] -= np.square(products).sum(1)
+        np.maximum(self.quadratic_forms, 0, out=self.quadratic_forms)
+        self.factors_seen = self.factors.count
 
-    def add(self, row: int) -> None:
-        """Appends the row's w."""
-        gradient = self.all[row].astype(np.float64)
-        past = self.history.rows[: self.history.count]
-        solved = gradient - past.T @ (past @ gradient)  # A⁻¹ g
-        self.history.append(solved * np.sqrt(self.alpha / (1 + self.alpha * max(float(gradient @ solved), 0.0))))
+    def add_row(self, row_index: int) -> None:
+        """Append the row's w."""
+        gradient = self.all_gradients[row_index].astype(np.float64)
+        past_factors = self.factors.rows[: self.factors.count]
+        solution = gradient - past_factors.T @ (past_factors @ gradient)  # A⁻¹ g
+        quadratic_form = max(float(gradient @ solution), 0.0)
+        self.factors.append(solution * np.sqrt(self.alpha / (1 + self.alpha * quadratic_form)))
 
 
-class _History:
-    """Rows of W, grown in place and shared by all who look at the same information."""
+class _GrowingRows:
+    """Rows that grow in place, shared by all who read the same information."""
 
     def __init__(self, rows: np.ndarray):
         self.rows = rows
         self.count = 0
 
-    def append(self, row: np.ndarray) -> None:
-        self.rows[self.count] = row
+    def append(self, new_row: np.ndarray) -> None:
+        self.rows[self.count] = new_row
         self.count += 1
 
 
 class DiagonalInformation:
-    r"""\(Δ = \log(1 + α \sum_j g_j² / d_j)\), \(d_j = 1 + α \sum_S g_j²\): the information matrix by its diagonal.
+    r"""\(Δ = \log(1 + α \sum_j g_j² / d_j)\), \(d_j = 1 + α \sum_S g_j²\).
+
+    The information matrix by its diagonal.
 
     Args:
         gradients: [N, K] float32.
         alpha: α.
-        budget: choices to come at most.
+        max_rows: most rows that will be added.
     """
 
-    def __init__(self, gradients: np.ndarray, alpha: float, budget: int):
-        self.all = self.gradients = gradients
+    def __init__(self, gradients: np.ndarray, alpha: float, max_rows: int):
+        self.all_gradients = self.gradients = gradients
         self.alpha = alpha
-        self.history = _History(np.ones((1, gradients.shape[1])))  # the diagonal, and how many rows are in it
-        self.since = 0
+        # The diagonal, and how many rows are in it.
+        self.diagonal = _GrowingRows(np.ones((1, gradients.shape[1])))
+        self.rows_seen = 0
 
-    def restricted(self, rows: np.ndarray) -> "DiagonalInformation":
-        """The same, for some of the rows."""
-        some = object.__new__(DiagonalInformation)
-        some.all, some.alpha, some.history, some.since = self.all, self.alpha, self.history, self.history.count
-        some.gradients = self.all if len(rows) == len(self.all) else self.all[rows]
-        return some
+    def restrict_to(self, row_indices: np.ndarray) -> "DiagonalInformation":
+        """Return the same information about some candidates."""
+        restricted = object.__new__(DiagonalInformation)
+        restricted.all_gradients, restricted.alpha = self.all_gradients, self.alpha
+        restricted.diagonal, restricted.rows_seen = self.diagonal, self.diagonal.count
+        takes_all = len(row_indices) == len(self.all_gradients)
+        restricted.gradients = self.all_gradients if takes_all else self.all_gradients[row_indices]
+        return restricted
 
-    def gains(self, places: np.ndarray) -> np.ndarray:
+    def gains(self, candidates: np.ndarray) -> np.ndarray:
         """[B] -> [B]."""
-        inverse = 1 / self.history.rows[0]
-        found = np.empty(len(places))
-        for at in range(0, len(places), BLOCK):
-            found[at : at + BLOCK] = np.square(self.gradients[places[at : at + BLOCK]].astype(np.float64)) @ inverse
-        return np.log1p(self.alpha * found)
+        inverse_diagonal = 1 / self.diagonal.rows[0]
+        forms = np.empty(len(candidates))
+        for start in range(0, len(candidates), BLOCK_ROWS):
+            block = self.gradients[candidates[start : start + BLOCK_ROWS]].astype(np.float64)
+            forms[start : start + BLOCK_ROWS] = np.square(block) @ inverse_diagonal
+        return np.log1p(self.alpha * forms)
 
-    def refreshed(self) -> np.ndarray | None:
-        """All gains, once in a while."""
-        if self.history.count - self.since < REFRESH:
+    def refreshed_gains(self) -> np.ndarray | None:
+        """Return all gains, once in a while."""
+        if self.diagonal.count - self.rows_seen < REFRESH_STEPS:
             return None
-        self.since = self.history.count
+        self.rows_seen = self.diagonal.count
         return self.gains(np.arange(len(self.gradients)))
 
-    def add(self, row: int) -> None:
-        """Adds the row's squares to the diagonal."""
-        self.history.rows[0] += self.alpha * np.square(self.all[row].astype(np.float64))
-        self.history.count += 1
+    def add_row(self, row_index: int) -> None:
+        """Add the row's squares to the diagonal."""
+        squares = np.square(self.all_gradients[row_index].astype(np.float64))
+        self.diagonal.rows[0] += self.alpha * squares
+        self.diagonal.count += 1

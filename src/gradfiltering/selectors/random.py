@@ -1,27 +1,29 @@
 """A random subset."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from gradfiltering.evidence.base_model import Need
-from gradfiltering.scorers.base import Evidence, Scores
+from gradfiltering.requests import Evidence, Request
+from gradfiltering.scorers.base import Scores
 from gradfiltering.seeding import numpy_rng
 from gradfiltering.selectors.base import Budget, Selection
 
 
 @dataclass(frozen=True)
 class RandomSelector(Budget):
-    """Draws rows uniformly without replacement; looks at no score and trains nothing."""
+    """Draw rows uniformly without replacement; reads no score and trains nothing."""
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    requests: ClassVar[frozenset[Request[Any]]] = frozenset()
+    uses_scores: ClassVar[bool] = False
 
-    def select(self, evidence: Evidence, total: int, scores: Scores | None) -> Selection:
-        """`budget` rows drawn from the run's seed, in ascending order of id."""
-        return Selection(self.draw(evidence.example_ids, total, evidence.seed))
+    def select(self, evidence: Evidence, total_rows: int, scores: Scores | None) -> Selection:
+        """Draw rows by the run's seed."""
+        return Selection(self.draw_rows(evidence.example_ids, total_rows, evidence.seed))
 
-    def draw(self, example_ids: np.ndarray, total: int, seed: int) -> list[int]:
-        """`budget` of these ids, in ascending order."""
-        size = self.rows(total, len(example_ids))
-        return sorted(numpy_rng(seed, "random subset").choice(example_ids, size=size, replace=False).tolist())
+    def draw_rows(self, example_ids: np.ndarray, total_rows: int, seed: int) -> list[int]:
+        """Draw the budget's number of these ids, in ascending order."""
+        rng = numpy_rng(seed, "random subset")
+        row_count = self.available_rows(total_rows, len(example_ids))
+        return sorted(rng.choice(example_ids, size=row_count, replace=False).tolist())

@@ -6,44 +6,53 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gradfiltering.errors import UserError
-from gradfiltering.evidence.base_model import Need
-from gradfiltering.scorers.base import Evidence, Scores, mean_projections
+from gradfiltering.requests import Evidence, Projections, Request
+from gradfiltering.scorers.base import Scores
 from gradfiltering.seeding import numpy_rng
 from gradfiltering.selectors.base import Budget, Selection
 from gradfiltering.selectors.greedy import lazy_argmax
-from gradfiltering.selectors.information import BLOCK, DiagonalInformation, FullInformation, Information
+from gradfiltering.selectors.information import (
+    BLOCK_ROWS,
+    DiagonalInformation,
+    FullInformation,
+    Information,
+)
 
 EARLY_STOP = "the gain fell below selector.stop_below of the first; lower it, or set it to null"
 
 
 @dataclass(frozen=True)
 class SpiceSelector(Budget):
-    r"""Greedy maximum of \(F(S) = \log\det(I + α \sum_{i ∈ S} g_i g_i^\top)\), penalising conflict (arXiv 2601.23155).
+    r"""Greedy maximum of \(F(S) = \log\det(I + α \sum_{i ∈ S} g_i g_i^\top)\), penalising conflict.
 
-    Each step takes the x of highest \(Δ(x|S) - λ \max(0, -\cos(g_x, \mathrm{mean}_{i ∈ S}\, g_i))\), where
-    \(Δ(x|S) = \log(1 + α g_x^\top (I + α \sum_S g g^\top)^{-1} g_x)\). A gain only falls as S grows and the penalty is
-    never negative, so an old gain bounds a candidate's value and lazy evaluation is exact for every λ.
+    Source: arXiv 2601.23155. Each step takes the x of highest
+    \(Δ(x|S) - λ \max(0, -\cos(g_x, \mathrm{mean}_{i ∈ S}\, g_i))\), where
+    \(Δ(x|S) = \log(1 + α g_x^\top (I + α \sum_S g g^\top)^{-1} g_x)\). A gain only falls as S grows
+    and the penalty is never negative, so an old gain bounds a candidate's value and lazy evaluation
+    is exact for every λ.
 
     Attributes:
         alpha: α.
-        conflict: λ; with 0 over one global pool the choice reaches (1 − 1/e) of the best.
+        conflict: λ; with 0 over one global pool the selection reaches (1 − 1/e) of the best.
         mode: `full` or `diagonal` (the diagonal of the information matrix alone).
-        members: gradients of the `first` member or their `mean`, at the late epoch.
-        pool: rows that compete at a time, drawn from the run's seed; None for all at once. What was chosen from earlier
-            pools stays chosen and counts in S.
+        members: gradients of the `first` member or their `mean`, at the late snapshot.
+        pool: rows that compete at a time, drawn by the run's seed; None for all at once. Rows
+            selected from earlier pools stay selected and count in S.
         quota: rows to take from each pool; None for each pool's share of the budget.
-        stop_below: leave a pool when its best gain is less than this share of the run's first gain; None never.
+        stop_below: leave a pool when its best gain is less than this share of the run's first gain;
+            None never.
     """
 
-    alpha: float
-    conflict: float
-    mode: str
-    members: str
-    pool: int | None
-    quota: int | None
-    stop_below: float | None
+    alpha: float = 1.0
+    conflict: float = 0.1
+    mode: str = "full"
+    members: str = "first"
+    pool: int | None = None
+    quota: int | None = None
+    stop_below: float | None = None
 
-    needs: ClassVar[frozenset[Need]] = frozenset({"projections"})
+    requests: ClassVar[frozenset[Request[Any]]] = frozenset({Projections()})
+    uses_scores: ClassVar[bool] = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -63,116 +72,139 @@ class SpiceSelector(Budget):
         if self.stop_below is not None and not 0 <= self.stop_below <= 1:
             raise UserError(f"selector.stop_below={self.stop_below}: give a share in [0, 1], or null")
 
-    def select(self, evidence: Evidence, total: int, scores: Scores | None) -> Selection:
-        """Greedy choice; `selection.parquet` holds gain, ε and conflict of each step."""
-        gradients = mean_projections(evidence, self.members)
-        budget = self.rows(total, len(gradients))
-        kind = FullInformation if self.mode == "full" else DiagonalInformation
-        search = _Search(kind(gradients, self.alpha, budget), gradients, self)
-        for rows, quota in self.pools(len(gradients), budget, evidence):
-            search.choose(rows, min(quota, budget - len(search.order)))
-        chosen = evidence.example_ids[search.order]
-        stopped = EARLY_STOP if search.stopped and len(chosen) < budget else None
-        return Selection(sorted(chosen.tolist()), search.about(), search.trace(chosen), stopped)
+    def select(self, evidence: Evidence, total_rows: int, scores: Scores | None) -> Selection:
+        """Select greedily; `selection.parquet` holds gain, ε and conflict of each step."""
+        projections = evidence.get(Projections())  # [M, N, K]
+        use_first = self.members == "first"
+        gradients = projections[0] if use_first else projections.mean(axis=0, dtype=np.float32)
+        row_count = self.available_rows(total_rows, len(gradients))
+        information_class = FullInformation if self.mode == "full" else DiagonalInformation
+        information = information_class(gradients, self.alpha, row_count)
+        search = _Search(information, gradients, self)
+        for pool_rows, quota in self.draw_pools(len(gradients), row_count, evidence.seed):
+            search.select_from(pool_rows, min(quota, row_count - len(search.selected_rows)))
+        selected_ids = evidence.example_ids[search.selected_rows]
+        stopped = EARLY_STOP if search.stopped and len(selected_ids) < row_count else None
+        return Selection(sorted(selected_ids.tolist()), search.summary(), search.trace(selected_ids), stopped)
 
-    def pools(self, count: int, budget: int, evidence: Evidence) -> list[tuple[np.ndarray, int]]:
-        """Rows of each pool, in ascending order, and how many to take from it."""
+    def draw_pools(self, row_count: int, budget_rows: int, seed: int) -> list[tuple[np.ndarray, int]]:
+        """Return the rows of each pool, in ascending order, and how many to take from it."""
         if self.pool is None:
-            return [(np.arange(count), budget)]
-        order = numpy_rng(evidence.seed, "spice pools").permutation(count)
-        cuts = [np.sort(order[at : at + self.pool]) for at in range(0, count, self.pool)]
+            return [(np.arange(row_count), budget_rows)]
+        shuffled_rows = numpy_rng(seed, "spice pools").permutation(row_count)
+        starts = range(0, row_count, self.pool)
+        pools = [np.sort(shuffled_rows[start : start + self.pool]) for start in starts]
         if self.quota is not None:
-            return [(rows, min(self.quota, len(rows))) for rows in cuts]
-        reached = [budget * min(at + self.pool, count) // count for at in range(0, count, self.pool)]
-        return list(zip(cuts, np.diff([0, *reached]).tolist(), strict=True))
+            return [(pool_rows, min(self.quota, len(pool_rows))) for pool_rows in pools]
+        pool_ends = [min(start + self.pool, row_count) for start in starts]
+        reached = [budget_rows * pool_end // row_count for pool_end in pool_ends]
+        return list(zip(pools, np.diff([0, *reached]).tolist(), strict=True))
 
 
 class _Search:
-    """The state of a greedy choice: information, sum of the chosen gradients, and what is noted at each step."""
+    """State of a greedy search: information, sum of the selected gradients, and its steps."""
 
     def __init__(self, information: Information, gradients: np.ndarray, settings: SpiceSelector):
         self.information = information
         self.gradients = gradients
         self.settings = settings
-        self.alone = information.gains(np.arange(len(gradients)))  # [N] Δ(x|∅)
-        self.lengths = np.sqrt(np.einsum("nk,nk->n", gradients, gradients, dtype=np.float64))
-        self.sum = np.zeros(gradients.shape[1])
-        self.order: list[int] = []
-        self.steps: list[tuple[float, float, float]] = []
+        self.first_gains = information.gains(np.arange(len(gradients)))  # [N] Δ(x|∅)
+        squared_lengths = np.einsum("nk,nk->n", gradients, gradients, dtype=np.float64)
+        self.lengths = np.sqrt(squared_lengths)
+        self.gradient_sum = np.zeros(gradients.shape[1])
+        self.selected_rows: list[int] = []
+        self.steps: list[tuple[float, float, float]] = []  # gain, value, cosine
         self.stopped = False
 
-    def choose(self, rows: np.ndarray, quota: int) -> None:
-        """Takes up to `quota` of `rows`."""
-        within, conflict, limit = self.information.restricted(rows), self.settings.conflict, self.settings.stop_below
-        gains = within.gains(np.arange(len(rows)))  # as of when each was last looked at
-        pull = _Pull(self.gradients[rows], self.lengths[rows], self.sum)
-        free = np.ones(len(rows), dtype=bool)
+    def select_from(self, pool_rows: np.ndarray, quota: int) -> None:
+        """Select up to `quota` of the rows of a pool."""
+        conflict_weight, stop_share = self.settings.conflict, self.settings.stop_below
+        pool_information = self.information.restrict_to(pool_rows)
+        # [n] gains as of each candidate's last evaluation
+        gains = pool_information.gains(np.arange(len(pool_rows)))
+        bounds = _ConflictBounds(self.gradients[pool_rows], self.lengths[pool_rows], self.gradient_sum)
+        is_free = np.ones(len(pool_rows), dtype=bool)
 
-        def evaluate(places: np.ndarray) -> np.ndarray:
-            gains[places] = within.gains(places)
-            return gains[places] - conflict * np.maximum(0, -self.cosines(rows[places]))
+        def evaluate(candidates: np.ndarray) -> np.ndarray:
+            gains[candidates] = pool_information.gains(candidates)
+            conflicts = np.maximum(0, -self.cosines(pool_rows[candidates]))
+            return gains[candidates] - conflict_weight * conflicts
 
         for _ in range(quota):
-            fresh = within.refreshed()
-            if fresh is not None:
-                gains[:] = fresh
-                pull.refresh(self.sum)
-            bounds = np.where(free, gains - conflict * pull.least_conflict(self.sum), -np.inf)
-            place, value = lazy_argmax(bounds, evaluate)
-            gain, row = float(gains[place]), int(rows[place])
-            if limit is not None and self.steps and gain < limit * self.steps[0][0]:
+            refreshed_gains = pool_information.refreshed_gains()
+            if refreshed_gains is not None:
+                gains[:] = refreshed_gains
+                bounds.refresh(self.gradient_sum)
+            least_conflicts = bounds.least_conflicts(self.gradient_sum)
+            value_bounds = np.where(is_free, gains - conflict_weight * least_conflicts, -np.inf)
+            candidate, value = lazy_argmax(value_bounds, evaluate)
+            gain, row_index = float(gains[candidate]), int(pool_rows[candidate])
+            if stop_share is not None and self.steps and gain < stop_share * self.steps[0][0]:
                 self.stopped = True
                 return
-            self.steps.append((gain, value, float(self.cosines(np.asarray([row]))[0])))
-            self.order.append(row)
-            self.information.add(row)
-            self.sum += self.gradients[row]
-            free[place] = False
+            cosine = float(self.cosines(np.asarray([row_index]))[0])
+            self.steps.append((gain, value, cosine))
+            self.selected_rows.append(row_index)
+            self.information.add_row(row_index)
+            self.gradient_sum += self.gradients[row_index]
+            is_free[candidate] = False
 
-    def cosines(self, rows: np.ndarray) -> np.ndarray:
-        """[B] cosine of each row's gradient with the mean of the chosen ones; 0 where either is zero."""
-        scale = self.lengths[rows] * np.linalg.norm(self.sum)
-        product = self.gradients[rows] @ self.sum
-        return np.divide(product, scale, out=np.zeros(len(rows)), where=scale > 0)
+    def cosines(self, row_indices: np.ndarray) -> np.ndarray:
+        """[B] cosine of each row's gradient with the selected rows' mean; 0 where either is zero."""
+        lengths = self.lengths[row_indices] * np.linalg.norm(self.gradient_sum)
+        products = self.gradients[row_indices] @ self.gradient_sum
+        return np.divide(products, lengths, out=np.zeros(len(row_indices)), where=lengths > 0)
 
-    def trace(self, chosen: np.ndarray) -> dict[str, np.ndarray]:
-        """The steps: gain, value, ε_t = Δ(x|S) − Δ(x|∅), cosine with the mean of those chosen before."""
+    def trace(self, selected_ids: np.ndarray) -> dict[str, np.ndarray]:
+        """Return gain, value, ε_t = Δ(x|S) − Δ(x|∅) and cosine of each step.
+
+        The cosine is with the mean of the rows selected before.
+        """
         gain, value, cosine = np.asarray(self.steps).reshape(-1, 3).T
-        columns = {"gain": gain, "value": value, "epsilon": gain - self.alone[self.order], "cosine": cosine}
-        return {"example_id": chosen, **columns}
+        return {
+            "example_id": selected_ids,
+            "gain": gain,
+            "value": value,
+            "epsilon": gain - self.first_gains[self.selected_rows],
+            "cosine": cosine,
+        }
 
-    def about(self) -> dict[str, Any]:
-        """The objective reached and how far the chosen gradients conflict."""
+    def summary(self) -> dict[str, Any]:
+        """Return the objective reached and how far the selected gradients conflict."""
         gain, _, cosine = np.asarray(self.steps).reshape(-1, 3).T
-        against = cosine[cosine < 0]
+        conflicting = cosine[cosine < 0]
         return {
             "log_determinant": float(gain.sum()),
-            "mean_epsilon": float((gain - self.alone[self.order]).mean()),
-            "conflict_share": len(against) / max(len(cosine), 1),
-            "mean_conflict": float(against.mean()) if len(against) else 0.0,
+            "mean_epsilon": float((gain - self.first_gains[self.selected_rows]).mean()),
+            "conflict_share": len(conflicting) / max(len(cosine), 1),
+            "mean_conflict": float(conflicting.mean()) if len(conflicting) else 0.0,
         }
 
 
-class _Pull:
-    """Bounds on how far rows pull against the sum of the chosen gradients, without looking at their gradients.
+class _ConflictBounds:
+    """Lower bounds of how far rows pull against the selected gradients, without new products.
 
-    A row's component along the sum, once measured, has since changed by at most the length of what was added.
+    A row's component along the sum, once measured, has since changed by at most the length of what
+    was added.
     """
 
-    def __init__(self, gradients: np.ndarray, lengths: np.ndarray, total: np.ndarray):
+    def __init__(self, gradients: np.ndarray, lengths: np.ndarray, gradient_sum: np.ndarray):
         self.gradients = gradients
         self.lengths = lengths
-        self.refresh(total)
+        self.refresh(gradient_sum)
 
-    def refresh(self, total: np.ndarray) -> None:
-        """Measures all rows anew."""
-        blocks = range(0, len(self.gradients), BLOCK)
-        product = np.concatenate([self.gradients[at : at + BLOCK] @ total for at in blocks])
-        self.along = np.divide(product, self.lengths, out=np.full(len(product), np.inf), where=self.lengths > 0)
-        self.then = total.copy()
+    def refresh(self, gradient_sum: np.ndarray) -> None:
+        """Measure all rows anew."""
+        starts = range(0, len(self.gradients), BLOCK_ROWS)
+        blocks = [self.gradients[start : start + BLOCK_ROWS] @ gradient_sum for start in starts]
+        products, infinite = np.concatenate(blocks), np.full(len(self.gradients), np.inf)
+        self.components = np.divide(products, self.lengths, out=infinite, where=self.lengths > 0)
+        self.measured_sum = gradient_sum.copy()
 
-    def least_conflict(self, total: np.ndarray) -> np.ndarray:
+    def least_conflicts(self, gradient_sum: np.ndarray) -> np.ndarray:
         """[N] lower bounds of max(0, -cos)."""
-        length = np.linalg.norm(total)
-        moved = np.linalg.norm(total - self.then)
-        return np.maximum(0, -(self.along + moved)) / length if length > 0 else np.zeros(len(self.along))
+        sum_length = np.linalg.norm(gradient_sum)
+        if not sum_length > 0:
+            return np.zeros(len(self.components))
+        added_length = np.linalg.norm(gradient_sum - self.measured_sum)
+        return np.maximum(0, -(self.components + added_length)) / sum_length

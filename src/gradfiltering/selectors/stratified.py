@@ -1,31 +1,35 @@
 """The best rows of each stratum."""
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.cluster.vq import kmeans2
 
 from gradfiltering.errors import UserError
-from gradfiltering.evidence.base_model import Need
-from gradfiltering.scorers.base import Evidence, Scores
+from gradfiltering.requests import Embeddings, Evidence, Request
+from gradfiltering.scorers.base import Scores
 from gradfiltering.scorers.length_controlled import length_bins
 from gradfiltering.seeding import derive_seed
-from gradfiltering.selectors.base import Budget, Selection, embeddings_of
+from gradfiltering.selectors.base import Budget, Selection
 
 
 @dataclass(frozen=True)
 class StratifiedSelector(Budget):
-    """Shares the budget out over strata and takes the highest scores of each, so that none is left out.
+    """Share the budget out over strata and select the highest scores of each.
 
     Attributes:
-        by: `source` (the rows' own column), `length` (bins of response tokens) or `cluster` (k-means on embeddings).
+        by: `source` (the rows' own column), `length` (bins of response tokens) or `cluster`
+            (k-means on embeddings).
         strata: bins or clusters; sources are as many as there are.
         quota: `proportional` to the stratum's rows, or `equal` as far as the strata have rows.
     """
 
-    by: str
-    strata: int
-    quota: str
+    by: str = "length"
+    strata: int = 10
+    quota: str = "proportional"
+
+    uses_scores: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -38,68 +42,77 @@ class StratifiedSelector(Budget):
             raise UserError(f"selector.strata={self.strata}: give a positive number")
 
     @property
-    def needs(self) -> frozenset[Need]:
-        """Scores, and embeddings where clusters are asked for."""
-        return frozenset({"scores", "embeddings"} if self.by == "cluster" else {"scores"})
+    def requests(self) -> frozenset[Request[Any]]:
+        """Embeddings where strata are clusters."""
+        return frozenset({Embeddings()} if self.by == "cluster" else ())
 
-    def select(self, evidence: Evidence, total: int, scores: Scores | None) -> Selection:
-        """The best rows of each stratum; `strata` tells how many rows each has and gave."""
-        assert scores is not None, "the stratified selector declares the need scores"
-        names, found = np.unique(self.stratum(evidence), return_inverse=True)
-        place = found[np.searchsorted(evidence.example_ids, scores.example_ids)]  # [N] stratum of each scored row
-        sizes = np.bincount(place, minlength=len(names))
-        quotas = share_out(self.rows(total, len(place)), sizes, self.quota)
-        order = scores.order
-        chosen = [order[place[order] == one][:quota] for one, quota in enumerate(quotas)]
+    def select(self, evidence: Evidence, total_rows: int, scores: Scores | None) -> Selection:
+        """Select the best rows of each stratum; `strata` counts each one's rows and selected rows."""
+        assert scores is not None, "the stratified selector uses scores"
+        strata, row_strata = np.unique(self.stratum_of_rows(evidence), return_inverse=True)
+        scored_rows = np.searchsorted(evidence.example_ids, scores.example_ids)
+        scored_strata = row_strata[scored_rows]  # [N] stratum of each scored row
+        sizes = np.bincount(scored_strata, minlength=len(strata))
+        row_count = self.available_rows(total_rows, len(scored_strata))
+        quotas = share_out(row_count, sizes, self.quota)
+        ordered_strata = scored_strata[scores.order]
+        selected_rows = [scores.order[ordered_strata == index][:quota] for index, quota in enumerate(quotas)]
+        selected_ids = scores.example_ids[np.concatenate(selected_rows)]
         about = {
-            str(name): {"rows": int(size), "selected": int(quota)}
-            for name, size, quota in zip(names, sizes, quotas, strict=True)
+            str(stratum): {"rows": int(size), "selected": int(quota)}
+            for stratum, size, quota in zip(strata, sizes, quotas, strict=True)
         }
-        return Selection(sorted(scores.example_ids[np.concatenate(chosen)].tolist()), {"strata": about})
+        return Selection(sorted(selected_ids.tolist()), {"strata": about})
 
-    def stratum(self, evidence: Evidence) -> np.ndarray:
+    def stratum_of_rows(self, evidence: Evidence) -> np.ndarray:
         """[N] name or number of each row's stratum.
 
         Raises:
-            UserError: rows have no source.
+            UserError: rows name no source.
         """
         if self.by == "cluster":
-            return clusters(embeddings_of(evidence), self.strata, evidence.seed)
+            return assign_clusters(evidence.get(Embeddings()), self.strata, evidence.seed)
         if self.by == "length":
-            assert evidence.examples is not None, "a run knows its examples"
-            return length_bins(evidence.examples.response_tokens, self.strata)
+            return length_bins(evidence.response_tokens, self.strata)
         if evidence.sources is None:
             raise UserError("selector.by=source: the rows have no column 'source'; give selector.by=length or cluster")
-        return np.asarray(evidence.sources)[evidence.example_ids]
+        return evidence.sources
 
 
-def share_out(budget: int, sizes: np.ndarray, how: str) -> np.ndarray:
-    """How many rows each stratum gives, `budget` in all.
+def share_out(budget_rows: int, stratum_sizes: np.ndarray, quota: str) -> np.ndarray:
+    """Share a budget out over strata.
 
     Args:
-        budget: at most the sum of the sizes.
-        sizes: [S] rows of each stratum.
-        how: `proportional` (largest remainders, the first among equals) or `equal` (what a small stratum cannot give
-            is shared by the others; the first strata give what does not divide).
+        budget_rows: at most the sum of the sizes.
+        stratum_sizes: [S] rows of each stratum.
+        quota: `proportional` (largest remainders, the first among equals) or `equal` (the rows that
+            a small stratum lacks are shared by the others; the first strata give the remainder).
+
+    Returns:
+        [S] rows to select from each stratum.
     """
-    if how == "proportional":
-        exact = budget * sizes / max(sizes.sum(), 1)
-        quotas = np.floor(exact).astype(np.int64)
-        quotas[np.argsort(quotas - exact, kind="stable")[: budget - quotas.sum()]] += 1
+    if quota == "proportional":
+        exact_quotas = budget_rows * stratum_sizes / max(stratum_sizes.sum(), 1)
+        quotas = np.floor(exact_quotas).astype(np.int64)
+        by_remainder = np.argsort(quotas - exact_quotas, kind="stable")
+        quotas[by_remainder[: budget_rows - quotas.sum()]] += 1
         return quotas
-    quotas = np.zeros(len(sizes), dtype=np.int64)
-    while quotas.sum() < budget:
-        open_strata = np.flatnonzero(quotas < sizes)
-        each, rest = divmod(budget - int(quotas.sum()), len(open_strata))
-        if each:
-            quotas[open_strata] = np.minimum(quotas[open_strata] + each, sizes[open_strata])
+    quotas = np.zeros(len(stratum_sizes), dtype=np.int64)
+    while quotas.sum() < budget_rows:
+        open_strata = np.flatnonzero(quotas < stratum_sizes)
+        equal_share, remainder = divmod(budget_rows - int(quotas.sum()), len(open_strata))
+        if equal_share:
+            raised_quotas = quotas[open_strata] + equal_share
+            quotas[open_strata] = np.minimum(raised_quotas, stratum_sizes[open_strata])
         else:
-            quotas[open_strata[np.argsort(quotas[open_strata], kind="stable")[:rest]]] += 1
+            by_quota = np.argsort(quotas[open_strata], kind="stable")
+            quotas[open_strata[by_quota[:remainder]]] += 1
     return quotas
 
 
-def clusters(points: np.ndarray, count: int, seed: int) -> np.ndarray:
+def assign_clusters(points: np.ndarray, cluster_count: int, seed: int) -> np.ndarray:
     """[N] cluster of each row by k-means, started by k-means++ from the run's seed; some clusters may stay empty."""
     rng = np.random.default_rng(derive_seed(seed, "clusters"))
-    _, found = kmeans2(points.astype(np.float64), min(count, len(points)), minit="++", seed=rng, missing="warn")
-    return found
+    cluster_count = min(cluster_count, len(points))
+    _, clusters = kmeans2(points.astype(np.float64), cluster_count, minit="++", seed=rng, missing="warn")
+    return clusters

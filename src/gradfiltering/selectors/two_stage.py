@@ -1,51 +1,65 @@
-"""First one selector, then another among what it chose."""
+"""A wide cut by a selector, then a narrow one by another."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from gradfiltering.errors import UserError
-from gradfiltering.evidence.base_model import Need
-from gradfiltering.scorers.base import Evidence, Scores
-from gradfiltering.selectors.base import Budget, Selection, Selector, inner_budget
+from gradfiltering.requests import Evidence, Request
+from gradfiltering.scorers.base import Scores
+from gradfiltering.selectors.base import Budget, Selection, Selector, check_inner_budget
+from gradfiltering.selectors.facility_location import FacilityLocationSelector
+from gradfiltering.selectors.top import TopSelector
 
 
 @dataclass(frozen=True)
 class TwoStageSelector(Budget):
-    """`second` chooses among the rows that `first` chose; both budgets count all rows of the dataset.
+    """Select by `second` among the rows that `first` selected; both budgets count all rows.
 
-    With `scorer=ifd`, the top fifth and then facility location this is Superfiltering.D (Li et al., ACL 2024, sec. 5).
+    With `scorer=ifd`, the top fifth and then facility location this is Superfiltering.D (Li et al.,
+    ACL 2024, sec. 5).
 
     Attributes:
         first: the wide cut, usually by score.
-        second: the narrow one, usually for diversity; it has the same budget as the whole.
+        second: the narrow cut, usually for diversity; it has the same budget as the whole.
     """
 
-    first: Selector
-    second: Selector
+    fraction: float | None = 0.02
+    first: Selector = TopSelector(0.2)  # noqa: RUF009 (frozen)
+    second: Selector = FacilityLocationSelector(0.02)  # noqa: RUF009 (frozen)
 
     @property
-    def needs(self) -> frozenset[Need]:
-        """What either looks at."""
-        return self.first.needs | self.second.needs
+    def requests(self) -> frozenset[Request[Any]]:
+        """Measurements that either reads."""
+        return self.first.requests | self.second.requests
 
-    def wanted(self, total: int) -> int:
-        """The budget, which must lie within what the first cut leaves.
+    @property
+    def uses_scores(self) -> bool:
+        """True where either does."""
+        return self.first.uses_scores or self.second.uses_scores
+
+    def budget_rows(self, total_rows: int) -> int:
+        """Return the budget, which must lie within the first cut.
 
         Raises:
-            UserError: it does not, or the second selector has another.
+            UserError: it does not, or the second selector has another budget.
         """
-        first, wanted = self.first.wanted(total), super().wanted(total)
-        if wanted > first:
+        first_rows, row_count = self.first.budget_rows(total_rows), super().budget_rows(total_rows)
+        if row_count > first_rows:
             raise UserError(
-                f"the first cut leaves {first} of {total} rows, and {wanted} are asked for; raise "
+                f"the first cut leaves {first_rows} of {total_rows} rows, and {row_count} are asked for; raise "
                 "selector.first.fraction or lower selector.fraction"
             )
-        return inner_budget("second", self.second, wanted, total)
+        return check_inner_budget("second", self.second, row_count, total_rows)
 
-    def select(self, evidence: Evidence, total: int, scores: Scores | None) -> Selection:
-        """The second choice, with what either said about itself."""
-        wide = self.first.select(evidence, total, scores)
-        kept = None if scores is None else scores.among(wide.example_ids)
-        narrow = self.second.select(evidence.among(wide.example_ids), total, kept)
-        about: dict[str, Any] = {**wide.about, **narrow.about, "first_selected": len(wide.example_ids)}
-        return Selection(narrow.example_ids, about, narrow.trace, narrow.stopped or wide.stopped)
+    def select(self, evidence: Evidence, total_rows: int, scores: Scores | None) -> Selection:
+        """Select twice; facts about both selections are kept."""
+        wide_cut = self.first.select(evidence, total_rows, scores)
+        wide_scores = None if scores is None else scores.select_rows(wide_cut.example_ids)
+        wide_evidence = evidence.select_rows(wide_cut.example_ids)
+        narrow_cut = self.second.select(wide_evidence, total_rows, wide_scores)
+        return Selection(
+            narrow_cut.example_ids,
+            {**wide_cut.about, **narrow_cut.about, "first_selected": len(wide_cut.example_ids)},
+            narrow_cut.trace,
+            narrow_cut.stopped or wide_cut.stopped,
+        )

@@ -18,8 +18,8 @@ from gradfiltering.data.schemas import Instruction
 from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.gradient_log import EpochLog, write_epoch
 from gradfiltering.scorers.base import Scores
+from gradfiltering.scorers.gradient_statistics import gradient_statistics
 from gradfiltering.scorers.gsnr import GSNR
-from gradfiltering.scorers.statistics import gradient_statistics
 
 ALPACA = Instruction("alpaca", "instruction", "input", "output")
 LIMITS = {

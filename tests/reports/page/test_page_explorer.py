@@ -87,7 +87,7 @@ def test_a_row_without_a_score_comes_last_and_says_why(tmp_path):
     write_chosen(folder, rows, [1], np.arange(10.0))
     scores = pq.read_table(folder / "scores.parquet").slice(1)
     pq.write_table(scores, folder / "scores.parquet")
-    from gradfiltering.scorers.base import write_unscored
+    from gradfiltering.methods.subset_files import write_unscored
 
     write_unscored(folder / "unscored.parquet", [(0, "empty response")])
     run = RunFolder(folder)

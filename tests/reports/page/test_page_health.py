@@ -9,8 +9,8 @@ from tests.reports.page.runs import plain_rows, write_bare, write_chosen, write_
 from gradfiltering.reports.page import health
 from gradfiltering.reports.page.folder import RunFolder
 from gradfiltering.runs.gradient_log import EpochLog, write_epoch
+from gradfiltering.scorers.gradient_statistics import gradient_statistics
 from gradfiltering.scorers.gsnr import GSNR
-from gradfiltering.scorers.statistics import gradient_statistics
 
 
 def scored(folder, norms, count):

@@ -1,6 +1,8 @@
 """Is the ensemble's uncertainty real? Trajectories, collapse, held-out rows, and how stable the ranking is."""
 
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import combinations
 
 import numpy as np
@@ -10,7 +12,7 @@ from gradfiltering.methods.diagnostics import spearman
 from gradfiltering.reports.page.charts import Chart, Mark, Series
 from gradfiltering.reports.page.folder import RunFolder
 from gradfiltering.reports.page.table import TINY
-from gradfiltering.scorers.statistics import GradientScorer, gradient_statistics
+from gradfiltering.scorers.gradient_statistics import GradientScorer, gradient_statistics
 from gradfiltering.seeding import numpy_rng
 
 DRAWS = 100
@@ -139,16 +141,14 @@ def heldout(run: RunFolder) -> tuple[Chart, Interval] | None:
 
 def scorer_of(run: RunFolder) -> GradientScorer | None:
     """The run's scorer, where it is a function of G_s, G_t and V_t; only the project's own classes are built."""
-    from gradfiltering.scorers import statistics
-
     about = dict(run.config.get("scorer", {}))
     module, _, name = str(about.pop("_target_", "")).rpartition(".")
     if not module.startswith("gradfiltering.scorers."):
         return None
-    from importlib import import_module
-
+    if find_spec(module) is None:  # of a former version
+        return None
     made = getattr(import_module(module), name, None)
-    if not (isinstance(made, type) and issubclass(made, statistics.GradientScorer)):
+    if not (isinstance(made, type) and issubclass(made, GradientScorer)):
         return None
     return made(**about)
 

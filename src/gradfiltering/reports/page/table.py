@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradfiltering.reports.page.folder import RunFolder
-from gradfiltering.scorers.statistics import gradient_statistics
+from gradfiltering.scorers.gradient_statistics import gradient_statistics
 
 TINY = np.finfo(float).tiny
 LENGTHS = {"response_tokens": "tokens", "response_characters": "characters"}
@@ -74,7 +74,7 @@ def row_table(run: RunFolder) -> RowTable:
         ddof = run.config.get("scorer", {}).get("ddof", 0)
         stats = gradient_statistics(early.grad_norm, late.grad_norm, ddof)
         g_early, g_late, variance = (
-            placed(late.example_ids, values) for values in (stats.g_early, stats.g_late, stats.variance_late)
+            placed(late.example_ids, values) for values in (stats.early_norm, stats.late_norm, stats.late_variance)
         )
         length = placed(late.example_ids, late.response_tokens.astype(float))
     else:

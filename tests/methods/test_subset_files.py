@@ -5,14 +5,15 @@ import math
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from datasets import Dataset, load_dataset
 
 from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.file_formats import JSON_LINES
 from gradfiltering.data.json_rows import JsonRows
 from gradfiltering.data.schemas import Instruction
+from gradfiltering.methods.subset_files import write_scores, write_subset, write_unscored
 from gradfiltering.scorers.base import Scores
-from gradfiltering.selectors.base import write_subset
 
 ROWS = [
     {"id": f"r{n}", "instruction": f"Say „{n}“ — 中", "input": None if n % 2 else "", "output": "a\nb\u2028c",
@@ -67,3 +68,32 @@ def test_dates_of_hub_datasets_become_text(tmp_path):
     )
     write_subset(tmp_path, records_of(rows), [0], None)
     assert lines(tmp_path) == [{"output": "a", "made": "2024-05-01T12:00:00", "day": "2024-05-01"}]
+
+
+def test_scores_file_has_the_contracts_columns_and_types(tmp_path):
+    columns = {name: np.asarray([0.5, 1.5]) for name in ("g_early", "g_late", "variance_late")}
+    scores = Scores(np.asarray([0, 3]), np.asarray([1.0, 2.0]), columns)
+    write_scores(tmp_path, scores, [(5, "empty response")])
+    table = pq.read_table(tmp_path / "scores.parquet")
+    assert {name: table.schema.field(name).type for name in table.column_names} == {
+        "example_id": pa.int64(), "score": pa.float64(), "rank": pa.int64(),
+        "g_early": pa.float64(), "g_late": pa.float64(), "variance_late": pa.float64(),
+    }  # fmt: skip
+    assert table["example_id"].to_pylist() == scores.example_ids.tolist()
+    assert table["score"].to_pylist() == scores.score.tolist() and table["rank"].to_pylist() == scores.rank.tolist()
+    assert table["variance_late"].to_pylist() == scores.columns["variance_late"].tolist()
+
+
+@pytest.mark.parametrize("unscored", [[], [(3, "empty response"), (8, "no response token left")]])
+def test_unscored_file(unscored, tmp_path):
+    write_unscored(tmp_path / "unscored.parquet", unscored)
+    table = pq.read_table(tmp_path / "unscored.parquet")
+    assert table.schema.types == [pa.int64(), pa.string()], "types must hold for an empty table too"
+    assert [tuple(row.values()) for row in table.to_pylist()] == unscored
+
+
+def test_rows_a_scorer_leaves_out_are_listed_with_the_others(tmp_path):
+    scores = Scores(np.asarray([0, 3]), np.asarray([1.0, 2.0]), unscored=[(2, "a response of one token")])
+    write_scores(tmp_path, scores, [(4, "empty response"), (1, "empty response")])
+    found = [tuple(row.values()) for row in pq.read_table(tmp_path / "unscored.parquet").to_pylist()]
+    assert found == [(1, "empty response"), (2, "a response of one token"), (4, "empty response")]

@@ -1,0 +1,100 @@
+"""Statistics of the gradient log that the G-SNR family uses (arXiv 2601.13697, sec. 3)."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from gradfiltering.errors import UserError
+from gradfiltering.requests import Evidence, GradientLog, Request
+from gradfiltering.scorers.base import Scorer, Scores
+
+
+@dataclass(frozen=True)
+class GradientStatistics:
+    """Per-example statistics over members, in float64.
+
+    Attributes:
+        early_norm: [N] G_s, mean over members of the gradient norm at the early snapshot.
+        late_norm: [N] G_t, the same at the late snapshot.
+        late_variance: [N] V_t, variance over members at the late snapshot; NaN for one member.
+    """
+
+    early_norm: np.ndarray
+    late_norm: np.ndarray
+    late_variance: np.ndarray
+
+    @property
+    def norm_drop(self) -> np.ndarray:
+        """[N] G_s − G_t."""
+        return self.early_norm - self.late_norm
+
+
+def gradient_statistics(early_norms: np.ndarray, late_norms: np.ndarray, ddof: int) -> GradientStatistics:
+    """Compute G_s, G_t and V_t from logged norms.
+
+    Args:
+        early_norms: [M, N] norms at the early snapshot.
+        late_norms: [M, N] norms at the late snapshot.
+        ddof: 0 for the population variance, 1 for the sample variance.
+    """
+    early_norms, late_norms = early_norms.astype(np.float64), late_norms.astype(np.float64)
+    single_member = len(late_norms) == 1
+    late_variance = np.full(late_norms.shape[1], np.nan) if single_member else late_norms.var(axis=0, ddof=ddof)
+    return GradientStatistics(early_norms.mean(axis=0), late_norms.mean(axis=0), late_variance)
+
+
+@dataclass(frozen=True)
+class GradientScorer(Scorer, ABC):
+    """A score that is a function of G_s, G_t and V_t.
+
+    Attributes:
+        epsilon: ε, added to denominators.
+        ddof: of the variance, 0 (population) or 1 (sample).
+    """
+
+    epsilon: float = 1e-8
+    ddof: int = 0
+
+    requests: ClassVar[frozenset[Request[Any]]] = frozenset({GradientLog()})
+    row_wise: ClassVar[bool] = True
+    uses_variance: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if self.epsilon <= 0:
+            raise UserError(f"scorer.epsilon={self.epsilon}: give a small positive number")
+        if self.ddof not in (0, 1):
+            raise UserError(f"scorer.ddof={self.ddof}: give 0 (population variance) or 1 (sample variance)")
+
+    @abstractmethod
+    def formula(self, statistics: GradientStatistics) -> np.ndarray:
+        """[N] scores."""
+
+    def check_members(self, member_count: int) -> None:
+        """Refuse a single member where the variance over members is needed.
+
+        Raises:
+            UserError: names scorers that do without.
+        """
+        if self.uses_variance and member_count < 2:
+            raise UserError(
+                f"{type(self).__name__} needs the variance over members, and ensemble.m={member_count}; "
+                "set ensemble.m=2 or more, or use scorer=raw_drop or scorer=normalized_drop"
+            )
+
+    def score(self, evidence: Evidence) -> Scores:
+        """Score the examples of the gradient log; G_s, G_t and V_t stand beside the score.
+
+        Raises:
+            UserError: a variance is needed and the log has one member.
+        """
+        logs = evidence.get(GradientLog())
+        self.check_members(len(logs.late.grad_norm))
+        statistics = gradient_statistics(logs.early.grad_norm, logs.late.grad_norm, self.ddof)
+        columns = {
+            "g_early": statistics.early_norm,
+            "g_late": statistics.late_norm,
+            "variance_late": statistics.late_variance,
+        }
+        return Scores(evidence.example_ids, self.formula(statistics), columns)
