@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 from rich.console import Console
 
 from gradfiltering.config.build import build, options_named
+from gradfiltering.config.composition import explain_composition
 from gradfiltering.config.locations import configuration_folder
 from gradfiltering.config.renamed_options import explain_renamed
 from gradfiltering.distributed import process_group as devices
@@ -31,7 +31,8 @@ def launch(overrides: Sequence[str], subcommand: str | None = None) -> None:
     def task(cfg: DictConfig) -> None:
         sys.argv[1:1] = words
         try:
-            run_task(cfg)
+            with plain_words(cfg.debug):
+                run_task(cfg)
         finally:
             del sys.argv[1 : 1 + len(words)]
 
@@ -43,26 +44,19 @@ def launch(overrides: Sequence[str], subcommand: str | None = None) -> None:
         try:
             devices.start(main)
         except HydraException as error:
-            raise UserError(_explain_composition(error)) from error
+            raise UserError(explain_composition(error)) from error
         except KeyboardInterrupt:
             raise SystemExit("stopped; the same command goes on from what is finished") from None
 
 
 def run_task(cfg: DictConfig) -> None:
-    """Run the experiment of a composed configuration in the process group that its trainer asks for."""
+    """Run the experiment of a composed configuration in the process group that its trainer asks for.
+
+    Raises:
+        UserError: something that the user can mend, with the options concerned.
+    """
     screen.open_run(cfg.run_dir, Console(quiet=not devices.is_first()))
-    with plain_words(cfg.debug), options_named(cfg), devices.connected(build(cfg.trainer)):
+    with options_named(cfg), devices.connected(build(cfg.trainer)):
         from gradfiltering.experiment.pipeline import run_stages
 
         run_stages(cfg)
-
-
-def _explain_composition(error: HydraException) -> str:
-    """Return why the configuration does not compose, and what could be given."""
-    cause = error.__cause__
-    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.parent_node is not None:
-        group = str(cause.full_key).rpartition(".")[0]
-        known_options = ", ".join(sorted(str(key) for key in cause.parent_node))
-        label = f"options of {group}" if group else "options"
-        return f"there is no option {cause.full_key}; {label}: {known_options}"
-    return str(error).split("Config search path")[0].strip()

@@ -1,0 +1,164 @@
+"""The project in a notebook: select rows, and run whole experiments."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradfiltering.config.composition import composed, to_overrides
+from gradfiltering.config.locations import configuration_folder
+from gradfiltering.errors import UserError
+
+if TYPE_CHECKING:
+    import datasets
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left.
+
+    Attributes:
+        folder: the run folder.
+    """
+
+    folder: Path
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """The content of summary.json."""
+        return json.loads((self.folder / "summary.json").read_text("utf-8"))
+
+
+@dataclass(frozen=True)
+class RowSelection:
+    """Selected rows with the scores behind them.
+
+    Attributes:
+        example_ids: positions of the selected rows in the input, ascending.
+        scores: a row for each scored row of the input: `example_id`, `score`, `rank` and what the scorer adds.
+        rows: the selected rows, in the form in which the rows were given; of a file, a list of dicts.
+        summary: numbers, costs, diagnostics and warnings of the run behind it.
+    """
+
+    example_ids: list[int]
+    scores: "pd.DataFrame"
+    rows: Any
+    summary: dict[str, Any]
+    _run_folder: tempfile.TemporaryDirectory = field(repr=False, compare=False)
+
+    def report(self, path: str | Path) -> Path:
+        """Write the page that shows which rows were selected and why.
+
+        Args:
+            path: of the HTML file.
+
+        Returns:
+            The same path.
+        """
+        return Path(shutil.copyfile(Path(self._run_folder.name) / "report.html", path))
+
+
+def run_experiment(overrides: Sequence[str] = ()) -> RunResult:
+    """Run an experiment as the command line does: `run_experiment(["scorer=raw_drop", "until=select"])`.
+
+    Args:
+        overrides: what would follow `gradfiltering run`; sweeps (`-m`) are for the command line.
+
+    Returns:
+        The run folder and its summary; the folder is below `logs/runs`, or the one that `run_dir=` names.
+
+    Raises:
+        UserError: something that the caller can mend, with the option concerned.
+    """
+    from gradfiltering.config.launch import run_task
+
+    if isinstance(overrides, str) or any(override in ("-m", "--multirun") for override in overrides):
+        raise UserError("give a list of NAME=VALUE; for a sweep use `gradfiltering run -m` on the command line")
+    with composed(overrides) as cfg:
+        run_task(cfg)
+        return RunResult(Path(cfg.run_dir))
+
+
+def select_rows(
+    rows: "str | Path | Sequence[Mapping[str, Any]] | datasets.Dataset | pd.DataFrame",
+    fraction: float = 0.1,
+    proxy: str | Path = "tiny",
+    scorer: str = "gsnr",
+    **options: Any,
+) -> RowSelection:
+    """Select the rows to train on, by the gradients of a small ensemble of LoRA adapters.
+
+    Finished results go into the cache, so that asking again costs little; nothing else stays behind.
+
+    Args:
+        rows: a file (json, jsonl, csv, parquet, …), a list of dicts, a `datasets.Dataset` or a `pandas.DataFrame`.
+        fraction: share of all rows to select, in (0, 1].
+        proxy: the model the rows are scored with: a name of `conf/proxy`, a folder, or a name on the Hugging Face hub.
+        scorer: a name of `conf/scorer`.
+        options: further options as on the command line, with mappings or full names: `ensemble={"m": 3}`,
+            `**{"data.limit": 1000}`.
+
+    Raises:
+        UserError: the rows cannot be read or scored, or an option is wrong.
+    """
+    import pandas as pd
+
+    run_folder = tempfile.TemporaryDirectory(prefix="gradfiltering-")
+    folder = Path(run_folder.name)
+    with tempfile.TemporaryDirectory(prefix="gradfiltering-rows-") as rows_folder:
+        rows_path = _write_rows(rows, Path(rows_folder))
+        overrides = [*_proxy_overrides(proxy), f"scorer={scorer}", "data=file", "until=select", "logger=none"]
+        always = {"data.path": rows_path, "selector.fraction": fraction, "run_dir": folder, "hydra.run.dir": folder}
+        always |= {"report.figures": False}
+        result = run_experiment([*overrides, *to_overrides(always), *to_overrides(options)])
+    example_ids = pd.read_parquet(folder / "subset.parquet")["example_id"].tolist()
+    scores_path = folder / "scores.parquet"
+    scores = pd.read_parquet(scores_path) if scores_path.is_file() else pd.DataFrame({"example_id": [], "score": []})
+    return RowSelection(example_ids, scores, _take_rows(rows, example_ids, folder), result.summary, run_folder)
+
+
+def _proxy_overrides(proxy: str | Path) -> list[str]:
+    named_proxies = {path.stem for path in (configuration_folder() / "proxy").glob("*.yaml")}
+    if str(proxy) in named_proxies:
+        return [f"proxy={proxy}"]
+    model = Path(proxy).absolute() if Path(proxy).is_dir() else proxy
+    return ["proxy=gpt2", *to_overrides({"proxy.model": model})]
+
+
+def _write_rows(rows: Any, folder: Path) -> Path:
+    """Write rows to a file, unless they are in one."""
+    if isinstance(rows, str | Path):
+        return Path(rows).absolute()
+    if _library_of(rows) == "pandas":
+        rows.to_parquet(folder / "rows.parquet", index=False)
+        return folder / "rows.parquet"
+    if _library_of(rows) == "datasets":
+        rows.to_parquet(folder / "rows.parquet")
+        return folder / "rows.parquet"
+    if not isinstance(rows, Iterable) or not all(isinstance(row, Mapping) for row in rows):
+        raise UserError("rows must be a path, a list of dicts, a datasets.Dataset or a pandas.DataFrame")
+    with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return folder / "rows.jsonl"
+
+
+def _take_rows(rows: Any, example_ids: list[int], folder: Path) -> Any:
+    """Return the selected rows in the form in which rows were given."""
+    if isinstance(rows, str | Path):
+        with (folder / "subset.jsonl").open(encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+    if _library_of(rows) == "pandas":
+        return rows.iloc[example_ids]
+    if _library_of(rows) == "datasets":
+        return rows.select(example_ids)
+    return [rows[example_id] for example_id in example_ids]
+
+
+def _library_of(rows: Any) -> str:
+    """Return the library that a table comes from, without importing it."""
+    return type(rows).__module__.partition(".")[0]

@@ -1,0 +1,88 @@
+"""The Python API: rows in, rows out, and nothing left behind."""
+
+import json
+import subprocess
+import sys
+
+import datasets
+import pandas as pd
+import pytest
+from tests.support.pipeline import SMALL_MODELS, TINY_RUN
+
+import gradfiltering
+from gradfiltering import UserError, run_experiment, select_rows
+from gradfiltering.config.composition import composed, to_overrides
+
+ROWS = [{"instruction": f"Say {number} twice.", "input": "", "output": f"{number} {number}"} for number in range(20)]
+OPTIONS = {
+    **dict(option.split("=") for option in SMALL_MODELS if option.startswith("proxy.")),
+    "proxy.base_model.pretraining.steps": 3, "ensemble": {"m": 2, "batch_size": 8}, "diagnostics.bootstrap": 5,
+    "progress": False,
+}  # fmt: skip
+OPTIONS = {name: int(value) if isinstance(value, str) else value for name, value in OPTIONS.items()}
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path_factory, monkeypatch, cache):
+    folder = tmp_path_factory.mktemp("empty")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("GRADFILTERING_CACHE", cache.partition("=")[2])
+    return folder
+
+
+def test_rows_of_a_list_come_back_with_scores_and_a_page(empty_folder, tmp_path):
+    selection = select_rows(ROWS, fraction=0.2, **OPTIONS)
+    assert len(selection.rows) == 4 and selection.rows == [ROWS[example_id] for example_id in selection.example_ids]
+    assert set(selection.scores["example_id"]) == set(range(20)) and {"score", "rank"} <= {*selection.scores}
+    assert not list(empty_folder.iterdir()), "something stayed in the working folder"
+    assert "<html" in selection.report(tmp_path / "page.html").read_text("utf-8")
+    best = selection.scores.nlargest(4, "score")["example_id"]
+    assert sorted(best) == selection.example_ids
+
+
+def test_every_form_of_rows_gives_the_same_selection(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    forms = [ROWS, path, pd.DataFrame(ROWS), datasets.Dataset.from_list(ROWS)]
+    selections = [select_rows(rows, scorer="random", fraction=0.2, **OPTIONS) for rows in forms]
+    assert len({tuple(selection.example_ids) for selection in selections}) == 1
+    expected = selections[0].rows
+    assert selections[1].rows == expected
+    assert selections[2].rows.to_dict("records") == expected
+    assert selections[3].rows.to_list() == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rows": "gone.jsonl"}, "no such file"),
+        ({"rows": [1]}, "rows must be a path"),
+        ({"fraction": 0}, "selector.fraction=0"),
+        ({"ensemble": {"q": 3}}, "no option ensemble.q"),
+        ({"scorer": "best"}, "scorer/best"),
+        ({"proxy": "nowhere"}, "cannot load nowhere"),
+    ],
+)
+def test_errors_are_raised_with_the_option(arguments, message):
+    with pytest.raises(UserError, match=message):
+        select_rows(**{"rows": ROWS, **arguments})
+
+
+def test_an_experiment_runs_by_overrides(tmp_path):
+    result = run_experiment([*TINY_RUN, f"run_dir={tmp_path / 'run'}", f"hydra.run.dir={tmp_path / 'run'}"])
+    assert result.folder == tmp_path / "run" and set(result.summary["pws"]) == {"full", "random"}
+    with pytest.raises(UserError, match="gradfiltering run -m"):
+        run_experiment(["-m", "seed=1,2"])
+
+
+def test_values_survive_the_way_through_overrides():
+    values = {"path": "a b,c='d'\\", "flag": True, "none": None, "list": ["x", 1, 0.5, "null"], "text": "1e3", "q": "it\\'s"}
+    with composed(to_overrides({"+extra": values})) as cfg:
+        assert dict(cfg.extra) == values
+
+
+def test_public_names_exist_and_import_is_quick():
+    assert all(getattr(gradfiltering, name) for name in gradfiltering.__all__)
+    code = "import time; t = time.time(); import gradfiltering; dir(gradfiltering); assert time.time() - t < 0.5; " \
+        "import sys; assert not {'torch', 'hydra', 'pandas'} & {*sys.modules}"  # fmt: skip
+    subprocess.run([sys.executable, "-c", code], check=True)
