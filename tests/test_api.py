@@ -76,7 +76,8 @@ def test_an_experiment_runs_by_overrides(tmp_path):
 
 
 def test_values_survive_the_way_through_overrides():
-    values = {"path": "a b,c='d'\\", "flag": True, "none": None, "list": ["x", 1, 0.5, "null"], "text": "1e3", "q": "it\\'s"}
+    texts = {"path": "a b,c='d'\\", "text": "1e3", "quote": "it\\'s"}
+    values = {**texts, "flag": True, "none": None, "list": ["x", 1, 0.5, "null"]}
     with composed(to_overrides({"+extra": values})) as cfg:
         assert dict(cfg.extra) == values
 

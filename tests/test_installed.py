@@ -106,6 +106,9 @@ def test_every_import_is_declared():
     }
     distributions = packages_distributions()
     third_party = imported_packages(ROOT / "src") - {*sys.stdlib_module_names, "gradfiltering", "hydra_plugins"}
-    providers = {name: {one.lower().replace("_", "-") for one in distributions.get(name, [name])} for name in third_party}
-    undeclared = {name for name, provided_by in providers.items() if not provided_by & declared}
+    undeclared = {
+        name
+        for name in third_party
+        if not {provider.lower().replace("_", "-") for provider in distributions.get(name, [name])} & declared
+    }
     assert not undeclared, f"declare these in pyproject.toml: {sorted(undeclared)}"
