@@ -21,9 +21,7 @@ DROPOUT = Dropout(0.3, seed=0, mask_streams=(0, 1, 2), epoch=2)
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 @pytest.mark.parametrize("members", [None, 3], ids=["shared rows", "rows per member"])
 @pytest.mark.parametrize(("pad_to", "tokens"), [(12, 10_000), (20, 45)], ids=["all at once", "padded and cut"])
-def test_equals_pefts_own_dropout(
-    engine, make_model, make_adapters, make_batch, float64_softmax, architecture, members, pad_to, tokens
-):
+def test_equals_pefts_own_dropout(engine, make_model, make_adapters, make_batch, architecture, members, pad_to, tokens):
     model, adapters, _ = make_adapters(make_model(architecture))
     batch = make_batch(LENGTHS, PROMPTS, members, pad_to=pad_to, ids=IDS)
     rows = dropped_gradients(model, adapters, batch, LENGTHS, DROPOUT)

@@ -48,7 +48,7 @@ def measure(request):
 
 
 @pytest.fixture
-def adapted(case, make_model, make_adapters, float64_softmax):
+def adapted(case, make_model, make_adapters):
     architecture, targets, _, _ = case
     model, adapters, _ = make_adapters(make_model(architecture), targets=targets)
     return model, adapters

@@ -45,7 +45,7 @@ def expected_rows(model, adapters, batch, lengths):
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_equals_the_loop_for_any_shape(make_model, make_adapters, make_batch, float64_softmax, data):
+def test_equals_the_loop_for_any_shape(make_model, make_adapters, make_batch, data):
     """Ranks, target layers, padding, members, responses of one token, own or shared rows, bias, any chunks."""
     lengths = data.draw(st.lists(st.integers(2, 14), min_size=1, max_size=5), "lengths")
     prompts = [data.draw(st.integers(1, length - 1), "prompt") for length in lengths]

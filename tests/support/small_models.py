@@ -7,6 +7,7 @@ from tests.reference.gradients import LoopEngine
 from tests.support.pipeline import quiet_trainer
 from tests.support.small_ensembles import ROWS, SHAPE, settings
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from gradfiltering.data.batches import IGNORED, Batch
 from gradfiltering.data.dataset import Columns
@@ -39,7 +40,25 @@ class FixedLogits:
 
 
 @pytest.fixture
-def make_model() -> Callable:
+def make_model(monkeypatch) -> Callable:
+    """Builds small random models that compute in float64 throughout where their weights are float64.
+
+    transformers' LLaMA takes norms and softmaxes in float32 whatever the weights' type. Then the width of a batch, and
+    the kernels of a processor, show in the last bits of float32, which would hide a leak of the same size.
+    """
+    softmax = torch.nn.functional.softmax
+
+    def exact_softmax(scores, dim, dtype=None):
+        return softmax(scores, dim=dim, dtype=None if scores.dtype == torch.float64 else dtype)
+
+    def exact_norm(self, hidden):
+        wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.variance_epsilon)
+        return self.weight * normed.to(hidden.dtype)
+
+    monkeypatch.setattr(torch.nn.functional, "softmax", exact_softmax)
+    monkeypatch.setattr(LlamaRMSNorm, "forward", exact_norm)
+
     def make(architecture: str = "gpt2", dtype: torch.dtype = torch.float64):
         torch.manual_seed(0)
         if architecture == "gpt2":
@@ -91,16 +110,6 @@ def make_batch() -> Callable:
         return Batch(input_ids, labels, known if members is None else known.expand(members, -1))
 
     return make
-
-
-@pytest.fixture
-def float64_softmax(monkeypatch):
-    """transformers' LLaMA takes its softmax in float32 whatever the model's type.
-
-    Then the width of a batch shows in the last bits of float32, which would hide a leak of the same size.
-    """
-    softmax = torch.nn.functional.softmax
-    monkeypatch.setattr(torch.nn.functional, "softmax", lambda scores, dim, dtype=None: softmax(scores, dim=dim))
 
 
 @pytest.fixture(scope="module")

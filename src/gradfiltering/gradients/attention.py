@@ -10,8 +10,11 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from gradfiltering.gradients.engine import UnsupportedModelError
 
 SHORT_ROW_ATTENTION = "short_rows"
-# Arguments that change the scores. A sliding window is part of the mask, so it is not among them.
-UNSUPPORTED_ARGUMENTS = ("softcap", "s_aux", "sinks", "position_bias", "head_mask", "cache")
+# A sliding window is part of the mask; the others say nothing about the scores.
+IGNORED_ARGUMENTS = {
+    "scaling", "dropout", "sliding_window", "is_causal", "position_ids", "cache_position", "use_cache",
+    "output_attentions", "output_hidden_states",
+}  # fmt: skip
 
 
 def attend_short_rows(
@@ -40,8 +43,8 @@ def attend_short_rows(
     Raises:
         UnsupportedModelError: an option changes the scores in a way that this attention does not.
     """
-    for option_name in UNSUPPORTED_ARGUMENTS:
-        if options.get(option_name) is not None:
+    for option_name in options.keys() - IGNORED_ARGUMENTS:
+        if options[option_name] is not None:
             raise UnsupportedModelError(
                 f"the attention of {type(module).__name__} takes the argument {option_name}, "
                 "which the fused engine does not know"

@@ -160,9 +160,10 @@ def _find_lora_layers(model: PeftModel, adapter_name: str) -> dict[str, Any]:
                 f"the adapted module {module_name} is a {layer_kind}; the fused engine knows Linear "
                 "and Conv1D; adapt other modules or take the vmap engine"
             )
-        if getattr(module, "lora_variant", {}).get(adapter_name) is not None:
+        has_bias = module.lora_bias.get(adapter_name, False)
+        if has_bias or module.lora_variant.get(adapter_name) is not None:
             raise UnsupportedModelError(
-                f"the adapter of {module_name} is a variant of LoRA (such as DoRA), which the fused "
+                f"the adapter of {module_name} is a variant of LoRA (such as DoRA, or with biases), which the fused "
                 "engine does not know; take the vmap engine"
             )
         layers[module_name] = module
