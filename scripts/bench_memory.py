@@ -21,12 +21,14 @@ import torch
 from datasets import concatenate_datasets
 
 from bench_gradients import peak_mb, reset_peak
+from gradfiltering.data.batches import LengthBuckets
 from gradfiltering.data.dataset import Columns
 from gradfiltering.data.examples import Encoder
 from gradfiltering.data.sources import TaskSource
-from gradfiltering.ensembles.data_module import EnsembleData
-from gradfiltering.ensembles.lora_ensemble import EnsembleSettings, ProxyEnsemble
-from gradfiltering.ensembles.training_state import StackState
+from gradfiltering.ensembles.data_module import EnsembleDataModule
+from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
+from gradfiltering.ensembles.proxy_ensemble import ProxyEnsemble
+from gradfiltering.ensembles.stack_state import StackState
 from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.models.lora import LoraSettings, initial_adapters
 from gradfiltering.models.objectives import ResponseNLL
@@ -77,16 +79,17 @@ def cell(members: int, rows: int, tokens: int, options: argparse.Namespace) -> d
         shape = {"architecture": "gpt2", "layers": 3, "heads": 4, "width": 96, "context": 128, "vocabulary": 1024}
         lora = LoraSettings(rank=8, alpha=16, target_modules="all-linear", init_b_std=0.02)
         model = lora.attach(new_model(shape, tokenizer, 0).eval().requires_grad_(False))
-        how = EnsembleSettings(
+        how = LoraEnsemble(
             m=members, batch_size=options.batch_size, lr=2e-3, warmup_steps=10, betas=(0.9, 0.999), eps=1e-8,
             weight_decay=0.0, clip_norm=None, collect="snapshot", bucket_batches=8, trajectory_steps=10,
             checkpoint_minutes=10, lora=lora,
         )  # fmt: skip
         engine = FusedEngine(model, ResponseNLL(), tokens)
         module = ProxyEnsemble(
-            engine, StackState(initial_adapters(model, lora, how.members, 0), {}, 0), how, how.members
+            engine, StackState(initial_adapters(model, lora, how.member_ids, 0), {}, 0), how, how.member_ids
         )
-        data = EnsembleData(examples, how.members, how.batch_size, 8, tokens, 0, 0, 0)
+        buckets = LengthBuckets.of(examples.lengths, how.batch_size, 8, 0)
+        data = EnsembleDataModule(examples, how.member_ids, buckets, 0, 0)
         trainer = partial(
             L.Trainer, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False,

@@ -18,7 +18,7 @@ import numpy as np
 
 from gradfiltering.seeding import numpy_rng
 
-CHOOSING = ("bare", "score", "select")
+CHOOSING = ("base_model_passes", "score", "select")
 RESAMPLES = 5000
 KINDS = ("clean", "wrong_answer", "mismatched_response", "gibberish", "truncated", "duplicate", "ambiguous")
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from tests.support.configuration_fields import EVERYTHING, LEFT_OUT, TEXT, TOUCHING, UNTOUCHING
 from tests.support.pipeline import ROOT, run_train
 
-from gradfiltering.ensembles.training_state import StackState
+from gradfiltering.ensembles.stack_state import StackState
 from gradfiltering.finetuning.lora_finetuning import FineTuningResult
 from gradfiltering.runs.cache import Cache, hash_key
 from gradfiltering.runs.gradient_log import EpochLog

@@ -18,7 +18,7 @@ from gradfiltering.data.batches import (
     make_batch_loader,
 )
 from gradfiltering.data.examples import Encoder
-from gradfiltering.ensembles.data_module import EnsembleData
+from gradfiltering.ensembles.data_module import EnsembleDataModule
 
 LENGTHS = np.random.default_rng(0).integers(5, 120, size=203)
 PAD = 7
@@ -175,7 +175,7 @@ def test_batch_moves_tensors_and_keeps_ids():
 class TestDataModule:
     @pytest.fixture
     def data(self, examples):
-        return EnsembleData(examples, range(3), 4, 2, 200, PAD, 0, 0)
+        return EnsembleDataModule(examples, range(3), buckets_of(4, 2, 0, examples.lengths), PAD, 0)
 
     def test_training_batches_follow_the_trainers_epoch(self, data, examples):
         buckets = buckets_of(4, 2, 0, examples.lengths)
@@ -186,10 +186,6 @@ class TestDataModule:
             for member in range(3):
                 drawn = [examples.example_ids[rows].tolist() for rows in buckets.epoch(member, current + 1)]
                 assert [batch.example_id[member].tolist() for batch in batches] == drawn
-
-    def test_a_pass_goes_over_all_rows(self, data, examples):
-        seen = [example_id for batch in data.pass_over(examples) for example_id in batch.example_id.tolist()]
-        assert sorted(seen) == examples.example_ids.tolist()
 
     def test_workers_change_nothing(self, data, examples):
         batches = LengthBatches(examples, 200, PAD)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.support.small_ensembles import ROWS, assert_same, other, settings
+from tests.support.small_ensembles import ROWS, assert_same_member, ensemble_of_kind, small_ensemble
 
 from gradfiltering.data.batches import LengthBuckets
 from gradfiltering.ensembles.bootstrap_ensemble import BootstrapEnsemble
@@ -28,7 +28,7 @@ def drawn(member, epoch=1, seed=0):
     return Counter(np.concatenate(resampled(seed).epoch(member, epoch)).tolist())
 
 
-def test_a_member_draws_as_many_rows_as_there_are_with_replacement_and_keeps_them():
+def test_a_member_draws_n_rows_with_replacement_once():
     first = drawn(0)
     assert sum(first.values()) == len(LENGTHS)
     assert first == drawn(0, epoch=2), "a member has one sample, not one an epoch"
@@ -49,7 +49,7 @@ def test_every_row_is_as_likely():
     assert np.abs(times - 200).max() < 6 * 200**0.5
 
 
-def test_the_order_differs_between_epochs_and_lengths_stay_alike_between_members():
+def test_order_differs_between_epochs_and_lengths_agree():
     assert not all(np.array_equal(a, b) for a, b in zip(resampled().epoch(0, 1), resampled().epoch(0, 2), strict=True))
     widths = [[int(LENGTHS[rows].max()) for rows in resampled().epoch(member, 1)] for member in range(3)]
     usual = [[int(LENGTHS[rows].max()) for rows in buckets().epoch(member, 1)] for member in range(3)]
@@ -58,13 +58,16 @@ def test_the_order_differs_between_epochs_and_lengths_stay_alike_between_members
     assert padded(widths) < padded(usual) + 0.1
 
 
-def test_members_are_their_own_and_start_as_those_of_the_lora_ensemble(train, tmp_path):
-    small, large = train("m1", other(BootstrapEnsemble, m=1), (0, 1)), train("m3", other(BootstrapEnsemble), (0, 1))
-    assert train.result.trained == 3 and train.result.members == 3
-    assert_same(small, large, 0, epochs=(0, 1))
+def test_members_start_like_those_of_the_lora_ensemble(train, tmp_path):
+    small, large = (
+        train("m1", ensemble_of_kind(BootstrapEnsemble, m=1), (0, 1)),
+        train("m3", ensemble_of_kind(BootstrapEnsemble), (0, 1)),
+    )
+    assert train.report.costs.trained == 3 and train.report.members == 3
+    assert_same_member(small, large, 0, epochs=(0, 1))
     lora = train("lora", pair=(0, 1))
     for member in range(3):
-        assert_same(large, lora, member, epochs=(0,))
+        assert_same_member(large, lora, member, epochs=(0,))
         assert not np.allclose(large.epoch(1).grad_norm[member], lora.epoch(1).grad_norm[member], rtol=1e-3)
     assert large.epoch(1).grad_norm.shape == (3, ROWS), "all rows are logged, not only those trained on"
     files = [tmp_path / run / "adapters/member=01/epoch=00/adapter_model.safetensors" for run in ("m3", "lora")]
@@ -72,17 +75,17 @@ def test_members_are_their_own_and_start_as_those_of_the_lora_ensemble(train, tm
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_the_store_keeps_them_apart_from_the_lora_ensembles(train, tmp_path):
+def test_cache_tells_members_from_the_lora_ensembles(train, tmp_path):
     cache = tmp_path / "shared"
     train("lora", cache=cache)
-    train("first", other(BootstrapEnsemble, m=2), cache=cache)
-    assert train.result.trained == 2 * 2
-    train("more", other(BootstrapEnsemble), cache=cache)
-    assert train.result.trained == 2
-    train("again", other(BootstrapEnsemble), cache=cache)
-    assert train.result.reused
+    train("first", ensemble_of_kind(BootstrapEnsemble, m=2), cache=cache)
+    assert train.report.costs.trained == 2 * 2
+    train("more", ensemble_of_kind(BootstrapEnsemble), cache=cache)
+    assert train.report.costs.trained == 2
+    train("again", ensemble_of_kind(BootstrapEnsemble), cache=cache)
+    assert train.report.reused
 
 
 def test_online_is_refused():
-    with pytest.raises(UserError, match=r"ensemble\.collect=online.*63 %.*collect=snapshot.*ensemble=lora"):
-        other(BootstrapEnsemble, settings(collect="online"))
+    with pytest.raises(UserError, match=r"cannot collect online.*63 %.*LoRA ensemble"):
+        ensemble_of_kind(BootstrapEnsemble, small_ensemble(collect="online"))

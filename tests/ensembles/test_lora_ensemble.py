@@ -8,10 +8,10 @@ import pytest
 import torch
 from peft import PeftModel
 from tests.reference.gradients import loop_gradients
-from tests.support.small_ensembles import ROWS, SHAPE, assert_same, settings
+from tests.support.small_ensembles import ROWS, SHAPE, assert_same_member, small_ensemble
 
-from gradfiltering.ensembles.lora_ensemble import ProxyEnsemble
-from gradfiltering.ensembles.training_state import StackState
+from gradfiltering.ensembles.proxy_ensemble import ProxyEnsemble
+from gradfiltering.ensembles.stack_state import StackState
 from gradfiltering.errors import UserError
 from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.models.objectives import ResponseNLL
@@ -19,8 +19,8 @@ from gradfiltering.synthetic.pretraining import new_model
 
 
 def test_member_is_the_same_in_an_ensemble_of_any_size(train):
-    small, large = train("m1", settings(m=1)), train("m3")
-    assert_same(small, large, 0)
+    small, large = train("m1", small_ensemble(m=1)), train("m3")
+    assert_same_member(small, large, 0)
     assert not np.allclose(large.epoch(2).grad_norm[0], large.epoch(2).grad_norm[1], rtol=1e-3), (
         "members 0 and 1 are copies of each other"
     )
@@ -29,7 +29,7 @@ def test_member_is_the_same_in_an_ensemble_of_any_size(train):
 def test_micro_batches_change_nothing(train):
     whole, cut = train("whole"), train("cut", tokens=64)
     for member in range(3):
-        assert_same(whole, cut, member)
+        assert_same_member(whole, cut, member)
 
 
 def test_same_seed_twice_is_identical_and_another_seed_is_not(train):
@@ -38,22 +38,22 @@ def test_same_seed_twice_is_identical_and_another_seed_is_not(train):
     assert not np.allclose(first.epoch(2).grad_norm, other.epoch(2).grad_norm, rtol=1e-3)
 
 
-def test_epochs_asked_for_do_not_change_the_earlier_ones(train):
+def test_later_epochs_do_not_change_earlier_ones(train):
     short, long = train("short", pair=(0, 1)), train("long", pair=(1, 3))
     for member in range(3):
-        assert_same(short, long, member, epochs=(1,))
+        assert_same_member(short, long, member, epochs=(1,))
     assert short.epochs == [0, 1] and long.epochs == [1, 3]
 
 
 def test_online_and_snapshot_agree_when_nothing_is_learned(train):
-    still = settings(lr=0.0, weight_decay=0.0)
+    still = small_ensemble(lr=0.0, weight_decay=0.0)
     snapshot, online = train("snapshot", still), train("online", replace(still, collect="online"))
     for member in range(3):
-        assert_same(snapshot, online, member)
+        assert_same_member(snapshot, online, member)
 
 
 def test_online_norms_come_from_the_training_steps(train):
-    snapshot, online = train("snapshot"), train("online", settings(collect="online"))
+    snapshot, online = train("snapshot"), train("online", small_ensemble(collect="online"))
     assert not np.allclose(snapshot.epoch(1).grad_norm, online.epoch(1).grad_norm, rtol=1e-3)
 
 
@@ -101,7 +101,7 @@ def test_one_step_equals_adamw_on_the_loop_gradient(
     start = {name: value.clone() for name, value in adapters.items()}
     batch = make_batch([12, 5, 9, 7], [4, 4, 2, 3], members=3)
     # Without an eps above float32's rounding, AdamW's first step turns a gradient of rounding noise into a whole step.
-    how = settings(warmup_steps=1, eps=1e-8 if dtype == torch.float64 else 1e-4)
+    how = small_ensemble(warmup_steps=1, eps=1e-8 if dtype == torch.float64 else 1e-4)
     module = module_with(batch, how, model, adapters)
     chosen = module.configure_optimizers()
     chosen["optimizer"].step()
@@ -125,27 +125,29 @@ def test_one_step_equals_adamw_on_the_loop_gradient(
 
 def test_each_member_is_clipped_by_its_own_norm(make_model, make_adapters, make_batch):
     model, adapters, _ = make_adapters(make_model())
-    module = module_with(make_batch([12, 9], [4, 2], members=3), settings(clip_norm=None), model, adapters)
+    module = module_with(make_batch([12, 9], [4, 2], members=3), small_ensemble(clip_norm=None), model, adapters)
     free = [value.grad.clone() for value in module.stacked]
     norms = torch.stack([grad.flatten(1).square().sum(1) for grad in free]).sum(0).sqrt()
     limit = float(norms.sort().values[1])  # clips one member, leaves the others
-    module.settings = settings(clip_norm=limit)
+    module.settings = small_ensemble(clip_norm=limit)
     module.configure_gradient_clipping(None)
     for before, value in zip(free, module.stacked, strict=True):
         factor = (limit / norms).clamp(max=1.0).view(-1, *[1] * (before.dim() - 1))
         torch.testing.assert_close(value.grad, before * factor, rtol=1e-5, atol=1e-12)
 
 
-def test_a_loss_that_is_not_finite_names_step_members_and_rows(make_model, make_adapters, make_batch):
+def test_an_infinite_loss_names_step_members_and_rows(make_model, make_adapters, make_batch):
     model, adapters, _ = make_adapters(make_model())
     name = next(iter(adapters))
     adapters[name][1] = float("nan")
-    module = ProxyEnsemble(FusedEngine(model, ResponseNLL(), 4096), StackState(adapters, {}, 0), settings(), range(3))
-    with pytest.raises(UserError, match=r"members \[1\], rows \[17, 18\].*ensemble\.lr"):
+    module = ProxyEnsemble(
+        FusedEngine(model, ResponseNLL(), 4096), StackState(adapters, {}, 0), small_ensemble(), range(3)
+    )
+    with pytest.raises(UserError, match=r"members \[1\], rows \[17, 18\].*lower the learning rate"):
         module.training_step(make_batch([12, 9], [4, 2], members=3, ids=[17, 18]), 0)
 
 
 @pytest.mark.parametrize("change", [{"m": 0}, {"collect": "sometimes"}, {"lr": -1.0}, {"batch_size": 0}])
 def test_settings_out_of_range_are_refused(change):
     with pytest.raises(UserError, match=f"ensemble.{next(iter(change))}"):
-        settings(**change)
+        small_ensemble(**change)

@@ -5,15 +5,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.ensembles.test_reuse import STEPS, KilledHere, Steps, counting, identical
-from tests.support.small_ensembles import ROWS, other, settings
+from tests.ensembles.test_reuse import STEPS
+from tests.support.interruption import KilledHere, Steps, counting
+from tests.support.small_ensembles import ROWS, assert_identical_logs, ensemble_of_kind, small_ensemble
 
 from gradfiltering.ensembles.snapshot_ensemble import SnapshotEnsemble
 from gradfiltering.errors import UserError
 
 
 def snapshots(m=3, **changes):
-    return other(SnapshotEnsemble, settings(m=m, **changes))
+    return ensemble_of_kind(SnapshotEnsemble, small_ensemble(m=m, **changes))
 
 
 class Watch(L.Callback):
@@ -28,17 +29,19 @@ class Watch(L.Callback):
 
 
 def test_steps_are_evenly_spaced_and_end_with_the_epoch():
-    assert [snapshots(3).reading(m, 1, 6).step for m in range(3)] == [2, 4, None]
-    assert [snapshots(4).reading(m, 2, 6).step for m in range(4)] == [2, 3, 5, None]
-    assert [snapshots(6).reading(m, 2, 6).step for m in range(6)] == [1, 2, 3, 4, 5, None]
-    assert {snapshots(4).reading(m, 0, 6) for m in range(4)} == {snapshots(1).reading(0, 0, 6)}
-    assert settings().steps_per_epoch(ROWS) == STEPS
+    assert [snapshots(3).describe_measurement(m, 1, 6).step for m in range(3)] == [2, 4, None]
+    assert [snapshots(4).describe_measurement(m, 2, 6).step for m in range(4)] == [2, 3, 5, None]
+    assert [snapshots(6).describe_measurement(m, 2, 6).step for m in range(6)] == [1, 2, 3, 4, 5, None]
+    assert {snapshots(4).describe_measurement(m, 0, 6) for m in range(4)} == {
+        snapshots(1).describe_measurement(0, 0, 6)
+    }
+    assert small_ensemble().steps_per_epoch(ROWS) == STEPS
 
 
 def test_a_snapshot_is_the_adapter_after_that_step(train, tmp_path):
     watch = Watch()
     log = train("run", snapshots(3), trainer=counting(watch))
-    assert train.result.trained == 2 and train.result.members == 3 and log.members == [0, 1, 2]
+    assert train.report.costs.trained == 2 and train.report.members == 3 and log.members == [0, 1, 2]
     assert watch.taken == 2 * STEPS
     for member, step in enumerate((2, 4, STEPS)):
         for epoch in (1, 2):
@@ -51,23 +54,23 @@ def test_a_snapshot_is_the_adapter_after_that_step(train, tmp_path):
     assert not np.allclose(norms[0], norms[1], rtol=1e-3) and not np.allclose(norms[1], norms[2], rtol=1e-3)
 
 
-def test_the_last_snapshot_is_member_0_of_the_lora_ensemble_in_the_same_units(train, tmp_path):
+def test_last_snapshot_is_member_0_of_the_lora_ensemble(train, tmp_path):
     cache, steps = tmp_path / "shared", Steps()
-    lora = train("lora", settings(m=1), cache=cache)
+    lora = train("lora", small_ensemble(m=1), cache=cache)
     along = train("along", snapshots(3), cache=cache, trainer=counting(steps))
     assert steps.taken == 2 * STEPS, "the steps within the epochs were not there"
-    assert train.result.logged == 2 * 2 * 2, "the epochs' ends had been logged before"
+    assert train.report.costs.logged == 2 * 2 * 2, "the epochs' ends had been logged before"
     fresh = train("fresh", snapshots(3))
-    identical(along, fresh, (1, 2))
+    assert_identical_logs(along, fresh, (1, 2))
     for epoch in (1, 2):
         np.testing.assert_array_equal(along.epoch(epoch).grad_norm[2], lora.epoch(epoch).grad_norm[0])
     none = Steps()
-    train("lora again", settings(m=1), cache=cache, trainer=counting(none))
+    train("lora again", small_ensemble(m=1), cache=cache, trainer=counting(none))
     train("along again", snapshots(3), cache=cache, trainer=counting(none))
-    assert none.taken == 0 and train.result.reused
+    assert none.taken == 0 and train.report.reused
 
 
-def test_a_snapshot_depends_on_its_step_and_not_on_how_many_there_are(train, tmp_path):
+def test_a_snapshot_depends_on_its_step_not_on_their_number(train, tmp_path):
     cache = tmp_path / "shared"
     three, six = train("three", snapshots(3), cache=cache), train("six", snapshots(6), cache=cache)
     for member in range(3):
@@ -79,35 +82,35 @@ def test_a_snapshot_depends_on_its_step_and_not_on_how_many_there_are(train, tmp
 
 def test_before_training_all_are_one_and_measured_once(train):
     log = train("run", snapshots(3), (0, 1))
-    assert train.result.logged == 2 * (1 + 3)  # rows and held-out rows
+    assert train.report.costs.logged == 2 * (1 + 3)  # rows and held-out rows
     assert np.ptp(log.epoch(0).grad_norm, axis=0).max() == 0 < np.ptp(log.epoch(1).grad_norm, axis=0).min()
 
 
-def test_a_killed_run_goes_on_where_it_was_and_ends_the_same(train, tmp_path):
+def test_a_killed_run_resumes_and_ends_the_same(train, tmp_path):
     cache, how = tmp_path / "shared", snapshots(3, checkpoint_minutes=1e-9)
     with pytest.raises(KilledHere):
         train("killed", how, cache=cache, trainer=counting(Steps(STEPS + 3)))
     steps = Steps()
     resumed = train("resumed", how, cache=cache, trainer=counting(steps))
     assert steps.taken == STEPS - 3
-    identical(resumed, train("whole", snapshots(3)), (1, 2))
+    assert_identical_logs(resumed, train("whole", snapshots(3)), (1, 2))
 
 
-def test_what_a_killed_run_without_snapshots_left_is_not_gone_on_from(train, tmp_path):
+def test_checkpoint_without_snapshots_is_not_resumed(train, tmp_path):
     cache = tmp_path / "shared"
     with pytest.raises(KilledHere):
-        train("killed", settings(m=1, checkpoint_minutes=1e-9), cache=cache, trainer=counting(Steps(STEPS + 3)))
+        train("killed", small_ensemble(m=1, checkpoint_minutes=1e-9), cache=cache, trainer=counting(Steps(STEPS + 3)))
     steps = Steps()
     along = train("along", snapshots(3), cache=cache, trainer=counting(steps))
     assert steps.taken == 2 * STEPS, "epoch 1 lacks its snapshots, and step 2 of epoch 2 was not kept"
-    identical(along, train("whole", snapshots(3)), (1, 2))
+    assert_identical_logs(along, train("whole", snapshots(3)), (1, 2))
 
 
 def test_more_snapshots_than_steps_are_refused(train):
-    with pytest.raises(UserError, match=rf"ensemble\.m=9 .* {STEPS} steps; set ensemble\.m={STEPS} or less"):
+    with pytest.raises(UserError, match=f"epoch of {STEPS} steps has no 9 snapshots; ask for {STEPS} or fewer"):
         train("run", snapshots(9))
 
 
 def test_online_is_refused():
-    with pytest.raises(UserError, match=r"ensemble\.collect=online.*collect=snapshot"):
+    with pytest.raises(UserError, match="cannot collect online"):
         snapshots(collect="online")

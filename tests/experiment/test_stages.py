@@ -2,7 +2,7 @@ import re
 from types import SimpleNamespace
 
 import pytest
-from tests.support.small_ensembles import other, settings
+from tests.support.small_ensembles import ensemble_of_kind, small_ensemble
 
 from gradfiltering.ensembles.dropout_ensemble import DropoutEnsemble
 from gradfiltering.errors import UserError
@@ -106,10 +106,10 @@ def test_what_a_target_that_chooses_looks_at_may_be_asked_for():
 
 def test_a_score_by_influence_of_members_that_are_not_trained_is_refused_before_anything_is_loaded():
     base_model = SimpleNamespace(check=lambda: None, context=256)
-    passes = other(DropoutEnsemble, dropout=0.1, train_dropout=0.0)
+    passes = ensemble_of_kind(DropoutEnsemble, dropout=0.1, train_dropout=0.0)
     rest = (base_model, base_model, ["full"], Generation(8, 8))
     with pytest.raises(UserError, match=r"DropoutEnsemble with scorer\.members=1.*ensemble=lora"):
         Plan("select", LESS_SCORER, BOTH).check(3, passes, *rest)
-    Plan("select", LESS_SCORER, BOTH).check(3, settings(), *rest)
+    Plan("select", LESS_SCORER, BOTH).check(3, small_ensemble(), *rest)
     Plan("select", GSNR(1e-8, 0), BOTH).check(3, passes, *rest)
     Plan("select", LESS_SCORER, RandomSelector(0.1, None)).check(3, passes, *rest)

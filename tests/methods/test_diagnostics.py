@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from gradfiltering.ensembles.snapshots import SnapshotPair
-from gradfiltering.evidence.gradient_log import ProxyResult
+from gradfiltering.evidence.context import EnsembleReport
 from gradfiltering.methods.diagnostics import (
     BELOW_ZERO,
     Limits,
@@ -54,13 +54,10 @@ def log():
     return make
 
 
-def trained(update_ratio=0.1, heldout=(1.8, 1.5)) -> ProxyResult:
+def trained(update_ratio=0.1, heldout=(1.8, 1.5)) -> EnsembleReport:
     heldout_loss = {} if heldout is None else dict(zip((1, 2), heldout, strict=True))
     ratios = {1: [0.01, 0.03], 2: [update_ratio] * 2}
-    return ProxyResult(
-        members=2, epochs=[1, 2], seconds=1.0, tokens=10, batch_tokens=64, trained=4, logged=4, reused_seconds=0.0,
-        update_ratio=ratios, heldout_loss=heldout_loss, flops=100,
-    )  # fmt: skip
+    return EnsembleReport(snapshots=EPOCHS, members=2, update_ratios=ratios, heldout_losses=heldout_loss)
 
 
 def ensemble(log, limits=QUIET, bare=2.0, **fields):

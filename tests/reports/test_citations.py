@@ -14,7 +14,7 @@ from gradfiltering.reports.citations import CITED, DATASETS, LOSS_RATIO, MODELS,
 CONF = Path(__file__).parents[2] / "conf"
 ENSEMBLES = sorted((CONF / "ensemble").glob("*.yaml"))
 CONFIG = {
-    "ensemble": {"_target_": "gradfiltering.ensembles.lora_ensemble.EnsembleSettings"},
+    "ensemble": {"_target_": "gradfiltering.ensembles.lora_ensemble.LoraEnsemble"},
     "scorer": {"_target_": "gradfiltering.scorers.gsnr.GSNR"},
     "selector": {"_target_": "gradfiltering.selectors.spice.SpiceSelector"},
     "judge": {"judge": {"_target_": "gradfiltering.judging.openai_judge.OpenAIJudge"}},

@@ -11,26 +11,25 @@ from unittest import mock
 
 import lightning as L
 import numpy as np
+from tests.support.small_ensembles import measurement_context
 
 from gradfiltering.data.dataset import Columns
 from gradfiltering.data.examples import Encoder
 from gradfiltering.data.sources import TaskSource
 from gradfiltering.distributed import process_group as devices
-from gradfiltering.ensembles import training
-from gradfiltering.ensembles.lora_ensemble import EnsembleSettings
+from gradfiltering.distributed.row_measurements import RowMeasurements
+from gradfiltering.ensembles import log_recorder
+from gradfiltering.ensembles.batch_settings import BatchSettings
+from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.ensembles.snapshots import SnapshotPair
-from gradfiltering.evidence import passes as snapshot
-from gradfiltering.evidence.gradient_log import BatchSettings, log_gradients
+from gradfiltering.evidence.measurers import find_measurer
 from gradfiltering.finetuning.lora_finetuning import FineTuningSettings, finetune
-from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.methods import lead
 from gradfiltering.methods.curriculum import LeadSettings
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.lora import LoraSettings
-from gradfiltering.models.objectives import ResponseNLL
-from gradfiltering.requests import BaseModelLosses, Evidence, LossMeasurement
+from gradfiltering.requests import BaseModelLosses, Evidence, GradientLog, LossMeasurement
 from gradfiltering.runs.cache import Cache, Unfinished, Workspace
-from gradfiltering.runs.gradient_log import EpochLog, EpochRecorder
 from gradfiltering.scorers.base import Scores
 from gradfiltering.scorers.loss import LossScorer
 from gradfiltering.synthetic.planted_defects import PlantedDefects
@@ -45,7 +44,7 @@ EPOCHS = SnapshotPair(1, 2)
 LORA = LoraSettings(rank=2, alpha=4, target_modules="all-linear", init_b_std=0.05)
 # Clipping and a large eps: without them AdamW hides a gradient that is a multiple of the right one.
 ENSEMBLE = partial(
-    EnsembleSettings, m=2, batch_size=8, lr=0.01, warmup_steps=3, betas=(0.9, 0.999), eps=1e-3, weight_decay=0.01,
+    LoraEnsemble, m=2, batch_size=8, lr=0.01, warmup_steps=3, betas=(0.9, 0.999), eps=1e-3, weight_decay=0.01,
     clip_norm=0.5, bucket_batches=2, trajectory_steps=2, checkpoint_minutes=10, lora=LORA,
 )  # fmt: skip
 TUNING = FineTuningSettings(
@@ -63,7 +62,7 @@ class Measured:
     """One pass over all rows as a process knows it: its own part of the work, and everybody's results."""
 
     times: np.ndarray
-    log: EpochLog
+    tables: dict[str, np.ndarray]
 
 
 def trainer_of(processes: int) -> partial[L.Trainer]:
@@ -87,25 +86,20 @@ def train_all(folder: Path, trainer: partial[L.Trainer]) -> None:
         model.set_attn_implementation("eager")
         base_model = LanguageModel(model, tokenizer, "test", "test", 0.0, True)
         own = folder / f"rank={devices.rank()}" / f"rows={rows}"
-        engine = partial(FusedEngine, objective=ResponseNLL())
         for collect in COLLECT:
             passes: list[Measured] = []
             keeping = partial(Keeping, passes)
-            with (
-                mock.patch.object(snapshot, "EpochRecorder", keeping),
-                mock.patch.object(training, "EpochRecorder", keeping),
-            ):
-                log_gradients(
-                    base_model, encoded, ENSEMBLE(collect=collect), engine, EPOCHS, BatchSettings(200, 0),
-                    Workspace(own / collect, Cache(folder / "cache"), 0, trainer),
+            with mock.patch.object(log_recorder, "RowMeasurements", keeping):
+                context = measurement_context(
+                    records, base_model, own / collect, folder / "cache", trainer, encoder=encoder,
+                    examples=encoded.examples, heldout=encoded.heldout, ensemble=ENSEMBLE(collect=collect),
+                    snapshots=EPOCHS, batches=BatchSettings(200, 0),
                 )  # fmt: skip
+                find_measurer(GradientLog()).measure(GradientLog(), context)
+            (own / collect).mkdir(parents=True, exist_ok=True)  # on rank zero it is the run folder
             np.savez(
                 own / collect / "measured.npz",
-                **{
-                    f"{name}/{at}": getattr(one.log, name)
-                    for at, one in enumerate(passes)
-                    for name in ("grad_norm", "loss")
-                },
+                **{f"{name}/{at}": one.tables[name] for at, one in enumerate(passes) for name in ("grad_norm", "loss")},
                 **{f"times/{at}": one.times for at, one in enumerate(passes)},
             )
         unfinished = Unfinished(Cache(folder / "cache"), {"rows": rows})
@@ -124,17 +118,17 @@ def train_all(folder: Path, trainer: partial[L.Trainer]) -> None:
             lead.train(*how, base_model, encoded, TUNING, place)
 
 
-class Keeping(EpochRecorder):
+class Keeping(RowMeasurements):
     """A recorder that keeps what it hands out."""
 
     def __init__(self, passes: list[Measured], *arguments):
         super().__init__(*arguments)
         self.passes = passes
 
-    def finish(self) -> EpochLog:
-        log = super().finish()
-        self.passes.append(Measured(self.counts.copy(), log))
-        return log
+    def gather(self) -> dict[str, np.ndarray]:
+        tables = super().gather()
+        self.passes.append(Measured(self.counts.copy(), tables))
+        return tables
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
 from collections.abc import Callable
-from functools import partial
 
 import pytest
 import torch
 from tests.reference.gradients import LoopEngine
 from tests.support.pipeline import quiet_trainer
-from tests.support.small_ensembles import ROWS, SHAPE, settings
+from tests.support.small_ensembles import ROWS, SHAPE, float64_base_model, measurement_context, small_ensemble
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
@@ -13,18 +12,19 @@ from gradfiltering.data.batches import IGNORED, Batch
 from gradfiltering.data.dataset import Columns
 from gradfiltering.data.examples import Encoder
 from gradfiltering.data.sources import TaskSource
+from gradfiltering.ensembles.batch_settings import BatchSettings
 from gradfiltering.ensembles.snapshots import SnapshotPair
-from gradfiltering.evidence.gradient_log import BatchSettings, log_gradients
+from gradfiltering.evidence.measurers import find_measurer
 from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.gradients.vmap import VmapEngine
 from gradfiltering.models.causal_model import token_nll
-from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.lora import LoraSettings, initial_adapters
 from gradfiltering.models.objectives import ResponseNLL
-from gradfiltering.runs.cache import Cache, Workspace
-from gradfiltering.runs.gradient_log import GradientLog
+from gradfiltering.requests import GradientLog
+from gradfiltering.runs.cache import Cache
+from gradfiltering.runs.gradient_log import GradientLog as LoggedGradients
 from gradfiltering.synthetic.planted_defects import PlantedDefects
-from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
+from gradfiltering.synthetic.pretraining import train_tokenizer
 
 VOCABULARY = 64
 
@@ -125,20 +125,19 @@ def tokenizer(records):
 
 @pytest.fixture
 def train(records, tokenizer, tmp_path):
+    """Measures the gradient log of a small ensemble; `train.report` tells what it cost."""
     encoder = Encoder(tokenizer, SHAPE["context"], Cache(tmp_path / "cache"))
-    rows = encoder.encode_all(records)
 
-    def run(name, how=None, pair=(1, 2), tokens=4096, seed=0, cache=None, trainer=quiet_trainer):
-        """Trains with a store of the run's own unless one is given."""
-        model = new_model(SHAPE, tokenizer, 0).double().eval().requires_grad_(False)
-        model.set_attn_implementation("eager")
-        base_model = LanguageModel(model, tokenizer, "test", "test", 0.0, True)
-        folder = tmp_path / name
-        engine = partial(FusedEngine, objective=ResponseNLL())
-        batch = BatchSettings(tokens, 0)
-        workspace = Workspace(folder, Cache(cache or tmp_path / "stores" / name), seed, trainer)
-        run.result = log_gradients(base_model, rows, how or settings(), engine, SnapshotPair(*pair), batch, workspace)
-        return GradientLog(folder / "gradient_log")
+    def run(name, ensemble=None, pair=(1, 2), tokens=4096, seed=0, cache=None, trainer=quiet_trainer):
+        """Trains with a cache of the run's own unless one is given."""
+        context = measurement_context(
+            records, float64_base_model(tokenizer), tmp_path / name, cache or tmp_path / "caches" / name, trainer,
+            encoder=encoder, ensemble=ensemble or small_ensemble(), snapshots=SnapshotPair(*pair),
+            batches=BatchSettings(tokens, 0), seed=seed,
+        )  # fmt: skip
+        run.report = context.reports.ensemble
+        find_measurer(GradientLog()).measure(GradientLog(), context)
+        return LoggedGradients(tmp_path / name / "gradient_log")
 
     return run
 

@@ -85,18 +85,14 @@ class RowMeasurements:
             table[member_index, rows] = np.reshape(measurements[name], (*rows.shape, *table.shape[2:]))
         self.counts[member_index, rows] += 1
 
-    @property
-    def is_shared(self) -> bool:
-        """Whether several ranks measure rows, so that no rank by itself knows all measurements so far."""
-        return world_size() > 1
-
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return this rank's measurements so far, for `restore`."""
-        return {**self.tables, "counts": self.counts}
+        """Return the measurements of all ranks so far, for `restore`; every rank calls it."""
+        tables = {name: sum_over_ranks(table) for name, table in self.tables.items()}
+        return {**tables, "counts": sum_over_ranks(self.counts)}
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Go on from what `state` returned when one rank measured all rows so far."""
-        if rank() == 0:  # what all ranks measured is added up in the end
+        """Go on from what `state` returned, whatever the number of ranks then and now."""
+        if rank() == 0:  # measurements of all ranks are added up in the end
             self.counts = np.array(arrays["counts"])
             self.tables = {name: np.array(arrays[name]) for name in self.tables}
 

@@ -1,1 +1,1 @@
-"""Proxy ensembles: how members are trained and which snapshots are measured."""
+"""Proxy ensembles: kinds of ensembles, their training, and the cache of trained members."""

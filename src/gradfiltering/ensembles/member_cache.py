@@ -1,226 +1,180 @@
-"""Trained members in the store: a member's epoch is the unit that is kept, found again and continued from."""
+"""Trained members in the cache: one epoch of one member is the unit that is stored and continued from."""
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-import pyarrow.parquet as pq
-import torch
 from peft import PeftModel
 
-from gradfiltering.ensembles.lora_ensemble import EnsembleSettings, Reading
-from gradfiltering.ensembles.training_state import StackState
-from gradfiltering.ensembles.trajectory import write_rows
-from gradfiltering.gradients.projection import GradientSketch
+from gradfiltering.ensembles.lora_ensemble import LoraEnsemble, SnapshotMeasurement
+from gradfiltering.ensembles.stack_state import StackState, concatenate_members
+from gradfiltering.ensembles.trajectory import TrajectoryPoint, read_trajectory, write_trajectory
 from gradfiltering.models.lora import Adapters, export_adapter
-from gradfiltering.runs.cache import Cache, CachedResult, Unfinished, hash_key, write_json
-from gradfiltering.runs.gradient_log import FILE, EpochLog, write_member
+from gradfiltering.runs.cache import Cache, CachedResult, ResumePoint
+from gradfiltering.runs.files import hash_key
 
 MEMBER_VERSION = 1  # raise it when the same settings would train other adapters
-STATE, ONLINE, PROJECTIONS = "state.safetensors", "online.parquet", "projections.npy"
-LOG_VERSION = 1  # raise it when the same adapters would be measured otherwise
-PROJECTION_VERSION = 1  # raise it when the same gradients would be projected otherwise
-DROPOUT_VERSION = 1  # raise it when the same pass would drop other inputs
-# Neither how many members there are, nor how often a checkpoint is kept, changes how one of them trains.
-NOT_OF_A_MEMBER = ("m", "checkpoint_minutes")
+MEMBERS = "members"  # kind of result
+STATE_FILE, ADAPTER_FOLDER, TRAJECTORY_FILE = "state.safetensors", "adapter", "trajectory.parquet"
+# Neither the number of members nor the time between checkpoints changes the training of one of them.
+IRRELEVANT_SETTINGS = ("m", "checkpoint_minutes")
+
+
+class TrainingPlan(NamedTuple):
+    """Epochs that a member has to be trained for.
+
+    Attributes:
+        first: epoch to go on from, 0 to start anew.
+        last: last epoch to train; equal to `first` where nothing is missing.
+    """
+
+    first: int
+    last: int
 
 
 class MemberCache:
-    """Where trained members and their gradient logs lie.
+    """Trained members and epochs that exist, and the ways to read and write them.
+
+    Member m depends on (seed, m), the data and the hyper-parameters alone, so a member trained once serves every later
+    ensemble that contains it.
 
     Args:
-        store: the store.
+        cache: of this run and others.
         settings: of the ensemble.
-        how: what else decides a member: backbone, examples, objective, engine, seed.
-        steps: optimiser steps of an epoch.
+        identity: everything else that decides a member: base model, examples, objective, engine, precision, seed.
+        steps_per_epoch: optimiser steps.
+
+    Attributes:
+        ensemble_key: the part of all keys that the members of one ensemble share.
     """
 
-    def __init__(self, cache: Cache, settings: EnsembleSettings, how: dict[str, Any], steps: int):
-        self.cache, self.settings, self.steps = cache, settings, steps
-        trained_by = {name: value for name, value in settings.trained_by().items() if name not in NOT_OF_A_MEMBER}
-        self.base = {"code": MEMBER_VERSION, "ensemble": trained_by, **how}
+    def __init__(self, cache: Cache, settings: LoraEnsemble, identity: Mapping[str, Any], steps_per_epoch: int):
+        self.cache = cache
+        self.settings = settings
+        self.steps_per_epoch = steps_per_epoch
+        relevant_settings = {
+            name: value for name, value in settings.training_key().items() if name not in IRRELEVANT_SETTINGS
+        }
+        self.ensemble_key = {"code": MEMBER_VERSION, "ensemble": relevant_settings, **identity}
 
-    def key(self, member: int, epoch: int, step: int | None = None) -> dict[str, Any]:
-        """What trained member `member` after `epoch` epochs, or after a step within that epoch, depends on."""
-        within = {} if step is None else {"step": step}
-        return {**self.base, "member": member, "epoch": epoch, **within}
+    def member_key(self, member: int, epoch: int, step: int | None = None) -> dict[str, Any]:
+        """Return the key of a trained member after `epoch` epochs, or after a step within that epoch."""
+        step_key = {} if step is None else {"step": step}
+        return {**self.ensemble_key, "member": member, "epoch": epoch, **step_key}
 
-    def unfinished_key(self, members: Sequence[int], epoch: int) -> dict[str, Any]:
-        """What a stack of members within epoch `epoch` depends on."""
-        return {**self.base, "members": list(members), "epoch": epoch}
+    def describe_measurement(self, member: int, epoch: int) -> SnapshotMeasurement:
+        """Describe the parameters that a member of the gradient log is measured with."""
+        return self.settings.describe_measurement(member, epoch, self.steps_per_epoch)
 
-    def unfinished(self) -> list[Unfinished]:
-        """What interrupted runs left of such members, in stacks of any size."""
-        keys = [key for key in self.cache.keys("interrupted") if key.keys() == self.unfinished_key([], 0).keys()]
-        base = hash_key(self.base)
-        own = [key for key in keys if hash_key({name: key[name] for name in self.base}) == base]
-        return [Unfinished(self.cache, key) for key in own]
+    def find_member(self, member: int, epoch: int, step: int | None = None) -> CachedResult | None:
+        """Find a trained member after `epoch` epochs, or after a step within that epoch."""
+        return self.cache.find(MEMBERS, self.member_key(member, epoch, step))
 
-    def trained(self, member: int, epoch: int, step: int | None = None) -> CachedResult | None:
-        """The trained member after `epoch` epochs, or after a step within that epoch, if it is there."""
-        return self.cache.find("members", self.key(member, epoch, step))
+    def find_measured_member(self, member: int, epoch: int) -> CachedResult:
+        """Find the trained member that a member of the gradient log is measured with; it must exist."""
+        measurement = self.describe_measurement(member, epoch)
+        trained_member = self.find_member(measurement.trained_member, epoch, measurement.step)
+        assert trained_member is not None, f"member {member} was not trained to epoch {epoch}"
+        return trained_member
 
-    def reading(self, member: int, epoch: int) -> Reading:
-        """What a member of the log is measured with."""
-        return self.settings.reading(member, epoch, self.steps)
+    def resume_point(self, member_ids: Sequence[int], epoch: int) -> ResumePoint:
+        """Return the place of an unfinished epoch of a stack of members."""
+        return self.cache.resume_point(MEMBERS, {**self.ensemble_key, "members": list(member_ids), "epoch": epoch})
 
-    def steps_within(self, member: int, epoch: int, until: int | None = None) -> list[int]:
-        """The steps of an epoch, its last one left out, after which a trained member must be kept for the log.
+    def resume_points(self) -> list[ResumePoint]:
+        """List the unfinished epochs of such members, in stacks of any size."""
+        ensemble_digest = hash_key(self.ensemble_key)
+        return [
+            point
+            for point in self.cache.resume_points(MEMBERS)
+            if hash_key({name: point.key.get(name) for name in self.ensemble_key}) == ensemble_digest
+        ]
+
+    def steps_to_save(self, trained_member: int, epoch: int, last_step: int | None = None) -> list[int]:
+        """Return the steps within an epoch after which a trained member is saved for the gradient log.
 
         Args:
-            member: a trained one.
-            epoch: of training, from 1.
-            until: only those up to this step.
+            trained_member: member of the stack.
+            epoch: from 1.
+            last_step: only steps up to this one; None for all but the epoch's last.
         """
-        read = [self.reading(one, epoch) for one in self.settings.members]
-        found = {one.step for one in read if one.member == member and one.step is not None}
-        return sorted(step for step in found if until is None or step <= until)
+        measurements = [self.describe_measurement(member, epoch) for member in self.settings.member_ids]
+        steps = {
+            measurement.step
+            for measurement in measurements
+            if measurement.trained_member == trained_member and measurement.step is not None
+        }
+        return sorted(step for step in steps if last_step is None or step <= last_step)
 
-    def complete(self, member: int, epoch: int, until: int | None = None) -> bool:
-        """Whether everything the log needs of an epoch of a trained member is there.
+    def is_complete(self, trained_member: int, epoch: int, last_step: int | None = None) -> bool:
+        """Say whether everything that the log needs of a trained member's epoch exists.
 
-        `until` asks for its first steps only, not for the epoch's end.
+        Args:
+            trained_member: member of the stack.
+            epoch: from 1.
+            last_step: consider the epoch's steps up to this one only, and not its end.
         """
-        end = until is not None or self.trained(member, epoch) is not None
-        return end and all(self.trained(member, epoch, step) for step in self.steps_within(member, epoch, until))
+        if last_step is None and self.find_member(trained_member, epoch) is None:
+            return False
+        steps = self.steps_to_save(trained_member, epoch, last_step)
+        return all(self.find_member(trained_member, epoch, step) is not None for step in steps)
 
-    def to_train(self, member: int, needed: Sequence[int]) -> tuple[int, int]:
-        """What must be trained so that the store holds a member at all `needed` epochs.
+    def plan_training(self, trained_member: int, epochs: Sequence[int]) -> TrainingPlan:
+        """Return the training after which a member exists at all `epochs`."""
+        missing_epochs = [epoch for epoch in epochs if epoch > 0 and not self.is_complete(trained_member, epoch)]
+        if not missing_epochs:
+            return TrainingPlan(max(epochs), max(epochs))
+        earlier_epochs = range(1, min(missing_epochs))
+        trained_epochs = [epoch for epoch in earlier_epochs if self.find_member(trained_member, epoch) is not None]
+        return TrainingPlan(max(trained_epochs, default=0), max(missing_epochs))
 
-        Returns:
-            The epoch to go on from (0 to start anew) and the last one to train; equal where nothing is missing.
-        """
-        missing = [epoch for epoch in needed if epoch > 0 and not self.complete(member, epoch)]
-        if not missing:
-            return max(needed), max(needed)
-        there = [epoch for epoch in range(1, min(missing)) if self.trained(member, epoch)]
-        return max(there, default=0), max(missing)
-
-    def keep(
+    def commit_member(
         self,
-        member: int,
-        epoch: int,
+        key: Mapping[str, Any],
         state: StackState,
         model: PeftModel,
-        trajectory: list[dict],
-        online: tuple[EpochLog, int] | None,
         seconds: float,
+        trajectory: Sequence[TrajectoryPoint] | None = None,
+        write_more: Callable[[Path], None] | None = None,
     ) -> None:
-        """Keeps one member, a stack of one, as it is after `epoch`.
+        """Store one member.
 
-        `online` is the log made in training, if one was, and the member's position in it.
+        Args:
+            key: of `member_key`.
+            state: a stack of one.
+            model: the PEFT model that the adapter belongs to.
+            seconds: time its training took.
+            trajectory: points recorded in the epoch; None within an epoch.
+            write_more: writes further files into the member's folder.
         """
 
-        def write(folder: Path) -> None:
-            state.write(folder / STATE)
-            export_adapter(model, state.adapters, 0, folder / "adapter")
-            write_rows(trajectory, folder / "trajectory.parquet")
-            if online is not None:
-                write_member(folder / ONLINE, *online)
+        def write_member_files(folder: Path) -> None:
+            state.write(folder / STATE_FILE)
+            export_adapter(model, state.adapters, 0, folder / ADAPTER_FOLDER)
+            if trajectory is not None:
+                write_trajectory(trajectory, folder / TRAJECTORY_FILE)
+            if write_more is not None:
+                write_more(folder)
 
-        self.cache.make("members", self.key(member, epoch), write, seconds)
+        self.cache.commit(MEMBERS, key, write_member_files, seconds)
 
-    def keep_within(
-        self, member: int, epoch: int, step: int, state: StackState, model: PeftModel, seconds: float
-    ) -> None:
-        """Keeps one member, a stack of one, as it is after a step within `epoch`."""
+    def load_state(self, trained_members: Sequence[int], epoch: int) -> StackState:
+        """Load trained members after `epoch` epochs as one stack."""
+        results = [self.find_member(member, epoch) for member in trained_members]
+        return StackState.stack([StackState.read(result.path / STATE_FILE) for result in results if result is not None])
 
-        def write(folder: Path) -> None:
-            state.write(folder / STATE)
-            export_adapter(model, state.adapters, 0, folder / "adapter")
+    def load_adapters(self, member_ids: Sequence[int], epoch: int) -> Adapters:
+        """Load the adapters that members of the gradient log are measured with, stacked."""
+        folders = [self.find_measured_member(member, epoch).path for member in member_ids]
+        return concatenate_members([StackState.read_adapters(folder / STATE_FILE) for folder in folders])
 
-        self.cache.make("members", self.key(member, epoch, step), write, seconds)
+    def training_results(self, trained_members: Sequence[int], last_epoch: int) -> list[CachedResult]:
+        """List what exists of these members up to the end of epoch `last_epoch`."""
+        results = [self.find_member(member, epoch) for member in trained_members for epoch in range(1, last_epoch + 1)]
+        return [result for result in results if result is not None]
 
-    def state(self, members: Sequence[int], epoch: int) -> StackState:
-        """Trained members after `epoch` epochs, stacked."""
-        return StackState.stacked([StackState.read(self._folder(Reading(member), epoch) / STATE) for member in members])
-
-    def adapters(self, members: Sequence[int], epoch: int) -> Adapters:
-        """What members of the log are measured with at an epoch, stacked."""
-        files = [self._folder(self.reading(member, epoch), epoch) / STATE for member in members]
-        each = [StackState.read_adapters(file) for file in files]
-        return {name: torch.cat([one[name] for one in each]) for name in each[0]}
-
-    def _folder(self, reading: Reading, epoch: int) -> Path:
-        found = self.trained(reading.member, epoch, reading.step)
-        assert found is not None
-        return found.path
-
-    def distinct(self, members: Sequence[int], epoch: int) -> list[int]:
-        """One of those members of the log that are measured alike, such as before training."""
-        return sorted({self.reading(member, epoch): member for member in members}.values())
-
-    def log_key(self, member: int, epoch: int, rows: str) -> dict[str, Any]:
-        """What one member's log of one epoch over some rows depends on."""
-        read = self.reading(member, epoch)
-        passed = {}
-        if read.dropout is not None:
-            probability, number = read.dropout
-            passed = {"dropout": {"code": DROPOUT_VERSION, "probability": probability, "pass": number}}
-        return {"code": LOG_VERSION, **self.key(read.member, epoch, read.step), "rows": rows, **passed}
-
-    def files(self, members: Sequence[int], epoch: int, rows: str, online: bool) -> list[Path | None]:
-        """The parquet file of each member's log of an epoch, None where there is none."""
-        if online:
-            return [self._folder(self.reading(member, epoch), epoch) / ONLINE for member in members]
-        found = [self.cache.find("gradient_log", self.log_key(member, epoch, rows)) for member in members]
-        return [made.path / FILE if made else None for made in found]
-
-    def all_files(self, members: Sequence[int], epoch: int, rows: str, online: bool) -> list[Path]:
-        """The same where all of them are there."""
-        return [file for file in self.files(members, epoch, rows, online) if file is not None]
-
-    def seconds(self, members: Sequence[int], epochs: int) -> float:
-        """What training these members for `epochs` epochs took."""
-        found = [self.trained(member, epoch) for member in members for epoch in range(1, epochs + 1)]
-        return sum(made.seconds for made in found if made)
-
-    def log_seconds(self, members: Sequence[int], epoch: int, rows: str) -> float:
-        """What measuring those of these members' logs took that are there; each distinct one counts once."""
-        keys = {hash_key(key): key for member in members for key in [self.log_key(member, epoch, rows)]}
-        found = [self.cache.find("gradient_log", key) for key in keys.values()]
-        return sum(made.seconds for made in found if made)
-
-    def keep_log(self, member: int, epoch: int, rows: str, log: EpochLog, position: int, seconds: float) -> None:
-        """Keeps one member's log of an epoch."""
-        write = partial(_write_log, log=log, position=position)
-        self.cache.make("gradient_log", self.log_key(member, epoch, rows), write, seconds)
-
-    def projection_key(self, member: int, epoch: int, rows: str, projection: GradientSketch) -> dict[str, Any]:
-        """What the projections of one member's gradients at one epoch depend on."""
-        made_by = {"code": PROJECTION_VERSION, **projection.identity}
-        return {**self.log_key(member, epoch, rows), "projection": made_by}
-
-    def projections(
-        self, members: Sequence[int], epoch: int, rows: str, projection: GradientSketch
-    ) -> list[Path | None]:
-        """The folder of each member's projections, None where there is none."""
-        keys = [self.projection_key(member, epoch, rows, projection) for member in members]
-        found = [self.cache.find("projections", key) for key in keys]
-        return [made.path if made else None for made in found]
-
-    def keep_projections(
-        self, member: int, epoch: int, rows: str, projection: GradientSketch, values: np.ndarray, seconds: float
-    ) -> None:
-        """Keeps one member's projections, [N, K] float32."""
-
-        def write(folder: Path) -> None:
-            np.save(folder / PROJECTIONS, values)
-            write_json(folder / "projection.json", projection.identity)
-
-        self.cache.make("projections", self.projection_key(member, epoch, rows, projection), write, seconds)
-
-    def trajectory(self, member: int, epochs: int) -> list[dict]:
-        """Rows of the trajectory of the first `epochs` epochs, as far as these are there."""
-        found = [self.trained(member, epoch) for epoch in range(1, epochs + 1)]
-        return [row for made in found if made for row in pq.read_table(made.path / "trajectory.parquet").to_pylist()]
-
-    def adapter(self, member: int, epoch: int) -> Path:
-        """The PEFT folder of what a member of the log is measured with."""
-        return self._folder(self.reading(member, epoch), epoch) / "adapter"
-
-
-def _write_log(folder: Path, log: EpochLog, position: int) -> None:
-    write_member(folder / FILE, log, position)
+    def load_trajectory(self, trained_members: Sequence[int], last_epoch: int) -> list[TrajectoryPoint]:
+        """Load the trajectory of these members up to `last_epoch`, by step and member."""
+        results = self.training_results(trained_members, last_epoch)
+        points = [point for result in results for point in read_trajectory(result.path / TRAJECTORY_FILE)]
+        return sorted(points, key=lambda point: (point["step"], point["member"]))

@@ -1,11 +1,11 @@
 """Snapshots of an ensemble's training: the early and the late one that are compared."""
 
-from dataclasses import dataclass
+from typing import Self
 
-from gradfiltering.errors import UserError
+from gradfiltering.options import NonNegativeInt, model_validator, options
 
 
-@dataclass(frozen=True)
+@options
 class SnapshotPair:
     """The two epochs after which gradient norms are compared; epoch 0 is before training.
 
@@ -14,9 +14,16 @@ class SnapshotPair:
         late: t > s.
     """
 
-    early: int
-    late: int
+    early: NonNegativeInt
+    late: NonNegativeInt
 
-    def __post_init__(self):
-        if not 0 <= self.early < self.late:
-            raise UserError(f"epochs.early={self.early}, epochs.late={self.late}: give 0 <= early < late")
+    @property
+    def first_pair(self) -> "SnapshotPair":
+        """The pair itself, as for a search it is the first that is tried."""
+        return self
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.early >= self.late:
+            raise ValueError(f"the early epoch ({self.early}) must come before the late one ({self.late})")
+        return self

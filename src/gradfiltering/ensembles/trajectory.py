@@ -1,6 +1,8 @@
-"""Fixed random sketches of the adapters along training: what the trajectory figure is drawn from."""
+"""Fixed random sketches of the adapters along training, from which the trajectory chart is drawn."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,59 +24,69 @@ SCHEMA = pa.schema(
 )
 
 
-class Trajectory:
-    """Sketches of M adapters at recorded steps.
+class TrajectoryPoint(TypedDict):
+    """One member at a recorded step: a row of `trajectory.parquet`."""
+
+    member: int
+    step: int
+    sketch: list[float]
+    norm: float
+    update_norm: float
+
+
+class TrajectoryRecorder:
+    """Sketches M adapters at recorded steps.
 
     The sketch is a count sketch (Charikar et al., 2002): each coordinate is added, with a fixed random sign, to one of
-    64 numbers. It is linear and keeps inner products in expectation, and costs no matrix. It is the same for every
-    member, run and machine.
+    64 numbers. It is linear, keeps inner products in expectation, and needs no matrix. It is the same for every member,
+    run and machine.
 
     Args:
-        members: the members' numbers, in the order of the stack.
+        member_ids: members of the stack, in order.
     """
 
-    def __init__(self, members: list[int]):
-        self.members = members
-        self.rows: list[dict] = []
-        self._bucket: Tensor | None = None
-        self._sign: Tensor | None = None
+    def __init__(self, member_ids: Sequence[int]):
+        self.member_ids = list(member_ids)
+        self.points: list[TrajectoryPoint] = []
+        self._bucket_indices: Tensor | None = None
+        self._signs: Tensor | None = None
 
-    def record(self, step: int, before: Tensor, after: Tensor) -> None:
-        """Records the adapters after a step.
+    def record(self, step: int, adapters_before: Tensor, adapters_after: Tensor) -> None:
+        """Record the adapters after a step.
 
         Args:
             step: optimiser steps taken.
-            before: [M, P] flat adapters before the step's update (equal to `after` at step 0).
-            after: [M, P] flat adapters now.
+            adapters_before: [M, P] flat adapters before the step's update (equal to those after it at step 0).
+            adapters_after: [M, P] flat adapters now.
         """
-        sketch = self._sketch(after).tolist()
-        norm = after.norm(dim=1).tolist()
-        update = (after - before).norm(dim=1).tolist()
-        for position, member in enumerate(self.members):
-            self.rows.append(
-                {
-                    "member": member,
-                    "step": step,
-                    "sketch": sketch[position],
-                    "norm": norm[position],
-                    "update_norm": update[position],
-                }
+        sketches = self._sketch(adapters_after).tolist()
+        norms = adapters_after.norm(dim=1).tolist()
+        update_norms = (adapters_after - adapters_before).norm(dim=1).tolist()
+        for member, sketch, norm, update_norm in zip(self.member_ids, sketches, norms, update_norms, strict=True):
+            self.points.append(
+                {"member": member, "step": step, "sketch": sketch, "norm": norm, "update_norm": update_norm}
             )
 
-    def _sketch(self, flat: Tensor) -> Tensor:
-        if self._bucket is None or self._sign is None:
+    def _sketch(self, flat_adapters: Tensor) -> Tensor:
+        if self._bucket_indices is None or self._signs is None:
             rng = torch_rng("trajectory sketch")
-            self._bucket = torch.randint(SKETCH_SIZE, (flat.shape[1],), generator=rng).to(flat.device)
-            self._sign = (torch.randint(2, (flat.shape[1],), generator=rng) * 2 - 1).to(flat)
-        empty = flat.new_zeros(flat.shape[0], SKETCH_SIZE)
-        return empty.index_add_(1, self._bucket, flat * self._sign)  # [M, P] -> [M, 64]
+            width = flat_adapters.shape[1]
+            self._bucket_indices = torch.randint(SKETCH_SIZE, (width,), generator=rng).to(flat_adapters.device)
+            self._signs = (torch.randint(2, (width,), generator=rng) * 2 - 1).to(flat_adapters)
+        empty_sketch = flat_adapters.new_zeros(flat_adapters.shape[0], SKETCH_SIZE)
+        return empty_sketch.index_add_(1, self._bucket_indices, flat_adapters * self._signs)  # [M, P] -> [M, 64]
 
 
-def write_rows(rows: list[dict], path: Path) -> None:
-    """Writes records as parquet."""
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
+def write_trajectory(points: Sequence[TrajectoryPoint], path: Path) -> None:
+    """Write trajectory points as parquet."""
+    pq.write_table(pa.Table.from_pylist(list(points), schema=SCHEMA), path)
 
 
-def flatten(adapters: Adapters) -> Tensor:
-    """Stacked adapters as one vector a member: [M, P], parameters in order of their names."""
+def read_trajectory(path: Path) -> list[TrajectoryPoint]:
+    """Read a file written by `write_trajectory`."""
+    return cast(list[TrajectoryPoint], pq.read_table(path).to_pylist())
+
+
+def flatten_adapters(adapters: Adapters) -> Tensor:
+    """Flatten stacked adapters to one vector a member: [M, P], parameters in order of their names."""
     return torch.cat([adapters[name].detach().flatten(1) for name in sorted(adapters)], 1)

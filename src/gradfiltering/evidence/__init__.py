@@ -1,1 +1,1 @@
-"""Measurements that scorers and selectors ask for, one file for each kind of request."""
+"""Evidence: one file per kind of request, which says how it is measured."""

@@ -1,235 +1,260 @@
-"""Ensembles and epoch pairs that say themselves when they suffice: `ensemble.m=auto` and `epochs=auto`."""
+"""Ensembles and late snapshots that are found as the ensemble grows: `ensemble.m=auto` and `epochs=auto`."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any, Self
 
 import numpy as np
-from rich.console import Console
 
-from gradfiltering import requests
-from gradfiltering.distributed.process_group import rank
-from gradfiltering.ensembles.lora_ensemble import AUTO, EnsembleSettings
+from gradfiltering.ensembles.lora_ensemble import AUTO, LoraEnsemble
 from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.errors import UserError
-from gradfiltering.evidence.gradient_log import LOG, ProxyResult
-from gradfiltering.requests import GradientLogPair, Request
-from gradfiltering.runs.cache import Workspace
-from gradfiltering.runs.gradient_log import GradientLog
+from gradfiltering.evidence.context import MeasurementContext
+from gradfiltering.evidence.measurers import (
+    BASE_MODEL_STAGE,
+    ENSEMBLE_STAGE,
+    RunStage,
+    StageMeasurements,
+    call_without_stage,
+    measure_evidence,
+    measure_stage,
+    sort_requests,
+)
+from gradfiltering.options import NonNegativeInt, PositiveInt, Share, model_validator, options
+from gradfiltering.requests import Evidence, GradientLog, GradientLogPair, Projections, Request
+from gradfiltering.runs.logs import announce
 from gradfiltering.seeding import numpy_rng
 from gradfiltering.statistics.stability import FEWEST, expected_overlap, overlap, rank_correlation
 
+# Scores all rows of the evidence: [N] float64, NaN for a row without a score.
+ScoreRows = Callable[[Evidence], np.ndarray]
 
-@dataclass(frozen=True)
-class SettlingEpochs:
-    """A pair whose late epoch is the first one that hardly changes the ranking of the epoch before it.
+
+@options
+class SettlingSnapshots:
+    """A pair whose late epoch is the first that hardly changes the ranking of the epoch before it.
 
     Attributes:
-        early: s, as in `EpochPair`.
+        early: s, as in `SnapshotPair`.
         limit: the last epoch that is tried.
-        overlap: least Jaccard index of the chosen rows between two successive late epochs.
+        overlap: least Jaccard index of the selected rows between two successive late epochs.
         correlation: least Spearman correlation between their scores.
     """
 
-    early: int
-    limit: int
-    overlap: float
-    correlation: float
+    early: NonNegativeInt = 1
+    limit: PositiveInt = 6
+    overlap: Share = 0.7
+    correlation: Share = 0.9
 
-    def __post_init__(self):
-        if not 0 <= self.early < self.limit - 1:
+    @model_validator(mode="after")
+    def _check_limit(self) -> Self:
+        if self.limit < self.early + 2:
             raise UserError(
-                f"epochs.early={self.early}, epochs.limit={self.limit}: give 0 <= early and a limit of early + 2 or "
-                "more, so that two late epochs can be compared"
+                f"from the early epoch {self.early} to the limit {self.limit} no two late epochs can be compared; "
+                f"raise the limit to {self.early + 2} or more",
+                arguments=("early", "limit"),
             )
-        for name in ("overlap", "correlation"):
-            if not 0 < getattr(self, name) <= 1:
-                raise UserError(f"epochs.{name}={getattr(self, name)}: give a share in (0, 1]")
+        return self
+
+    @property
+    def first_pair(self) -> SnapshotPair:
+        """The first pair that is tried."""
+        return SnapshotPair(self.early, self.early + 1)
 
 
-@dataclass(frozen=True)
+@options
 class AdaptiveSize:
-    """How `ensemble.m=auto` finds the number of members.
+    """The search for the number of members.
 
     Attributes:
         start: members to begin with.
         step: members to add at a time.
         limit: the most members.
-        stability: enough when the rows chosen by an ensemble resampled from the members are expected to overlap this
-            much (Jaccard) with those chosen by all of them.
-        resamples: ensembles drawn to find that out.
+        stability: enough when the rows selected by an ensemble resampled from the members are expected to overlap this
+            much (Jaccard) with those selected by all of them.
+        resamples: ensembles drawn to estimate that.
     """
 
-    start: int
-    step: int
-    limit: int
-    stability: float
-    resamples: int
+    start: PositiveInt = 3
+    step: PositiveInt = 2
+    limit: PositiveInt = 15
+    stability: Share = 0.6
+    resamples: PositiveInt = 200
 
-    def __post_init__(self):
+    @model_validator(mode="after")
+    def _check_limits(self) -> Self:
         if not FEWEST <= self.start <= self.limit:
             raise UserError(
-                f"adaptive.start={self.start}, adaptive.limit={self.limit}: give {FEWEST} <= start <= limit (of fewer "
-                "members no resample can differ)"
+                f"the search for the number of members must start at {FEWEST} or more (resamples of fewer cannot "
+                f"differ) and not beyond its limit, got a start of {self.start} and a limit of {self.limit}",
+                arguments=("start", "limit"),
             )
-        for name in ("step", "resamples"):
-            if getattr(self, name) < 1:
-                raise UserError(f"adaptive.{name}={getattr(self, name)}: give a positive number")
-        if not 0 < self.stability <= 1:
-            raise UserError(f"adaptive.stability={self.stability}: give a share in (0, 1]")
+        return self
 
-    def fewest(
-        self, settings: EnsembleSettings, epochs: SnapshotPair | SettlingEpochs, score_requests: frozenset[Request[Any]]
+    def fewest_members(
+        self,
+        settings: LoraEnsemble,
+        snapshots: SnapshotPair | SettlingSnapshots,
+        score_requests: Iterable[Request[Any]],
     ) -> int:
-        """The fewest members that a run can end up with.
+        """Return the fewest members that a run can end up with.
 
         Args:
             settings: of the ensemble.
-            epochs: the pair.
-            score_requests: of the scorer.
+            snapshots: a pair, or the search for it.
+            score_requests: requests of the scorer.
 
         Raises:
-            UserError: something is to be found out by scores that do not look at the ensemble.
+            UserError: a size is searched for by scores that do not read the ensemble.
         """
-        asked = [f"ensemble.m={AUTO}"] * (settings.m == AUTO) + ["epochs=auto"] * isinstance(epochs, SettlingEpochs)
-        if asked and not any(request.reads_ensemble for request in score_requests):
+        searches = ["the number of members"] if settings.m == AUTO else []
+        searches += ["the late epoch"] if isinstance(snapshots, SettlingSnapshots) else []
+        if searches and not any(request.reads_ensemble for request in score_requests):
             raise UserError(
-                f"{' and '.join(asked)}: the scores of this run do not depend on the ensemble, so they cannot say when "
-                "it suffices; choose a scorer that looks at gradients, such as scorer=gsnr, or give numbers"
+                f"{' and '.join(searches)} cannot be found automatically: the scores of this run do not depend on the "
+                "ensemble; choose a scorer that reads gradients, such as gsnr, or give numbers",
+                owner=settings,
+                arguments=("m",) if settings.m == AUTO else (),
             )
         return self.start if settings.m == AUTO else int(settings.m)
 
 
-class Score(Protocol):
-    """Scores all rows by results that an ensemble measured."""
-
-    def __call__(self, results: Mapping[Request[Any], Any]) -> np.ndarray:
-        """[N] float64, NaN for a row without a score."""
-        ...
-
-
-@dataclass
-class _Rounds:
-    """Ensembles made one after the other; the store holds what they share, so each costs only what it adds."""
-
-    make: Callable[..., ProxyResult]
-    score: Score
-    run_dir: Path
-    made: list[ProxyResult] = field(default_factory=list)
-
-    def run(self, settings: EnsembleSettings, pair: SnapshotPair) -> None:
-        self.made.append(self.make(settings=settings, epochs=pair))
-
-    def scores(self, pair: SnapshotPair) -> Callable[[np.ndarray], np.ndarray]:
-        """Scores by some of the last ensemble's members, by their positions."""
-        log = GradientLog(self.run_dir / LOG)
-        early, late = log.epoch(pair.early), log.epoch(pair.late)
-        projections = self.made[-1].projections
-
-        def by(positions: np.ndarray) -> np.ndarray:
-            logs = GradientLogPair(early.select_members(positions), late.select_members(positions))
-            results: dict[Request[Any], Any] = {requests.GradientLog(): logs}
-            if projections is not None:
-                results[requests.Projections()] = projections[positions]
-            return self.score(results)
-
-        return by
-
-
-def settle(
-    make: Callable[..., ProxyResult],
-    settings: EnsembleSettings,
-    epochs: SnapshotPair | SettlingEpochs,
+def measure_settled_evidence(
+    requests: Iterable[Request[Any]],
+    context: MeasurementContext,
+    snapshots: SnapshotPair | SettlingSnapshots,
     size: AdaptiveSize,
-    score: Score,
-    wanted: int,
-    workspace: Workspace,
-) -> ProxyResult:
-    """Makes the ensemble a run asks for; where it asks for `auto`, epoch after epoch, then member after member.
+    score_rows: ScoreRows,
+    selected_rows: int,
+    run_stage: RunStage = call_without_stage,
+) -> tuple[Evidence, MeasurementContext]:
+    """Measure evidence with an ensemble whose number of members or late epoch may have to be found first.
 
-    The late epoch is found with as many members as there are to begin with.
+    The late epoch is found with as many members as the search starts with. The cache holds what successive ensembles
+    share, so each costs only what it adds.
 
     Args:
-        make: trains and logs an ensemble, given `settings` and `epochs`.
-        settings: of the ensemble.
-        epochs: the pair.
-        size: how the number of members is found.
-        score: scores all rows.
-        wanted: how many rows will be chosen.
-        workspace: run folder, where `make` leaves the log, and seed.
+        requests, run_stage: see `measure_evidence`.
+        context: its ensemble and snapshots are replaced by those that are found.
+        snapshots: a pair, or the search for it.
+        size: the search for the number of members, where that is `auto`.
+        score_rows: scores all rows.
+        selected_rows: number of rows that will be selected.
+
+    Returns:
+        The evidence, and the context with the ensemble and snapshots that it is of.
     """
-    rounds = _Rounds(make, score, workspace.run_dir)
-    first = replace(settings, m=size.start) if settings.m == AUTO else settings
-    found: dict[str, Any] = {}
-    if isinstance(epochs, SettlingEpochs):
-        found["epochs"] = _settle_epochs(rounds, first, epochs, wanted)
-        epochs = SnapshotPair(epochs.early, found["epochs"]["late"])
-    else:
-        rounds.run(first, epochs)
-    if settings.m == AUTO:
-        found["members"] = _grow(rounds, settings, epochs, size, wanted, workspace.seed)
-    return replace(total(rounds.made), adaptive=found)
+    all_requests = [request for stage_requests in sort_requests(requests).values() for request in stage_requests]
+    if isinstance(snapshots, SnapshotPair):
+        context = replace(context, snapshots=snapshots)
+        if context.ensemble.m != AUTO:
+            return measure_evidence(all_requests, context, run_stage=run_stage), context
+    stages = sort_requests(all_requests)
+    base_model_requests = stages.get(BASE_MODEL_STAGE, [])
+    evidence = measure_evidence(base_model_requests, context, run_stage=run_stage)
+    search = _SizeSearch(stages.get(ENSEMBLE_STAGE, []), context, evidence, size, score_rows, selected_rows)
+    settled: StageMeasurements = run_stage(ENSEMBLE_STAGE, search.settle, snapshots)
+    evidence = evidence.add_results(settled.results)
+    return measure_evidence(all_requests, search.context, evidence, run_stage), search.context
 
 
-def _settle_epochs(rounds: _Rounds, settings: EnsembleSettings, epochs: SettlingEpochs, wanted: int) -> dict[str, Any]:
-    """Trains until an epoch hardly changes the ranking, or to the last one that is to be tried."""
-    members, tried, before = np.arange(settings.m), [], None
-    for late in range(epochs.early + 1, epochs.limit + 1):
-        pair = SnapshotPair(epochs.early, late)
-        rounds.run(settings, pair)
-        now = rounds.scores(pair)(members)
-        if before is not None:
-            same, like = overlap(before, now, wanted), rank_correlation(before, now)
-            tried.append({"late": late, "overlap": same, "correlation": like})
-            said = f"the choice at epoch {late} overlaps that at epoch {late - 1} by {same:.2f}, Spearman {like:.2f}"
-            if same >= epochs.overlap and like >= epochs.correlation:
-                return _found("epochs", "late", late, f"{said}: the ranking has settled", tried)
-            _say(f"epochs=auto: {said}")
-        before = now
-    return _found("epochs", "late", epochs.limit, "epochs.limit was reached before the ranking settled", tried)
+class _SizeSearch:
+    """Measures ensembles one after the other, until the selection hardly changes.
+
+    Attributes:
+        context: with the ensemble and snapshots that were measured last.
+        measurements: of that ensemble.
+    """
+
+    def __init__(
+        self,
+        requests: list[Request[Any]],
+        context: MeasurementContext,
+        evidence: Evidence,
+        size: AdaptiveSize,
+        score_rows: ScoreRows,
+        selected_rows: int,
+    ):
+        self.requests = requests
+        self.context = context
+        self.evidence = evidence
+        self.size = size
+        self.score_rows = score_rows
+        self.selected_rows = selected_rows
+        self.measurements = StageMeasurements()
+
+    def settle(self, snapshots: SnapshotPair | SettlingSnapshots) -> StageMeasurements:
+        """Find late epoch and number of members, as far as they are open."""
+        findings: dict[str, Any] = {}
+        is_open = self.context.ensemble.m == AUTO
+        settings = replace(self.context.ensemble, m=self.size.start) if is_open else self.context.ensemble
+        if isinstance(snapshots, SettlingSnapshots):
+            findings["epochs"] = self._settle_late_epoch(settings, snapshots)
+        else:
+            self._measure(settings, snapshots)
+        if is_open:
+            findings["members"] = self._grow()
+        self.context.reports.ensemble.adaptive = findings
+        return self.measurements
+
+    def _measure(self, settings: LoraEnsemble, snapshots: SnapshotPair) -> None:
+        self.context = replace(self.context, ensemble=settings, snapshots=snapshots)
+        self.measurements = measure_stage(ENSEMBLE_STAGE, self.requests, self.context)
+
+    def _score_by_members(self, member_indices: np.ndarray) -> np.ndarray:
+        """Score all rows by some of the last ensemble's members, one of them perhaps several times."""
+        results = dict(self.measurements.results)
+        logs: GradientLogPair = results[GradientLog()]
+        results[GradientLog()] = GradientLogPair(
+            logs.early.select_members(member_indices), logs.late.select_members(member_indices)
+        )
+        if Projections() in results:
+            results[Projections()] = results[Projections()][member_indices]
+        return self.score_rows(self.evidence.add_results(results))
+
+    def _settle_late_epoch(self, settings: LoraEnsemble, snapshots: SettlingSnapshots) -> dict[str, Any]:
+        """Train until an epoch hardly changes the ranking, or to the last one that may be tried."""
+        member_indices = np.arange(len(settings.member_ids))
+        comparisons: list[dict[str, Any]] = []
+        earlier_scores: np.ndarray | None = None
+        for late_epoch in range(snapshots.early + 1, snapshots.limit + 1):
+            self._measure(settings, SnapshotPair(snapshots.early, late_epoch))
+            scores = self._score_by_members(member_indices)
+            if earlier_scores is not None:
+                selection_overlap = overlap(earlier_scores, scores, self.selected_rows)
+                correlation = rank_correlation(earlier_scores, scores)
+                comparisons.append({"late": late_epoch, "overlap": selection_overlap, "correlation": correlation})
+                comparison = (
+                    f"the selection at epoch {late_epoch} overlaps that at epoch {late_epoch - 1} by "
+                    f"{selection_overlap:.2f}, Spearman {correlation:.2f}"
+                )
+                if selection_overlap >= snapshots.overlap and correlation >= snapshots.correlation:
+                    reason = f"{comparison}: the ranking has settled"
+                    return _announce_finding("epochs", "late", late_epoch, reason, comparisons)
+                announce(f"epochs=auto: {comparison}")
+            earlier_scores = scores
+        reason = "the limit was reached before the ranking settled"
+        return _announce_finding("epochs", "late", snapshots.limit, reason, comparisons)
+
+    def _grow(self) -> dict[str, Any]:
+        """Add members until the selection is stable or there are as many as may be."""
+        members, size = self.size.start, self.size
+        trials: list[dict[str, Any]] = []
+        while True:
+            rng = numpy_rng(self.context.seed, "adaptive size", members)
+            stability = expected_overlap(self._score_by_members, members, self.selected_rows, size.resamples, rng)
+            trials.append({"m": members, "stability": stability})
+            trial = f"rows selected by ensembles resampled from {members} members overlap by {stability:.2f}"
+            if stability >= size.stability:
+                return _announce_finding("ensemble", "m", members, f"{trial}: the selection is stable", trials)
+            if members == size.limit:
+                reason = f"{trial}: the limit was reached before the selection was stable"
+                return _announce_finding("ensemble", "m", members, reason, trials)
+            announce(f"ensemble.m=auto: {trial}")
+            members = min(members + size.step, size.limit)
+            self._measure(replace(self.context.ensemble, m=members), self.context.snapshots)
 
 
-def _grow(
-    rounds: _Rounds, settings: EnsembleSettings, pair: SnapshotPair, size: AdaptiveSize, wanted: int, seed: int
-) -> dict[str, Any]:
-    """Adds members until the choice is stable or there are as many as may be."""
-    members, tried = size.start, []
-    while True:
-        rng = numpy_rng(seed, "adaptive size", members)
-        stability = expected_overlap(rounds.scores(pair), members, wanted, size.resamples, rng)
-        tried.append({"m": members, "stability": stability})
-        said = f"rows chosen by ensembles resampled from {members} members overlap by {stability:.2f}"
-        if stability >= size.stability:
-            return _found("ensemble", "m", members, f"{said}: the choice is stable", tried)
-        if members == size.limit:
-            return _found("ensemble", "m", members, f"{said}: adaptive.limit was reached before it was stable", tried)
-        _say(f"ensemble.m=auto: {said}")
-        members = min(members + size.step, size.limit)
-        rounds.run(replace(settings, m=members), pair)
-
-
-def total(rounds: list[ProxyResult]) -> ProxyResult:
-    """The last round, with the cost of all of them; what one of them trained is not reused by the next."""
-    last = rounds[-1]
-    earlier = sum(one.made_seconds for one in rounds[:-1])
-    return replace(
-        last,
-        seconds=sum(one.seconds for one in rounds),
-        tokens=sum(one.tokens for one in rounds),
-        batch_tokens=next((one.batch_tokens for one in reversed(rounds) if one.batch_tokens), None),
-        trained=sum(one.trained for one in rounds),
-        logged=sum(one.logged for one in rounds),
-        made_seconds=sum(one.made_seconds for one in rounds),
-        reused_seconds=last.reused_seconds - earlier,
-        flops=sum(one.flops for one in rounds),
-    )
-
-
-def _found(group: str, name: str, value: int, why: str, tried: list[dict[str, Any]]) -> dict[str, Any]:
-    _say(f"{group}.{name}={value}: {why}")
-    return {name: value, "why": why, "tried": tried}
-
-
-def _say(text: str) -> None:
-    Console(quiet=rank() > 0).print(text)
+def _announce_finding(group: str, name: str, value: int, reason: str, trials: list[dict[str, Any]]) -> dict[str, Any]:
+    announce(f"{group}.{name}={value}: {reason}")
+    return {name: value, "why": reason, "tried": trials}

@@ -1,154 +1,115 @@
-"""Gradients at checkpoints of the proxy's training, on its rows and on validation rows, for scores by influence."""
+"""Gradients at checkpoints of the proxy's training, of its rows and of validation rows, for scores by influence."""
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
-from gradfiltering.data.examples import Encoder, Examples, Rows
-from gradfiltering.data.validation_rows import ValidationRows
-from gradfiltering.distributed.process_group import first_then_all, once, rank
-from gradfiltering.ensembles.lora_ensemble import EnsembleSettings, Reading
-from gradfiltering.ensembles.member_cache import PROJECTIONS
+from gradfiltering.data.dataset import InstructionDataset
+from gradfiltering.data.validation_rows import validation_rows
+from gradfiltering.ensembles.lora_ensemble import LoraEnsemble, SnapshotMeasurement
 from gradfiltering.errors import UserError
-from gradfiltering.evidence.gradient_log import HELDOUT_LOG, LOG, BatchSettings, EnsembleWork, opened
+from gradfiltering.evidence.context import MeasurementContext
+from gradfiltering.evidence.ensemble_passes import EnsemblePasses, attach_context_ensemble
+from gradfiltering.evidence.measurers import TASK_GRADIENT_STAGE, Measurer
 from gradfiltering.gradients.adam_direction import AdamProjection
-from gradfiltering.gradients.engine import GradientEngine
-from gradfiltering.gradients.projection import GradientSketch, Projection
-from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.weights import count_matmul_weights
 from gradfiltering.requests import CheckpointGradients, TaskGradients
-from gradfiltering.runs.cache import Workspace, link
-from gradfiltering.runs.gradient_log import leaf, read_members
-
-FOLDER, PARTS = "influence", {LOG: "rows", HELDOUT_LOG: "validation"}  # of the run folder
+from gradfiltering.runs.gradient_log import PARQUET_FILE, read_members
+from gradfiltering.runs.run_folder import PROJECTION_FILE, RunFolder
 
 
-@dataclass(frozen=True)
-class InfluenceResult:
-    """What was measured for each need, and what it took in this run (units as in `ProxyResult`)."""
+class TaskGradientMeasurer(Measurer[TaskGradients]):
+    """Trains the requested members up to their checkpoints and projects gradients there.
 
-    gradients: dict[TaskGradients, CheckpointGradients]
-    seconds: float
-    tokens: int
-    trained: int
-    logged: int
-    reused_seconds: float
-    flops: int
+    A member does not depend on how many there are, so those that nobody requests are not trained.
+    """
 
-    @property
-    def reused(self) -> bool:
-        """Whether all of it was found in the store."""
-        return not self.trained and not self.logged
+    request_type = TaskGradients
+    stage = TASK_GRADIENT_STAGE
 
-    def summary(self) -> dict[str, Any]:
-        """The part of `summary.json` about it."""
-        cost = {name: getattr(self, name) for name in ("seconds", "tokens", "trained", "logged", "reused_seconds")}
-        of = []
-        for need, found in self.gradients.items():
-            names, counts = np.unique(found.validation_tasks, return_counts=True)
-            tasks = dict(zip(names.tolist(), counts.tolist(), strict=True))
-            about = {"members": need.members, "checkpoints": list(need.checkpoints), "rates": found.learning_rates}
-            of.append({**about, "validation_loss": found.validation_losses, "validation_rows": tasks})
-        return {**cost, "gradients": of}
+    def check(self, request: TaskGradients, ensemble: LoraEnsemble) -> None:
+        """Refuse members that are not trained ones as they are after an epoch."""
+        take_members(request, ensemble)
+
+    def check_dataset(self, request: TaskGradients, dataset: InstructionDataset) -> None:
+        """Refuse validation rows that do not exist or do not fit."""
+        validation_rows(dataset, request.validation, request.task)
+
+    def measure(self, request: TaskGradients, context: MeasurementContext) -> CheckpointGradients:
+        """Measure projections of all rows' Adam directions and of validation rows' gradients."""
+        started = time.monotonic()
+        report = context.reports.task_gradients
+        report.matmul_weights = count_matmul_weights(context.base_model.model)
+        validation = validation_rows(context.dataset, request.validation, request.task)
+        validation_examples, tasks = validation.encode(context.encoder)
+        settings = take_members(request, context.ensemble)
+        result = CheckpointGradients([], [], tasks, [], {})
+        with attach_context_ensemble(context, report.costs, validation_examples, settings) as ensemble:
+            ensemble.train(request.checkpoints)
+            row_passes = EnsemblePasses(ensemble, context.examples, "all rows")
+            validation_passes = EnsemblePasses(ensemble, validation_examples, "validation rows")
+            for epoch in request.checkpoints:
+                states = [ensemble.load_state([member], epoch) for member in settings.member_ids]
+                sketches = [
+                    AdamProjection(context.projection, state.moments, settings.betas, settings.eps) for state in states
+                ]
+                row_folders = [
+                    row_passes.measure_sketches([member], epoch, sketch)[0]
+                    for member, sketch in zip(settings.member_ids, sketches, strict=True)
+                ]
+                validation_folders = [
+                    validation_passes.measure_sketches([member], epoch, context.projection)[0]
+                    for member in settings.member_ids
+                ]
+                result.row_directions.append(_open_and_link(row_folders, epoch, context.run_folder, False))
+                result.validation_gradients.append(_open_and_link(validation_folders, epoch, context.run_folder, True))
+                result.learning_rates.append(_mean_learning_rate(settings, epoch, states[0].steps))
+                # Made beside the projections, but a cache may have been pruned since.
+                logs = [log for log in validation_passes.find_logs(settings.member_ids, epoch).values() if log]
+                if logs:
+                    losses = read_members([log.path / PARQUET_FILE for log in logs]).loss
+                    result.validation_losses[epoch] = float(np.mean(losses, dtype=np.float64))
+        report.seconds += time.monotonic() - started
+        task_names, task_counts = np.unique(tasks, return_counts=True)
+        report.requests.append(
+            {
+                "members": request.members,
+                "checkpoints": list(request.checkpoints),
+                "rates": result.learning_rates,
+                "validation_loss": result.validation_losses,
+                "validation_rows": dict(zip(task_names.tolist(), task_counts.tolist(), strict=True)),
+            }
+        )
+        return result
 
 
-def members_of(need: TaskGradients, settings: EnsembleSettings) -> EnsembleSettings:
-    """The ensemble of only the members that a need looks at.
+def take_members(request: TaskGradients, settings: LoraEnsemble) -> LoraEnsemble:
+    """Return the settings of an ensemble of only the members that a request reads.
 
     Raises:
         UserError: they are not trained members as they are after an epoch.
     """
-    few = replace(settings, m=need.members)
-    if any(few.reading(member, need.checkpoints[0], need.members) != Reading(member) for member in few.members):
-        raise UserError(
-            f"{type(settings).__name__} with scorer.members={need.members}: these scores look at trained members "
-            "as they are after an epoch; choose ensemble=lora or ensemble=bootstrap"
-        )
-    return few
+    reduced_settings = replace(settings, m=request.members)
+    for member in reduced_settings.member_ids:
+        measurement = reduced_settings.describe_measurement(member, request.checkpoints[0], request.members)
+        if measurement != SnapshotMeasurement(member):
+            raise UserError(
+                f"{type(settings).__name__} with gradients of {request.members} members at checkpoints: these are "
+                "gradients of trained members as they are after an epoch; choose a LoRA or bootstrap ensemble"
+            )
+    return reduced_settings
 
 
-def measure_influence(
-    wanted: Mapping[TaskGradients, ValidationRows],
-    encoder: Encoder,
-    examples: Examples,
-    base_model: LanguageModel,
-    settings: EnsembleSettings,
-    engine: Callable[..., GradientEngine],
-    batch: BatchSettings,
-    workspace: Workspace,
-    projection: Projection,
-) -> InfluenceResult:
-    """Trains the members that are asked for up to their checkpoints and projects their gradients there.
-
-    A member does not depend on how many there are, so those that nobody asks for are not trained.
-
-    Args:
-        wanted: each need with its validation rows.
-        encoder: makes tokens of these.
-        examples: rows to train on and to score.
-        backbone: frozen model and tokenizer.
-        settings: the ensemble.
-        engine: builds a gradient engine around a `model`.
-        batch: how work is cut up.
-        workspace: run folder, store, seed, trainer.
-        projection: of all gradients.
-    """
-    started, parameters = time.monotonic(), count_matmul_weights(base_model.model)
-    found, works = {}, []
-    for need, validation in wanted.items():
-        heldout, tasks = first_then_all(validation.encode, encoder)
-        few = members_of(need, settings)
-        with opened(base_model, Rows(examples, heldout), few, engine, batch, workspace) as work:
-            work.train(need.checkpoints)
-            found[need] = _gradients(work, need, tasks, few, projection)
-            works.append(work)
-    tokens = sum(work.tokens for work in works)
-    return InfluenceResult(
-        gradients=found,
-        seconds=time.monotonic() - started,
-        tokens=tokens,
-        trained=sum(work.trained for work in works),
-        logged=sum(work.logged for work in works),
-        reused_seconds=sum(work.reused_seconds for work in works),
-        flops=4 * parameters * tokens,
-    )
+def _mean_learning_rate(settings: LoraEnsemble, epoch: int, steps_taken: int) -> float:
+    """Average the learning rate over the steps of the epoch that ends after so many steps."""
+    epoch_steps = range(steps_taken - steps_taken // epoch, steps_taken)
+    return settings.lr * float(np.mean([settings.warmup_factor(step) for step in epoch_steps]))
 
 
-def _gradients(
-    work: EnsembleWork, need: TaskGradients, tasks: np.ndarray, settings: EnsembleSettings, projection: Projection
-) -> CheckpointGradients:
-    """Projections of members that are trained up to all checkpoints."""
-    found = CheckpointGradients([], [], tasks, [], {})
-    for epoch in need.checkpoints:
-        states = [work.start([member], epoch) for member in settings.members]
-        adams = [AdamProjection(projection, state.moments, settings.betas, settings.eps) for state in states]
-        found.row_directions.append([_read(work, *one, epoch, LOG) for one in enumerate(adams)])
-        found.validation_gradients.append(
-            [_read(work, member, projection, epoch, HELDOUT_LOG) for member in settings.members]
-        )
-        done = states[0].steps
-        steps = range(done - done // epoch, done)  # of this epoch
-        found.learning_rates.append(settings.lr * float(np.mean([settings.rate_share(step) for step in steps])))
-    return replace(found, validation_losses=_losses(work, need))
-
-
-def _read(work: EnsembleWork, member: int, sketch: GradientSketch, epoch: int, name: str) -> np.ndarray:
-    """[N, K] float32, read from the disk as needed; the run folder gets it as well."""
-    folder = work.sketch(member, epoch, name, sketch)
-    if rank() == 0:
-        link(folder, leaf(work.workspace.run_dir / FOLDER / PARTS[name], member, epoch))
-    return once(partial(np.load, mmap_mode="r"), folder / PROJECTIONS)
-
-
-def _losses(work: EnsembleWork, need: TaskGradients) -> dict[int, float]:
-    """Mean validation losses, as far as the logs made beside the projections are still in the store."""
-    losses = {}
-    for epoch in need.checkpoints:
-        files = once(work.kept.all_files, work.members, epoch, work.hashes[HELDOUT_LOG], False)
-        if files:
-            losses[epoch] = float(np.mean(once(read_members, files).loss, dtype=np.float64))
-    return losses
+def _open_and_link(folders: list[Path], epoch: int, run_folder: RunFolder, validation: bool) -> list[np.ndarray]:
+    """Open each member's projections, [N, K] float32, read from the disk as needed; the run folder gets them too."""
+    for member, folder in enumerate(folders):
+        run_folder.link_influence(folder, member, epoch, validation)
+    return [np.load(folder / PROJECTION_FILE, mmap_mode="r") for folder in folders]

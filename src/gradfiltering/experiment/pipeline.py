@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -16,13 +15,10 @@ from gradfiltering.reports import screen
 
 def run_stages(cfg: DictConfig) -> None:
     """Runs the stages in order, up to `cfg.until`."""
-    import numpy as np
-
     from gradfiltering.data.examples import Encoder
-    from gradfiltering.evidence import adaptive_size as adaptive
-    from gradfiltering.evidence import base_model as bare
-    from gradfiltering.evidence import gradient_log as proxy
-    from gradfiltering.evidence import task_gradients as influence
+    from gradfiltering.evidence.adaptive_size import measure_settled_evidence
+    from gradfiltering.evidence.context import MeasurementContext
+    from gradfiltering.evidence.measurers import check_requests_of_dataset
     from gradfiltering.experiment import start as opening
     from gradfiltering.finetuning import targets as tuning
     from gradfiltering.judging import answers_and_verdicts as judging
@@ -31,14 +27,15 @@ def run_stages(cfg: DictConfig) -> None:
     from gradfiltering.reports import cards
     from gradfiltering.reports import experiment_logger as tracking
     from gradfiltering.reports.page import build as page
-    from gradfiltering.requests import BaseModelLosses, Evidence, GradientLog, Projections
+    from gradfiltering.requests import BaseModelLosses, GradientLog
+    from gradfiltering.runs.run_folder import RunFolder
     from gradfiltering.scorers.base import Scores, score_rows
     from gradfiltering.selectors.base import Selection, shortfall_warnings
 
     part, seed, against = build_parts(cfg), cfg.seed, cfg.judge.against
     plan = Plan(cfg.until, part.scorer, part.selector, cfg.target.data)
     plan.check_asked(HydraConfig.get().overrides.task)
-    members = part.adaptive.fewest(part.ensemble, part.epochs, plan.score_requests)
+    members = part.adaptive.fewest_members(part.ensemble, part.epochs, plan.score_requests)
     plan.check(members, part.ensemble, part.proxy, part.target, against, part.generation)
     with opening.opened(cfg, part.cache) as (run, logger, workspace):
         # Records -> examples. Prompts are loaded now, so that a missing file shows before anything is trained.
@@ -46,7 +43,7 @@ def run_stages(cfg: DictConfig) -> None:
         asked = part.selector.budget_rows(len(records))
         asking = (part.judge, len(against), cfg.judge.repeats, part.generation)
         prompts = judging.load_prompt_sets(part.prompts, records, *asking) if plan.reached("judge") else []
-        validation = devices.first_then_all(plan.validation, records)
+        devices.first_then_all(check_requests_of_dataset, plan.requests, records)
         run.warn(plan.judged_on_validation(prompts))
         base_model = run.stage_of("backbone", part.proxy.load, part.cache, seed, workspace.trainer)
         encoder = Encoder(base_model.tokenizer, min(part.max_tokens, base_model.context), part.cache)
@@ -56,33 +53,42 @@ def run_stages(cfg: DictConfig) -> None:
         run.add(data=examples.summary(len(records)))
         write_known_rows(run.folder, records, examples)
 
-        # Examples -> what scorer and selector look at, and no more.
-        sources = None if records.sources is None else np.asarray(records.sources)[ids]
-        evidence, scores = Evidence(ids, seed, examples.response_tokens, examples.lengths, sources), None
-        if plan.requests - validation.keys():
-            by = (base_model, part.objective, records, rows, part.embeddings, part.batch, workspace)
-            evidence = evidence.add_results(run.stage_of("bare", bare.observe, plan.requests, *by))
-        if plan.requests & {GradientLog(), Projections()}:
-            projection = part.projection if Projections() in plan.requests else None
-            work = {"engine": part.engine, "batch": part.batch, "workspace": workspace, "projection": projection}
-            make, rank = (
-                partial(proxy.log_gradients, base_model, rows, **work),
-                partial(score_rows, part.scorer, evidence),
-            )
-            size = (part.ensemble, part.epochs, part.adaptive)
-            logged = run.stage_of("proxy", adaptive.settle, make, *size, rank, asked, workspace)
-            run.add(proxy=logged.summary())
-            logs = proxy.read_log_pair(run.folder, logged.pair, ids)
-            evidence = evidence.add_results({GradientLog(): logs})
-            if logged.projections is not None:
-                evidence = evidence.add_results({Projections(): logged.projections})
-            losses = evidence.get(BaseModelLosses())
-            run.diagnose(diagnostics.of_ensemble(logs, logged.pair, logged, losses, part.limits))
-        if validation:
-            aim = (validation, encoder, examples, base_model, part.ensemble, part.engine, part.batch, workspace)
-            found = run.stage_of("influence", influence.measure_influence, *aim, part.projection)
-            run.add(influence=found.summary())
-            evidence = evidence.add_results(found.gradients)
+        # Examples -> the evidence that scorer and selector request, and no more.
+        context = MeasurementContext(
+            base_model=base_model,
+            dataset=records,
+            examples=examples,
+            heldout=rows.heldout,
+            encoder=encoder,
+            objective=part.objective,
+            ensemble=part.ensemble,
+            build_engine=part.engine,
+            snapshots=part.epochs.first_pair,
+            projection=part.projection,
+            embeddings=part.embeddings,
+            batches=part.batch,
+            cache=part.cache,
+            run_folder=RunFolder(run.folder),
+            seed=seed,
+            build_trainer=workspace.trainer,
+        )
+        evidence, context = measure_settled_evidence(
+            requests=plan.requests,
+            context=context,
+            snapshots=part.epochs,
+            size=part.adaptive,
+            score_rows=lambda round_evidence: score_rows(part.scorer, round_evidence, {}),
+            selected_rows=asked,
+            run_stage=run.stage_of,
+        )
+        scores = None
+        if GradientLog() in evidence.results:
+            logs, losses = evidence.get(GradientLog()), evidence.get(BaseModelLosses())
+            report = context.reports.ensemble
+            run.add(proxy=report.summary())
+            run.diagnose(diagnostics.of_ensemble(logs, context.snapshots, report, losses, part.limits))
+        if plan.influences:
+            run.add(influence=context.reports.task_gradients.summary())
 
         # What they look at -> scores -> subset.
         if plan.reached("score") and plan.scored:

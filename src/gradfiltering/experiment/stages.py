@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradfiltering.errors import UserError
-from gradfiltering.requests import BaseModelLosses, Request, ResponseLosses, TaskGradients
+from gradfiltering.requests import BaseModelLosses, Request, TaskGradients
 from gradfiltering.scorers.base import Scorer
 from gradfiltering.selectors.base import Selector
 
@@ -73,16 +73,6 @@ class Plan:
         """Requests of gradients at checkpoints, in the same order in every process."""
         return sorted((request for request in self.requests if isinstance(request, TaskGradients)), key=repr)
 
-    def validation(self, records: Any) -> dict[TaskGradients, Any]:
-        """Load the validation rows of each request of gradients at checkpoints.
-
-        Raises:
-            UserError: there are none, or they do not fit.
-        """
-        from gradfiltering.data.validation_rows import validation_rows
-
-        return {need: validation_rows(records, need.validation, need.task) for need in self.influences}
-
     def judged_on_validation(self, prompts: Sequence[Any]) -> list[str]:
         """A warning where the rows that a score was fitted to are asked of the targets too."""
         fitted = any(need.validation is None for need in self.influences)
@@ -131,17 +121,12 @@ class Plan:
         Raises:
             UserError: names the option and what to give instead.
         """
-        from gradfiltering.evidence.task_gradients import members_of
+        from gradfiltering.evidence.measurers import check_requests
         from gradfiltering.finetuning.targets import check_opponents
-        from gradfiltering.models.templates import template_named
 
         if self.scored and self.reached("score"):
             self.scorer.check_members(members)
-        for need in self.influences:
-            members_of(need, ensemble)
-        for request in self.requests:
-            if isinstance(request, ResponseLosses):
-                template_named(request.template)
+        check_requests(self.requests, ensemble)
         proxy.check()
         if self.reached("target"):
             check_opponents(against)

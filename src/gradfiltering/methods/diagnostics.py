@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.examples import Examples
 from gradfiltering.ensembles.snapshots import SnapshotPair
-from gradfiltering.evidence.gradient_log import ProxyResult
+from gradfiltering.evidence.context import EnsembleReport
 from gradfiltering.requests import EpochLog, GradientLogPair, LossMeasurement
 from gradfiltering.scorers.base import Scores
 from gradfiltering.seeding import numpy_rng
@@ -73,7 +73,7 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float | None:
 
 
 def of_ensemble(
-    logs: GradientLogPair, epochs: SnapshotPair, trained: ProxyResult, bare: LossMeasurement, limits: Limits
+    logs: GradientLogPair, epochs: SnapshotPair, trained: EnsembleReport, bare: LossMeasurement, limits: Limits
 ) -> Diagnostics:
     """Is the ensemble in a state in which norms and their variance mean what the score takes them to mean?
 
@@ -92,12 +92,12 @@ def of_ensemble(
         "positive_drop_share": float((relative_drop > 0).mean()),
         "median_relative_drop": float(np.median(relative_drop)),
         "relative_variance": {epoch: _relative_variance(log) for epoch, log in snapshot_logs.items()},
-        "update_ratio": {str(epoch): float(np.mean(ratios)) for epoch, ratios in trained.update_ratio.items()},
+        "update_ratio": {str(epoch): float(np.mean(ratios)) for epoch, ratios in trained.update_ratios.items()},
         "member_agreement": _member_agreement(early, late),
         "train_loss": {epoch: float(log.loss.mean(dtype=np.float64)) for epoch, log in snapshot_logs.items()},
         "heldout_loss": {
             "bare": bare.heldout_loss,
-            **{str(epoch): loss for epoch, loss in trained.heldout_loss.items()},
+            **{str(epoch): loss for epoch, loss in trained.heldout_losses.items()},
         },
     }
     return Diagnostics(values, _ensemble_warnings(values, epochs, limits))

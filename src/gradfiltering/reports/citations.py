@@ -218,7 +218,7 @@ CITED: dict[str, tuple[str, ...]] = {
     "selectors.stratified.StratifiedSelector": (),
     "selectors.two_stage.TwoStageSelector": (),
     "selectors.deduplicated.DeduplicatedSelector": ("broder1997resemblance",),
-    "ensembles.lora_ensemble.EnsembleSettings": ENSEMBLE,
+    "ensembles.lora_ensemble.LoraEnsemble": ENSEMBLE,
     "ensembles.bootstrap_ensemble.BootstrapEnsemble": ENSEMBLE,
     "ensembles.dropout_ensemble.DropoutEnsemble": (*ENSEMBLE, "gal2016dropout"),
     "ensembles.snapshot_ensemble.SnapshotEnsemble": (*ENSEMBLE, "huang2017snapshot"),

@@ -7,9 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gradfiltering.distributed.row_measurements import RowMeasurements
 from gradfiltering.errors import UserError
-from gradfiltering.requests import EpochLog as EpochLog
+from gradfiltering.requests import EpochLog
 from gradfiltering.runs.files import atomic_path
 
 FILE = PARQUET_FILE = "part-0.parquet"
@@ -21,42 +20,6 @@ SCHEMA = pa.schema(
         ("response_tokens", pa.int32()),
     ]
 )
-
-
-class EpochRecorder(RowMeasurements):
-    """Record gradient norm and loss of each row and member, in any order and on any rank, as one epoch of the log.
-
-    Args:
-        example_ids: [N] int64, ascending: every example that must be measured once.
-        response_tokens: [N] int32.
-        members: M.
-    """
-
-    def __init__(self, example_ids: np.ndarray, response_tokens: np.ndarray, members: int):
-        super().__init__(example_ids, ("grad_norm", "loss"), members)
-        self.response_tokens = response_tokens
-
-    def add(self, example_id: np.ndarray, grad_norm: np.ndarray, loss: np.ndarray) -> None:
-        """Record a batch: [B] ids, or [M, B] where members saw different rows; [M, B] norms and losses."""
-        self.record(example_id, grad_norm=grad_norm, loss=loss)
-
-    def finish(self) -> EpochLog:
-        """Return the complete log of the epoch, the same on every rank.
-
-        Raises:
-            RuntimeError: some example was not measured exactly once over all ranks (a defect of the caller).
-            UserError: a norm or a loss is not finite.
-        """
-        tables = self.gather()
-        grad_norm, loss = tables["grad_norm"], tables["loss"]
-        not_finite = ~(np.isfinite(grad_norm) & np.isfinite(loss))
-        if not_finite.any():
-            example_ids = self.example_ids[not_finite.any(0)][:10].tolist()
-            raise UserError(
-                f"gradient norm or loss is not finite for {int(not_finite.any(1).sum())} of {len(loss)} members, rows "
-                f"{example_ids}; lower ensemble.lr, or set ensemble.clip_norm, or look at those rows"
-            )
-        return EpochLog(self.example_ids, grad_norm, loss, self.response_tokens)
 
 
 def partition_folder(folder: Path, member: int, epoch: int) -> Path:

@@ -1,11 +1,11 @@
-"""What is kept of members between two epochs."""
+"""The state that training goes on from."""
 
 import torch
 
-from gradfiltering.ensembles.training_state import MOMENTS, StackState
+from gradfiltering.ensembles.stack_state import MOMENTS, StackState
 
 
-def test_adapters_are_read_without_what_belongs_to_the_optimiser(tmp_path):
+def test_adapters_are_read_without_moments(tmp_path):
     adapters = {"layer.A": torch.randn(2, 3, 4), "layer.B": torch.randn(2, 4, 3)}
     moments = {kind: {name: torch.rand_like(value) for name, value in adapters.items()} for kind in MOMENTS}
     StackState(adapters, moments, 7).write(tmp_path / "state.safetensors")

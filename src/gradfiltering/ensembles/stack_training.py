@@ -1,0 +1,243 @@
+"""Training of stacks of members: every epoch of every member is stored as it ends, and interrupted epochs go on."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from peft import PeftModel
+
+from gradfiltering.data.batches import Batch
+from gradfiltering.data.examples import Examples
+from gradfiltering.ensembles.data_module import EnsembleDataModule
+from gradfiltering.ensembles.log_recorder import build_log, log_recorder
+from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
+from gradfiltering.ensembles.member_cache import MemberCache
+from gradfiltering.ensembles.proxy_ensemble import ProxyEnsemble
+from gradfiltering.ensembles.stack_state import StackState
+from gradfiltering.ensembles.trajectory import TrajectoryPoint
+from gradfiltering.gradients.engine import GradientEngine
+from gradfiltering.requests import EpochLog
+from gradfiltering.runs.cache import ResumePoint
+from gradfiltering.runs.gradient_log import write_member
+
+ONLINE_LOG_FILE = "online.parquet"  # beside a trained member
+RECORDER_PREFIX = "recorder/"
+
+
+@dataclass
+class EpochProgress:
+    """An epoch of a stack that was interrupted, or ended but not yet stored member by member.
+
+    Attributes:
+        state: of the stack.
+        steps_done: steps of the epoch that were taken.
+        trajectory: points recorded in it.
+        measurements: of an online log, the tables of the recorder.
+        seconds: time the epoch took so far.
+        finished: whether all of its steps were taken, and `measurements` are complete.
+    """
+
+    state: StackState
+    steps_done: int
+    trajectory: list[TrajectoryPoint]
+    measurements: dict[str, np.ndarray]
+    seconds: float
+    finished: bool
+
+    def save(self, resume_point: ResumePoint) -> None:
+        """Store it, in place of an earlier one."""
+        tables = {f"{RECORDER_PREFIX}{name}": torch.from_numpy(table) for name, table in self.measurements.items()}
+        resume_point.save(
+            tensors={**self.state.to_tensors(), **tables},
+            state={
+                "steps_done": self.steps_done,
+                "trajectory": self.trajectory,
+                "seconds": self.seconds,
+                "finished": self.finished,
+            },
+        )
+
+    @classmethod
+    def load(cls, resume_point: ResumePoint) -> "EpochProgress | None":
+        """Load what `save` stored, None where there is nothing."""
+        checkpoint = resume_point.load()
+        if checkpoint is None:
+            return None
+        measurements = {
+            name.removeprefix(RECORDER_PREFIX): table.numpy()
+            for name, table in checkpoint.tensors.items()
+            if name.startswith(RECORDER_PREFIX)
+        }
+        return cls(StackState.from_tensors(checkpoint.tensors), measurements=measurements, **checkpoint.state)
+
+
+@dataclass(frozen=True)
+class StackTrainer:
+    """Trains stacks of members of one ensemble.
+
+    Attributes:
+        settings: of the ensemble.
+        engine: computes per-example gradients.
+        member_cache: where members are stored.
+        model: the PEFT model that the adapters belong to.
+        build_trainer: builds a `lightning.Trainer` from keyword arguments.
+    """
+
+    settings: LoraEnsemble
+    engine: GradientEngine
+    member_cache: MemberCache
+    model: PeftModel
+    build_trainer: Callable[..., L.Trainer]
+
+    def train(self, initial_state: StackState, data: EnsembleDataModule, last_epoch: int) -> None:
+        """Train members that have equally many epochs behind them to the end of epoch `last_epoch`.
+
+        Args:
+            initial_state: after `data.earlier_epochs` epochs.
+            data: the stack's members and batches.
+            last_epoch: counted from 1, earlier runs included.
+        """
+        first_epoch = data.earlier_epochs + 1
+        progress = EpochProgress.load(self.member_cache.resume_point(data.member_ids, first_epoch))
+        if progress is not None:
+            saved_steps = [
+                self.member_cache.is_complete(member, first_epoch, progress.steps_done) for member in data.member_ids
+            ]
+            # A run that took no snapshots within the epoch may have left it without those.
+            progress = progress if all(saved_steps) else None
+        if progress is not None:
+            initial_state, data.earlier_steps = progress.state, progress.steps_done
+        trainer = self.build_trainer(
+            max_epochs=last_epoch - data.earlier_epochs,
+            callbacks=[_MemberSaver(self, progress)],
+            reload_dataloaders_every_n_epochs=1,
+        )
+        trainer.fit(ProxyEnsemble(self.engine, initial_state, self.settings, data.member_ids), datamodule=data)
+
+    def finish_interrupted_epochs(self, examples: Examples) -> None:
+        """Store the members of epochs that a killed run had ended; it may have stored some of them.
+
+        Else the others would be trained in a smaller stack, which agrees only up to rounding.
+
+        Args:
+            examples: rows that were trained on.
+        """
+        for resume_point in self.member_cache.resume_points():
+            progress = EpochProgress.load(resume_point)
+            if progress is not None and progress.finished:
+                self.commit_epoch(resume_point.key["members"], resume_point.key["epoch"], progress, examples)
+                resume_point.delete()
+
+    def commit_epoch(self, member_ids: Sequence[int], epoch: int, progress: EpochProgress, examples: Examples) -> None:
+        """Store each member of a stack after an epoch that has ended."""
+        for position, member in enumerate(member_ids):
+            write_log = None
+            if progress.measurements:
+                log = EpochLog(
+                    example_ids=examples.example_ids,
+                    grad_norm=progress.measurements["grad_norm"],
+                    loss=progress.measurements["loss"],
+                    response_tokens=examples.response_tokens,
+                )
+                write_log = partial(_write_online_log, log=log, position=position)
+            self.member_cache.commit_member(
+                key=self.member_cache.member_key(member, epoch),
+                state=progress.state.select_member(position),
+                model=self.model,
+                seconds=progress.seconds / len(member_ids),
+                trajectory=[point for point in progress.trajectory if point["member"] == member],
+                write_more=write_log,
+            )
+
+
+def _write_online_log(folder: Path, log: EpochLog, position: int) -> None:
+    write_member(folder / ONLINE_LOG_FILE, log, position)
+
+
+class _MemberSaver(L.Callback):
+    """Stores every member at the end of every epoch and, now and then within one, a checkpoint to resume from."""
+
+    def __init__(self, stack_trainer: StackTrainer, progress: EpochProgress | None):
+        self.stack_trainer = stack_trainer
+        self.settings = stack_trainer.settings
+        self.member_cache = stack_trainer.member_cache
+        self.earlier_progress = progress
+        self.epoch_start = self.last_save = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Prepare dropout and the recorder of an online epoch, and take up what an interrupted run left."""
+        assert isinstance(module, ProxyEnsemble)
+        data = _data_module(trainer)
+        module.dropout = self.settings.training_dropout(module.member_ids, data.epoch, data.buckets.seed)
+        if self.settings.collect == "online":
+            module.recorder = log_recorder(data.examples, len(module.member_ids))
+        self.epoch_start = self.last_save = time.monotonic()
+        if self.earlier_progress is not None:
+            module.trajectory.points = self.earlier_progress.trajectory
+            if module.recorder is not None:
+                module.recorder.restore(self.earlier_progress.measurements)
+            self.epoch_start -= self.earlier_progress.seconds
+        self.earlier_progress = None
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Store members that the log needs within the epoch, and a checkpoint of the epoch when it is time for it."""
+        assert isinstance(module, ProxyEnsemble)
+        data = _data_module(trainer)
+        steps_done = batch_idx + 1 + data.skipped_steps
+        for position, member in enumerate(module.member_ids):
+            if steps_done in self.member_cache.steps_to_save(member, data.epoch):
+                self.member_cache.commit_member(
+                    key=self.member_cache.member_key(member, data.epoch, steps_done),
+                    state=module.state.select_member(position),
+                    model=self.stack_trainer.model,
+                    seconds=(time.monotonic() - self.epoch_start) / len(module.member_ids),
+                )
+        seconds_since_save = time.monotonic() - self.last_save
+        checkpoint_due = seconds_since_save >= 60 * self.settings.checkpoint_minutes and not trainer.is_last_batch
+        if trainer.strategy.reduce_boolean_decision(checkpoint_due, all=False):
+            tables = module.recorder.state() if module.recorder is not None else {}
+            progress = self._progress(module, steps_done, tables, finished=False)
+            progress.save(self.member_cache.resume_point(module.member_ids, data.epoch))
+            self.last_save = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Store the members after the epoch that just ended."""
+        assert isinstance(module, ProxyEnsemble)
+        data = _data_module(trainer)
+        tables = {}
+        if module.recorder is not None:
+            log = build_log(module.recorder.gather(), data.examples, self.settings)
+            tables = {"grad_norm": log.grad_norm, "loss": log.loss}
+        progress = self._progress(module, data.steps_per_epoch, tables, finished=True)
+        resume_point = self.member_cache.resume_point(module.member_ids, data.epoch)
+        progress.save(resume_point)
+        self.stack_trainer.commit_epoch(module.member_ids, data.epoch, progress, data.examples)
+        resume_point.delete()
+        module.recorder = None
+        module.trajectory.points = []
+
+    def _progress(
+        self, module: ProxyEnsemble, steps_done: int, measurements: dict[str, np.ndarray], finished: bool
+    ) -> EpochProgress:
+        return EpochProgress(
+            state=module.state,
+            steps_done=steps_done,
+            trajectory=module.trajectory.points,
+            measurements=measurements,
+            seconds=time.monotonic() - self.epoch_start,
+            finished=finished,
+        )
+
+
+def _data_module(trainer: L.Trainer) -> EnsembleDataModule:
+    data_module = trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(data_module, EnsembleDataModule)
+    return data_module

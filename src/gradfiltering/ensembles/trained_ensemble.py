@@ -1,0 +1,239 @@
+"""An ensemble at work: attached to its base model, trained as far as needed, and read from the cache."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+import lightning as L
+import torch
+from peft import PeftModel
+
+from gradfiltering.data.batches import LengthBuckets
+from gradfiltering.data.examples import Examples, hash_examples
+from gradfiltering.ensembles.batch_settings import FORWARD_TOKENS, BatchSettings
+from gradfiltering.ensembles.data_module import EnsembleDataModule
+from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
+from gradfiltering.ensembles.member_cache import MemberCache
+from gradfiltering.ensembles.stack_state import StackState
+from gradfiltering.ensembles.stack_training import StackTrainer
+from gradfiltering.gradients.dropout import Dropout
+from gradfiltering.gradients.engine import GradientEngine
+from gradfiltering.models.language_model import LanguageModel
+from gradfiltering.models.lora import Adapters, initial_adapters
+from gradfiltering.runs.cache import Cache, CachedResult
+
+
+class BuildEngine(Protocol):
+    """Builds a gradient engine around a model with LoRA layers."""
+
+    def __call__(self, *, model: PeftModel, chunk_tokens: int) -> GradientEngine:
+        """Build the engine.
+
+        Args:
+            model: base model with LoRA layers attached.
+            chunk_tokens: members × examples × padded tokens computed at once.
+        """
+
+
+@dataclass
+class EnsembleCosts:
+    """Work that an ensemble took; what a run made itself never counts as reused.
+
+    Attributes:
+        tokens: tokens put through forward and backward, over members, padding not counted.
+        batch_tokens: padded tokens computed at once; None where nothing had to be computed.
+        trained: epochs of members that were trained; an ensemble may train fewer than it logs.
+        logged: epochs of members that were measured.
+        made_seconds: time that these took.
+        reused_seconds: time that reused results took when they were made.
+    """
+
+    tokens: int = 0
+    batch_tokens: int | None = None
+    trained: int = 0
+    logged: int = 0
+    made_seconds: float = 0.0
+    reused_seconds: float = 0.0
+    _counted_paths: set[Path] = field(default_factory=set)
+
+    def count_reused(self, results: Iterable[CachedResult]) -> None:
+        """Count results that were found in the cache, each once."""
+        self.reused_seconds += sum(result.seconds for result in self._take_uncounted(results))
+
+    def count_training(self, results: Iterable[CachedResult], tokens: int) -> None:
+        """Count trained epochs of members that were just stored, each of which took so many tokens."""
+        stored_results = self._take_uncounted(results)
+        self.trained += len(stored_results)
+        self.tokens += tokens * len(stored_results)
+        self.made_seconds += sum(result.seconds for result in stored_results)
+
+    def count_pass(self, results: Sequence[CachedResult], tokens: int, seconds: float) -> None:
+        """Count a pass over rows by as many members as there are results, of so many tokens each."""
+        self._take_uncounted(results)
+        self.logged += len(results)
+        self.tokens += tokens * len(results)
+        self.made_seconds += seconds
+
+    def _take_uncounted(self, results: Iterable[CachedResult]) -> list[CachedResult]:
+        uncounted = {result.path: result for result in results if result.path not in self._counted_paths}
+        self._counted_paths.update(uncounted)
+        return list(uncounted.values())
+
+
+@dataclass
+class TrainedEnsemble:
+    """An ensemble whose LoRA layers are attached to the base model.
+
+    Attributes:
+        base_model: frozen model and tokenizer.
+        model: the base model with LoRA layers.
+        examples: rows to train on.
+        settings: of the ensemble.
+        engine: computes per-example gradients.
+        member_cache: trained members.
+        batches: division of work.
+        seed: of the run.
+        build_trainer: builds a `lightning.Trainer` from keyword arguments.
+        costs: filled as the ensemble works.
+        row_width: tokens of the longest row that will be trained on or measured.
+    """
+
+    base_model: LanguageModel
+    model: PeftModel
+    examples: Examples
+    settings: LoraEnsemble
+    engine: GradientEngine
+    member_cache: MemberCache
+    batches: BatchSettings
+    seed: int
+    build_trainer: Callable[..., L.Trainer]
+    costs: EnsembleCosts
+    row_width: int
+    _batch_tokens: int | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Device that computes."""
+        return self.build_trainer().strategy.root_device
+
+    def train(self, epochs: Sequence[int]) -> None:
+        """Train every member from where the cache has it, so that it exists after all of these epochs."""
+        stack_trainer = StackTrainer(self.settings, self.engine, self.member_cache, self.model, self.build_trainer)
+        stack_trainer.finish_interrupted_epochs(self.examples)
+        plans = {member: self.member_cache.plan_training(member, epochs) for member in self.settings.trained_member_ids}
+        for plan in sorted(set(plans.values())):
+            member_ids = [member for member, member_plan in plans.items() if member_plan == plan]
+            self.costs.count_reused(self.member_cache.training_results(member_ids, plan.first))
+            if plan.first == plan.last:
+                continue
+            self.prepare_engine(member_ids)
+            data = self._training_data(member_ids, plan.first)
+            stack_trainer.train(self.load_state(member_ids, plan.first), data, plan.last)
+            self.costs.count_training(self.member_cache.training_results(member_ids, plan.last), self.examples.tokens)
+
+    def load_state(self, trained_members: Sequence[int], epoch: int) -> StackState:
+        """Load trained members after `epoch` epochs as one stack, the same on every rank."""
+        if epoch > 0:
+            return self.member_cache.load_state(trained_members, epoch)
+        return StackState(initial_adapters(self.model, self.settings.lora, trained_members, self.seed), {}, 0)
+
+    def load_adapters(self, member_ids: Sequence[int], epoch: int) -> Adapters:
+        """Load the adapters that members of the gradient log are measured with."""
+        if epoch > 0:
+            return self.member_cache.load_adapters(member_ids, epoch)
+        measurements = [self.member_cache.describe_measurement(member, 0) for member in member_ids]
+        return self.load_state([measurement.trained_member for measurement in measurements], 0).adapters
+
+    def measuring_dropout(self, member_ids: Sequence[int], epoch: int) -> Dropout | None:
+        """Return the dropout that these members are measured with: all of them, or none."""
+        measurements = [self.member_cache.describe_measurement(member, epoch) for member in member_ids]
+        passes = [measurement.dropout for measurement in measurements if measurement.dropout is not None]
+        if not passes:
+            return None
+        pass_indices = tuple(dropout_pass.pass_index for dropout_pass in passes)
+        return Dropout(passes[0].probability, self.seed, pass_indices, epoch)
+
+    def prepare_engine(self, member_ids: Sequence[int]) -> int:
+        """Settle how much is computed at once.
+
+        Returns:
+            Padded tokens of a batch in a pass over rows by these members.
+        """
+        if self._batch_tokens is None:
+            self._batch_tokens = self.batches.settle_tokens(
+                engine=self.engine,
+                adapters=self.load_state(member_ids, 0).adapters,
+                row_width=self.row_width,
+                device=self.device,
+                model_hash=self.member_cache.ensemble_key["base_model"],
+            )
+        self.engine.to(self.device)
+        self.engine.chunk_tokens = self.costs.batch_tokens = self._batch_tokens
+        return max(1, self._batch_tokens // len(member_ids))
+
+    def _training_data(self, member_ids: Sequence[int], earlier_epochs: int) -> EnsembleDataModule:
+        settings = self.settings
+        buckets = LengthBuckets.of(self.examples.lengths, settings.batch_size, settings.bucket_batches, self.seed)
+        return EnsembleDataModule(
+            examples=self.examples,
+            member_ids=member_ids,
+            buckets=replace(buckets, resampled=settings.resamples_rows),
+            pad_id=self.base_model.pad_id,
+            workers=self.batches.workers,
+            earlier_epochs=earlier_epochs,
+        )
+
+
+@contextmanager
+def attach_ensemble(
+    base_model: LanguageModel,
+    model_hash: str,
+    examples: Examples,
+    settings: LoraEnsemble,
+    build_engine: BuildEngine,
+    batches: BatchSettings,
+    cache: Cache,
+    seed: int,
+    build_trainer: Callable[..., L.Trainer],
+    costs: EnsembleCosts,
+    row_width: int,
+) -> Iterator[TrainedEnsemble]:
+    """Attach LoRA layers to the base model and lock the ensemble in the cache, until the block ends.
+
+    Args:
+        base_model: frozen model and tokenizer; it comes back without LoRA layers.
+        model_hash: digest of its weights.
+        examples, settings, batches, seed, build_trainer, costs, row_width: see `TrainedEnsemble`.
+        build_engine: builds a gradient engine.
+        cache: of this run and others.
+    """
+    model = settings.lora.attach(base_model.model)
+    try:
+        engine = build_engine(model=model, chunk_tokens=FORWARD_TOKENS)
+        identity = {
+            "base_model": model_hash,
+            "examples": hash_examples(examples),
+            "objective": repr(engine.objective),
+            "engine": type(engine).__name__,
+            "precision": str(build_trainer().precision),
+            "seed": seed,
+        }
+        member_cache = MemberCache(cache, settings, identity, settings.steps_per_epoch(len(examples)))
+        with cache.lock("ensembles", member_cache.ensemble_key):
+            yield TrainedEnsemble(
+                base_model=base_model,
+                model=model,
+                examples=examples,
+                settings=settings,
+                engine=engine,
+                member_cache=member_cache,
+                batches=batches,
+                seed=seed,
+                build_trainer=build_trainer,
+                costs=costs,
+                row_width=row_width,
+            )
+    finally:
+        model.unload()

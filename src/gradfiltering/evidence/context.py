@@ -1,0 +1,187 @@
+"""Everything that measurers work with, and the reports that they leave beside the evidence."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import lightning as L
+import torch
+
+from gradfiltering.data.dataset import InstructionDataset
+from gradfiltering.data.examples import Encoder, Examples
+from gradfiltering.ensembles.batch_settings import BatchSettings
+from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
+from gradfiltering.ensembles.snapshots import SnapshotPair
+from gradfiltering.ensembles.trained_ensemble import BuildEngine, EnsembleCosts
+from gradfiltering.gradients.projection import Projection
+from gradfiltering.models.language_model import LanguageModel
+from gradfiltering.models.objectives import Objective
+from gradfiltering.models.weights import hash_weights
+from gradfiltering.options import PositiveInt, options
+from gradfiltering.runs.cache import Cache
+from gradfiltering.runs.run_folder import RunFolder
+
+
+@options
+class EmbeddingSettings:
+    """Source of the vectors that say which rows are alike.
+
+    Attributes:
+        encoder: None for the proxy's last hidden states, or hub id or folder of a sentence encoder.
+        max_tokens: longest text for a sentence encoder; the proxy reads the rows as it trains on them.
+        centre: subtract the mean over the rows. A language model's states share one large direction, beside which rows
+            hardly differ.
+    """
+
+    encoder: str | None = None
+    max_tokens: PositiveInt = 256
+    centre: bool = True
+
+
+@dataclass
+class EnsembleReport:
+    """The ensemble that the gradient log is of: its costs and its health.
+
+    Attributes:
+        costs: of training and measuring, in this run.
+        snapshots: the epochs in the log.
+        members: number of members in the log.
+        engine: name of the gradient engine.
+        seconds: time that training and measuring took in this run.
+        matmul_weights: weights of the base model in matrix products.
+        update_ratios: epoch -> ‖ΔW‖/‖W‖ of each member.
+        heldout_losses: epoch -> mean held-out loss over members and rows, nats per response token.
+        adaptive: the sizes that `auto` came to, and why.
+    """
+
+    costs: EnsembleCosts = field(default_factory=EnsembleCosts)
+    snapshots: SnapshotPair | None = None
+    members: int = 0
+    engine: str = ""
+    seconds: float = 0.0
+    matmul_weights: int = 0
+    update_ratios: dict[int, list[float]] = field(default_factory=dict)
+    heldout_losses: dict[int, float] = field(default_factory=dict)
+    adaptive: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def reused(self) -> bool:
+        """Whether all of it was found in the cache."""
+        return not self.costs.trained and not self.costs.logged
+
+    @property
+    def flops(self) -> int:
+        """An estimate: 4 per weight in a matrix product and token, forward and backward through the activations.
+
+        Attention scores and the adapters themselves are not counted.
+        """
+        return 4 * self.matmul_weights * self.costs.tokens
+
+    def summary(self) -> dict[str, Any]:
+        """Return the part of `summary.json` about the proxy ensemble."""
+        return {
+            "members": self.members,
+            "epochs": [] if self.snapshots is None else [self.snapshots.early, self.snapshots.late],
+            "seconds": self.seconds,
+            "tokens": self.costs.tokens,
+            "batch_tokens": self.costs.batch_tokens,
+            "trained": self.costs.trained,
+            "logged": self.costs.logged,
+            "reused_seconds": self.costs.reused_seconds,
+            "made_seconds": self.costs.made_seconds,
+            "engine": self.engine,
+            "adaptive": self.adaptive,
+        }
+
+
+@dataclass
+class TaskGradientReport:
+    """Costs and contents of the gradients at checkpoints (units as in `EnsembleReport`)."""
+
+    costs: EnsembleCosts = field(default_factory=EnsembleCosts)
+    seconds: float = 0.0
+    matmul_weights: int = 0
+    requests: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def reused(self) -> bool:
+        """Whether all of it was found in the cache."""
+        return not self.costs.trained and not self.costs.logged
+
+    @property
+    def flops(self) -> int:
+        """An estimate, as in `EnsembleReport`."""
+        return 4 * self.matmul_weights * self.costs.tokens
+
+    def summary(self) -> dict[str, Any]:
+        """Return the part of `summary.json` about gradients at checkpoints."""
+        return {
+            "seconds": self.seconds,
+            "tokens": self.costs.tokens,
+            "trained": self.costs.trained,
+            "logged": self.costs.logged,
+            "reused_seconds": self.costs.reused_seconds,
+            "gradients": self.requests,
+        }
+
+
+@dataclass
+class MeasurementReports:
+    """Reports that measurers fill as they work."""
+
+    ensemble: EnsembleReport = field(default_factory=EnsembleReport)
+    task_gradients: TaskGradientReport = field(default_factory=TaskGradientReport)
+
+
+@dataclass(frozen=True)
+class MeasurementContext:
+    """Everything that measurers work with.
+
+    Attributes:
+        base_model: frozen model and tokenizer of the proxy.
+        dataset: the rows as they came in.
+        examples: the rows that can be scored, as token ids.
+        heldout: the held-out rows as token ids, None where nothing is held out.
+        encoder: turns further rows into token ids.
+        objective: one loss per example.
+        ensemble: settings of the ensemble.
+        build_engine: builds a gradient engine.
+        snapshots: the epochs that are compared.
+        projection: of gradients.
+        embeddings: source of embeddings.
+        batches: division of work.
+        cache: of this run and others.
+        run_folder: where measurements that users look at are linked.
+        seed: of the run.
+        build_trainer: builds a `lightning.Trainer` from keyword arguments.
+        reports: filled by measurers.
+    """
+
+    base_model: LanguageModel
+    dataset: InstructionDataset
+    examples: Examples
+    heldout: Examples | None
+    encoder: Encoder
+    objective: Objective
+    ensemble: LoraEnsemble
+    build_engine: BuildEngine
+    snapshots: SnapshotPair
+    projection: Projection
+    embeddings: EmbeddingSettings
+    batches: BatchSettings
+    cache: Cache
+    run_folder: RunFolder
+    seed: int
+    build_trainer: Callable[..., L.Trainer]
+    reports: MeasurementReports = field(default_factory=MeasurementReports)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Device that computes."""
+        return self.build_trainer().strategy.root_device
+
+    @cached_property
+    def model_hash(self) -> str:
+        """Digest of the base model's weights."""
+        return hash_weights(self.base_model.model)

@@ -1,0 +1,87 @@
+"""Embeddings of rows: mean hidden states of the proxy, or vectors of a sentence encoder."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+
+from gradfiltering.data.dataset import InstructionDataset
+from gradfiltering.data.encoding import clean
+from gradfiltering.distributed.row_measurements import Column, RowMeasurements
+from gradfiltering.evidence.base_model_passes import forward_batches, mean_over_tokens, prepare_base_model
+from gradfiltering.evidence.context import MeasurementContext
+from gradfiltering.evidence.measurers import Measurer
+from gradfiltering.models.causal_model import split_model
+from gradfiltering.models.language_model import from_pretrained
+from gradfiltering.requests import Embeddings
+
+
+class EmbeddingMeasurer(Measurer[Embeddings]):
+    """Measures a vector for each row."""
+
+    request_type = Embeddings
+
+    @torch.inference_mode()
+    def measure(self, request: Embeddings, context: MeasurementContext) -> np.ndarray:
+        """Measure [N, D] float32, centred where the settings say so."""
+        if context.embeddings.encoder is None:
+            embeddings = _embed_by_proxy(context)
+        else:
+            embeddings = _embed_by_sentence_encoder(context, context.embeddings.encoder)
+        return embeddings - embeddings.mean(0) if context.embeddings.centre else embeddings
+
+
+def _embed_by_proxy(context: MeasurementContext) -> np.ndarray:
+    """Average the last hidden states over each row's tokens."""
+    examples = context.examples
+    causal_model = split_model(prepare_base_model(context))
+
+    def last_hidden_states(input_ids: torch.Tensor) -> torch.Tensor:
+        if causal_model.body is not None:
+            return causal_model.body(input_ids=input_ids, use_cache=False).last_hidden_state  # [B, T, D]
+        output = causal_model.model(input_ids=input_ids, output_hidden_states=True, use_cache=False)
+        return output.hidden_states[-1]
+
+    single_token = torch.zeros((1, 1), dtype=torch.int64, device=context.device)
+    state_width = last_hidden_states(single_token).shape[-1]
+    recorder = RowMeasurements(examples.example_ids, {"embedding": Column((state_width,), np.float32)})
+    for batch in forward_batches(context, examples):
+        row_indices = np.searchsorted(examples.example_ids, batch.example_id.numpy())
+        lengths = torch.from_numpy(examples.lengths[row_indices]).to(context.device)
+        token_mask = torch.arange(batch.input_ids.shape[1], device=context.device) < lengths[:, None]
+        embeddings = mean_over_tokens(last_hidden_states(batch.input_ids), token_mask)
+        recorder.record(batch.example_id.numpy(), embedding=embeddings.cpu().numpy())
+    return recorder.gather()["embedding"][0]
+
+
+def _embed_by_sentence_encoder(context: MeasurementContext, encoder_name: str) -> np.ndarray:
+    """Average an encoder's states over the tokens of each row's whole text, scaled to length 1."""
+    example_ids = context.examples.example_ids
+    tokenizer = from_pretrained(AutoTokenizer, encoder_name)
+    encoder = from_pretrained(AutoModel, encoder_name).to(context.device).eval()
+    max_tokens = min(context.embeddings.max_tokens, tokenizer.model_max_length)
+    texts = [row_text(context.dataset, example_id, context.base_model.tokenizer) for example_id in example_ids.tolist()]
+    token_ids = tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]
+    length_order = np.argsort([len(ids) for ids in token_ids], kind="stable")
+    batch_size = max(1, context.batches.forward_tokens // max(map(len, token_ids)))
+    row_batches = [length_order[start : start + batch_size] for start in range(0, len(length_order), batch_size)]
+
+    def embed_rows(row_indices: np.ndarray) -> np.ndarray:
+        batch_ids = {"input_ids": [token_ids[row] for row in row_indices]}
+        padded_batch = tokenizer.pad(batch_ids, return_tensors="pt").to(context.device)
+        hidden_states = encoder(**padded_batch).last_hidden_state
+        vectors = mean_over_tokens(hidden_states, padded_batch["attention_mask"])
+        unit_vectors: np.ndarray = F.normalize(vectors, dim=1).cpu().numpy()
+        return unit_vectors
+
+    vector_width = embed_rows(length_order[:1]).shape[1]
+    recorder = RowMeasurements(example_ids, {"embedding": Column((vector_width,), np.float32)})
+    for row_indices in recorder.share(row_batches):
+        recorder.record(example_ids[row_indices], embedding=embed_rows(row_indices))
+    return recorder.gather()["embedding"][0]
+
+
+def row_text(dataset: InstructionDataset, example_id: int, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Join a row's prompt and response to one text, without the words of a template."""
+    segments = dataset.schema.segments(dataset.rows[example_id], "plain", tokenizer)
+    return clean("".join(segment.text for segment in segments))

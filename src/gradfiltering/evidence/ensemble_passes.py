@@ -1,0 +1,193 @@
+"""Passes over rows with the parameters frozen: norms, losses and sketches, from the cache where it has them."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradfiltering.data.batches import LengthBatches, make_batch_loader
+from gradfiltering.data.examples import Examples, hash_examples
+from gradfiltering.distributed.row_measurements import Column, share_of_this_rank
+from gradfiltering.ensembles.log_recorder import build_log, log_recorder
+from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
+from gradfiltering.ensembles.stack_training import ONLINE_LOG_FILE
+from gradfiltering.ensembles.trained_ensemble import EnsembleCosts, TrainedEnsemble, attach_ensemble
+from gradfiltering.evidence.context import MeasurementContext
+from gradfiltering.gradients.projection import GradientSketch
+from gradfiltering.gradients.statistics import GradientStatistic
+from gradfiltering.requests import EpochLog
+from gradfiltering.runs.cache import CachedResult
+from gradfiltering.runs.files import write_json
+from gradfiltering.runs.gradient_log import PARQUET_FILE, write_member
+from gradfiltering.runs.logs import track_progress
+from gradfiltering.runs.run_folder import PROJECTION_FILE
+
+LOG_VERSION = 1  # raise it when the same adapters would be measured otherwise
+PROJECTION_VERSION = 1  # raise it when the same gradients would be projected otherwise
+DROPOUT_VERSION = 1  # raise it when the same pass would drop other inputs
+LOGS, PROJECTIONS = "gradient_log", "projections"  # kinds of results
+
+
+class EnsemblePasses:
+    """Passes of one ensemble over one set of rows.
+
+    Args:
+        ensemble: trained as far as it is measured.
+        examples: the rows.
+        row_description: the rows in words, for the progress bar.
+    """
+
+    def __init__(self, ensemble: TrainedEnsemble, examples: Examples, row_description: str):
+        self.ensemble = ensemble
+        self.member_cache = ensemble.member_cache
+        self.cache = ensemble.member_cache.cache
+        self.examples = examples
+        self.rows_hash = hash_examples(examples)
+        self.row_description = row_description
+
+    def measure_logs(self, member_ids: Sequence[int], epoch: int) -> list[Path]:
+        """Return the file of each member's gradient log at an epoch; missing ones are measured in one pass."""
+        cached_logs = self.find_logs(member_ids, epoch)
+        self.ensemble.costs.count_reused(result for result in cached_logs.values() if result is not None)
+        missing_members = [member for member, result in cached_logs.items() if result is None]
+        if missing_members:
+            self._run_pass(missing_members, epoch)
+        logs = self.find_logs(member_ids, epoch)
+        return [result.path / PARQUET_FILE for result in logs.values() if result is not None]
+
+    def online_logs(self, member_ids: Sequence[int], epoch: int) -> list[Path]:
+        """Return the file of each member's gradient log that training recorded in an epoch."""
+        return [self.member_cache.find_measured_member(member, epoch).path / ONLINE_LOG_FILE for member in member_ids]
+
+    def measure_sketches(self, member_ids: Sequence[int], epoch: int, sketch: GradientSketch) -> list[Path]:
+        """Return the folder of each member's gradient sketches; missing ones are made in one pass, with the log."""
+        cached_sketches = self._find_all(PROJECTIONS, member_ids, epoch, sketch)
+        missing_members = [member for member, result in cached_sketches.items() if result is None]
+        if missing_members:
+            self._run_pass(missing_members, epoch, sketch)
+        sketches = self._find_all(PROJECTIONS, member_ids, epoch, sketch)
+        return [result.path for result in sketches.values() if result is not None]
+
+    def find_logs(self, member_ids: Sequence[int], epoch: int) -> dict[int, CachedResult | None]:
+        """Find the gradient log of each member at an epoch."""
+        return self._find_all(LOGS, member_ids, epoch)
+
+    def _find_all(
+        self, kind: str, member_ids: Sequence[int], epoch: int, sketch: GradientSketch | None = None
+    ) -> dict[int, CachedResult | None]:
+        return {member: self.cache.find(kind, self._key(member, epoch, sketch)) for member in member_ids}
+
+    def _key(self, member: int, epoch: int, sketch: GradientSketch | None = None) -> dict[str, Any]:
+        """Return the key of one member's log, or sketches, at one epoch."""
+        measurement = self.member_cache.describe_measurement(member, epoch)
+        member_key = self.member_cache.member_key(measurement.trained_member, epoch, measurement.step)
+        key = {"code": LOG_VERSION, **member_key, "rows": self.rows_hash}
+        if measurement.dropout is not None:
+            key["dropout"] = {
+                "code": DROPOUT_VERSION,
+                "probability": measurement.dropout.probability,
+                "pass": measurement.dropout.pass_index,
+            }
+        if sketch is not None:
+            key["projection"] = {"code": PROJECTION_VERSION, **sketch.identity}
+        return key
+
+    def _run_pass(self, member_ids: Sequence[int], epoch: int, sketch: GradientSketch | None = None) -> None:
+        """Measure all rows with the parameters frozen, and store the results member by member."""
+        started = time.monotonic()
+        # Members that are measured alike, such as all snapshots before training, are measured once.
+        distinct_measurements = {self.member_cache.describe_measurement(member, epoch): member for member in member_ids}
+        measured_members = sorted(distinct_measurements.values())
+        log, sketches = self._measure_rows(measured_members, epoch, sketch)
+        seconds = time.monotonic() - started
+        stored_logs = []
+        for position, member in enumerate(measured_members):
+            member_seconds = seconds / len(measured_members)
+            write_log = _log_writer(log, position)
+            stored_logs.append(self.cache.commit(LOGS, self._key(member, epoch), write_log, member_seconds))
+            if sketch is not None and sketches is not None:
+                write_sketches = _sketch_writer(sketches[position], sketch)
+                self.cache.commit(PROJECTIONS, self._key(member, epoch, sketch), write_sketches, member_seconds)
+        self.ensemble.costs.count_pass(stored_logs, self.examples.tokens, seconds)
+
+    def _measure_rows(
+        self, member_ids: Sequence[int], epoch: int, sketch: GradientSketch | None
+    ) -> tuple[EpochLog, np.ndarray | None]:
+        """Return the log in float64, [M, N], and the sketches, [M, N, K] float32."""
+        ensemble = self.ensemble
+        batch_tokens = ensemble.prepare_engine(member_ids)
+        adapters = {
+            name: stacked.to(ensemble.device) for name, stacked in ensemble.load_adapters(member_ids, epoch).items()
+        }
+        dropout = ensemble.measuring_dropout(member_ids, epoch)
+        statistics: dict[str, GradientStatistic] = {} if sketch is None else {"sketch": sketch}
+        more_columns = {} if sketch is None else {"sketch": Column((sketch.width,), np.float32)}
+        recorder = log_recorder(self.examples, len(member_ids), more_columns)
+        batches = LengthBatches(self.examples, batch_tokens, ensemble.base_model.pad_id, share=share_of_this_rank())
+        batch_loader = make_batch_loader(batches, ensemble.batches.workers)
+        for batch in track_progress(batch_loader, f"epoch {epoch}: {self.row_description}"):
+            measurement = ensemble.engine.measure(
+                adapters,
+                batch.to(ensemble.device),
+                with_mean_gradient=False,
+                statistics=statistics,
+                dropout=dropout,
+            )
+            recorder.record(
+                batch.example_id.numpy(),
+                grad_norm=measurement.grad_norm.cpu().numpy(),
+                loss=measurement.loss.cpu().numpy(),
+                **{name: values.float().cpu().numpy() for name, values in measurement.statistics.items()},
+            )
+        tables = recorder.gather()
+        return build_log(tables, self.examples, ensemble.settings), tables.get("sketch")
+
+
+def _log_writer(log: EpochLog, position: int) -> Callable[[Path], None]:
+    def write_log(folder: Path) -> None:
+        write_member(folder / PARQUET_FILE, log, position)
+
+    return write_log
+
+
+def _sketch_writer(sketches: np.ndarray, sketch: GradientSketch) -> Callable[[Path], None]:
+    def write_sketches(folder: Path) -> None:
+        np.save(folder / PROJECTION_FILE, sketches)
+        write_json(folder / "projection.json", sketch.identity)
+
+    return write_sketches
+
+
+@contextmanager
+def attach_context_ensemble(
+    context: MeasurementContext,
+    costs: EnsembleCosts,
+    heldout: Examples | None,
+    settings: LoraEnsemble | None = None,
+) -> Iterator[TrainedEnsemble]:
+    """Attach the ensemble of a context to its base model until the block ends.
+
+    Args:
+        context: models, rows and settings.
+        costs: filled as the ensemble works.
+        heldout: rows that are measured beside those that are trained on.
+        settings: of the ensemble, where they differ from the context's.
+    """
+    row_sets = [context.examples] if heldout is None else [context.examples, heldout]
+    with attach_ensemble(
+        base_model=context.base_model,
+        model_hash=context.model_hash,
+        examples=context.examples,
+        settings=context.ensemble if settings is None else settings,
+        build_engine=context.build_engine,
+        batches=context.batches,
+        cache=context.cache,
+        seed=context.seed,
+        build_trainer=context.build_trainer,
+        costs=costs,
+        row_width=max(int(examples.lengths.max()) for examples in row_sets),
+    ) as ensemble:
+        yield ensemble

@@ -1,0 +1,33 @@
+"""Random projections of every row's gradient under every member, at the late snapshot."""
+
+import time
+
+import numpy as np
+
+from gradfiltering.evidence.context import MeasurementContext
+from gradfiltering.evidence.ensemble_passes import EnsemblePasses, attach_context_ensemble
+from gradfiltering.evidence.measurers import ENSEMBLE_STAGE, Measurer
+from gradfiltering.requests import GradientLog, Projections
+from gradfiltering.runs.run_folder import PROJECTION_FILE
+
+
+class ProjectionMeasurer(Measurer[Projections]):
+    """Projects gradients in one pass, which makes the gradient log of the late snapshot as well."""
+
+    request_type = Projections
+    stage = ENSEMBLE_STAGE
+    related_requests = (GradientLog(),)
+
+    def measure(self, request: Projections, context: MeasurementContext) -> np.ndarray:
+        """Measure [M, N, K] float32."""
+        started = time.monotonic()
+        report, late_epoch = context.reports.ensemble, context.snapshots.late
+        with attach_context_ensemble(context, report.costs, context.heldout) as ensemble:
+            ensemble.train([context.snapshots.early, late_epoch])
+            passes = EnsemblePasses(ensemble, context.examples, "all rows")
+            member_ids = ensemble.settings.member_ids
+            folders = passes.measure_sketches(member_ids, late_epoch, context.projection)
+        for member, folder in zip(member_ids, folders, strict=True):
+            context.run_folder.link_projections(folder, member, late_epoch)
+        report.seconds += time.monotonic() - started
+        return np.stack([np.load(folder / PROJECTION_FILE) for folder in folders])
