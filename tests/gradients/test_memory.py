@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from gradfiltering.ensembles.batch_settings import BatchSettings
 from gradfiltering.errors import UserError
-from gradfiltering.evidence.gradient_log import BatchSettings
 from gradfiltering.gradients import memory
 from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.models.lora import member_count
@@ -81,5 +81,5 @@ def test_auto_stops_before_memory_is_gone(make_model, make_adapters, monkeypatch
 
 @pytest.mark.parametrize("tokens", [0, -5, "most"])
 def test_tokens_that_are_no_number_are_refused(tokens):
-    with pytest.raises(UserError, match=r"batch\.tokens"):
+    with pytest.raises(UserError, match="tokens must be a positive whole number or auto"):
         BatchSettings(tokens, 0)

@@ -42,7 +42,7 @@ def build_log(tables: Mapping[str, np.ndarray], examples: Examples, settings: Lo
         raise UserError(
             f"gradient norm or loss is not finite for {int(infinite.any(1).sum())} of {len(infinite)} members, rows "
             f"{first_ids}; lower the learning rate, clip the gradients, or look at those rows",
-            owner=settings,
+            owner=type(settings),
             arguments=("lr", "clip_norm"),
         )
     return EpochLog(examples.example_ids, tables["grad_norm"], tables["loss"], examples.response_tokens)

@@ -106,7 +106,7 @@ class ProxyEnsemble(L.LightningModule):
         if problem_count:
             raise UserError(
                 next(message for message in gather_from_ranks(problem) if message),
-                owner=self.settings,
+                owner=type(self.settings),
                 arguments=("lr", "clip_norm"),
             )
         self.log("proxy/loss", loss_sum / total_rows, prog_bar=True)

@@ -49,7 +49,7 @@ class SnapshotEnsemble(LoraEnsemble):
             raise UserError(
                 f"an epoch of {steps_per_epoch} steps has no {snapshot_count} snapshots; ask for {steps_per_epoch} or "
                 "fewer, or lower the batch size",
-                owner=self,
+                owner=type(self),
                 arguments=("m", "batch_size"),
             )
         step = -(-(member + 1) * steps_per_epoch // snapshot_count)

@@ -2,6 +2,7 @@
 
 from typing import Self
 
+from gradfiltering.errors import UserError
 from gradfiltering.options import NonNegativeInt, model_validator, options
 
 
@@ -25,5 +26,8 @@ class SnapshotPair:
     @model_validator(mode="after")
     def _check_order(self) -> Self:
         if self.early >= self.late:
-            raise ValueError(f"the early epoch ({self.early}) must come before the late one ({self.late})")
+            raise UserError(
+                f"the early epoch ({self.early}) must come before the late one ({self.late})",
+                arguments=("early", "late"),
+            )
         return self

@@ -113,7 +113,7 @@ class AdaptiveSize:
             raise UserError(
                 f"{' and '.join(searches)} cannot be found automatically: the scores of this run do not depend on the "
                 "ensemble; choose a scorer that reads gradients, such as gsnr, or give numbers",
-                owner=settings,
+                owner=type(settings),
                 arguments=("m",) if settings.m == AUTO else (),
             )
         return self.start if settings.m == AUTO else int(settings.m)
