@@ -7,9 +7,11 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -25,6 +27,7 @@ KIND_BY_SUFFIX = {
 }  # fmt: skip
 COMPRESSION_BY_SUFFIX = {".gz": "gzip", ".zst": "zstd"}
 TYPED_KINDS = ("parquet", "arrow")
+ENTRY_POINT_GROUP = "gradfiltering.file_formats"
 LONGEST_CELL = 2**31 - 1  # characters; the csv module's own bound is shorter than some responses
 _DAMAGE_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error, OSError)
 
@@ -66,6 +69,23 @@ class FileFormat:
 
 
 JSON_LINES = FileFormat("jsonl", ".jsonl")
+RowReader = Callable[[BinaryIO], Iterable[dict[str, Any]]]
+
+
+@cache
+def load_row_readers() -> dict[str, RowReader]:
+    """Load the file formats of other packages: suffix without its dot -> reader of an open file's rows.
+
+    A package names them as entry points of the group `gradfiltering.file_formats`; a suffix of this
+    project cannot be taken.
+    """
+    readers = {entry_point.name: entry_point.load() for entry_point in entry_points(group=ENTRY_POINT_GROUP)}
+    return {suffix: reader for suffix, reader in readers.items() if f".{suffix}" not in KIND_BY_SUFFIX}
+
+
+def readable_suffixes() -> list[str]:
+    """List the suffixes of all files that can be read, dots included."""
+    return [*KIND_BY_SUFFIX, *(f".{suffix}" for suffix in load_row_readers())]
 
 
 def detect_file_format(data_file: DataFile) -> FileFormat:
@@ -78,6 +98,8 @@ def detect_file_format(data_file: DataFile) -> FileFormat:
             read_typed_batches(data_file)[0],
             data_file.kind == "arrow" and _is_stream(data_file),
         )
+    if data_file.kind in load_row_readers():
+        return JSON_LINES  # other packages read; what they read is given back as JSON lines
     suffix_by_compression = {compression: suffix for suffix, compression in COMPRESSION_BY_SUFFIX.items()}
     return FileFormat(
         data_file.kind,
@@ -111,7 +133,7 @@ def find_data_files(path: str) -> list[DataFile]:
             _data_file(folder_entry) for folder_entry in folder_entries if _kind_and_compression(folder_entry)[0]
         ]
         if not data_files:
-            raise UserError(f"{path} holds no file of a known type; data.path= reads {', '.join(KIND_BY_SUFFIX)}")
+            raise UserError(f"{path} holds no file of a known type; data.path= reads {', '.join(readable_suffixes())}")
     else:
         matching_paths = sorted(glob.glob(str(given_path), recursive=True))  # noqa: PTH207  (the pattern may be absolute)
         data_files = [_data_file(Path(name)) for name in matching_paths if Path(name).is_file()]
@@ -131,7 +153,8 @@ def find_data_files(path: str) -> list[DataFile]:
 
 def _kind_and_compression(path: Path) -> tuple[str | None, str | None]:
     compression = COMPRESSION_BY_SUFFIX.get(path.suffix.lower())
-    kind = KIND_BY_SUFFIX.get((path.with_suffix("") if compression else path).suffix.lower())
+    suffix = (path.with_suffix("") if compression else path).suffix.lower()
+    kind = KIND_BY_SUFFIX.get(suffix) or (suffix[1:] if suffix[1:] in load_row_readers() else None)
     return kind, compression
 
 
@@ -139,7 +162,7 @@ def _data_file(path: Path) -> DataFile:
     kind, compression = _kind_and_compression(path)
     if kind is None:
         raise UserError(
-            f"{path}: cannot read '{path.suffix}' files; data.path= reads {', '.join(KIND_BY_SUFFIX)} (text ones also "
+            f"{path}: cannot read '{path.suffix}' files; data.path= reads {', '.join(readable_suffixes())} (text ones also "
             f"with {' or '.join(COMPRESSION_BY_SUFFIX)} behind)"
         )
     if compression and kind in TYPED_KINDS:
@@ -158,6 +181,9 @@ def read_text_rows(data_file: DataFile) -> Iterator[NumberedRow]:
             yield from _json_array_rows(data_file, byte_stream)
         elif data_file.kind == "jsonl":
             yield from _json_line_rows(data_file, byte_stream)
+        elif row_reader := load_row_readers().get(data_file.kind):
+            for row_number, row in enumerate(row_reader(byte_stream)):
+                yield _check_row(data_file, row, f"row {row_number}"), 0
         else:
             yield from _delimited_rows(data_file, byte_stream)
 
