@@ -162,8 +162,8 @@ def _data_file(path: Path) -> DataFile:
     kind, compression = _kind_and_compression(path)
     if kind is None:
         raise UserError(
-            f"{path}: cannot read '{path.suffix}' files; data.path= reads {', '.join(readable_suffixes())} (text ones also "
-            f"with {' or '.join(COMPRESSION_BY_SUFFIX)} behind)"
+            f"{path}: cannot read '{path.suffix}' files; data.path= reads {', '.join(readable_suffixes())} (text ones "
+            f"also with {' or '.join(COMPRESSION_BY_SUFFIX)} behind)"
         )
     if compression and kind in TYPED_KINDS:
         raise UserError(f"{path}: {kind} files are compressed inside; unpack it, for example with gunzip or zstd -d")
