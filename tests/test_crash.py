@@ -19,7 +19,7 @@ from gradfiltering.runs.cache_maintenance import damaged, entries
 OFTEN = ["ensemble.checkpoint_minutes=1e-9", "target.tuning.checkpoint_minutes=1e-9"]
 KILLS, SEED = 20, 0
 STORED = {
-    "locks", "backbone", "tokens", "bare_losses", "members", "interrupted", "gradient_log", "targets", "answers",
+    "locks", "base_models", "tokens", "bare_losses", "members", "interrupted", "gradient_log", "targets", "answers",
 }  # fmt: skip
 EPOCHS_OF_MEMBERS = 4
 

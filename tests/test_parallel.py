@@ -34,7 +34,7 @@ def test_jobs_at_the_same_time_train_their_proxy_once_and_end_the_same(launcher,
     made = {job: summary(sweep / job)["proxy"] for job in JOBS}
     assert sorted(one["trained"] for one in made.values()) == [0, 2 * 2], "each member and epoch is trained by one job"
     assert sorted(one["logged"] for one in made.values()) == [0, 2 * 2 * 2], "and logged by one"
-    assert len(list((tmp_path / "cache" / "backbone").glob("*/artifact.json"))) == 1
+    assert len(list((tmp_path / "cache" / "base_models").glob("*/artifact.json"))) == 1
     assert not list(tmp_path.rglob("*.part"))
     for job in JOBS:
         for name in ("scores.parquet", "subset.parquet"):

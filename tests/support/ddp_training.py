@@ -81,7 +81,7 @@ def train_all(folder: Path, trainer: partial[L.Trainer]) -> None:
         records = TaskSource(rows, HELDOUT, None, "plain", Columns("instruction", "input", "output"), none).load(seed=0)
         tokenizer = train_tokenizer([row["instruction"] + " " + row["output"] for row in records.rows], 300)
         encoder = Encoder(tokenizer, SHAPE["context"], Cache(folder / "cache"))
-        encoded = devices.first_then_all(encoder.encode_all, records)
+        encoded = encoder.encode_all(records)
         model = new_model(SHAPE, tokenizer, 0).double().eval().requires_grad_(False)
         model.set_attn_implementation("eager")
         base_model = LanguageModel(model, tokenizer, "test", "test", 0.0, True)

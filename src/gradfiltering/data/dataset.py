@@ -17,7 +17,7 @@ from gradfiltering.data.schemas import Columns as Columns
 from gradfiltering.data.schemas import Messages, Schema
 from gradfiltering.errors import UserError
 from gradfiltering.models.templates import Turn
-from gradfiltering.runs.cache import atomic_path
+from gradfiltering.runs.files import atomic_path
 
 
 def check_rows(dataset_rows: Dataset | JsonRows, schema: Schema, describe_row: Callable[[int], str]) -> None:

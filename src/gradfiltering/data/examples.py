@@ -23,7 +23,8 @@ from gradfiltering.data.json_rows import RECORD_COLUMN, JsonRows, rows_from_colu
 from gradfiltering.data.schemas import Schema
 from gradfiltering.errors import UserError
 from gradfiltering.models.templates import template_named
-from gradfiltering.runs.cache import Cache, hash_key
+from gradfiltering.runs.cache import Cache
+from gradfiltering.runs.files import hash_key
 
 ENCODED_FILE = "tokens.arrow"
 ENCODING_VERSION = 2  # raise it when the same rows would be encoded otherwise
@@ -236,7 +237,8 @@ class Encoder:
                 desc="tokenising",
             )
 
-        return Dataset.from_file(str(self.cache.make("tokens", key, build).path / ENCODED_FILE))
+        cached_result = self.cache.get_or_compute_on_rank_zero("tokens", key, build)
+        return Dataset.from_file(str(cached_result.path / ENCODED_FILE))
 
 
 def encode_rows(

@@ -16,7 +16,7 @@ from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.file_formats import JSON_LINES, FileFormat
 from gradfiltering.data.json_rows import JsonRows, to_json
 from gradfiltering.data.schemas import ROLES, Instruction, Messages
-from gradfiltering.runs.cache import atomic_path, write_json
+from gradfiltering.runs.files import atomic_path, write_json
 
 READ_AT_ONCE = 1000  # rows
 # The names LLaMA-Factory has for the roles of a conversation.

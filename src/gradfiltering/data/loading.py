@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 from datasets import Dataset
+from filelock import FileLock
 
 from gradfiltering.data.file_formats import (
     JSON_LINES,
@@ -31,7 +32,7 @@ from gradfiltering.data.json_rows import (
     to_json,
 )
 from gradfiltering.errors import UserError
-from gradfiltering.runs.cache import atomic_path, hash_key
+from gradfiltering.runs.files import atomic_path, explain_failed_writes, hash_key
 
 CACHE_FORMAT = 2  # of the cache; raised when what stands in it changes its meaning
 WRITTEN_AT_ONCE = 2000  # rows
@@ -107,12 +108,19 @@ def load(path: str, first_rows: int | None = None) -> LoadedRows:
 
 
 def cached(cache_key: Mapping[str, Any], write_rows_to: Any) -> Path:
-    """The folder of the cache for `key`; `write` fills it where it is not there yet."""
+    """Return the folder of read rows for a key, filled by one of the processes that want it.
+
+    It lies in the cache of `datasets`, which may be each machine's own, and not in the cache of results.
+    """
     cache_folder = Path(datasets.config.HF_DATASETS_CACHE) / "gradfiltering" / hash_key(cache_key)
     if not (cache_folder / "about.json").is_file():
-        with atomic_path(cache_folder, keep_existing=True) as partial_folder:
-            partial_folder.mkdir()
-            write_rows_to(partial_folder)
+        with explain_failed_writes(cache_folder):
+            cache_folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache_folder.with_suffix(".lock")):
+            if not (cache_folder / "about.json").is_file():
+                with atomic_path(cache_folder, keep_existing=True) as partial_folder:
+                    partial_folder.mkdir()
+                    write_rows_to(partial_folder)
     return cache_folder
 
 

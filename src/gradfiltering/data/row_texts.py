@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.json_rows import JsonRows, rows_from_columns
 from gradfiltering.data.schemas import Messages, Schema
-from gradfiltering.runs.cache import Cache, atomic_path, link
+from gradfiltering.runs.cache import Cache
+from gradfiltering.runs.files import atomic_path, link_file
 
 ROWS_FILE = "rows.parquet"
 WRITTEN_AT_ONCE = 2000  # rows
@@ -34,10 +35,12 @@ def write_row_texts(run_dir: Path, dataset: InstructionDataset, cache: Cache) ->
     """
     with atomic_path(run_dir / ROWS_FILE) as partial_path:
         content_digest = _write_row_texts(partial_path, dataset)
-        cached_result = cache.make(
-            "rows", {"fingerprint": content_digest}, lambda cache_folder: link(partial_path, cache_folder / ROWS_FILE)
+        cached_result = cache.commit(
+            "rows",
+            {"fingerprint": content_digest},
+            lambda cache_folder: link_file(partial_path, cache_folder / ROWS_FILE),
         )
-    link(cached_result.path / ROWS_FILE, run_dir / ROWS_FILE)
+    link_file(cached_result.path / ROWS_FILE, run_dir / ROWS_FILE)
 
 
 def prompt_and_response(schema: Schema, row_values: Mapping[str, Any]) -> tuple[str, str]:

@@ -259,14 +259,3 @@ def share() -> Any:
     from gradfiltering.distributed.row_measurements import share_of_this_rank
 
     return share_of_this_rank()
-
-
-def first_then_all(work: Callable[..., Result], *arguments: Any) -> Result:
-    """Run `work` on rank zero, then on each other rank by itself, which finds the result in a cache."""
-    result: list[Any] = []
-    run_on_rank_zero(lambda: result.append(work(*arguments)))
-    if not result:
-        with _counting_as_one_process():
-            result.append(work(*arguments))
-    returned: Result = result[0]
-    return returned

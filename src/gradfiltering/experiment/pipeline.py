@@ -39,7 +39,7 @@ def run_stages(cfg: DictConfig) -> None:
     plan.check(members, part.ensemble, part.proxy, part.target, against, part.generation)
     with opening.opened(cfg, part.cache) as (run, logger, workspace):
         # Records -> examples. Prompts are loaded now, so that a missing file shows before anything is trained.
-        records = run.stage_of("data", devices.first_then_all, part.source.load, seed)
+        records = run.stage_of("data", part.source.load, seed)
         asked = part.selector.budget_rows(len(records))
         asking = (part.judge, len(against), cfg.judge.repeats, part.generation)
         prompts = judging.load_prompt_sets(part.prompts, records, *asking) if plan.reached("judge") else []
@@ -47,7 +47,7 @@ def run_stages(cfg: DictConfig) -> None:
         run.warn(plan.judged_on_validation(prompts))
         base_model = run.stage_of("backbone", part.proxy.load, part.cache, seed, workspace.trainer)
         encoder = Encoder(base_model.tokenizer, min(part.max_tokens, base_model.context), part.cache)
-        rows = devices.first_then_all(encoder.encode_all, records)
+        rows = encoder.encode_all(records)
         examples, ids = rows.examples, rows.examples.example_ids
         devices.once(encoder.show, records, examples, Console())
         run.add(data=examples.summary(len(records)))
@@ -113,7 +113,7 @@ def run_stages(cfg: DictConfig) -> None:
             with run.stage("target") as cost:
                 target = base_model if plan.leads else part.target.load(part.cache, seed, workspace.trainer)
                 encoder = Encoder(target.tokenizer, min(cfg.target.max_tokens, target.context), part.cache)
-                rows = devices.first_then_all(encoder.encode_all, records)
+                rows = encoder.encode_all(records)
                 how = (part.lead, asked, scores, evidence, target, rows, part.tuning, workspace)
                 choice, made = lead.train(*how) if plan.leads else (None, {})
                 chosen = settle(choice, None) if choice else chosen

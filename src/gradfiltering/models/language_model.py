@@ -1,20 +1,16 @@
-"""The frozen language model under the adapters: loaded by name or folder, or a small one trained from scratch."""
+"""The frozen language model under the adapters, loaded by name or folder."""
 
 import sys
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from gradfiltering.distributed.process_group import alone, first_then_all
 from gradfiltering.errors import UserError
 from gradfiltering.runs.cache import Cache
-from gradfiltering.synthetic.pretraining import Pretraining, hash_corpus, pretrain, read_corpus
 
-PRETRAINING_VERSION = 1  # raise it when the same settings would train another model
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
@@ -127,67 +123,6 @@ class PretrainedModel:
                 f"the tokenizer of {self.tokenizer or self.model} has {len(tokenizer)} tokens, but {self.model} embeds "
                 f"only {rows}; give the tokenizer the model was trained with"
             )
-
-
-@dataclass(frozen=True)
-class TinyModel:
-    """A small GPT-2 or LLaMA with its own BPE tokenizer, trained from scratch on given text and kept in the store.
-
-    Attributes:
-        architecture: `gpt2` or `llama`.
-        layers, heads, width, context: the model's shape; `context` in tokens.
-        vocabulary: size of the BPE vocabulary.
-        text: text files to train on, or None for the task generator's prose.
-        characters: how much of the generator's prose to train on.
-        pretraining: the training budget.
-        precision, attention: see `PretrainedBackbone`.
-    """
-
-    architecture: str
-    layers: int
-    heads: int
-    width: int
-    context: int
-    vocabulary: int
-    text: list[str] | None
-    characters: int
-    pretraining: Pretraining
-    precision: str
-    attention: str
-
-    def check(self) -> None:
-        """Reads the text files, where any are named."""
-        read_corpus(self.text, 0, 0)
-
-    def load(self, cache: Cache, seed: int, trainer: Any) -> LanguageModel:
-        """Loads the model from the store, training it first if it is not there."""
-        documents = read_corpus(self.text, self.characters, seed)
-        shape = {
-            "architecture": self.architecture,
-            "layers": self.layers,
-            "heads": self.heads,
-            "width": self.width,
-            "context": self.context,
-            "vocabulary": self.vocabulary,
-        }
-        key = {
-            "code": PRETRAINING_VERSION,
-            "shape": shape,
-            "corpus": hash_corpus(documents),
-            "pretraining": asdict(self.pretraining),
-            "precision": str(trainer().precision),
-            "seed": seed,
-        }
-
-        def build(folder: Path) -> None:
-            pretrain(folder, documents, shape, self.pretraining, seed, alone(trainer))
-
-        made = first_then_all(cache.make, "backbone", key, build)
-        folder = str(made.path)
-        kept = PretrainedModel(folder, None, self.precision, self.attention, trust_remote_code=False)
-        loaded = kept.load(cache, seed, trainer)
-        name = f"tiny {self.architecture} ({self.layers} layers, width {self.width})"
-        return LanguageModel(loaded.model, loaded.tokenizer, name, folder, made.seconds, made.reused)
 
 
 def resolve_precision(precision: str, trainer: Any) -> str:
