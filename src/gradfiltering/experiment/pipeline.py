@@ -43,7 +43,7 @@ def run_stages(cfg: DictConfig) -> None:
         asked = part.selector.budget_rows(len(records))
         asking = (part.judge, len(against), cfg.judge.repeats, part.generation)
         prompts = judging.load_prompt_sets(part.prompts, records, *asking) if plan.reached("judge") else []
-        devices.first_then_all(check_requests_of_dataset, plan.requests, records)
+        check_requests_of_dataset(plan.requests, records)
         run.warn(plan.judged_on_validation(prompts))
         base_model = run.stage_of("backbone", part.proxy.load, part.cache, seed, workspace.trainer)
         encoder = Encoder(base_model.tokenizer, min(part.max_tokens, base_model.context), part.cache)
