@@ -100,7 +100,7 @@ OPTIONS = {
         ["scorer=gsnr has no effect with target.data=lead", "scorer@target.lead.difficulty=", "target.data=subset"]),
     "selector for a target that leads": (["method=lead", "selector=k_center"],
         ["selector=k_center has no effect with target.data=lead", "selector.fraction="]),
-    "unknown opponent": (["judge.against=[best]"], ["judge.against=['best']", "choose among full, random"]),
+    "unknown baseline": (["judge.against=[best]"], ["unknown baselines ['best']", "choose among full, random"]),
     "more rows than the tasks hold": (["data.rows=6000"], ["6000 rows", "choose a number in this range"]),
     "mixture of nothing": (["data=mixture"], ["data.sources is empty", "+data.sources.mine="]),
     "bad weight": (["data=mixture", MIXTURE % "weight: -1"], ["data.sources.a.weight=-1", "give a positive number"]),
@@ -191,7 +191,7 @@ def test_a_vocabulary_that_does_not_fit_the_model(tmp_path, capsys):
     [
         (["ensemble.lr=1e38", "until=select", "ensemble.m=2"], ["not finite", "members [", "rows [", "ensemble.lr"]),
         (["scorer=random", "target.tuning.lr=1e30", "target.tuning.clip_norm=null"],
-            ["target full: the loss is", "at step", "rows [", "lower target.tuning.lr"]),
+            ["target full: the loss is", "at step", "rows [", "lower the learning rate", "target.tuning.lr="]),
         (["scorer=random", "generation.max_new_tokens=256"], ["context holds 256 tokens", "choose at most 128"]),
     ],
     ids=["NaN of the proxy", "NaN of the target", "no room for a prompt in the context"],

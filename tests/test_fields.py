@@ -17,7 +17,7 @@ from tests.support.configuration_fields import EVERYTHING, LEFT_OUT, TEXT, TOUCH
 from tests.support.pipeline import ROOT, run_train
 
 from gradfiltering.ensembles.stack_state import StackState
-from gradfiltering.finetuning.lora_finetuning import FineTuningResult
+from gradfiltering.finetuning.fine_tune import FineTuningResult
 from gradfiltering.runs.cache import Cache, hash_key
 from gradfiltering.runs.gradient_log import EpochLog
 from gradfiltering.seeding import numpy_rng, torch_rng
@@ -130,11 +130,13 @@ def response_losses(model, objective, batches, device):
     return dict(zip(ids, numpy_rng(weights(model)).random(len(ids)).tolist(), strict=True))
 
 
-def finetune(name, base_model, rows, settings, seed, trainer, folder, unfinished):
-    (folder / "adapter").mkdir(parents=True)
-    (folder / "adapter" / "adapter_config.json").write_text("{}")
-    (folder / "curve.csv").write_text("step\n")
-    return FineTuningResult(1, len(rows.examples), 1, 1.0, 1.0, 1.0, 1)
+def fine_tune(
+    model_name, base_model, examples, heldout, settings, seed, trainer, objective, output_folder, resume_point
+):
+    (output_folder / "adapter").mkdir()
+    (output_folder / "adapter" / "adapter_config.json").write_text("{}")
+    (output_folder / "curve.csv").write_text("step\n")
+    return FineTuningResult(1, len(examples), 1, 1.0, 1.0, 1.0, 1)
 
 
 STAND_INS = {
@@ -142,7 +144,7 @@ STAND_INS = {
     "gradfiltering.evidence.gradient_log.train_stack": train_stack,
     "gradfiltering.evidence.gradient_log.measure_all": measure_all,
     "gradfiltering.evidence.gradient_log.response_losses": response_losses,
-    "gradfiltering.finetuning.targets.finetune": finetune,
+    "gradfiltering.finetuning.fine_tune.fine_tune": fine_tune,
 }
 
 

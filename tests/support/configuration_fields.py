@@ -172,7 +172,6 @@ UNTOUCHING: dict[str, Any] = {
     "target.lead.smoothing": 0.5,
     "target.lead.sample_rate": 0.5,
     "target.lead.most_uses": 2,
-    "target.lead.checkpoint_minutes": 3,
     "target.lead.difficulty.ratio": "loss",
     "target.lead.difficulty.template": "alpaca",
     "target.lead.difficulty.max_tokens": 99,

@@ -23,13 +23,15 @@ from gradfiltering.ensembles.batch_settings import BatchSettings
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.evidence.measurers import find_measurer
-from gradfiltering.finetuning.lora_finetuning import FineTuningSettings, finetune
-from gradfiltering.methods import lead
-from gradfiltering.methods.curriculum import LeadSettings
+from gradfiltering.finetuning.fine_tune import fine_tune
+from gradfiltering.finetuning.settings import FineTuningSettings
+from gradfiltering.methods.lead.curriculum import LeadSettings
+from gradfiltering.methods.lead.lead_method import select_while_training
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.lora import LoraSettings
+from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.requests import BaseModelLosses, Evidence, GradientLog, LossMeasurement
-from gradfiltering.runs.cache import Cache, Unfinished, Workspace
+from gradfiltering.runs.cache import Cache, Workspace
 from gradfiltering.scorers.base import Scores
 from gradfiltering.scorers.loss import LossScorer
 from gradfiltering.synthetic.planted_defects import PlantedDefects
@@ -53,7 +55,7 @@ TUNING = FineTuningSettings(
 )  # fmt: skip
 # Of a cluster's rows, one trains in a round, fewer than there are processes; or all do, in two updates.
 SAMPLE_RATES = (0.05, 1.0)
-LEAD = partial(LeadSettings, LossScorer(), False, 3, 0.1, 0.1, most_uses=4, checkpoint_minutes=10)
+LEAD = partial(LeadSettings, LossScorer(), False, 3, 0.1, 0.1, most_uses=4)
 BUDGET = 12
 
 
@@ -102,8 +104,11 @@ def train_all(folder: Path, trainer: partial[L.Trainer]) -> None:
                 **{f"{name}/{at}": one.tables[name] for at, one in enumerate(passes) for name in ("grad_norm", "loss")},
                 **{f"times/{at}": one.times for at, one in enumerate(passes)},
             )
-        unfinished = Unfinished(Cache(folder / "cache"), {"rows": rows})
-        finetune("candidate", base_model, encoded, TUNING, 0, trainer, own / "target", unfinished)
+        (own / "target").mkdir(parents=True)
+        fine_tune(
+            "candidate", base_model, encoded.examples, encoded.heldout, TUNING, 0, trainer, ResponseNLL(),
+            own / "target",
+        )  # fmt: skip
         # Rows of one utility but for rounding, which is another in each process, as on machines of different kinds.
         difficulty, bare = np.random.default_rng(rows).uniform(0.2, 1.2, (2, rows))
         bare = bare.round(1) + 1e-12 * np.random.default_rng(devices.rank()).normal(size=rows) * devices.rank()
@@ -114,8 +119,10 @@ def train_all(folder: Path, trainer: partial[L.Trainer]) -> None:
         )  # fmt: skip
         for rate in SAMPLE_RATES:
             place = Workspace(own / f"lead={rate}", Cache(folder / "cache"), 0, trainer)
-            how = (LEAD(sample_rate=rate), BUDGET, Scores(ids, difficulty), evidence)
-            lead.train(*how, base_model, encoded, TUNING, place)
+            select_while_training(
+                LEAD(sample_rate=rate), BUDGET, Scores(ids, difficulty), evidence, base_model, encoded, TUNING,
+                ResponseNLL(), place,
+            )  # fmt: skip
 
 
 class Keeping(RowMeasurements):

@@ -12,6 +12,7 @@ RENAMED_OPTIONS = {
     "target.backbone.": "target.base_model.",
     "judge.backbone.": "judge.base_model.",
     "proxy.adaptive.": "adaptive.",
+    "target.lead.checkpoint_minutes": "target.tuning.checkpoint_minutes",
 }
 
 # Removed `group=option` -> what to give instead.

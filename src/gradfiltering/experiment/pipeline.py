@@ -20,9 +20,11 @@ def run_stages(cfg: DictConfig) -> None:
     from gradfiltering.evidence.context import MeasurementContext
     from gradfiltering.evidence.measurers import check_requests_of_dataset
     from gradfiltering.experiment import start as opening
-    from gradfiltering.finetuning import targets as tuning
+    from gradfiltering.finetuning.fine_tune import FineTuningResult, fine_tune_all
+    from gradfiltering.finetuning.training_sets import build_training_sets
     from gradfiltering.judging import answers_and_verdicts as judging
-    from gradfiltering.methods import diagnostics, lead
+    from gradfiltering.methods import diagnostics
+    from gradfiltering.methods.lead.lead_method import select_while_training
     from gradfiltering.methods.subset_files import write_known_rows, write_scores, write_subset
     from gradfiltering.reports import cards
     from gradfiltering.reports import experiment_logger as tracking
@@ -114,11 +116,16 @@ def run_stages(cfg: DictConfig) -> None:
                 target = base_model if plan.leads else part.target.load(part.cache, seed, workspace.trainer)
                 encoder = Encoder(target.tokenizer, min(cfg.target.max_tokens, target.context), part.cache)
                 rows = encoder.encode_all(records)
-                how = (part.lead, asked, scores, evidence, target, rows, part.tuning, workspace)
-                choice, made = lead.train(*how) if plan.leads else (None, {})
-                chosen = settle(choice, None) if choice else chosen
-                sets = tuning.training_sets(chosen, ids, len(records), against, seed)
-                tuned = tuning.finetune_all(sets, target, rows, part.tuning, workspace, made)
+                tuned: dict[str, FineTuningResult] = {}
+                if plan.leads:
+                    assert scores is not None, "a run whose target leads scores its rows"
+                    choice, tuned = select_while_training(
+                        part.lead, asked, scores, evidence, target, rows, part.tuning, part.objective, workspace
+                    )
+                    chosen = settle(choice, None)
+                sets = build_training_sets(chosen, ids, len(records), against, seed)
+                untrained = {name: rows_of_model for name, rows_of_model in sets.items() if name not in tuned}
+                tuned |= fine_tune_all(untrained, target, rows, part.tuning, part.objective, workspace)
                 cost.update(flops=sum(result.flops for result in tuned.values() if not result.reused))
             run.add(target={name: asdict(result) for name, result in tuned.items()})
         if plan.reached("judge"):

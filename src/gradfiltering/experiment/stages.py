@@ -122,14 +122,14 @@ class Plan:
             UserError: names the option and what to give instead.
         """
         from gradfiltering.evidence.measurers import check_requests
-        from gradfiltering.finetuning.targets import check_opponents
+        from gradfiltering.finetuning.training_sets import check_baselines
 
         if self.scored and self.reached("score"):
             self.scorer.check_members(members)
         check_requests(self.requests, ensemble)
         proxy.check()
         if self.reached("target"):
-            check_opponents(against)
+            check_baselines(against)
             target.check()
         if self.reached("judge"):
             generation.check(target.context)

@@ -12,7 +12,7 @@ from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.examples import hash_tokenizer
 from gradfiltering.distributed.process_group import once
 from gradfiltering.errors import UserError
-from gradfiltering.finetuning.targets import CANDIDATE, hash_adapter
+from gradfiltering.finetuning.training_sets import CANDIDATE
 from gradfiltering.judging.agreement import judge_agreement
 from gradfiltering.judging.base import Judge, judge_pairs
 from gradfiltering.judging.bias import answer_lengths, judge_bias, steadiness
@@ -22,7 +22,7 @@ from gradfiltering.judging.prompts import Prompt, PromptLoader, load_prompts
 from gradfiltering.judging.responses import Response, read_responses, write_responses
 from gradfiltering.judging.verdicts import Verdict, write_verdicts
 from gradfiltering.models.language_model import LanguageModel, context_length
-from gradfiltering.models.weights import hash_weights
+from gradfiltering.models.weights import hash_adapter, hash_weights
 from gradfiltering.runs.cache import Workspace, hash_key
 from gradfiltering.seeding import derive_seed
 from gradfiltering.statistics.winning_score import tally

@@ -1,9 +1,13 @@
-"""Facts about a model's weights: a digest that names them, and the size of its matrix products."""
+"""Facts about a model's weights: digests that name them, and the size of its matrix products."""
 
 import hashlib
+import json
+from pathlib import Path
 
 import torch
 from torch import nn
+
+BASE_MODEL_LOCATION = ("base_model_name_or_path", "revision")  # in an adapter's configuration
 
 
 def hash_weights(model: nn.Module) -> str:
@@ -13,6 +17,15 @@ def hash_weights(model: nn.Module) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         raw_bytes = value.detach().cpu().contiguous().flatten().view(torch.uint8)
         digest.update(raw_bytes.numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def hash_adapter(folder: Path) -> str:
+    """Digest of a PEFT adapter's weights and configuration; its base model's location is left out."""
+    config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    config_values = {name: value for name, value in config.items() if name not in BASE_MODEL_LOCATION}
+    digest = hashlib.sha256(json.dumps(config_values, sort_keys=True).encode())
+    digest.update((folder / "adapter_model.safetensors").read_bytes())
     return digest.hexdigest()[:32]
 
 

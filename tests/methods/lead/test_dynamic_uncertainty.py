@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tests.reference import lead as reference
 
-from gradfiltering.methods.dynamic_uncertainty import mixing, predicted_change, smoothed
+from gradfiltering.methods.lead.dynamic_uncertainty import mix_gradients, predict_loss_change, smooth_uncertainty
 
 RTOL = 1e-6  # the twin searches β on a grid; the minimum is flat there
 
@@ -23,33 +23,33 @@ def test_the_predicted_change_is_that_of_the_shortest_mixture(seed):
     shared = rng.normal(size=5)
     first, last = (rng.uniform(0.1, 3) * (shared + rng.normal(size=5)) for _ in range(2))
     last_squared, first_squared, cosine = squares(first, last)
-    found = predicted_change(0.02, last_squared, first_squared, cosine)
+    found = predict_loss_change(0.02, last_squared, first_squared, cosine)
     assert found == pytest.approx(reference.predicted_change(0.02, last.tolist(), first.tolist()), rel=RTOL)
     assert -0.02 * min(last_squared, first_squared) - 1e-12 <= found <= 0
 
 
 @pytest.mark.parametrize(("last", "first", "beta"), [((1.0, 0.0), (3.0, 0.5), 0.0), ((3.0, 0.5), (1.0, 0.0), 1.0)])
-def test_beta_is_clamped_where_one_gradient_is_shorter_than_any_mixture(last, first, beta):
+def test_beta_is_clamped_where_a_gradient_is_shorter_than_mixtures(last, first, beta):
     last_squared, first_squared, cosine = squares(np.array(first), np.array(last))
-    assert mixing(last_squared, first_squared, cosine) == beta
-    found = predicted_change(1.0, last_squared, first_squared, cosine)
+    assert mix_gradients(last_squared, first_squared, cosine) == beta
+    found = predict_loss_change(1.0, last_squared, first_squared, cosine)
     assert found == pytest.approx(-min(last_squared, first_squared))
 
 
 def test_orthogonal_opposite_and_equal_gradients():
-    assert mixing(1.0, 3.0, 0.0) == pytest.approx(0.25)
-    assert predicted_change(1.0, 2.0, 2.0, -1.0) == pytest.approx(0.0)
-    assert predicted_change(0.5, 2.0, 2.0, 1.0) == pytest.approx(-1.0)
-    assert predicted_change(0.5, 0.0, 0.0, 1.0) == 0
+    assert mix_gradients(1.0, 3.0, 0.0) == pytest.approx(0.25)
+    assert predict_loss_change(1.0, 2.0, 2.0, -1.0) == pytest.approx(0.0)
+    assert predict_loss_change(0.5, 2.0, 2.0, 1.0) == pytest.approx(-1.0)
+    assert predict_loss_change(0.5, 0.0, 0.0, 1.0) == 0
 
 
 def test_a_first_visit_knows_only_the_last_round():
-    assert predicted_change(0.1, 3.0, None, 1.0) == pytest.approx(reference.predicted_change(0.1, [1, 1, 1], None))
-    assert predicted_change(0.1, 0.0, None, 1.0) == 0, "before the first round nothing is predicted"
+    assert predict_loss_change(0.1, 3.0, None, 1.0) == pytest.approx(reference.predicted_change(0.1, [1, 1, 1], None))
+    assert predict_loss_change(0.1, 0.0, None, 1.0) == 0, "before the first round nothing is predicted"
 
 
 def test_idu_is_smoothed_as_the_twin_does_it():
     rng = np.random.default_rng(0)
     losses, before = rng.uniform(0, 5, 8), rng.uniform(0, 5, 8)
     expected = reference.smoothed(losses.tolist(), -0.3, before.tolist(), 0.1)
-    np.testing.assert_allclose(smoothed(losses, -0.3, before, 0.1), expected, rtol=1e-12)
+    np.testing.assert_allclose(smooth_uncertainty(losses, -0.3, before, 0.1), expected, rtol=1e-12)

@@ -1,0 +1,241 @@
+"""LoRA fine-tuning of a base model on some rows, and reuse of models that were trained before."""
+
+import csv
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from peft import PeftModel
+
+from gradfiltering.data.examples import Examples, Rows, hash_examples
+from gradfiltering.errors import UserError
+from gradfiltering.finetuning.settings import FineTuningSettings
+from gradfiltering.finetuning.training_loop import CurvePoint, FineTuningModule
+from gradfiltering.finetuning.update_schedule import EpochSchedule, UpdateSchedule
+from gradfiltering.models.language_model import LanguageModel
+from gradfiltering.models.lora import initial_adapters
+from gradfiltering.models.objectives import Objective
+from gradfiltering.models.weights import count_matmul_weights, hash_weights
+from gradfiltering.runs.cache import ResumePoint, Workspace
+from gradfiltering.runs.cache_record import link_result
+from gradfiltering.runs.run_folder import ADAPTER, CURVE_FILE, POOL_FILE, ROUNDS_FILE
+from gradfiltering.seeding import derive_seed
+
+TRAINING_VERSION = 2  # raise it when the same rows and settings would train another adapter
+# Settings on which no adapter depends: the time between checkpoints, and the size of micro-batches.
+SETTINGS_WITHOUT_EFFECT = ("checkpoint_minutes", "micro_batch_tokens")
+RESULT_FILE = "result.json"
+MODEL_FILES = (ADAPTER, CURVE_FILE, ROUNDS_FILE, POOL_FILE)
+
+
+@dataclass(frozen=True)
+class FineTuningResult:
+    """Cost and outcome of one fine-tuning.
+
+    Attributes:
+        steps: updates.
+        examples: rows trained on.
+        tokens: tokens seen, padding not counted.
+        seconds: of training, held-out measurements included.
+        final_loss: mean training loss since the curve's last but one point, nats per response token.
+        heldout_loss: at the end, nats per response token; None where nothing is held out.
+        flops: an estimate, 4 for each base model weight in a matrix product and each token.
+        reused: whether the model was in the cache; `seconds` are those of its training.
+    """
+
+    steps: int
+    examples: int
+    tokens: int
+    seconds: float
+    final_loss: float
+    heldout_loss: float | None
+    flops: int
+    reused: bool = False
+
+
+def fine_tune(
+    model_name: str,
+    base_model: LanguageModel,
+    examples: Examples,
+    heldout: Examples | None,
+    settings: FineTuningSettings,
+    seed: int,
+    trainer: Callable[..., L.Trainer],
+    objective: Objective,
+    output_folder: Path,
+    resume_point: ResumePoint | None = None,
+    schedule: UpdateSchedule | None = None,
+) -> FineTuningResult:
+    """Fine-tune one LoRA adapter and write `adapter/` and `curve.csv`.
+
+    An interrupted training continues from its last checkpoint; on one device the result is the same bit for bit.
+
+    Args:
+        model_name: `candidate`, `full`, ….
+        base_model: frozen model and its tokenizer; left as it was.
+        examples: rows to train on.
+        heldout: rows to measure the held-out loss on, or None.
+        settings: optimiser, learning rate and adapter.
+        seed: decides the adapter's start, the same for every model of a run, and the order of rows.
+        trainer: builds a `lightning.Trainer` from keyword arguments.
+        objective: loss of each example.
+        output_folder: existing folder for the model.
+        resume_point: where checkpoints are saved; None to save none.
+        schedule: decides the rows of each update; None for `settings.epochs` passes over all examples.
+    """
+    if schedule is None:
+        schedule = EpochSchedule(len(examples), settings.epochs, settings.batch_size, seed)
+    with attach_untrained_adapter(base_model, settings, seed) as model:
+        module = FineTuningModule(
+            model_name=model_name,
+            model=model,
+            examples=examples,
+            heldout=heldout,
+            pad_id=base_model.pad_id,
+            schedule=schedule,
+            objective=objective,
+            settings=settings,
+            resume_point=resume_point,
+        )
+        checkpoint = resume_point.load() if resume_point else None
+        if checkpoint is not None:
+            module.restore(checkpoint)
+        if schedule.progress < schedule.length:
+            remaining_rounds = schedule.remaining_rounds
+            rounds = itertools.count() if remaining_rounds is None else range(remaining_rounds)
+            trainer(max_epochs=1).fit(module, rounds)
+        model.save_pretrained(str(output_folder / ADAPTER), safe_serialization=True)
+    write_curve(module.progress.curve, output_folder / CURVE_FILE)
+    last_point = module.progress.curve[-1]
+    return FineTuningResult(
+        steps=last_point.step,
+        examples=len(examples),
+        tokens=last_point.tokens_seen,
+        seconds=last_point.seconds,
+        final_loss=last_point.train_loss or float("nan"),
+        heldout_loss=last_point.heldout_loss,
+        flops=4 * count_matmul_weights(base_model.model) * last_point.tokens_seen,
+    )
+
+
+def fine_tune_all(
+    training_sets: Mapping[str, Sequence[int]],
+    base_model: LanguageModel,
+    rows: Rows,
+    settings: FineTuningSettings,
+    objective: Objective,
+    workspace: Workspace,
+) -> dict[str, FineTuningResult]:
+    """Fine-tune one adapter on each set of rows, all from the same start, into `target/<model>/`.
+
+    A model that was trained on the same rows before, under whatever name, is taken from the cache.
+
+    Args:
+        training_sets: model name -> example ids.
+        base_model: frozen model and its tokenizer.
+        rows: all rows and held-out rows, tokenised for this model.
+        settings: how to train.
+        objective: loss of each example.
+        workspace: run folder, cache, seed, trainer.
+
+    Raises:
+        UserError: none of a model's rows leaves a response token under the target's tokenizer.
+    """
+    shared_key = build_training_key(base_model, rows.heldout, settings, objective, workspace)
+    results = {}
+    for model_name, example_ids in training_sets.items():
+        examples = rows.examples.select(example_ids)
+        if len(examples) == 0:
+            raise UserError(
+                f"target {model_name}: none of its {len(example_ids)} rows can be trained on: no response token is "
+                "left within the target's max_tokens; raise it"
+            )
+        train = partial(
+            fine_tune,
+            model_name,
+            base_model,
+            examples,
+            rows.heldout,
+            settings,
+            workspace.seed,
+            workspace.trainer,
+            objective,
+        )
+        key = {**shared_key, "examples": hash_examples(examples)}
+        results[model_name] = train_or_reuse(model_name, key, train, workspace)
+    return results
+
+
+def build_training_key(
+    base_model: LanguageModel,
+    heldout: Examples | None,
+    settings: FineTuningSettings,
+    objective: Objective,
+    workspace: Workspace,
+) -> dict[str, Any]:
+    """Return the part of a cache key that all models of a run share; the training rows come on top."""
+    return {
+        "code": TRAINING_VERSION,
+        "base_model": hash_weights(base_model.model),
+        "objective": repr(objective),
+        "tuning": {name: value for name, value in asdict(settings).items() if name not in SETTINGS_WITHOUT_EFFECT},
+        "heldout": hash_examples(heldout) if heldout is not None else None,
+        "precision": str(workspace.trainer().precision),
+        "seed": workspace.seed,
+    }
+
+
+@contextmanager
+def attach_untrained_adapter(base_model: LanguageModel, settings: FineTuningSettings, seed: int) -> Iterator[PeftModel]:
+    """Attach the untrained adapter that every model of a run starts from; detach it at the end."""
+    model = settings.lora.attach(base_model.model)
+    try:
+        parameters = model.state_dict()
+        for name, stacked_value in initial_adapters(model, settings.lora, [0], derive_seed(seed, "target")).items():
+            parameters[name].copy_(stacked_value[0])
+        yield model
+    finally:
+        model.unload()
+
+
+def write_curve(curve: Sequence[CurvePoint], output_path: Path) -> None:
+    """Write a convergence curve as CSV."""
+    with output_path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(CurvePoint)])
+        writer.writeheader()
+        writer.writerows(asdict(point) for point in curve)
+
+
+def train_or_reuse(
+    model_name: str,
+    key: Mapping[str, Any],
+    train: Callable[[Path, ResumePoint], FineTuningResult],
+    workspace: Workspace,
+) -> FineTuningResult:
+    """Take a model from the cache, or train it; put its files into `target/<model>/` of the run folder.
+
+    Args:
+        model_name: of the model.
+        key: everything the model depends on.
+        train: trains into a folder, with checkpoints at the resume point.
+        workspace: run folder and cache.
+    """
+    resume_point = workspace.cache.resume_point("targets", key)
+
+    def train_into(folder: Path) -> None:
+        result = train(folder, resume_point)
+        (folder / RESULT_FILE).write_text(json.dumps(asdict(result)), "utf-8")
+
+    cached_model = workspace.cache.get_or_compute("targets", key, train_into)
+    resume_point.delete()
+    for name in MODEL_FILES:
+        if (cached_model.path / name).exists():
+            link_result(cached_model.path / name, workspace.run_dir / "target" / model_name / name)
+    result = FineTuningResult(**json.loads((cached_model.path / RESULT_FILE).read_text("utf-8")))
+    return replace(result, reused=cached_model.reused)

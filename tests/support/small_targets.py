@@ -1,0 +1,49 @@
+"""A target of one layer and a few rows to fine-tune it on."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tests.support.pipeline import quiet_trainer
+
+from gradfiltering.data.dataset import Columns, InstructionDataset
+from gradfiltering.data.sources import TaskSource
+from gradfiltering.finetuning.settings import FineTuningSettings
+from gradfiltering.models.language_model import LanguageModel, PretrainedModel
+from gradfiltering.models.lora import LoraSettings
+from gradfiltering.runs.cache import Cache, Workspace
+from gradfiltering.synthetic.planted_defects import PlantedDefects
+from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
+
+SHAPE = {"architecture": "llama", "layers": 1, "heads": 2, "width": 16, "context": 96, "vocabulary": 300}
+ROW_COUNT = 21
+
+
+def tuning_settings(**changes: Any) -> FineTuningSettings:
+    """Settings under which the small target learns something in a second."""
+    settings = FineTuningSettings(
+        epochs=2, batch_size=6, micro_batch_tokens=4096, lr=0.01, schedule="cosine", warmup_share=0.1,
+        weight_decay=0.0, clip_norm=1.0, records=5, checkpoint_minutes=10,
+        lora=LoraSettings(rank=2, alpha=4, target_modules="all-linear", init_b_std=0.0),
+    )  # fmt: skip
+    return replace(settings, **changes)
+
+
+def make_small_dataset(row_count: int) -> InstructionDataset:
+    """Rows of the task generator, five of them held out, without planted defects."""
+    columns = Columns("instruction", "input", "output")
+    return TaskSource(row_count, 5, None, "plain", columns, PlantedDefects(0, 0, 0, 0, 0, 0)).load(seed=0)
+
+
+def load_small_target(dataset: InstructionDataset, folder: Path) -> LanguageModel:
+    """An untrained model with a tokenizer of the dataset's own text."""
+    tokenizer = train_tokenizer([row["instruction"] + " " + row["output"] for row in dataset.rows], 300)
+    new_model(SHAPE, tokenizer, 0).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    pretrained = PretrainedModel(str(folder / "base"), None, "fp32", "sdpa", trust_remote_code=False)
+    return pretrained.load(Cache(folder / "cache"), 0, quiet_trainer)
+
+
+def make_workspace(run_dir: Path, cache_folder: Path, seed: int = 0, trainer: Any = quiet_trainer) -> Workspace:
+    """A run folder and a cache."""
+    return Workspace(run_dir, Cache(cache_folder), seed, trainer)
