@@ -17,7 +17,7 @@ _fitting_tokens: dict[tuple[str, ...], int] = {}  # numbers of tokens that this 
 
 @options
 class BatchSettings:
-    """How much is computed at once.
+    """Sizes of batches.
 
     Attributes:
         tokens: padded tokens computed at once, over members and examples; `auto` for as many as pay and fit.

@@ -35,9 +35,9 @@ class DropoutEnsemble(LoraEnsemble):
         """One member, whatever the number of passes."""
         return range(1)
 
-    def describe_measurement(self, member: int, epoch: int, steps_per_epoch: int) -> SnapshotMeasurement:
+    def describe_measurement(self, member_id: int, epoch: int, steps_per_epoch: int) -> SnapshotMeasurement:
         """Describe the pass of a member: the trained member with dropout of its own."""
-        return SnapshotMeasurement(0, dropout=DropoutPass(self.dropout, member) if self.dropout else None)
+        return SnapshotMeasurement(0, dropout=DropoutPass(self.dropout, member_id) if self.dropout else None)
 
     def training_key(self) -> dict[str, Any]:
         """Return the settings that tell trained members apart: dropout in measuring changes no training."""
@@ -46,5 +46,5 @@ class DropoutEnsemble(LoraEnsemble):
 
     def training_dropout(self, member_ids: Sequence[int], epoch: int, seed: int) -> Dropout | None:
         """Return masks of the training steps, independent of those of any pass."""
-        mask_streams = tuple(f"training {member}" for member in member_ids)
+        mask_streams = tuple(f"training {member_id}" for member_id in member_ids)
         return Dropout(self.train_dropout, seed, mask_streams, epoch) if self.train_dropout else None

@@ -29,12 +29,12 @@ class SnapshotMeasurement:
     """The parameters that a member of the gradient log is measured with at some epoch.
 
     Attributes:
-        trained_member: member whose adapter is measured.
+        trained_member_id: member whose adapter is measured.
         step: optimiser steps of the epoch taken by then; None at the epoch's end.
         dropout: dropped inputs; None without dropout.
     """
 
-    trained_member: int
+    trained_member_id: int
     step: int | None = None
     dropout: DropoutPass | None = None
 
@@ -95,15 +95,15 @@ class LoraEnsemble:
         """Return the optimiser steps of one epoch."""
         return -(-row_count // self.batch_size)
 
-    def describe_measurement(self, member: int, epoch: int, steps_per_epoch: int) -> SnapshotMeasurement:
+    def describe_measurement(self, member_id: int, epoch: int, steps_per_epoch: int) -> SnapshotMeasurement:
         """Describe the parameters that a member of the gradient log is measured with.
 
         Args:
-            member: of the log.
+            member_id: of the log.
             epoch: after or within which.
             steps_per_epoch: optimiser steps.
         """
-        return SnapshotMeasurement(member)
+        return SnapshotMeasurement(member_id)
 
     def training_key(self) -> dict[str, Any]:
         """Return the settings that tell trained members apart in the cache."""

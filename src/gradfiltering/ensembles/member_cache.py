@@ -57,25 +57,25 @@ class MemberCache:
         }
         self.ensemble_key = {"code": MEMBER_VERSION, "ensemble": relevant_settings, **identity}
 
-    def member_key(self, member: int, epoch: int, step: int | None = None) -> dict[str, Any]:
+    def member_key(self, member_id: int, epoch: int, step: int | None = None) -> dict[str, Any]:
         """Return the key of a trained member after `epoch` epochs, or after a step within that epoch."""
         step_key = {} if step is None else {"step": step}
-        return {**self.ensemble_key, "member": member, "epoch": epoch, **step_key}
+        return {**self.ensemble_key, "member": member_id, "epoch": epoch, **step_key}
 
-    def describe_measurement(self, member: int, epoch: int) -> SnapshotMeasurement:
+    def describe_measurement(self, member_id: int, epoch: int) -> SnapshotMeasurement:
         """Describe the parameters that a member of the gradient log is measured with."""
-        return self.settings.describe_measurement(member, epoch, self.steps_per_epoch)
+        return self.settings.describe_measurement(member_id, epoch, self.steps_per_epoch)
 
-    def find_member(self, member: int, epoch: int, step: int | None = None) -> CachedResult | None:
+    def find_member(self, member_id: int, epoch: int, step: int | None = None) -> CachedResult | None:
         """Find a trained member after `epoch` epochs, or after a step within that epoch."""
-        return self.cache.find(MEMBERS, self.member_key(member, epoch, step))
+        return self.cache.find(MEMBERS, self.member_key(member_id, epoch, step))
 
-    def find_measured_member(self, member: int, epoch: int) -> CachedResult:
+    def find_measured_member(self, member_id: int, epoch: int) -> CachedResult:
         """Find the trained member that a member of the gradient log is measured with; it must exist."""
-        measurement = self.describe_measurement(member, epoch)
-        trained_member = self.find_member(measurement.trained_member, epoch, measurement.step)
-        assert trained_member is not None, f"member {member} was not trained to epoch {epoch}"
-        return trained_member
+        measurement = self.describe_measurement(member_id, epoch)
+        trained_member_id = self.find_member(measurement.trained_member_id, epoch, measurement.step)
+        assert trained_member_id is not None, f"member {member_id} was not trained to epoch {epoch}"
+        return trained_member_id
 
     def resume_point(self, member_ids: Sequence[int], epoch: int) -> ResumePoint:
         """Return the place of an unfinished epoch of a stack of members."""
@@ -90,42 +90,42 @@ class MemberCache:
             if hash_key({name: point.key.get(name) for name in self.ensemble_key}) == ensemble_digest
         ]
 
-    def steps_to_save(self, trained_member: int, epoch: int, last_step: int | None = None) -> list[int]:
+    def steps_to_save(self, trained_member_id: int, epoch: int, last_step: int | None = None) -> list[int]:
         """Return the steps within an epoch after which a trained member is saved for the gradient log.
 
         Args:
-            trained_member: member of the stack.
+            trained_member_id: member of the stack.
             epoch: from 1.
             last_step: only steps up to this one; None for all but the epoch's last.
         """
-        measurements = [self.describe_measurement(member, epoch) for member in self.settings.member_ids]
+        measurements = [self.describe_measurement(member_id, epoch) for member_id in self.settings.member_ids]
         steps = {
             measurement.step
             for measurement in measurements
-            if measurement.trained_member == trained_member and measurement.step is not None
+            if measurement.trained_member_id == trained_member_id and measurement.step is not None
         }
         return sorted(step for step in steps if last_step is None or step <= last_step)
 
-    def is_complete(self, trained_member: int, epoch: int, last_step: int | None = None) -> bool:
+    def is_complete(self, trained_member_id: int, epoch: int, last_step: int | None = None) -> bool:
         """Say whether everything that the log needs of a trained member's epoch exists.
 
         Args:
-            trained_member: member of the stack.
+            trained_member_id: member of the stack.
             epoch: from 1.
             last_step: consider the epoch's steps up to this one only, and not its end.
         """
-        if last_step is None and self.find_member(trained_member, epoch) is None:
+        if last_step is None and self.find_member(trained_member_id, epoch) is None:
             return False
-        steps = self.steps_to_save(trained_member, epoch, last_step)
-        return all(self.find_member(trained_member, epoch, step) is not None for step in steps)
+        steps = self.steps_to_save(trained_member_id, epoch, last_step)
+        return all(self.find_member(trained_member_id, epoch, step) is not None for step in steps)
 
-    def plan_training(self, trained_member: int, epochs: Sequence[int]) -> TrainingPlan:
+    def plan_training(self, trained_member_id: int, epochs: Sequence[int]) -> TrainingPlan:
         """Return the training after which a member exists at all `epochs`."""
-        missing_epochs = [epoch for epoch in epochs if epoch > 0 and not self.is_complete(trained_member, epoch)]
+        missing_epochs = [epoch for epoch in epochs if epoch > 0 and not self.is_complete(trained_member_id, epoch)]
         if not missing_epochs:
             return TrainingPlan(max(epochs), max(epochs))
         earlier_epochs = range(1, min(missing_epochs))
-        trained_epochs = [epoch for epoch in earlier_epochs if self.find_member(trained_member, epoch) is not None]
+        trained_epochs = [epoch for epoch in earlier_epochs if self.find_member(trained_member_id, epoch) is not None]
         return TrainingPlan(max(trained_epochs, default=0), max(missing_epochs))
 
     def commit_member(
@@ -158,23 +158,25 @@ class MemberCache:
 
         self.cache.commit(MEMBERS, key, write_member_files, seconds)
 
-    def load_state(self, trained_members: Sequence[int], epoch: int) -> StackState:
+    def load_state(self, trained_member_ids: Sequence[int], epoch: int) -> StackState:
         """Load trained members after `epoch` epochs as one stack."""
-        results = [self.find_member(member, epoch) for member in trained_members]
+        results = [self.find_member(member_id, epoch) for member_id in trained_member_ids]
         return StackState.stack([StackState.read(result.path / STATE_FILE) for result in results if result is not None])
 
     def load_adapters(self, member_ids: Sequence[int], epoch: int) -> Adapters:
         """Load the adapters that members of the gradient log are measured with, stacked."""
-        folders = [self.find_measured_member(member, epoch).path for member in member_ids]
+        folders = [self.find_measured_member(member_id, epoch).path for member_id in member_ids]
         return concatenate_members([StackState.read_adapters(folder / STATE_FILE) for folder in folders])
 
-    def training_results(self, trained_members: Sequence[int], last_epoch: int) -> list[CachedResult]:
+    def training_results(self, trained_member_ids: Sequence[int], last_epoch: int) -> list[CachedResult]:
         """List what exists of these members up to the end of epoch `last_epoch`."""
-        results = [self.find_member(member, epoch) for member in trained_members for epoch in range(1, last_epoch + 1)]
+        results = [
+            self.find_member(member_id, epoch) for member_id in trained_member_ids for epoch in range(1, last_epoch + 1)
+        ]
         return [result for result in results if result is not None]
 
-    def load_trajectory(self, trained_members: Sequence[int], last_epoch: int) -> list[TrajectoryPoint]:
+    def load_trajectory(self, trained_member_ids: Sequence[int], last_epoch: int) -> list[TrajectoryPoint]:
         """Load the trajectory of these members up to `last_epoch`, by step and member."""
-        results = self.training_results(trained_members, last_epoch)
+        results = self.training_results(trained_member_ids, last_epoch)
         points = [point for result in results for point in read_trajectory(result.path / TRAJECTORY_FILE)]
         return sorted(points, key=lambda point: (point["step"], point["member"]))

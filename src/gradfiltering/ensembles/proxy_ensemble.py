@@ -40,7 +40,9 @@ class ProxyEnsemble(L.LightningModule):
         self.settings = settings
         self.initial_state = initial_state
         self.parameter_names = sorted(initial_state.adapters)
-        self.stacked = nn.ParameterList([nn.Parameter(initial_state.adapters[name]) for name in self.parameter_names])
+        self.stacked = nn.ParameterList(
+            [nn.Parameter(initial_state.adapters[parameter_name]) for parameter_name in self.parameter_names]
+        )
         self.trajectory = TrajectoryRecorder(member_ids)
         self.recorder: RowMeasurements | None = None  # of an online log
         self.dropout: Dropout | None = None
@@ -54,7 +56,7 @@ class ProxyEnsemble(L.LightningModule):
     @property
     def adapters(self) -> Adapters:
         """Parameter name -> [M, ...], without autograd history."""
-        return {name: value.detach() for name, value in self.named_stacks}
+        return {parameter_name: stacked_value.detach() for parameter_name, stacked_value in self.named_stacks}
 
     @property
     def member_ids(self) -> list[int]:
@@ -71,7 +73,11 @@ class ProxyEnsemble(L.LightningModule):
         """State that training would go on from."""
         optimizer_state = self.trainer.optimizers[0].state
         moments = {
-            moment: {name: optimizer_state[value][moment] for name, value in self.named_stacks} for moment in MOMENTS
+            moment_name: {
+                parameter_name: optimizer_state[stacked_value][moment_name]
+                for parameter_name, stacked_value in self.named_stacks
+            }
+            for moment_name in MOMENTS
         }
         return StackState(self.adapters, moments, self.steps_taken)
 
@@ -100,7 +106,9 @@ class ProxyEnsemble(L.LightningModule):
         if local_rows:
             measurement = self.engine.measure(self.adapters, batch, with_mean_gradient=True, dropout=self.dropout)
             problem = self._describe_infinite_loss(measurement.loss, batch)
-            local_sums = [value.mean().item() * local_rows for value in (measurement.loss, measurement.grad_norm)]
+            local_sums = [
+                stacked_value.mean().item() * local_rows for stacked_value in (measurement.loss, measurement.grad_norm)
+            ]
         total_sums = sum_over_ranks(np.array([local_rows, problem is not None, *local_sums]))
         total_rows, problem_count, loss_sum, norm_sum = total_sums.tolist()
         if problem_count:
@@ -112,7 +120,7 @@ class ProxyEnsemble(L.LightningModule):
         self.log("proxy/loss", loss_sum / total_rows, prog_bar=True)
         self.log("proxy/grad_norm", norm_sum / total_rows)
         if measurement is None:  # a small batch: nothing to add, but the average waits for every process
-            return torch.stack([(value * 0).sum() for value in self.stacked]).sum()
+            return torch.stack([(stacked_value * 0).sum() for stacked_value in self.stacked]).sum()
         if self.recorder is not None:
             self.recorder.record(
                 batch.example_id.cpu().numpy(),
@@ -122,7 +130,9 @@ class ProxyEnsemble(L.LightningModule):
         mean_gradient = measurement.mean_gradient
         assert mean_gradient is not None
         rank_weight = local_rows * world_size() / total_rows  # DDP averages over processes, the mean is over rows
-        products = [(value * mean_gradient[name]).sum() for name, value in self.named_stacks]
+        products = [
+            (stacked_value * mean_gradient[parameter_name]).sum() for parameter_name, stacked_value in self.named_stacks
+        ]
         return torch.stack(products).sum() * rank_weight
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
@@ -130,7 +140,7 @@ class ProxyEnsemble(L.LightningModule):
         norm_limit = self.settings.clip_norm
         if norm_limit is None:
             return
-        gradients = [value.grad for value in self.stacked if value.grad is not None]
+        gradients = [stacked_value.grad for stacked_value in self.stacked if stacked_value.grad is not None]
         squared_norms = [gradient.flatten(1).square().sum(1) for gradient in gradients]
         member_norms = torch.stack(squared_norms).sum(0).sqrt()  # [M]
         factors = (norm_limit / (member_norms + 1e-6)).clamp(max=1.0)
@@ -163,10 +173,10 @@ class ProxyEnsemble(L.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: settings.warmup_factor(earlier_steps + step)
         )
-        for moment, parameters in self.initial_state.moments.items():
-            for name, value in self.named_stacks:
-                optimizer.state[value][moment] = parameters[name].to(value)
-                optimizer.state[value]["step"] = torch.tensor(float(earlier_steps))
+        for moment_name, parameters in self.initial_state.moments.items():
+            for parameter_name, stacked_value in self.named_stacks:
+                optimizer.state[stacked_value][moment_name] = parameters[parameter_name].to(stacked_value)
+                optimizer.state[stacked_value]["step"] = torch.tensor(float(earlier_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _describe_infinite_loss(self, losses: Tensor, batch: Batch) -> str | None:

@@ -36,7 +36,7 @@ class SnapshotEnsemble(LoraEnsemble):
         """One member, whatever the number of snapshots."""
         return range(1)
 
-    def describe_measurement(self, member: int, epoch: int, steps_per_epoch: int) -> SnapshotMeasurement:
+    def describe_measurement(self, member_id: int, epoch: int, steps_per_epoch: int) -> SnapshotMeasurement:
         """Describe a snapshot: the trained member after its share of the epoch.
 
         Raises:
@@ -52,5 +52,5 @@ class SnapshotEnsemble(LoraEnsemble):
                 owner=type(self),
                 arguments=("m", "batch_size"),
             )
-        step = -(-(member + 1) * steps_per_epoch // snapshot_count)
+        step = -(-(member_id + 1) * steps_per_epoch // snapshot_count)
         return SnapshotMeasurement(0, step=step if step < steps_per_epoch else None)

@@ -31,28 +31,45 @@ class StackState:
 
     def select_member(self, position: int) -> "StackState":
         """Return the member at a position of the stack, as a stack of one."""
-        member = slice(position, position + 1)
+        member_id = slice(position, position + 1)
         moments = {
-            moment: {name: value[member] for name, value in parameters.items()}
-            for moment, parameters in self.moments.items()
+            moment_name: {
+                parameter_name: stacked_value[member_id] for parameter_name, stacked_value in parameters.items()
+            }
+            for moment_name, parameters in self.moments.items()
         }
-        return StackState({name: value[member] for name, value in self.adapters.items()}, moments, self.steps)
+        return StackState(
+            {parameter_name: stacked_value[member_id] for parameter_name, stacked_value in self.adapters.items()},
+            moments,
+            self.steps,
+        )
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Return the state as one flat mapping of CPU tensors, for safetensors."""
-        flat_tensors = {f"{ADAPTER_PREFIX}{name}": value for name, value in self.adapters.items()}
-        for moment, parameters in self.moments.items():
-            flat_tensors.update({f"{moment}/{name}": value for name, value in parameters.items()})
+        flat_tensors = {
+            f"{ADAPTER_PREFIX}{parameter_name}": stacked_value
+            for parameter_name, stacked_value in self.adapters.items()
+        }
+        for moment_name, parameters in self.moments.items():
+            flat_tensors.update(
+                {
+                    f"{moment_name}/{parameter_name}": stacked_value
+                    for parameter_name, stacked_value in parameters.items()
+                }
+            )
         flat_tensors["steps"] = torch.tensor(self.steps)
-        return {name: value.detach().cpu().contiguous() for name, value in flat_tensors.items()}
+        return {
+            parameter_name: stacked_value.detach().cpu().contiguous()
+            for parameter_name, stacked_value in flat_tensors.items()
+        }
 
     @classmethod
     def from_tensors(cls, flat_tensors: Mapping[str, Tensor]) -> "StackState":
         """Restore a state from `to_tensors`; further tensors in the mapping are ignored."""
-        moments = {moment: _with_prefix(flat_tensors, f"{moment}/") for moment in MOMENTS}
+        moments = {moment_name: _with_prefix(flat_tensors, f"{moment_name}/") for moment_name in MOMENTS}
         return cls(
             adapters=_with_prefix(flat_tensors, ADAPTER_PREFIX),
-            moments={moment: parameters for moment, parameters in moments.items() if parameters},
+            moments={moment_name: parameters for moment_name, parameters in moments.items() if parameters},
             steps=int(flat_tensors["steps"]),
         )
 
@@ -69,23 +86,33 @@ class StackState:
     def read_adapters(path: Path) -> Adapters:
         """Read the adapters alone, a third of a file written by `write`."""
         with safe_open(path, "pt") as state_file:
-            tensor_names = [name for name in state_file.keys() if name.startswith(ADAPTER_PREFIX)]  # noqa: SIM118
-            return {name.removeprefix(ADAPTER_PREFIX): state_file.get_tensor(name) for name in tensor_names}
+            tensor_names = [
+                parameter_name for parameter_name in state_file.keys() if parameter_name.startswith(ADAPTER_PREFIX)
+            ]  # noqa: SIM118
+            return {
+                parameter_name.removeprefix(ADAPTER_PREFIX): state_file.get_tensor(parameter_name)
+                for parameter_name in tensor_names
+            }
 
     @classmethod
     def stack(cls, states: Sequence["StackState"]) -> "StackState":
         """Stack members that have taken equally many steps."""
         (step_count,) = {state.steps for state in states}
         moments = {
-            moment: concatenate_members([state.moments[moment] for state in states]) for moment in states[0].moments
+            moment_name: concatenate_members([state.moments[moment_name] for state in states])
+            for moment_name in states[0].moments
         }
         return cls(concatenate_members([state.adapters for state in states]), moments, step_count)
 
 
 def concatenate_members(stacks: Sequence[Adapters]) -> Adapters:
     """Concatenate stacks of members: parameter name -> [M1 + M2 + ..., ...]."""
-    return {name: torch.cat([stack[name] for stack in stacks]) for name in stacks[0]}
+    return {parameter_name: torch.cat([stack[parameter_name] for stack in stacks]) for parameter_name in stacks[0]}
 
 
 def _with_prefix(flat_tensors: Mapping[str, Tensor], prefix: str) -> Adapters:
-    return {name.removeprefix(prefix): value for name, value in flat_tensors.items() if name.startswith(prefix)}
+    return {
+        parameter_name.removeprefix(prefix): stacked_value
+        for parameter_name, stacked_value in flat_tensors.items()
+        if parameter_name.startswith(prefix)
+    }

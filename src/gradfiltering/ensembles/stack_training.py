@@ -107,7 +107,8 @@ class StackTrainer:
         progress = EpochProgress.load(self.member_cache.resume_point(data.member_ids, first_epoch))
         if progress is not None:
             saved_steps = [
-                self.member_cache.is_complete(member, first_epoch, progress.steps_done) for member in data.member_ids
+                self.member_cache.is_complete(member_id, first_epoch, progress.steps_done)
+                for member_id in data.member_ids
             ]
             # A run that took no snapshots within the epoch may have left it without those.
             progress = progress if all(saved_steps) else None
@@ -136,7 +137,7 @@ class StackTrainer:
 
     def commit_epoch(self, member_ids: Sequence[int], epoch: int, progress: EpochProgress, examples: Examples) -> None:
         """Store each member of a stack after an epoch that has ended."""
-        for position, member in enumerate(member_ids):
+        for position, member_id in enumerate(member_ids):
             write_log = None
             if progress.measurements:
                 log = EpochLog(
@@ -147,11 +148,11 @@ class StackTrainer:
                 )
                 write_log = partial(_write_online_log, log=log, position=position)
             self.member_cache.commit_member(
-                key=self.member_cache.member_key(member, epoch),
+                key=self.member_cache.member_key(member_id, epoch),
                 state=progress.state.select_member(position),
                 model=self.model,
                 seconds=progress.seconds / len(member_ids),
-                trajectory=[point for point in progress.trajectory if point["member"] == member],
+                trajectory=[point for point in progress.trajectory if point["member"] == member_id],
                 write_more=write_log,
             )
 
@@ -192,10 +193,10 @@ class _MemberSaver(L.Callback):
         assert isinstance(module, ProxyEnsemble)
         data = _data_module(trainer)
         steps_done = batch_idx + 1 + data.skipped_steps
-        for position, member in enumerate(module.member_ids):
-            if steps_done in self.member_cache.steps_to_save(member, data.epoch):
+        for position, member_id in enumerate(module.member_ids):
+            if steps_done in self.member_cache.steps_to_save(member_id, data.epoch):
                 self.member_cache.commit_member(
-                    key=self.member_cache.member_key(member, data.epoch, steps_done),
+                    key=self.member_cache.member_key(member_id, data.epoch, steps_done),
                     state=module.state.select_member(position),
                     model=self.stack_trainer.model,
                     seconds=(time.monotonic() - self.epoch_start) / len(module.member_ids),

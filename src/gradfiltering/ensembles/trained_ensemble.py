@@ -1,7 +1,6 @@
 """An ensemble at work: attached to its base model, trained as far as needed, and read from the cache."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -11,8 +10,8 @@ import torch
 from peft import PeftModel
 
 from gradfiltering.data.batches import LengthBuckets
-from gradfiltering.data.examples import Examples, hash_examples
-from gradfiltering.ensembles.batch_settings import FORWARD_TOKENS, BatchSettings
+from gradfiltering.data.examples import Examples
+from gradfiltering.ensembles.batch_settings import BatchSettings
 from gradfiltering.ensembles.data_module import EnsembleDataModule
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.ensembles.member_cache import MemberCache
@@ -22,7 +21,7 @@ from gradfiltering.gradients.dropout import Dropout
 from gradfiltering.gradients.engine import GradientEngine
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.lora import Adapters, initial_adapters
-from gradfiltering.runs.cache import Cache, CachedResult
+from gradfiltering.runs.cache import CachedResult
 
 
 class BuildEngine(Protocol):
@@ -122,9 +121,12 @@ class TrainedEnsemble:
         """Train every member from where the cache has it, so that it exists after all of these epochs."""
         stack_trainer = StackTrainer(self.settings, self.engine, self.member_cache, self.model, self.build_trainer)
         stack_trainer.finish_interrupted_epochs(self.examples)
-        plans = {member: self.member_cache.plan_training(member, epochs) for member in self.settings.trained_member_ids}
+        plans = {
+            member_id: self.member_cache.plan_training(member_id, epochs)
+            for member_id in self.settings.trained_member_ids
+        }
         for plan in sorted(set(plans.values())):
-            member_ids = [member for member, member_plan in plans.items() if member_plan == plan]
+            member_ids = [member_id for member_id, member_plan in plans.items() if member_plan == plan]
             self.costs.count_reused(self.member_cache.training_results(member_ids, plan.first))
             if plan.first == plan.last:
                 continue
@@ -133,22 +135,22 @@ class TrainedEnsemble:
             stack_trainer.train(self.load_state(member_ids, plan.first), data, plan.last)
             self.costs.count_training(self.member_cache.training_results(member_ids, plan.last), self.examples.tokens)
 
-    def load_state(self, trained_members: Sequence[int], epoch: int) -> StackState:
+    def load_state(self, trained_member_ids: Sequence[int], epoch: int) -> StackState:
         """Load trained members after `epoch` epochs as one stack, the same on every rank."""
         if epoch > 0:
-            return self.member_cache.load_state(trained_members, epoch)
-        return StackState(initial_adapters(self.model, self.settings.lora, trained_members, self.seed), {}, 0)
+            return self.member_cache.load_state(trained_member_ids, epoch)
+        return StackState(initial_adapters(self.model, self.settings.lora, trained_member_ids, self.seed), {}, 0)
 
     def load_adapters(self, member_ids: Sequence[int], epoch: int) -> Adapters:
         """Load the adapters that members of the gradient log are measured with."""
         if epoch > 0:
             return self.member_cache.load_adapters(member_ids, epoch)
-        measurements = [self.member_cache.describe_measurement(member, 0) for member in member_ids]
-        return self.load_state([measurement.trained_member for measurement in measurements], 0).adapters
+        measurements = [self.member_cache.describe_measurement(member_id, 0) for member_id in member_ids]
+        return self.load_state([measurement.trained_member_id for measurement in measurements], 0).adapters
 
     def measuring_dropout(self, member_ids: Sequence[int], epoch: int) -> Dropout | None:
         """Return the dropout that these members are measured with: all of them, or none."""
-        measurements = [self.member_cache.describe_measurement(member, epoch) for member in member_ids]
+        measurements = [self.member_cache.describe_measurement(member_id, epoch) for member_id in member_ids]
         passes = [measurement.dropout for measurement in measurements if measurement.dropout is not None]
         if not passes:
             return None
@@ -184,56 +186,3 @@ class TrainedEnsemble:
             workers=self.batches.workers,
             earlier_epochs=earlier_epochs,
         )
-
-
-@contextmanager
-def attach_ensemble(
-    base_model: LanguageModel,
-    model_hash: str,
-    examples: Examples,
-    settings: LoraEnsemble,
-    build_engine: BuildEngine,
-    batches: BatchSettings,
-    cache: Cache,
-    seed: int,
-    build_trainer: Callable[..., L.Trainer],
-    costs: EnsembleCosts,
-    row_width: int,
-) -> Iterator[TrainedEnsemble]:
-    """Attach LoRA layers to the base model and lock the ensemble in the cache, until the block ends.
-
-    Args:
-        base_model: frozen model and tokenizer; it comes back without LoRA layers.
-        model_hash: digest of its weights.
-        examples, settings, batches, seed, build_trainer, costs, row_width: see `TrainedEnsemble`.
-        build_engine: builds a gradient engine.
-        cache: of this run and others.
-    """
-    model = settings.lora.attach(base_model.model)
-    try:
-        engine = build_engine(model=model, chunk_tokens=FORWARD_TOKENS)
-        identity = {
-            "base_model": model_hash,
-            "examples": hash_examples(examples),
-            "objective": repr(engine.objective),
-            "engine": type(engine).__name__,
-            "precision": str(build_trainer().precision),
-            "seed": seed,
-        }
-        member_cache = MemberCache(cache, settings, identity, settings.steps_per_epoch(len(examples)))
-        with cache.lock("ensembles", member_cache.ensemble_key):
-            yield TrainedEnsemble(
-                base_model=base_model,
-                model=model,
-                examples=examples,
-                settings=settings,
-                engine=engine,
-                member_cache=member_cache,
-                batches=batches,
-                seed=seed,
-                build_trainer=build_trainer,
-                costs=costs,
-                row_width=row_width,
-            )
-    finally:
-        model.unload()

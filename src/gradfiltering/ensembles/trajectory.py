@@ -62,9 +62,9 @@ class TrajectoryRecorder:
         sketches = self._sketch(adapters_after).tolist()
         norms = adapters_after.norm(dim=1).tolist()
         update_norms = (adapters_after - adapters_before).norm(dim=1).tolist()
-        for member, sketch, norm, update_norm in zip(self.member_ids, sketches, norms, update_norms, strict=True):
+        for member_id, sketch, norm, update_norm in zip(self.member_ids, sketches, norms, update_norms, strict=True):
             self.points.append(
-                {"member": member, "step": step, "sketch": sketch, "norm": norm, "update_norm": update_norm}
+                {"member": member_id, "step": step, "sketch": sketch, "norm": norm, "update_norm": update_norm}
             )
 
     def _sketch(self, flat_adapters: Tensor) -> Tensor:

@@ -42,13 +42,13 @@ def measure_losses(context: MeasurementContext, objective: Objective, examples: 
     }
     cached = context.cache.find("base_model_losses", key)
     if cached is None:
-        started = time.monotonic()
+        start_time = time.monotonic()
         losses = _compute_losses(context, objective, examples)
         cached = context.cache.commit(
             "base_model_losses",
             key,
             lambda folder: np.save(folder / LOSS_FILE, losses),
-            seconds=time.monotonic() - started,
+            seconds=time.monotonic() - start_time,
         )
     loaded_losses: np.ndarray = np.load(cached.path / LOSS_FILE)
     return loaded_losses
@@ -57,8 +57,8 @@ def measure_losses(context: MeasurementContext, objective: Objective, examples: 
 @torch.inference_mode()
 def _compute_losses(context: MeasurementContext, objective: Objective, examples: Examples) -> np.ndarray:
     causal_model = split_model(prepare_base_model(context))
-    recorder = RowMeasurements(examples.example_ids, ["loss"])
+    row_recorder = RowMeasurements(examples.example_ids, ["loss"])
     for batch in forward_batches(context, examples):
         losses = objective(causal_model, batch)  # [B]
-        recorder.record(batch.example_id.numpy(), loss=losses.float().cpu().numpy())
-    return recorder.gather()["loss"][0]
+        row_recorder.record(batch.example_id.numpy(), loss=losses.float().cpu().numpy())
+    return row_recorder.gather()["loss"][0]

@@ -40,34 +40,22 @@ class EmbeddingSettings:
 
 
 @dataclass
-class EnsembleReport:
-    """The ensemble that the gradient log is of: its costs and its health.
+class WorkReport:
+    """Costs of work with an ensemble.
 
     Attributes:
         costs: of training and measuring, in this run.
-        snapshots: the epochs in the log.
-        members: number of members in the log.
-        engine: name of the gradient engine.
-        seconds: time that training and measuring took in this run.
+        seconds: time that both took in this run.
         matmul_weights: weights of the base model in matrix products.
-        update_ratios: epoch -> ‖ΔW‖/‖W‖ of each member.
-        heldout_losses: epoch -> mean held-out loss over members and rows, nats per response token.
-        adaptive: the sizes that `auto` came to, and why.
     """
 
     costs: EnsembleCosts = field(default_factory=EnsembleCosts)
-    snapshots: SnapshotPair | None = None
-    members: int = 0
-    engine: str = ""
     seconds: float = 0.0
     matmul_weights: int = 0
-    update_ratios: dict[int, list[float]] = field(default_factory=dict)
-    heldout_losses: dict[int, float] = field(default_factory=dict)
-    adaptive: dict[str, Any] = field(default_factory=dict)
 
     @property
     def reused(self) -> bool:
-        """Whether all of it was found in the cache."""
+        """True where all of it was found in the cache."""
         return not self.costs.trained and not self.costs.logged
 
     @property
@@ -79,51 +67,47 @@ class EnsembleReport:
         return 4 * self.matmul_weights * self.costs.tokens
 
     def summary(self) -> dict[str, Any]:
-        """Return the part of `summary.json` about the proxy ensemble."""
-        return {
-            "members": self.members,
-            "epochs": [] if self.snapshots is None else [self.snapshots.early, self.snapshots.late],
-            "seconds": self.seconds,
-            "tokens": self.costs.tokens,
-            "batch_tokens": self.costs.batch_tokens,
-            "trained": self.costs.trained,
-            "logged": self.costs.logged,
-            "reused_seconds": self.costs.reused_seconds,
-            "made_seconds": self.costs.made_seconds,
-            "engine": self.engine,
-            "adaptive": self.adaptive,
-        }
+        """Return the report's part of `summary.json`."""
+        cost_names = ("tokens", "batch_tokens", "trained", "logged", "reused_seconds", "made_seconds")
+        return {"seconds": self.seconds, **{name: getattr(self.costs, name) for name in cost_names}}
 
 
 @dataclass
-class TaskGradientReport:
-    """Costs and contents of the gradients at checkpoints (units as in `EnsembleReport`)."""
+class EnsembleReport(WorkReport):
+    """The ensemble that the gradient log is of: its costs and its health.
 
-    costs: EnsembleCosts = field(default_factory=EnsembleCosts)
-    seconds: float = 0.0
-    matmul_weights: int = 0
-    requests: list[dict[str, Any]] = field(default_factory=list)
+    Attributes:
+        snapshots: the epochs in the log.
+        members: number of members in the log.
+        engine: name of the gradient engine.
+        update_ratios: epoch -> ‖ΔW‖/‖W‖ of each member.
+        heldout_losses: epoch -> mean held-out loss over members and rows, nats per response token.
+        adaptive: the sizes that `auto` came to, and why.
+    """
 
-    @property
-    def reused(self) -> bool:
-        """Whether all of it was found in the cache."""
-        return not self.costs.trained and not self.costs.logged
-
-    @property
-    def flops(self) -> int:
-        """An estimate, as in `EnsembleReport`."""
-        return 4 * self.matmul_weights * self.costs.tokens
+    snapshots: SnapshotPair | None = None
+    members: int = 0
+    engine: str = ""
+    update_ratios: dict[int, list[float]] = field(default_factory=dict)
+    heldout_losses: dict[int, float] = field(default_factory=dict)
+    adaptive: dict[str, Any] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
-        """Return the part of `summary.json` about gradients at checkpoints."""
-        return {
-            "seconds": self.seconds,
-            "tokens": self.costs.tokens,
-            "trained": self.costs.trained,
-            "logged": self.costs.logged,
-            "reused_seconds": self.costs.reused_seconds,
-            "gradients": self.requests,
-        }
+        """Return the report's part of `summary.json`."""
+        epochs = [] if self.snapshots is None else [self.snapshots.early, self.snapshots.late]
+        description = {"members": self.members, "epochs": epochs, "engine": self.engine, "adaptive": self.adaptive}
+        return {**description, **super().summary()}
+
+
+@dataclass
+class TaskGradientReport(WorkReport):
+    """Gradients at checkpoints: their costs, and a description of each request's."""
+
+    requests: list[dict[str, Any]] = field(default_factory=list)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the report's part of `summary.json`."""
+        return {**super().summary(), "gradients": self.requests}
 
 
 @dataclass

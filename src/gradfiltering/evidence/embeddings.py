@@ -44,14 +44,14 @@ def _embed_by_proxy(context: MeasurementContext) -> np.ndarray:
 
     single_token = torch.zeros((1, 1), dtype=torch.int64, device=context.device)
     state_width = last_hidden_states(single_token).shape[-1]
-    recorder = RowMeasurements(examples.example_ids, {"embedding": Column((state_width,), np.float32)})
+    row_recorder = RowMeasurements(examples.example_ids, {"embedding": Column((state_width,), np.float32)})
     for batch in forward_batches(context, examples):
         row_indices = np.searchsorted(examples.example_ids, batch.example_id.numpy())
         lengths = torch.from_numpy(examples.lengths[row_indices]).to(context.device)
         token_mask = torch.arange(batch.input_ids.shape[1], device=context.device) < lengths[:, None]
         embeddings = mean_over_tokens(last_hidden_states(batch.input_ids), token_mask)
-        recorder.record(batch.example_id.numpy(), embedding=embeddings.cpu().numpy())
-    return recorder.gather()["embedding"][0]
+        row_recorder.record(batch.example_id.numpy(), embedding=embeddings.cpu().numpy())
+    return row_recorder.gather()["embedding"][0]
 
 
 def _embed_by_sentence_encoder(context: MeasurementContext, encoder_name: str) -> np.ndarray:
@@ -75,10 +75,10 @@ def _embed_by_sentence_encoder(context: MeasurementContext, encoder_name: str) -
         return unit_vectors
 
     vector_width = embed_rows(length_order[:1]).shape[1]
-    recorder = RowMeasurements(example_ids, {"embedding": Column((vector_width,), np.float32)})
-    for row_indices in recorder.share(row_batches):
-        recorder.record(example_ids[row_indices], embedding=embed_rows(row_indices))
-    return recorder.gather()["embedding"][0]
+    row_recorder = RowMeasurements(example_ids, {"embedding": Column((vector_width,), np.float32)})
+    for row_indices in row_recorder.share(row_batches):
+        row_recorder.record(example_ids[row_indices], embedding=embed_rows(row_indices))
+    return row_recorder.gather()["embedding"][0]
 
 
 def row_text(dataset: InstructionDataset, example_id: int, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -11,10 +11,12 @@ import numpy as np
 from gradfiltering.data.batches import LengthBatches, make_batch_loader
 from gradfiltering.data.examples import Examples, hash_examples
 from gradfiltering.distributed.row_measurements import Column, share_of_this_rank
+from gradfiltering.ensembles.batch_settings import FORWARD_TOKENS
 from gradfiltering.ensembles.log_recorder import build_log, log_recorder
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
+from gradfiltering.ensembles.member_cache import MemberCache
 from gradfiltering.ensembles.stack_training import ONLINE_LOG_FILE
-from gradfiltering.ensembles.trained_ensemble import EnsembleCosts, TrainedEnsemble, attach_ensemble
+from gradfiltering.ensembles.trained_ensemble import EnsembleCosts, TrainedEnsemble
 from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.gradients.projection import GradientSketch
 from gradfiltering.gradients.statistics import GradientStatistic
@@ -52,7 +54,7 @@ class EnsemblePasses:
         """Return the file of each member's gradient log at an epoch; missing ones are measured in one pass."""
         cached_logs = self.find_logs(member_ids, epoch)
         self.ensemble.costs.count_reused(result for result in cached_logs.values() if result is not None)
-        missing_members = [member for member, result in cached_logs.items() if result is None]
+        missing_members = [member_id for member_id, result in cached_logs.items() if result is None]
         if missing_members:
             self._run_pass(missing_members, epoch)
         logs = self.find_logs(member_ids, epoch)
@@ -60,12 +62,14 @@ class EnsemblePasses:
 
     def online_logs(self, member_ids: Sequence[int], epoch: int) -> list[Path]:
         """Return the file of each member's gradient log that training recorded in an epoch."""
-        return [self.member_cache.find_measured_member(member, epoch).path / ONLINE_LOG_FILE for member in member_ids]
+        return [
+            self.member_cache.find_measured_member(member_id, epoch).path / ONLINE_LOG_FILE for member_id in member_ids
+        ]
 
     def measure_sketches(self, member_ids: Sequence[int], epoch: int, sketch: GradientSketch) -> list[Path]:
         """Return the folder of each member's gradient sketches; missing ones are made in one pass, with the log."""
         cached_sketches = self._find_all(PROJECTIONS, member_ids, epoch, sketch)
-        missing_members = [member for member, result in cached_sketches.items() if result is None]
+        missing_members = [member_id for member_id, result in cached_sketches.items() if result is None]
         if missing_members:
             self._run_pass(missing_members, epoch, sketch)
         sketches = self._find_all(PROJECTIONS, member_ids, epoch, sketch)
@@ -78,12 +82,12 @@ class EnsemblePasses:
     def _find_all(
         self, kind: str, member_ids: Sequence[int], epoch: int, sketch: GradientSketch | None = None
     ) -> dict[int, CachedResult | None]:
-        return {member: self.cache.find(kind, self._key(member, epoch, sketch)) for member in member_ids}
+        return {member_id: self.cache.find(kind, self._key(member_id, epoch, sketch)) for member_id in member_ids}
 
-    def _key(self, member: int, epoch: int, sketch: GradientSketch | None = None) -> dict[str, Any]:
+    def _key(self, member_id: int, epoch: int, sketch: GradientSketch | None = None) -> dict[str, Any]:
         """Return the key of one member's log, or sketches, at one epoch."""
-        measurement = self.member_cache.describe_measurement(member, epoch)
-        member_key = self.member_cache.member_key(measurement.trained_member, epoch, measurement.step)
+        measurement = self.member_cache.describe_measurement(member_id, epoch)
+        member_key = self.member_cache.member_key(measurement.trained_member_id, epoch, measurement.step)
         key = {"code": LOG_VERSION, **member_key, "rows": self.rows_hash}
         if measurement.dropout is not None:
             key["dropout"] = {
@@ -97,20 +101,22 @@ class EnsemblePasses:
 
     def _run_pass(self, member_ids: Sequence[int], epoch: int, sketch: GradientSketch | None = None) -> None:
         """Measure all rows with the parameters frozen, and store the results member by member."""
-        started = time.monotonic()
+        start_time = time.monotonic()
         # Members that are measured alike, such as all snapshots before training, are measured once.
-        distinct_measurements = {self.member_cache.describe_measurement(member, epoch): member for member in member_ids}
+        distinct_measurements = {
+            self.member_cache.describe_measurement(member_id, epoch): member_id for member_id in member_ids
+        }
         measured_members = sorted(distinct_measurements.values())
         log, sketches = self._measure_rows(measured_members, epoch, sketch)
-        seconds = time.monotonic() - started
+        seconds = time.monotonic() - start_time
         stored_logs = []
-        for position, member in enumerate(measured_members):
+        for position, member_id in enumerate(measured_members):
             member_seconds = seconds / len(measured_members)
             write_log = _log_writer(log, position)
-            stored_logs.append(self.cache.commit(LOGS, self._key(member, epoch), write_log, member_seconds))
+            stored_logs.append(self.cache.commit(LOGS, self._key(member_id, epoch), write_log, member_seconds))
             if sketch is not None and sketches is not None:
                 write_sketches = _sketch_writer(sketches[position], sketch)
-                self.cache.commit(PROJECTIONS, self._key(member, epoch, sketch), write_sketches, member_seconds)
+                self.cache.commit(PROJECTIONS, self._key(member_id, epoch, sketch), write_sketches, member_seconds)
         self.ensemble.costs.count_pass(stored_logs, self.examples.tokens, seconds)
 
     def _measure_rows(
@@ -125,7 +131,7 @@ class EnsemblePasses:
         dropout = ensemble.measuring_dropout(member_ids, epoch)
         statistics: dict[str, GradientStatistic] = {} if sketch is None else {"sketch": sketch}
         more_columns = {} if sketch is None else {"sketch": Column((sketch.width,), np.float32)}
-        recorder = log_recorder(self.examples, len(member_ids), more_columns)
+        row_recorder = log_recorder(self.examples, len(member_ids), more_columns)
         batches = LengthBatches(self.examples, batch_tokens, ensemble.base_model.pad_id, share=share_of_this_rank())
         batch_loader = make_batch_loader(batches, ensemble.batches.workers)
         for batch in track_progress(batch_loader, f"epoch {epoch}: {self.row_description}"):
@@ -136,13 +142,13 @@ class EnsemblePasses:
                 statistics=statistics,
                 dropout=dropout,
             )
-            recorder.record(
+            row_recorder.record(
                 batch.example_id.numpy(),
                 grad_norm=measurement.grad_norm.cpu().numpy(),
                 loss=measurement.loss.cpu().numpy(),
                 **{name: values.float().cpu().numpy() for name, values in measurement.statistics.items()},
             )
-        tables = recorder.gather()
+        tables = row_recorder.gather()
         return build_log(tables, self.examples, ensemble.settings), tables.get("sketch")
 
 
@@ -162,13 +168,13 @@ def _sketch_writer(sketches: np.ndarray, sketch: GradientSketch) -> Callable[[Pa
 
 
 @contextmanager
-def attach_context_ensemble(
+def attach_ensemble(
     context: MeasurementContext,
     costs: EnsembleCosts,
     heldout: Examples | None,
     settings: LoraEnsemble | None = None,
 ) -> Iterator[TrainedEnsemble]:
-    """Attach the ensemble of a context to its base model until the block ends.
+    """Attach LoRA layers to the base model and lock the ensemble in the cache, until the block ends.
 
     Args:
         context: models, rows and settings.
@@ -176,18 +182,34 @@ def attach_context_ensemble(
         heldout: rows that are measured beside those that are trained on.
         settings: of the ensemble, where they differ from the context's.
     """
-    row_sets = [context.examples] if heldout is None else [context.examples, heldout]
-    with attach_ensemble(
-        base_model=context.base_model,
-        model_hash=context.model_hash,
-        examples=context.examples,
-        settings=context.ensemble if settings is None else settings,
-        build_engine=context.build_engine,
-        batches=context.batches,
-        cache=context.cache,
-        seed=context.seed,
-        build_trainer=context.build_trainer,
-        costs=costs,
-        row_width=max(int(examples.lengths.max()) for examples in row_sets),
-    ) as ensemble:
-        yield ensemble
+    settings = context.ensemble if settings is None else settings
+    model = settings.lora.attach(context.base_model.model)
+    try:
+        engine = context.build_engine(model=model, chunk_tokens=FORWARD_TOKENS)
+        identity = {
+            "base_model": context.model_hash,
+            "examples": hash_examples(context.examples),
+            "objective": repr(engine.objective),
+            "engine": type(engine).__name__,
+            "precision": str(context.build_trainer().precision),
+            "seed": context.seed,
+        }
+        steps_per_epoch = settings.steps_per_epoch(len(context.examples))
+        member_cache = MemberCache(context.cache, settings, identity, steps_per_epoch)
+        row_sets = [context.examples] if heldout is None else [context.examples, heldout]
+        with context.cache.lock("ensembles", member_cache.ensemble_key):
+            yield TrainedEnsemble(
+                base_model=context.base_model,
+                model=model,
+                examples=context.examples,
+                settings=settings,
+                engine=engine,
+                member_cache=member_cache,
+                batches=context.batches,
+                seed=context.seed,
+                build_trainer=context.build_trainer,
+                costs=costs,
+                row_width=max(int(examples.lengths.max()) for examples in row_sets),
+            )
+    finally:
+        model.unload()  # leaves the base model without LoRA layers, as it came

@@ -25,15 +25,15 @@ class ErrorNormMeasurer(Measurer[ErrorNorms]):
     def measure(self, request: ErrorNorms, context: MeasurementContext) -> np.ndarray:
         """Measure [N] float64."""
         causal_model = split_model(prepare_base_model(context))
-        recorder = RowMeasurements(context.examples.example_ids, ["error_norm"])
+        row_recorder = RowMeasurements(context.examples.example_ids, ["error_norm"])
         for batch in forward_batches(context, context.examples):
             response_mask = batch.labels[:, 1:] != IGNORED  # [B, T - 1]
             norm_sums = torch.zeros(len(response_mask), dtype=torch.float64, device=context.device)
             for row_indices, target_ids, logits in response_logits(causal_model, batch):
                 norm_sums.index_add_(0, row_indices, error_norms(logits, target_ids).double())
             mean_norms = norm_sums / response_mask.sum(1)
-            recorder.record(batch.example_id.numpy(), error_norm=mean_norms.cpu().numpy())
-        return recorder.gather()["error_norm"][0]
+            row_recorder.record(batch.example_id.numpy(), error_norm=mean_norms.cpu().numpy())
+        return row_recorder.gather()["error_norm"][0]
 
 
 def response_logits(causal_model: SplitModel, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -10,7 +10,7 @@ from gradfiltering.ensembles.member_cache import ADAPTER_FOLDER
 from gradfiltering.ensembles.trained_ensemble import TrainedEnsemble
 from gradfiltering.ensembles.trajectory import write_trajectory
 from gradfiltering.evidence.context import MeasurementContext
-from gradfiltering.evidence.ensemble_passes import EnsemblePasses, attach_context_ensemble
+from gradfiltering.evidence.ensemble_passes import EnsemblePasses, attach_ensemble
 from gradfiltering.evidence.measurers import ENSEMBLE_STAGE, Measurer
 from gradfiltering.models.lora import export_adapter, update_ratio
 from gradfiltering.models.weights import count_matmul_weights
@@ -27,22 +27,22 @@ class GradientLogMeasurer(Measurer[GradientLog]):
     """
 
     request_type = GradientLog
-    stage = ENSEMBLE_STAGE
+    stage_name = ENSEMBLE_STAGE
     related_requests = (BaseModelLosses(),)
 
     def measure(self, request: GradientLog, context: MeasurementContext) -> GradientLogPair:
         """Measure [M, N] norms and losses at the early and the late snapshot."""
-        started = time.monotonic()
+        start_time = time.monotonic()
         report, snapshots = context.reports.ensemble, context.snapshots
         report.snapshots, report.members = snapshots, len(context.ensemble.member_ids)
         report.matmul_weights = count_matmul_weights(context.base_model.model)
         report.update_ratios, report.heldout_losses = {}, {}
-        logs = []
-        with attach_context_ensemble(context, report.costs, context.heldout) as ensemble:
+        logs: dict[int, EpochLog] = {}
+        with attach_ensemble(context, report.costs, context.heldout) as ensemble:
             report.engine = ensemble.engine.name
             ensemble.train([snapshots.early, snapshots.late])
             for epoch in (snapshots.early, snapshots.late):
-                logs.append(_log_rows(ensemble, epoch, context.run_folder))
+                logs[epoch] = _log_rows(ensemble, epoch, context.run_folder)
                 if context.heldout is not None:
                     passes = EnsemblePasses(ensemble, context.heldout, "held-out rows")
                     heldout_log = _read_and_link(
@@ -55,8 +55,8 @@ class GradientLogMeasurer(Measurer[GradientLog]):
                 report.update_ratios[epoch] = _export_adapters(ensemble, epoch, context.run_folder)
             trajectory = ensemble.member_cache.load_trajectory(ensemble.settings.trained_member_ids, snapshots.late)
         context.run_folder.write(TRAJECTORY_FILE, partial(write_trajectory, trajectory))
-        report.seconds += time.monotonic() - started
-        return GradientLogPair(*logs)
+        report.seconds += time.monotonic() - start_time
+        return GradientLogPair(logs[snapshots.early], logs[snapshots.late])
 
 
 def _log_rows(ensemble: TrainedEnsemble, epoch: int, run_folder: RunFolder) -> EpochLog:
@@ -70,8 +70,8 @@ def _log_rows(ensemble: TrainedEnsemble, epoch: int, run_folder: RunFolder) -> E
 
 def _read_and_link(log_files: list[Path], epoch: int, run_folder: RunFolder, heldout: bool = False) -> EpochLog:
     """Read one file a member, in order of members, and put them into the run folder."""
-    for member, log_file in enumerate(log_files):
-        run_folder.link_gradient_log(log_file, member, epoch, heldout)
+    for member_id, log_file in enumerate(log_files):
+        run_folder.link_gradient_log(log_file, member_id, epoch, heldout)
     return read_members(log_files)
 
 
@@ -83,11 +83,11 @@ def _export_adapters(ensemble: TrainedEnsemble, epoch: int, run_folder: RunFolde
     """
     member_ids = ensemble.settings.member_ids
     adapters = ensemble.load_adapters(member_ids, epoch)
-    for position, member in enumerate(member_ids):
+    for position, member_id in enumerate(member_ids):
         if epoch > 0:
-            member_folder = ensemble.member_cache.find_measured_member(member, epoch).path
-            run_folder.link_adapter(member_folder / ADAPTER_FOLDER, member, epoch)
+            member_folder = ensemble.member_cache.find_measured_member(member_id, epoch).path
+            run_folder.link_adapter(member_folder / ADAPTER_FOLDER, member_id, epoch)
         else:
             write_adapter = partial(export_adapter, ensemble.model, adapters, position)
-            run_folder.write(run_folder.adapter_folder(member, epoch), write_adapter)
+            run_folder.write(run_folder.adapter_folder(member_id, epoch), write_adapter)
     return update_ratio(ensemble.model, adapters, ensemble.settings.lora)

@@ -12,7 +12,7 @@ import numpy as np
 from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.errors import UserError
-from gradfiltering.evidence.context import MeasurementContext
+from gradfiltering.evidence.context import MeasurementContext, WorkReport
 from gradfiltering.requests import Evidence, Request
 
 ENTRY_POINT_GROUP = "gradfiltering.measurers"
@@ -30,12 +30,12 @@ class Measurer(ABC, Generic[RequestType]):
 
     Attributes:
         request_type: type of the requests that it serves.
-        stage: stage of the run in which it measures.
+        stage_name: stage of the run in which it measures.
         related_requests: requests that are measured along, because they come from the same work or explain it.
     """
 
     request_type: ClassVar[type[Request[Any]]]
-    stage: ClassVar[str] = BASE_MODEL_STAGE
+    stage_name: ClassVar[str] = BASE_MODEL_STAGE
     related_requests: ClassVar[tuple[Request[Any], ...]] = ()
 
     def check(self, request: RequestType, ensemble: LoraEnsemble) -> None:
@@ -148,10 +148,10 @@ def sort_requests(requests: Iterable[Request[Any]]) -> dict[str, list[Request[An
         unseen_requests += related_requests
     measuring_order = list(load_measurers())
     ordered_requests = sorted(all_requests, key=lambda request: (measuring_order.index(type(request)), repr(request)))
-    stages: dict[str, list[Request[Any]]] = {stage: [] for stage in STAGES}
+    stages: dict[str, list[Request[Any]]] = {stage_name: [] for stage_name in STAGES}
     for request in ordered_requests:
-        stages.setdefault(find_measurer(request).stage, []).append(request)
-    return {stage: stage_requests for stage, stage_requests in stages.items() if stage_requests}
+        stages.setdefault(find_measurer(request).stage_name, []).append(request)
+    return {stage_name: stage_requests for stage_name, stage_requests in stages.items() if stage_requests}
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class StageMeasurements:
 RunStage = Callable[..., Any]
 
 
-def call_without_stage(stage: str, function: Callable[..., Any], *args: Any) -> Any:
+def call_without_stage(stage_name: str, function: Callable[..., Any], *args: Any) -> Any:
     """Call a function of a stage that nobody announces or times."""
     return function(*args)
 
@@ -205,20 +205,17 @@ def measure_evidence(
     """
     if evidence is None:
         evidence = start_evidence(context)
-    for stage, stage_requests in sort_requests(requests).items():
+    for stage_name, stage_requests in sort_requests(requests).items():
         open_requests = [request for request in stage_requests if request not in evidence.results]
         if open_requests:
-            measurements: StageMeasurements = run_stage(stage, measure_stage, stage, open_requests, context)
+            measurements: StageMeasurements = run_stage(stage_name, measure_stage, stage_name, open_requests, context)
             evidence = evidence.add_results(measurements.results)
     return evidence
 
 
-def measure_stage(stage: str, requests: Iterable[Request[Any]], context: MeasurementContext) -> StageMeasurements:
+def measure_stage(stage_name: str, requests: Iterable[Request[Any]], context: MeasurementContext) -> StageMeasurements:
     """Measure the requests of one stage, in their order."""
     results = {request: find_measurer(request).measure(request, context) for request in requests}
-    reports = context.reports
-    if stage == ENSEMBLE_STAGE:
-        return StageMeasurements(results, reports.ensemble.reused, reports.ensemble.flops)
-    if stage == TASK_GRADIENT_STAGE:
-        return StageMeasurements(results, reports.task_gradients.reused, reports.task_gradients.flops)
-    return StageMeasurements(results)
+    reports = {ENSEMBLE_STAGE: context.reports.ensemble, TASK_GRADIENT_STAGE: context.reports.task_gradients}
+    report: WorkReport | None = reports.get(stage_name)
+    return StageMeasurements(results, report.reused, report.flops) if report else StageMeasurements(results)

@@ -5,7 +5,7 @@ import time
 import numpy as np
 
 from gradfiltering.evidence.context import MeasurementContext
-from gradfiltering.evidence.ensemble_passes import EnsemblePasses, attach_context_ensemble
+from gradfiltering.evidence.ensemble_passes import EnsemblePasses, attach_ensemble
 from gradfiltering.evidence.measurers import ENSEMBLE_STAGE, Measurer
 from gradfiltering.requests import GradientLog, Projections
 from gradfiltering.runs.run_folder import PROJECTION_FILE
@@ -15,19 +15,19 @@ class ProjectionMeasurer(Measurer[Projections]):
     """Projects gradients in one pass, which makes the gradient log of the late snapshot as well."""
 
     request_type = Projections
-    stage = ENSEMBLE_STAGE
+    stage_name = ENSEMBLE_STAGE
     related_requests = (GradientLog(),)
 
     def measure(self, request: Projections, context: MeasurementContext) -> np.ndarray:
         """Measure [M, N, K] float32."""
-        started = time.monotonic()
+        start_time = time.monotonic()
         report, late_epoch = context.reports.ensemble, context.snapshots.late
-        with attach_context_ensemble(context, report.costs, context.heldout) as ensemble:
+        with attach_ensemble(context, report.costs, context.heldout) as ensemble:
             ensemble.train([context.snapshots.early, late_epoch])
             passes = EnsemblePasses(ensemble, context.examples, "all rows")
             member_ids = ensemble.settings.member_ids
             folders = passes.measure_sketches(member_ids, late_epoch, context.projection)
-        for member, folder in zip(member_ids, folders, strict=True):
-            context.run_folder.link_projections(folder, member, late_epoch)
-        report.seconds += time.monotonic() - started
+        for member_id, folder in zip(member_ids, folders, strict=True):
+            context.run_folder.link_projections(folder, member_id, late_epoch)
+        report.seconds += time.monotonic() - start_time
         return np.stack([np.load(folder / PROJECTION_FILE) for folder in folders])

@@ -11,7 +11,7 @@ from gradfiltering.data.validation_rows import validation_rows
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble, SnapshotMeasurement
 from gradfiltering.errors import UserError
 from gradfiltering.evidence.context import MeasurementContext
-from gradfiltering.evidence.ensemble_passes import EnsemblePasses, attach_context_ensemble
+from gradfiltering.evidence.ensemble_passes import EnsemblePasses, attach_ensemble
 from gradfiltering.evidence.measurers import TASK_GRADIENT_STAGE, Measurer
 from gradfiltering.gradients.adam_direction import AdamProjection
 from gradfiltering.models.weights import count_matmul_weights
@@ -27,7 +27,7 @@ class TaskGradientMeasurer(Measurer[TaskGradients]):
     """
 
     request_type = TaskGradients
-    stage = TASK_GRADIENT_STAGE
+    stage_name = TASK_GRADIENT_STAGE
 
     def check(self, request: TaskGradients, ensemble: LoraEnsemble) -> None:
         """Refuse members that are not trained ones as they are after an epoch."""
@@ -39,29 +39,29 @@ class TaskGradientMeasurer(Measurer[TaskGradients]):
 
     def measure(self, request: TaskGradients, context: MeasurementContext) -> CheckpointGradients:
         """Measure projections of all rows' Adam directions and of validation rows' gradients."""
-        started = time.monotonic()
+        start_time = time.monotonic()
         report = context.reports.task_gradients
         report.matmul_weights = count_matmul_weights(context.base_model.model)
         validation = validation_rows(context.dataset, request.validation, request.task)
         validation_examples, tasks = validation.encode(context.encoder)
         settings = take_members(request, context.ensemble)
         result = CheckpointGradients([], [], tasks, [], {})
-        with attach_context_ensemble(context, report.costs, validation_examples, settings) as ensemble:
+        with attach_ensemble(context, report.costs, validation_examples, settings) as ensemble:
             ensemble.train(request.checkpoints)
             row_passes = EnsemblePasses(ensemble, context.examples, "all rows")
             validation_passes = EnsemblePasses(ensemble, validation_examples, "validation rows")
             for epoch in request.checkpoints:
-                states = [ensemble.load_state([member], epoch) for member in settings.member_ids]
+                states = [ensemble.load_state([member_id], epoch) for member_id in settings.member_ids]
                 sketches = [
                     AdamProjection(context.projection, state.moments, settings.betas, settings.eps) for state in states
                 ]
                 row_folders = [
-                    row_passes.measure_sketches([member], epoch, sketch)[0]
-                    for member, sketch in zip(settings.member_ids, sketches, strict=True)
+                    row_passes.measure_sketches([member_id], epoch, sketch)[0]
+                    for member_id, sketch in zip(settings.member_ids, sketches, strict=True)
                 ]
                 validation_folders = [
-                    validation_passes.measure_sketches([member], epoch, context.projection)[0]
-                    for member in settings.member_ids
+                    validation_passes.measure_sketches([member_id], epoch, context.projection)[0]
+                    for member_id in settings.member_ids
                 ]
                 result.row_directions.append(_open_and_link(row_folders, epoch, context.run_folder, False))
                 result.validation_gradients.append(_open_and_link(validation_folders, epoch, context.run_folder, True))
@@ -71,7 +71,7 @@ class TaskGradientMeasurer(Measurer[TaskGradients]):
                 if logs:
                     losses = read_members([log.path / PARQUET_FILE for log in logs]).loss
                     result.validation_losses[epoch] = float(np.mean(losses, dtype=np.float64))
-        report.seconds += time.monotonic() - started
+        report.seconds += time.monotonic() - start_time
         task_names, task_counts = np.unique(tasks, return_counts=True)
         report.requests.append(
             {
@@ -92,9 +92,9 @@ def take_members(request: TaskGradients, settings: LoraEnsemble) -> LoraEnsemble
         UserError: they are not trained members as they are after an epoch.
     """
     reduced_settings = replace(settings, m=request.members)
-    for member in reduced_settings.member_ids:
-        measurement = reduced_settings.describe_measurement(member, request.checkpoints[0], request.members)
-        if measurement != SnapshotMeasurement(member):
+    for member_id in reduced_settings.member_ids:
+        measurement = reduced_settings.describe_measurement(member_id, request.checkpoints[0], request.members)
+        if measurement != SnapshotMeasurement(member_id):
             raise UserError(
                 f"{type(settings).__name__} with gradients of {request.members} members at checkpoints: these are "
                 "gradients of trained members as they are after an epoch; choose a LoRA or bootstrap ensemble"
@@ -110,6 +110,6 @@ def _mean_learning_rate(settings: LoraEnsemble, epoch: int, steps_taken: int) ->
 
 def _open_and_link(folders: list[Path], epoch: int, run_folder: RunFolder, validation: bool) -> list[np.ndarray]:
     """Open each member's projections, [N, K] float32, read from the disk as needed; the run folder gets them too."""
-    for member, folder in enumerate(folders):
-        run_folder.link_influence(folder, member, epoch, validation)
+    for member_id, folder in enumerate(folders):
+        run_folder.link_influence(folder, member_id, epoch, validation)
     return [np.load(folder / PROJECTION_FILE, mmap_mode="r") for folder in folders]
