@@ -149,5 +149,5 @@ def test_an_infinite_loss_names_step_members_and_rows(make_model, make_adapters,
 
 @pytest.mark.parametrize("change", [{"m": 0}, {"collect": "sometimes"}, {"lr": -1.0}, {"batch_size": 0}])
 def test_settings_out_of_range_are_refused(change):
-    with pytest.raises(UserError, match=f"ensemble.{next(iter(change))}"):
+    with pytest.raises(UserError, match=f"{next(iter(change))} must be"):
         small_ensemble(**change)

@@ -130,11 +130,11 @@ def test_a_damaged_checkpoint_is_refused(train, tmp_path):
     cache, how = tmp_path / "shared", small_ensemble(checkpoint_minutes=1e-9)
     with pytest.raises(KilledHere):
         train("killed", how, cache=cache, trainer=counting(Steps(3)))
-    (file,) = (cache / "interrupted").glob("*/state.safetensors")
+    (file,) = (cache / "interrupted").glob("*/checkpoint.safetensors")
     content = bytearray(file.read_bytes())
     content[-9] ^= 1
     file.write_bytes(content)
-    with pytest.raises(UserError, match=r"state\.safetensors is not what was written"):
+    with pytest.raises(UserError, match=r"checkpoint\.safetensors is not what was written"):
         train("resumed", how, cache=cache)
 
 

@@ -108,7 +108,7 @@ def test_a_score_by_influence_of_members_that_are_not_trained_is_refused_before_
     base_model = SimpleNamespace(check=lambda: None, context=256)
     passes = ensemble_of_kind(DropoutEnsemble, dropout=0.1, train_dropout=0.0)
     rest = (base_model, base_model, ["full"], Generation(8, 8))
-    with pytest.raises(UserError, match=r"DropoutEnsemble with scorer\.members=1.*ensemble=lora"):
+    with pytest.raises(UserError, match=r"DropoutEnsemble with gradients of 1 members.*LoRA or bootstrap"):
         Plan("select", LESS_SCORER, BOTH).check(3, passes, *rest)
     Plan("select", LESS_SCORER, BOTH).check(3, small_ensemble(), *rest)
     Plan("select", GSNR(1e-8, 0), BOTH).check(3, passes, *rest)

@@ -86,13 +86,9 @@ class StackState:
     def read_adapters(path: Path) -> Adapters:
         """Read the adapters alone, a third of a file written by `write`."""
         with safe_open(path, "pt") as state_file:
-            tensor_names = [
-                parameter_name for parameter_name in state_file.keys() if parameter_name.startswith(ADAPTER_PREFIX)
-            ]  # noqa: SIM118
-            return {
-                parameter_name.removeprefix(ADAPTER_PREFIX): state_file.get_tensor(parameter_name)
-                for parameter_name in tensor_names
-            }
+            all_names: list[str] = list(state_file.keys())
+            adapter_names = [tensor_name for tensor_name in all_names if tensor_name.startswith(ADAPTER_PREFIX)]
+            return {name.removeprefix(ADAPTER_PREFIX): state_file.get_tensor(name) for name in adapter_names}
 
     @classmethod
     def stack(cls, states: Sequence["StackState"]) -> "StackState":

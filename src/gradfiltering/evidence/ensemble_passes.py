@@ -183,11 +183,12 @@ def attach_ensemble(
         settings: of the ensemble, where they differ from the context's.
     """
     settings = context.ensemble if settings is None else settings
+    model_hash = context.model_hash  # before the layers of LoRA are among the model's weights
     model = settings.lora.attach(context.base_model.model)
     try:
         engine = context.build_engine(model=model, chunk_tokens=FORWARD_TOKENS)
         identity = {
-            "base_model": context.model_hash,
+            "base_model": model_hash,
             "examples": hash_examples(context.examples),
             "objective": repr(engine.objective),
             "engine": type(engine).__name__,
