@@ -9,12 +9,12 @@ import torch
 from peft import AutoPeftModelForCausalLM
 from tests.support.disk import files_up_to
 from tests.support.interruption import KilledHere, Steps, counting
+from tests.support.model_losses import response_losses
 from tests.support.pipeline import quiet_trainer
 from tests.support.small_targets import ROW_COUNT, make_workspace, tuning_settings
 
 from gradfiltering.data.batches import LengthBatches, make_batch_loader
 from gradfiltering.errors import UserError
-from gradfiltering.evidence.passes import response_losses
 from gradfiltering.finetuning.fine_tune import fine_tune, fine_tune_all
 from gradfiltering.models.objectives import ResponseNLL
 

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from tests.support.interruption import KilledHere
+from tests.support.model_losses import response_losses
 from tests.support.pipeline import quiet_trainer
 from tests.support.small_targets import (
     load_small_target,
@@ -18,7 +19,6 @@ from tests.support.small_targets import (
 
 from gradfiltering.data.batches import LengthBatches, make_batch_loader
 from gradfiltering.data.examples import Encoder, Rows
-from gradfiltering.evidence.passes import response_losses
 from gradfiltering.methods.lead.curriculum import LeadSettings
 from gradfiltering.methods.lead.lead_method import select_while_training
 from gradfiltering.methods.lead.lead_schedule import RoundGradients
