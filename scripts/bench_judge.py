@@ -16,13 +16,13 @@ import time
 import urllib.request
 from pathlib import Path
 
-from gradfiltering.judging.asking import Asking
 from gradfiltering.judging.base import Question
-from gradfiltering.judging.budget import Limits, Prices
-from gradfiltering.judging.endpoint import Endpoint, Retries
-from gradfiltering.judging.openai_judge import OpenAIJudge, Request
+from gradfiltering.judging.chat_endpoint import ChatEndpoint, RetrySettings
+from gradfiltering.judging.conversation import ConversationSettings
+from gradfiltering.judging.judge_prompt import JudgePrompt
+from gradfiltering.judging.openai_judge import ChatRequest, OpenAIJudge
 from gradfiltering.judging.prompts import Prompt
-from gradfiltering.judging.protocol import Protocol
+from gradfiltering.judging.spending import Prices, SpendingLimits
 
 SERVER = Path(__file__).with_name("chat_server.py")
 WORDS = "An answer of some length, with a reason and an example. " * 12
@@ -39,10 +39,12 @@ def questions(prompts: int) -> list[Question]:
 
 
 def judge(url: str, concurrency: int, timeout: float, replies: Path) -> OpenAIJudge:
-    endpoint = Endpoint(url, None, {}, concurrency, timeout, Retries(attempts=12, first_wait=0.05, longest_wait=2.0))
-    asking = Asking(Protocol("corrected", "text", None), 1024, 3, str(replies))
-    limits = Limits(Prices(None, None), None, None)
-    return OpenAIJudge(endpoint, Request("bench", 0.0, "max_tokens", {}), asking, limits)
+    endpoint = ChatEndpoint(
+        url, None, {}, concurrency, timeout, RetrySettings(attempts=12, first_wait=0.05, longest_wait=2.0)
+    )
+    conversation = ConversationSettings(JudgePrompt("corrected", "text", None), 1024, 3, str(replies))
+    limits = SpendingLimits(Prices(None, None), None, None)
+    return OpenAIJudge(endpoint, ChatRequest("bench", 0.0, "max_tokens", {}), conversation, limits)
 
 
 def main() -> None:
@@ -61,9 +63,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "replies.sqlite"
             client = judge(f"http://127.0.0.1:{port}/v1", options.concurrency, options.timeout, file)
-            client.endpoint.check()  # the client's library is imported before the clock starts
+            client.endpoint.check_secrets()  # the client's library is imported before the clock starts
             started, busy = time.perf_counter(), time.process_time()
-            replies = client.replies(asked)
+            replies = client.answer_questions(asked)
             seconds, busy = time.perf_counter() - started, time.process_time() - busy
         seen = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/log"))
     finally:

@@ -151,7 +151,7 @@ def _explain(cls: type, details: ErrorDetails) -> OptionsError:
     if argument not in field_names:
         known_names = ", ".join(field_names)
         return OptionsError(f"{cls.__name__} has no argument {argument}; it has {known_names}", cls, (argument,))
-    if details["type"].startswith("missing"):
+    if details["type"].startswith("missing") and len(details["loc"]) == 1:
         return OptionsError(f"{cls.__name__} needs the argument {argument}", cls, (argument,))
     value = details["input"]
     if raised is not None:

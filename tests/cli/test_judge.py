@@ -99,7 +99,7 @@ def test_the_table_shows_every_file(tmp_path, make_verdict, capsys):
         ("broken.json", '{"data": [', "not valid JSON"),
         ("broken.jsonl", '{"candidate": ', "line 1, is not valid JSON"),
         ("other.json", '{"rows": []}', "no list of reviews under 'data'"),
-        ("other.jsonl", '{"prompt": "Why?"}\n', "line 1: no field 'candidate'"),
+        ("other.jsonl", '{"prompt": "Why?"}\n', "line 1: Verdict needs the argument candidate"),
         ("empty.jsonl", "", "holds no verdict"),
         ("binary.json", b"\xff\xfe\x00", "not UTF-8"),
     ],

@@ -7,7 +7,7 @@ from tests.support.small_ensembles import ensemble_of_kind, small_ensemble
 from gradfiltering.ensembles.dropout_ensemble import DropoutEnsemble
 from gradfiltering.errors import UserError
 from gradfiltering.experiment.stages import Plan
-from gradfiltering.judging.answers_and_verdicts import Generation
+from gradfiltering.judging.generation import GenerationSettings
 from gradfiltering.requests import BaseModelLosses, Embeddings, GradientLog, ResponseLosses
 from gradfiltering.scorers.gsnr import GSNR
 from gradfiltering.scorers.ifd import IFD
@@ -59,14 +59,14 @@ def test_judging_by_the_rows_that_the_score_was_fitted_to_is_warned_of():
 def test_answers_that_leave_no_room_for_a_prompt_are_refused_before_any_training(until, refused):
     base_model = SimpleNamespace(check=lambda: None, context=256)
     plan = Plan(until, GSNR(1e-8, 0), TOP)
-    plan.check(5, None, base_model, base_model, ["full"], Generation(255, 8))
+    plan.check(5, None, base_model, base_model, ["full"], GenerationSettings(255, 8))
     if refused:
-        with pytest.raises(UserError, match=r"generation\.max_new_tokens is 256, but the model's context holds 256"):
-            plan.check(5, None, base_model, base_model, ["full"], Generation(256, 8))
+        with pytest.raises(UserError, match=r"max_new_tokens is 256, but the model's context holds 256"):
+            plan.check(5, None, base_model, base_model, ["full"], GenerationSettings(256, 8))
     else:
-        plan.check(5, None, base_model, base_model, ["full"], Generation(256, 8))
-    with pytest.raises(UserError, match=r"generation\.max_new_tokens is 0"):
-        Generation(0, 8)
+        plan.check(5, None, base_model, base_model, ["full"], GenerationSettings(256, 8))
+    with pytest.raises(UserError, match=r"max_new_tokens must be a positive"):
+        GenerationSettings(0, 8)
 
 
 def test_a_target_that_chooses_its_rows_needs_what_they_are_to_the_bare_model_and_no_ensemble():
@@ -107,7 +107,7 @@ def test_what_a_target_that_chooses_looks_at_may_be_asked_for():
 def test_a_score_by_influence_of_members_that_are_not_trained_is_refused_before_anything_is_loaded():
     base_model = SimpleNamespace(check=lambda: None, context=256)
     passes = ensemble_of_kind(DropoutEnsemble, dropout=0.1, train_dropout=0.0)
-    rest = (base_model, base_model, ["full"], Generation(8, 8))
+    rest = (base_model, base_model, ["full"], GenerationSettings(8, 8))
     with pytest.raises(UserError, match=r"DropoutEnsemble with gradients of 1 members.*LoRA or bootstrap"):
         Plan("select", LESS_SCORER, BOTH).check(3, passes, *rest)
     Plan("select", LESS_SCORER, BOTH).check(3, small_ensemble(), *rest)

@@ -9,16 +9,16 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from gradfiltering.judging.asking import Asking
 from gradfiltering.judging.base import Question
-from gradfiltering.judging.budget import Limits, Prices
-from gradfiltering.judging.endpoint import Endpoint, Retries
-from gradfiltering.judging.openai_judge import OpenAIJudge, Request
+from gradfiltering.judging.chat_endpoint import ChatEndpoint, RetrySettings
+from gradfiltering.judging.conversation import ConversationSettings
+from gradfiltering.judging.judge_prompt import JudgePrompt
+from gradfiltering.judging.openai_judge import ChatRequest, OpenAIJudge
 from gradfiltering.judging.prompts import Prompt
-from gradfiltering.judging.protocol import Protocol
+from gradfiltering.judging.spending import Prices, SpendingLimits
 
 ROOT = Path(__file__).parents[2]
-QUICK = Retries(attempts=12, first_wait=0.01, longest_wait=1.0)
+QUICK = RetrySettings(attempts=12, first_wait=0.01, longest_wait=1.0)
 
 
 @contextmanager
@@ -88,17 +88,17 @@ def questions(prompts: int) -> list[Question]:
 
 def make_judge(url, replies, key_variable=None, headers=None, concurrency=64, timeout=1.0, retries=QUICK, **options):
     """A judge with test-sized waits."""
-    given = dict(protocol=Protocol("corrected", "text", None), temperature=0.0, token_limit_name="max_tokens",
+    given = dict(protocol=JudgePrompt("corrected", "text", None), temperature=0.0, token_limit_name="max_tokens",
                  request={}, asks=3, prices=Prices(None, None), max_requests=None, max_cost=None)  # fmt: skip
     assert not (unknown := options.keys() - given.keys()), unknown
     chosen = {**given, **options}
     return OpenAIJudge(
-        endpoint=Endpoint(url, key_variable, headers or {}, concurrency, timeout, retries),
-        request=Request("test", chosen["temperature"], chosen["token_limit_name"], chosen["request"]),
-        asking=Asking(chosen["protocol"], 64, chosen["asks"], str(replies)),
-        limits=Limits(chosen["prices"], chosen["max_requests"], chosen["max_cost"]),
+        endpoint=ChatEndpoint(url, key_variable, headers or {}, concurrency, timeout, retries),
+        request=ChatRequest("test", chosen["temperature"], chosen["token_limit_name"], chosen["request"]),
+        conversation=ConversationSettings(chosen["protocol"], 64, chosen["asks"], str(replies)),
+        limits=SpendingLimits(chosen["prices"], chosen["max_requests"], chosen["max_cost"]),
     )
 
 
 if __name__ == "__main__":  # a run that can be killed
-    make_judge(sys.argv[1], sys.argv[2]).replies(questions(int(sys.argv[3])))
+    make_judge(sys.argv[1], sys.argv[2]).answer_questions(questions(int(sys.argv[3])))

@@ -4,7 +4,7 @@ import pytest
 
 from gradfiltering.judging.prompts import Prompt
 from gradfiltering.judging.responses import Response
-from gradfiltering.judging.verdicts import Verdict, decide
+from gradfiltering.judging.verdicts import Verdict, decide_verdict
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def make_verdict():
         return Verdict(
             scores=scores,
             scores_reverse=scores_reverse,
-            verdict=decide(scores, scores_reverse),
+            verdict=decide_verdict(scores, scores_reverse),
             **{**defaults, **fields},
         )
 

@@ -9,16 +9,17 @@ from tests.support.disk import files_up_to
 from tests.support.pipeline import quiet_trainer
 
 from gradfiltering.errors import UserError
-from gradfiltering.judging import answers_and_verdicts as stage
+from gradfiltering.judging import answers as answering
+from gradfiltering.judging.generation import GenerationSettings
 from gradfiltering.judging.prompts import Prompt
 from gradfiltering.models.language_model import PretrainedModel
 from gradfiltering.models.lora import LoraSettings
-from gradfiltering.runs.cache import Cache, Workspace
+from gradfiltering.runs.cache import Cache
 from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
 
 SHAPE = {"architecture": "llama", "layers": 1, "heads": 2, "width": 16, "context": 96, "vocabulary": 300}
 PROMPTS = [Prompt("some", str(number), f"Say {number} and more.", "", None) for number in range(5)]
-HOW = stage.Generation(max_new_tokens=6, batch_size=2)
+SETTINGS = GenerationSettings(max_new_tokens=6, batch_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -53,37 +54,34 @@ def adapters(base_model, tmp_path):
 @pytest.fixture
 def asked(monkeypatch):
     """Titles of the generations that really took place."""
-    titles, generate = [], stage.generate
+    titles, generate = [], answering.generate_responses
 
     def counted(*arguments):
         titles.append(arguments[-1])
         return generate(*arguments)
 
-    monkeypatch.setattr(stage, "generate", counted)
+    monkeypatch.setattr(answering, "generate_responses", counted)
     return titles
 
 
 @pytest.fixture
 def answer(base_model, adapters, asked, tmp_path):
-    def run(models=("candidate", "full"), prompts=PROMPTS, template="plain", how=HOW):
-        workspace = Workspace(tmp_path / "run", Cache(tmp_path / "cache"), 0, quiet_trainer)
-        answers, run.reused_seconds = stage.answer_all(models, base_model, prompts, template, how, workspace)
-        return answers
+    def run(models=("candidate", "full"), prompts=PROMPTS, template="plain", settings=SETTINGS):
+        folders = {name: tmp_path / "run" / "target" / name / "adapter" for name in models}
+        cache, device = Cache(tmp_path / "cache"), torch.device("cpu")
+        answers = answering.generate_answers(folders, base_model, prompts, template, settings, cache, device)
+        run.reused_seconds = answers.reused_seconds
+        return answers.responses
 
     return run
 
 
-def test_a_second_run_generates_nothing_and_its_files_are_the_same(answer, asked, tmp_path):
+def test_a_second_run_generates_nothing(answer, asked):
     first = answer()
     assert answer.reused_seconds == 0
-    files = [tmp_path / "run" / "responses" / f"{name}.jsonl" for name in ("candidate", "full")]
-    written = [file.read_bytes() for file in files]
     assert asked == ["answers of candidate", "answers of full"]
     assert [one.response for one in first["candidate"]] != [one.response for one in first["full"]]
-    for file in files:
-        file.unlink()
     assert answer() == first and len(asked) == 2 and answer.reused_seconds > 0
-    assert [file.read_bytes() for file in files] == written
 
 
 def test_a_model_under_another_name_is_the_same_model(answer, asked):
@@ -96,7 +94,7 @@ def test_a_model_under_another_name_is_the_same_model(answer, asked):
     [
         {"prompts": PROMPTS[:4]}, {"prompts": [*PROMPTS[:4], replace(PROMPTS[4], instruction="Say 9.")]},
         {"prompts": [*PROMPTS[:4], replace(PROMPTS[4], prompt_id="9")]}, {"template": "alpaca"},
-        {"how": replace(HOW, max_new_tokens=7)},
+        {"settings": replace(SETTINGS, max_new_tokens=7)},
     ],
     ids=["fewer prompts", "another prompt", "a prompt's name", "template", "length"],
 )  # fmt: skip

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from gradfiltering.errors import UserError
 from gradfiltering.judging.prompts import FilePrompts, HeldoutPrompts, PublicPrompts, TaskPrompts, load_prompts
 from gradfiltering.models.templates import Turn
+from gradfiltering.synthetic.task_generator import generate_rows
 
 PUBLIC_SETS = {"wizardlm": 218, "vicuna": 80, "koala": 180, "sinstruct": 252, "lima": 300}
 HELDOUT = [{"instruction": f"q{n}", "input": "", "output": f"a{n}"} for n in range(20)]
@@ -44,7 +45,7 @@ def test_every_file_builds_its_loader(build, conf_folder):
 
 def test_public_sets_are_read_whole(build, shared_data):
     loaders = build(f"eval=[{','.join(PUBLIC_SETS)}]", f"eval.path={shared_data / 'eval'}")
-    prompts = load_prompts(loaders.values(), heldout=None)
+    prompts = load_prompts(loaders.values(), heldout_rows=None)
     counts = {name: sum(prompt.prompt_set == name for prompt in prompts) for name in PUBLIC_SETS}
     assert counts == PUBLIC_SETS
     assert {prompt.prompt_set for prompt in prompts if prompt.reference is not None} == {"sinstruct"}
@@ -70,7 +71,7 @@ def test_missing_files_name_the_path(build, tmp_path):
     (loader,) = build("eval=vicuna", f"eval.path={tmp_path}").values()
     with pytest.raises(UserError, match=r"vicuna_test_set\.jsonl: no such file"):
         loader.load(None)
-    with pytest.raises(UserError, match=r"set eval\.path="):
+    with pytest.raises(UserError, match="need the path of a JSON Lines file"):
         FilePrompts(path=None, limit=None).load(None)
 
 
@@ -85,15 +86,15 @@ def test_a_download_is_read_like_the_file(monkeypatch, tmp_path):
     downloaded = PublicPrompts("sinstruct", None, where, *fields).load(None)
     assert downloaded == local
     assert (local[0].instruction, local[0].input, local[0].reference) == ("Add.", "1 2", "3")
-    with pytest.raises(UserError, match=r"cannot download .*absent.jsonl.*eval.path="):
+    with pytest.raises(UserError, match=r"cannot download .*absent.jsonl.*give the path of a local copy"):
         PublicPrompts("sinstruct", None, str(tmp_path / "absent.jsonl"), *fields).load(None)
 
 
 def test_tasks_are_reproducible_and_have_references():
-    prompts = TaskPrompts(rows=30, seed=5, limit=None).load(None)
-    assert prompts == TaskPrompts(rows=30, seed=5, limit=None).load(None)
-    assert prompts[:4] == TaskPrompts(rows=30, seed=5, limit=4).load(None)
-    assert prompts != TaskPrompts(rows=30, seed=6, limit=None).load(None)
+    prompts = TaskPrompts(generate_rows, rows=30, seed=5, limit=None).load(None)
+    assert prompts == TaskPrompts(generate_rows, rows=30, seed=5, limit=None).load(None)
+    assert prompts[:4] == TaskPrompts(generate_rows, rows=30, seed=5, limit=4).load(None)
+    assert prompts != TaskPrompts(generate_rows, rows=30, seed=6, limit=None).load(None)
     assert len(prompts) == 30 and all(prompt.reference for prompt in prompts)
 
 

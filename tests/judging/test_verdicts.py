@@ -3,8 +3,8 @@ import json
 import pytest
 
 from gradfiltering.errors import UserError
-from gradfiltering.judging.jsonl import write_jsonl
-from gradfiltering.judging.verdicts import decide, read_verdicts, write_verdicts
+from gradfiltering.judging.json_lines import write_rows
+from gradfiltering.judging.verdicts import decide_verdict, read_verdicts, write_verdicts
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from gradfiltering.judging.verdicts import decide, read_verdicts, write_verdicts
     ],
 )
 def test_sign_rule(scores, scores_reverse, expected):
-    assert decide(scores, scores_reverse) == expected
+    assert decide_verdict(scores, scores_reverse) == expected
 
 
 def test_a_verdict_that_contradicts_its_scores_is_refused(make_verdict):
@@ -49,32 +49,33 @@ def test_round_trip(tmp_path, make_verdict):
     ]  # fmt: skip
 
 
-def test_an_interrupted_write_leaves_the_earlier_file(tmp_path):
-    path = tmp_path / "verdicts.jsonl"
-    write_jsonl(path, [{"whole": True}])
+def test_an_interrupted_write_leaves_the_earlier_file(tmp_path, make_verdict):
+    path, verdict = tmp_path / "verdicts.jsonl", make_verdict((9.0, 8.0), (7.0, 8.0))
+    write_rows(path, [verdict])
 
     def rows():
-        yield {"whole": False}
+        yield verdict
+        yield verdict
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_jsonl(path, rows())
-    assert path.read_text() == '{"whole": true}\n'
+        write_rows(path, rows())
+    assert read_verdicts(path) == [verdict]
     assert [file.name for file in tmp_path.iterdir()] == ["verdicts.jsonl"]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"scores": [9]}, "line 1: scores is [9]"),
-        ({"scores": [9, float("nan")]}, "line 1: scores is (9.0, nan)"),
-        ({"scores": [True, False]}, "line 1: scores is [True, False]"),
-        ({"verdict": "draw"}, "line 1: verdict is 'draw'; expected one of win, tie, loss, unparsed"),
+        ({"scores": [9]}, "line 1: scores must be"),
+        ({"scores": [9, float("nan")]}, "line 1: scores must be"),
+        ({"scores": [True, False]}, "line 1: scores must be"),
+        ({"verdict": "draw"}, "line 1: verdict must be one of: win, tie, loss, unparsed"),
         ({"verdict": "loss"}, "line 1: verdict is 'loss', but"),
-        ({"prompt_id": 3}, "line 1: prompt_id is 3"),
-        ({"repeat": -1}, "line 1: repeat is -1"),
-        ({"colour": "red"}, "line 1: unknown field 'colour'"),
-        ({"judge": ...}, "line 1: no field 'judge'"),
+        ({"prompt_id": 3}, "line 1: prompt_id must be text, got 3"),
+        ({"repeat": -1}, "line 1: repeat must be a non-negative whole number, got -1"),
+        ({"colour": "red"}, "line 1: Verdict has no argument colour"),
+        ({"judge": ...}, "line 1: Verdict needs the argument judge"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, make_verdict, change, message):

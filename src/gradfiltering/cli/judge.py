@@ -55,7 +55,7 @@ def rescore(
     as_json: AsJson = False,
 ) -> None:
     """Count wins, ties, losses and PWS of stored judgements, per file and pooled."""
-    from gradfiltering.judging.rescore import rescore as rescore_files
+    from gradfiltering.judging.rescoring import rescore_files
 
     entries = rescore_files(files, resamples, confidence, seed)
     if as_json:
@@ -83,19 +83,20 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare several candidates on the same prompts by a paired bootstrap with Holm's correction."""
-    from gradfiltering.judging.compare import compare_candidates, read_outcomes
+    from gradfiltering.judging.verdict_summary import read_outcomes
+    from gradfiltering.statistics.paired_comparison import compare_candidates
 
     if len(dict(files)) < max(2, len(files)):
         raise UserError("give at least two files under different names, NAME=verdicts.jsonl")
     comparisons = compare_candidates(read_outcomes(dict(files), against), resamples, confidence, seed)
     if as_json:
-        return _print_json([asdict(comparison) for comparison in comparisons])
+        return _print_json([comparison.to_json() for comparison in comparisons])
     table = _table("candidates", "prompts", "PWS difference", f"{confidence:.0%} interval", "p", "p (Holm)")
     for comparison in comparisons:
         interval = f"{comparison.low:+.3f} – {comparison.high:+.3f}"
         numbers = [str(comparison.prompts), f"{comparison.difference:+.3f}", interval]
         p_values = [f"{comparison.p:.4f}", f"{comparison.p_holm:.4f}"]
-        table.add_row(f"{comparison.one} – {comparison.other}", *numbers, *p_values)
+        table.add_row(f"{comparison.first_name} – {comparison.second_name}", *numbers, *p_values)
     _print_table(table)
 
 
@@ -108,9 +109,10 @@ def agreement(
     as_json: AsJson = False,
 ) -> None:
     """Measure how judges and people agree: share of equal verdicts, Cohen's and Fleiss' kappa."""
-    from gradfiltering.judging.agreement import agreements, read_labels
+    from gradfiltering.judging.verdict_summary import read_labels
+    from gradfiltering.statistics.agreement import measure_agreements
 
-    measured = agreements(read_labels(dict(files)), resamples, confidence, seed)
+    measured = measure_agreements(read_labels(dict(files)), resamples, confidence, seed)
     if not measured:
         raise UserError("no two raters rated anything in common")
     if as_json:
@@ -139,10 +141,10 @@ def harness(
     as_json: AsJson = False,
 ) -> None:
     """Run benchmarks of lm-evaluation-harness on a model of a run."""
-    from gradfiltering.judging.harness import Benchmarks, run_harness
+    from gradfiltering.judging.lm_harness import run_harness
 
     task_names = [name for name in tasks.split(",") if name]
-    results = run_harness(folder, model, Benchmarks(task_names, include, limit, shots, chat), batch_size, device)
+    results = run_harness(folder, model, task_names, include, limit, shots, chat, batch_size, device)
     if as_json:
         return _print_json(results)
     table = _table("task", "metric", "value", "standard error", "documents", "shots")

@@ -21,8 +21,14 @@ def run_stages(cfg: DictConfig) -> None:
     from gradfiltering.evidence.measurers import check_requests_of_dataset
     from gradfiltering.experiment import start as opening
     from gradfiltering.finetuning.fine_tune import FineTuningResult, fine_tune_all
-    from gradfiltering.finetuning.training_sets import build_training_sets
-    from gradfiltering.judging import answers_and_verdicts as judging
+    from gradfiltering.finetuning.training_sets import CANDIDATE, build_training_sets
+    from gradfiltering.judging.answers import generate_answers
+    from gradfiltering.judging.pair_judging import check_judging, judge_pairs
+    from gradfiltering.judging.prompts import Prompt, load_prompts
+    from gradfiltering.judging.reference_metrics import measure_all_responses
+    from gradfiltering.judging.responses import write_responses
+    from gradfiltering.judging.verdict_summary import summarize_verdicts
+    from gradfiltering.judging.verdicts import write_verdicts
     from gradfiltering.methods import diagnostics
     from gradfiltering.methods.lead.lead_method import select_while_training
     from gradfiltering.methods.subset_files import write_known_rows, write_scores, write_subset
@@ -43,8 +49,11 @@ def run_stages(cfg: DictConfig) -> None:
         # Records -> examples. Prompts are loaded now, so that a missing file shows before anything is trained.
         records = run.stage_of("data", part.source.load, seed)
         asked = part.selector.budget_rows(len(records))
-        asking = (part.judge, len(against), cfg.judge.repeats, part.generation)
-        prompts = judging.load_prompt_sets(part.prompts, records, *asking) if plan.reached("judge") else []
+        prompts: list[Prompt] = []
+        if plan.reached("judge"):
+            turns = records.heldout_turns()
+            prompts = load_prompts(part.prompts.values(), None if turns is None else [asdict(turn) for turn in turns])
+            devices.once(check_judging, part.judge, prompts, against, cfg.judge.repeats, part.generation.max_new_tokens)
         check_requests_of_dataset(plan.requests, records)
         run.warn(plan.judged_on_validation(prompts))
         base_model = run.stage_of("backbone", part.proxy.load, part.cache, seed, workspace.trainer)
@@ -130,12 +139,37 @@ def run_stages(cfg: DictConfig) -> None:
             run.add(target={name: asdict(result) for name, result in tuned.items()})
         if plan.reached("judge"):
             with run.stage("judge"):
-                run.warn(part.judge.check(prompts))
-                answers, kept = judging.answer_all(tuned, target, prompts, records.template, part.generation, workspace)
-                verdicts = devices.once(judging.judge_all, part.judge, prompts, answers, cfg.judge.repeats, run.folder)
-            run.add(metrics=judging.measure_answers(prompts, answers), answers={"reused_seconds": kept})
-            drawing = (cfg.judge.resamples, cfg.judge.confidence, seed)
-            run.add(**judging.tally_verdicts(verdicts, prompts, answers, part.others, *drawing))
+                run.warn(part.judge.list_warnings(prompts))
+                answers = generate_answers(
+                    {name: run.folder / "target" / name / "adapter" for name in tuned},
+                    target,
+                    prompts,
+                    records.template,
+                    part.generation,
+                    part.cache,
+                    workspace.trainer().strategy.root_device,
+                )
+                for name, responses in answers.responses.items():
+                    devices.once(write_responses, run.folder / "responses" / f"{name}.jsonl", responses)
+                verdicts = devices.once(
+                    judge_pairs, part.judge, prompts, answers.responses, CANDIDATE, cfg.judge.repeats
+                )
+                devices.once(write_verdicts, run.folder / "verdicts.jsonl", verdicts)
+            run.add(
+                metrics=measure_all_responses(prompts, answers.responses),
+                answers={"reused_seconds": answers.reused_seconds},
+            )
+            run.add(
+                **summarize_verdicts(
+                    verdicts,
+                    prompts,
+                    answers.responses,
+                    part.others,
+                    cfg.judge.resamples,
+                    cfg.judge.confidence,
+                    seed,
+                )
+            )
         if part.page.page:
             run.stage_of("report", devices.once, page.report, run.folder, records, part.cache, part.page)
         screen.show(run.summary, run.folder, Console(quiet=devices.rank() > 0))

@@ -132,4 +132,4 @@ class Plan:
             check_baselines(against)
             target.check()
         if self.reached("judge"):
-            generation.check(target.context)
+            generation.prompt_room(target.context)

@@ -1,1 +1,1 @@
-"""From a tuned model to verdicts: prompts, generation, judges, and the pairwise winning score."""
+"""From a fine-tuned model to verdicts: prompts, generated answers, judges, and their summary."""

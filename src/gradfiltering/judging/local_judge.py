@@ -10,157 +10,199 @@ from typing import Any
 
 import torch
 from jinja2.exceptions import TemplateError
-from rich.console import Console
 from rich.progress import Progress
 
 from gradfiltering.data.examples import hash_tokenizer
-from gradfiltering.distributed.process_group import rank
 from gradfiltering.errors import UserError
-from gradfiltering.judging.asking import Asked, Asking
 from gradfiltering.judging.base import Judge, Question, Reply
-from gradfiltering.judging.generate import generate_batch, plain_decoding, said
+from gradfiltering.judging.conversation import Conversation, ConversationSettings
+from gradfiltering.judging.generation import decode_answer, generate_batch, plain_decoding
+from gradfiltering.judging.judge_prompt import Message
 from gradfiltering.judging.prompts import Prompt
-from gradfiltering.judging.protocol import Message
-from gradfiltering.judging.replies import ReplyKey, ReplyStore, StoredReply
+from gradfiltering.judging.reply_store import ReplyKey, ReplyStore, StoredReply
 from gradfiltering.models.language_model import LanguageModel, PretrainedModel, fastest_precision
 from gradfiltering.models.weights import hash_weights
+from gradfiltering.options import PositiveInt, options
+from gradfiltering.runs.logs import announce
 
 LOCAL_VERSION = 1  # raise it when the same model and words would get another reply
 
 
+@options
 class LocalJudge(Judge):
-    """Asks a model loaded with transformers, greedily and in batches; its chat template where it has one.
+    """Asks a model loaded with transformers, greedily and in batches.
 
-    What it says is kept, batch by batch: a pair judged before, in this run or another, is not judged again.
+    It uses the model's chat template where it has one. Replies are stored batch by batch: a pair
+    judged before, in this run or another, is not judged again.
 
-    Args:
-        backbone: the model.
-        asking: what is shown, how often, and where replies are kept.
+    Attributes:
+        base_model: the model.
+        conversation: rules of each conversation, and the file of replies.
         batch_size: questions at once.
         device: "auto", or a device's name such as `cuda:1`.
     """
 
     name = "local"
+    base_model: PretrainedModel
+    conversation: ConversationSettings
+    batch_size: PositiveInt
+    device: str
 
-    def __init__(self, base_model: PretrainedModel, asking: Asking, batch_size: int, device: str):
-        if batch_size < 1:
-            raise UserError(f"judge.batch_size is {batch_size}; it must be at least 1")
-        self.base_model = base_model
-        self.asking = asking
-        self.batch_size = batch_size
-        self.device = device
-
-    def prepare(self, prompts: Sequence[Prompt], questions: int, answer_tokens: int) -> None:
-        """Refuses a model that cannot be loaded, or whose context a reply alone would fill."""
+    def check_feasible(self, prompts: Sequence[Prompt], questions_per_prompt: int, max_answer_tokens: int) -> None:
+        """Refuse a model that cannot be loaded, or whose context a reply alone would fill."""
         self.base_model.check()
-        if self.base_model.context <= self.asking.max_reply_tokens:
+        max_reply_tokens, context_tokens = (
+            self.conversation.max_reply_tokens,
+            self.base_model.context,
+        )
+        if context_tokens <= max_reply_tokens:
             raise UserError(
-                f"judge.max_reply_tokens is {self.asking.max_reply_tokens:,}, but {self.base_model.model} takes "
-                f"{self.base_model.context:,} tokens in all, which leaves none for the question; lower it"
+                f"max_reply_tokens is {max_reply_tokens:,}, but {self.base_model.model} takes "
+                f"{context_tokens:,} tokens in all, which leaves none for the question; lower it",
+                owner=self.conversation,
+                arguments=("max_reply_tokens",),
             )
 
-    def replies(self, questions: Sequence[Question]) -> list[Reply]:
-        """A reply to each question; one that does not fit the model's context is left unparsed, never cut."""
-        loaded, device = load_alone(self.base_model, self.device, "judge.device")
-        control = _own_marks(loaded.tokenizer)
-        # The same words in another order's or repeat's place get the same reply, since nothing is drawn by chance.
-        asked: dict[str, Asked] = {}
+    def answer_questions(self, questions: Sequence[Question]) -> list[Reply]:
+        """Reply to each question; one too long for the context is left unparsed, never cut."""
+        language_model, device = load_on_device(self.base_model, self.device)
+        special_tokens = list_special_tokens(language_model.tokenizer)
+        # The same words in another order's or repeat's place get the same reply, since nothing is
+        # drawn by chance.
+        conversations: dict[str, Conversation] = {}
         texts = []
         for question in questions:
-            one = self.asking.open(question, control)
-            texts.append(json.dumps(one.messages))
-            asked.setdefault(texts[-1], one)
-        store = ReplyStore(Path(self.asking.replies))
+            conversation = self.conversation.start(question, special_tokens)
+            texts.append(json.dumps(conversation.messages))
+            conversations.setdefault(texts[-1], conversation)
+        store = ReplyStore(Path(self.conversation.replies))
         try:
-            self._ask_all(loaded, device, list(asked.values()), store)
+            self._ask_all(language_model, device, list(conversations.values()), store)
         finally:
             store.close()
-        return [asked[text].final or Reply("not asked", None) for text in texts]
+        return [conversations[text].final_reply or Reply("not asked", None) for text in texts]
 
-    def _ask_all(self, loaded: LanguageModel, device: torch.device, asked: Sequence[Asked], store: ReplyStore) -> None:
-        identity = [LOCAL_VERSION, hash_weights(loaded.model), hash_tokenizer(loaded.tokenizer)]
-        model: Any = loaded.model.to(device)
-        with plain_decoding(model), Progress(transient=True, disable=rank() > 0) as bar:
-            line = bar.add_task(f"judging by {self.base_model.model}", total=len(asked))
-            for ask in range(self.asking.asks):
-                stored = 0
-                waiting: list[_Waiting] = []
-                for one in (one for one in asked if one.final is None):
-                    if (next_ := self._next(one, loaded, identity)) is None:
+    def _ask_all(
+        self,
+        language_model: LanguageModel,
+        device: torch.device,
+        conversations: Sequence[Conversation],
+        store: ReplyStore,
+    ) -> None:
+        weights_hash = hash_weights(language_model.model)
+        identity = [LOCAL_VERSION, weights_hash, hash_tokenizer(language_model.tokenizer)]
+        model: Any = language_model.model.to(device)
+        with plain_decoding(model), Progress(transient=True) as progress:
+            task = progress.add_task(f"judging by {self.base_model.model}", total=len(conversations))
+            for attempt in range(self.conversation.max_attempts):
+                stored_count = 0
+                turns: list[_Turn] = []
+                for conversation in conversations:
+                    turn = self._next_turn(conversation, language_model, identity)
+                    if turn is None:
                         continue
-                    if (reply := store.get(next_.key)) is not None:
-                        self.asking.take(one, reply.text)
-                        stored += 1
-                    else:
-                        waiting.append(next_)
-                if ask == 0:
-                    Console(quiet=rank() > 0).print(
-                        f"judge={self.name} ({self.base_model.model}): {len(waiting):,} questions, {stored:,} more "
-                        "answered by stored replies", highlight=False
-                    )  # fmt: skip
+                    stored_reply = store.get(turn.reply_key)
+                    if stored_reply is None:
+                        turns.append(turn)
+                        continue
+                    self.conversation.add_reply(conversation, stored_reply.text)
+                    stored_count += 1
+                if attempt == 0:
+                    announce(
+                        f"judge={self.name} ({self.base_model.model}): {len(turns):,} questions, "
+                        f"{stored_count:,} more answered by stored replies"
+                    )
                 # Longest first: if the memory does not suffice, that shows at once.
-                waiting.sort(key=lambda one: -len(one.tokens))
-                for start in range(0, len(waiting), self.batch_size):
-                    self._ask(model, loaded.tokenizer, waiting[start : start + self.batch_size], store)
-                    bar.update(line, completed=sum(one.final is not None for one in asked))
+                turns.sort(key=lambda turn: -len(turn.token_ids))
+                for start in range(0, len(turns), self.batch_size):
+                    batch = turns[start : start + self.batch_size]
+                    self._ask_batch(model, language_model.tokenizer, batch, store)
+                    finished = [item for item in conversations if item.final_reply is not None]
+                    progress.update(task, completed=len(finished))
 
-    def _next(self, one: Asked, loaded: LanguageModel, identity: Sequence[Any]) -> "_Waiting | None":
-        """What to ask next and under which key its reply is kept; None, and the question ended, if it does not fit."""
-        tokens, most = tokenize_chat(one.messages, loaded.tokenizer), self.asking.max_reply_tokens
-        if len(tokens) > loaded.context - most:
-            why = f"{len(tokens)} tokens and a reply of {most} do not fit {loaded.context}"
-            one.final = Reply(f"not judged: {why}", None)
+    def _next_turn(
+        self, conversation: Conversation, language_model: LanguageModel, identity: Sequence[Any]
+    ) -> "_Turn | None":
+        """Prepare the next question; None if it has ended, or now ends as it does not fit."""
+        if conversation.final_reply is not None:
             return None
-        digest = hashlib.sha256(json.dumps([*identity, most, tokens]).encode()).hexdigest()
-        return _Waiting(one, tokens, ReplyKey(self.name, self.base_model.model, digest, 0, 0, one.attempt))
+        token_ids = tokenize_chat(conversation.messages, language_model.tokenizer)
+        max_reply_tokens = self.conversation.max_reply_tokens
+        if len(token_ids) > language_model.context - max_reply_tokens:
+            conversation.final_reply = Reply(
+                f"not judged: {len(token_ids)} tokens and a reply of {max_reply_tokens} do not fit "
+                f"{language_model.context}",
+                None,
+            )
+            return None
+        content = json.dumps([*identity, max_reply_tokens, token_ids])
+        reply_key = ReplyKey(
+            judge=self.name,
+            model=self.base_model.model,
+            prompt_hash=hashlib.sha256(content.encode()).hexdigest(),
+            slot_order=0,
+            repeat=0,
+            attempt=conversation.attempt,
+        )
+        return _Turn(conversation, token_ids, reply_key)
 
-    def _ask(self, model: Any, tokenizer: Any, batch: Sequence["_Waiting"], store: ReplyStore) -> None:
-        """Asks a batch and keeps what came."""
-        answers = generate_batch(model, tokenizer, [one.tokens for one in batch], self.asking.max_reply_tokens)
+    def _ask_batch(self, model: Any, tokenizer: Any, turns: Sequence["_Turn"], store: ReplyStore) -> None:
+        """Ask a batch and store its replies."""
+        prompts = [turn.token_ids for turn in turns]
+        answers = generate_batch(model, tokenizer, prompts, self.conversation.max_reply_tokens)
         replies = [
-            StoredReply(said(answer, tokenizer), answer[1], len(one.tokens), len(answer[0]))
-            for answer, one in zip(answers, batch, strict=True)
+            StoredReply(
+                text=decode_answer(answer, tokenizer),
+                finish_reason=answer[1],
+                input_tokens=len(turn.token_ids),
+                output_tokens=len(answer[0]),
+            )
+            for answer, turn in zip(answers, turns, strict=True)
         ]
-        store.keep([(one.key, reply) for one, reply in zip(batch, replies, strict=True)])
-        for one, reply in zip(batch, replies, strict=True):
-            self.asking.take(one.asked, reply.text)
+        store.put_all([(turn.reply_key, reply) for turn, reply in zip(turns, replies, strict=True)])
+        for turn, reply in zip(turns, replies, strict=True):
+            self.conversation.add_reply(turn.conversation, reply.text)
 
 
 @dataclass(frozen=True)
-class _Waiting:
+class _Turn:
     """A question that no stored reply answers: its tokens, and the key of its reply."""
 
-    asked: Asked
-    tokens: list[int]
-    key: ReplyKey
+    conversation: Conversation
+    token_ids: list[int]
+    reply_key: ReplyKey
 
 
-def load_alone(base_model: PretrainedModel, device: str, option: str) -> tuple[LanguageModel, torch.device]:
-    """Loads a pretrained model outside training, and says where it belongs.
+def load_on_device(base_model: PretrainedModel, device_name: str) -> tuple[LanguageModel, torch.device]:
+    """Load a pretrained model outside training, in the precision that suits a device.
 
     Args:
-        backbone: the model; its precision `auto` is what suits the device.
-        device: a device's name, or "auto" for a GPU where there is one.
-        option: what the device is called where it was asked for.
+        base_model: the model.
+        device_name: a device's name, or "auto" for a GPU where there is one.
+
+    Returns:
+        The model, still on the host, and the device.
 
     Raises:
         UserError: there is no such device, or the model cannot be loaded.
     """
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if device_name == "auto":
+        device_name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        place = torch.device(chosen)
+        device = torch.device(device_name)
     except RuntimeError as error:
-        raise UserError(f"{option}={chosen}: {error}") from error
-    precision = fastest_precision(place) if base_model.precision == "auto" else base_model.precision
-    # A pretrained model is neither kept in a store nor drawn from a seed, and its precision is settled.
-    load: Any = partial(replace(base_model, precision=precision).load, None, 0, None)  # type: ignore[arg-type]
-    return load(), place
+        raise UserError(f"device={device_name}: {error}") from error
+    precision = fastest_precision(device) if base_model.precision == "auto" else base_model.precision
+    settled: Any = replace(base_model, precision=precision)
+    # A pretrained model is neither cached nor drawn from a seed, and its precision is settled.
+    return settled.load(None, 0, None), device
 
 
 def tokenize_chat(messages: Sequence[Message], tokenizer: Any) -> list[int]:
-    """A conversation as the model's own chat template lays it out; as plain paragraphs where it has none."""
+    """Tokenise a conversation by the model's chat template; as plain paragraphs without one."""
     if not getattr(tokenizer, "chat_template", None):
-        return tokenizer("\n\n".join(message["content"] for message in messages) + "\n\n")["input_ids"]
+        text = "\n\n".join(message["content"] for message in messages) + "\n\n"
+        return tokenizer(text)["input_ids"]
     render = partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
     try:
         text = render(list(messages))
@@ -168,13 +210,14 @@ def tokenize_chat(messages: Sequence[Message], tokenizer: Any) -> list[int]:
         if messages[0]["role"] != "system":
             raise
         # Some templates refuse a system turn; it then opens the first question.
-        opening = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
-        text = render([opening, *messages[2:]])
+        opening = "\n\n".join(message["content"] for message in messages[:2])
+        text = render([{"role": "user", "content": opening}, *messages[2:]])
     # The template writes the start token itself.
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def _own_marks(tokenizer: Any) -> list[str]:
-    """Texts that this tokenizer reads as single marks; an answer must not bring them along."""
-    added = [entry.content for entry in tokenizer.added_tokens_decoder.values()]
-    return sorted({mark.strip() for mark in [*added, *tokenizer.all_special_tokens] if len(mark.strip()) > 1})
+def list_special_tokens(tokenizer: Any) -> list[str]:
+    """List texts that a tokenizer reads as single marks; an answer must not bring them along."""
+    added_tokens = [token.content for token in tokenizer.added_tokens_decoder.values()]
+    texts = {token.strip() for token in [*added_tokens, *tokenizer.all_special_tokens]}
+    return sorted(text for text in texts if len(text) > 1)

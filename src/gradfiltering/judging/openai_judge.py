@@ -4,165 +4,205 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from rich.console import Console
 from rich.progress import Progress
 
-from gradfiltering.distributed.process_group import rank
 from gradfiltering.errors import UserError
-from gradfiltering.judging.asking import Asked, Asking
 from gradfiltering.judging.base import Judge, Question, Reply
-from gradfiltering.judging.budget import Budget, BudgetSpent, Limits, estimated_tokens
-from gradfiltering.judging.endpoint import Endpoint, NoReply
+from gradfiltering.judging.chat_endpoint import ChatEndpoint, ChatSession, NoReply
+from gradfiltering.judging.conversation import Conversation, ConversationSettings
+from gradfiltering.judging.judge_prompt import Message
 from gradfiltering.judging.prompts import Prompt
-from gradfiltering.judging.protocol import Message
-from gradfiltering.judging.replies import ReplyKey, ReplyStore
+from gradfiltering.judging.reply_store import ReplyKey, ReplyStore
+from gradfiltering.judging.spending import (
+    LimitReached,
+    Spending,
+    SpendingLimits,
+    estimate_tokens,
+)
+from gradfiltering.options import NonNegativeFloat, model_validator, options
+from gradfiltering.runs.logs import announce
 
 
-@dataclass(frozen=True)
-class Request:
-    """What stands in each request beside the conversation.
+@options
+class ChatRequest:
+    """Fields of each request beside the conversation.
 
     Attributes:
-        model: its name at the server.
-        temperature: of sampling; None leaves it to the server.
-        token_limit_name: how this server calls the longest reply, `max_tokens` or `max_completion_tokens`.
+        model: the model's name at the server.
+        temperature: temperature of sampling; None leaves it to the server.
+        token_limit_name: this server's name for the longest reply, `max_tokens` or
+            `max_completion_tokens`.
         fields: further fields.
     """
 
     model: str
-    temperature: float | None
+    temperature: NonNegativeFloat | None
     token_limit_name: str
     fields: Mapping[str, Any]
 
-    def __post_init__(self) -> None:
-        fixed = ("model", "messages", "stream", "n", "temperature", self.token_limit_name)
-        if taken := [name for name in self.fields if name in fixed]:
-            raise UserError(f"judge.request.{taken[0]} has an option of its own or cannot be changed; remove it")
+    @model_validator(mode="after")
+    def _check_fields(self) -> Self:
+        reserved = ("model", "messages", "stream", "n", "temperature", self.token_limit_name)
+        if taken := [name for name in self.fields if name in reserved]:
+            raise UserError(
+                f"the request field {taken[0]} has an option of its own or cannot be changed; remove it",
+                owner=self,
+                arguments=("fields",),
+            )
+        return self
 
-    def body(self, messages: Sequence[Message], asking: Asking) -> dict[str, Any]:
-        """A request's body."""
+    def make_body(self, messages: Sequence[Message], conversation: ConversationSettings) -> dict[str, Any]:
+        """Assemble a request's body."""
         body = {"model": self.model, "messages": list(messages), **self.fields}
-        if asking.protocol.reply == "json":
+        if conversation.prompt.reply == "json":
             body.setdefault("response_format", {"type": "json_object"})
         if self.temperature is not None:
             body["temperature"] = self.temperature
-        return {**body, self.token_limit_name: asking.max_reply_tokens}
+        return {**body, self.token_limit_name: conversation.max_reply_tokens}
 
 
 class OpenAIJudge(Judge):
-    """Asks a chat model, several questions at once; what it says is kept as it arrives and never asked for twice.
+    """Asks a chat model several questions at once; stores each reply and never asks for it twice.
 
     Args:
         endpoint: the server.
-        request: what is sent along with each conversation.
-        asking: what is shown, how often, and where replies are kept.
-        limits: of a run, in requests and in money.
+        request: fields that are sent along with each conversation.
+        conversation: rules of each conversation, and the file of replies.
+        limits: limits of a run, in requests and in money.
     """
 
     name = "openai"
 
-    def __init__(self, endpoint: Endpoint, request: Request, asking: Asking, limits: Limits):
+    def __init__(
+        self,
+        endpoint: ChatEndpoint,
+        request: ChatRequest,
+        conversation: ConversationSettings,
+        limits: SpendingLimits,
+    ):
         self.endpoint = endpoint
         self.request = request
-        self.asking = asking
+        self.conversation = conversation
         self.limits = limits
-        self.budget = Budget(limits)
-        self.path = Path(asking.replies)
+        self.spending = Spending(limits)
+        self.replies_path = Path(conversation.replies)
 
-    def prepare(self, prompts: Sequence[Prompt], questions: int, answer_tokens: int) -> None:
-        """Refuses a missing key, and limits that might not do if every answer were as long as it may be."""
-        self.endpoint.check()
-        asked = [self.asking.open(Question(prompt, "", "", 0, 0)) for prompt in prompts]
-        empty = sum(estimated_tokens(one.messages) for one in asked)
-        how = f"an upper bound: two answers of {answer_tokens:,} tokens, generation.max_new_tokens, in each request"
-        self._announce(len(asked) * questions, questions * (empty + 2 * answer_tokens * len(asked)), how)
+    def check_feasible(self, prompts: Sequence[Prompt], questions_per_prompt: int, max_answer_tokens: int) -> None:
+        """Refuse a missing key, and limits too low if every answer were as long as it may be."""
+        self.endpoint.check_secrets()
+        empty_conversations = [self.conversation.start(Question(prompt, "", "", 0, 0)) for prompt in prompts]
+        prompt_tokens = sum(estimate_tokens(opened.messages) for opened in empty_conversations)
+        answer_tokens = 2 * max_answer_tokens * len(prompts)
+        self._announce(
+            requests=len(prompts) * questions_per_prompt,
+            input_tokens=questions_per_prompt * (prompt_tokens + answer_tokens),
+            basis=f"an upper bound: two answers of {max_answer_tokens:,} tokens, the longest allowed, in each request",
+        )
 
-    def replies(self, questions: Sequence[Question]) -> list[Reply]:
-        """Asks what no stored reply answers; prints how much that is, and refuses if it is above the limits.
+    def answer_questions(self, questions: Sequence[Question]) -> list[Reply]:
+        """Ask what no stored reply answers; print the amount, and refuse it above the limits.
 
         Raises:
-            UserError: the estimate is above a limit, a limit was reached, or the server refuses every request. Replies
-                that came before are kept.
+            UserError: the estimate is above a limit, a limit was reached, or the server refuses
+                every request. Replies that came before are stored.
         """
-        store = ReplyStore(self.path)
+        store = ReplyStore(self.replies_path)
         try:
-            self.budget = Budget(self.limits)
-            asked = [self.asking.open(question) for question in questions]
-            left = [one for one in asked if not self._resume(one, store)]
-            how = f"{len(asked) - len(left):,} questions answered by stored replies"
-            self._announce(len(left), sum(estimated_tokens(one.messages) for one in left), how)
-            if left:
-                asyncio.run(self._ask_all(left, store))
-            return [one.final or Reply("not asked", None) for one in asked]
+            self.spending = Spending(self.limits)
+            conversations = [self.conversation.start(question) for question in questions]
+            for conversation in conversations:
+                self._replay_stored(conversation, store)
+            unfinished = [conversation for conversation in conversations if conversation.final_reply is None]
+            self._announce(
+                requests=len(unfinished),
+                input_tokens=sum(estimate_tokens(conversation.messages) for conversation in unfinished),
+                basis=f"{len(conversations) - len(unfinished):,} questions answered by stored replies",
+            )
+            if unfinished:
+                asyncio.run(self._ask_all(unfinished, store))
+            return [conversation.final_reply or Reply("not asked", None) for conversation in conversations]
         finally:
             store.close()
 
-    def body(self, messages: Sequence[Message]) -> dict[str, Any]:
-        """A request's body."""
-        return self.request.body(messages, self.asking)
+    def reply_key(self, conversation: Conversation) -> ReplyKey:
+        """Identify a question's next reply."""
+        body = self.request.make_body(conversation.messages, self.conversation)
+        content = json.dumps([self.endpoint.base_url, body], sort_keys=True)
+        return ReplyKey(
+            judge=self.name,
+            model=self.request.model,
+            prompt_hash=hashlib.sha256(content.encode()).hexdigest(),
+            slot_order=conversation.question.order,
+            repeat=conversation.question.repeat,
+            attempt=conversation.attempt,
+        )
 
-    def key(self, asked: Asked) -> ReplyKey:
-        """Under which a question's next reply is kept."""
-        sent = json.dumps([self.endpoint.base_url, self.body(asked.messages)], sort_keys=True)
-        digest, question = hashlib.sha256(sent.encode()).hexdigest(), asked.question
-        return ReplyKey(self.name, self.request.model, digest, question.order, question.repeat, asked.attempt)
+    def _replay_stored(self, conversation: Conversation, store: ReplyStore) -> None:
+        """Advance a conversation by its stored replies."""
+        while conversation.final_reply is None:
+            stored_reply = store.get(self.reply_key(conversation))
+            if stored_reply is None:
+                return
+            self.conversation.add_reply(conversation, stored_reply.text)
 
-    def _resume(self, asked: Asked, store: ReplyStore) -> bool:
-        """Goes through the stored replies to a question; whether nothing remains to be asked."""
-        while asked.final is None and (stored := store.get(self.key(asked))) is not None:
-            self.asking.take(asked, stored.text)
-        return asked.final is not None
-
-    async def _ask_all(self, left: Sequence[Asked], store: ReplyStore) -> None:
-        stopped: list[UserError] = []
+    async def _ask_all(self, conversations: Sequence[Conversation], store: ReplyStore) -> None:
+        fatal_errors: list[UserError] = []
         failures: list[str] = []
-        with Progress(transient=True, disable=rank() > 0) as bar:
-            line = bar.add_task(f"judging by {self.request.model}", total=len(left))
+        with Progress(transient=True) as progress:
+            task = progress.add_task(f"judging by {self.request.model}", total=len(conversations))
 
-            async def settle(asked: Asked) -> None:
+            async def finish(conversation: Conversation, session: ChatSession) -> None:
                 try:
-                    while asked.final is None and not stopped:
-                        await self._ask(asked, store)
+                    while conversation.final_reply is None and not fatal_errors:
+                        await self._ask(conversation, session, store)
                 except NoReply as error:
                     failures.append(str(error))
                     # Not stored, so the next run asks for it.
-                    asked.final = Reply(f"not judged: {error}", None)
+                    conversation.final_reply = Reply(f"not judged: {error}", None)
                 except UserError as error:
-                    stopped.append(error)  # those under way may end: they are paid for
-                bar.advance(line)
+                    fatal_errors.append(error)  # requests under way may end: they are paid for
+                progress.advance(task)
 
-            async with self.endpoint.connected():
-                await asyncio.gather(*(settle(asked) for asked in left))
+            async with self.endpoint.connect(self.spending) as session:
+                await asyncio.gather(*(finish(conversation, session) for conversation in conversations))
         self._report(failures)
-        if stopped:
-            kind = BudgetSpent if isinstance(stopped[0], BudgetSpent) else UserError
-            raise kind(f"{stopped[0]}. Replies that came are kept in {self.path}; a further run asks for the rest only")
+        if fatal_errors:
+            error = fatal_errors[0]
+            error_class = LimitReached if isinstance(error, LimitReached) else UserError
+            raise error_class(
+                f"{error}. Replies that came are kept in {self.replies_path}; a further run asks for the rest only",
+                error.owner,
+                error.arguments,
+            )
 
-    async def _ask(self, asked: Asked, store: ReplyStore) -> None:
-        tokens, most = estimated_tokens(asked.messages), self.asking.max_reply_tokens
-        reply = await self.endpoint.ask(self.body(asked.messages), self.budget, tokens, most)
-        await store.put(self.key(asked), reply)
-        self.asking.take(asked, reply.text)
-
-    def _announce(self, requests: int, tokens: int, how: str) -> None:
-        """Prints what is to come, and refuses it above the limits."""
-        replies = requests * self.asking.max_reply_tokens
-        cost = self.limits.prices.cost(tokens, replies)
-        money = f", at most about {cost:,.2f} in money" if self.limits.prices.known else ", prices unknown"
-        Console(quiet=rank() > 0).print(
-            f"judge={self.name} ({self.request.model}): {requests:,} requests, about {tokens:,} tokens in and at most "
-            f"{replies:,} out{money} ({how})",
-            highlight=False,
+    async def _ask(self, conversation: Conversation, session: ChatSession, store: ReplyStore) -> None:
+        reply = await session.complete(
+            self.request.make_body(conversation.messages, self.conversation),
+            input_tokens=estimate_tokens(conversation.messages),
+            max_output_tokens=self.conversation.max_reply_tokens,
         )
-        self.limits.refuse_above(requests, cost, how)
+        await store.put(self.reply_key(conversation), reply)
+        self.conversation.add_reply(conversation, reply.text)
+
+    def _announce(self, requests: int, input_tokens: int, basis: str) -> None:
+        """Print the work ahead, and refuse it above the limits."""
+        output_tokens = requests * self.conversation.max_reply_tokens
+        prices = self.limits.prices
+        cost = prices.cost(input_tokens, output_tokens)
+        cost_text = f"at most about {cost:,.2f} in money" if prices.known else "prices unknown"
+        announce(
+            f"judge={self.name} ({self.request.model}): {requests:,} requests, about "
+            f"{input_tokens:,} tokens in and at most {output_tokens:,} out, {cost_text} ({basis})"
+        )
+        self.limits.check_estimate(requests, cost, basis)
 
     def _report(self, failures: Sequence[str]) -> None:
-        spent = f", {self.budget.cost:,.4f} in money" if self.limits.prices.known else ""
-        text = f"judge={self.name}: {self.budget.requests:,} requests sent{spent}"
+        text = f"judge={self.name}: {self.spending.requests:,} requests sent"
+        if self.limits.prices.known:
+            text += f", {self.spending.cost:,.4f} in money"
         if failures:
             text += f"; {len(failures):,} questions without a reply ({failures[0]}); a further run asks for them again"
-        Console(quiet=rank() > 0).print(text, highlight=False, markup=False)
+        announce(text)

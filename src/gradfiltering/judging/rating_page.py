@@ -1,166 +1,197 @@
 """The page on which people compare answers: blind, on loopback, behind a password."""
 
-import hmac
-import json
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from http.cookies import SimpleCookie
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, get_args
 
-from gradfiltering.errors import UserError
-from gradfiltering.judging.ratings import Pair, RatingStore, Selection, seen_order, swapped
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.middleware.sessions import SessionMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
 
-PAGE = Path(__file__).parent / "templates" / "rating.html"
-LARGEST_REQUEST = 10_000
-LONGEST_NAME = 60
+from gradfiltering.errors import UserError
+from gradfiltering.judging.ratings import (
+    AnswerPair,
+    Choice,
+    RatingStore,
+    is_swapped,
+    order_for_rater,
+)
+
+TEMPLATES = Path(__file__).parent / "templates"
+LARGEST_REQUEST = 10_000  # bytes
+LONGEST_NAME = 60  # characters
 WRONG_PASSWORD_SECONDS = 0.5
-HEADERS = {
+SECURITY_HEADERS = {
     # Nothing but the page's own script and style runs, whatever an answer holds.
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "form-action 'none'; frame-ancestors 'none'; base-uri 'none'",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "connect-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-FILES = {"/": ("rating.html", "text/html"), "/page.js": ("rating.js", "text/javascript"),
-         "/page.css": ("rating.css", "text/css")}  # fmt: skip
 
 
-class RatingSite:
-    """What the page shows and keeps.
+class RatingPage:
+    """Content of the page, and its web application.
+
+    Sessions are signed cookies that other sites cannot send. A rating must carry the session's own
+    token in the header `X-CSRF-Token`, which only the page's script can read.
 
     Args:
-        pairs: to be rated.
-        store: of the ratings.
-        password: that raters give; None lets everybody in.
+        pairs: pairs to be rated.
+        store: store of the ratings.
+        password: password that raters give; None lets everybody in.
     """
 
-    def __init__(self, pairs: Sequence[Pair], store: RatingStore, password: str | None):
-        self.pairs = {pair.name: pair for pair in pairs}
+    def __init__(self, pairs: Sequence[AnswerPair], store: RatingStore, password: str | None):
+        self.pairs = {pair.pair_id: pair for pair in pairs}
         self.store = store
         self.password = password
-        self._sessions: dict[str, str] = {}
+        # The secret is drawn anew each time, so sessions end with the program.
+        sessions = Middleware(
+            SessionMiddleware,
+            secret_key=secrets.token_urlsafe(32),
+            session_cookie="session",
+            max_age=None,
+            same_site="strict",
+        )
+        self.application = Starlette(
+            routes=[
+                Route("/", _serve_file("rating.html")),
+                Route("/page.js", _serve_file("rating.js")),
+                Route("/page.css", _serve_file("rating.css")),
+                Route("/api/state", self.show_state),
+                Route("/api/login", self.log_in, methods=["POST"]),
+                Route("/api/rate", self.rate_pair, methods=["POST"]),
+            ],
+            middleware=[
+                Middleware(BaseHTTPMiddleware, dispatch=_add_security_headers),
+                sessions,
+            ],
+        )
 
-    def log_in(self, rater: str, password: str) -> str | None:
-        """A session for this rater, None when the password is wrong or the name is none."""
-        rater = rater.strip()
+    async def log_in(self, request: Request) -> Response:
+        """Start a session of the rater that the request names."""
+        body = await _read_body(request)
+        rater, password = str(body.get("rater", "")).strip(), str(body.get("password", ""))
         if not rater or len(rater) > LONGEST_NAME or not rater.isprintable():
-            return None
-        if self.password is not None and not hmac.compare_digest(_bytes(password), _bytes(self.password)):
-            time.sleep(WRONG_PASSWORD_SECONDS)  # guessing takes its time
-            return None
-        session = secrets.token_urlsafe(24)
-        self._sessions[session] = rater
-        return session
+            return _refuse(403, "wrong password, or no name")
+        if self.password is not None and not secrets.compare_digest(
+            password.encode("utf-8", "surrogatepass"), self.password.encode()
+        ):
+            await run_in_threadpool(time.sleep, WRONG_PASSWORD_SECONDS)  # slows guessing down
+            return _refuse(403, "wrong password, or no name")
+        request.session.update(rater=rater, csrf_token=secrets.token_urlsafe(24))
+        return JSONResponse({"ok": True})
 
-    def rater(self, session: str) -> str | None:
-        """Whose session it is."""
-        return self._sessions.get(session)
+    async def show_state(self, request: Request) -> Response:
+        """Send the rater's progress and next pair."""
+        if "rater" not in request.session:
+            return _refuse(401, "log in")
+        return await self._state_response(request)
 
-    def state(self, rater: str) -> dict[str, Any]:
-        """How far this rater is, and the next pair."""
-        done = self.store.by_rater(list(self.pairs.values())).get(rater, {})
-        left = [pair for pair in seen_order(self.store.seed, rater, list(self.pairs.values())) if pair.name not in done]
-        shown = None
-        if left:
-            pair = left[0]
+    async def rate_pair(self, request: Request) -> Response:
+        """Store a rating, then send the next pair."""
+        session = request.session
+        if "rater" not in session:
+            return _refuse(401, "log in")
+        csrf_token = request.headers.get("x-csrf-token", "")
+        if not secrets.compare_digest(csrf_token.encode(), session["csrf_token"].encode()):
+            return _refuse(403, "this request does not come from the page")
+        body = await _read_body(request)
+        pair_id, choice = str(body.get("pair")), str(body.get("choice"))
+        choices: dict[str, Choice] = {name: name for name in get_args(Choice)}
+        if pair_id not in self.pairs or choice not in choices:
+            return _refuse(400, "not understood")
+        await run_in_threadpool(self.store.add_choice, pair_id, session["rater"], choices[choice])
+        return await self._state_response(request)
+
+    async def _state_response(self, request: Request) -> Response:
+        rater = request.session["rater"]
+        state = await run_in_threadpool(self._find_next_pair, rater)
+        return JSONResponse({**state, "csrf_token": request.session["csrf_token"]})
+
+    def _find_next_pair(self, rater: str) -> dict[str, Any]:
+        pairs = list(self.pairs.values())
+        rated = self.store.labels_by_rater(pairs).get(rater, {})
+        unrated = [pair for pair in pairs if pair.pair_id not in rated]
+        shown_pair = None
+        if unrated:
+            pair = order_for_rater(self.store.seed, rater, unrated)[0]
             sides = [pair.first, pair.second]
-            if swapped(self.store.seed, rater, pair.name):
+            if is_swapped(self.store.seed, rater, pair.pair_id):
                 sides.reverse()
-            shown = {"pair": pair.name, "question": pair.question, "left": sides[0], "right": sides[1]}
-        return {"rater": rater, "done": len(done), "total": len(self.pairs), "shown": shown}
-
-    def rate(self, rater: str, pair: str, choice: str) -> bool:
-        """Keeps a rating; False when there is no such pair or choice."""
-        known = next((one for one in get_args(Selection) if one == choice), None)
-        if pair not in self.pairs or known is None:
-            return False
-        self.store.rate(pair, rater, known)
-        return True
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
+            shown_pair = {
+                "pair": pair.pair_id,
+                "question": pair.question,
+                "left": sides[0],
+                "right": sides[1],
+            }
+        return {"rater": rater, "done": len(rated), "total": len(pairs), "shown": shown_pair}
 
 
 @contextmanager
-def serving(site: RatingSite, host: str, port: int) -> Iterator[str]:
-    """Serves the page while the block runs; yields its address."""
+def serve_page(page: RatingPage, host: str, port: int) -> Iterator[str]:
+    """Serve the page while the block runs.
+
+    Yields:
+        The page's address.
+
+    Raises:
+        UserError: the port is taken, or the host is not this machine's.
+    """
     try:
-        server = ThreadingHTTPServer((host, port), type("Handler", (_Handler,), {"site": site}))
+        listener = socket.create_server((host, port))
     except OSError as error:
-        raise UserError(f"judge.host={host}, judge.port={port}: cannot serve there ({error}); port 0 is any") from error
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+        raise UserError(f"cannot serve on host {host}, port {port} ({error}); port 0 is any") from error
+    config = uvicorn.Config(page.application, log_config=None, lifespan="off", server_header=False)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     try:
-        yield f"http://{host}:{server.server_port}/"
+        yield f"http://{host}:{listener.getsockname()[1]}/"
     finally:
-        server.shutdown()
-        server.server_close()
+        server.should_exit = True
         thread.join()
+        listener.close()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    site: RatingSite
+async def _add_security_headers(request: Request, call_next: RequestResponseEndpoint) -> Response:
+    response = await call_next(request)
+    response.headers.update(SECURITY_HEADERS)
+    return response
 
-    def do_GET(self) -> None:
-        if self.path in FILES:
-            name, kind = FILES[self.path]
-            self._send(200, (PAGE.parent / name).read_bytes(), kind)
-        elif self.path == "/api/state" and (rater := self._rater()) is not None:
-            self._json(200, self.site.state(rater))
-        else:
-            self._json(404 if self.path != "/api/state" else 401, {"error": "log in"})
 
-    def do_POST(self) -> None:
-        body = self._body()
-        # A JSON body cannot be sent from another site without its consent, and the cookie is not sent along either.
-        if body is None or self.headers.get("Content-Type") != "application/json":
-            self._json(400, {"error": "not understood"})
-        elif self.path == "/api/login":
-            session = self.site.log_in(str(body.get("rater", "")), str(body.get("password", "")))
-            if session is None:
-                self._json(403, {"error": "wrong password, or no name"})
-            else:
-                cookie = f"session={session}; HttpOnly; SameSite=Strict; Path=/"
-                self._json(200, {"ok": True}, {"Set-Cookie": cookie})
-        elif (rater := self._rater()) is None:
-            self._json(401, {"error": "log in"})
-        elif self.path == "/api/rate" and self.site.rate(rater, str(body.get("pair")), str(body.get("choice"))):
-            self._json(200, self.site.state(rater))
-        else:
-            self._json(400, {"error": "not understood"})
+def _serve_file(file_name: str) -> Any:
+    async def respond(request: Request) -> Response:
+        return FileResponse(TEMPLATES / file_name)
 
-    def log_message(self, format: str, *arguments: Any) -> None:
-        """Nothing: the page is not the run's output."""
+    return respond
 
-    def _rater(self) -> str | None:
-        cookie = SimpleCookie(self.headers.get("Cookie", ""))
-        return self.site.rater(cookie["session"].value) if "session" in cookie else None
 
-    def _body(self) -> dict[str, Any] | None:
-        length = self.headers.get("Content-Length", "")
-        if not length.isdecimal() or int(length) > LARGEST_REQUEST:
-            return None
-        try:
-            found = json.loads(self.rfile.read(int(length)))
-        except (ValueError, RecursionError):
-            return None
-        return found if isinstance(found, dict) else None
+async def _read_body(request: Request) -> dict[str, Any]:
+    """Read a small JSON object; an empty one where the body is anything else."""
+    length = request.headers.get("content-length", "")
+    is_json = request.headers.get("content-type") == "application/json"
+    if not is_json or not length.isdecimal() or int(length) > LARGEST_REQUEST:
+        return {}
+    try:
+        body = await request.json()
+    except (ValueError, RecursionError):
+        return {}
+    return body if isinstance(body, dict) else {}
 
-    def _json(self, status: int, value: Any, headers: dict[str, str] | None = None) -> None:
-        self._send(status, json.dumps(value).encode(), "application/json", headers)
 
-    def _send(self, status: int, content: bytes, kind: str, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        all_ = {"Content-Type": f"{kind}; charset=utf-8", "Content-Length": str(len(content)), **HEADERS}
-        for name, value in {**all_, **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(content)
+def _refuse(status: int, reason: str) -> Response:
+    return JSONResponse({"error": reason}, status_code=status)

@@ -224,7 +224,8 @@ CITED: dict[str, tuple[str, ...]] = {
     "ensembles.snapshot_ensemble.SnapshotEnsemble": (*ENSEMBLE, "huang2017snapshot"),
     "judging.openai_judge.OpenAIJudge": JUDGED_BY_MODEL,
     "judging.local_judge.LocalJudge": JUDGED_BY_MODEL,
-    "judging.replay.ReplayJudge": JUDGED_BY_MODEL,
+    "judging.replay.ReplayJudge": JUDGED_BY_MODEL,  # of older runs
+    "judging.replay_judge.ReplayJudge": JUDGED_BY_MODEL,
 }
 
 # Words in the name or path of a base model, and of a dataset.

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gradfiltering.judging.compare import compare_candidates, holm, read_outcomes
+from gradfiltering.judging.verdict_summary import read_outcomes
 from gradfiltering.runs.cache import write_json
 from gradfiltering.runs.yaml_files import read_yaml
+from gradfiltering.statistics.paired_comparison import compare_candidates, correct_by_holm
 from gradfiltering.statistics.winning_score import ALL_SETS
 
 COMPARISONS_SHOWN = 10
@@ -70,14 +70,14 @@ def compare_jobs(folder: Path, jobs: Sequence[Path], console: Console) -> None:
         found[f"{against} ({', '.join(outcomes)})"] = compare_candidates(outcomes, *drawing)
     if not found:
         return
-    write_json(folder / "comparisons.json", {name: [asdict(one) for one in some] for name, some in found.items()})
+    write_json(folder / "comparisons.json", {name: [one.to_json() for one in some] for name, some in found.items()})
     for name, some in found.items():
         table = Table("jobs", "prompts", "PWS difference", "interval", "p", "p (Holm)", "could be found",
                       title=f"Candidates against {name}", title_justify="left")  # fmt: skip
         for one in sorted(some, key=lambda one: one.p)[:COMPARISONS_SHOWN]:
             interval = f"{one.low:+.3f} – {one.high:+.3f}"
             numbers = (interval, f"{one.p:.3g}", f"{one.p_holm:.3g}", _number(one.detectable))
-            table.add_row(f"{one.one} – {one.other}", str(one.prompts), f"{one.difference:+.3f}", *numbers)
+            table.add_row(f"{one.first_name} – {one.second_name}", str(one.prompts), f"{one.difference:+.3f}", *numbers)
         console.print(table)
         if len(some) > COMPARISONS_SHOWN:
             console.print(f"  and {len(some) - COMPARISONS_SHOWN} more with larger p, in comparisons.json")
@@ -107,7 +107,7 @@ def _agreements(found: Mapping[str, Any]) -> dict[str, str]:
 def _sign_tests(p_values: Sequence[float | None]) -> list[str]:
     """p-values, with several opponents also after Holm's correction."""
     known = [p for p in p_values if p is not None]
-    corrected = iter(holm(known))
+    corrected = iter(correct_by_holm(known))
     holms = [None if p is None else next(corrected) for p in p_values]
     return [
         "–" if p is None else f"p = {p:.3g}" + (f" (Holm {after:.3g})" if len(known) > 1 else "")

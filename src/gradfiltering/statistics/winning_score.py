@@ -1,13 +1,11 @@
 """The pairwise winning score, its intervals, and what could have been found with so many prompts."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from gradfiltering.judging.verdicts import Verdict
-from gradfiltering.seeding import derive_seed
 from gradfiltering.statistics.intervals import bca_interval, detectable_difference, percentile_interval, sign_test
 
 ALL_SETS = "all"
@@ -94,28 +92,3 @@ def pairwise_winning_score(verdicts: Sequence[str], resamples: int, confidence: 
         sign_p=sign_test(wins, losses),
         detectable=detectable_difference(values, numbers, confidence),
     )
-
-
-def tally(verdicts: Iterable[Verdict], resamples: int, confidence: float, seed: int) -> dict[str, dict[str, PWS]]:
-    """PWS per opponent and prompt set, and pooled over the sets under "all".
-
-    Only each pair's first judging (`repeat` 0) counts: a repeat shows how steady the judge is, but it is not another
-    prompt, and counting it as one would make the interval too narrow.
-
-    Returns:
-        `{against: {prompt set or "all": PWS}}`, opponents and sets in order of first appearance, "all" last.
-    """
-    outcomes: dict[str, dict[str, list[str]]] = {}
-    for verdict in verdicts:
-        if verdict.repeat == 0:
-            outcomes.setdefault(verdict.against, {}).setdefault(verdict.prompt_set, []).append(verdict.verdict)
-    table: dict[str, dict[str, PWS]] = {}
-    for against, by_set in outcomes.items():
-        if ALL_SETS in by_set:
-            raise ValueError(f"a prompt set is called {ALL_SETS!r}, the name of the pool of all sets; rename it")
-        pool = [outcome for values in by_set.values() for outcome in values]
-        table[against] = {
-            name: pairwise_winning_score(values, resamples, confidence, derive_seed(seed, "pws", against, name))
-            for name, values in {**by_set, ALL_SETS: pool}.items()
-        }
-    return table

@@ -1,10 +1,11 @@
 "use strict";
 const at = (id) => document.getElementById(id);
-let shown = null, busy = false;
+let shown = null, token = "", busy = false;
 
 // Answers are set as text, never as markup.
 function show(state) {
   shown = state.shown;
+  token = state.csrf_token;
   at("login").hidden = true;
   at("rating").hidden = shown === null;
   at("done").hidden = shown !== null;
@@ -19,7 +20,7 @@ function show(state) {
 
 async function call(path, body) {
   const options = body === undefined ? {} :
-    { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+    { method: "POST", headers: { "Content-Type": "application/json", "X-CSRF-Token": token }, body: JSON.stringify(body) };
   return fetch(path, options);
 }
 

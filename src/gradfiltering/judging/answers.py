@@ -1,0 +1,112 @@
+"""Answers of fine-tuned models to evaluation prompts, generated once for each model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from gradfiltering.data.examples import hash_tokenizer
+from gradfiltering.judging.generation import (
+    GenerationSettings,
+    generate_responses,
+    render_prompts,
+)
+from gradfiltering.judging.prompts import Prompt
+from gradfiltering.judging.responses import Response, read_responses, write_responses
+from gradfiltering.models.language_model import LanguageModel, context_length
+from gradfiltering.models.weights import hash_adapter, hash_weights
+from gradfiltering.runs.cache import Cache
+from gradfiltering.runs.files import hash_key
+
+ANSWERS_FILE = "answers.jsonl"
+ANSWERS_VERSION = 1  # raise it when the same model would answer otherwise
+
+
+@dataclass(frozen=True)
+class ModelAnswers:
+    """Answers of several models to the same prompts.
+
+    Attributes:
+        responses: by model, its responses in the order of the prompts.
+        reused_seconds: seconds that cached answers had taken to generate.
+    """
+
+    responses: dict[str, list[Response]]
+    reused_seconds: float
+
+
+def generate_answers(
+    adapter_folders: Mapping[str, Path],
+    language_model: LanguageModel,
+    prompts: Sequence[Prompt],
+    template: str,
+    settings: GenerationSettings,
+    cache: Cache,
+    device: torch.device,
+) -> ModelAnswers:
+    """Generate greedy answers of every fine-tuned model, or take them from the cache.
+
+    Answers depend on weights, tokenizer, prompts and lengths; a model under another name is the
+    same model.
+
+    Args:
+        adapter_folders: by model name, the folder of its adapter.
+        language_model: the base model with its tokenizer.
+        prompts: prompts to answer.
+        template: name of the prompt template that the models were trained with.
+        settings: length and batch size.
+        cache: cache of answers.
+        device: device to generate on.
+    """
+    texts = render_prompts(prompts, template, language_model.tokenizer)
+    prompt_content = [[prompt.prompt_set, prompt.prompt_id, text] for prompt, text in zip(prompts, texts, strict=True)]
+    responses, reused_seconds = {}, 0.0
+    for model_name, adapter_folder in adapter_folders.items():
+        key = {
+            "code": ANSWERS_VERSION,
+            "base_model": hash_weights(language_model.model),
+            "tokenizer": hash_tokenizer(language_model.tokenizer),
+            "context": context_length(language_model.model.config, language_model.tokenizer),
+            "prompts": hash_key(prompt_content),
+            "generation": asdict(settings),
+            "adapter": hash_adapter(adapter_folder),
+        }
+
+        cached = cache.get_or_compute_on_rank_zero(
+            "answers",
+            key,
+            _write_answers,
+            adapter_folder,
+            language_model,
+            prompts,
+            texts,
+            settings,
+            device,
+            description=f"answers of {model_name}",
+        )
+        responses[model_name] = read_responses(cached.path / ANSWERS_FILE)
+        reused_seconds += cached.seconds if cached.reused else 0.0
+    return ModelAnswers(responses, reused_seconds)
+
+
+def _write_answers(
+    answers_folder: Path,
+    adapter_folder: Path,
+    language_model: LanguageModel,
+    prompts: Sequence[Prompt],
+    texts: Sequence[str],
+    settings: GenerationSettings,
+    device: torch.device,
+    description: str,
+) -> None:
+    tuned_model: Any = PeftModel.from_pretrained(language_model.model, str(adapter_folder))
+    tokenizer = language_model.tokenizer
+    try:
+        tuned_model.to(device)
+        answers = generate_responses(tuned_model, tokenizer, prompts, texts, settings, description)
+    finally:
+        tuned_model.unload()
+    write_responses(answers_folder / ANSWERS_FILE, answers)

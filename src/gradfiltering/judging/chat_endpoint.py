@@ -1,0 +1,337 @@
+"""Chat completions from an OpenAI-compatible server: many at once, retried, silent about keys."""
+
+import asyncio
+import math
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from email.utils import parsedate_to_datetime
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from tenacity import (
+    AsyncRetrying,
+    RetryError,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_random_exponential,
+)
+
+from gradfiltering.errors import UserError
+from gradfiltering.judging.reply_store import StoredReply
+from gradfiltering.judging.spending import Spending
+from gradfiltering.options import (
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+    options,
+)
+
+RETRIED_STATUSES = {408, 409, 425, 429}  # another attempt may mend these, and any from 500
+FINAL_STATUSES = {401, 402, 403, 404}  # every further request would get these, too
+SHOWN_CHARACTERS = 300
+_KEY_LIKE = re.compile(r"\b(?:sk|pk|key|api)[-_][\w*.\-]{6,}|(?<=Bearer )\S+")
+
+
+class NoReply(Exception):
+    """A question remains without a reply; the message says why."""
+
+
+class _TransientFault(Exception):
+    """An attempt failed and may be repeated; `charged` tells if it may have cost money."""
+
+    def __init__(self, reason: str, charged: bool = True):
+        super().__init__(reason)
+        self.charged = charged
+
+
+@options
+class RetrySettings:
+    """Number of attempts, and the waits between them.
+
+    Attributes:
+        attempts: most requests for one reply.
+        first_wait: most seconds before the second request, doubled for each further one; the real
+            wait is drawn between 0 and that.
+        longest_wait: most seconds to wait, also when the server asks for more.
+    """
+
+    attempts: PositiveInt
+    first_wait: NonNegativeFloat
+    longest_wait: NonNegativeFloat
+
+    @model_validator(mode="after")
+    def _check_waits(self) -> Self:
+        if self.longest_wait < self.first_wait:
+            raise UserError(
+                f"longest_wait ({self.longest_wait:g}) is below first_wait ({self.first_wait:g})",
+                owner=self,
+                arguments=("first_wait", "longest_wait"),
+            )
+        return self
+
+
+@options
+class ChatEndpoint:
+    """Address and manners of an OpenAI-compatible server.
+
+    Attributes:
+        base_url: address such as `https://api.openai.com/v1`.
+        key_variable: environment variable that holds the key; None for a server that asks for none.
+        header_variables: further headers by the environment variable that holds their value.
+        concurrency: most requests under way at once.
+        timeout: seconds until a reply must have come whole.
+        retries: number of attempts, and the waits between them.
+    """
+
+    base_url: str
+    key_variable: str | None
+    header_variables: Mapping[str, str]
+    concurrency: PositiveInt
+    timeout: PositiveFloat
+    retries: RetrySettings
+
+    @model_validator(mode="after")
+    def _check_address(self) -> Self:
+        parts = urlsplit(self.base_url)
+        problem = None
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            problem = "base_url is no address of a server; give one such as https://api.openai.com/v1"
+        elif parts.username or parts.password or parts.query:
+            problem = (
+                "base_url holds a user, a password or a query, which would stand in the run's "
+                "files; give the secret in an environment variable and name that in key_variable "
+                "or header_variables"
+            )
+        if problem is not None:
+            raise UserError(problem, owner=self, arguments=("base_url",))
+        return self
+
+    def check_secrets(self) -> None:
+        """Refuse a session without its package or its secrets.
+
+        Raises:
+            UserError: the package is not installed, or an environment variable is not set.
+        """
+        try:
+            import openai  # noqa: F401
+        except ImportError as error:
+            raise UserError("this judge needs the openai package: pip install 'gradfiltering[openai]'") from error
+        for variable in self._secret_variables():
+            if not os.environ.get(variable, "").strip():
+                raise UserError(
+                    "this judge takes a secret from the environment variable "
+                    f"{variable}, which is not set; set it, or name another (a null key_variable "
+                    "for a server that asks for no key)",
+                    owner=self,
+                    arguments=("key_variable", "header_variables"),
+                )
+
+    def redact(self, text: str) -> str:
+        """Remove this session's secrets, and anything that looks like a key, from a text."""
+        for variable in self._secret_variables():
+            if secret := os.environ.get(variable, "").strip():
+                text = text.replace(secret, "***")
+        return _KEY_LIKE.sub("***", text)
+
+    def shorten(self, text: str) -> str:
+        """Make a text of the server fit for an error message."""
+        return " ".join(self.redact(text).split())[:SHOWN_CHARACTERS]
+
+    @asynccontextmanager
+    async def connect(self, spending: Spending) -> AsyncIterator["ChatSession"]:
+        """Hold connections to the server open.
+
+        Args:
+            spending: account of the requests that will be sent.
+        """
+        import openai
+
+        self.check_secrets()
+        headers = {header: os.environ[variable].strip() for header, variable in self.header_variables.items()}
+        key = "none" if self.key_variable is None else os.environ[self.key_variable].strip()
+        # Retries are tenacity's: the client's know neither the spending limits nor the pauses that
+        # other requests were told, and do not repeat a request whose reply is garbage.
+        async with openai.AsyncOpenAI(
+            base_url=self.base_url,
+            api_key=key,
+            default_headers=headers,
+            timeout=self.timeout,
+            max_retries=0,
+        ) as client:
+            yield ChatSession(self, client, spending)
+
+    def _secret_variables(self) -> list[str]:
+        key_variables = [] if self.key_variable is None else [self.key_variable]
+        return [*key_variables, *self.header_variables.values()]
+
+
+class ChatSession:
+    """Open connections to a server.
+
+    Args:
+        endpoint: the server.
+        client: an `openai.AsyncOpenAI`.
+        spending: account of the requests sent.
+    """
+
+    def __init__(self, endpoint: ChatEndpoint, client: Any, spending: Spending):
+        self.endpoint = endpoint
+        self._client = client
+        self._spending = spending
+        self._slots = asyncio.Semaphore(endpoint.concurrency)
+        self._pause_end = 0.0  # no request leaves before this time, when the server asked for quiet
+        self._has_answered = False
+        self._fatal_error: UserError | None = None  # why no further request is worth sending
+
+    async def complete(self, body: Mapping[str, Any], input_tokens: int, max_output_tokens: int) -> StoredReply:
+        """Get the reply to one request body.
+
+        Args:
+            body: body of the request.
+            input_tokens: estimated tokens of the request.
+            max_output_tokens: most tokens of the reply.
+
+        Raises:
+            NoReply: none could be had for this request.
+            UserError: none can be had for any: a wrong key or model, an unreachable server, a spent
+                budget.
+        """
+        retries = self.endpoint.retries
+        attempts = AsyncRetrying(
+            stop=stop_after_attempt(retries.attempts),
+            wait=wait_random_exponential(multiplier=retries.first_wait, max=retries.longest_wait),
+            retry=retry_if_exception_type(_TransientFault),
+        )
+        try:
+            return await attempts(self._attempt, body, input_tokens, max_output_tokens)
+        except RetryError as error:
+            failure = f"{retries.attempts} tries, the last time: {error.last_attempt.exception()}"
+        except UserError as error:
+            self._fatal_error = error
+            raise
+        if self._has_answered:
+            raise NoReply(f"no reply in {failure}")
+        self._fatal_error = UserError(
+            f"no reply from {self.endpoint.base_url} in {failure}. Check the address, the timeout "
+            "and whether the server runs",
+            owner=self.endpoint,
+            arguments=("base_url", "timeout"),
+        )
+        raise self._fatal_error
+
+    async def _attempt(self, body: Mapping[str, Any], input_tokens: int, max_output_tokens: int) -> StoredReply:
+        """Send one request in a free slot, after any pause, and account for it."""
+        async with self._slots:
+            while (seconds := self._pause_end - time.monotonic()) > 0:
+                await asyncio.sleep(seconds)
+            if self._fatal_error is not None:
+                raise self._fatal_error  # raised while this request waited for its turn
+            reserved_cost = self._spending.reserve(input_tokens, max_output_tokens)
+            try:
+                reply = await self._send(body)
+            except _TransientFault as error:
+                if not error.charged:
+                    self._spending.settle(reserved_cost, 0, 0)
+                raise
+            self._has_answered = True
+            self._spending.settle(reserved_cost, reply.input_tokens, reply.output_tokens)
+            return reply
+
+    async def _send(self, body: Mapping[str, Any]) -> StoredReply:
+        import openai
+
+        shorten = self.endpoint.shorten
+        # Errors are raised anew without their cause, which may quote headers or a key.
+        try:
+            async with asyncio.timeout(self.endpoint.timeout):  # of the whole; the client's: per read
+                completion = await self._client.chat.completions.create(**body)
+        except ValueError as error:
+            raise _TransientFault(shorten(f"the reply is no JSON ({error})")) from None
+        except (TimeoutError, openai.APITimeoutError):
+            raise _TransientFault(f"nothing came within {self.endpoint.timeout:g} s") from None
+        except openai.APIConnectionError as error:
+            cause_name = type(error.__cause__ or error).__name__
+            raise _TransientFault(f"the connection failed ({cause_name})") from None
+        except openai.APIStatusError as error:
+            raise self._explain_refusal(error) from None
+        return self._read_completion(completion)
+
+    def _read_completion(self, completion: Any) -> StoredReply:
+        # The client checks nothing of what it parses, so any part may be missing or odd.
+        try:
+            choice, usage = completion.choices[0], completion.usage
+            text, finish_reason = choice.message.content, choice.finish_reason
+            if text is None:
+                text = choice.message.refusal or ""
+        except (LookupError, TypeError, AttributeError):
+            excerpt = self.endpoint.shorten(str(completion))
+            raise _TransientFault(f"the reply is no chat completion: {excerpt}") from None
+        if not isinstance(text, str):
+            raise _TransientFault(f"the reply's content is {self.endpoint.shorten(repr(text))}")
+        return StoredReply(
+            text=self.endpoint.redact(text),
+            finish_reason=finish_reason if isinstance(finish_reason, str) else None,
+            input_tokens=_read_count(usage, "prompt_tokens"),
+            output_tokens=_read_count(usage, "completion_tokens"),
+        )
+
+    def _explain_refusal(self, error: Any) -> Exception:
+        """Turn a refusal into the error it means: for this attempt, this request or all."""
+        endpoint, status = self.endpoint, error.status_code
+        stated_reason = endpoint.shorten(f"{error.message} {error.code or ''}")
+        reason = f"status {status}: {stated_reason}"
+        if status in FINAL_STATUSES or error.code == "insufficient_quota":
+            return UserError(
+                f"{endpoint.base_url} refuses: {reason}. Check the model, the address, the account, "
+                f"and the key in {endpoint.key_variable}",
+                owner=endpoint,
+                arguments=("base_url", "key_variable"),
+            )
+        if status in RETRIED_STATUSES or status >= 500:
+            seconds = _read_requested_wait(error.response.headers)
+            if seconds is not None and seconds > endpoint.retries.longest_wait:
+                return UserError(
+                    f"{endpoint.base_url} asks to wait {seconds:,.0f} s, longer than longest_wait="
+                    f"{endpoint.retries.longest_wait:g}; run again later",
+                    owner=endpoint.retries,
+                    arguments=("longest_wait",),
+                )
+            if seconds is not None:
+                self._pause_end = max(self._pause_end, time.monotonic() + seconds)
+            return _TransientFault(reason, charged=False)
+        if not self._has_answered:
+            return UserError(
+                f"{endpoint.base_url} refuses the first request: {reason}. Check the model and the "
+                "further fields of the request"
+            )
+        return NoReply(reason)
+
+
+def _read_count(usage: Any, name: str) -> int | None:
+    count = getattr(usage, name, None)
+    return count if type(count) is int and count >= 0 else None
+
+
+def _read_requested_wait(headers: Mapping[str, str]) -> float | None:
+    """Read the seconds a server asks to wait, in any of the three forms it may use."""
+    if (milliseconds := _read_number(headers.get("retry-after-ms"))) is not None:
+        return milliseconds / 1000
+    retry_after = headers.get("retry-after")
+    if (seconds := _read_number(retry_after)) is not None:
+        return seconds
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after or "").timestamp() - time.time())
+    except (TypeError, ValueError):
+        return None
+
+
+def _read_number(text: str | None) -> float | None:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and value >= 0 else None

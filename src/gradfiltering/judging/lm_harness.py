@@ -1,0 +1,172 @@
+"""Benchmarks of lm-evaluation-harness, run on a fine-tuned model of a run."""
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from gradfiltering.errors import UserError
+from gradfiltering.judging.local_judge import load_on_device
+from gradfiltering.models.language_model import LanguageModel, PretrainedModel
+from gradfiltering.runs.files import write_json
+from gradfiltering.runs.yaml_files import read_yaml
+
+SHOWN_TASKS = 3  # task names of like spelling that an error lists
+STDERR_RESAMPLES = 1000  # for metrics whose standard error has no formula
+
+
+def run_harness(
+    run_folder: Path,
+    model: str,
+    tasks: Sequence[str],
+    task_folder: Path | None = None,
+    limit: int | None = None,
+    shots: int | None = None,
+    use_chat_template: bool = False,
+    batch_size: int = 8,
+    device: str = "auto",
+) -> dict[str, dict[str, Any]]:
+    """Measure a model of a run and add the results to its `summary.json`, under `harness`.
+
+    Nothing is downloaded unless a task's data are on the hub.
+
+    Args:
+        run_folder: folder of the run.
+        model: the model's name under `target/`.
+        tasks: names of tasks or groups.
+        task_folder: a folder with task files of your own; None for the library's alone.
+        limit: most documents of each task, from its start; None for all.
+        shots: examples in the prompt; None for each task's own number.
+        use_chat_template: put prompts into the model's chat template.
+        batch_size: prompts at once.
+        device: "auto", or a device's name.
+
+    Returns:
+        By task or group: metrics with standard errors, documents, shots, limit, version, and the
+        library's version.
+
+    Raises:
+        UserError: the package, the run, the model or a task is not there, or a task's data cannot
+            be had.
+    """
+    try:
+        import lm_eval
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise UserError(f"this needs lm-evaluation-harness ({error}): pip install 'gradfiltering[harness]'") from error
+    summary_path = run_folder / "summary.json"
+    if not summary_path.is_file():
+        raise UserError(f"{run_folder} is no run folder: it holds no summary.json")
+    summary = json.loads(summary_path.read_text("utf-8"))
+    task_manager = _find_tasks(TaskManager, tasks, task_folder)
+    tuned_model = load_tuned_model(run_folder, model, device)
+    if use_chat_template and not getattr(tuned_model.tokenizer, "chat_template", None):
+        raise UserError(f"{tuned_model.name} has no chat template to put prompts into")
+    # The model itself is handed over: by its name the library would ask the hub about it.
+    wrapped_model = HFLM(
+        pretrained=tuned_model.model,
+        tokenizer=tuned_model.tokenizer,
+        batch_size=batch_size,
+        max_length=tuned_model.context,
+    )
+    try:
+        report = lm_eval.simple_evaluate(
+            model=wrapped_model,
+            tasks=list(tasks),
+            task_manager=task_manager,
+            num_fewshot=shots,
+            limit=limit,
+            apply_chat_template=use_chat_template,
+            bootstrap_iters=STDERR_RESAMPLES,
+            log_samples=False,
+        )
+    except OSError as error:
+        raise UserError(
+            f"the data of {', '.join(tasks)} cannot be had: {error}. Most tasks fetch "
+            "theirs from the hub; check the connection, or give a folder with tasks of your own "
+            "over local files"
+        ) from error
+    results = read_results(report, limit)
+    summary.setdefault("harness", {}).setdefault(model, {}).update(results)
+    write_json(summary_path, summary)
+    return results
+
+
+def load_tuned_model(run_folder: Path, model: str, device_name: str) -> LanguageModel:
+    """Load a fine-tuned model of a run with its tokenizer, in evaluation mode on the device.
+
+    Raises:
+        UserError: there is no such run or model, or its base model cannot be loaded.
+    """
+    adapter_folder = run_folder / "target" / model / "adapter"
+    config_path, adapter_path = run_folder / "config.yaml", adapter_folder / "adapter_config.json"
+    if not adapter_path.is_file() or not config_path.is_file():
+        folders = run_folder.glob("target/*/adapter")
+        models = ", ".join(sorted(folder.parent.name for folder in folders)) or "none"
+        raise UserError(f"{adapter_folder} is no adapter of a run; models in {run_folder}: {models}")
+    adapter_config = json.loads(adapter_path.read_text("utf-8"))
+    model_options = read_yaml(config_path)["target"]["base_model"]
+    base_model = PretrainedModel(
+        model=adapter_config["base_model_name_or_path"],
+        # A base model trained by this project has its own tokenizer and no code.
+        tokenizer=model_options.get("tokenizer"),
+        precision=model_options["precision"],
+        attention=model_options["attention"],
+        trust_remote_code=model_options.get("trust_remote_code", False),
+    )
+    language_model, device = load_on_device(base_model, device_name)
+    tuned_model: Any = PeftModel.from_pretrained(language_model.model, str(adapter_folder))
+    return LanguageModel(
+        tuned_model.to(device).eval(),
+        language_model.tokenizer,
+        f"{model} ({base_model.model})",
+        str(adapter_folder),
+        0.0,
+        True,
+    )
+
+
+def read_results(report: Mapping[str, Any], limit: int | None) -> dict[str, dict[str, Any]]:
+    """Read the library's report by task: metrics "metric,filter" with value and standard error."""
+    results: dict[str, dict[str, Any]] = {}
+    for task, values in report["results"].items():
+        numbers = {key: value for key, value in values.items() if "," in key and isinstance(value, int | float)}
+        metrics = {}
+        for key, value in numbers.items():
+            metric_name, _, filter_name = key.partition(",")
+            if not metric_name.endswith("_stderr"):
+                stderr = numbers.get(f"{metric_name}_stderr,{filter_name}")
+                metrics[key] = {"value": value, "stderr": stderr}
+        sample_counts = report["n-samples"].get(task, {})
+        results[task] = {
+            "metrics": metrics,
+            "samples": sample_counts.get("effective", values.get("sample_len")),
+            "shots": report["n-shot"].get(task),
+            "limit": limit,
+            "version": report["versions"].get(task),
+            "lm_eval": report["lm_eval_version"],
+        }
+    return results
+
+
+def _find_tasks(manager_class: Any, tasks: Sequence[str], task_folder: Path | None) -> Any:
+    """Index the tasks; the library's own, thousands of files, are read only if one is meant."""
+    if not tasks:
+        raise UserError("no task is named; give the names of tasks or groups")
+    if task_folder is not None and not task_folder.is_dir():
+        raise UserError(f"{task_folder} is no folder with tasks")
+    include_path = None if task_folder is None else str(task_folder)
+    manager = manager_class(include_path=include_path, include_defaults=False)
+    if any(task not in manager.all_tasks for task in tasks):
+        manager = manager_class(include_path=include_path)
+    for task in tasks:
+        if task not in manager.all_tasks:
+            matches = difflib.get_close_matches(task, manager.all_tasks, SHOWN_TASKS)
+            raise UserError(
+                f"lm-evaluation-harness knows no task {task!r}; of like spelling: {', '.join(matches) or 'none'}"
+            )
+    return manager

@@ -1,0 +1,110 @@
+"""Replies that cost money or time, stored in an SQLite file the moment they arrive."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+from gradfiltering.judging.sqlite_table import SqliteTable
+
+
+@dataclass(frozen=True)
+class ReplyKey:
+    """Identity of the question that a reply answers.
+
+    Attributes:
+        judge: name of the judge.
+        model: name of the model.
+        prompt_hash: digest of everything that was sent, and of the address.
+        slot_order: 0 when the candidate's answer came first, 1 when it came second; 0 for a judge
+            that always gives the same reply to the same words.
+        repeat: repetition of the pair; 0 for such a judge.
+        attempt: 0 for the first reply, 1 for that to being asked again, …
+    """
+
+    judge: str
+    model: str
+    prompt_hash: str
+    slot_order: int
+    repeat: int
+    attempt: int
+
+
+@dataclass(frozen=True)
+class StoredReply:
+    """A reply as it came.
+
+    Attributes:
+        text: the reply's text.
+        finish_reason: why it ended, in the server's words.
+        input_tokens: tokens sent, by the server's count; None when it did not count.
+        output_tokens: tokens of the reply.
+    """
+
+    text: str
+    finish_reason: str | None
+    input_tokens: int | None
+    output_tokens: int | None
+
+
+_KEY_COLUMNS = ", ".join(field.name for field in fields(ReplyKey))
+_REPLY_COLUMNS = ", ".join(field.name for field in fields(StoredReply))
+_PARAMETERS = ", ".join("?" * (len(fields(ReplyKey)) + len(fields(StoredReply))))
+
+
+class ReplyStore:
+    """Replies by question. A reply stored by `put` or `put_all` survives a crash of the machine.
+
+    Args:
+        path: the SQLite file; made when it is not there. Several processes may use it at once.
+    """
+
+    def __init__(self, path: Path):
+        definition = (
+            "replies (judge TEXT, model TEXT, prompt_hash TEXT, slot_order INTEGER, "
+            "repeat INTEGER, attempt INTEGER, text TEXT NOT NULL, finish_reason TEXT, "
+            "input_tokens INTEGER, output_tokens INTEGER, "
+            f"arrived TEXT DEFAULT CURRENT_TIMESTAMP, PRIMARY KEY ({_KEY_COLUMNS}))"
+        )
+        remedy = (
+            "Free some space, or name another file of replies; nothing more is asked, since its answer would be lost"
+        )
+        self._table = SqliteTable(path, definition, "replies", remedy)
+        self._pending: list[tuple[ReplyKey, StoredReply]] = []
+        self._write_lock = asyncio.Lock()
+
+    def get(self, key: ReplyKey) -> StoredReply | None:
+        """Look up the reply to a question; None if there was none yet."""
+        condition = " AND ".join(f"{field.name} = ?" for field in fields(ReplyKey))
+        rows = self._table.select(f"SELECT {_REPLY_COLUMNS} FROM replies WHERE {condition}", astuple(key))
+        return StoredReply(*rows[0]) if rows else None
+
+    def put_all(self, replies: Sequence[tuple[ReplyKey, StoredReply]]) -> None:
+        """Store replies; they are on the disk when this returns."""
+        # A lone surrogate is no text that a file could hold.
+        rows = [
+            (*astuple(key), reply.text.encode("utf-8", "replace").decode(), *astuple(reply)[1:])
+            for key, reply in replies
+        ]
+        self._table.insert(
+            f"INSERT OR IGNORE INTO replies ({_KEY_COLUMNS}, {_REPLY_COLUMNS}) VALUES ({_PARAMETERS})",
+            rows,
+        )
+
+    async def put(self, key: ReplyKey, reply: StoredReply) -> None:
+        """Store a reply; return when it is on the disk.
+
+        Replies that arrive while others are being written go together in the next transaction,
+        because each one costs a wait for the disk.
+        """
+        entry = (key, reply)
+        self._pending.append(entry)
+        async with self._write_lock:
+            if not any(entry is pending for pending in self._pending):
+                return  # written along with another
+            batch, self._pending = self._pending, []
+            await asyncio.to_thread(self.put_all, batch)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._table.close()

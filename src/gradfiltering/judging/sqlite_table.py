@@ -1,0 +1,62 @@
+"""A table in an SQLite file whose rows are on the disk when the call that writes them returns."""
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gradfiltering.errors import UserError
+from gradfiltering.runs.files import explain_failed_writes
+
+LOCK_SECONDS = 60.0
+
+
+class SqliteTable:
+    """One table of an SQLite file, for several threads and processes at once.
+
+    Args:
+        path: the file; made, with its folder, when it is not there.
+        definition: name and columns, as they stand in a CREATE TABLE.
+        row_noun: the rows in words, for errors.
+        remedy: advice for when they cannot be written.
+    """
+
+    def __init__(self, path: Path, definition: str, row_noun: str, remedy: str):
+        self.path = path
+        self._row_noun = row_noun
+        self._remedy = remedy
+        self._lock = threading.Lock()
+        with explain_failed_writes(path), self._explained():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # No write-ahead log: it needs shared memory, which network file systems lack.
+            self._connection = sqlite3.connect(path, timeout=LOCK_SECONDS, check_same_thread=False)
+            self._connection.execute("PRAGMA synchronous = FULL")
+            self._connection.execute(f"CREATE TABLE IF NOT EXISTS {definition}")
+            self._connection.commit()
+
+    def select(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+        """Return all rows of a query."""
+        with self._explained(), self._lock:
+            return self._connection.execute(query, values).fetchall()
+
+    def insert(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Write rows in one transaction, all of them or none.
+
+        Raises:
+            UserError: they cannot be written.
+        """
+        with self._explained(), self._lock, self._connection:
+            self._connection.executemany(statement, rows)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise UserError(f"cannot keep {self._row_noun} in {self.path}: {error}. {self._remedy}") from error

@@ -1,0 +1,158 @@
+"""Stored judgements: published review files, and verdicts of an earlier run with its responses."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradfiltering.data.file_formats import parse_json, read_json
+from gradfiltering.errors import UserError
+from gradfiltering.judging.reply_parser import parse_scores
+from gradfiltering.judging.responses import read_responses
+from gradfiltering.judging.verdicts import (
+    Scores,
+    Verdict,
+    decide_verdict,
+    read_scores,
+    read_verdicts,
+)
+
+QUESTION_FIELDS = ("prompt", "text", "Instruction", "instruction", "conversations")
+CANDIDATE, OPPONENT = "answer1", "answer2"
+# The published code stores these in place of scores that it could not read.
+UNREADABLE_SCORES = (-1.0, -1.0)
+
+
+@dataclass(frozen=True)
+class Review:
+    """One stored judgement.
+
+    Attributes:
+        verdict: the verdict by the rules of this project.
+        question: text of the question; None when the file names it only by prompt set and id.
+        answers: (candidate's, opponent's); None when the file does not hold them.
+    """
+
+    verdict: Verdict
+    question: str | None
+    answers: tuple[str, str] | None
+
+
+def read_reviews(path: Path) -> list[Review]:
+    """Read stored judgements.
+
+    `*.jsonl` is a `verdicts.jsonl` of this project. Anything else is a review file as Cherry LLM
+    and Superfiltering publish them: an object with `Meta_Info` and `data`, whose records hold
+    question, Answer1, Answer2, review, scores, review_reverse and scores_reverse (the last in
+    swapped order).
+
+    Raises:
+        UserError: the file is missing or broken, or a record's stored scores are not those of its
+            review.
+    """
+    if path.suffix == ".jsonl":
+        return [Review(verdict, None, None) for verdict in read_verdicts(path)]
+    content = read_json(path, "Give a file of stored reviews, or verdicts under a name that ends in .jsonl")
+    records = content.get("data") if isinstance(content, dict) else None
+    if not isinstance(records, list) or not records:
+        raise UserError(f"{path}: no list of reviews under 'data'; give a file of stored reviews")
+    meta_info = content.get("Meta_Info")
+    dataset_name = meta_info.get("dataset_name") if isinstance(meta_info, dict) else None
+    return [
+        _read_record(f"{path}, record {index}", str(dataset_name or path.stem), index, record)
+        for index, record in enumerate(records)
+    ]
+
+
+def read_reviews_with_answers(path: Path) -> list[tuple[str, str, Review]]:
+    """Read stored judgements as (candidate's answer, opponent's answer, judgement).
+
+    For a `verdicts.jsonl` the answers are read from `responses/<model>.jsonl` beside it.
+
+    Raises:
+        UserError: as `read_reviews`, or the responses are not there.
+    """
+    reviews = read_reviews(path)
+    answers_by_model: dict[str, dict[tuple[str, str], str]] = {}
+
+    def read_answer(model: str, verdict: Verdict) -> str:
+        responses_path = path.parent / "responses" / f"{model}.jsonl"
+        if model not in answers_by_model:
+            answers_by_model[model] = {
+                (response.prompt_set, response.prompt_id): response.response
+                for response in read_responses(responses_path)
+            }
+        try:
+            return answers_by_model[model][verdict.prompt_set, verdict.prompt_id]
+        except KeyError:
+            raise UserError(
+                f"{responses_path}: no response to prompt {verdict.prompt_id!r} of "
+                f"{verdict.prompt_set}, which {path} has a verdict on; keep both files of the same "
+                "run together"
+            ) from None
+
+    judgements = []
+    for review in reviews:
+        first_answer, second_answer = review.answers or (
+            read_answer(review.verdict.candidate, review.verdict),
+            read_answer(review.verdict.against, review.verdict),
+        )
+        judgements.append((first_answer, second_answer, review))
+    return judgements
+
+
+def _read_record(location: str, prompt_set: str, index: int, record: Any) -> Review:
+    if not isinstance(record, dict):
+        raise UserError(f"{location}: a JSON {type(record).__name__}; expected an object")
+    question = next((record[name] for name in QUESTION_FIELDS if name in record), None)
+    if not isinstance(question, str):
+        raise UserError(f"{location}: no question under any of {', '.join(QUESTION_FIELDS)}")
+    answers = _read_text(location, record, "Answer1"), _read_text(location, record, "Answer2")
+    reply, scores = _read_review(location, record, "review", "scores")
+    reply_reverse, scores_reverse = _read_review(location, record, "review_reverse", "scores_reverse")
+    verdict = Verdict(
+        candidate=CANDIDATE,
+        against=OPPONENT,
+        judge="replay",
+        repeat=0,
+        prompt_set=prompt_set,
+        prompt_id=str(index),
+        reply=reply,
+        scores=scores,
+        reply_reverse=reply_reverse,
+        scores_reverse=scores_reverse,
+        verdict=decide_verdict(scores, scores_reverse),
+    )
+    return Review(verdict, question, answers)
+
+
+def _read_text(location: str, record: Mapping[str, Any], field_name: str) -> str:
+    value = record.get(field_name)
+    if not isinstance(value, str):
+        raise UserError(f"{location}: {field_name} is {value!r}; expected a text")
+    return value
+
+
+def _read_review(
+    location: str, record: Mapping[str, Any], review_field: str, scores_field: str
+) -> tuple[str, Scores | None]:
+    """Read a review and its scores, checked against the stored ones."""
+    review = _read_text(location, record, review_field)
+    scores = parse_scores(review)
+    stored_value = record.get(scores_field)
+    # The published files hold the list as a text, "[9.0, 8.5]".
+    if isinstance(stored_value, str):
+        stored_value = parse_json(
+            stored_value,
+            f"{location}: {scores_field}, {stored_value!r:.60},",
+            "Expected two numbers in a list",
+        )
+    stored_scores = read_scores(stored_value, f"{location}: {scores_field}")
+    if stored_scores not in (None, UNREADABLE_SCORES, scores):
+        parsed_text = "no two scores" if scores is None else f"{scores[0]:g} {scores[1]:g}"
+        raise UserError(
+            f"{location}: {scores_field} is {list(stored_scores or ())}, but the first line of "
+            f"{review_field} holds {parsed_text} ({review.strip()[:40]!r}); correct the one that "
+            "is wrong"
+        )
+    return review, scores
