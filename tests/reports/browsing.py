@@ -48,7 +48,7 @@ def browse(tmp_path, path, script, width=1200, theme="light"):
         await tab.send("Page.navigate", url=path.as_uri())
         await tab.until("location.protocol === 'file:' && document.readyState === 'complete'")
         await tab.until("document.querySelector('#explorer:not([data-ready])') === null")
-        await tab.evaluate("document.querySelectorAll('.plot').forEach((place) => gf.draw(place))")
+        await tab.evaluate("Promise.all([...document.querySelectorAll('.plot')].map(gf.draw)).then(() => true)")
         await script(tab)
 
     asyncio.run(drive(tmp_path / "profile", "about:blank", whole))

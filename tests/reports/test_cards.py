@@ -19,7 +19,8 @@ from gradfiltering.reports.cards import write_cards
 @pytest.fixture
 def folder(tmp_path):
     folder = write_run(tmp_path / "run")
-    write_cards(folder, add_targets(folder))
+    add_targets(folder)
+    write_cards(folder)
     return folder
 
 
@@ -41,16 +42,16 @@ def test_the_adapters_card_replaces_the_template_and_is_true(folder):
     for said in ("2 rows, 90 tokens, 4 updates", "rank 8, alpha 16", "2.2500 nats", "1.5000 nats", "lr 0.003"):
         assert said in card.text
     full = (folder / "target" / "full" / "adapter" / "README.md").read_text("utf-8")
-    assert "all rows that can be scored" in full and "What came of training" not in full
+    assert "all rows that can be scored" in full and "Results of training" not in full
 
 
 def test_a_base_that_is_no_model_of_the_hub_is_not_linked(tmp_path):
     folder = write_run(tmp_path / "run")
-    summary = add_targets(folder)
+    add_targets(folder)
     path = folder / "target" / "candidate" / "adapter"
     about = json.loads((path / "adapter_config.json").read_text())
     (path / "adapter_config.json").write_text(json.dumps({**about, "base_model_name_or_path": None}))
-    write_cards(folder, summary)
+    write_cards(folder)
     card = ModelCard.load(path / "README.md")
     assert card.data.base_model is None and "trained from scratch" in card.text
 
@@ -61,13 +62,14 @@ def test_the_stores_own_card_is_left_alone(folder, tmp_path):
     card.unlink()
     kept.write_text("the store's")
     os.link(kept, card)
-    write_cards(folder, json.loads((folder / "summary.json").read_text()))
+    write_cards(folder)
     assert kept.read_text() == "the store's" and "LoRA adapter" in card.read_text()
 
 
 def test_a_run_without_a_subset_has_no_card(tmp_path):
     folder = write_run(tmp_path / "run")
-    write_cards(folder, {"data": {}, "diagnostics": {}})
+    (folder / "summary.json").write_text(json.dumps({"data": {}, "diagnostics": {}}))
+    write_cards(folder)
     assert not (folder / "README.md").exists()
 
 

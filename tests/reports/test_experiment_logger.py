@@ -1,9 +1,9 @@
 """What the experiment loggers get."""
 
 import csv
-import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -11,9 +11,8 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from tests.reports.folders import EVIL, add_targets, write_run
 
 from gradfiltering.reports.experiment_logger import close_logger, log_histogram, log_run, log_summary, open_logger
-from gradfiltering.reports.logger_tables import MOST_CHARACTERS, Extract, cell, markdown
-from gradfiltering.reports.page.charts import Chart, Series
-from gradfiltering.reports.page.figures import write_figures
+from gradfiltering.reports.logger_tables import MOST_CHARACTERS, shorten_text, to_markdown
+from gradfiltering.reports.page.charts import ChartLabels, bar_chart, write_figures
 
 SUMMARY = {
     "data": {"examples": 20, "unscored": 1},
@@ -24,8 +23,7 @@ SUMMARY = {
 }
 
 
-def summary_of(folder):
-    return json.loads((folder / "summary.json").read_text("utf-8"))
+LABELS = ChartLabels("drop", "?", "", "x", "y")
 
 
 def test_numbers_reach_the_logger_by_path(tmp_path):
@@ -46,17 +44,17 @@ def test_numbers_reach_the_logger_by_path(tmp_path):
 def folder(tmp_path):
     folder = write_run(tmp_path / "run")
     add_targets(folder, reused=True)
-    write_figures([Chart("drop", "?", "x", "y", [Series("", [0, 1], [1, 2])])], folder / "figures")
+    write_figures([bar_chart(LABELS, pd.DataFrame({"x": ["a", "b"], "y": [1, 2]}))], folder / "figures")
     return folder
 
 
 def test_csv_takes_the_tables_and_the_curves_of_reused_models(folder):
     logger = open_logger(lambda: CSVLogger(str(folder), name="metrics", version=""), {})
-    log_run(logger, folder, summary_of(folder))
+    log_run(logger, folder)
     close_logger(logger)
     with (folder / "metrics" / "selection" / "top_rows.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 20 and rows[0]["prompt"] == f"Question 0 {EVIL}" and rows[0]["chosen"] == "True"
+    assert len(rows) == 20 and rows[0]["prompt"] == f"Question 0 {EVIL}" and rows[0]["selected"] == "True"
     assert (folder / "metrics" / "judge" / "verdicts.csv").is_file()
     with (folder / "metrics" / "metrics.csv").open() as file:
         logged = list(csv.DictReader(file))
@@ -70,7 +68,7 @@ def test_tensorboard_takes_numbers_tables_and_figures(folder):
 
     logger = open_logger(lambda: TensorBoardLogger(str(folder), name="tensorboard", version=""), {"seed": 1})
     log_histogram(logger, "score/histogram", np.array([1.0, np.nan, 2.0]))
-    log_run(logger, folder, summary_of(folder))
+    log_run(logger, folder)
     close_logger(logger)
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"tensors": 0, "images": 0}).Reload()
     found = events.Tags()
@@ -81,19 +79,19 @@ def test_tensorboard_takes_numbers_tables_and_figures(folder):
 
 
 def test_no_logger_is_given_nothing(folder):
-    log_run(DummyLogger(), folder, summary_of(folder))
+    log_run(DummyLogger(), folder)
     assert not (folder / "metrics").exists()
 
 
 def test_a_table_in_markdown_is_text_whatever_it_holds():
-    text = markdown(Extract("a", ["x", "n"], [["<b>|\n`*_[a](b)", 0.123456789], [None, True]]))
-    lines = text.splitlines()
+    table = pd.DataFrame({"x": ["<b>|\n`*_[a](b)", None], "n": [0.123456789, 2.0]})
+    lines = to_markdown(table).splitlines()
     assert len(lines) == 4 and lines[2].count("|") == 3 and "<b>" not in lines[2] and "[a]" not in lines[2]
-    assert lines[2].endswith("| 0.12346 |") and lines[3] == "|  | true |"
+    assert "0.12346" in lines[2] and "nan" not in lines[3]
 
 
 def test_long_cells_say_that_they_were_cut():
-    assert cell("a" * MOST_CHARACTERS) == "a" * MOST_CHARACTERS
-    long = cell("a" * 100_000)
+    assert shorten_text("a" * MOST_CHARACTERS) == "a" * MOST_CHARACTERS
+    long = shorten_text("a" * 100_000)
     assert len(long) < MOST_CHARACTERS + 50 and long.endswith("(100,000 characters in all)")
-    assert cell("half \ud800 pair") == "half � pair"
+    assert shorten_text("half \ud800 pair") == "half \ufffd pair"

@@ -4,7 +4,7 @@ from copy import deepcopy
 import pytest
 from rich.console import Console
 
-from gradfiltering.reports.screen import FILES, show
+from gradfiltering.reports.screen import FILE_MEANINGS, print_summary
 
 ENSEMBLE = {
     "positive_drop_share": 0.23, "median_relative_drop": -0.187, "relative_variance": {"1": 0.0123, "2": None},
@@ -83,7 +83,7 @@ JUDGE = deepcopy(SELECT) | {
 
 PROXY_SAYS = ["backbone", "12.3", "reused", "123 MiB", "56.8", "2,345 MiB", "23% of rows", "-0.187", "0.0123 (epoch 1)",
               "bare: 2.345, 2: 1.987", "norms rose [bold]everywhere[/]; raise ensemble.lr"]  # fmt: skip
-SELECT_SAYS = ["199 of 2000 chosen, 17 not scored", "top by gsnr", "Spearman of score and response_tokens", "-0.73",
+SELECT_SAYS = ["199 of 2000 selected, 17 not scored", "top by gsnr", "Spearman of score and response_tokens", "-0.73",
                "clean", "74.1%", "91.2%", "85.3% – 96.4%",
                "AUC of clean over planted: scorer 0.678 [0.611, 0.733]"]  # fmt: skip
 JUDGE_SAYS = ["candidate", "198", "31", "1.234", "1.567", "1983", "0.876", "0.300", "55.500",
@@ -96,7 +96,7 @@ JUDGE_SAYS = ["candidate", "198", "31", "1.234", "1.567", "1983", "0.876", "0.30
 
 def shown(summary, folder):
     stream = io.StringIO()
-    show(summary, folder, Console(file=stream, width=160))
+    print_summary(summary, folder, Console(file=stream, width=160))
     return stream.getvalue()
 
 
@@ -131,4 +131,4 @@ def test_files_that_exist_are_listed_and_the_folder_is_named_as_it_is(tmp_path):
     (folder / "subset.jsonl").write_text("")
     text = shown(PROXY, folder)
     assert str(folder) in text
-    assert FILES["subset.jsonl"] in text and FILES["verdicts.jsonl"] not in text
+    assert FILE_MEANINGS["subset.jsonl"] in text and FILE_MEANINGS["verdicts.jsonl"] not in text

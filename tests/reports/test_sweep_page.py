@@ -6,6 +6,7 @@ import re
 from itertools import product
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from rich.console import Console
@@ -14,9 +15,15 @@ from tests.judging.browser import CHROMIUM
 from tests.reports.browsing import THEMES, WIDTHS, assert_accessible, axe, browse, off_the_sheet, put_on_paper
 from tests.reports.folders import config_of, pws, write_run
 
-from gradfiltering.reports.page.sweep import MOST_PAIRED
-from gradfiltering.reports.paper_tables import SheetTable, ablation_table, main_table
-from gradfiltering.reports.sweep_jobs import overlaps, planned, rank_correlations, read_jobs, varying
+from gradfiltering.reports.page.sweep_page import MOST_JOBS_PAIRED
+from gradfiltering.reports.paper_tables import PaperTable, build_ablation_table, build_main_table
+from gradfiltering.reports.sweep_jobs import (
+    compute_overlaps,
+    compute_rank_correlations,
+    find_varying_options,
+    read_jobs,
+    read_planned_values,
+)
 from gradfiltering.reports.sweep_table import write_sweep
 
 SCORERS = ("gsnr", "raw_drop", "normalized_drop", "variance_only")
@@ -121,7 +128,7 @@ def test_values_that_the_sweep_was_asked_for_and_never_began_have_cells_too(tmp_
     one_job(tmp_path, 0, "gsnr", 3, (1, 2))
     hydra = {"overrides": {"task": ["scorer=gsnr,raw_drop", "seed=1"]}, "sweeper": {"params": {"ensemble.m": "3,5"}}}
     (tmp_path / "multirun.yaml").write_text(yaml.safe_dump({"hydra": hydra}))
-    assert planned(tmp_path) == {"scorer": ["gsnr", "raw_drop"], "ensemble.m": ["3", "5"]}
+    assert read_planned_values(tmp_path) == {"scorer": ["gsnr", "raw_drop"], "ensemble.m": ["3", "5"]}
     write_sweep(tmp_path, Console(quiet=True))
     cells = next(iter(heat_maps((tmp_path / "sweep.html").read_text("utf-8")).values()))["e1_e2"]
     assert cells["raw_drop"] == [("none", "no job")] * 2 and [text for _, text in cells["gsnr"]] == ["0.963", "no job"]
@@ -134,7 +141,7 @@ def test_seeds_of_one_cell_are_averaged_and_other_options_get_maps_of_their_own(
         summary = json.loads((path / "summary.json").read_text())
         summary["target"]["candidate"]["heldout_loss"] = float(number)
         (path / "summary.json").write_text(json.dumps(summary))
-    assert varying(read_jobs(tmp_path)) == {"ensemble.lr"}
+    assert find_varying_options(read_jobs(tmp_path)) == {"ensemble.lr"}
     write_sweep(tmp_path, Console(quiet=True))
     losses = heat_maps((tmp_path / "sweep.html").read_text("utf-8"))["Which subset teaches most?"]
     texts = {name: [text for _, text in cells["gsnr"]] for name, cells in losses.items()}
@@ -143,11 +150,11 @@ def test_seeds_of_one_cell_are_averaged_and_other_options_get_maps_of_their_own(
 
 def test_overlap_and_rank_correlation_equal_a_pairwise_computation(sweep):
     jobs = read_jobs(sweep)[:6]
-    jaccard, ranks = overlaps(jobs), rank_correlations(jobs)
+    jaccard, ranks = compute_overlaps(jobs), compute_rank_correlations(jobs)
     for (i, one), (j, other) in product(enumerate(jobs), repeat=2):
-        first, second = set(one.subset.tolist()), set(other.subset.tolist())
+        first, second = set(one.selected_ids.tolist()), set(other.selected_ids.tolist())
         assert jaccard[i, j] == pytest.approx(len(first & second) / len(first | second))
-        assert ranks[i, j] == pytest.approx(spearmanr(one.scores[1], other.scores[1])[0])
+        assert ranks[i, j] == pytest.approx(spearmanr(one.score_values, other.score_values)[0])
 
 
 def test_ranks_are_compared_over_the_rows_that_both_jobs_scored(tmp_path):
@@ -158,8 +165,14 @@ def test_ranks_are_compared_over_the_rows_that_both_jobs_scored(tmp_path):
     table = pq.read_table(second / "scores.parquet")
     pq.write_table(table.slice(10), second / "scores.parquet")
     scores = [pq.read_table(path / "scores.parquet")["score"].to_numpy() for path in (first, second)]
-    found = rank_correlations(read_jobs(tmp_path))
+    found = compute_rank_correlations(read_jobs(tmp_path))
     assert found[0, 1] == pytest.approx(spearmanr(scores[0][10:], scores[1])[0])
+
+
+def rows_of(table, label_count):
+    """Numbers of a table by their labels; None where a value is missing."""
+    rows = [[None if cell != cell else cell for cell in row] for row in table.table.to_numpy(dtype=object).tolist()]
+    return {tuple(row[:label_count]): row[label_count:] for row in rows}
 
 
 def alpaca(number, scorer, data, model, fraction, folder, values):
@@ -177,25 +190,34 @@ def test_the_main_table_is_the_papers_24_cases_and_what_is_missing_is_a_dash(tmp
     for number, (scorer, value) in enumerate({"gsnr": 1.1, "random": 0.9, "ifd": 1.1}.items()):
         alpaca(number, scorer, *place, tmp_path, {"wizardlm": value, "vicuna": value - (scorer == "gsnr") * 0.5})
     alpaca(9, "gsnr", "vicgalle/alpaca-gpt4", "Llama-2-13b-hf", 0.05, tmp_path, {"vicuna": 1.2})
-    table = main_table(read_jobs(tmp_path))
-    assert table.columns[3:] == ["WizardLM 5%", "WizardLM 10%", "WizardLM 15%", "Vicuna 5%", "Vicuna 10%", "Vicuna 15%"]
-    assert len(table.rows) == 2 * 2 * 3
-    rows = {tuple(row[:3]): row[3:] for row in table.rows}
+    table = build_main_table(read_jobs(tmp_path))
+    assert list(table.table.columns)[3:] == [
+        "WizardLM 5%",
+        "WizardLM 10%",
+        "WizardLM 15%",
+        "Vicuna 5%",
+        "Vicuna 10%",
+        "Vicuna 15%",
+    ]
+    assert len(table.table) == 2 * 2 * 3
+    rows = rows_of(table, 3)
     assert rows["Alpaca", "LLaMA-2 7B", "GradFiltering"] == [None, 1.1, None, None, pytest.approx(0.6), None]
     assert rows["Alpaca-GPT4", "LLaMA-2 13B", "GradFiltering"] == [None, None, None, 1.2, None, None]
     assert "3 of 24 cases; it is at or above both rivals in 1 of 2" in table.note
-    assert table.text(rows["Alpaca", "LLaMA-2 13B", "Random"]) == ["–"] * 6, "a missing case is no zero"
+    assert "–" in table.to_markdown() and rows["Alpaca", "LLaMA-2 13B", "Random"] == [None] * 6, (
+        "a missing case is no zero"
+    )
 
 
 def test_the_papers_methods_on_other_data_have_the_same_table_over_their_own_cases(tmp_path):
     for number, (scorer, fraction) in enumerate(product(("gsnr", "random", "ifd"), (0.05, 0.2))):
         alpaca(number, scorer, "own", "small", fraction, tmp_path, {"tasks": 1 + fraction, "heldout": 0.5})
-    table = main_table(read_jobs(tmp_path))
-    assert table.columns[3:] == ["heldout 5%", "heldout 20%", "tasks 5%", "tasks 20%"]
-    assert [row[:3] for row in table.rows] == [
+    table = build_main_table(read_jobs(tmp_path))
+    assert list(table.table.columns)[3:] == ["heldout 5%", "heldout 20%", "tasks 5%", "tasks 20%"]
+    assert [[*labels] for labels in rows_of(table, 3)] == [
         ["own", "small", name] for name in ("Random", "Superfiltering", "GradFiltering")
     ]
-    assert table.rows[2][3:] == [0.5, 0.5, pytest.approx(1.05), pytest.approx(1.2)]
+    assert rows_of(table, 3)["own", "small", "GradFiltering"] == [0.5, 0.5, pytest.approx(1.05), pytest.approx(1.2)]
     assert "4 of 4 cases" in table.note
 
 
@@ -204,7 +226,7 @@ def test_a_method_is_no_option_beside_the_scorer_and_selector_it_stands_for(tmp_
         config = config_of(tmp_path / str(number), scorer)
         selection = {"scorer": scorer, "selector": "top", "fraction": 0.2, "selected": 2}
         write_run(tmp_path / str(number), config, [f"method={method}"], selection=selection)
-    assert varying(read_jobs(tmp_path)) == set()
+    assert find_varying_options(read_jobs(tmp_path)) == set()
     write_sweep(tmp_path, Console(quiet=True))
     cells = next(iter(heat_maps((tmp_path / "sweep.html").read_text("utf-8")).values()))["e1_e2"]
     assert list(cells) == ["gsnr", "ifd"] and all(kind != "none" for row in cells.values() for kind, _ in row)
@@ -212,17 +234,24 @@ def test_a_method_is_no_option_beside_the_scorer_and_selector_it_stands_for(tmp_
 
 def test_the_ablation_is_the_difference_to_gsnr_in_the_same_case(sweep):
     jobs = read_jobs(sweep)
-    table = ablation_table(jobs, varying(jobs))
-    assert table.columns == ["M", "snapshots", "G-SNR", "Δ raw_drop", "Δ normalized_drop", "Δ variance_only"]
-    rows = {tuple(row[:2]): row[2:] for row in table.rows}
+    table = build_ablation_table(jobs, find_varying_options(jobs))
+    assert list(table.table.columns) == [
+        "M",
+        "snapshots",
+        "G-SNR",
+        "Δ raw_drop",
+        "Δ normalized_drop",
+        "Δ variance_only",
+    ]
+    rows = rows_of(table, 2)
     assert rows["3", "e1_e2"] == ["0.963", *(pytest.approx(-0.1 * n) for n in (1, 2, 3))]
     scorer, members, pair = list(product(SCORERS, MEMBERS, PAIRS))[ABSENT]
     assert rows[str(members), f"e{pair[0]}_e{pair[1]}"][1 + SCORERS[1:].index(scorer)] is None
-    assert table.rows[-1][0] == "mean" and table.rows[-1][3:] == [pytest.approx(-0.1 * n) for n in (1, 2, 3)]
+    assert rows["mean", ""][1:] == [pytest.approx(-0.1 * n) for n in (1, 2, 3)]
 
 
-def test_a_sweep_without_the_papers_cells_has_no_main_table(sweep):
-    assert main_table(read_jobs(sweep)) is None and not (sweep / "tables" / "main.tex").exists()
+def test_a_sweep_without_the_papers_cells_has_no_build_main_table(sweep):
+    assert build_main_table(read_jobs(sweep)) is None and not (sweep / "tables" / "main.tex").exists()
 
 
 def test_every_table_is_written_in_three_forms(sweep):
@@ -236,11 +265,13 @@ def test_every_table_is_written_in_three_forms(sweep):
 
 
 def test_names_are_text_in_latex_and_markdown():
-    table = SheetTable("x", "50 % of_a", ["a_b", "n"], [["c&d|<b>", 0.5], ["e", None]], 1)
-    latex, markdown = table.latex(), table.markdown()
+    frame = pd.DataFrame({"a_b": ["c&d|<b>", "e"], "n": [0.5, np.nan]})
+    table = PaperTable("x", "50 % of_a", frame, 1)
+    latex, markdown = table.to_latex(), table.to_markdown()
     assert r"a\_b & n \\" in latex and r"c\&d|<b> & 0.500 \\" in latex and r"e & -- \\" in latex
     assert r"50 \% of\_a" in latex and latex.count("{tabular}") == 2
-    assert r"c&d\|\<b\> | 0.500 |" in markdown and "| e | – |" in markdown
+    cells = [[cell.strip() for cell in line.split(" | ")] for line in markdown.splitlines()]
+    assert cells[2] == [r"| c&d\|\<b\>", "0.500 |"] and cells[3] == ["| e", "– |"]
 
 
 def test_nothing_of_the_page_is_loaded_from_elsewhere_and_names_are_no_markup(sweep):
@@ -251,7 +282,7 @@ def test_nothing_of_the_page_is_loaded_from_elsewhere_and_names_are_no_markup(sw
 
 
 def test_many_jobs_are_not_shown_pair_by_pair(tmp_path):
-    for number in range(MOST_PAIRED + 1):
+    for number in range(MOST_JOBS_PAIRED + 1):
         one_job(tmp_path, number, "gsnr", number, (1, 2))
     write_sweep(tmp_path, Console(quiet=True))
     assert 'id="pairs"' not in (tmp_path / "sweep.html").read_text("utf-8")

@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from gradfiltering.errors import UserError
-from gradfiltering.reports.sweep_jobs import read_jobs
-from gradfiltering.reports.sweep_table import sweep_rows, write_sweep
+from gradfiltering.reports.sweep_jobs import compute_overlaps, compute_rank_correlations, read_jobs
+from gradfiltering.reports.sweep_table import build_rows, write_sweep
 
 PWS = {"value": 1.2, "low": 1.1, "high": 1.3, "wins": 6, "ties": 1, "losses": 3, "unparsed": 0}
 
@@ -20,6 +20,11 @@ TRUTH = {
     "share": {"clean": {"pool": 0.7, "selected": 0.9}},
     "auc": {"scorer": {"value": 0.64, "low": 0.6, "high": 0.7}, "random": {"value": 0.5, "low": 0.4, "high": 0.6}},
 }
+
+
+def sweep_rows(folder):
+    jobs = read_jobs(folder)
+    return build_rows(jobs, compute_overlaps(jobs), compute_rank_correlations(jobs))
 
 
 def job(folder, number, chosen=None, scores=None, overrides=(), pws=None, saved=0.0):

@@ -10,8 +10,9 @@ from rich.console import Console
 from tests.reports.test_screen import JUDGE
 
 from gradfiltering.judging.responses import Response, write_responses
-from gradfiltering.judging.verdicts import Verdict, decide_verdict, write_verdicts
-from gradfiltering.reports.verdict_tables import compare_jobs, trust_table
+from gradfiltering.judging.verdicts import Verdict, decide, write_verdicts
+from gradfiltering.reports.sweep_jobs import SweepJob
+from gradfiltering.reports.verdict_tables import build_trust_table, compare_jobs
 
 WIN, LOSS = ((9.0, 1.0), (1.0, 9.0)), ((1.0, 9.0), (9.0, 1.0))
 
@@ -26,9 +27,9 @@ def test_several_opponents_share_the_level_of_the_sign_test():
     pws, judge = deepcopy(JUDGE["pws"]), deepcopy(JUDGE["judge"])
     pws["random"], judge["random"] = deepcopy(pws["full"]), deepcopy(judge["full"])
     pws["full"]["all"]["sign_p"], pws["random"]["all"]["sign_p"] = 0.03, 0.02
-    assert "p = 0.03 (Holm 0.04) │ p = 0.02 (Holm 0.04)" in shown(trust_table(pws, judge))
+    assert "p = 0.03 (Holm 0.04) │ p = 0.02 (Holm 0.04)" in shown(build_trust_table(pws, judge))
     pws["full"]["all"]["sign_p"] = None
-    assert "– │ p = 0.02 │" in shown(trust_table(pws, judge))
+    assert "– │ p = 0.02 │" in shown(build_trust_table(pws, judge))
 
 
 def test_what_is_not_known_is_a_dash_and_repeats_that_were_not_asked_for_are_left_out():
@@ -36,7 +37,7 @@ def test_what_is_not_known_is_a_dash_and_repeats_that_were_not_asked_for_are_lef
     pws["full"]["all"] = {**pws["full"]["none"], "sign_p": None, "detectable": None}
     empty = dict.fromkeys(judge["full"], None)
     judge["full"] = {**empty, "judged": 0, "decided": 0, "agreement": {"raters": [], "judges": [], "not_found": []}}
-    text = shown(trust_table(pws, judge))
+    text = shown(build_trust_table(pws, judge))
     assert "repeats" not in text and "agreement" not in text and "9 of 9" in text and text.count("│ – │") >= 7
 
 
@@ -45,15 +46,17 @@ def job(folder, name, outcomes, opponent="the same", against="full"):
     path = folder / name
     path.mkdir()
     verdicts = [
-        Verdict("candidate", against, "test", 0, "s", str(n), "", scores[0], "", scores[1], decide_verdict(*scores))
+        Verdict("candidate", against, "test", 0, "s", str(n), "", scores[0], "", scores[1], decide(*scores))
         for n, scores in enumerate(outcomes)
     ]
     write_verdicts(path / "verdicts.jsonl", verdicts)
     for model, text in (("candidate", name), (against, opponent)):
         said = [Response("s", str(n), "p", text, 1, 1, "eos", False) for n in range(len(outcomes))]
         write_responses(path / "responses" / f"{model}.jsonl", said)
+    (path / "summary.json").write_text("{}")
+    (path / "environment.json").write_text("{}")
     (path / "config.yaml").write_text(yaml.safe_dump({"judge": {"resamples": 400, "confidence": 0.95}, "seed": 0}))
-    return path
+    return SweepJob(path)
 
 
 def test_candidates_of_a_sweep_are_compared_where_the_opponent_is_the_same(tmp_path):

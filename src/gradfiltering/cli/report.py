@@ -18,9 +18,9 @@ def page(
     figures: Annotated[bool, typer.Option(help="Write the charts as PNG and SVG into figures/, too.")] = True,
 ) -> None:
     """Write report.html of a run anew."""
-    from gradfiltering.reports.page.build import rebuild
+    from gradfiltering.reports.page.run_page import write_page
 
-    typer.echo(rebuild(folder, rows, figures))
+    typer.echo(write_page(folder, rows, figures))
 
 
 @app.command()

@@ -55,7 +55,7 @@ def run_task(cfg: DictConfig) -> None:
     Raises:
         UserError: something that the user can mend, with the options concerned.
     """
-    screen.open_run(cfg.run_dir, Console(quiet=not devices.is_first()))
+    screen.announce_run(cfg.run_dir, Console(quiet=not devices.is_first()))
     with options_named(cfg), devices.connected(build(cfg.trainer)):
         from gradfiltering.experiment.pipeline import run_stages
 

@@ -16,6 +16,7 @@ from gradfiltering.reports import screen
 def run_stages(cfg: DictConfig) -> None:
     """Runs the stages in order, up to `cfg.until`."""
     from gradfiltering.data.examples import Encoder
+    from gradfiltering.data.row_texts import write_row_texts
     from gradfiltering.evidence.adaptive_size import measure_settled_evidence
     from gradfiltering.evidence.context import MeasurementContext
     from gradfiltering.evidence.measurers import check_requests_of_dataset
@@ -34,7 +35,7 @@ def run_stages(cfg: DictConfig) -> None:
     from gradfiltering.methods.subset_files import write_known_rows, write_scores, write_subset
     from gradfiltering.reports import cards
     from gradfiltering.reports import experiment_logger as tracking
-    from gradfiltering.reports.page import build as page
+    from gradfiltering.reports.page.run_page import write_page
     from gradfiltering.requests import BaseModelLosses, GradientLog
     from gradfiltering.runs.run_folder import RunFolder
     from gradfiltering.scorers.base import Scores, score_rows
@@ -171,7 +172,9 @@ def run_stages(cfg: DictConfig) -> None:
                 )
             )
         if part.page.page:
-            run.stage_of("report", devices.once, page.report, run.folder, records, part.cache, part.page)
-        screen.show(run.summary, run.folder, Console(quiet=devices.rank() > 0))
-        cards.write_cards(run.folder, run.summary)
-        tracking.log_run(logger, run.folder, run.summary)
+            with run.stage("report"):
+                devices.once(write_row_texts, run.folder, records, part.cache)
+                devices.once(write_page, run.folder, part.page.rows, part.page.figures)
+        screen.print_summary(run.summary, run.folder, Console(quiet=devices.rank() > 0))
+        devices.once(cards.write_cards, run.folder)
+        tracking.log_run(logger, run.folder)

@@ -1,1 +1,1 @@
-"""What a run tells: run folder, diagnostics, screen, experiment logger."""
+"""Reports on runs: pages, tables, cards, the screen and experiment loggers."""

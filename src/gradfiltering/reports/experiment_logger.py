@@ -1,4 +1,4 @@
-"""Numbers and figures of a run in its experiment logger."""
+"""Numbers, tables and figures of a run in its experiment logger."""
 
 import os
 import sys
@@ -8,123 +8,97 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from gradfiltering.distributed.process_group import rank
-from gradfiltering.reports.logger_tables import extracts, markdown, read_curve, write_csv
-from gradfiltering.reports.page.figures import FIGURES
-from gradfiltering.reports.wandb_run import WandbRun
+from gradfiltering.reports.logger_tables import build_logger_tables, to_markdown, write_csv
+from gradfiltering.reports.run_files import RunFiles
+from gradfiltering.reports.wandb_logger import RunWandbLogger
+
+SUMMARY_PARTS = ("data", "proxy", "selection", "diagnostics", "target", "metrics", "pws", "cost")
+HARMLESS_WARNINGS = (
+    ".*in eval mode at the start of training.*",  # dropout is off on purpose
+    ".*does not have many workers.*",  # rows are tokenised already
+    ".*is_gradient_checkpointing.*",
+    ".*`_register_pytree_node` is deprecated.*",
+    ".*isinstance\\(treespec, LeafSpec\\).*",
+)
 
 
-def log_numbers(logger: Logger, prefix: str, values: Mapping[str, Any]) -> None:
-    """Logs every number of a nested mapping under `prefix/path/to/it`."""
-    numbers = dict(_numbers(prefix, values))
-    if numbers:
-        logger.log_metrics(numbers)
+def open_logger(build_logger: Callable[[], Logger], run_config: dict[str, Any]) -> Logger:
+    """Build the logger and log the resolved configuration, free of secrets; only the first process logs."""
+    silence_libraries()
+    run_logger = build_logger() if rank() == 0 else DummyLogger()
+    run_logger.log_hyperparams(run_config)
+    return run_logger
 
 
-def log_histogram(logger: Logger, name: str, values: np.ndarray) -> None:
-    """Logs a histogram where the logger can draw one; the numbers themselves are in the run folder."""
-    finite = values[np.isfinite(values)]
-    if isinstance(logger, WandbLogger):
-        import wandb
+def log_run(run_logger: Logger, run_dir: Path) -> None:
+    """Log what a finished run left: numbers, curves from the cache, tables, figures, artifacts.
 
-        logger.experiment.log({name: wandb.Histogram(finite.tolist())})
-    elif isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_histogram(name, finite)
-
-
-def open_logger(build: Callable[[], Logger], config: dict[str, Any]) -> Logger:
-    """Quietens the libraries, builds the logger and logs the resolved configuration (already free of secrets).
-
-    Only the first process logs.
-    """
-    quieten()
-    logger = build() if rank() == 0 else DummyLogger()
-    logger.log_hyperparams(config)
-    return logger
-
-
-def log_run(logger: Logger, run_dir: Path, summary: Mapping[str, Any]) -> None:
-    """Logs what a finished run left: numbers, curves that came from the store, tables, figures, artifacts.
-
-    Only the first process logs. W&B takes all of it, TensorBoard all but artifacts, CSV numbers and tables (its figures
-    are the files in the run folder).
+    W&B takes all of it, TensorBoard all but artifacts, CSV numbers and tables (its figures are the files in the run
+    folder).
 
     Args:
         logger: the run's.
         run_dir: the run folder.
-        summary: the run's.
     """
-    if isinstance(logger, DummyLogger):
+    if isinstance(run_logger, DummyLogger):
         return
-    _log_reused_curves(logger, run_dir, summary)
-    log_summary(logger, summary)
-    if (run_dir / "scores.parquet").is_file():
-        scores = pq.read_table(run_dir / "scores.parquet", columns=["score"])["score"]
-        log_histogram(logger, "score/histogram", scores.to_numpy())
-    for table in extracts(run_dir, summary):
-        if isinstance(logger, WandbRun):
-            logger.log_extract(table)
-        elif isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_text(table.name, markdown(table))
-        elif isinstance(logger, CSVLogger):
-            write_csv(table, Path(logger.log_dir) / f"{table.name}.csv")
-    for path in sorted((run_dir / FIGURES).glob("*.png")):
-        if isinstance(logger, WandbRun):
-            logger.log_figure(f"figures/{path.stem}", path)
-        elif isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(f"figures/{path.stem}", _pixels(path), dataformats="HWC")
-    if isinstance(logger, WandbRun):
-        logger.log_files(summary)
+    run_files = RunFiles(run_dir)
+    _log_reused_curves(run_logger, run_files)
+    log_summary(run_logger, run_files.summary)
+    if run_files.scores is not None:
+        log_histogram(run_logger, "score/histogram", run_files.scores["score"].to_numpy())
+    for name, table in build_logger_tables(run_files).items():
+        if isinstance(run_logger, RunWandbLogger):
+            run_logger.log_frame(name, table)
+        elif isinstance(run_logger, TensorBoardLogger):
+            run_logger.experiment.add_text(name, to_markdown(table))
+        elif isinstance(run_logger, CSVLogger):
+            write_csv(table, Path(run_logger.log_dir) / f"{name}.csv")
+    for path in sorted(run_dir.glob("figures/*.png")):
+        if isinstance(run_logger, RunWandbLogger):
+            run_logger.log_figure(f"figures/{path.stem}", path)
+        elif isinstance(run_logger, TensorBoardLogger):
+            run_logger.experiment.add_image(f"figures/{path.stem}", _read_pixels(path), dataformats="HWC")
+    if isinstance(run_logger, RunWandbLogger):
+        run_logger.log_artifacts(run_files)
 
 
-def log_summary(logger: Logger, summary: Mapping[str, Any]) -> None:
-    """Logs the numbers of the summary: `diagnostics/…`, `target/…`, `metrics/…`, `pws/…`, `cost/…`."""
-    for part in ("data", "proxy", "selection", "diagnostics", "target", "metrics", "pws", "cost"):
-        if part in summary:
-            log_numbers(logger, part, summary[part])
+def log_summary(run_logger: Logger, run_summary: Mapping[str, Any]) -> None:
+    """Log the numbers of the summary: `diagnostics/…`, `target/…`, `metrics/…`, `pws/…`, `cost/…`."""
+    for part in SUMMARY_PARTS:
+        summary_numbers = dict(_flatten_numbers(part, run_summary.get(part, {})))
+        if summary_numbers:
+            run_logger.log_metrics(summary_numbers)
 
 
-def _log_reused_curves(logger: Logger, run_dir: Path, summary: Mapping[str, Any]) -> None:
-    """The curve of each model that was found in the store; the others were logged while they were trained."""
-    for name, result in summary.get("target", {}).items():
-        path = run_dir / "target" / name / "curve.csv"
-        if result.get("reused") and path.is_file():
-            for row in read_curve(path):
-                measured = {
-                    f"target/{name}/{key}": value
-                    for key in ("train_loss", "heldout_loss")
-                    if (value := row.get(key)) is not None
-                }
-                if measured:
-                    logger.log_metrics(measured, step=int(row["step"] or 0))
+def log_histogram(run_logger: Logger, name: str, values: np.ndarray) -> None:
+    """Log a histogram where the logger can draw it; the numbers themselves are in the run folder."""
+    finite_values = values[np.isfinite(values)]
+    if isinstance(run_logger, WandbLogger):
+        import wandb
+
+        run_logger.experiment.log({name: wandb.Histogram(finite_values.tolist())})
+    elif isinstance(run_logger, TensorBoardLogger):
+        run_logger.experiment.add_histogram(name, finite_values)
 
 
-def _pixels(path: Path) -> np.ndarray:
-    """[H, W, 3] uint8: a picture over white."""
-    from matplotlib.image import imread
-
-    seen = imread(path)  # [H, W, 3 or 4] float in [0, 1]
-    opaque = seen[..., 3:] if seen.shape[-1] == 4 else np.ones_like(seen[..., :1])
-    return np.round((seen[..., :3] * opaque + 1 - opaque) * 255).astype(np.uint8)
-
-
-def close_logger(logger: Logger) -> None:
-    """Closes the run, so that the next job of a sweep opens its own; one that ends in an error is marked as failed."""
+def close_logger(run_logger: Logger) -> None:
+    """Close the run, so that the next job of a sweep opens its own; after an error it is marked as failed."""
     failed = sys.exc_info()[0] is not None
-    if isinstance(logger, WandbLogger):
+    if isinstance(run_logger, WandbLogger):
         import wandb
 
         wandb.finish(exit_code=int(failed))
     else:
-        logger.finalize("failed" if failed else "success")
+        run_logger.finalize("failed" if failed else "success")
 
 
-def quieten() -> None:
-    """Keeps libraries from printing over the progress of a run; errors and warnings stay."""
+def silence_libraries() -> None:
+    """Keep libraries from printing over the progress of a run; errors and warnings stay."""
     import datasets
     import transformers
 
@@ -132,19 +106,33 @@ def quieten() -> None:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
-    for harmless in (
-        ".*in eval mode at the start of training.*",  # dropout is off on purpose
-        ".*does not have many workers.*",  # rows are tokenised already
-        ".*is_gradient_checkpointing.*",
-        ".*`_register_pytree_node` is deprecated.*",
-        ".*isinstance\\(treespec, LeafSpec\\).*",
-    ):
-        warnings.filterwarnings("ignore", harmless)
+    for message in HARMLESS_WARNINGS:
+        warnings.filterwarnings("ignore", message)
 
 
-def _numbers(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+def _log_reused_curves(run_logger: Logger, run_files: RunFiles) -> None:
+    """Log the curve of each model that was in the cache; the others were logged while they were trained."""
+    for model, target_result in run_files.summary.get("target", {}).items():
+        if target_result.get("reused") and model in run_files.curves:
+            losses = run_files.curves[model].set_index("step")[["train_loss", "heldout_loss"]]
+            for step, row in losses.iterrows():
+                measured = {f"target/{model}/{name}": float(value) for name, value in row.dropna().items()}
+                if measured:
+                    run_logger.log_metrics(measured, step=int(float(str(step))))
+
+
+def _read_pixels(path: Path) -> np.ndarray:
+    """Read a picture over white: [H, W, 3] uint8."""
+    from PIL import Image
+
+    picture = Image.open(path).convert("RGBA")
+    white = Image.new("RGBA", picture.size, "white")
+    return np.asarray(Image.alpha_composite(white, picture).convert("RGB"))
+
+
+def _flatten_numbers(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _numbers(f"{prefix}/{key}", value)
+            yield from _flatten_numbers(f"{prefix}/{key}", value)
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield f"{prefix}/{key}", value

@@ -1,179 +1,149 @@
-"""Small tables out of a run folder, for experiment loggers: rows with their text, verdicts, curves, costs."""
+"""Small tables out of a run folder for experiment loggers: rows with their text, verdicts, curves, costs."""
 
-import csv
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+import pandas as pd
 
-from gradfiltering.data.row_texts import ROWS_FILE as ROWS
-from gradfiltering.data.row_texts import replace_lone_surrogates
-from gradfiltering.judging.responses import read_responses
-from gradfiltering.judging.verdicts import read_verdicts
+from gradfiltering.reports.plain_text import replace_lone_surrogates
+from gradfiltering.reports.run_files import RunFiles
 
-MOST_ROWS = 50  # from each end of the ranking
+RANKED_ROWS = 50  # from each end of the ranking
 MOST_VERDICTS = 1000
-MOST_CHARACTERS = 4000  # of one cell
+MOST_CHARACTERS = 4000  # of a cell
+SCORE_COLUMNS = ["rank", "example_id", "score", "selected"]
+SCORE_NUMBERS = ("value", "low", "high", "wins", "ties", "losses", "unparsed")
+MARKUP = re.compile(r"[<>&|`*_\[\]()#!\\~\"']")
 
 
-@dataclass(frozen=True)
-class Extract:
-    """A table.
-
-    Attributes:
-        name: `stage/name`.
-        columns: headings.
-        rows: as many values each: text, numbers, truth values or None.
-    """
-
-    name: str
-    columns: list[str]
-    rows: list[list[Any]]
+def build_logger_tables(run_files: RunFiles) -> dict[str, pd.DataFrame]:
+    """Build every table that the run's files allow by its name `stage/name`, empty ones left out."""
+    logger_tables = {
+        **_build_rankings(run_files),
+        "judge/verdicts": _build_verdicts(run_files),
+        "judge/pws": _build_winning_scores(run_files.summary.get("pws", {})),
+        "target/curves": _build_curves(run_files),
+        "run/stages": _build_stages(run_files.summary),
+        "run/warnings": pd.DataFrame({"warning": run_files.diagnostics.get("warnings", [])}),
+    }
+    return {name: table for name, table in logger_tables.items() if len(table)}
 
 
-def extracts(run_dir: Path, summary: Mapping[str, Any]) -> list[Extract]:
-    """Every table that the run's files allow, empty ones left out."""
-    found = [
-        *_ranking(run_dir),
-        _verdicts(run_dir),
-        _pws(summary.get("pws", {})),
-        _curves(run_dir),
-        _stages(summary),
-        Extract("run/warnings", ["warning"], [[text] for text in summary.get("diagnostics", {}).get("warnings", [])]),
-    ]
-    return [one for one in found if one.rows]
-
-
-def cell(text: str) -> str:
-    """Text of one cell: what no encoder takes is replaced, and what is very long is cut and says so."""
+def shorten_text(text: str | None) -> str | None:
+    """Shorten a very long text, which then says so, and replace characters that no encoder takes."""
+    if text is None:
+        return None
     text = replace_lone_surrogates(text)
     if len(text) > MOST_CHARACTERS:
         return f"{text[:MOST_CHARACTERS]} … ({len(text):,} characters in all)"
     return text
 
 
-def _ranking(run_dir: Path) -> list[Extract]:
-    """The best and the worst rows with what was measured and what they say."""
-    if not (run_dir / "scores.parquet").is_file():
-        return []
-    scores = pq.read_table(run_dir / "scores.parquet").sort_by("rank")
-    subset = run_dir / "subset.parquet"
-    chosen = set(pq.read_table(subset)["example_id"].to_pylist()) if subset.is_file() else set()
-    texts = _texts(run_dir)
-    kinds = pq.read_table(run_dir / "truth.parquet")["kind"] if (run_dir / "truth.parquet").is_file() else None
-    count = min(MOST_ROWS, len(scores))
-    extra = [name for name in scores.schema.names if name not in ("example_id", "rank", "score")]
-    columns = ["rank", "example_id", "score", "chosen", *extra, *(["kind"] if kinds is not None else []), *texts]
-    found = []
-    for name, start in (("selection/top_rows", 0), ("selection/bottom_rows", len(scores) - count)):
-        rows = []
-        for row in scores.slice(start, count).to_pylist():
-            number = row["example_id"]
-            kind = [kinds[number].as_py()] if kinds is not None else []
-            said = [None if text[number].as_py() is None else cell(text[number].as_py()) for text in texts.values()]
-            values = [row[column] for column in extra]
-            rows.append([row["rank"], number, row["score"], number in chosen, *values, *kind, *said])
-        found.append(Extract(name, columns, rows))
-    return found
-
-
-def _texts(run_dir: Path) -> dict[str, pa.ChunkedArray]:
-    """`source`, `prompt` and `response` of every row; a row's place is its id."""
-    if not (run_dir / ROWS).is_file():
+def _build_rankings(run_files: RunFiles) -> dict[str, pd.DataFrame]:
+    """Build the tables of the best and the worst rows with their measurements and text."""
+    if run_files.scores is None:
         return {}
-    table = pq.read_table(run_dir / ROWS, columns=["source", "prompt", "response"])
-    some = ["prompt", "response"] if pc.all(pc.is_null(table["source"])).as_py() else table.schema.names
-    return {name: table[name] for name in some}
-
-
-def _verdicts(run_dir: Path) -> Extract:
-    columns = ["against", "prompt_set", "prompt_id", "verdict", "prompt", "candidate", "opponent", "scores",
-               "scores_reverse", "reply", "reply_reverse", "judge", "repeat"]  # fmt: skip
-    path = run_dir / "verdicts.jsonl"
-    if not path.is_file():
-        return Extract("judge/verdicts", columns, [])
-    answers = {
-        file.stem: {(one.prompt_set, one.prompt_id): one for one in read_responses(file)}
-        for file in sorted((run_dir / "responses").glob("*.jsonl"))
+    ranked_rows = run_files.scores.sort_values("rank", ignore_index=True)
+    ranked_rows["selected"] = ranked_rows["example_id"].isin(
+        [] if run_files.selected_ids is None else run_files.selected_ids
+    )
+    ranked_rows = ranked_rows[[*SCORE_COLUMNS, *(name for name in ranked_rows if name not in SCORE_COLUMNS)]]
+    best_rows = ranked_rows.head(RANKED_ROWS)
+    worst_rows = ranked_rows.tail(RANKED_ROWS)
+    return {
+        "selection/top_rows": _add_texts(best_rows, run_files),
+        "selection/bottom_rows": _add_texts(worst_rows, run_files),
     }
-    rows = []
-    for one in _spread(read_verdicts(path), MOST_VERDICTS):
-        place = (one.prompt_set, one.prompt_id)
-        own, other = (answers.get(name, {}).get(place) for name in (one.candidate, one.against))
-        said = [cell(own.prompt) if own else None, *(cell(by.response) if by else None for by in (own, other))]
-        scores = [None if pair is None else f"{pair[0]:g} {pair[1]:g}" for pair in (one.scores, one.scores_reverse)]
-        replies = [cell(one.reply), cell(one.reply_reverse)]
-        rows.append([one.against, *place, one.verdict, *said, *scores, *replies, one.judge, one.repeat])
-    return Extract("judge/verdicts", columns, rows)
 
 
-def _spread(values: Sequence[Any], most: int) -> list[Any]:
-    """At most so many of them, at even distance."""
-    if len(values) <= most:
-        return list(values)
-    return [values[place] for place in np.linspace(0, len(values) - 1, most).round().astype(int)]
+def _add_texts(shown_rows: pd.DataFrame, run_files: RunFiles) -> pd.DataFrame:
+    shown_rows = shown_rows.reset_index(drop=True)
+    if run_files.planted_kinds is not None:
+        shown_rows["kind"] = [run_files.planted_kinds[row_id] for row_id in shown_rows["example_id"]]
+    if run_files.row_texts is not None:
+        row_texts = run_files.row_texts.loc[shown_rows["example_id"]]
+        text_columns = (
+            ["source", "prompt", "response"] if run_files.row_texts["source"].notna().any() else ["prompt", "response"]
+        )
+        for name in text_columns:
+            shown_rows[name] = [shorten_text(text) for text in row_texts[name].astype(object).tolist()]
+    return shown_rows
 
 
-def _pws(pws: Mapping[str, Any]) -> Extract:
-    numbers = ["value", "low", "high", "wins", "ties", "losses", "unparsed"]
-    rows = [
-        [against, name, *(one.get(number) for number in numbers)]
-        for against, sets in pws.items()
-        for name, one in sets.items()
-    ]
-    return Extract("judge/pws", ["against", "prompt_set", *numbers], rows)
+def _build_verdicts(run_files: RunFiles) -> pd.DataFrame:
+    if run_files.verdicts is None:
+        return pd.DataFrame()
+    shown_verdicts = run_files.verdicts
+    if len(shown_verdicts) > MOST_VERDICTS:  # at even distance
+        shown_verdicts = shown_verdicts.iloc[np.linspace(0, len(shown_verdicts) - 1, MOST_VERDICTS).round().astype(int)]
+    answers_by_model = {
+        model: {
+            (answer["prompt_set"], answer["prompt_id"]): answer for answer in model_responses.to_dict(orient="records")
+        }
+        for model, model_responses in run_files.responses.items()
+    }
+    lines = []
+    for verdict_record in shown_verdicts.to_dict(orient="records"):
+        prompt = (verdict_record["prompt_set"], verdict_record["prompt_id"])
+        candidate, opponent = (
+            answers_by_model.get(verdict_record[role], {}).get(prompt, {}) for role in ("candidate", "against")
+        )
+        line = {name: verdict_record[name] for name in ("against", "prompt_set", "prompt_id", "verdict")}
+        line["prompt"] = shorten_text(candidate.get("prompt"))
+        line["candidate"] = shorten_text(candidate.get("response"))
+        line["opponent"] = shorten_text(opponent.get("response"))
+        for name in ("scores", "scores_reverse"):
+            pair = verdict_record[name]
+            line[name] = f"{pair[0]:g} {pair[1]:g}" if isinstance(pair, list) else None
+        line |= {name: shorten_text(verdict_record[name]) for name in ("reply", "reply_reverse")}
+        lines.append(line | {name: verdict_record[name] for name in ("judge", "repeat")})
+    return pd.DataFrame(lines)
 
 
-def read_curve(path: Path) -> list[dict[str, float | None]]:
-    """Rows of a `curve.csv`, None where nothing was measured."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{name: float(value) if value else None for name, value in row.items()} for row in csv.DictReader(file)]
+def _build_winning_scores(winning_scores: Mapping[str, Any]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"against": baseline, "prompt_set": prompt_set} | {name: score.get(name) for name in SCORE_NUMBERS}
+            for baseline, sets in winning_scores.items()
+            for prompt_set, score in sets.items()
+        ]
+    )
 
 
-def _curves(run_dir: Path) -> Extract:
-    columns, rows = ["model"], []
-    for path in sorted(run_dir.glob("target/*/curve.csv")):
-        curve = read_curve(path)
-        columns = ["model", *curve[0]] if curve else columns
-        rows += [[path.parent.name, *row.values()] for row in curve]
-    return Extract("target/curves", columns, rows)
+def _build_curves(run_files: RunFiles) -> pd.DataFrame:
+    loss_curves = [loss_curve.assign(model=model) for model, loss_curve in sorted(run_files.curves.items())]
+    if not loss_curves:
+        return pd.DataFrame()
+    table = pd.concat(loss_curves, ignore_index=True)
+    return table[["model", *(name for name in table if name != "model")]]
 
 
-def _stages(summary: Mapping[str, Any]) -> Extract:
-    costs = summary.get("cost", {})
-    rows = [
-        [one["name"], one["seconds"], one["reused"], costs.get(one["name"], {}).get("peak_bytes")]
-        for one in summary.get("stages", [])
-    ]
-    return Extract("run/stages", ["stage", "seconds", "reused", "peak_bytes"], rows)
+def _build_stages(run_summary: Mapping[str, Any]) -> pd.DataFrame:
+    stage_table = pd.DataFrame(run_summary.get("stages", []))
+    if stage_table.empty:
+        return stage_table
+    stage_costs = run_summary.get("cost", {})
+    stage_table["peak_bytes"] = [stage_costs.get(name, {}).get("peak_bytes") for name in stage_table["name"]]
+    return stage_table.rename(columns={"name": "stage"})[["stage", "seconds", "reused", "peak_bytes"]]
 
 
-def write_csv(table: Extract, path: Path) -> None:
-    """Writes the table; lists of Python values do not occur in it."""
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(table.columns)
-        writer.writerows(table.rows)
+    table.to_csv(path, index=False)
 
 
-def markdown(table: Extract) -> str:
-    """The table in Markdown; nothing in a cell is read as markup."""
-    lines = [table.columns, ["---"] * len(table.columns), *table.rows]
-    return "\n".join("| " + " | ".join(_plain(value) for value in line) + " |" for line in lines)
+def to_markdown(table: pd.DataFrame) -> str:
+    """Write a table in Markdown; no text in a cell is read as markup."""
+    return table.map(_format_markdown).to_markdown(index=False, disable_numparse=True)
 
 
-def _plain(value: Any) -> str:
-    """A value as one line of Markdown in which every character stands for itself."""
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    if not isinstance(value, str) or value == "---":
-        return "" if value is None else json.dumps(value)
-    safe = "".join(f"&#{ord(char)};" if char in "<>&|`*_[]()#!\\~\"'" else char for char in value)
-    return safe.replace("\r\n", "<br>").replace("\n", "<br>").replace("\r", "<br>")
+def _format_markdown(value: Any) -> str:
+    if isinstance(value, str):
+        return re.sub(r"\r\n|\n|\r", "<br>", MARKUP.sub(lambda match: f"&#{ord(match[0])};", value))
+    if value is None or value != value:
+        return ""
+    return f"{value:.5g}" if isinstance(value, float) else str(value)

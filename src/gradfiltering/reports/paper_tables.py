@@ -1,15 +1,15 @@
 """Tables of a sweep as the paper lays them out, and their LaTeX, Markdown and CSV."""
 
-import csv
-import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from typing import Any
 
-from gradfiltering.reports.sweep_jobs import DATASETS, SIZES, Job
-from gradfiltering.runs.cache import atomic_path
+import pandas as pd
+
+from gradfiltering.reports.sweep_jobs import DATASET_NAMES, MODEL_SIZES, NOT_KNOWN, SweepJob
+from gradfiltering.runs.files import atomic_path
 from gradfiltering.statistics.winning_score import ALL_SETS
 
 # arXiv 2601.13697: 2 datasets x 2 sizes x 3 fractions x 2 prompt sets, against the model tuned on all data.
@@ -18,210 +18,172 @@ PAPER_SETS = {"wizardlm": "WizardLM", "vicuna": "Vicuna"}
 PAPER_METHODS = {"random": "Random", "ifd": "Superfiltering", "gsnr": "GradFiltering"}
 REFERENCE = "gsnr"
 ALTERNATIVES = ("raw_drop", "normalized_drop", "variance_only")
-RANDOM_SELECTOR = "selector random"
-LATEX = {char: "\\" + char for char in "&%$#_{}"}
-LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+CASE_COLUMNS = ("data", "target", "rows", "M", "snapshots", "prompts", "options")
 
 
 @dataclass(frozen=True)
-class SheetTable:
-    """A table of text and numbers.
+class PaperTable:
+    """A table of labels and numbers.
 
     Attributes:
         name: of its files.
-        caption: what it shows.
-        columns: headings.
-        rows: as many cells each, None where a value is missing.
-        labels: how many columns on the left are labels.
-        note: what follows from it.
+        caption: describes it.
+        table: label columns on the left, then numbers, NaN where a value is missing.
+        label_count: number of label columns.
+        note: conclusion from it.
         signed: whether numbers are differences.
     """
 
     name: str
     caption: str
-    columns: list[str]
-    rows: list[list[str | float | None]]
-    labels: int
+    table: pd.DataFrame
+    label_count: int
     note: str = ""
     signed: bool = False
 
-    def text(self, row: Sequence[str | float | None]) -> list[str]:
-        """The cells of a row in words; a missing value is a dash, never a zero."""
-        return [self._cell(value) for value in row]
+    @property
+    def formatted(self) -> pd.DataFrame:
+        """The cells in words; a missing value is a dash, never a zero."""
+        number_format = "{:+.3f}" if self.signed else "{:.3f}"
 
-    def markdown(self) -> str:
-        """The table in Markdown."""
-        sides = ["---" if place < self.labels else "---:" for place in range(len(self.columns))]
-        body = [[_markdown(cell) for cell in self.text(row)] for row in self.rows]
-        lines = [[_markdown(name) for name in self.columns], sides, *body]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+        def format_cell(cell: Any) -> str:
+            if isinstance(cell, str):
+                return cell
+            return NOT_KNOWN if pd.isna(cell) else number_format.format(cell)
 
-    def latex(self) -> str:
-        """The table for a paper, with the package booktabs."""
-        sides = "l" * self.labels + "r" * (len(self.columns) - self.labels)
-        lines = [" & ".join(map(_latex, cells)) + r" \\" for cells in (self.columns, *map(self.text, self.rows))]
-        caption = _latex(f"{self.caption} {self.note}".strip())
-        head = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}"]
-        head += [rf"\begin{{tabular}}{{{sides}}}", r"\toprule"]
-        tail = [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
-        return "\n".join([*head, lines[0], r"\midrule", *lines[1:], *tail]) + "\n"
+        return self.table.map(format_cell)
 
-    def csv(self) -> str:
-        """The table as CSV, numbers in full."""
-        file = io.StringIO()
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(self.columns)
-        writer.writerows([["" if value is None else value for value in row] for row in self.rows])
-        return file.getvalue()
+    def to_markdown(self) -> str:
+        """Write the table in Markdown."""
+        escaped = self.formatted.map(_escape_markdown).rename(columns=_escape_markdown)
+        column_sides = ["left"] * self.label_count + ["right"] * (len(escaped.columns) - self.label_count)
+        return escaped.to_markdown(index=False, disable_numparse=True, colalign=column_sides) + "\n"
+
+    def to_latex(self) -> str:
+        """Write the table for a paper, with the package booktabs."""
+        column_sides = "l" * self.label_count + "r" * (len(self.table.columns) - self.label_count)
+        caption = re.sub(r"([&%$#_{}])", r"\\\1", f"{self.caption} {self.note}".strip())
+        text = self.formatted.to_latex(index=False, escape=True, column_format=column_sides, caption=caption)
+        return text.replace("–", "--").replace("Δ", r"$\Delta$")
+
+    def to_csv(self) -> str:
+        """Write the table as CSV, numbers in full."""
+        return self.table.to_csv(index=False, lineterminator="\n")
 
     def write(self, folder: Path) -> None:
-        """Writes `<name>.tex`, `<name>.md` and `<name>.csv`."""
-        for suffix, text in (("tex", self.latex()), ("md", self.markdown()), ("csv", self.csv())):
+        """Write `<name>.tex`, `<name>.md` and `<name>.csv`."""
+        for suffix, text in (("tex", self.to_latex()), ("md", self.to_markdown()), ("csv", self.to_csv())):
             with atomic_path(folder / f"{self.name}.{suffix}") as part:
                 part.write_text(text, encoding="utf-8")
 
-    def _cell(self, value: str | float | None) -> str:
-        if value is None:
-            return "–"
-        if isinstance(value, str):
-            return value
-        return f"{value:+.3f}" if self.signed else f"{value:.3f}"
 
+def build_main_table(sweep_jobs: Sequence[SweepJob]) -> PaperTable | None:
+    """Build the table of the paper's 24 cases, or of whatever cases a sweep of its methods has instead.
 
-def main_table(jobs: Sequence[Job]) -> SheetTable | None:
-    """The paper's 24 cases, or the same table of whatever cases a sweep of its methods has instead.
-
-    Rows are dataset, target and method, columns fraction and prompt set; cells PWS against the model tuned on all data.
+    Rows are dataset, target and method, columns prompt set and fraction; cells PWS against the model tuned on all data.
 
     Returns:
         None where the sweep has neither.
     """
-    found: dict[tuple, list[float]] = {}
-    for job in jobs:
-        for name in job.summary.get("pws", {}).get("full", {}):
-            value = _pws(job, "full", name)
-            if name != ALL_SETS and value is not None and job.fraction is not None:
-                key = (job.dataset, job.target, method_of(job), job.fraction, name)
-                found.setdefault(key, []).append(value)
-    papers = {key: values for key, values in found.items() if key[0] in DATASETS.values() and key[4] in PAPER_SETS}
-    if papers:
-        found, datasets, sets, fractions = papers, list(DATASETS.values()), list(PAPER_SETS), set(PAPER_FRACTIONS)
-    elif set(PAPER_METHODS) <= {key[2] for key in found}:
-        datasets, sets, fractions = sorted({key[0] for key in found}), sorted({key[4] for key in found}), set()
+    lines = [
+        (sweep_job.dataset, sweep_job.target_model, sweep_job.method, prompt_set, sweep_job.fraction, value)
+        for sweep_job in sweep_jobs
+        for prompt_set, value in sweep_job.winning_scores("full").items()
+        if prompt_set != ALL_SETS and sweep_job.fraction is not None
+    ]
+    scores = pd.DataFrame(lines, columns=["data", "target", "method", "prompts", "fraction", "value"])
+    paper_scores = scores[scores["data"].isin(DATASET_NAMES.values()) & scores["prompts"].isin(list(PAPER_SETS))]
+    if len(paper_scores):
+        scores, dataset_names, prompt_sets = paper_scores, list(DATASET_NAMES.values()), list(PAPER_SETS)
+        subset_fractions = sorted({*PAPER_FRACTIONS, *scores["fraction"]})
+    elif set(PAPER_METHODS) <= set(scores["method"]):
+        dataset_names, prompt_sets = sorted(set(scores["data"])), sorted(set(scores["prompts"]))
+        subset_fractions = sorted(set(scores["fraction"]))
     else:
         return None
-    targets = sorted({key[1] for key in found}, key=str.lower)
-    if set(targets) <= set(SIZES.values()):
-        targets = list(SIZES.values())
-    others = sorted({key[2] for key in found} - set(PAPER_METHODS))
-    methods = [*PAPER_METHODS, *others]
-    fractions |= {key[3] for key in found}
-    places = [(fraction, name) for name in sets for fraction in sorted(fractions)]
-
-    def cell(*key: object) -> float | None:
-        return fmean(found[key]) if key in found else None
-
-    rows: list[list[str | float | None]] = [
-        [data, target, PAPER_METHODS.get(method, method), *(cell(data, target, method, *place) for place in places)]
-        for data in datasets
-        for target in targets
-        for method in methods
-    ]
-    cases = [(data, target, *place) for data in datasets for target in targets for place in places]
-    compared = []
-    for data, target, *place in cases:
-        own, rivals = cell(data, target, REFERENCE, *place), [cell(data, target, m, *place) for m in ("random", "ifd")]
-        if own is not None and None not in rivals:
-            compared.append(all(own >= rival for rival in rivals if rival is not None))
-    there = sum(cell(data, target, REFERENCE, *place) is not None for data, target, *place in cases)
-    note = f"GradFiltering was measured in {there} of {len(cases)} cases"
-    note += f"; it is at or above both rivals in {sum(compared)} of {len(compared)}." if compared else "."
-    columns = [
-        "data",
-        "target",
-        "method",
-        *(f"{PAPER_SETS.get(name, name)} {fraction:.0%}" for fraction, name in places),
-    ]
+    target_names = sorted(set(scores["target"]), key=str.lower)
+    if set(target_names) <= set(MODEL_SIZES.values()):
+        target_names = list(MODEL_SIZES.values())
+    method_names = [*PAPER_METHODS, *sorted(set(scores["method"]) - set(PAPER_METHODS))]
+    table = scores.pivot_table(index=["data", "target", "method"], columns=["prompts", "fraction"], values="value")
+    row_index = pd.MultiIndex.from_product([dataset_names, target_names, method_names], names=table.index.names)
+    table = table.reindex(index=row_index, columns=pd.MultiIndex.from_product([prompt_sets, subset_fractions]))
+    candidate = table.xs(REFERENCE, level="method")
+    is_compared = candidate.notna()
+    is_beaten = is_compared.copy()
+    for rival_method in ("random", "ifd"):
+        rival_scores = table.xs(rival_method, level="method")
+        is_compared &= rival_scores.notna()
+        is_beaten &= candidate >= rival_scores
+    note = f"GradFiltering was measured in {int(candidate.notna().to_numpy().sum())} of {candidate.size} cases"
+    compared_count, beaten_count = int(is_compared.to_numpy().sum()), int((is_beaten & is_compared).to_numpy().sum())
+    if compared_count:
+        note += f"; it is at or above both rivals in {beaten_count} of {compared_count}"
+    cases: list[Any] = list(table.columns)
+    table.columns = [f"{PAPER_SETS.get(prompt_set, prompt_set)} {fraction:.0%}" for prompt_set, fraction in cases]
+    table = table.reset_index().replace({"method": PAPER_METHODS})
     caption = "Pairwise winning score against the model tuned on all data (1 = on a par)."
-    return SheetTable("main", caption, columns, rows, 3, note)
+    return PaperTable("main", caption, table, label_count=3, note=note + ".")
 
 
-def ablation_table(jobs: Sequence[Job], options: set[str]) -> SheetTable | None:
-    """What each other score gains or loses against G-SNR in the same case, None where no case has both.
+def build_ablation_table(sweep_jobs: Sequence[SweepJob], varying_options: set[str]) -> PaperTable | None:
+    """Build the table of differences between G-SNR and each other score in the same case.
 
     Args:
         jobs: of the sweep.
-        options: those that differ between jobs besides scorer, M and snapshots.
+        varying_options: those that differ between jobs besides scorer, M and snapshots.
+
+    Returns:
+        None where no case has both.
     """
-    measured, caption = _measure(jobs)
-    cases: dict[tuple[str, ...], dict[str, list[float]]] = {}
-    for job in jobs:
-        for name, value in measured(job).items():
-            members = "" if job.members is None else str(job.members)
-            share = "" if job.fraction is None else f"{job.fraction:.0%}"
-            case: tuple[str, ...] = (job.dataset, job.target, share, members, job.epochs or "", name, job.rest(options))
-            cases.setdefault(case, {}).setdefault(method_of(job), []).append(value)
-    whole = {case: values for case, values in cases.items() if REFERENCE in values and len(values) > 1}
-    if not whole:
+    baseline = next(
+        (name for name in ("full", "random") if any(sweep_job.winning_scores(name) for sweep_job in sweep_jobs)), None
+    )
+    lines = []
+    for sweep_job in sweep_jobs:
+        fraction_text = "" if sweep_job.fraction is None else f"{sweep_job.fraction:.0%}"
+        for prompt_set, value in _measure_ablation(sweep_job, baseline).items():
+            case_labels = (
+                sweep_job.dataset,
+                sweep_job.target_model,
+                fraction_text,
+                sweep_job.member_count,
+                sweep_job.epoch_pair,
+                prompt_set,
+            )
+            lines.append((*case_labels, sweep_job.other_options(varying_options), sweep_job.method, value))
+    scores = pd.DataFrame(lines, columns=[*CASE_COLUMNS, "method", "value"])
+    if REFERENCE not in set(scores["method"]):
         return None
-    names = {name for values in whole.values() for name in values} - {REFERENCE}
-    methods = [*(name for name in ALTERNATIVES if name in names), *sorted(names - set(ALTERNATIVES))]
-    headings = ("data", "target", "rows", "M", "snapshots", "prompts", "options")
-    shown = [place for place in range(len(headings)) if len({case[place] for case in whole}) > 1]
-    shown = shown or [0]
-    rows: list[list[str | float | None]] = []
-    for case, values in whole.items():
-        own = fmean(values[REFERENCE])
-        deltas = [fmean(values[name]) - own if name in values else None for name in methods]
-        rows.append([*(case[place] for place in shown), f"{own:.3f}", *deltas])
-    means: list[str | float | None] = []
-    for place in range(len(methods)):
-        column = [row[len(shown) + 1 + place] for row in rows]
-        means.append(_mean([value for value in column if isinstance(value, float)]))
-    if len(rows) > 1:
-        rows.append(["mean", *[""] * (len(shown) - 1), "", *means])
-    columns = [*(headings[place] for place in shown), "G-SNR", *(f"Δ {name}" for name in methods)]
-    return SheetTable("ablation", caption, columns, rows, len(shown), signed=True)
+    table = scores.pivot_table(index=list(CASE_COLUMNS), columns="method", values="value", sort=False)
+    table = table[table[REFERENCE].notna() & (table.notna().sum(axis=1) > 1)].dropna(axis=1, how="all")
+    if table.empty:
+        return None
+    other_methods = set(table.columns) - {REFERENCE}
+    method_names = [name for name in ALTERNATIVES if name in other_methods] + sorted(other_methods - set(ALTERNATIVES))
+    reference_scores = table[REFERENCE]
+    score_deltas = table[method_names].sub(reference_scores, axis=0).rename(columns=lambda name: f"Δ {name}")
+    label_columns = table.index.to_frame(index=False)
+    varying_columns = [name for name in CASE_COLUMNS if label_columns[name].nunique() > 1] or [CASE_COLUMNS[0]]
+    label_columns = label_columns[varying_columns].assign(**{"G-SNR": [f"{value:.3f}" for value in reference_scores]})
+    table = pd.concat([label_columns, score_deltas.reset_index(drop=True)], axis=1)
+    if len(table) > 1:
+        mean_labels = {name: "" for name in label_columns} | {varying_columns[0]: "mean"}
+        table.loc[len(table)] = mean_labels | score_deltas.mean().to_dict()
+    measure_text = (
+        f"Pairwise winning score against {baseline}" if baseline else "Share of clean rows among the selected"
+    )
+    caption = f"{measure_text} under G-SNR, and what another score adds to it."
+    return PaperTable("ablation", caption, table, label_count=len(varying_columns), signed=True)
 
 
-def _measure(jobs: Sequence[Job]) -> tuple[Callable[[Job], dict[str, float]], str]:
-    """What the ablation compares, as values by prompt set of a job, and its caption."""
-    for against in ("full", "random"):
-        if any(job.summary.get("pws", {}).get(against) for job in jobs):
-            caption = f"Pairwise winning score against {against} under G-SNR, and what another score adds to it."
-
-            def scores(job: Job, against: str = against) -> dict[str, float]:
-                sets = [name for name in job.summary.get("pws", {}).get(against, {}) if name != "all"]
-                values = {name: _pws(job, against, name) for name in sets}
-                return {name: value for name, value in values.items() if value is not None}
-
-            return scores, caption
-
-    def clean(job: Job) -> dict[str, float]:
-        share = job.summary.get("diagnostics", {}).get("truth", {}).get("share", {})
-        return {"": share["clean"]["selected"]} if "clean" in share else {}
-
-    return clean, "Share of clean rows among the chosen under G-SNR, and what another score adds to it."
+def _measure_ablation(sweep_job: SweepJob, baseline: str | None) -> dict[str, float]:
+    """Measure a job by its winning scores or, without any, by the share of clean rows among the selected."""
+    if baseline is not None:
+        return {name: value for name, value in sweep_job.winning_scores(baseline).items() if name != ALL_SETS}
+    shares = sweep_job.diagnostics.get("truth", {}).get("share", {})
+    return {"": shares["clean"]["selected"]} if "clean" in shares else {}
 
 
-def _pws(job: Job, against: str, name: str) -> float | None:
-    return job.summary.get("pws", {}).get(against, {}).get(name, {}).get("value")
-
-
-def method_of(job: Job) -> str:
-    """How a job's rows were chosen, in a word where it has one."""
-    return "random" if job.method == RANDOM_SELECTOR else job.method
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return fmean(values) if values else None
-
-
-def _latex(text: str) -> str:
-    # What is above Latin-1 is rare here; the dash and Delta have commands that every engine knows.
-    escaped = "".join(LATEX.get(char, char) for char in text)
-    return escaped.replace("–", "--").replace("Δ", r"$\Delta$").replace("\n", " ")
-
-
-def _markdown(text: str) -> str:
+def _escape_markdown(text: str) -> str:
     return re.sub(r"([\\|`*_<>\[\]])", r"\\\1", text).replace("\n", " ")

@@ -1,4 +1,4 @@
-"""What the user sees at the start and at the end of a run."""
+"""Text on the screen at the start and at the end of a run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,10 +8,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-SOURCES_SHOWN = 20
-FILES = {
-    "report.html": "what was chosen and why: open it in a browser",
-    "subset.jsonl": "the chosen rows, ready to train on",
+SOURCES_PRINTED = 20
+LEFT_COLUMNS = ("stage", "source", "kind", "model", "against", "prompts", "")
+FILE_MEANINGS = {
+    "report.html": "what was selected and why: open it in a browser",
+    "subset.jsonl": "the selected rows, ready to train on",
     "scores.parquet": "score and rank of every row",
     "unscored.parquet": "rows without a score, with the reason",
     "verdicts.jsonl": "every pairwise verdict",
@@ -19,127 +20,141 @@ FILES = {
 }
 
 
-def open_run(folder: str, console: Console) -> None:
-    """Says that a run has begun and where it writes, before anything that takes long to import."""
+def announce_run(folder: str, console: Console) -> None:
+    """Announce a run and its folder, before anything that takes long to import."""
     console.print(Text.assemble(("gradfiltering", "bold"), f" writes to {folder}; loading libraries …"), soft_wrap=True)
 
 
-def show(summary: Mapping[str, Any], folder: Path, console: Console) -> None:
-    """Prints stages, selection, diagnostics with their warnings, PWS, and where the files are."""
+def print_summary(run_summary: Mapping[str, Any], folder: Path, console: Console) -> None:
+    """Print stages, selection, diagnostics with their warnings, PWS, and the files of the run."""
+    run_diagnostics = run_summary["diagnostics"]
     console.rule("[bold]gradfiltering")
-    console.print(_stages(summary))
-    if "positive_drop_share" in summary["diagnostics"]:
-        console.print(_ensemble(summary["diagnostics"]))
-    if "selection" in summary:
-        console.print(_selection(summary))
-    if "sources" in summary["diagnostics"]:
-        console.print(_sources(summary["diagnostics"]["sources"]))
-    if "truth" in summary["diagnostics"]:
-        console.print(_truth(summary["diagnostics"]["truth"]))
-    if "target" in summary:
-        console.print(_targets(summary))
-    if "pws" in summary:
-        console.print(_pws(summary["pws"]))
+    console.print(_build_stages(run_summary))
+    if "positive_drop_share" in run_diagnostics:
+        console.print(_build_ensemble(run_diagnostics))
+    if "selection" in run_summary:
+        console.print(_build_selection(run_summary))
+    if "sources" in run_diagnostics:
+        console.print(_build_sources(run_diagnostics["sources"]))
+    if "truth" in run_diagnostics:
+        console.print(_build_truth(run_diagnostics["truth"]))
+    if "target" in run_summary:
+        console.print(_build_targets(run_summary))
+    if "pws" in run_summary:
+        console.print(_build_winning_scores(run_summary["pws"]))
         # Imported here because it brings numerical libraries along, and the start of a run does without.
-        from gradfiltering.reports.verdict_tables import trust_table
+        from gradfiltering.reports.verdict_tables import build_trust_table
 
-        console.print(trust_table(summary["pws"], summary["judge"]))
-    for warning in summary["diagnostics"].get("warnings", []):
-        console.print(Text.assemble(("warning  ", "bold yellow"), warning))
+        console.print(build_trust_table(run_summary["pws"], run_summary["judge"]))
+    for warning_text in run_diagnostics.get("warnings", []):
+        console.print(Text.assemble(("warning  ", "bold yellow"), warning_text))
     console.print(Text.assemble(("Files", "bold"), f" in {folder}"), soft_wrap=True)
-    for name, meaning in FILES.items():
+    for name, meaning in FILE_MEANINGS.items():
         if (folder / name).exists():
             console.print(f"  {name:<18} {meaning}")
 
 
-def _stages(summary: Mapping[str, Any]) -> Table:
-    table = Table(title="Stages", title_justify="left")
-    table.add_column("stage")
-    table.add_column("seconds", justify="right")
-    table.add_column("peak memory", justify="right")
-    table.add_column("")
-    for stage in summary["stages"]:
-        cost = summary["cost"][stage["name"]]
+def _new_table(title: str, *headings: str) -> Table:
+    table = Table(title=title, title_justify="left", caption_justify="left", show_header=bool(headings))
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in LEFT_COLUMNS else "right")
+    return table
+
+
+def _build_stages(run_summary: Mapping[str, Any]) -> Table:
+    table = _new_table("Stages", "stage", "seconds", "peak memory", "")
+    for stage in run_summary["stages"]:
+        peak_bytes = run_summary["cost"][stage["name"]]["peak_bytes"]
         reused = "reused" if stage["reused"] else ""
-        table.add_row(stage["name"], f"{stage['seconds']:.1f}", f"{cost['peak_bytes'] / 2**20:,.0f} MiB", reused)
+        table.add_row(stage["name"], f"{stage['seconds']:.1f}", f"{peak_bytes / 2**20:,.0f} MiB", reused)
     return table
 
 
-def _ensemble(found: Mapping[str, Any]) -> Table:
-    table = Table(title="Proxy ensemble", title_justify="left", show_header=False)
-    table.add_row("gradient norm fell for", f"{found['positive_drop_share']:.0%} of rows")
-    table.add_row("median relative drop", f"{found['median_relative_drop']:+.3f}")
-    ratios = [
-        f"{value:.4f} (epoch {epoch})" for epoch, value in found["relative_variance"].items() if value is not None
-    ]
-    table.add_row("members' disagreement V/G²", ", ".join(ratios) or "one member")
-    losses = [f"{name}: {value:.3f}" for name, value in found["heldout_loss"].items() if value is not None]
-    table.add_row("held-out loss", ", ".join(losses) or "nothing held out")
+def _build_ensemble(run_diagnostics: Mapping[str, Any]) -> Table:
+    table = _new_table("Proxy ensemble")
+    table.add_row("gradient norm fell for", f"{run_diagnostics['positive_drop_share']:.0%} of rows")
+    table.add_row("median relative drop", f"{run_diagnostics['median_relative_drop']:+.3f}")
+    epoch_variances = {
+        epoch: value for epoch, value in run_diagnostics["relative_variance"].items() if value is not None
+    }
+    words = ", ".join(f"{value:.4f} (epoch {epoch})" for epoch, value in epoch_variances.items())
+    table.add_row("members' disagreement V/G²", words or "one member")
+    losses = {name: value for name, value in run_diagnostics["heldout_loss"].items() if value is not None}
+    words = ", ".join(f"{name}: {value:.3f}" for name, value in losses.items())
+    table.add_row("held-out loss", words or "nothing held out")
     return table
 
 
-def _selection(summary: Mapping[str, Any]) -> Table:
-    table = Table(title="Selection", title_justify="left", show_header=False)
-    chosen, data, found = summary["selection"], summary["data"], summary["diagnostics"]
-    table.add_row("rows", f"{chosen['selected']} of {data['examples']} chosen, {data['unscored']} not scored")
-    table.add_row("how", f"{chosen['selector']} by {chosen['scorer']}" if chosen["scorer"] else chosen["selector"])
-    for name, value in found.get("score_spearman", {}).items():
+def _build_selection(run_summary: Mapping[str, Any]) -> Table:
+    table = _new_table("Selection")
+    selection_summary, data_summary = run_summary["selection"], run_summary["data"]
+    method = (
+        f"{selection_summary['selector']} by {selection_summary['scorer']}"
+        if selection_summary["scorer"]
+        else selection_summary["selector"]
+    )
+    table.add_row(
+        "rows",
+        f"{selection_summary['selected']} of {data_summary['examples']} selected, "
+        f"{data_summary['unscored']} not scored",
+    )
+    table.add_row("method", method)
+    for name, value in run_summary["diagnostics"].get("score_spearman", {}).items():
         if value is not None:
             table.add_row(f"Spearman of score and {name}", f"{value:+.2f}")
     return table
 
 
-def _sources(sources: Mapping[str, Any]) -> Table:
-    title = f"Sources (spread over {sources['effective']:.0%} as many as the pool)"
-    table = Table("source", title=title, title_justify="left")
-    for heading in ("pool", "chosen"):
-        table.add_column(heading, justify="right")
-    shares = sorted(sources["share"].items(), key=lambda item: -item[1]["selected"])
-    for name, share in shares[:SOURCES_SHOWN]:
+def _build_sources(source_shares: Mapping[str, Any]) -> Table:
+    title = f"Sources (spread over {source_shares['effective']:.0%} as many as the pool)"
+    table = _new_table(title, "source", "pool", "selected")
+    shares = sorted(source_shares["share"].items(), key=lambda item: -item[1]["selected"])
+    for name, share in shares[:SOURCES_PRINTED]:
         table.add_row(Text(name), f"{share['pool']:.1%}", f"{share['selected']:.1%}")
     return table
 
 
-def _truth(truth: Mapping[str, Any]) -> Table:
-    table = Table(title="Planted truth", title_justify="left", caption=_auc(truth["auc"]), caption_justify="left")
-    for heading in ("kind", "pool", "chosen", "95 % interval"):
-        table.add_column(heading, justify="left" if heading == "kind" else "right")
-    for kind, share in truth["share"].items():
+def _build_truth(planted_truth: Mapping[str, Any]) -> Table:
+    table = _new_table("Planted truth", "kind", "pool", "selected", "95 % interval")
+    for kind, share in planted_truth["share"].items():
         interval = f"{share['low']:.1%} – {share['high']:.1%}"
         table.add_row(kind, f"{share['pool']:.1%}", f"{share['selected']:.1%}", interval)
+    auc_texts = [
+        f"{name} {auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}]" for name, auc in planted_truth["auc"].items()
+    ]
+    table.caption = "AUC of clean over planted: " + ", ".join(auc_texts) if auc_texts else ""
     return table
 
 
-def _auc(values: Mapping[str, Mapping[str, float]]) -> str:
-    parts = [f"{name} {v['value']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for name, v in values.items()]
-    return "AUC of clean over planted: " + ", ".join(parts) if parts else ""
-
-
-def _targets(summary: Mapping[str, Any]) -> Table:
-    table = Table(title="Target models", title_justify="left")
-    metrics = summary.get("metrics", {})
-    names = sorted({name for sets in metrics.values() for values in sets.values() for name in values})
-    shown = [name for name in ("exact_match", "chrf") if name in names]
-    for heading in ("model", "rows", "steps", "train loss", "held-out", *(name.split("_")[0] for name in shown)):
-        table.add_column(heading, justify="left" if heading == "model" else "right")
-    for model, result in summary["target"].items():
-        heldout = "–" if result["heldout_loss"] is None else f"{result['heldout_loss']:.3f}"
-        cells = [model, str(result["examples"]), str(result["steps"]), f"{result['final_loss']:.3f}", heldout]
-        for name in shown:
-            values = [sets[name] for sets in metrics.get(model, {}).values() if sets.get(name) is not None]
+def _build_targets(run_summary: Mapping[str, Any]) -> Table:
+    model_metrics = run_summary.get("metrics", {})
+    measured = {name for sets in model_metrics.values() for values in sets.values() for name in values}
+    metric_names = [name for name in ("exact_match", "chrf") if name in measured]
+    headings = ("model", "rows", "steps", "train loss", "held-out", *(name.split("_")[0] for name in metric_names))
+    table = _new_table("Target models", *headings)
+    for model, target_result in run_summary["target"].items():
+        heldout = "–" if target_result["heldout_loss"] is None else f"{target_result['heldout_loss']:.3f}"
+        cells = [
+            model,
+            str(target_result["examples"]),
+            str(target_result["steps"]),
+            f"{target_result['final_loss']:.3f}",
+            heldout,
+        ]
+        for name in metric_names:
+            values = [sets[name] for sets in model_metrics.get(model, {}).values() if sets.get(name) is not None]
             cells.append(f"{sum(values) / len(values):.3f}" if values else "–")
         table.add_row(*cells)
     return table
 
 
-def _pws(pws: Mapping[str, Any]) -> Table:
-    table = Table(title="Pairwise winning score of the candidate (1 = on a par)", title_justify="left")
-    for heading in ("against", "prompts", "PWS", "interval", "win / tie / loss", "unparsed"):
-        table.add_column(heading, justify="left" if heading in ("against", "prompts") else "right")
-    for against, sets in pws.items():
-        for name, one in sets.items():
-            value = "–" if one["value"] is None else f"{one['value']:.3f}"
-            interval = "–" if one["low"] is None else f"{one['low']:.3f} – {one['high']:.3f}"
-            counts = f"{one['wins']} / {one['ties']} / {one['losses']}"
-            table.add_row(against, name, value, interval, counts, str(one["unparsed"]))
+def _build_winning_scores(winning_scores: Mapping[str, Any]) -> Table:
+    title = "Pairwise winning score of the candidate (1 = on a par)"
+    table = _new_table(title, "against", "prompts", "PWS", "interval", "win / tie / loss", "unparsed")
+    for baseline, sets in winning_scores.items():
+        for prompt_set, score in sets.items():
+            value = "–" if score["value"] is None else f"{score['value']:.3f}"
+            interval = "–" if score["low"] is None else f"{score['low']:.3f} – {score['high']:.3f}"
+            counts = f"{score['wins']} / {score['ties']} / {score['losses']}"
+            table.add_row(baseline, prompt_set, value, interval, counts, str(score["unparsed"]))
     return table

@@ -1,22 +1,21 @@
-"""What Hydra calls at the end of a multirun; it is loaded before anything is shown, so it imports nothing large."""
+"""Hydra's callback at the end of a multirun; it is loaded before anything is shown, so it imports nothing large."""
 
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
-from rich.console import Console
 
 from gradfiltering.distributed.process_group import is_first
 
 
 class SweepTable(Callback):
-    """Writes and prints the table of a sweep's folder, and its page."""
+    """Write and print the table of a sweep's folder, and its page."""
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Does so if any of the jobs got as far as a summary."""
+        """Do so if any of the jobs got as far as a summary."""
         folder = Path(config.hydra.sweep.dir)
         if is_first() and any(folder.glob("*/summary.json")):
             from gradfiltering.reports.sweep_table import write_sweep
 
-            write_sweep(folder, Console())
+            write_sweep(folder)

@@ -1,204 +1,203 @@
-"""The jobs of a sweep: what each was asked for, what came out, and how far their choices and rankings agree."""
+"""The jobs of a sweep: their options, and the agreement of their selections and rankings."""
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from scipy.stats import rankdata
 
-from gradfiltering.methods.diagnostics import spearman
-from gradfiltering.reports.page.folder import read_curves
+from gradfiltering.errors import UserError
+from gradfiltering.reports.run_files import RunFiles
 from gradfiltering.runs.yaml_files import read_yaml
 
-# Options that are axes of their own, or that no result depends on.
+# Options that are axes of their own, or on which no result depends.
 AXES = ("method", "scorer", "selector", "ensemble.m", "epochs", "epochs.early", "epochs.late")
-PLACES = ("run_dir", "logger", "progress", "debug", "cache", "hydra", "trainer", "batch", "seed")
-DATASETS = {"tatsu-lab/alpaca": "Alpaca", "vicgalle/alpaca-gpt4": "Alpaca-GPT4"}
-SIZES = {"7b": "LLaMA-2 7B", "13b": "LLaMA-2 13B"}
+INDIFFERENT_OPTIONS = ("run_dir", "logger", "progress", "debug", "cache", "store", "hydra", "trainer", "batch", "seed")
+DATASET_NAMES = {"tatsu-lab/alpaca": "Alpaca", "vicgalle/alpaca-gpt4": "Alpaca-GPT4"}
+MODEL_SIZES = {"7b": "LLaMA-2 7B", "13b": "LLaMA-2 13B"}
+NOT_KNOWN = "–"
 
 
-@dataclass(frozen=True)
-class Job:
-    """One job's folder, read as it is asked for.
+class SweepJob(RunFiles):
+    """A job of a sweep."""
 
-    Attributes:
-        path: run folder.
-        summary: content of `summary.json`.
-        asked: overrides of the command line.
-        config: the resolved configuration, empty where the folder has none.
-    """
+    @property
+    def name(self) -> str:
+        """Number of the job in its sweep."""
+        return self.path.name
 
-    path: Path
-    summary: Mapping[str, Any]
-    asked: Sequence[str]
-    config: Mapping[str, Any]
-
-    @classmethod
-    def read(cls, path: Path) -> "Job":
-        """Reads the small files."""
-        summary = json.loads((path / "summary.json").read_text("utf-8"))
-        about = json.loads((path / "environment.json").read_text("utf-8"))
-        config = path / "config.yaml"
-        known = read_yaml(config) if config.is_file() else {}
-        return cls(path, summary, about.get("overrides", []), known)
+    @property
+    def overrides(self) -> list[str]:
+        """Overrides of the command line."""
+        return self.environment.get("overrides", [])
 
     @property
     def method(self) -> str:
-        """Scorer, and selector where it is not `top`."""
-        selection = self.summary.get("selection", {})
-        given = dict(one.lstrip("+~").partition("=")[::2] for one in self.asked)
-        scorer = given.get("scorer") or selection.get("scorer") or self._class("scorer")
-        selector = given.get("selector") or selection.get("selector") or "top"
-        if selection and selection.get("scorer") is None:  # by what did choose: a target that leads asks no selector
-            return f"selector {selection.get('selector') or selector}"
-        return scorer if selector == "top" else f"{scorer}, {selector}"
+        """Scorer, and selector where it is not `top`; the selector alone where no score was used."""
+        selection_summary = self.summary.get("selection", {})
+        options = dict(override.lstrip("+~").partition("=")[::2] for override in self.overrides)
+        selector_name = options.get("selector") or selection_summary.get("selector") or "top"
+        if selection_summary and selection_summary.get("scorer") is None:  # a target that leads uses no selector
+            selector_name = selection_summary.get("selector") or selector_name
+            return "random" if selector_name == "random" else f"selector {selector_name}"
+        class_name = str(self.config.get("scorer", {}).get("_target_", "")).rpartition(".")[2]
+        scorer_name = options.get("scorer") or selection_summary.get("scorer") or class_name or NOT_KNOWN
+        return scorer_name if selector_name == "top" else f"{scorer_name}, {selector_name}"
 
     @property
-    def members(self) -> int | None:
+    def member_count(self) -> str:
         """M."""
-        return self.config.get("ensemble", {}).get("m")
+        return str(self.config.get("ensemble", {}).get("m", NOT_KNOWN))
 
     @property
-    def epochs(self) -> str | None:
+    def epoch_pair(self) -> str:
         """The pair of snapshots, such as `e1_e2`."""
         pair = self.config.get("epochs", {})
-        return f"e{pair['early']}_e{pair['late']}" if {"early", "late"} <= pair.keys() else None
+        return f"e{pair['early']}_e{pair['late']}" if {"early", "late"} <= pair.keys() else NOT_KNOWN
 
     @property
     def fraction(self) -> float | None:
-        """Of the rows that were to be chosen."""
+        """Share of the rows that was to be selected."""
         return self.config.get("selector", {}).get("fraction")
 
     @property
     def dataset(self) -> str:
-        """The data by name."""
-        data = self.config.get("data", {})
-        name = data.get("name") or data.get("path")
+        """The dataset's name."""
+        data_options = self.config.get("data", {})
+        name = data_options.get("name") or data_options.get("path")
         if not name:
-            return "tasks" if str(data.get("_target_", "")).endswith("TaskSource") else "data"
-        return DATASETS.get(str(name), Path(str(name)).stem)
+            return "tasks" if str(data_options.get("_target_", "")).endswith("TaskSource") else "data"
+        return DATASET_NAMES.get(str(name), Path(str(name)).stem)
 
     @property
-    def target(self) -> str:
-        """The fine-tuned model by name."""
+    def target_model(self) -> str:
+        """The fine-tuned model's name."""
         model = str(self.config.get("target", {}).get("model") or "")
-        size = next((label for word, label in SIZES.items() if word in model.lower()), None)
+        size = next((label for word, label in MODEL_SIZES.items() if word in model.lower()), None)
         return size or Path(model).name or "tiny"
 
-    def rest(self, varying: set[str]) -> str:
-        """What else was asked for, of options that are not the same in all jobs."""
-        return " ".join(one for one in self.asked if key_of(one) in varying)
+    def winning_scores(self, baseline: str) -> dict[str, float]:
+        """Pairwise winning score against a baseline by prompt set, `all` among them."""
+        sets = self.summary.get("pws", {}).get(baseline, {})
+        return {name: score["value"] for name, score in sets.items() if score.get("value") is not None}
+
+    def other_options(self, varying_options: set[str]) -> str:
+        """Overrides of the options that differ between the jobs and are no axis."""
+        return " ".join(override for override in self.overrides if option_name(override) in varying_options)
 
     @cached_property
-    def subset(self) -> np.ndarray:
-        """Ids of the chosen rows; none where nothing was chosen."""
-        path = self.path / "subset.parquet"
-        none = np.zeros(0, dtype=np.int64)
-        return pq.read_table(path, columns=["example_id"])["example_id"].to_numpy() if path.is_file() else none
+    def scored_ids(self) -> np.ndarray:
+        """[N] ids of the scored rows, ascending."""
+        return np.zeros(0, dtype=np.int64) if self.scores is None else self.scores["example_id"].to_numpy()
 
     @cached_property
-    def scores(self) -> tuple[np.ndarray, np.ndarray]:
-        """Ids, ascending, and scores; none where nothing was scored."""
-        path = self.path / "scores.parquet"
-        if not path.is_file():
-            return np.zeros(0, dtype=np.int64), np.zeros(0)
-        table = pq.read_table(path, columns=["example_id", "score"]).sort_by("example_id")
-        return table["example_id"].to_numpy(), table["score"].to_numpy()
-
-    @cached_property
-    def curves(self) -> dict[str, dict[str, np.ndarray]]:
-        """Columns of the convergence curve of each model that was trained."""
-        return read_curves(self.path)
-
-    def _class(self, part: str) -> str:
-        return str(self.config.get(part, {}).get("_target_", "")).rpartition(".")[2] or "–"
+    def score_values(self) -> np.ndarray:
+        """[N] their scores."""
+        return np.zeros(0) if self.scores is None else self.scores["score"].to_numpy()
 
 
-def read_jobs(folder: Path) -> list[Job]:
-    """The jobs of a sweep in their order."""
-    return [Job.read(path) for path in sorted((path.parent for path in folder.glob("*/summary.json")), key=_order)]
+def read_jobs(folder: Path) -> list[SweepJob]:
+    """Read the jobs of a sweep in their order.
+
+    Raises:
+        UserError: the folder holds no run.
+    """
+    paths = [path.parent for path in folder.glob("*/summary.json")]
+    if not paths:
+        raise UserError(f"{folder} holds no run with a summary.json; give the folder of a sweep")
+    return [SweepJob(path) for path in sorted(paths, key=_job_order)]
 
 
-def key_of(override: str) -> str:
-    """The option an override is about."""
+def option_name(override: str) -> str:
+    """The option that an override sets."""
     return override.lstrip("+~").partition("=")[0]
 
 
-def varying(jobs: Sequence[Job]) -> set[str]:
-    """Options that differ between jobs and are neither an axis nor a place."""
-    asked = [{key_of(one): one for one in job.asked} for job in jobs]
-    names = {name for one in asked for name in one}
-    differing = {name for name in names if len({one.get(name) for one in asked}) > 1}
-    return {name for name in differing if name not in AXES and name.partition(".")[0] not in PLACES}
+def find_varying_options(sweep_jobs: Sequence[SweepJob]) -> set[str]:
+    """Find the options that differ between jobs and are neither an axis nor without effect on results."""
+    job_options = [{option_name(override): override for override in job.overrides} for job in sweep_jobs]
+    option_names = {name for options in job_options for name in options}
+    return {
+        name
+        for name in option_names
+        if len({options.get(name) for options in job_options}) > 1
+        and name not in AXES
+        and name.partition(".")[0] not in INDIFFERENT_OPTIONS
+    }
 
 
-def planned(folder: Path) -> dict[str, list[str]]:
-    """Values of the axes that the sweep was asked for, also of jobs that were never started."""
+def read_planned_values(folder: Path) -> dict[str, list[str]]:
+    """Read the values of the axes that the sweep was started with, also of jobs that were never begun."""
     path = folder / "multirun.yaml"
     if not path.is_file():
         return {}
-    hydra = (read_yaml(path) or {}).get("hydra", {})
-    params = (hydra.get("sweeper", {}) or {}).get("params") or {}
-    asked = [*(f"{key}={value}" for key, value in params.items()), *(hydra.get("overrides", {}).get("task") or [])]
-    found = {}
-    for one in OverridesParser.create().parse_overrides(asked):
-        if one.is_sweep_override() and one.get_key_element() in ("scorer", "ensemble.m", "epochs"):
-            found[one.get_key_element()] = [value.strip("'\"") for value in one.sweep_string_iterator()]
-    return found
+    hydra_options: dict[str, Any] = (read_yaml(path) or {}).get("hydra", {})
+    sweep_parameters = (hydra_options.get("sweeper", {}) or {}).get("params") or {}
+    overrides = [*(f"{key}={value}" for key, value in sweep_parameters.items())]
+    overrides += hydra_options.get("overrides", {}).get("task") or []
+    planned_values = {}
+    for override in OverridesParser.create().parse_overrides(overrides):
+        name = override.get_key_element()
+        if override.is_sweep_override() and name in ("scorer", "ensemble.m", "epochs"):
+            planned_values[name] = [value.strip("'\"") for value in override.sweep_string_iterator()]
+    return planned_values
 
 
-def overlaps(jobs: Sequence[Job]) -> np.ndarray:
-    """[J, J] Jaccard of the chosen rows, NaN where a job chose none."""
-    known = np.unique(np.concatenate([job.subset for job in jobs]))
-    inside = np.zeros((len(jobs), len(known)), dtype=np.float32)
-    for place, job in enumerate(jobs):
-        inside[place, np.searchsorted(known, job.subset)] = 1
-    common = (inside @ inside.T).astype(np.float64)
-    sizes = inside.sum(1)
+def compute_overlaps(sweep_jobs: Sequence[SweepJob]) -> np.ndarray:
+    """Compute the Jaccard index of the selected rows of every two jobs.
+
+    Returns:
+        [J, J], NaN where a job selected none.
+    """
+    no_rows = np.zeros(0, dtype=np.int64)
+    selected_subsets = [no_rows if job.selected_ids is None else job.selected_ids for job in sweep_jobs]
+    all_ids = np.unique(np.concatenate(selected_subsets))
+    is_inside = np.stack([np.isin(all_ids, subset) for subset in selected_subsets]).astype(np.float32)
+    common_counts, subset_sizes = (is_inside @ is_inside.T).astype(np.float64), is_inside.sum(1)
     with np.errstate(invalid="ignore"):
-        found = common / (sizes[:, None] + sizes[None, :] - common)
-    found[sizes == 0] = found[:, sizes == 0] = np.nan
-    return found
+        pair_overlaps = common_counts / (subset_sizes[:, None] + subset_sizes[None, :] - common_counts)
+    pair_overlaps[subset_sizes == 0] = pair_overlaps[:, subset_sizes == 0] = np.nan
+    return pair_overlaps
 
 
-def rank_correlations(jobs: Sequence[Job]) -> np.ndarray:
-    """[J, J] Spearman's correlation of scores over the rows that both jobs scored, NaN where there is none."""
-    found = np.full((len(jobs), len(jobs)), np.nan)
-    standard = [_standard(job.scores[1]) for job in jobs]
-    for i, one in enumerate(jobs):
-        for j in range(i, len(jobs)):
-            other = jobs[j]
-            first, second = standard[i], standard[j]
-            if np.array_equal(one.scores[0], other.scores[0]):
-                value = None if first is None or second is None else float(first @ second)
-            else:
-                _, at, there = np.intersect1d(one.scores[0], other.scores[0], return_indices=True)
-                value = spearman(one.scores[1][at], other.scores[1][there])
-            found[i, j] = found[j, i] = np.nan if value is None else value
-    return found
+def compute_rank_correlations(sweep_jobs: Sequence[SweepJob]) -> np.ndarray:
+    """Compute Spearman's correlation of the scores of every two jobs, over the rows that both scored.
+
+    Returns:
+        [J, J], NaN where there is none.
+    """
+    pair_correlations = np.full((len(sweep_jobs), len(sweep_jobs)), np.nan)
+    standard_ranks = [_standardise_ranks(job.score_values) for job in sweep_jobs]
+    for first in range(len(sweep_jobs)):
+        for second in range(first, len(sweep_jobs)):
+            first_ids, second_ids = sweep_jobs[first].scored_ids, sweep_jobs[second].scored_ids
+            first_ranks, second_ranks = standard_ranks[first], standard_ranks[second]
+            if not np.array_equal(first_ids, second_ids):
+                first_ranks = _standardise_ranks(sweep_jobs[first].score_values[np.isin(first_ids, second_ids)])
+                second_ranks = _standardise_ranks(sweep_jobs[second].score_values[np.isin(second_ids, first_ids)])
+            if first_ranks is not None and second_ranks is not None:
+                pair_correlations[first, second] = pair_correlations[second, first] = float(first_ranks @ second_ranks)
+    return pair_correlations
 
 
-def mean_with_others(pairs: np.ndarray) -> list[float | None]:
-    """Of each job, the mean over the other jobs."""
-    others = pairs.copy()
-    np.fill_diagonal(others, np.nan)
-    return [float(np.nanmean(row)) if np.isfinite(row).any() else None for row in others]
+def average_over_others(pair_values: np.ndarray) -> list[float | None]:
+    """Average [J, J] values of pairs for each job over the other jobs."""
+    pair_values = pair_values.copy()
+    np.fill_diagonal(pair_values, np.nan)
+    return [float(np.nanmean(values)) if np.isfinite(values).any() else None for values in pair_values]
 
 
-def _standard(values: np.ndarray) -> np.ndarray | None:
-    """Ranks of mean 0 and length 1, so that their product is Spearman's correlation."""
+def _standardise_ranks(values: np.ndarray) -> np.ndarray | None:
+    """Compute ranks of mean 0 and length 1, so that their product is Spearman's correlation."""
     if len(values) < 2 or np.ptp(values) == 0:
         return None
-    ranks = rankdata(values)
-    ranks -= ranks.mean()
-    return ranks / np.linalg.norm(ranks)
+    standard_ranks = rankdata(values)
+    standard_ranks -= standard_ranks.mean()
+    return standard_ranks / np.linalg.norm(standard_ranks)
 
 
-def _order(job: Path) -> tuple[int, str]:
-    return (int(job.name), "") if job.name.isdigit() else (1 << 31, job.name)
+def _job_order(path: Path) -> tuple[int, str]:
+    return (int(path.name), "") if path.name.isdigit() else (1 << 31, path.name)

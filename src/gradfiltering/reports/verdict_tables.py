@@ -1,7 +1,7 @@
-"""How far verdicts can be trusted, and which candidates of a sweep differ, as tables."""
+"""Tables on the trust that verdicts deserve, and on the differences between the candidates of a sweep."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,137 +9,179 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gradfiltering.judging.verdict_summary import read_outcomes
-from gradfiltering.runs.cache import write_json
-from gradfiltering.runs.yaml_files import read_yaml
+from gradfiltering.reports.page.answer_section import format_interval, format_number
+from gradfiltering.reports.run_files import CANDIDATE
+from gradfiltering.reports.sweep_jobs import NOT_KNOWN, SweepJob
+from gradfiltering.runs.files import write_json
 from gradfiltering.statistics.paired_comparison import compare_candidates, correct_by_holm
 from gradfiltering.statistics.winning_score import ALL_SETS
 
-COMPARISONS_SHOWN = 10
+COMPARISONS_PRINTED = 10
+OUTCOME_VALUES = {"win": 1, "tie": 0, "loss": -1}
 
 
-def trust_table(pws: Mapping[str, Any], judge: Mapping[str, Any]) -> Table:
-    """What stands behind the scores, a column an opponent.
+def build_trust_table(winning_scores: Mapping[str, Any], judge_behaviour: Mapping[str, Any]) -> Table:
+    """Build the table of the evidence behind the winning scores, a column for each baseline.
 
     Args:
-        pws: as in `summary.json`, by opponent and prompt set.
-        judge: as in `summary.json`, by opponent.
+        winning_scores: `pws` of the summary, by baseline and prompt set.
+        judge_behaviour: `judge` of the summary, by baseline.
     """
     table = Table("", title="How far to trust these verdicts", title_justify="left")
-    for against in pws:
-        table.add_column(Text(f"against {against}"), justify="right")
-    pooled = [sets[ALL_SETS] for sets in pws.values()]
-    found = [judge[against] for against in pws]
-    rows: dict[str, Sequence[str]] = {
-        "wins and losses by chance alone (sign test)": _sign_tests([one["sign_p"] for one in pooled]),
-        "difference from 1 that 4 of 5 runs would find": [_number(one["detectable"]) for one in pooled],
-        "PWS, were answers of like length": [_interval(one["length_controlled"]) for one in found],
-        "longer answer wins": [_share(one["longer_wins_share"], one["decided"]) for one in found],
-        "mean characters, candidate / opponent": [_lengths(one) for one in found],
-        "orders contradict each other": [_share(one["contradiction_rate"], one["judged"]) for one in found],
-        "answer shown first wins (even: 50 %)": [_share(one["first_slot_share"]) for one in found],
-        "without a readable verdict": [_of(one) for one in pooled],
+    for baseline in winning_scores:
+        table.add_column(Text(f"against {baseline}"), justify="right")
+    pooled_scores = [sets[ALL_SETS] for sets in winning_scores.values()]
+    judge_behaviours = [judge_behaviour[baseline] for baseline in winning_scores]
+    table_rows: dict[str, Sequence[str]] = {
+        "wins and losses by chance alone (sign test)": _format_sign_tests([score["sign_p"] for score in pooled_scores]),
+        "difference from 1 that 4 of 5 runs would find": [
+            format_number(score["detectable"]) for score in pooled_scores
+        ],
+        "PWS, were answers of like length": [
+            format_interval(judged["length_controlled"]) for judged in judge_behaviours
+        ],
+        "longer answer wins": [
+            _format_share(judged["longer_wins_share"], judged["decided"]) for judged in judge_behaviours
+        ],
+        "mean characters, candidate / opponent": [_format_lengths(judged) for judged in judge_behaviours],
+        "orders contradict each other": [
+            _format_share(judged["contradiction_rate"], judged["judged"]) for judged in judge_behaviours
+        ],
+        "answer shown first wins (even: 50 %)": [
+            _format_share(judged["first_slot_share"]) for judged in judge_behaviours
+        ],
+        "without a readable verdict": [_format_unparsed(score) for score in pooled_scores],
     }
-    repeats = [one["repeats"] for one in found]
-    if any(repeats):
-        rows["same verdict in all repeats"] = [_repeats(one) for one in repeats]
-        rows["PWS between repeats, standard deviation"] = [_number(one and one["pws_deviation"]) for one in repeats]
-    for who in dict.fromkeys(name for one in found for name in _agreements(one)):
-        rows[f"agreement of {who}"] = [_agreements(one).get(who, "–") for one in found]
-    for label, cells in rows.items():
-        table.add_row(Text(label), *cells)
+    repeat_records = [judged["repeats"] for judged in judge_behaviours]
+    if any(repeat_records):
+        table_rows["same verdict in all repeats"] = [_format_repeats(repeat) for repeat in repeat_records]
+        pws_deviations = [repeat and repeat["pws_deviation"] for repeat in repeat_records]
+        table_rows["PWS between repeats, standard deviation"] = [
+            format_number(deviation) for deviation in pws_deviations
+        ]
+    agreement_texts = [_format_agreements(judged["agreement"]) for judged in judge_behaviours]
+    for raters in dict.fromkeys(name for agreement_record in agreement_texts for name in agreement_record):
+        table_rows[f"agreement of {raters}"] = [
+            agreement_record.get(raters, NOT_KNOWN) for agreement_record in agreement_texts
+        ]
+    for label, cells in table_rows.items():
+        table.add_row(Text(label), *(Text(cell) for cell in cells))
     return table
 
 
-def compare_jobs(folder: Path, jobs: Sequence[Path], console: Console) -> None:
-    """Holds the candidates of a sweep against each other, where they were judged against the very same answers.
+def compare_jobs(folder: Path, sweep_jobs: Sequence[SweepJob], console: Console) -> None:
+    """Compare the candidates of a sweep with each other, where they were judged against the very same answers.
 
     Writes `comparisons.json` to the sweep's folder and prints the comparisons with the smallest p-values; does nothing
     where no two jobs can be compared.
 
     Args:
         folder: of the sweep.
-        jobs: run folders.
+        jobs: of the sweep.
         console: to print to.
     """
-    found = {}
-    for against, group in _comparable(jobs):
-        judging = read_yaml(group[0] / "config.yaml")
-        drawing = judging["judge"]["resamples"], judging["judge"]["confidence"], judging["seed"]
-        outcomes = read_outcomes({job.name: job / "verdicts.jsonl" for job in group}, against)
-        found[f"{against} ({', '.join(outcomes)})"] = compare_candidates(outcomes, *drawing)
-    if not found:
+    pair_comparisons = {}
+    for baseline, job_group in _group_by_answers(sweep_jobs):
+        job_outcomes = {sweep_job.name: _read_outcomes(sweep_job, baseline) for sweep_job in job_group}
+        judge_options = job_group[0].config["judge"]
+        pair_comparisons[f"{baseline} ({', '.join(job_outcomes)})"] = compare_candidates(
+            job_outcomes,
+            resamples=judge_options["resamples"],
+            confidence=judge_options["confidence"],
+            seed=job_group[0].config["seed"],
+        )
+    if not pair_comparisons:
         return
-    write_json(folder / "comparisons.json", {name: [one.to_json() for one in some] for name, some in found.items()})
-    for name, some in found.items():
-        table = Table("jobs", "prompts", "PWS difference", "interval", "p", "p (Holm)", "could be found",
-                      title=f"Candidates against {name}", title_justify="left")  # fmt: skip
-        for one in sorted(some, key=lambda one: one.p)[:COMPARISONS_SHOWN]:
-            interval = f"{one.low:+.3f} – {one.high:+.3f}"
-            numbers = (interval, f"{one.p:.3g}", f"{one.p_holm:.3g}", _number(one.detectable))
-            table.add_row(f"{one.first_name} – {one.second_name}", str(one.prompts), f"{one.difference:+.3f}", *numbers)
+    json_records = {
+        title: [comparison.to_json() for comparison in title_comparisons]
+        for title, title_comparisons in pair_comparisons.items()
+    }
+    write_json(folder / "comparisons.json", json_records)
+    for title, title_comparisons in pair_comparisons.items():
+        headings = ("jobs", "prompts", "PWS difference", "interval", "p", "p (Holm)", "could be found")
+        table = Table(*headings, title=f"Candidates against {title}", title_justify="left")
+        for pair in sorted(title_comparisons, key=lambda pair: pair.p)[:COMPARISONS_PRINTED]:
+            table.add_row(
+                f"{pair.first_name} – {pair.second_name}",
+                str(pair.prompts),
+                f"{pair.difference:+.3f}",
+                f"{pair.low:+.3f} – {pair.high:+.3f}",
+                f"{pair.p:.3g}",
+                f"{pair.p_holm:.3g}",
+                format_number(pair.detectable),
+            )
         console.print(table)
-        if len(some) > COMPARISONS_SHOWN:
-            console.print(f"  and {len(some) - COMPARISONS_SHOWN} more with larger p, in comparisons.json")
+        if len(title_comparisons) > COMPARISONS_PRINTED:
+            console.print(
+                f"  and {len(title_comparisons) - COMPARISONS_PRINTED} more with larger p, in comparisons.json"
+            )
 
 
-def _comparable(jobs: Sequence[Path]) -> list[tuple[str, list[Path]]]:
-    """Opponents and the jobs, two at least, whose opponent of this name gave the same answers."""
-    groups: dict[tuple[str, str], list[Path]] = {}
-    for job in jobs:
-        for file in sorted(job.glob("responses/*.jsonl")):
-            if file.stem != "candidate" and (job / "verdicts.jsonl").is_file():
-                digest = hashlib.sha256(file.read_bytes()).hexdigest()
-                groups.setdefault((file.stem, digest), []).append(job)
-    return [(against, some) for (against, _), some in groups.items() if len(some) > 1]
+def _group_by_answers(sweep_jobs: Sequence[SweepJob]) -> list[tuple[str, list[SweepJob]]]:
+    """Group the jobs, two at least, whose baseline of a name gave the same answers."""
+    job_groups: dict[tuple[str, str], list[SweepJob]] = {}
+    for sweep_job in sweep_jobs:
+        for path in sorted(sweep_job.path.glob("responses/*.jsonl")) if sweep_job.verdicts is not None else []:
+            if path.stem != CANDIDATE:
+                digest = hashlib.sha256(path.read_bytes()).hexdigest()
+                job_groups.setdefault((path.stem, digest), []).append(sweep_job)
+    return [(baseline, job_group) for (baseline, _), job_group in job_groups.items() if len(job_group) > 1]
 
 
-def _agreements(found: Mapping[str, Any]) -> dict[str, str]:
-    """Raters' and judges' agreement in words, by who agrees."""
-    agreed = found["agreement"]
-    said = {}
-    for one in [*agreed["raters"], *agreed["judges"]]:
-        kappa = "" if one["kappa"] is None else f", kappa {_ends(one['kappa'], one['kappa_low'], one['kappa_high'])}"
-        said[", ".join(one["raters"])] = f"{one['share']:.1%} equal{kappa}"
-    return said | {name: "no judgement of these answers in it" for name in agreed["not_found"]}
-
-
-def _sign_tests(p_values: Sequence[float | None]) -> list[str]:
-    """p-values, with several opponents also after Holm's correction."""
-    known = [p for p in p_values if p is not None]
-    corrected = iter(correct_by_holm(known))
-    holms = [None if p is None else next(corrected) for p in p_values]
-    return [
-        "–" if p is None else f"p = {p:.3g}" + (f" (Holm {after:.3g})" if len(known) > 1 else "")
-        for p, after in zip(p_values, holms, strict=True)
+def _read_outcomes(sweep_job: SweepJob, baseline: str) -> dict[Hashable, int]:
+    """Read the outcomes of a job's candidate by prompt, first judgings only."""
+    assert sweep_job.verdicts is not None
+    first_verdicts = sweep_job.verdicts[
+        (sweep_job.verdicts["against"] == baseline) & (sweep_job.verdicts["repeat"] == 0)
     ]
+    first_verdicts = first_verdicts[first_verdicts["verdict"].isin(list(OUTCOME_VALUES))]
+    prompt_keys = zip(first_verdicts["prompt_set"], first_verdicts["prompt_id"], strict=True)
+    return dict(zip(prompt_keys, first_verdicts["verdict"].map(OUTCOME_VALUES).tolist(), strict=True))
 
 
-def _lengths(found: Mapping[str, Any]) -> str:
-    mine, theirs = found["candidate_mean_length"], found["against_mean_length"]
-    return "–" if mine is None or theirs is None else f"{mine:.0f} / {theirs:.0f}"
+def _format_agreements(agreement_record: Mapping[str, Any]) -> dict[str, str]:
+    """Format the raters' and judges' agreement by who agrees."""
+    formatted_agreements = {}
+    for pair in [*agreement_record["raters"], *agreement_record["judges"]]:
+        kappa = ""
+        if pair["kappa"] is not None:
+            interval = {"value": pair["kappa"], "low": pair["kappa_low"], "high": pair["kappa_high"]}
+            kappa = f", kappa {format_interval(interval)}"
+        formatted_agreements[", ".join(pair["raters"])] = f"{pair['share']:.1%} equal{kappa}"
+    return formatted_agreements | {
+        name: "no judgement of these answers in it" for name in agreement_record["not_found"]
+    }
 
 
-def _of(score: Mapping[str, Any]) -> str:
-    total = score["wins"] + score["ties"] + score["losses"] + score["unparsed"]
-    return f"{score['unparsed']} of {total}"
+def _format_sign_tests(p_values: Sequence[float | None]) -> list[str]:
+    """Format p-values, with several baselines also after Holm's correction."""
+    known = [p_value for p_value in p_values if p_value is not None]
+    corrected = iter(correct_by_holm(known))
+    cells = []
+    for p_value in p_values:
+        if p_value is None:
+            cells.append(NOT_KNOWN)
+        else:
+            cells.append(f"p = {p_value:.3g}" + (f" (Holm {next(corrected):.3g})" if len(known) > 1 else ""))
+    return cells
 
 
-def _repeats(repeats: Mapping[str, Any] | None) -> str:
-    return "–" if repeats is None else f"{repeats['same_verdict_share']:.1%} in {repeats['repeats']}"
+def _format_lengths(judge_behaviour: Mapping[str, Any]) -> str:
+    mean_lengths = judge_behaviour["candidate_mean_length"], judge_behaviour["against_mean_length"]
+    return NOT_KNOWN if None in mean_lengths else f"{mean_lengths[0]:.0f} / {mean_lengths[1]:.0f}"
 
 
-def _share(value: float | None, total: int | None = None) -> str:
-    return "–" if value is None else f"{value:.1%}" + ("" if total is None else f" of {total}")
+def _format_unparsed(score: Mapping[str, Any]) -> str:
+    return f"{score['unparsed']} of {score['wins'] + score['ties'] + score['losses'] + score['unparsed']}"
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _format_repeats(repeat_records: Mapping[str, Any] | None) -> str:
+    return (
+        NOT_KNOWN
+        if repeat_records is None
+        else f"{repeat_records['same_verdict_share']:.1%} in {repeat_records['repeats']}"
+    )
 
 
-def _interval(one: Mapping[str, float] | None) -> str:
-    return "–" if one is None else _ends(one["value"], one["low"], one["high"])
-
-
-def _ends(value: float, low: float, high: float) -> str:
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+def _format_share(share: float | None, total: int | None = None) -> str:
+    return NOT_KNOWN if share is None else f"{share:.1%}" + ("" if total is None else f" of {total}")

@@ -71,6 +71,10 @@ class GradientScorer(Scorer, ABC):
     def formula(self, statistics: GradientStatistics) -> np.ndarray:
         """[N] scores."""
 
+    def score_norms(self, early_norms: np.ndarray, late_norms: np.ndarray) -> np.ndarray:
+        """Score gradient norms: [M, N] at the early and [M, N] at the late snapshot -> [N]."""
+        return self.formula(gradient_statistics(early_norms, late_norms, self.ddof))
+
     def check_members(self, member_count: int) -> None:
         """Refuse a single member where the variance over members is needed.
 

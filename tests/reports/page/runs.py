@@ -17,7 +17,7 @@ from gradfiltering.data.row_texts import write_row_texts
 from gradfiltering.data.schemas import Instruction
 from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.gradient_log import EpochLog, write_epoch
-from gradfiltering.scorers.base import Scores
+from gradfiltering.runs.run_folder import RunFolder
 from gradfiltering.scorers.gradient_statistics import gradient_statistics
 from gradfiltering.scorers.gsnr import GSNR
 
@@ -94,7 +94,10 @@ def write_log(folder: Path, count: int, members: int = 3, name: str = "gradient_
 
 def write_chosen(folder: Path, rows: list[dict], chosen: list[int], score: np.ndarray | None) -> None:
     if score is not None:
-        Scores(np.arange(len(rows)), score).write(folder, [])
+        ids = np.arange(len(score))
+        rank = np.empty(len(score), dtype=np.int64)
+        rank[np.lexsort((ids, -score))] = ids + 1
+        RunFolder(folder).write_scores({"example_id": ids, "score": score, "rank": rank})
     ids = np.array(sorted(chosen))
     values = np.full(len(ids), np.nan) if score is None else score[ids]
     pq.write_table(pa.table({"example_id": ids, "score": values}), folder / "subset.parquet")

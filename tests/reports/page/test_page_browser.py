@@ -16,7 +16,7 @@ from tests.reports.browsing import (
 )
 from tests.reports.page.runs import plain_rows, write_whole
 
-from gradfiltering.reports.page.build import PageSettings, write_page
+from gradfiltering.reports.page.run_page import write_page
 
 pytestmark = [
     pytest.mark.slow,
@@ -44,7 +44,7 @@ def page(tmp_path_factory):
     for number, text in enumerate(HOSTILE):
         rows[number] = {"instruction": text, "input": "", "output": text, "source": text[:200]}
     folder = write_whole(tmp_path_factory.mktemp("hostile") / "run", rows)
-    return write_page(folder, PageSettings(True, "all", False))
+    return write_page(folder, "all", figures=False)
 
 
 def test_hostile_rows_are_text_nothing_runs_and_nothing_is_loaded(tmp_path, page):
@@ -79,8 +79,8 @@ def test_search_filters_sorting_and_keys(tmp_path, page):
         assert await tab.evaluate(count) == "1 of 60 rows" and await tab.evaluate(first) == "Name number 42."
         assert float(await tab.evaluate("document.getElementById('explorer').dataset.milliseconds")) < 200
         await tab.evaluate("document.getElementById('clear').click()")
-        await tab.evaluate("document.getElementById('f-kept').value = '1'")
-        await tab.evaluate("document.getElementById('f-kept').dispatchEvent(new Event('input', {bubbles: true}))")
+        await tab.evaluate("document.getElementById('f-selected').value = '1'")
+        await tab.evaluate("document.getElementById('f-selected').dispatchEvent(new Event('input', {bubbles: true}))")
         assert await tab.evaluate(count) == "15 of 60 rows"
         await tab.evaluate("document.getElementById('clear').click()")
         for _ in range(2):
@@ -114,14 +114,15 @@ def test_axe_finds_nothing(tmp_path, tmp_path_factory, page, theme, width):
 def test_titles_of_axes_are_whole_on_a_phone(tmp_path, page):
     cut = """[...document.querySelectorAll(".plot")].flatMap((plot) => {
       const room = plot.getBoundingClientRect();
-      return [...plot.querySelectorAll(".xtitle")].filter((title) => {
+      return [...plot.querySelectorAll(".role-axis-title text")].filter((title) => {
         const box = title.getBoundingClientRect();
-        return box.left < room.left - 1 || box.right > room.right + 1;
+        const across = box.left < room.left - 1 || box.right > room.right + 1;
+        return across || box.top < room.top - 1 || box.bottom > room.bottom + 1;
       }).map((title) => title.textContent);
     })"""
 
     async def script(tab):
-        assert await tab.evaluate("document.querySelectorAll('.plot .xtitle').length") > 5
+        assert await tab.evaluate("document.querySelectorAll('.plot .role-axis-title text').length") > 5
         assert await tab.evaluate(cut) == []
 
     browse(tmp_path, page, script, 390)
@@ -159,7 +160,7 @@ def test_paper_shows_all_of_the_page_and_nothing_to_click(tmp_path, page, width)
 
 
 def test_paper_says_how_many_rows_it_leaves_out(tmp_path):
-    page = write_page(write_whole(tmp_path / "run", plain_rows(130)), PageSettings(True, "all", False))
+    page = write_page(write_whole(tmp_path / "run", plain_rows(130)), "all", figures=False)
 
     async def script(tab):
         await put_on_paper(tab, "light")

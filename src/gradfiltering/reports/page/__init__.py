@@ -1,1 +1,1 @@
-"""The pages that show a run: charts, templates, and what is read from a run folder for them."""
+"""Pages in HTML of a run and of a sweep."""

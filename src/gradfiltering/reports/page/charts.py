@@ -1,199 +1,466 @@
-"""What a chart shows, apart from how it is drawn: the page draws it with Plotly, the figure files with Matplotlib."""
+"""Charts by Altair: one specification gives the chart in the page and its PNG and SVG files."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+import altair as alt
 import numpy as np
+import pandas as pd
+import vl_convert
 
-Values = Sequence[Any] | np.ndarray
-DIGITS = 4
+from gradfiltering.runs.files import atomic_path
+
+FIGURE_WIDTH = 620  # pixels
+PIXELS_PER_POINT = 2
+ROWS_LISTED = 200
+SIGNIFICANT_DIGITS = 4
+FEW_POINTS = 60  # a line of more has no visible points
 MAGNITUDES_APART = 30
-MOST_TICKS = 10
+MOST_TICKS = 9
+# After Okabe and Ito (2008), darkened until each has a contrast of 3 to white. Colours are written for the light theme;
+# base.css has the colours of both themes under the names in COLOUR_VARIABLES, and base.js swaps them.
+PALETTE = ("#0072b2", "#c65300", "#00805c", "#a8417f", "#7d6600", "#4d5358")
+GREY = 5
+TEXT_COLOUR, MUTED_COLOUR, GRID_COLOUR = "#1a1f26", "#545d68", "#e3e6ea"
+COLOUR_VARIABLES = {
+    **{series_colour: f"--c{index}" for index, series_colour in enumerate(PALETTE)},
+    TEXT_COLOUR: "--text",
+    MUTED_COLOUR: "--muted",
+    GRID_COLOUR: "--grid",
+}
+SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
+STYLE: dict[str, Any] = {
+    "aria": False,  # the page describes each chart as a whole
+    "font": "system-ui, sans-serif",
+    "view": {"stroke": None},
+    "axis": {
+        "aria": False,
+        "domainColor": MUTED_COLOUR,
+        "gridColor": GRID_COLOUR,
+        "labelColor": TEXT_COLOUR,
+        "labelFontSize": 12,
+        "labelOverlap": "greedy",
+        "tickColor": MUTED_COLOUR,
+        "titleColor": TEXT_COLOUR,
+        "titleFontSize": 13,
+        "titleFontWeight": "normal",
+        "titlePadding": 8,
+    },
+    "legend": {
+        "aria": False,
+        "columns": 3,
+        "labelColor": TEXT_COLOUR,
+        "labelFontSize": 12,
+        "labelLimit": 260,
+        "offset": 20,
+        "orient": "top",
+        "titleColor": TEXT_COLOUR,
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+    },
+    "rule": {"color": MUTED_COLOUR},
+    "text": {"color": MUTED_COLOUR, "fontSize": 12},
+}
 
 
 @dataclass(frozen=True)
-class Series:
-    """Points, a line or bars.
+class ChartLabels:
+    """Words of a chart.
 
     Attributes:
-        name: in the legend.
-        x: [K] numbers, or names of categories.
-        y: [K] likewise.
-        kind: how it is drawn.
-        colour: place in the palette.
-        low: [K] lower ends of intervals (whiskers of points, a band of a line), or None.
-        high: [K] upper ends.
-        across: the intervals lie along x.
-        shade: [K] numbers in [0, 1] by which points are coloured, or None.
-        hover: [K] what is said about each point, or None for its coordinates.
-        dash: a broken line.
-        width: [K] widths of bars in units of x, or None.
-    """
-
-    name: str
-    x: Values
-    y: Values
-    kind: Literal["points", "line", "bars"] = "line"
-    colour: int = 0
-    low: Values | None = None
-    high: Values | None = None
-    across: bool = False
-    shade: Values | None = None
-    hover: Sequence[str] | None = None
-    dash: bool = False
-    width: Values | None = None
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A line across the chart at one value.
-
-    Attributes:
-        axis: on which the value lies.
-        at: the value.
-        label: what it stands for.
-    """
-
-    axis: Literal["x", "y"]
-    at: float
-    label: str
-
-
-@dataclass(frozen=True)
-class Chart:
-    """One chart and the question it answers.
-
-    Attributes:
-        name: of the figure files and of the place in the page; letters, digits and `_`.
-        question: in plain words.
+        name: of the figure files and of the chart's place in the page; letters, digits and `_`.
+        question: that the chart answers, in plain words.
+        reading: explains the marks and says what they show.
         x_title: of the axis, with the unit.
         y_title: likewise.
-        series: what is drawn, the last on top.
-        reading: how to read it, and what it shows.
-        marks: lines across it.
-        x_log: logarithmic axis.
-        y_log: likewise.
-        shade_title: what colours of points stand for.
-        shade_ends: words for the least and the greatest of them.
-        height: in pixels.
-        diagonal: a line where x equals y.
-        whole_x: the x axis has whole numbers only.
-        x_ticks: places on the x axis and what stands there, where these are not the numbers themselves.
     """
 
     name: str
     question: str
+    reading: str
     x_title: str
     y_title: str
-    series: Sequence[Series]
-    reading: str = ""
-    marks: Sequence[Mark] = ()
-    x_log: bool = False
-    y_log: bool = False
-    shade_title: str = ""
-    shade_ends: tuple[str, str] = ("low", "high")
-    height: int = 360
-    diagonal: bool = False
-    whole_x: bool = False
-    x_ticks: Sequence[tuple[float, str]] = ()
-
-    def plain(self) -> dict[str, Any]:
-        """What the page's script draws from, ready for JSON."""
-        return {
-            "question": self.question,
-            "x_title": self.x_title,
-            "y_title": self.y_title,
-            "marks": [{"axis": mark.axis, "at": mark.at, "label": mark.label} for mark in self.marks],
-            "x_log": self.x_log,
-            "y_log": self.y_log,
-            "shade_title": self.shade_title,
-            "shade_ends": list(self.shade_ends),
-            "height": self.height,
-            "diagonal": self.diagonal,
-            "whole_x": self.whole_x,
-            "x_ticks": [list(tick) for tick in self.x_ticks],
-            "series": [_plain(series) for series in self.series],
-        }
-
-
-def _plain(series: Series) -> dict[str, Any]:
-    arrays = {name: getattr(series, name) for name in ("x", "y", "low", "high", "shade", "width")}
-    rest = {name: getattr(series, name) for name in ("name", "kind", "colour", "across", "dash")}
-    hover = None if series.hover is None else list(series.hover)
-    return {**{name: None if v is None else short_numbers(v) for name, v in arrays.items()}, **rest, "hover": hover}
-
-
-def short_numbers(values: Iterable[Any], digits: int = DIGITS) -> list[Any]:
-    """Numbers to a few significant digits, None for those that are not finite; anything else as it is."""
-    if isinstance(values, np.ndarray):
-        values = values.tolist()
-    return [short(value, digits) for value in values]
-
-
-def short(value: Any, digits: int = DIGITS) -> Any:
-    """One of `short_numbers`."""
-    if not isinstance(value, float):
-        return value
-    return float(f"{value:.{digits}g}") if math.isfinite(value) else None
-
-
-def histogram(values: np.ndarray, bins: int = 40) -> tuple[np.ndarray, np.ndarray]:
-    """Edges and the bin of each value that is finite.
-
-    The range ends at the first and the last percentile where a tail would else squeeze the rest into few bins; what
-    lies beyond is counted in the outermost bins.
-
-    Returns:
-        [bins + 1] edges and [K] bins of the finite values.
-    """
-    finite = values[np.isfinite(values)]
-    low, high = float(finite.min()), float(finite.max())
-    near = np.quantile(finite, [0.01, 0.99])
-    if high - low > 4 * (near[1] - near[0]) > 0:
-        low, high = float(near[0]), float(near[1])
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    edges = np.linspace(low, high, bins + 1)
-    return edges, np.clip(np.searchsorted(edges, finite, side="right") - 1, 0, bins - 1)
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """A scale on which values of many magnitudes can be told apart: logarithmic, linear around 0 where signs differ.
+class Chart(ChartLabels):
+    """A chart.
 
     Attributes:
-        unit: below it the scale is linear; 0 for a plain scale.
+        data: the drawn values: `x` and `y`, and `series`, `low` and `high` where there are any.
+        drawing: the same in Altair.
+        height: in pixels.
+    """
+
+    data: pd.DataFrame
+    drawing: Any
+    height: int = 340
+
+    def specification(self) -> dict[str, Any]:
+        """Build the Vega-Lite specification, ready for JSON."""
+        drawing = self.drawing.properties(
+            width=FIGURE_WIDTH, height=self.height, autosize={"type": "fit", "contains": "padding"}
+        )
+        specification: dict[str, Any] = drawing.to_dict()
+        del specification["config"]  # Altair's own defaults; STYLE takes their place
+        return specification
+
+    @property
+    def numbers(self) -> pd.DataFrame:
+        """The first values behind the chart under readable column names."""
+        columns = [name for name in ("series", "x", "y", "low", "high") if name in self.data]
+        titles = {"x": self.x_title, "y": self.y_title}
+        return self.data[columns].head(ROWS_LISTED).rename(columns=titles)
+
+
+@dataclass(frozen=True)
+class ReferenceLine:
+    """A dashed line across the chart at one value.
+
+    Attributes:
+        axis: on which the value lies.
+        value: in the axis's unit.
+        label: stands beside the line.
+    """
+
+    axis: Literal["x", "y"]
+    value: float
+    label: str
+
+
+def line_chart(
+    chart_labels: ChartLabels,
+    data: pd.DataFrame,
+    *,
+    palette_indices: Mapping[str, int] | None = None,
+    dashed_series: Iterable[str] = (),
+    reference_lines: Sequence[ReferenceLine] = (),
+    x_log: bool = False,
+    y_log: bool = False,
+    whole_x: bool = False,
+    height: int = 340,
+) -> Chart:
+    """Draw lines with points, and a band around each line where `data` has `low` and `high`.
+
+    Args:
+        labels: words of the chart.
+        data: columns `series`, `x` and `y`; optionally `low`, `high`, `order` (along a line) and `hover`.
+        palette_indices: colours of series, in order of appearance where not given.
+        dashed_series: names of the series drawn as broken lines.
+        reference_lines: drawn across the chart.
+        x_log: whether the axis is logarithmic.
+        y_log: likewise.
+        whole_x: whether x has whole numbers only.
+        height: in pixels.
+    """
+    data = _round_columns(data)
+    x_axis = alt.Axis(format="d", tickMinStep=1) if whole_x else alt.Axis()
+    x = alt.X("x:Q", title=chart_labels.x_title, scale=_scale(x_log), axis=x_axis)
+    y = alt.Y("y:Q", title=chart_labels.y_title, scale=_scale(y_log))
+    series_colour, series_shape = _series_encodings(data, palette_indices or {})
+    base_chart = alt.Chart(data.assign(dashed=data["series"].isin([*dashed_series])))
+    dash_encoding = alt.StrokeDash(
+        "dashed:N", scale=alt.Scale(domain=[False, True], range=[[1, 0], [6, 4]]), legend=None
+    )
+    order_encoding = {"order": alt.Order("order:Q")} if "order" in data else {}
+    chart_layers = [
+        base_chart.mark_line(strokeWidth=2).encode(
+            x=x, y=y, color=series_colour, strokeDash=dash_encoding, **order_encoding
+        )
+    ]
+    if "low" in data:
+        band_marks = base_chart.mark_area(opacity=0.18).encode(
+            x=x, y=alt.Y("low:Q", title=chart_labels.y_title), y2="high:Q", color=series_colour
+        )
+        chart_layers.insert(0, band_marks)
+    many_points = bool((data.groupby("series").size() > FEW_POINTS).any())
+    point_marks = base_chart.mark_point(filled=True, size=45, opacity=0 if many_points else 1)
+    chart_layers.append(
+        point_marks.encode(x=x, y=y, color=series_colour, shape=series_shape, tooltip=_tooltip(chart_labels, data))
+    )
+    chart_layers += _reference_layers(chart_labels, reference_lines)
+    return Chart(**vars(chart_labels), data=data, drawing=alt.layer(*chart_layers), height=height)
+
+
+def scatter_chart(
+    chart_labels: ChartLabels,
+    data: pd.DataFrame,
+    *,
+    shade_title: str = "",
+    x_log: bool = False,
+    y_log: bool = False,
+    diagonal: bool = False,
+    height: int = 340,
+) -> Chart:
+    """Draw a point for each row.
+
+    Args:
+        labels: words of the chart.
+        data: columns `x` and `y`; optionally `hover`, and `shade` in [0, 1], from the worst to the best.
+        shade_title: title of the shades' legend.
+        x_log: whether the axis is logarithmic.
+        y_log: likewise.
+        diagonal: whether to draw the line on which x equals y.
+        height: in pixels.
+    """
+    data = _round_columns(data)
+    x = alt.X("x:Q", title=chart_labels.x_title, scale=_scale(x_log))
+    y = alt.Y("y:Q", title=chart_labels.y_title, scale=_scale(y_log))
+    series_colour: Any = alt.value(PALETTE[0])
+    if "shade" in data:
+        words = alt.Legend(
+            title=shade_title,
+            values=[0, 1],
+            labelExpr="datum.value < 0.5 ? 'worst' : 'best'",
+            gradientLength=160,
+        )
+        # Cividis reads alike with and without colour vision; its ends, which fade on either theme, are left out.
+        shade_scale = alt.Scale(domain=[0, 1], scheme=alt.SchemeParams(name="cividis", extent=[0.25, 0.95]))
+        series_colour = alt.Color("shade:Q", scale=shade_scale, legend=words)
+    point_marks = alt.Chart(data).mark_point(filled=True, size=14 if len(data) > 300 else 40, opacity=0.8)
+    chart_layers = [point_marks.encode(x=x, y=y, color=series_colour, tooltip=_tooltip(chart_labels, data))]
+    if diagonal:
+        both = data[["x", "y"]].to_numpy()
+        ends = pd.DataFrame({"x": [both.min(), both.max()], "y": [both.min(), both.max()]})
+        chart_layers.append(
+            alt.Chart(ends).mark_line(strokeDash=[2, 3], strokeWidth=1.5, color=MUTED_COLOUR).encode(x=x, y=y)
+        )
+    return Chart(**vars(chart_labels), data=data, drawing=alt.layer(*chart_layers), height=height)
+
+
+def interval_chart(
+    chart_labels: ChartLabels,
+    data: pd.DataFrame,
+    *,
+    palette_indices: Mapping[str, int] | None = None,
+    reference_lines: Sequence[ReferenceLine] = (),
+) -> Chart:
+    """Draw points beside names, with whiskers along x where `low` and `high` are known.
+
+    Args:
+        labels: words of the chart.
+        data: columns `series`, `x`, `y` (names, drawn from the top) and, optionally, `low` and `high`.
+        palette_indices: colours of series, in order of appearance where not given.
+        reference_lines: drawn across the chart.
+    """
+    data = _round_columns(data)
+    x = alt.X("x:Q", title=chart_labels.x_title, scale=_scale(False))
+    y = alt.Y("y:N", title=chart_labels.y_title, sort=None, axis=alt.Axis(labelLimit=220))
+    series_colour, series_shape = _series_encodings(data, palette_indices or {})
+    base_chart, chart_layers = alt.Chart(data), []
+    if "low" in data:
+        whisker_marks = base_chart.mark_rule(strokeWidth=2)
+        chart_layers.append(
+            whisker_marks.encode(x=alt.X("low:Q", title=chart_labels.x_title), x2="high:Q", y=y, color=series_colour)
+        )
+    point_marks = base_chart.mark_point(filled=True, size=80, opacity=1)
+    chart_layers.append(
+        point_marks.encode(x=x, y=y, color=series_colour, shape=series_shape, tooltip=_tooltip(chart_labels, data))
+    )
+    chart_layers += _reference_layers(chart_labels, reference_lines)
+    height = 110 + 34 * data["y"].nunique()
+    return Chart(**vars(chart_labels), data=data, drawing=alt.layer(*chart_layers), height=height)
+
+
+def bar_chart(chart_labels: ChartLabels, data: pd.DataFrame, *, reference_lines: Sequence[ReferenceLine] = ()) -> Chart:
+    """Draw a bar for each name in column `x` of the height in column `y`."""
+    data = _round_columns(data)
+    x = alt.X("x:N", title=chart_labels.x_title, sort=None, axis=alt.Axis(labelAngle=-40))
+    bar_marks = alt.Chart(data).mark_bar(color=PALETTE[0], opacity=0.85)
+    bar_marks = bar_marks.encode(x=x, y=alt.Y("y:Q", title=chart_labels.y_title), tooltip=_tooltip(chart_labels, data))
+    drawing = alt.layer(bar_marks, *_reference_layers(chart_labels, reference_lines))
+    return Chart(**vars(chart_labels), data=data, drawing=drawing)
+
+
+def histogram_chart(
+    chart_labels: ChartLabels,
+    data: pd.DataFrame,
+    *,
+    x_scale: alt.Scale,
+    palette_indices: Mapping[str, int],
+    tick_values: Sequence[float] = (),
+    reference_lines: Sequence[ReferenceLine] = (),
+) -> Chart:
+    """Draw histograms over each other.
+
+    Args:
+        labels: words of the chart.
+        data: columns `series`, `x` and `x_end` (edges of a bar) and `y` (its height).
+        x_scale: of the axis.
+        palette_indices: colours of series.
+        tick_values: places of the ticks, chosen by Vega where not given.
+        reference_lines: drawn across the chart.
+    """
+    data = _round_columns(data, digits=6).assign(zero=0)
+    axis = alt.Axis(values=list(tick_values), format="~g") if tick_values else alt.Axis()
+    series_colour, _ = _series_encodings(data, palette_indices)
+    bar_marks = (
+        alt.Chart(data)
+        .mark_rect(opacity=0.7)
+        .encode(
+            x=alt.X("x:Q", title=chart_labels.x_title, scale=x_scale, axis=axis),
+            x2="x_end:Q",
+            y=alt.Y("y:Q", title=chart_labels.y_title),
+            y2="zero:Q",
+            color=series_colour,
+            tooltip=_tooltip(chart_labels, data),
+        )
+    )
+    drawing = alt.layer(bar_marks, *_reference_layers(chart_labels, reference_lines))
+    return Chart(**vars(chart_labels), data=data, drawing=drawing)
+
+
+def _scale(logarithmic: bool) -> alt.Scale:
+    return alt.Scale(type="log") if logarithmic else alt.Scale(zero=False)
+
+
+def _series_encodings(data: pd.DataFrame, palette_indices: Mapping[str, int]) -> tuple[alt.Color, alt.Shape]:
+    """Build the colour and the shape of each series, with a legend where there are several."""
+    column_names = list(dict.fromkeys(data["series"]))
+    colour_indices = [
+        palette_indices.get(name, line_position) % len(PALETTE) for line_position, name in enumerate(column_names)
+    ]
+    legend = alt.Legend(title=None) if len(column_names) > 1 else None
+    colour_scale = alt.Scale(domain=column_names, range=[PALETTE[index] for index in colour_indices])
+    shape_scale = alt.Scale(domain=column_names, range=[SHAPES[index] for index in colour_indices])
+    return (
+        alt.Color("series:N", scale=colour_scale, legend=legend),
+        alt.Shape("series:N", scale=shape_scale, legend=legend),
+    )
+
+
+def _reference_layers(chart_labels: ChartLabels, reference_lines: Sequence[ReferenceLine]) -> list[Any]:
+    chart_layers: list[Any] = []
+    line_position: dict[str, Any]
+    for line in reference_lines:
+        base_chart = alt.Chart(pd.DataFrame({"value": [line.value], "label": [line.label]}))
+        if line.axis == "x":
+            line_position = {"x": alt.X("value:Q", title=chart_labels.x_title)}
+            label_marks = base_chart.mark_text(dy=-6, baseline="bottom").encode(
+                **line_position, y=alt.value(0), text="label:N"
+            )
+        else:
+            line_position = {"y": alt.Y("value:Q", title=chart_labels.y_title)}
+            label_marks = base_chart.mark_text(dy=-3, align="right", baseline="bottom").encode(
+                **line_position, x=alt.value("width"), text="label:N"
+            )
+        chart_layers += [base_chart.mark_rule(strokeDash=[4, 4], strokeWidth=1.5).encode(**line_position), label_marks]
+    return chart_layers
+
+
+def _tooltip(chart_labels: ChartLabels, data: pd.DataFrame) -> list[alt.Tooltip]:
+    if "hover" in data:
+        return [alt.Tooltip("hover:N", title="point")]
+    titles = {"series": "series", "x": chart_labels.x_title, "y": chart_labels.y_title, "low": "low", "high": "high"}
+    several = "series" in data and data["series"].nunique() > 1
+    column_names = [name for name in titles if name in data and (name != "series" or several)]
+    kinds = {name: "Q" if pd.api.types.is_numeric_dtype(data[name]) else "N" for name in column_names}
+    return [alt.Tooltip(f"{name}:{kinds[name]}", title=titles[name]) for name in column_names]
+
+
+def _round_columns(data: pd.DataFrame, digits: int = SIGNIFICANT_DIGITS) -> pd.DataFrame:
+    """Round numbers to significant digits, which keeps the page small."""
+    numeric_columns = [name for name in data if pd.api.types.is_float_dtype(data[name])]
+    rounded_data = data.copy()
+    for name in numeric_columns:
+        rounded_data[name] = [round_number(value, digits) for value in data[name].tolist()]
+    return rounded_data
+
+
+def round_number(value: float, digits: int = SIGNIFICANT_DIGITS) -> float | None:
+    """Round to significant digits; a number that is not finite becomes None."""
+    return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+
+
+def write_figures(chart_list: Sequence[Chart], folder: Path) -> list[Path]:
+    """Write `<name>.png` and `<name>.svg` of each chart.
+
+    Returns:
+        The files.
+    """
+    style = {**STYLE, "background": "white", "font": "sans-serif"}
+    figure_paths = []
+    for chart in chart_list:
+        specification = chart.specification()
+        png = vl_convert.vegalite_to_png(specification, config=style, scale=PIXELS_PER_POINT)
+        svg = vl_convert.vegalite_to_svg(specification, config=style).encode()
+        for suffix, content in (("png", png), ("svg", svg)):
+            figure_path = folder / f"{chart.name}.{suffix}"
+            with atomic_path(figure_path) as part:
+                part.write_bytes(content)
+            figure_paths.append(figure_path)
+    return figure_paths
+
+
+def assign_bins(values: np.ndarray, bin_count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Compute edges and the bin of each value.
+
+    The range ends at the first and the last percentile where a tail would else squeeze the rest into few bins; values
+    beyond it are counted in the outermost bins.
+
+    Args:
+        values: [K] finite numbers, at least one.
+        bin_count: number of bins.
+
+    Returns:
+        [bin_count + 1] edges and [K] bins.
+    """
+    low, high = float(values.min()), float(values.max())
+    near_low, near_high = np.quantile(values, [0.01, 0.99])
+    if high - low > 4 * (near_high - near_low) > 0:
+        low, high = float(near_low), float(near_high)
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    edges = np.linspace(low, high, bin_count + 1)
+    return edges, np.clip(np.searchsorted(edges, values, side="right") - 1, 0, bin_count - 1)
+
+
+@dataclass(frozen=True)
+class SymmetricLog:
+    """A scale for values of many magnitudes and both signs, as Vega's `symlog`: sign(x) log(1 + |x| / unit).
+
+    Attributes:
+        unit: below it the scale is nearly linear; 0 for a plain scale.
     """
 
     unit: float
 
     @classmethod
-    def of(cls, values: np.ndarray) -> "Stretch":
-        """A plain scale unless the values' magnitudes lie far apart."""
-        sizes = np.abs(values[np.isfinite(values) & (values != 0)])
-        if not len(sizes):
+    def fit(cls, values: np.ndarray) -> "SymmetricLog":
+        """Choose a plain scale unless the magnitudes of the finite values lie far apart."""
+        value_sizes = np.abs(values[np.isfinite(values) & (values != 0)])
+        if not len(value_sizes):
             return cls(0.0)
-        low, middle, high = np.quantile(sizes, [0.02, 0.5, 0.99])
-        return cls(float(low)) if high > MAGNITUDES_APART * middle or middle > MAGNITUDES_APART * low else cls(0.0)
+        low, middle, high = np.quantile(value_sizes, [0.02, 0.5, 0.99])
+        far_apart = high > MAGNITUDES_APART * middle or middle > MAGNITUDES_APART * low
+        return cls(float(low) if far_apart else 0.0)
 
-    def __call__(self, values: Any) -> np.ndarray:
-        """The values on this scale."""
-        values = np.asarray(values, dtype=float)
-        return np.arcsinh(values / self.unit) if self.unit else values
+    @property
+    def altair_scale(self) -> alt.Scale:
+        """The scale in Altair."""
+        return alt.Scale(type="symlog", constant=self.unit) if self.unit else alt.Scale(zero=False, nice=False)
 
-    def ticks(self, low: float, high: float) -> list[tuple[float, str]]:
-        """Powers of ten between two values, none for a plain scale."""
+    def apply(self, values: np.ndarray) -> np.ndarray:
+        """Transform values to the scale."""
+        return np.sign(values) * np.log1p(np.abs(values) / self.unit) if self.unit else values
+
+    def invert(self, positions: np.ndarray) -> np.ndarray:
+        """Transform positions on the scale back to values."""
+        return np.sign(positions) * np.expm1(np.abs(positions)) * self.unit if self.unit else positions
+
+    def tick_values(self, low: float, high: float) -> list[float]:
+        """Choose 0 and powers of ten between two values; none for a plain scale."""
         if not self.unit:
             return []
-        first = math.ceil(math.log10(self.unit))
         largest = max(abs(low), abs(high), 10 * self.unit)
-        powers = list(range(first, math.floor(math.log10(largest)) + 1))
-        powers = powers[:: max(1, len(powers) // 4)]
-        at = [-(10.0**p) for p in reversed(powers)] + [0.0] + [10.0**p for p in powers]
-        apart, kept = abs(float(self(high)) - float(self(low))) / MOST_TICKS, [0.0]
-        for value in sorted((one for one in at if low <= one <= high), key=abs):
-            if min(abs(float(self(value)) - float(self(other))) for other in kept) >= apart:
-                kept.append(value)
-        return [(float(self(value)), f"{value:g}") for value in sorted(kept) if low <= value <= high]
+        exponents = range(math.ceil(math.log10(self.unit)), math.floor(math.log10(largest)) + 1)
+        powers_of_ten = [10.0**exponent for exponent in exponents]
+        tick_values = [
+            tick_value
+            for tick_value in (*(-power for power in reversed(powers_of_ten)), 0.0, *powers_of_ten)
+            if low <= tick_value <= high
+        ]
+        return tick_values[:: math.ceil(len(tick_values) / MOST_TICKS)] if tick_values else tick_values

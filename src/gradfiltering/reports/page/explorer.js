@@ -24,12 +24,12 @@
     const one = data.numbers[key];
     return {key, title: one.title, number: true, size: 4.4, value: (i) => one.values[i], show: (i) => format(one.values[i], key)};
   });
-  const names = (key) => data[key] ? [{key, title: key, size: 6.5, value: (i) => data[key].of[i], show: (i) => data[key].names[data[key].of[i]]}] : [];
+  const names = (key) => data[key] ? [{key, title: key, size: 6.5, value: (i) => data[key].indices[i], show: (i) => data[key].names[data[key].indices[i]]}] : [];
   const columns = [
     {key: "id", title: "row", number: true, size: 3.6, value: (i) => data.id[i]},
-    ...(data.kept ? [{key: "kept", title: "chosen", size: 5.2, value: (i) => data.kept[i], show: (i) => data.kept[i] ? "✓ chosen" : "dropped"}] : []),
+    ...(data.selected ? [{key: "selected", title: "selected", size: 5.2, value: (i) => data.selected[i], show: (i) => data.selected[i] ? "✓ selected" : "dropped"}] : []),
     {key: "prompt", title: "prompt", wide: true, size: 13, value: (i) => index()[i], show: (i) => line(data.prompt[i] || data.response[i] || "")},
-    ...numbers(["rank", "score", "drop", "variance", "length", "stability"]),
+    ...numbers(["rank", "score", "relative_drop", "variance_late", "length", "stability"]),
     ...names("kind"), ...names("source"), ...numbers(["g_early", "g_late"]),
   ];
 
@@ -38,7 +38,7 @@
     if (lowered === null) {
       lowered = new Array(count);
       for (let i = 0; i < count; i++) {
-        const names = ["source", "kind"].map((key) => data[key] ? data[key].names[data[key].of[i]] : "").join(" ");
+        const names = ["source", "kind"].map((key) => data[key] ? data[key].names[data[key].indices[i]] : "").join(" ");
         lowered[i] = `${data.prompt[i] ?? ""}\n${data.response[i] ?? ""}\n${data.id[i]} ${names}`.toLowerCase();
       }
     }
@@ -72,15 +72,15 @@
     }
     const terms = at("q").value.toLowerCase().split(/\s+/).filter(Boolean);
     const texts = terms.length ? index() : null;
-    const kept = at("f-kept") ? at("f-kept").value : "";
+    const selected = at("f-selected") ? at("f-selected").value : "";
     const of = {};
     for (const key of ["source", "kind"]) of[key] = at(`f-${key}`) && at(`f-${key}`).value !== "" ? Number(at(`f-${key}`).value) : null;
     const length = data.numbers.length ? data.numbers.length.values : null;
     const low = at("f-low") && at("f-low").value !== "" ? Number(at("f-low").value) : null;
     const high = at("f-high") && at("f-high").value !== "" ? Number(at("f-high").value) : null;
     state.shown = sorted.filter((i) =>
-      (kept === "" || (kept === "unscored" ? i in data.reason : data.kept[i] === Number(kept)))
-      && (of.source === null || data.source.of[i] === of.source) && (of.kind === null || data.kind.of[i] === of.kind)
+      (selected === "" || (selected === "unscored" ? i in data.reason : data.selected[i] === Number(selected)))
+      && (of.source === null || data.source.indices[i] === of.source) && (of.kind === null || data.kind.indices[i] === of.kind)
       && (low === null || (length[i] !== null && length[i] >= low)) && (high === null || (length[i] !== null && length[i] <= high))
       && terms.every((term) => texts[i].includes(term)));
     state.active = 0;
@@ -107,7 +107,7 @@
       if (column.wide) cell.dir = "auto";
       element.append(cell);
     }
-    if (data.kept && data.kept[i]) element.classList.add("chosen");
+    if (data.selected && data.selected[i]) element.classList.add("selected");
     return element;
   }
 
@@ -231,8 +231,8 @@
       if (data[key][i] === null) { text.textContent = "not kept by this run"; text.classList.add("muted"); }
       else if (data[key][i] === "") { text.textContent = "empty"; text.classList.add("muted"); }
       inside.append(text);
-      if (i in data.clipped && data.clipped[i][place]) {
-        inside.append(make("p", `Cut here: the whole text has ${format(data.clipped[i][place])} characters.`, "muted"));
+      if (i in data.cut && data.cut[i][place]) {
+        inside.append(make("p", `Cut here: the whole text has ${format(data.cut[i][place])} characters.`, "muted"));
       }
     });
     const norms = data.log ? table(i) : null;

@@ -1,86 +1,87 @@
-"""Whose rows teach faster? The curves of a sweep's candidates in one chart (arXiv 2601.13697, figure 3)."""
+"""The loss curves of a sweep's candidates in the same chart (arXiv 2601.13697, figure 3)."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
-from gradfiltering.reports.page.charts import Chart, Series
-from gradfiltering.reports.page.convergence import AXES, LOSSES, loss_chart
-from gradfiltering.reports.paper_tables import method_of
-from gradfiltering.reports.sweep_jobs import Job
+from gradfiltering.reports.page.charts import Chart
+from gradfiltering.reports.page.convergence_curves import AXES, LOSSES, READINGS, draw_loss
+from gradfiltering.reports.run_files import CANDIDATE
+from gradfiltering.reports.sweep_jobs import SweepJob
 
-CANDIDATE, COMPARED = "candidate", ("random", "full")
-FAR_APART = 4  # a line this much longer than another leaves too little of a linear axis to the shorter one
-Curve = Mapping[str, np.ndarray]
-Points = tuple[np.ndarray, np.ndarray]
+BASELINES = ("random", "full")
+FAR_APART = 4  # a line this much longer than another leaves too little of a linear axis to the shorter
 
 
-def curve_charts(jobs: Sequence[Job], options: set[str]) -> list[Chart]:
-    """Training and held-out loss against examples: a chart each for every set of other options, a line for a method.
+def draw_sweep_curves(sweep_jobs: Sequence[SweepJob], varying_options: set[str]) -> list[Chart]:
+    """Draw training and held-out loss against examples: a chart for each set of other options, a line for a method.
 
     Models that are trained on a random subset of the same size and on all rows stand beside the candidates.
 
     Args:
         jobs: of the sweep.
-        options: those that differ between jobs besides method, M and snapshots.
+        varying_options: those that differ between jobs besides method, M and snapshots.
     """
-    groups: dict[str, list[Job]] = {}
-    for job in jobs:
-        if CANDIDATE in job.curves:
-            groups.setdefault(job.rest(options), []).append(job)
-    charts = []
-    for number, (rest, some) in enumerate(groups.items()):
-        lines = _lines(some)
-        for loss, column in LOSSES.items():
-            known = {name: points for name, of in lines.items() if (points := _mean(of, column)) is not None}
-            if known:
-                named = "" if len(groups) == 1 else f"_{number}"
-                charts.append(_chart(loss, known, rest, named))
-    return charts
+    job_groups: dict[str, list[SweepJob]] = {}
+    for sweep_job in sweep_jobs:
+        if CANDIDATE in sweep_job.curves:
+            job_groups.setdefault(sweep_job.other_options(varying_options), []).append(sweep_job)
+    curve_charts = []
+    for group_number, (other_options, group_jobs) in enumerate(job_groups.items()):
+        lines = _collect_lines(group_jobs)
+        for loss_kind, column in LOSSES.items():
+            mean_curves = {name: average_curves(loss_curves, column) for name, loss_curves in lines.items()}
+            known = {name: line_points for name, line_points in mean_curves.items() if len(line_points)}
+            if not known:
+                continue
+            ends = [float(line_points["x"].max()) for line_points in known.values()]
+            x_log = max(ends) > FAR_APART * min(ends)
+            chart_data = pd.concat([line_points.assign(series=name) for name, line_points in known.items()])
+            log_words = " The axis is logarithmic, since some models see many times the examples of others."
+            reading = "A line is a method, the mean over seeds where there are several. " + READINGS[loss_kind]
+            chart = draw_loss(
+                loss_kind,
+                "examples",
+                chart_data[chart_data["x"] > 0] if x_log else chart_data,
+                {},
+                dashed_series=BASELINES,
+                name_suffix="" if len(job_groups) == 1 else f"_{group_number}",
+                question_suffix="" if len(job_groups) == 1 else f" ({other_options})",
+                reading=reading + (log_words if x_log else ""),
+                x_log=x_log,
+            )
+            curve_charts.append(chart)
+    return curve_charts
 
 
-def _lines(jobs: Sequence[Job]) -> dict[str, list[Curve]]:
-    """The curves of each line, which differ by seed alone; what stands beside the candidates comes last."""
-    settings = {(method_of(job), job.members, job.epochs) for job in jobs}
-    methods = [method for method, *_ in settings]
-    lines: dict[str, list[Curve]] = {}
-    for job in jobs:
-        name = method = method_of(job)
-        if methods.count(method) > 1:
-            name += f", M = {job.members}, {job.epochs}"
-        lines.setdefault(name, []).append(job.curves[CANDIDATE])
-    for model in COMPARED:
-        found: list[Curve] = [job.curves[model] for job in jobs if model in job.curves]
-        if found and model not in lines:  # with method=random it is a candidate
-            lines[model] = found
+def _collect_lines(sweep_jobs: Sequence[SweepJob]) -> dict[str, list[pd.DataFrame]]:
+    """Collect the curves of each line, which differ by seed alone; the baselines come last."""
+    settings = {(sweep_job.method, sweep_job.member_count, sweep_job.epoch_pair) for sweep_job in sweep_jobs}
+    method_names = [method for method, _, _ in settings]
+    lines: dict[str, list[pd.DataFrame]] = {}
+    for sweep_job in sweep_jobs:
+        name = sweep_job.method
+        if method_names.count(name) > 1:
+            name += f", M = {sweep_job.member_count}, {sweep_job.epoch_pair}"
+        lines.setdefault(name, []).append(sweep_job.curves[CANDIDATE])
+    for model in BASELINES:
+        loss_curves = [sweep_job.curves[model] for sweep_job in sweep_jobs if model in sweep_job.curves]
+        if loss_curves and model not in lines:  # with method=random it is a candidate
+            lines[model] = loss_curves
     return lines
 
 
-def _mean(curves: Iterable[Curve], column: str) -> Points | None:
-    """The mean over curves at the points of the first, along the stretch that all of them cover."""
-    known = []
-    for curve in curves:
-        there = np.isfinite(curve[column])
-        if there.any():
-            known.append((curve[AXES["examples"]][there], curve[column][there]))
-    if not known:
-        return None
-    grid = known[0][0]
-    grid = grid[(grid >= max(x[0] for x, _ in known)) & (grid <= min(x[-1] for x, _ in known))]
-    return (grid, np.mean([np.interp(grid, x, y) for x, y in known], axis=0)) if len(grid) else None
+def average_curves(loss_curves: Sequence[pd.DataFrame], column: str) -> pd.DataFrame:
+    """Average curves at the points of the first, along the stretch that all of them cover.
 
-
-def _chart(loss: str, lines: Mapping[str, Points], rest: str, named: str) -> Chart:
-    ends = [float(x[-1]) for x, _ in lines.values()]
-    log = max(ends) > FAR_APART * min(ends)
-    series = []
-    for colour, (name, (x, y)) in enumerate(lines.items()):
-        shown = x > 0 if log else slice(None)
-        series.append(Series(name, x[shown], y[shown], colour=colour, dash=name in COMPARED))
-    chart = loss_chart(loss, "examples", series)
-    reading = f"One line a method, the mean over seeds where there are several. {chart.reading}"
-    if log:
-        reading += " The axis is logarithmic, since some models see many times the examples of others."
-    question = chart.question + (f" ({rest})" if named else "")
-    return replace(chart, name=chart.name + named, question=question, reading=reading, x_log=log)
+    Returns:
+        Columns `x` (examples seen) and `y`; empty where nothing was measured.
+    """
+    measured = [curve.dropna(subset=column) for curve in loss_curves]
+    line_points = [(curve[AXES["examples"]].to_numpy(), curve[column].to_numpy()) for curve in measured if len(curve)]
+    if not line_points:
+        return pd.DataFrame({"x": [], "y": []})
+    x_grid = line_points[0][0]
+    x_grid = x_grid[(x_grid >= max(x[0] for x, _ in line_points)) & (x_grid <= min(x[-1] for x, _ in line_points))]
+    return pd.DataFrame({"x": x_grid, "y": np.mean([np.interp(x_grid, x, y) for x, y in line_points], axis=0)})

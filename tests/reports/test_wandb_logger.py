@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 import wandb
 import yaml
@@ -12,9 +13,8 @@ from tests.reports.wandb_files import read_ended_run, read_offline_run
 from tests.support.pipeline import ROOT, SMALL_MODELS, SMALL_RUN, SMALL_TASKS
 
 from gradfiltering.reports.experiment_logger import close_logger, log_run, open_logger
-from gradfiltering.reports.page.charts import Chart, Series
-from gradfiltering.reports.page.figures import write_figures
-from gradfiltering.reports.wandb_run import WandbRun, run_id, run_name
+from gradfiltering.reports.page.charts import ChartLabels, bar_chart, write_figures
+from gradfiltering.reports.wandb_logger import RunWandbLogger, make_run_id, make_run_name
 
 SETTINGS = yaml.safe_load((ROOT / "conf" / "logger" / "wandb.yaml").read_text("utf-8"))["settings"]
 SECRET = "sk-never-to-be-seen"
@@ -24,7 +24,7 @@ def logger_of(folder, **options):
     settings = wandb.Settings(**{key: value for key, value in SETTINGS.items() if key != "_target_"})
     given = dict.fromkeys(("entity", "name", "group", "id", "tags"))
     given |= {"project": "p", "offline": True, "artifacts": True, "settings": settings, **options}
-    return WandbRun(save_dir=folder, **given)
+    return RunWandbLogger(save_dir=folder, **given)
 
 
 def written(folder):
@@ -36,8 +36,9 @@ def written(folder):
 def logged(tmp_path_factory):
     """A run that was logged twice, as when it is killed and started again, with a secret on the command line."""
     folder = write_run(tmp_path_factory.mktemp("logged") / "run", overrides=["scorer=gsnr", "run_dir=x"])
-    summary = add_targets(folder)
-    write_figures([Chart("drop", "?", "x", "y", [Series("", [0, 1], [1, 2])])], folder / "figures")
+    add_targets(folder)
+    labels = ChartLabels("drop", "?", "", "x", "y")
+    write_figures([bar_chart(labels, pd.DataFrame({"x": ["a", "b"], "y": [1, 2]}))], folder / "figures")
     before, sys.argv = sys.argv, ["train.py", f"judge.judge.api_key={SECRET}"]
     try:
         killed = open_logger(lambda: logger_of(folder), {"seed": 0})
@@ -45,7 +46,7 @@ def logged(tmp_path_factory):
         wandb.finish(exit_code=1)
         logger = open_logger(lambda: logger_of(folder), {"seed": 0})
         logger.log_metrics({"proxy/loss": 1.5}, step=1)
-        log_run(logger, folder, summary)
+        log_run(logger, folder)
         close_logger(logger)
     finally:
         sys.argv = before
@@ -54,7 +55,7 @@ def logged(tmp_path_factory):
 
 def test_a_resumed_run_is_one_run(logged):
     first, second = (read_ended_run(path) for path in written(logged))
-    assert first.id == second.id == run_id(logged) and first.exit_code == 1 and second.exit_code == 0
+    assert first.id == second.id == make_run_id(logged) and first.exit_code == 1 and second.exit_code == 0
     assert first.values("proxy/loss") == [2.0] and second.values("proxy/loss") == [1.5]
     assert second.name == "scorer=gsnr" and second.config["seed"] == 0
 
@@ -69,7 +70,7 @@ def test_tables_hold_the_rows_with_their_text(logged):
     folder = written(logged)[-1]
     run = read_ended_run(folder)
     columns, top = run.table(folder, "selection/top_rows")
-    assert columns == ["rank", "example_id", "score", "chosen", "g_early", "g_late", "kind", "source", "prompt",
+    assert columns == ["rank", "example_id", "score", "selected", "g_early", "g_late", "kind", "source", "prompt",
                        "response"]  # fmt: skip
     assert top[0][:4] == [1, 0, 1.0, True] and top[0][-2:] == [f"Question 0 {EVIL}", "answer 0"]
     assert [row[0] for row in run.table(folder, "selection/bottom_rows")[1]][-1] == 20
@@ -112,7 +113,7 @@ def test_the_command_line_and_its_secrets_stay_out(logged):
 def test_a_run_without_artifacts_logs_none(tmp_path):
     folder = write_run(tmp_path / "run")
     logger = open_logger(lambda: logger_of(folder, artifacts=False), {})
-    log_run(logger, folder, json.loads((folder / "summary.json").read_text()))
+    log_run(logger, folder)
     close_logger(logger)
     assert set(read_ended_run(written(folder)[-1]).artifacts) <= {"run_table"}
 
@@ -131,21 +132,21 @@ def test_an_error_marks_the_run_as_failed(tmp_path):
 class TestId:
     def test_it_is_the_experiment_and_the_folder(self, tmp_path):
         first, other = (write_run(tmp_path / name, config_of(tmp_path / name)) for name in ("a", "b"))
-        assert run_id(first) == run_id(first) != run_id(other)
-        before = run_id(first)
+        assert make_run_id(first) == make_run_id(first) != make_run_id(other)
+        before = make_run_id(first)
         write_run(first, {**config_of(first, scorer="raw_drop")})
-        assert run_id(first) != before
+        assert make_run_id(first) != before
 
     def test_how_far_and_on_what_it_runs_does_not_matter(self, tmp_path):
         folder = write_run(tmp_path / "a")
-        before = run_id(folder)
+        before = make_run_id(folder)
         write_run(folder, {**config_of(folder), "until": "select", "progress": False, "trainer": {"devices": 2}})
-        assert run_id(folder) == before
+        assert make_run_id(folder) == before
 
     def test_the_name_says_what_was_asked_for(self, tmp_path):
         asked = ["scorer=gsnr", "run_dir=/x", "+experiment=a", "cache.path=/y", "hydra.run.dir=z", "ensemble.m=3"]
-        assert run_name(write_run(tmp_path / "a", overrides=asked)) == "scorer=gsnr +experiment=a ensemble.m=3"
-        assert run_name(write_run(tmp_path / "b")) == "b"
+        assert make_run_name(write_run(tmp_path / "a", overrides=asked)) == "scorer=gsnr +experiment=a ensemble.m=3"
+        assert make_run_name(write_run(tmp_path / "b")) == "b"
 
 
 @pytest.mark.slow
@@ -163,6 +164,6 @@ def test_a_killed_job_goes_on_in_its_own_run(cache, tmp_path):
     process.wait()
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     first, second = (read_offline_run(path) for path in written(folder))
-    assert first.id in ("", run_id(folder)), "W&B may not have written anything yet, but no other run"
-    assert second.id == run_id(folder) and first.exit_code is None and second.exit_code == 0
+    assert first.id in ("", make_run_id(folder)), "W&B may not have written anything yet, but no other run"
+    assert second.id == make_run_id(folder) and first.exit_code is None and second.exit_code == 0
     assert {"scores", "subset", "adapter"} <= set(second.artifacts)

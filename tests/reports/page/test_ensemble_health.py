@@ -1,13 +1,14 @@
 """Health of the ensemble: closed cases, and against slow and obvious twins."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from scipy.stats import spearmanr
 from tests.reports.page.runs import plain_rows, write_bare, write_chosen, write_log
 
-from gradfiltering.reports.page import health
-from gradfiltering.reports.page.folder import RunFolder
+from gradfiltering.reports.page import ensemble_health as health
+from gradfiltering.reports.run_files import RunFiles
 from gradfiltering.runs.gradient_log import EpochLog, write_epoch
 from gradfiltering.scorers.gradient_statistics import gradient_statistics
 from gradfiltering.scorers.gsnr import GSNR
@@ -23,7 +24,7 @@ def scored(folder, norms, count):
     early, late = (norms[epoch].astype(np.float32) for epoch in (1, 2))
     score = GSNR(1e-8, 0).formula(gradient_statistics(early, late, 0))
     write_chosen(folder, rows, np.argsort(-score)[: count // 4].tolist(), score)
-    return RunFolder(folder)
+    return RunFiles(folder)
 
 
 def test_stability_equals_a_plain_loop(tmp_path, monkeypatch):
@@ -32,10 +33,10 @@ def test_stability_equals_a_plain_loop(tmp_path, monkeypatch):
     late = early * rng.uniform(0.3, 1.0, (4, 40))
     run = scored(tmp_path / "run", {1: early, 2: late}, 40)
     draws = [np.array([0, 1, 1, 3]), np.array([2, 3, 0, 0]), np.array([0, 1, 2, 3])]
-    monkeypatch.setattr(health, "DRAWS", len(draws))
+    monkeypatch.setattr(health, "RESAMPLES", len(draws))
     waiting = iter(draws)
-    monkeypatch.setattr(health, "_draw", lambda rng, members: next(waiting))
-    found = health.stability(run)
+    monkeypatch.setattr(health, "draw_members", lambda rng, members: next(waiting))
+    found = health.measure_stability(run)
 
     early, late = early.astype(np.float32).astype(float), late.astype(np.float32).astype(float)
 
@@ -59,53 +60,49 @@ def test_stability_equals_a_plain_loop(tmp_path, monkeypatch):
         kept[theirs[:10]] += 1
     assert found.correlation.value == pytest.approx(np.median(correlations))
     assert found.correlation.low == pytest.approx(np.quantile(correlations, 0.025))
-    assert health.SHARES[-1] == 0.5 and found.overlap[-1].value == pytest.approx(np.median(overlaps))
-    np.testing.assert_allclose(found.kept_share, kept / 3)
+    assert health.TOP_SHARES[-1] == 0.5 and found.overlap[-1].value == pytest.approx(np.median(overlaps))
+    np.testing.assert_allclose(found.reselected_share, kept / 3)
 
 
 def test_drawn_members_are_never_all_the_same():
     rng = np.random.default_rng(0)
-    assert all(len(set(health._draw(rng, 2).tolist())) == 2 for _ in range(50))
+    assert all(len(set(health.draw_members(rng, 2).tolist())) == 2 for _ in range(50))
 
 
-def test_heldout_correlation_is_spearmans_and_its_interval_holds_it(whole):
-    run = RunFolder(whole)
-    chart, found = health.heldout(run)
-    late = run.heldout_log.epoch(2)
+def test_heldout_correlation_is_spearmans(whole):
+    run = RunFiles(whole)
+    late = run.heldout_gradient_log.epoch(2)
     expected = spearmanr(late.grad_norm.astype(float).var(0), late.loss.mean(0))[0]
-    assert found.value == pytest.approx(expected) and found.low <= found.value <= found.high
-    assert f"{found.value:+.2f}" in chart.reading
+    assert f"Spearman {expected:+.2f} [" in health.draw_heldout(run).reading
 
 
 def test_disagreement_is_variance_over_square(tmp_path):
     norm = np.stack([np.full(4, 1.0), np.full(4, 3.0)])
     run = scored(tmp_path / "run", {1: norm, 2: norm * 0.5}, 4)
-    series = health.collapse(run).series[0]
-    assert np.asarray(series.y) == pytest.approx([0.25, 0.25]), "V = 1, G = 2"
-    assert health.collapse(run).marks[0].at == 0.005
+    chart = health.draw_collapse(run)
+    assert chart.data["y"].tolist() == pytest.approx([0.25, 0.25]), "V = 1, G = 2"
+    assert "limit 0.005" in str(chart.specification())
 
 
 def test_trajectories_keep_distances_that_lie_in_a_plane(whole, tmp_path):
-    run = RunFolder(whole)
+    run = RunFiles(whole)
     sketch = np.zeros((6, 64))
     sketch[:, :2] = [[0, 0], [3, 0], [3, 4], [0, 0], [0, 1], [0, 2]]
-    run.__dict__["trajectory"] = {
-        "member": np.array([0, 0, 0, 1, 1, 1]), "step": np.array([0, 1, 2, 2, 1, 0]), "sketch": sketch,
-    }  # fmt: skip
-    chart = health.trajectories(run)
-    first, second = chart.series[0], chart.series[2]
-    x, y = np.asarray(first.x), np.asarray(first.y)
-    assert np.hypot(x[2] - x[0], y[2] - y[0]) == pytest.approx(5)
-    assert [text.rsplit(" ", 1)[1] for text in second.hover] == ["0", "1", "2"], "in the order of steps"
+    states = {"member": [0, 0, 0, 1, 1, 1], "step": [0, 1, 2, 2, 1, 0], "sketch": list(sketch)}
+    run.__dict__["trajectory"] = pd.DataFrame(states)
+    chart = health.draw_trajectories(run)
+    first, second = (chart.data[chart.data["series"] == name] for name in ("member 0", "member 1"))
+    assert np.hypot(*(first[["x", "y"]].iloc[2] - first[["x", "y"]].iloc[0])) == pytest.approx(5, rel=1e-3)
+    assert [text.rsplit(" ", 1)[1] for text in second["hover"]] == ["0", "1", "2"], "in the order of steps"
     assert "100%" in chart.reading
 
 
 def test_one_member_or_another_scorer_has_no_stability(tmp_path, bare):
-    assert health.stability(RunFolder(bare)) is None
+    assert health.measure_stability(RunFiles(bare)) is None
     write_log(bare, 12, members=1)
     rows = plain_rows(12)
     write_chosen(bare, rows, [0], np.arange(12.0))
-    assert health.stability(RunFolder(bare)) is None and health.collapse(RunFolder(bare)) is None
+    assert health.measure_stability(RunFiles(bare)) is None and health.draw_collapse(RunFiles(bare)) is None
 
 
 @pytest.mark.parametrize(
@@ -115,4 +112,4 @@ def test_only_gradient_scorers_of_the_project_are_built(bare, target):
     config = yaml.safe_load((bare / "config.yaml").read_text())
     config["scorer"] = {"_target_": target, "command": "true"}
     (bare / "config.yaml").write_text(yaml.safe_dump(config))
-    assert health.scorer_of(RunFolder(bare)) is None
+    assert health.build_gradient_scorer(RunFiles(bare)) is None

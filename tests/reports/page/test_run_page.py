@@ -11,15 +11,13 @@ import pytest
 from tests.reports.page.runs import WARNING, plain_rows, write_bare, write_chosen, write_log
 
 from gradfiltering.errors import UserError
-from gradfiltering.reports.page import answer
-from gradfiltering.reports.page.build import PageSettings, rebuild, write_page
-from gradfiltering.reports.page.folder import RunFolder
-
-WHOLE_PAGE = PageSettings(page=True, rows=5000, figures=False)
+from gradfiltering.reports.page.answer_section import check_diagnostics, interpret_interval, split_warning
+from gradfiltering.reports.page.run_page import write_page
+from gradfiltering.reports.run_files import RunFiles
 
 
-def text_of(folder, settings=WHOLE_PAGE):
-    return html.unescape(write_page(folder, settings).read_text("utf-8"))
+def text_of(folder, rows=5000):
+    return html.unescape(write_page(folder, rows, figures=False).read_text("utf-8"))
 
 
 def embedded(page, name):
@@ -28,20 +26,20 @@ def embedded(page, name):
 
 def test_a_whole_run_answers_every_question(whole):
     page = text_of(whole)
-    assert "10 of 40 rows (25%) were chosen: top by gsnr." in page
+    assert "10 of 40 rows (25%) were selected: top by gsnr." in page
     assert "PWS 1.200" in page and "[1.050, 1.300]" in page and "better: the whole interval lies above 1" in page
     assert "Raise selector.fraction" in page and WARNING.split(";")[0] in page
     for chart in (
         "pws", "norms", "variance", "score", "drop_by_length", "kept_by_length", "kinds", "sources", "trajectories",
         "collapse", "heldout", "stability", "heldout_examples", "train_seconds",
     ):  # fmt: skip
-        assert chart in embedded(page, "charts"), chart
+        assert chart in embedded(page, "charts")["drawings"], chart
     assert "@misc{yuan2026gradfiltering," in page and "python train.py data=file" in page
     assert "Not in this run" not in page
 
 
 def test_the_same_run_gives_the_same_page(whole):
-    assert write_page(whole, WHOLE_PAGE).read_bytes() == write_page(whole, WHOLE_PAGE).read_bytes()
+    assert text_of(whole) == text_of(whole)
 
 
 def test_a_run_that_only_read_its_rows_says_what_was_not_run(bare):
@@ -49,49 +47,49 @@ def test_a_run_that_only_read_its_rows_says_what_was_not_run(bare):
     for words in (
         "No gradients were logged",
         "No row was scored",
-        "No rows were chosen",
+        "No rows were selected",
         "No target",
         "Nothing was judged",
     ):
         assert words in page
-    assert embedded(page, "charts") == {} and embedded(page, "rows")["prompt"][3] == "Name number 3."
+    assert embedded(page, "charts")["drawings"] == {} and embedded(page, "rows")["prompt"][3] == "Name number 3."
 
 
 def test_a_run_that_read_nothing_has_a_page(tmp_path):
     folder = write_bare(tmp_path / "run", [])
-    assert "This run chose nothing" in text_of(folder)
+    assert "No row was read" in text_of(folder)
 
 
 def test_without_gradients_the_choice_is_still_shown(bare):
     write_chosen(bare, plain_rows(12), [1, 2, 3], np.arange(12.0))
-    charts = embedded(text_of(bare), "charts")
+    charts = embedded(text_of(bare), "charts")["drawings"]
     assert {"score", "kept_by_length"} <= set(charts) and not {"norms", "variance", "stability"} & set(charts)
 
 
 def test_without_scores_the_chosen_rows_are_still_shown(bare):
     write_chosen(bare, plain_rows(12), [1, 2, 3], None)
     page = text_of(bare)
-    assert sum(embedded(page, "rows")["kept"]) == 3 and "3 of 12 rows (25%) were chosen: top." in page
+    assert sum(embedded(page, "rows")["selected"]) == 3 and "3 of 12 rows (25%) were selected: top." in page
 
 
 def test_one_member_has_norms_and_no_variance(bare):
     write_log(bare, 12, members=1)
     page = text_of(bare)
-    assert "one member" in page and "norms" in embedded(page, "charts") and "variance" not in embedded(page, "charts")
+    charts = embedded(page, "charts")["drawings"]
+    assert "one member" in page and "norms" in charts and "variance" not in charts
 
 
-def test_an_older_run_shows_the_text_of_its_chosen_rows(whole, bare):
+def test_a_run_without_texts_says_so_and_shows_the_numbers(bare):
     (bare / "rows.parquet").unlink()
-    rows = plain_rows(12)
-    write_chosen(bare, rows, [1, 5], np.arange(12.0))
+    write_chosen(bare, plain_rows(12), [1, 5], np.arange(12.0))
     page = text_of(bare)
-    found = embedded(page, "rows")
-    assert found["prompt"][5] == "Name number 5." and found["prompt"][4] is None
-    assert "kept the text of chosen rows only" in page
+    rows = embedded(page, "rows")
+    assert rows["prompt"] == [None] * 12 and rows["numbers"]["score"]["values"][5] == 5
+    assert "left no text of its rows" in page
 
 
 def test_the_command_line_rebuilds_a_page_with_as_many_rows_as_asked(bare):
-    command = [sys.executable, "-m", "gradfiltering.reports", "page", str(bare), "--rows", "5", "--no-figures"]
+    command = [sys.executable, "-m", "gradfiltering", "report", "page", str(bare), "--rows", "5", "--no-figures"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(embedded((bare / "report.html").read_text("utf-8"), "rows")["id"]) == 5
@@ -100,13 +98,13 @@ def test_the_command_line_rebuilds_a_page_with_as_many_rows_as_asked(bare):
 
 @pytest.mark.parametrize("rows", ["some", "-1", "1.5"])
 def test_a_number_of_rows_that_is_none_is_refused(bare, rows):
-    with pytest.raises(UserError, match=r"report\.rows"):
-        rebuild(bare, rows, figures=False)
+    with pytest.raises(UserError, match="rows"):
+        write_page(bare, rows, figures=False)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(UserError, match="run_dir"):
-        RunFolder(tmp_path)
+    with pytest.raises(UserError, match="give the folder of a run"):
+        RunFiles(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -114,16 +112,17 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
     [(1.01, 1.2, "better"), (0.8, 0.99, "worse"), (0.9, 1.1, "no difference"), (None, None, "no interval")],
 )
 def test_an_interval_in_words(low, high, word):
-    assert answer._words({"value": 1.0, "low": low, "high": high}).startswith(word)
+    assert interpret_interval({"value": 1.0, "low": low, "high": high}).startswith(word)
 
 
 def test_a_warning_is_split_from_its_remedy():
-    assert answer.split_warning("it is low (limit 2); raise it") == ("it is low (limit 2)", "Raise it")
-    assert answer.split_warning("it is 0.5 low. Raise it. Or not") == ("it is 0.5 low", "Raise it. Or not")
-    assert answer.split_warning("mind") == ("mind", "")
+    assert split_warning("it is low (limit 2); raise it") == ("it is low (limit 2)", "Raise it")
+    assert split_warning("it is 0.5 low. Raise it. Or not") == ("it is 0.5 low", "Raise it. Or not")
+    assert split_warning("mind") == ("mind", "")
 
 
 def test_diagnostics_stand_beside_their_limits(whole):
-    found = {one["question"].split("?")[0]: one["holds"] for one in answer.checks(RunFolder(whole))}
+    checks = check_diagnostics(RunFiles(whole))["holds"]
+    found = {question.split("?")[0]: words == "✓ yes" for question, words in checks.items()}
     assert found["Did gradient norms fall"] is True and found["Do the members disagree"] is False
     assert found["Does the score follow length"] is False, "the limit is on the size of the correlation"

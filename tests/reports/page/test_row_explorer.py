@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 from tests.reports.page.runs import plain_rows, write_bare, write_chosen, write_log
 
-from gradfiltering.reports.page.explorer import _clip, payload, sample
-from gradfiltering.reports.page.folder import RunFolder
-from gradfiltering.reports.page.table import row_table
+from gradfiltering.reports.page.row_explorer import collect_row_data, limit_text_length, sample_rows
+from gradfiltering.reports.page.row_measurements import measure_rows
+from gradfiltering.reports.run_files import RunFiles
 
 
 @pytest.fixture
@@ -18,51 +18,51 @@ def hundred(tmp_path):
     folder = write_bare(tmp_path / "run", rows)
     write_log(folder, 100)
     write_chosen(folder, rows, list(range(90, 100)), np.arange(100.0))
-    return RunFolder(folder)
+    return RunFiles(folder)
 
 
 def test_best_worst_cut_and_a_random_sample(hundred):
-    some = sample(hundred, row_table(hundred), 40, seed=0)
-    assert some.parts == {"best": 10, "worst": 10, "at the cut": 10, "drawn at random": 10}
+    some = sample_rows(hundred, measure_rows(hundred), 40)
+    assert some.part_counts == {"best": 10, "worst": 10, "at the cut": 10, "drawn at random": 10}
     held = set(some.example_ids.tolist())
     assert len(held) == 40 and set(range(90, 100)) <= held and set(range(10)) <= held
     assert set(range(80, 90)) <= held, "the best are in already, so the cut is seen from below"
-    again = sample(hundred, row_table(hundred), 40, seed=0)
+    again = sample_rows(hundred, measure_rows(hundred), 40)
     assert again.example_ids.tolist() == some.example_ids.tolist()
 
 
 @pytest.mark.parametrize("most", ["all", 100, 5000])
 def test_all_rows_where_they_fit(hundred, most):
-    some = sample(hundred, row_table(hundred), most, seed=0)
-    assert some.example_ids.tolist() == list(range(100)) and not some.parts
+    some = sample_rows(hundred, measure_rows(hundred), most)
+    assert some.example_ids.tolist() == list(range(100)) and not some.part_counts
 
 
 def test_no_rows_at_all(hundred):
-    some = sample(hundred, row_table(hundred), 0, seed=0)
-    found = payload(hundred, row_table(hundred), some, None)
+    some = sample_rows(hundred, measure_rows(hundred), 0)
+    found = collect_row_data(hundred, measure_rows(hundred), some, None)
     assert found["id"] == [] and json.dumps(found, allow_nan=False)
 
 
 def test_a_few_long_texts_are_cut_and_short_ones_stay_whole():
-    assert _clip(np.array([10, 20, 30]), 60) is None
-    assert _clip(np.array([10, 20, 1000]), 100) == 70
-    assert _clip(np.array([50, 50]), 60) == 30
+    assert limit_text_length(np.array([10, 20, 30]), 60) is None
+    assert limit_text_length(np.array([10, 20, 1000]), 100) == 70
+    assert limit_text_length(np.array([50, 50]), 60) == 30
     lengths = np.random.default_rng(0).integers(0, 500, 200)
-    clip = _clip(lengths, 20_000)
+    clip = limit_text_length(lengths, 20_000)
     assert 20_000 - 200 <= np.minimum(lengths, clip).sum() <= 20_000
 
 
 def test_each_row_has_its_own_numbers_and_text(hundred):
-    rows = row_table(hundred)
+    rows = measure_rows(hundred)
     stable = np.linspace(0, 1, 100)
-    some = sample(hundred, rows, 40, seed=0)
-    found = payload(hundred, rows, some, stable)
+    some = sample_rows(hundred, rows, 40)
+    found = collect_row_data(hundred, rows, some, stable)
     for place, row in enumerate(found["id"]):
         assert found["prompt"][place] == f"Name number {row}." and found["response"][place] == f"It is {row}."
-        assert found["kept"][place] == int(row >= 90) and found["numbers"]["rank"]["values"][place] == 100 - row
-        assert found["source"]["names"][found["source"]["of"][place]] == "ab"[row % 2]
+        assert found["selected"][place] == int(row >= 90) and found["numbers"]["rank"]["values"][place] == 100 - row
+        assert found["source"]["names"][found["source"]["indices"][place]] == "ab"[row % 2]
         assert found["numbers"]["stability"]["values"][place] == pytest.approx(stable[row], rel=1e-3)
-        log = hundred.log
+        log = hundred.gradient_log
         start = place * 6
         for e, epoch in enumerate(log.epochs):
             got = found["log"]["grad_norm"][start + 3 * e : start + 3 * e + 3]
@@ -72,13 +72,13 @@ def test_each_row_has_its_own_numbers_and_text(hundred):
 
 def test_long_rows_are_cut_and_say_so(tmp_path):
     rows = [{"instruction": "i", "input": "", "output": "x" * 100_000}, *plain_rows(3)]
-    run = RunFolder(write_bare(tmp_path / "run", rows))
-    table = row_table(run)
-    some = sample(run, table, 5000, seed=0)
-    found = payload(run, table, some, None)
-    assert found["clipped"] == {0: [0, 100_000]} and len(found["response"][0]) == some.clip < 2000
-    whole = payload(run, table, sample(run, table, "all", seed=0), None)
-    assert not whole["clipped"] and whole["response"][0] == "x" * 100_000
+    run = RunFiles(write_bare(tmp_path / "run", rows))
+    table = measure_rows(run)
+    some = sample_rows(run, table, 5000)
+    found = collect_row_data(run, table, some, None)
+    assert found["cut"] == {0: [0, 100_000]} and len(found["response"][0]) == some.longest_text < 2000
+    whole = collect_row_data(run, table, sample_rows(run, table, "all"), None)
+    assert not whole["cut"] and whole["response"][0] == "x" * 100_000
 
 
 def test_a_row_without_a_score_comes_last_and_says_why(tmp_path):
@@ -90,6 +90,6 @@ def test_a_row_without_a_score_comes_last_and_says_why(tmp_path):
     from gradfiltering.methods.subset_files import write_unscored
 
     write_unscored(folder / "unscored.parquet", [(0, "empty response")])
-    run = RunFolder(folder)
-    found = payload(run, row_table(run), sample(run, row_table(run), "all", 0), None)
+    run = RunFiles(folder)
+    found = collect_row_data(run, measure_rows(run), sample_rows(run, measure_rows(run), "all"), None)
     assert found["numbers"]["score"]["values"][0] is None and found["reason"] == {0: "empty response"}

@@ -1,0 +1,208 @@
+"""The first section of a run's page: the selection, the judge's verdicts, costs, and reasons for doubt."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gradfiltering.reports.page.charts import Chart, ChartLabels, ReferenceLine, interval_chart
+from gradfiltering.reports.run_files import RunFiles
+
+ON_A_PAR = 1.0
+
+
+def format_headline(run_files: RunFiles) -> str:
+    """Say in a sentence how many rows were selected, and by which method."""
+    selection_summary = run_files.summary.get("selection")
+    if selection_summary is None:
+        return (
+            f"{run_files.row_count:,} rows were read; none has been selected yet"
+            if run_files.row_count
+            else "No row was read"
+        )
+    method = selection_summary["selector"]
+    if selection_summary.get("scorer"):
+        method += f" by {selection_summary['scorer']}"
+    percent = 100 * selection_summary["fraction"]
+    return f"{selection_summary['selected']:,} of {run_files.row_count:,} rows ({percent:.3g}%) were selected: {method}"
+
+
+def summarise_verdicts(run_files: RunFiles) -> list[dict[str, Any]]:
+    """Collect the verdicts over all prompts for each baseline, with their meaning in words."""
+    return [
+        {"baseline": baseline, **sets["all"], "meaning": interpret_interval(sets["all"])}
+        for baseline, sets in run_files.summary.get("pws", {}).items()
+    ]
+
+
+def interpret_interval(score: Mapping[str, Any]) -> str:
+    """Say in words what the interval of a pairwise winning score shows."""
+    if score["value"] is None:
+        return "no verdict could be read"
+    if score["low"] is None:
+        return "no interval: too few prompts were judged"
+    if score["low"] > ON_A_PAR:
+        return "better: the whole interval lies above 1"
+    if score["high"] < ON_A_PAR:
+        return "worse: the whole interval lies below 1"
+    return "no difference shown: the interval holds 1"
+
+
+def draw_winning_scores(run_files: RunFiles) -> Chart | None:
+    """Draw the pairwise winning scores with their intervals."""
+    lines = []
+    for baseline, sets in run_files.summary.get("pws", {}).items():
+        shown_sets = sets if len(sets) > 2 else {"all": sets["all"]}  # a single set and the pool are equal
+        for prompt_set, score in shown_sets.items():
+            if score["value"] is not None and score["low"] is not None:
+                name = f"against {baseline}" + (f", {prompt_set}" if len(shown_sets) > 1 else "")
+                lines.append({"series": "candidate", "x": score["value"], "y": name} | _ends(score))
+    if not lines:
+        return None
+    confidence = run_files.config.get("judge", {}).get("confidence")
+    level = f"{confidence:.0%} " if isinstance(confidence, float) else ""
+    chart_labels = ChartLabels(
+        name="pws",
+        question="Does the model trained on the selected rows win?",
+        reading=f"Whiskers are {level}bootstrap intervals over prompts; each pair was judged in both orders.",
+        x_title="pairwise winning score (0 loses always, 1 on a par, 2 wins always)",
+        y_title="comparison",
+    )
+    return interval_chart(chart_labels, pd.DataFrame(lines), reference_lines=[ReferenceLine("x", ON_A_PAR, "on a par")])
+
+
+def _ends(score: Mapping[str, Any]) -> dict[str, float]:
+    return {"low": score["low"], "high": score["high"]}
+
+
+def tabulate_judge(run_files: RunFiles) -> pd.DataFrame:
+    """Tabulate the judge's behaviour for each baseline."""
+    table = {}
+    for baseline in run_files.summary.get("pws", {}):
+        judge_behaviour = run_files.summary.get("judge", {}).get(baseline)
+        if judge_behaviour:
+            level = judge_behaviour.get("length_controlled")
+            mean_lengths = [judge_behaviour.get(name) for name in ("candidate_mean_length", "against_mean_length")]
+            table[f"against {baseline}"] = {
+                "judged": str(judge_behaviour["judged"]),
+                "orders contradict": format_number(judge_behaviour.get("contradiction_rate")),
+                "longer answer wins": format_number(judge_behaviour.get("longer_wins_share")),
+                "mean length, candidate / other": " / ".join(format_number(length, 1) for length in mean_lengths),
+                "PWS at equal length": format_interval(level),
+            }
+    return pd.DataFrame.from_dict(table, orient="index")
+
+
+def tabulate_metrics(run_files: RunFiles) -> pd.DataFrame:
+    """Tabulate metrics against references, where answers were compared with any."""
+    table = {
+        f"{model}, {prompt_set}": {
+            "exact match": format_number(values.get("exact_match")),
+            "chrF": format_number(values.get("chrf")),
+            "mean tokens": format_number(values.get("mean_response_tokens"), 1),
+        }
+        for model, sets in run_files.summary.get("metrics", {}).items()
+        for prompt_set, values in sets.items()
+        if values.get("references")
+    }
+    return pd.DataFrame.from_dict(table, orient="index")
+
+
+def tabulate_costs(run_files: RunFiles) -> pd.DataFrame:
+    """Tabulate each stage's seconds, memory and estimated operations."""
+    table = {}
+    for stage in run_files.summary.get("stages", []):
+        cost = run_files.summary.get("cost", {}).get(stage["name"], {})
+        table[stage["name"]] = {
+            "seconds": format_number(stage["seconds"], 1),
+            "peak memory, MiB": f"{cost['peak_bytes'] / 2**20:,.0f}" if cost.get("peak_bytes") else "–",
+            "operations (estimate)": f"{cost['flops']:.2g}" if cost.get("flops") else "–",
+            "reused": "yes" if stage.get("reused") else "",
+        }
+    return pd.DataFrame.from_dict(table, orient="index")
+
+
+def count_saved_seconds(run_summary: Mapping[str, Any]) -> float:
+    """Add up the seconds that cached members, targets and answers had taken when they were made.
+
+    Where a run trains an ensemble and measures influences as well, the latter find the former's members in the cache:
+    the members are counted once, and not at all where this run trained them.
+    """
+    member_summary = run_summary.get("proxy") or run_summary.get("influence") or {}
+    target_seconds = [target["seconds"] for target in run_summary.get("target", {}).values() if target.get("reused")]
+    answer_seconds = run_summary.get("answers", {}).get("reused_seconds", 0.0)
+    return float(member_summary.get("reused_seconds", 0.0) + sum(target_seconds) + answer_seconds)
+
+
+def check_diagnostics(run_files: RunFiles) -> pd.DataFrame:
+    """Hold the diagnostics against their limits: `value`, `limit` and `holds` by the question they answer."""
+    diagnostics, limits = run_files.diagnostics, run_files.config.get("diagnostics", {})
+    late_epoch = str(run_files.config.get("epochs", {}).get("late"))
+    length_correlation = (diagnostics.get("score_spearman") or {}).get("response_tokens")
+    update_ratios = [value for value in (diagnostics.get("update_ratio") or {}).values() if value is not None]
+    values = {
+        **{name: value for name, value in diagnostics.items() if not isinstance(value, Mapping)},
+        "relative_variance": (diagnostics.get("relative_variance") or {}).get(late_epoch),
+        "update_ratio": max(update_ratios, default=None),
+        "length_correlation": None if length_correlation is None else abs(length_correlation),
+        "source_spread": (diagnostics.get("sources") or {}).get("effective"),
+    }
+    table = {}
+    for name, limit_relation, question in (
+        ("positive_drop_share", "at least", "Did gradient norms fall? (share of rows)"),
+        ("median_relative_drop", "at least", "Median relative drop"),
+        ("relative_variance", "at least", "Do the members disagree? (median V/G² at the late epoch)"),
+        ("update_ratio", "at most", "Are the adapters still small? (‖ΔW‖/‖W‖)"),
+        ("member_agreement", "at least", "Do the members' rankings agree? (Spearman)"),
+        ("negative_selected_share", "at most", "Negative scores among the selected"),
+        ("length_correlation", "at most", "Does the score follow length? (|Spearman|)"),
+        ("source_spread", "at least", "Do the selected rows cover the sources? (effective share)"),
+        ("easiness", "at least", "Are the selected rows trivially easy? (loss against the pool's)"),
+    ):
+        value, diagnostic_limit = values.get(name), limits.get(name)
+        if value is not None and diagnostic_limit is not None:
+            holds = value >= diagnostic_limit if limit_relation == "at least" else value <= diagnostic_limit
+            table[question] = {"value": f"{value:.4g}", "limit": f"{limit_relation} {diagnostic_limit:g}"}
+            table[question]["holds"] = "✓ yes" if holds else "⚠ no"
+    return pd.DataFrame.from_dict(table, orient="index")
+
+
+def split_warning(text: str) -> tuple[str, str]:
+    """Split a warning into the problem and its remedy, at a semicolon or the first full stop."""
+    problem, separator, remedy = text.rpartition("; ")
+    if not separator:
+        problem, separator, remedy = text.partition(". ")
+    return (problem, remedy[0].upper() + remedy[1:]) if separator and remedy else (text, "")
+
+
+def list_missing_parts(run_files: RunFiles) -> list[str]:
+    """List the parts that the page cannot show, and the reasons."""
+    missing_parts = []
+    if run_files.gradient_log is None:
+        missing_parts.append("No gradients were logged (scorer and selector need none), so there is no ensemble.")
+    elif len(run_files.gradient_log.members) < 2:
+        missing_parts.append("The ensemble has one member, so there is no variance V_t.")
+    if run_files.scores is None:
+        missing_parts.append("No row was scored (the selector needs no score, or the run ended before).")
+    if run_files.selected_ids is None:
+        missing_parts.append("No rows were selected; the run ended before.")
+    if not run_files.curves:
+        missing_parts.append("No target model was trained, so there is no convergence to show.")
+    if not run_files.summary.get("pws"):
+        missing_parts.append("Nothing was judged, so this run does not show whether the subset is better.")
+    return missing_parts
+
+
+def format_number(value: float | None, digits: int = 3) -> str:
+    """Write a number with so many decimals; a missing number is a dash."""
+    return "–" if value is None or np.isnan(value) else f"{value:.{digits}f}"
+
+
+def format_interval(interval: Mapping[str, Any] | None) -> str:
+    """Write a value with its interval."""
+    if interval is None or interval["value"] is None:
+        return "–"
+    if interval["low"] is None:
+        return format_number(interval["value"])
+    return f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"

@@ -1,0 +1,163 @@
+"""The rows in the page's table of rows: a sample of them, their numbers and their text."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradfiltering.reports.page.charts import round_number
+from gradfiltering.reports.page.row_measurements import RowMeasurements
+from gradfiltering.reports.run_files import RunFiles
+from gradfiltering.seeding import numpy_rng
+
+CHARACTERS_PER_ROW = 500
+ALL_ROWS = "all"
+COLUMN_TITLES = {
+    "score": "score",
+    "rank": "rank",
+    "g_early": "G_s",
+    "g_late": "G_t",
+    "relative_drop": "drop",
+    "variance_late": "V_t",
+    "length": "length",
+}
+WHOLE_NUMBERS = ("rank", "length")
+
+
+@dataclass(frozen=True)
+class RowSample:
+    """The rows that a page holds.
+
+    Attributes:
+        example_ids: [K] int64, ascending.
+        part_counts: number of rows by the reason for which they were taken; empty where all rows are there.
+        longest_text: longest prompt or response in characters, None for no limit.
+    """
+
+    example_ids: np.ndarray
+    part_counts: dict[str, int]
+    longest_text: int | None
+
+
+def sample_rows(run_files: RunFiles, measured_rows: RowMeasurements, row_limit: int | str) -> RowSample:
+    """Take all rows, or the best, the worst, those at the cut and a random sample.
+
+    Args:
+        run: for the lengths of texts and the seed.
+        rows: all rows.
+        row_limit: the most rows, or `all`.
+    """
+    if row_limit == ALL_ROWS:
+        return RowSample(np.arange(len(measured_rows)), {}, None)
+    count = min(int(row_limit), len(measured_rows))
+    part_counts: dict[str, int] = {}
+    is_taken = np.full(len(measured_rows), count == len(measured_rows))
+
+    def take_rows(part: str, example_ids: np.ndarray, most_rows: int) -> None:
+        new_ids = example_ids[~is_taken[example_ids]][:most_rows]
+        is_taken[new_ids] = True
+        part_counts[part] = len(new_ids)
+
+    if count < len(measured_rows):
+        best_first = measured_rows.table["rank"].dropna().sort_values(kind="stable").index.to_numpy()
+        if len(best_first):
+            take_rows("best", best_first, count // 4)
+            take_rows("worst", best_first[::-1], count // 4)
+            if measured_rows.selected is not None and not measured_rows.selected.all():
+                cut_distances = np.abs(np.arange(len(best_first)) - int(measured_rows.selected.sum()))
+                take_rows("at the cut", best_first[np.argsort(cut_distances, kind="stable")], count // 4)
+        rng = numpy_rng(run_files.seed, "rows shown")
+        take_rows("drawn at random", rng.permutation(len(measured_rows)), count - int(is_taken.sum()))
+    example_ids = np.flatnonzero(is_taken)
+    text_lengths = np.zeros(0, dtype=np.int64)
+    if run_files.row_texts is not None:
+        row_texts = run_files.row_texts.loc[example_ids, ["prompt", "response"]].fillna("")
+        text_lengths = np.concatenate([row_texts[name].str.len().to_numpy(dtype=np.int64) for name in row_texts])
+    return RowSample(example_ids, part_counts, limit_text_length(text_lengths, CHARACTERS_PER_ROW * max(count, 1)))
+
+
+def limit_text_length(text_lengths: np.ndarray, budget: int) -> int | None:
+    """Find the largest limit under which the cut lengths add up to the budget; None where no text need be cut."""
+    if text_lengths.sum() <= budget:
+        return None
+    ordered_lengths = np.sort(text_lengths)
+    # With the K shortest whole and the others cut to equal length: which length spends the budget?
+    remainder = budget - np.concatenate([[0], np.cumsum(ordered_lengths)[:-1]])
+    equal_length = remainder / np.arange(len(ordered_lengths), 0, -1)
+    return max(1, int(equal_length[np.argmax(equal_length <= ordered_lengths)]))
+
+
+def collect_row_data(
+    run_files: RunFiles, measured_rows: RowMeasurements, sample: RowSample, reselected_share: np.ndarray | None
+) -> dict[str, Any]:
+    """Collect the columns that the page's script shows, ready for JSON.
+
+    Args:
+        run: for texts and the gradient log.
+        rows: all rows.
+        sample: the rows to show.
+        reselected_share: [N] share of resampled ensembles that select a row, NaN where unknown, or None.
+    """
+    row_ids = sample.example_ids
+    cut_lengths: dict[int, list[int]] = {}
+    row_texts: dict[str, list[str | None]] = {}
+    for column, name in enumerate(("prompt", "response")):
+        row_texts[name] = (
+            [None] * len(row_ids) if run_files.row_texts is None else run_files.row_texts.loc[row_ids, name].tolist()
+        )
+        for position, text in enumerate(row_texts[name]):
+            if text is not None and sample.longest_text is not None and len(text) > sample.longest_text:
+                cut_lengths.setdefault(position, [0, 0])[column] = len(text)
+                row_texts[name][position] = text[: sample.longest_text]
+    number_columns = {}
+    for name, title in COLUMN_TITLES.items():
+        values = measured_rows.values(name)
+        if np.isfinite(values).any():
+            rounded_values = [round_number(value) for value in values[row_ids].tolist()]
+            if name in WHOLE_NUMBERS:
+                rounded_values = [None if np.isnan(value) else int(value) for value in values[row_ids]]
+            number_columns[name] = {
+                "title": measured_rows.length_unit if name == "length" else title,
+                "values": rounded_values,
+            }
+    if reselected_share is not None and np.isfinite(reselected_share).any():
+        shares = [round_number(share) for share in reselected_share[row_ids].tolist()]
+        number_columns["stability"] = {"title": "again in", "values": shares}
+    return {
+        "id": row_ids.tolist(),
+        "selected": None if measured_rows.selected is None else measured_rows.selected[row_ids].astype(int).tolist(),
+        **row_texts,
+        "cut": cut_lengths,
+        "numbers": number_columns,
+        "source": _index_names(measured_rows.sources, row_ids),
+        "kind": _index_names(measured_rows.kinds, row_ids),
+        "reason": {
+            position: run_files.unscored_reasons[row_id]
+            for position, row_id in enumerate(row_ids.tolist())
+            if row_id in run_files.unscored_reasons
+        },
+        "log": _collect_measurements(run_files, row_ids),
+    }
+
+
+def _index_names(row_names: list[str] | None, row_ids: np.ndarray) -> dict[str, Any] | None:
+    if row_names is None:
+        return None
+    unique_names, name_indices = np.unique([row_names[row_id] for row_id in row_ids], return_inverse=True)
+    return {"names": unique_names.tolist(), "indices": name_indices.tolist()}
+
+
+def _collect_measurements(run_files: RunFiles, row_ids: np.ndarray) -> dict[str, Any] | None:
+    """Collect norm and loss of each member and epoch: epochs x members numbers for each row, row after row."""
+    if run_files.gradient_log is None:
+        return None
+    logged_snapshots = [run_files.gradient_log.epoch(epoch) for epoch in run_files.gradient_log.epochs]
+    logged_ids = logged_snapshots[0].example_ids
+    log_positions = np.minimum(np.searchsorted(logged_ids, row_ids), len(logged_ids) - 1)
+    is_logged = logged_ids[log_positions] == row_ids
+    measurements: dict[str, Any] = {"members": run_files.gradient_log.members, "epochs": run_files.gradient_log.epochs}
+    for name, digits in (("grad_norm", 6), ("loss", 4)):  # the members' variance is a small difference of norms
+        values = np.stack([getattr(snapshot, name)[:, log_positions] for snapshot in logged_snapshots])  # [E, M, K]
+        values = np.where(is_logged, values, np.nan).astype(float).transpose(2, 0, 1)  # [K, E, M]
+        measurements[name] = [round_number(value, digits) for value in values.ravel().tolist()]
+    return measurements

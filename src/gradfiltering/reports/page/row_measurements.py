@@ -1,0 +1,89 @@
+"""One line for each row of the dataset: its measurements, and whether it was selected."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from gradfiltering.reports.run_files import RunFiles
+
+TINY = np.finfo(float).tiny
+
+
+@dataclass(frozen=True)
+class RowMeasurements:
+    """The N rows of the dataset.
+
+    Attributes:
+        table: [N] rows by example id, NaN where nothing was measured: `score`, `rank` (1 = best), `g_early` (G_s),
+            `g_late` (G_t), `relative_drop` ((G_s − G_t)/G_s), `variance_late` (V_t) and `length` of the response.
+        length_unit: of `length`: `tokens` or `characters`.
+        selected: [N] bool, None where nothing was selected.
+        kinds: planted kind of each row, or None.
+        sources: source of each row, or None.
+    """
+
+    table: pd.DataFrame
+    length_unit: str
+    selected: np.ndarray | None
+    kinds: list[str] | None
+    sources: list[str] | None
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def values(self, column: str) -> np.ndarray:
+        """[N] float64 values of a column of the table."""
+        return self.table[column].to_numpy(dtype=float)
+
+    @property
+    def score_share(self) -> np.ndarray:
+        """[N] share of scored rows that a row's score beats or equals, in (0, 1]; NaN without a score."""
+        row_ranks = self.values("rank")
+        return 1 - (row_ranks - 1) / max(int(np.isfinite(row_ranks).sum()), 1)
+
+
+def measure_rows(run_files: RunFiles) -> RowMeasurements:
+    """Gather the measurements of each row."""
+    row_ids = pd.RangeIndex(run_files.row_count)
+    measured_columns: dict[str, pd.Series] = {}
+    if run_files.scores is not None:
+        scores = run_files.scores.set_index("example_id")
+        measured_columns |= {"score": scores["score"], "rank": scores["rank"]}
+    length_unit = "tokens"
+    if run_files.gradient_log is not None:
+        early_log, late_log = (
+            run_files.gradient_log.epoch(epoch) for epoch in (run_files.epochs.early, run_files.epochs.late)
+        )
+        ddof = run_files.config.get("scorer", {}).get("ddof", 0)
+        late_norms = late_log.grad_norm.astype(np.float64)  # [M, N]
+        measured_columns["g_early"] = pd.Series(
+            early_log.grad_norm.astype(np.float64).mean(axis=0), early_log.example_ids
+        )
+        measured_columns["g_late"] = pd.Series(late_norms.mean(axis=0), late_log.example_ids)
+        if len(late_norms) > 1:
+            measured_columns["variance_late"] = pd.Series(late_norms.var(axis=0, ddof=ddof), late_log.example_ids)
+        measured_columns["length"] = pd.Series(late_log.response_tokens, late_log.example_ids)
+        measured_columns["relative_drop"] = (
+            measured_columns["g_early"] - measured_columns["g_late"]
+        ) / measured_columns["g_early"].clip(lower=TINY)
+    elif run_files.row_texts is not None:
+        length_unit = "characters"
+        measured_columns["length"] = run_files.row_texts["response"].str.len()
+    column_names = ("score", "rank", "g_early", "g_late", "relative_drop", "variance_late", "length")
+    no_values = pd.Series(np.nan, row_ids)
+    table = pd.DataFrame(
+        {name: measured_columns.get(name, no_values).reindex(row_ids).astype(float) for name in column_names}
+    )
+    selected = None if run_files.selected_ids is None else np.isin(row_ids, run_files.selected_ids)
+    sources = None
+    if run_files.row_texts is not None and run_files.row_texts["source"].notna().any():
+        sources = run_files.row_texts["source"].reindex(row_ids).fillna("").tolist()
+    return RowMeasurements(table, length_unit, selected, run_files.planted_kinds, sources)
+
+
+def correlate_ranks(first: np.ndarray, second: np.ndarray) -> float | None:
+    """Compute Spearman's rank correlation; None where one side does not vary."""
+    if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return None
+    return float(pd.Series(first).rank().corr(pd.Series(second).rank()))

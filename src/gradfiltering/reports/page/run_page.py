@@ -1,0 +1,151 @@
+"""The page of a run, `report.html`, and its figure files."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from gradfiltering.options import NonNegativeInt, options
+from gradfiltering.reports.page import answer_section, convergence_curves, ensemble_health, provenance, row_explorer
+from gradfiltering.reports.page.charts import Chart, write_figures
+from gradfiltering.reports.page.html_rendering import write_html
+from gradfiltering.reports.page.row_measurements import RowMeasurements, measure_rows
+from gradfiltering.reports.page.selection_charts import draw_selection
+from gradfiltering.reports.references import format_bibtex
+from gradfiltering.reports.run_files import RunFiles
+
+PAGE_NAME = "report.html"
+FIGURES_NAME = "figures"
+
+
+@options
+class PageSettings:
+    """Content of a run's page.
+
+    Attributes:
+        page: whether to write one.
+        rows: number of rows it holds with their text, or `all`.
+        figures: whether to write the charts as PNG and SVG files too.
+    """
+
+    page: bool = True
+    rows: NonNegativeInt | Literal["all"] = 5000
+    figures: bool = True
+
+
+def write_page(run_dir: Path, row_limit: int | str | None = None, figures: bool = True) -> Path:
+    """Write the page of a run, from its folder alone.
+
+    Args:
+        run_dir: the run folder.
+        rows: number of rows the page holds with their text, or `all`; None for what the run's configuration says.
+        figures: whether to write the charts as PNG and SVG files too.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: the folder holds no run, or `rows` is no number.
+    """
+    run_files = RunFiles(run_dir)
+    if row_limit is None:
+        row_limit = run_files.config.get("report", {}).get("rows", row_explorer.ALL_ROWS)
+    elif isinstance(row_limit, str) and row_limit.isdecimal():
+        row_limit = int(row_limit)
+    settings = PageSettings(rows=row_limit, figures=figures)  # type: ignore[arg-type]  # refuses other texts
+    measured_rows = measure_rows(run_files)
+    ranking_stability = ensemble_health.measure_stability(run_files)
+    is_selected = measured_rows.selected
+    selected_share = None if is_selected is None or not len(is_selected) else float(is_selected.mean())
+    section_charts: dict[str, list[Chart | None]] = {
+        "answer": [answer_section.draw_winning_scores(run_files)],
+        "selection": [*draw_selection(measured_rows, run_files.diagnostics, run_files.seed)],
+        "health": [
+            ensemble_health.draw_trajectories(run_files),
+            ensemble_health.draw_collapse(run_files),
+            ensemble_health.draw_heldout(run_files),
+            ensemble_health.draw_stability(ranking_stability, selected_share) if ranking_stability else None,
+        ],
+        "convergence": [*convergence_curves.draw_convergence(run_files)],
+    }
+    drawn_sections = {
+        name: [chart for chart in all_charts if chart is not None] for name, all_charts in section_charts.items()
+    }
+    all_charts = [chart for section_charts in drawn_sections.values() for chart in section_charts]
+    sample = row_explorer.sample_rows(run_files, measured_rows, settings.rows)
+    reselected_share = None
+    if ranking_stability is not None and ranking_stability.reselected_share is not None:
+        reselected_share = np.full(len(measured_rows), np.nan)
+        reselected_share[ranking_stability.example_ids] = ranking_stability.reselected_share
+    context = {
+        **_collect_context(run_files, measured_rows, sample),
+        "groups": {name: [chart.name for chart in section_charts] for name, section_charts in drawn_sections.items()},
+        "figures": settings.figures,
+    }
+    row_data = row_explorer.collect_row_data(run_files, measured_rows, sample, reselected_share)
+    page_path = run_files.path / PAGE_NAME
+    write_html(
+        page_path,
+        "report.html",
+        context,
+        all_charts,
+        page_data={"rows": row_data},
+        styles=["report.css"],
+        scripts=["explorer.js"],
+    )
+    if settings.figures:
+        write_figures(all_charts, run_files.path / FIGURES_NAME)
+    return page_path
+
+
+def _collect_context(run_files: RunFiles, rows: RowMeasurements, sample: row_explorer.RowSample) -> Mapping[str, Any]:
+    """Collect the words and tables of the template."""
+    return {
+        "name": "/".join(run_files.path.resolve().parts[-2:]),
+        "headline": answer_section.format_headline(run_files),
+        "verdicts": answer_section.summarise_verdicts(run_files),
+        "judge": answer_section.tabulate_judge(run_files),
+        "metrics": answer_section.tabulate_metrics(run_files),
+        "costs": answer_section.tabulate_costs(run_files),
+        "checks": answer_section.check_diagnostics(run_files),
+        "warnings": [answer_section.split_warning(text) for text in run_files.diagnostics.get("warnings", [])],
+        "missing_parts": answer_section.list_missing_parts(run_files),
+        "selection": run_files.summary.get("selection"),
+        "targets": run_files.summary.get("target", {}),
+        "seconds": sum(stage["seconds"] for stage in run_files.summary.get("stages", [])),
+        "saved_seconds": answer_section.count_saved_seconds(run_files.summary),
+        "truth": run_files.diagnostics.get("truth"),
+        "row_count": len(rows),
+        "sample": sample,
+        "has_texts": run_files.row_texts is not None,
+        "has_selection": rows.selected is not None,
+        "length_unit": rows.length_unit,
+        "has_lengths": bool(rows.table["length"].notna().any()),
+        "has_sources": rows.sources is not None,
+        "has_kinds": rows.kinds is not None,
+        "has_unscored": bool(run_files.unscored_reasons),
+        "member_correlations": ensemble_health.correlate_members(run_files),
+        **_tabulate_convergence(run_files),
+        "facts": provenance.list_facts(run_files),
+        "options": provenance.list_options(run_files),
+        "command": provenance.format_command(run_files),
+        "bibtex": format_bibtex(run_files.config, run_files.summary),
+    }
+
+
+def _tabulate_convergence(run_files: RunFiles) -> dict[str, Any]:
+    curve_comparison = convergence_curves.compare_convergence(run_files)
+    if curve_comparison is None:
+        return {"convergence": None, "loss_level": None}
+    table, level = curve_comparison
+    shown_table = pd.DataFrame({"final held-out loss": table["final"].map(answer_section.format_number)})
+    for axis_name, end in table.attrs["stretch_ends"].items():
+        shown_table[f"mean loss over {end:,.0f} {axis_name}"] = table[f"mean {axis_name}"].map(
+            answer_section.format_number
+        )
+        shown_table[f"{axis_name} to reach"] = [
+            f"{value:,.0f}" if np.isfinite(value) else "never" for value in table[f"reach {axis_name}"]
+        ]
+    return {"convergence": shown_table, "loss_level": level}

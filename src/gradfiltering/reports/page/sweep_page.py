@@ -1,0 +1,307 @@
+"""The page of a sweep, `sweep.html`: heat maps, the paper's tables, curves, and the agreement of every two jobs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gradfiltering.reports.page.answer_section import format_number
+from gradfiltering.reports.page.charts import write_figures
+from gradfiltering.reports.page.html_rendering import write_html
+from gradfiltering.reports.page.run_page import FIGURES_NAME, PAGE_NAME
+from gradfiltering.reports.page.sweep_curves import draw_sweep_curves
+from gradfiltering.reports.paper_tables import PaperTable, build_ablation_table, build_main_table
+from gradfiltering.reports.sweep_jobs import SweepJob, find_varying_options, read_planned_values
+
+SWEEP_PAGE_NAME = "sweep.html"
+TABLES_NAME = "tables"
+MOST_JOBS_PAIRED = 64
+NO_JOB, NOT_MEASURED = "no job", "not measured"
+JOB_COLUMNS = ["job", "asked_for", "selected", "heldout_loss", "noise", "jaccard", "rank_correlation", "seconds"]
+PAIR_QUESTIONS = {
+    "jaccard": ("Which jobs selected the same rows?", "Jaccard index of the selected rows"),
+    "rank_correlation": ("Which jobs rank the rows alike?", "Spearman's correlation of the scores"),
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A measure that a heat map shows.
+
+    Attributes:
+        key: in the rows of the sweep.
+        short_name: its column in the table of jobs.
+        question: in plain words.
+        reading: explains the values.
+        best_words: label of the best value, or "" where no end is better.
+        lower_is_better: the better end.
+        neutral_value: divides better from worse, None where there is none.
+    """
+
+    key: str
+    short_name: str
+    question: str
+    reading: str
+    best_words: str = ""
+    lower_is_better: bool = False
+    neutral_value: float | None = None
+
+
+@dataclass(frozen=True)
+class HeatCell:
+    """A cell of a heat map.
+
+    Attributes:
+        text: the value, or the reason for which there is none.
+        level: strength of the colour, 0 to 100; None for a cell without a value.
+        side: `up` or `down` of the neutral value.
+        jobs: names of the jobs behind it.
+    """
+
+    text: str
+    level: int | None = None
+    side: str = ""
+    jobs: str = ""
+
+
+def write_sweep_page(
+    folder: Path,
+    sweep_jobs: Sequence[SweepJob],
+    sweep_rows: Sequence[Mapping[str, Any]],
+    overlaps: np.ndarray,
+    correlations: np.ndarray,
+) -> Path:
+    """Write the page, `tables/` with LaTeX, Markdown and CSV of every table, and `figures/` where jobs have them too.
+
+    Args:
+        folder: of the sweep.
+        jobs: in their order.
+        rows: one for each job, as in `sweep.json`.
+        overlaps: [J, J] Jaccard of the selected rows.
+        correlations: [J, J] of the scores.
+
+    Returns:
+        The page.
+    """
+    varying_options = find_varying_options(sweep_jobs)
+    table = pd.DataFrame(sweep_rows)
+    clean_share = table["clean_selected"] if "clean_selected" in table else pd.Series(np.nan, table.index)
+    table["noise"] = 1 - clean_share.astype(float)
+    table["method"], table["M"] = (
+        [sweep_job.method for sweep_job in sweep_jobs],
+        [sweep_job.member_count for sweep_job in sweep_jobs],
+    )
+    table["snapshots"] = [sweep_job.epoch_pair for sweep_job in sweep_jobs]
+    table["options"] = [sweep_job.other_options(varying_options) for sweep_job in sweep_jobs]
+    shown_metrics = [
+        metric for metric in list_metrics(table) if metric.key in table and table[metric.key].notna().any()
+    ]
+    metric_keys = [metric.key for metric in shown_metrics]
+    table[metric_keys] = table[metric_keys].astype(float)
+    heat_maps = build_heat_maps(table, shown_metrics, read_planned_values(folder))
+    paper_tables = [build_main_table(sweep_jobs), build_ablation_table(sweep_jobs, varying_options)]
+    shown_tables = [paper_table for paper_table in paper_tables if paper_table is not None]
+    for paper_table in (*shown_tables, *_list_plain_tables(table, metric_keys, overlaps, correlations)):
+        paper_table.write(folder / TABLES_NAME)
+    curve_charts = draw_sweep_curves(sweep_jobs, varying_options)
+    if any(sweep_job.config.get("report", {}).get("figures") for sweep_job in sweep_jobs):
+        write_figures(curve_charts, folder / FIGURES_NAME)
+    first_cells = [
+        cell for part in (heat_maps[0]["parts"] if heat_maps else []) for _, row in part["rows"] for cell in row
+    ]
+    pair_values = {"jaccard": overlaps, "rank_correlation": correlations}
+    context = {
+        "name": folder.resolve().name,
+        "count": len(sweep_jobs),
+        "best": [_describe_best(metric, table) for metric in shown_metrics if metric.best_words],
+        "heat_maps": heat_maps,
+        "curves": [chart.name for chart in curve_charts],
+        "tables": shown_tables,
+        "pairs": [
+            (*PAIR_QUESTIONS[name], _build_pair_cells(values))
+            for name, values in pair_values.items()
+            if np.isfinite(values).any() and len(sweep_jobs) <= MOST_JOBS_PAIRED
+        ],
+        "columns": [metric.short_name for metric in shown_metrics],
+        "jobs": [
+            _describe_job(sweep_job, row, metric_keys)
+            for sweep_job, (_, row) in zip(sweep_jobs, table.iterrows(), strict=True)
+        ],
+        "has_options": bool((table["options"] != "").any()),
+        "missing_count": sum(cell.text == NO_JOB for cell in first_cells),
+        "unmeasured_count": sum(cell.text == NOT_MEASURED for cell in first_cells),
+    }
+    page_path = folder / SWEEP_PAGE_NAME
+    write_html(page_path, "sweep.html", context, curve_charts, styles=["sweep.css"])
+    return page_path
+
+
+def list_metrics(table: pd.DataFrame) -> list[Metric]:
+    """List the metrics in the order of the page."""
+    baseline_names = [name[4:-4] for name in table.columns if name.startswith("pws_") and name.endswith("_low")]
+    winning_scores = [
+        Metric(
+            key=f"pws_{name}",
+            short_name=f"PWS, {name}",
+            question=f"Which settings win against {name}?",
+            reading="Pairwise winning score of the candidate: 1 is on a par, 2 wins every prompt, 0 none.",
+            best_words=f"Highest PWS against {name}",
+            neutral_value=1.0,
+        )
+        for name in baseline_names
+    ]
+    return [
+        *winning_scores,
+        Metric(
+            key="heldout_loss",
+            short_name="held-out loss",
+            question="Which subset teaches most?",
+            reading="Held-out loss of the candidate in nats per response token; lower is better.",
+            best_words="Lowest held-out loss",
+            lower_is_better=True,
+        ),
+        Metric(
+            key="noise",
+            short_name="noise",
+            question="Which settings let planted defects through?",
+            reading="Share of planted rows among the selected; lower is better.",
+            best_words="Least noise among the selected",
+            lower_is_better=True,
+        ),
+        Metric(
+            key="jaccard",
+            short_name="Jaccard",
+            question="How much does a selection share with the others?",
+            reading="Mean Jaccard index of the selected rows with those of every other job; 1 is the same rows.",
+        ),
+        Metric(
+            key="rank_correlation",
+            short_name="rank corr.",
+            question="How alike is the ranking to the others?",
+            reading="Mean Spearman correlation of the scores with those of every other job.",
+            neutral_value=0.0,
+        ),
+    ]
+
+
+def build_heat_maps(
+    table: pd.DataFrame, shown_metrics: Sequence[Metric], planned_values: Mapping[str, list[str]]
+) -> list[dict[str, Any]]:
+    """Build, for each metric, a table of method by M for each set of other options and pair of snapshots."""
+    method_names = list(dict.fromkeys([*table["method"], *planned_values.get("scorer", [])]))
+    pair_values = sorted({*table["snapshots"], *planned_values.get("epochs", [])})
+    member_counts = sorted({*table["M"], *planned_values.get("ensemble.m", [])}, key=_numeric_order)
+    setting_groups = dict(list(table.groupby(["options", "snapshots", "method", "M"])))
+    heat_maps = []
+    for metric in shown_metrics:
+        weakest, strongest = _scale_ends(metric, table[metric.key])
+        map_parts = [
+            {
+                "options": options,
+                "pair": pair,
+                "columns": member_counts,
+                "rows": [
+                    (
+                        method,
+                        [
+                            _build_cell(setting_groups.get((options, pair, method, count)), metric, weakest, strongest)
+                            for count in member_counts
+                        ],
+                    )
+                    for method in method_names
+                ],
+            }
+            for options in dict.fromkeys(table["options"])
+            for pair in pair_values
+        ]
+        low_end = weakest if metric.neutral_value is None else metric.neutral_value - strongest
+        high_end = strongest if metric.neutral_value is None else metric.neutral_value + strongest
+        heat_maps.append({"metric": metric, "parts": map_parts, "ends": (f"{low_end:.3g}", f"{high_end:.3g}")})
+    return heat_maps
+
+
+def _scale_ends(metric: Metric, values: pd.Series) -> tuple[float, float]:
+    """Compute the values at which the colour is weakest and strongest; beside a neutral value, their distance."""
+    if metric.neutral_value is not None:
+        return metric.neutral_value, float((values - metric.neutral_value).abs().max()) or 1.0
+    # Strong colour is the better end in every map, so that a glance finds the best in each.
+    ends = float(values.min()), float(values.max())
+    return ends[::-1] if metric.lower_is_better else ends
+
+
+def _build_cell(setting_group: pd.DataFrame | None, metric: Metric, weakest: float, strongest: float) -> HeatCell:
+    if setting_group is None:
+        return HeatCell(NO_JOB)
+    sweep_jobs, value = ", ".join(setting_group["job"]), setting_group[metric.key].mean()
+    if pd.isna(value):
+        return HeatCell(NOT_MEASURED, jobs=sweep_jobs)
+    if metric.neutral_value is not None:
+        side = "up" if value >= metric.neutral_value else "down"
+        return HeatCell(f"{value:.3f}", _percent(abs(value - metric.neutral_value) / strongest), side, sweep_jobs)
+    spread = strongest - weakest
+    return HeatCell(f"{value:.3f}", _percent((value - weakest) / spread if spread else 0.0), "up", sweep_jobs)
+
+
+def _build_pair_cells(values: np.ndarray) -> list[list[HeatCell]]:
+    return [
+        [
+            HeatCell(f"{value:.2f}".replace("0.", ".", 1), _percent(abs(value)), "up" if value >= 0 else "down")
+            if np.isfinite(value)
+            else HeatCell(NOT_MEASURED)
+            for value in row
+        ]
+        for row in values.tolist()
+    ]
+
+
+def _describe_best(metric: Metric, table: pd.DataFrame) -> tuple[str, str, str]:
+    """Describe the best value of a metric: its label, the value, and the job's settings."""
+    values = table[metric.key]
+    sweep_job = table.iloc[int(values.argmin() if metric.lower_is_better else values.argmax())]
+    options = f", {sweep_job['options']}" if sweep_job["options"] else ""
+    settings = (
+        f"{sweep_job['method']}, M = {sweep_job['M']}, {sweep_job['snapshots']}{options} (job {sweep_job['job']})"
+    )
+    return metric.best_words, f"{sweep_job[metric.key]:.3f}", settings
+
+
+def _describe_job(sweep_job: SweepJob, row: pd.Series, metric_keys: Sequence[str]) -> dict[str, Any]:
+    return {
+        "name": sweep_job.name,
+        "link": f"{sweep_job.name}/{PAGE_NAME}" if (sweep_job.path / PAGE_NAME).is_file() else None,
+        "labels": row[["method", "M", "snapshots", "options"]].tolist(),
+        "numbers": [format_number(row[key]) for key in metric_keys],
+        "warnings": row["warnings"],
+        "seconds": row["seconds"],
+    }
+
+
+def _list_plain_tables(
+    table: pd.DataFrame, metric_keys: Sequence[str], overlaps: np.ndarray, correlations: np.ndarray
+) -> list[PaperTable]:
+    """List the tables that are written and not shown: jobs, the values behind the heat maps, and pairs of jobs."""
+    pws_columns = [name for name in table.columns if name.startswith("pws_")]
+    job_columns = [name for name in (*JOB_COLUMNS[:3], *pws_columns, *JOB_COLUMNS[3:]) if name in table]
+    first, second = np.triu_indices(len(table), k=1)
+    job_names = table["job"].to_numpy()
+    pair_values = {"job": job_names[first], "other": job_names[second], "jaccard": overlaps[first, second]}
+    pair_values["rank_correlation"] = correlations[first, second]
+    heat_columns = ["method", "M", "snapshots", "options", "job", *metric_keys]
+    return [
+        PaperTable("jobs", "Every job of the sweep.", table[job_columns], 2),
+        PaperTable("heatmaps", "The values behind the heat maps.", table[heat_columns], 5),
+        PaperTable(
+            "pairs", "Agreement of the selections and rankings of every two jobs.", pd.DataFrame(pair_values), 2
+        ),
+    ]
+
+
+def _percent(share: float) -> int:
+    return round(100 * min(max(share, 0.0), 1.0))
+
+
+def _numeric_order(text: str) -> tuple[float, str]:
+    return (float(text), "") if text.replace(".", "", 1).isdigit() else (float("inf"), text)

@@ -1,0 +1,145 @@
+"""A run folder as the reports use it: every file is read once, when it is first needed."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from gradfiltering.errors import UserError
+from gradfiltering.reports.plain_text import replace_lone_surrogates
+from gradfiltering.runs.gradient_log import GradientLog
+from gradfiltering.runs.run_folder import RunFolder
+
+CANDIDATE = "candidate"
+
+
+class ComparedEpochs(NamedTuple):
+    """The two snapshots whose gradient norms are compared."""
+
+    early: int
+    late: int
+
+
+class RunFiles:
+    """The files of a run; parts that were not run are None or empty.
+
+    Args:
+        path: the run folder.
+
+    Raises:
+        UserError: it holds no run.
+    """
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self.folder = RunFolder(self.path)
+        for name in ("summary.json", "environment.json"):
+            if not (self.path / name).is_file():
+                raise UserError(f"{self.path} has no {name}; give the folder of a run")
+        self.summary: dict[str, Any] = _replace_surrogates(self.folder.read_summary())
+        self.environment = self.folder.read_environment()
+        self.config: dict[str, Any] = self.folder.read_config() if (self.path / "config.yaml").is_file() else {}
+
+    @property
+    def diagnostics(self) -> dict[str, Any]:
+        """Diagnostics of the summary."""
+        return self.summary.get("diagnostics", {})
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return int(self.environment["seed"])
+
+    @property
+    def row_count(self) -> int:
+        """Rows of the dataset; 0 where the run ended before it was read."""
+        return int(self.summary.get("data", {}).get("examples", 0))
+
+    @property
+    def epochs(self) -> ComparedEpochs:
+        """The compared snapshots."""
+        return ComparedEpochs(self.config["epochs"]["early"], self.config["epochs"]["late"])
+
+    @cached_property
+    def scores(self) -> pd.DataFrame | None:
+        """`example_id`, `score`, `rank` and the parts of the score, by example id."""
+        score_table = self.folder.read_scores()
+        return None if score_table is None else score_table.sort_values("example_id", ignore_index=True)
+
+    @cached_property
+    def selected_ids(self) -> np.ndarray | None:
+        """[K] ids of the selected rows, ascending."""
+        subset = self.folder.read_subset()
+        return None if subset is None else np.sort(subset["example_id"].to_numpy())
+
+    @cached_property
+    def unscored_reasons(self) -> dict[int, str]:
+        """Reason for which a row has no score, by example id."""
+        unscored = self.folder.read_unscored()
+        return dict(zip(unscored["example_id"].tolist(), unscored["reason"].tolist(), strict=True))
+
+    @cached_property
+    def planted_kinds(self) -> list[str] | None:
+        """The planted kind of each row, where known."""
+        truth = self.folder.read_truth()
+        return None if truth is None else truth["kind"].tolist()
+
+    @cached_property
+    def gradient_log(self) -> GradientLog | None:
+        """The gradient log."""
+        return self.folder.read_gradient_log()
+
+    @cached_property
+    def heldout_gradient_log(self) -> GradientLog | None:
+        """The gradient log of held-out rows."""
+        return self.folder.read_gradient_log(heldout=True)
+
+    @cached_property
+    def trajectory(self) -> pd.DataFrame | None:
+        """`member`, `step` and `sketch` of each recorded state of an adapter."""
+        return self.folder.read_trajectory()
+
+    @cached_property
+    def curves(self) -> dict[str, pd.DataFrame]:
+        """Convergence curve of each fine-tuned model, NaN where nothing was measured; the candidate first."""
+        return self.folder.read_curves()
+
+    @cached_property
+    def row_texts(self) -> pd.DataFrame | None:
+        """`prompt`, `response` and `source` of every row, by example id."""
+        rows = self.folder.read_rows()
+        return None if rows is None else rows[0].set_index("example_id")
+
+    @cached_property
+    def data_facts(self) -> dict[str, str]:
+        """`fingerprint` and `origin` of the data, where known."""
+        rows = self.folder.read_rows()
+        return {} if rows is None else rows[1]
+
+    @cached_property
+    def responses(self) -> dict[str, pd.DataFrame]:
+        """Answers to the evaluation prompts, by model."""
+        return {path.stem: _read_json_lines(path) for path in sorted(self.path.glob("responses/*.jsonl"))}
+
+    @cached_property
+    def verdicts(self) -> pd.DataFrame | None:
+        """Every judged pair of answers."""
+        path = self.folder.verdicts_file
+        return _read_json_lines(path) if path.is_file() else None
+
+
+def _read_json_lines(path: Path) -> pd.DataFrame:
+    with path.open(encoding="utf-8") as file:
+        return pd.DataFrame([_replace_surrogates(json.loads(line)) for line in file])
+
+
+def _replace_surrogates(value: Any) -> Any:
+    """Replace halves of surrogate pairs, which JSON can hold and pandas cannot, in every text of a JSON value."""
+    if isinstance(value, str):
+        return replace_lone_surrogates(value)
+    if isinstance(value, dict):
+        return {replace_lone_surrogates(key): _replace_surrogates(entry) for key, entry in value.items()}
+    return [_replace_surrogates(entry) for entry in value] if isinstance(value, list) else value
