@@ -10,7 +10,7 @@ from rich.console import Console
 from tests.reports.test_screen import JUDGE
 
 from gradfiltering.judging.responses import Response, write_responses
-from gradfiltering.judging.verdicts import Verdict, decide, write_verdicts
+from gradfiltering.judging.verdicts import Verdict, decide_verdict, write_verdicts
 from gradfiltering.reports.sweep_jobs import SweepJob
 from gradfiltering.reports.verdict_tables import build_trust_table, compare_jobs
 
@@ -46,7 +46,7 @@ def job(folder, name, outcomes, opponent="the same", against="full"):
     path = folder / name
     path.mkdir()
     verdicts = [
-        Verdict("candidate", against, "test", 0, "s", str(n), "", scores[0], "", scores[1], decide(*scores))
+        Verdict("candidate", against, "test", 0, "s", str(n), "", scores[0], "", scores[1], decide_verdict(*scores))
         for n, scores in enumerate(outcomes)
     ]
     write_verdicts(path / "verdicts.jsonl", verdicts)
