@@ -24,7 +24,7 @@ from bench_gradients import peak_mb, reset_peak
 from gradfiltering.data.batches import LengthBuckets
 from gradfiltering.data.dataset import Columns
 from gradfiltering.data.examples import Encoder
-from gradfiltering.data.sources import TaskSource
+from gradfiltering.synthetic.task_source import TaskSource
 from gradfiltering.ensembles.data_module import EnsembleDataModule
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.ensembles.proxy_ensemble import ProxyEnsemble
@@ -37,6 +37,7 @@ from gradfiltering.runs.memory import keep_freed_memory
 from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
 from gradfiltering.synthetic.task_generator import prose
+from gradfiltering.synthetic.task_source import TaskSource
 
 POOL = 5000  # different rows of the task generator; more of them are these again
 

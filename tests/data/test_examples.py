@@ -9,8 +9,8 @@ from gradfiltering.data import examples as module
 from gradfiltering.data.encoding import NO_RESPONSE_LEFT
 from gradfiltering.data.examples import SET_ASIDE, Encoder, hash_tokenizer
 from gradfiltering.data.schemas import EMPTY_RESPONSE
+from gradfiltering.data.templates import plain
 from gradfiltering.errors import UserError
-from gradfiltering.models.templates import plain
 
 ROWS = [("Say it.", "", "right"), ("Name one.", "loudly", "wrong"), ("Go.", "", "  \n"), ("Stop.", "", "x")]
 

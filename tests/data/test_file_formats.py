@@ -258,7 +258,7 @@ BAD = {
     "part.jsonl": (MESSAGES % '{"role": "user", "content": 3}', {}, "row 0: .*message 1: content 3 is not text; mend"),
     "image.jsonl": (MESSAGES % '{"role": "user", "content": [{"image": "x"}]}', {},
         "message 1: content .* no text; only text.*mend"),
-    "limit.jsonl": (GOOD, {"limit": 0}, r"data\.limit=0: give"),
+    "limit.jsonl": (GOOD, {"limit": 0}, "limit must be a positive whole number"),
 }  # fmt: skip
 
 

@@ -36,13 +36,13 @@ def test_order_and_choice_depend_on_the_seed_alone(paths, mixture_source):
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
-        ({}, "data.sources is empty; give"),
-        ({"a": {"weight": 1}}, r"data\.sources\.a has the keys weight; give path"),
-        ({"a": {"path": "A", "share": 1}}, r"data\.sources\.a has the keys path, share; give path"),
-        ({"a": {"path": "A", "weight": 0}}, r"data\.sources\.a\.weight=0: give a positive"),
+        ({}, "a mixture needs sources; give"),
+        ({"a": {"weight": 1}}, "source a: .*needs the argument path"),
+        ({"a": {"path": "A", "share": 1}}, "source a: .*no argument share"),
+        ({"a": {"path": "A", "weight": 0}}, "source a: weight must be a positive number.*got 0"),
         ({"a": {"path": "A", "weight": 1}, "b": {"path": "B", "count": 1}}, "mixes weights and counts; give"),
-        ({"a": {"path": "A", "count": 41}}, r"data\.sources\.a\.count=41 is more than the 40 rows of .*a\.jsonl; give"),
-        ({"a": {"path": "A"}, "b": {"path": "C"}}, r"data\.sources\.b is of the schema text .*a of alpaca.*bring them"),
+        ({"a": {"path": "A", "count": 41}}, r"source a: its count 41 is more than the 40 rows of .*a\.jsonl; give"),
+        ({"a": {"path": "A"}, "b": {"path": "C"}}, "source b is of the schema text .*a of alpaca.*bring them"),
     ],
 )
 def test_bad_mixtures_name_option_and_remedy(sources, message, paths, write_rows, mixture_source):

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from gradfiltering.data.batches import IGNORED, collate
-from gradfiltering.data.encoding import clean, fit
+from gradfiltering.data.encoding import cut_to_length, replace_lone_surrogates
 from gradfiltering.data.examples import Encoder
 from gradfiltering.data.json_rows import JsonRows
-from gradfiltering.data.schemas import NO_ASSISTANT, Columns, detect
+from gradfiltering.data.schemas import NO_ASSISTANT, Columns, detect_schema
+from gradfiltering.data.templates import Turn, find_template
 from gradfiltering.errors import UserError
 from gradfiltering.methods.subset_files import write_subset
-from gradfiltering.models.templates import Turn, template_named
+from gradfiltering.data.templates import Turn, find_template
 
 USUAL = Columns("instruction", "input", "output")
 TALK = [
@@ -63,9 +64,9 @@ def learnt(examples, position, tokenizer):
     ],
 )
 def test_the_schema_is_found_in_the_columns(present, name, fields):
-    schema = detect(present, USUAL, "auto", "mine")
+    schema = detect_schema(present, USUAL, "auto", "mine")
     assert (schema.name, schema.fields) == (name, fields)
-    assert detect([*present, "instruction", "output"], USUAL, name, "mine").name == name, "data.schema= must win"
+    assert detect_schema([*present, "instruction", "output"], USUAL, name, "mine").name == name, "data.schema= must win"
 
 
 def test_every_assistant_turn_is_supervised_and_closed(encode, tokenizer):
@@ -76,7 +77,7 @@ def test_every_assistant_turn_is_supervised_and_closed(encode, tokenizer):
     assert learnt(examples, 0, tokenizer) == [f"right{end}", f"wrong{end}"]
     labels = collate(examples.table[:1], 0, (1,)).labels[0]
     assert int((labels[1:] != IGNORED).sum()) == row["response_tokens"] == examples.response_tokens[0]
-    asked = template_named(records.template)(Turn("One?", "", ""), tokenizer)
+    asked = find_template(records.template)(Turn("One?", "", ""), tokenizer)
     assert asked == "<|user|>\nOne?\n<|assistant|>\n", "generation must see the layout that was trained on"
 
 
@@ -131,7 +132,7 @@ def test_half_a_surrogate_pair_is_tokenised_as_a_replacement(make_records, cache
     rows = JsonRows.from_list([{"instruction": "a\ud800", "output": "b\udc00"}])
     examples = Encoder(tokenizer, 512, cache).encode(replace(make_records([("a", "", "b")]), rows=rows))
     assert tokenizer.decode(examples.table[0]["input_ids"]) == "a\ufffd\nb\ufffd</s>"
-    assert clean("😀 é") == "😀 é"
+    assert replace_lone_surrogates("😀 é") == "😀 é"
 
 
 def test_llama_factory_is_told_the_names_of_roles_and_parts(write_rows, file_source, tmp_path):
@@ -155,7 +156,7 @@ def test_a_cut_row_fits_and_keeps_what_can_be_learnt(stretches, max_tokens):
         pieces.append((list(range(count, count + size)), supervised))
         count += size
     answer = {token for ids, supervised in pieces if supervised for token in ids}
-    ids, spans, cut = fit(pieces, max_tokens)
+    ids, spans, cut = cut_to_length(pieces, max_tokens)
     assert len(ids) == min(len(ids), max_tokens) and cut == (count > max_tokens) and ids == sorted(set(ids))
     inside = [token for a, b in zip(spans[::2], spans[1::2], strict=True) for token in ids[a:b]]
     assert set(inside) <= answer and set(ids[1:]) & answer == set(inside), "spans and supervised tokens differ"
@@ -168,7 +169,7 @@ def test_a_cut_row_fits_and_keeps_what_can_be_learnt(stretches, max_tokens):
 def test_the_screen_shows_the_schema_and_an_example_with_the_supervised_part_set_off(encode, tokenizer, cache):
     records, examples = encode([{"messages": TALK}], tokenizer)
     console = Console(record=True, force_terminal=True, width=200, file=io.StringIO())
-    Encoder(tokenizer, 512, cache).show(records, examples, console)
+    Encoder(tokenizer, 512, cache).show_example(records, examples, console)
     shown = console.export_text(styles=True)
     assert "schema messages (messages), template conversation" in shown
     assert "\x1b[1;32mright" in shown and "\x1b[2m<|system|>" in shown

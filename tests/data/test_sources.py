@@ -8,11 +8,13 @@ from datasets import Dataset
 from gradfiltering.data.dataset import hash_content, write_truth
 from gradfiltering.data.loading import load
 from gradfiltering.data.schemas import Columns
-from gradfiltering.data.sources import Heldout, HubSource, TaskSource
+from gradfiltering.data.sources import Heldout, HubSource
+from gradfiltering.data.templates import Turn
 from gradfiltering.errors import UserError
 from gradfiltering.methods.subset_files import write_subset
-from gradfiltering.models.templates import Turn
+from gradfiltering.data.templates import Turn
 from gradfiltering.synthetic.planted_defects import PlantedDefects
+from gradfiltering.synthetic.task_source import TaskSource
 
 NAMES = ("instruction", "input", "output", "n", "more", "question")
 PLANTED = PlantedDefects(0.1, 0.1, 0.1, 0.1, 0.1, 0.1)
@@ -142,7 +144,7 @@ def test_limit_takes_the_first_rows(limit, taken, numbered, write_rows, file_sou
 
 @pytest.mark.parametrize("limit", [0, -3])
 def test_limit_below_one_is_refused(limit, numbered, write_rows, file_source):
-    with pytest.raises(UserError, match=f"data.limit={limit}.*positive.*null for all"):
+    with pytest.raises(UserError, match=f"limit must be a positive whole number or null, got {limit}"):
         file_source(write_rows(numbered(3)), limit=limit).load(0)
 
 
@@ -177,7 +179,7 @@ def test_heldout_path_is_read_and_checked(numbered, write_rows, file_source):
 
 @pytest.mark.parametrize(("rows", "share"), [(-1, 0.0), (0, -0.1), (0, 1.0)])
 def test_heldout_settings_out_of_range(rows, share):
-    with pytest.raises(UserError, match=r"data\.heldout\.(rows|share)=.*give"):
+    with pytest.raises(UserError, match=r"(rows|share) must be"):
         Heldout(None, rows, share)
 
 
@@ -226,7 +228,7 @@ def test_hub_source_says_what_it_cannot_reach(columns, monkeypatch):
 
     monkeypatch.setattr("gradfiltering.data.sources.load_dataset", unreachable)
     source = HubSource(**HUB, path=None, limit=None, columns=columns, heldout=Heldout(None, 0, 0.0))
-    with pytest.raises(UserError, match=r"nobody/nothing \[train\]: no route.*data\.path="):
+    with pytest.raises(UserError, match=r"nobody/nothing \[train\]: no route.*a local copy"):
         source.load(0)
 
 

@@ -4,12 +4,12 @@ import pytest
 
 from gradfiltering.data.dataset import Columns
 from gradfiltering.data.examples import Encoder
-from gradfiltering.data.sources import TaskSource
 from gradfiltering.data.validation_rows import validation_rows
 from gradfiltering.errors import UserError
 from gradfiltering.runs.cache import Cache
 from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.pretraining import train_tokenizer
+from gradfiltering.synthetic.task_source import TaskSource
 
 NONE = PlantedDefects(0, 0, 0, 0, 0, 0)
 

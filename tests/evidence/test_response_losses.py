@@ -15,7 +15,7 @@ from gradfiltering.errors import UserError
 from gradfiltering.evidence.measurers import check_requests
 from gradfiltering.evidence.response_losses import CUT_OFF, NO_QUESTION, ONE_TOKEN
 from gradfiltering.models.language_model import LanguageModel
-from gradfiltering.models.templates import TEMPLATES
+from gradfiltering.data.templates import TEMPLATES
 from gradfiltering.requests import ResponseLosses
 
 RTOL = 1e-4  # float32 forward passes in other batches

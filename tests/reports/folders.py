@@ -32,7 +32,7 @@ def config_of(folder, scorer="gsnr", members=3, early=1, late=2, **parts):
         "selector": {"_target_": "gradfiltering.selectors.top.TopSelector", "fraction": 0.1, "count": None},
         "epochs": {"_target_": "gradfiltering.ensembles.snapshots.SnapshotPair", "early": early, "late": late},
         "ensemble": {"m": members},
-        "data": {"_target_": "gradfiltering.data.sources.TaskSource", "rows": 20, "template": "plain"},
+        "data": {"_target_": "gradfiltering.synthetic.task_source.TaskSource", "rows": 20, "template": "plain"},
         "proxy": {"backbone": {"_target_": "gradfiltering.synthetic.tiny_model.TinyModel"}},
         "target": {"model": None, "tuning": {"lr": 0.003, "epochs": 4, "lora": {"rank": 8}}},
         "judge": {"judge": {"_target_": "gradfiltering.judging.reference.ReferenceJudge"}, "against": ["full"]},

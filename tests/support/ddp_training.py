@@ -15,7 +15,6 @@ from tests.support.small_ensembles import measurement_context
 
 from gradfiltering.data.dataset import Columns
 from gradfiltering.data.examples import Encoder
-from gradfiltering.data.sources import TaskSource
 from gradfiltering.distributed import process_group as devices
 from gradfiltering.distributed.row_measurements import RowMeasurements
 from gradfiltering.ensembles import log_recorder
@@ -36,6 +35,7 @@ from gradfiltering.scorers.base import Scores
 from gradfiltering.scorers.loss import LossScorer
 from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
+from gradfiltering.synthetic.task_source import TaskSource
 
 # GPT-2, because transformers' LLaMA computes its RMSNorm in float32 whatever the model's type.
 SHAPE = {"architecture": "gpt2", "layers": 1, "heads": 2, "width": 16, "context": 96, "vocabulary": 300}

@@ -7,7 +7,7 @@ from typing import Any
 from tests.support.pipeline import quiet_trainer
 
 from gradfiltering.data.dataset import Columns, InstructionDataset
-from gradfiltering.data.sources import TaskSource
+from gradfiltering.synthetic.task_source import TaskSource
 from gradfiltering.finetuning.settings import FineTuningSettings
 from gradfiltering.models.language_model import LanguageModel, PretrainedModel
 from gradfiltering.models.lora import LoraSettings

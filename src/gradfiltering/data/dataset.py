@@ -15,8 +15,8 @@ from gradfiltering.data.file_formats import FileFormat
 from gradfiltering.data.json_rows import READ_AT_ONCE, JsonRows
 from gradfiltering.data.schemas import Columns as Columns
 from gradfiltering.data.schemas import Messages, Schema
+from gradfiltering.data.templates import Turn
 from gradfiltering.errors import UserError
-from gradfiltering.models.templates import Turn
 from gradfiltering.runs.files import atomic_path
 
 

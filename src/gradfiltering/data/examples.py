@@ -1,4 +1,4 @@
-"""From records to tokenised examples, with the reason for every row that cannot be scored."""
+"""From rows to tokenised examples, with the reason for every row that cannot be scored."""
 
 import hashlib
 import json
@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.text import Text
 
 from gradfiltering.data.dataset import InstructionDataset, hash_content
-from gradfiltering.data.encoding import NO_RESPONSE, NO_RESPONSE_LEFT, fit, pieces_of_rows, reason_of
+from gradfiltering.data.encoding import NO_RESPONSE, NO_RESPONSE_LEFT, cut_to_length, find_reason, tokenize_rows
 from gradfiltering.data.json_rows import RECORD_COLUMN, JsonRows, rows_from_columns
 from gradfiltering.data.schemas import Schema
+from gradfiltering.data.templates import find_template
 from gradfiltering.errors import UserError
-from gradfiltering.models.templates import template_named
 from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.files import hash_key
 
@@ -78,7 +78,7 @@ class Examples:
         """Tokens of one pass over all examples, padding not counted."""
         return int(self.lengths.sum())
 
-    def summary(self, rows: int, left_out: Sequence[tuple[int, str]] = ()) -> dict[str, Any]:
+    def summary(self, dataset_rows: int, left_out: Sequence[tuple[int, str]] = ()) -> dict[str, Any]:
         """The part of `summary.json` about the data.
 
         Args:
@@ -87,17 +87,17 @@ class Examples:
         """
         unscored = [*self.unscored, *left_out]
         return {
-            "examples": rows,
+            "examples": dataset_rows,
             "unscored": len(unscored),
-            "unscored_reasons": dict(Counter(reason for _, reason in unscored)),
+            "unscored_reasons": dict(Counter(unscored_reason for _, unscored_reason in unscored)),
             "truncated": self.truncated,
             "tokens": self.tokens,
         }
 
     def select(self, example_ids: Sequence[int]) -> "Examples":
         """The examples with these ids, in ascending order of id."""
-        positions = np.flatnonzero(np.isin(self.example_ids, np.asarray(example_ids)))
-        return _examples(self.table.select(positions), unscored=[])
+        row_positions = np.flatnonzero(np.isin(self.example_ids, np.asarray(example_ids)))
+        return _examples(self.table.select(row_positions), unscored=[])
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,8 @@ class Rows:
 def hash_examples(examples: Examples) -> str:
     """Digest of ids, tokens and the spans to learn."""
     digest = hashlib.sha256(np.ascontiguousarray(examples.example_ids).tobytes())
-    columns = examples.table.select_columns(["input_ids", "supervised"]).with_format("arrow")
-    for batch in columns.iter(10_000):
+    numpy_columns = examples.table.select_columns(["input_ids", "supervised"]).with_format("arrow")
+    for batch in numpy_columns.iter(10_000):
         for column_name in ("input_ids", "supervised"):
             column = batch[column_name].combine_chunks()
             digest.update(column.value_lengths().to_numpy(zero_copy_only=False).tobytes())
@@ -123,32 +123,37 @@ def hash_examples(examples: Examples) -> str:
 def hash_tokenizer(tokenizer: Any) -> str:
     """Digest of what decides a tokenizer's output: its rules, vocabulary and special tokens."""
     if tokenizer.is_fast:
-        backend = json.loads(tokenizer.backend_tokenizer.to_str())
-        rules = json.dumps({**backend, "padding": None, "truncation": None})  # left over from the last call
+        backend_rules = json.loads(tokenizer.backend_tokenizer.to_str())
+        tokenizer_rules = json.dumps(
+            {**backend_rules, "padding": None, "truncation": None}
+        )  # left over from the last call
     else:
-        rules = _slow_rules(tokenizer)
-    special = repr(sorted(tokenizer.special_tokens_map.items(), key=str)) + repr(tokenizer.chat_template)
-    return hashlib.sha256((rules + special).encode()).hexdigest()[:32]
+        tokenizer_rules = _slow_rules(tokenizer)
+    special_tokens = repr(sorted(tokenizer.special_tokens_map.items(), key=str)) + repr(tokenizer.chat_template)
+    return hashlib.sha256((tokenizer_rules + special_tokens).encode()).hexdigest()[:32]
 
 
 def _slow_rules(tokenizer: Any) -> str:
-    """What decides the ids of a tokenizer written in Python: its class, options, vocabulary, added tokens and files.
+    """Describe what decides the ids of a tokenizer written in Python: class, options, vocabulary, files.
 
     The files hold what the vocabulary does not: merges, or the pieces' scores in a sentencepiece model.
     """
     with TemporaryDirectory() as folder:
         tokenizer.save_vocabulary(folder)
-        files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
-    named = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    options = {name: value for name, value in tokenizer.init_kwargs.items() if not WITHOUT_EFFECT.fullmatch(name)}
-    rules = (tokenizer.get_vocab(), tokenizer.added_tokens_decoder, options, named)
+        file_digests = {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(folder).iterdir())
+        }
+    deciding_options = {
+        name: value for name, value in tokenizer.init_kwargs.items() if not WITHOUT_EFFECT.fullmatch(name)
+    }
+    rules = (tokenizer.get_vocab(), tokenizer.added_tokens_decoder, deciding_options, file_digests)
     return type(tokenizer).__name__ + repr([sorted(entries.items()) for entries in rules])
 
 
 class Encoder:
-    """Tokenises rows for one model: the prompt by template, every response closed by the token that ends it there.
+    """Tokenise rows for one model: the prompt by template, every response closed by the token that ends it there.
 
-    A row longer than `max_tokens` is cut as `encoding.fit` says.
+    A row longer than `max_tokens` is cut as `encoding.cut_to_length` says.
 
     Args:
         tokenizer: a `transformers` tokenizer with an end-of-sequence token.
@@ -163,127 +168,143 @@ class Encoder:
         self.max_tokens = max_tokens
         self.cache = cache
 
-    def encode_all(self, records: InstructionDataset) -> Rows:
-        """Tokenises candidate and held-out rows."""
-        return Rows(self.encode(records), self.encode_heldout(records))
+    def encode_all(self, dataset: InstructionDataset) -> Rows:
+        """Tokenise candidate and held-out rows."""
+        return Rows(self.encode(dataset), self.encode_heldout(dataset))
 
-    def show(self, records: InstructionDataset, examples: Examples, console: Console) -> None:
-        """Prints the schema found and the first example as the model will see it; what it learns stands out."""
-        schema, row = records.schema, examples.table[0]
-        found = [name for name in schema.fields if name in records.rows.column_names]
-        console.print(Text(f"{records.origin}: schema {schema.name} ({', '.join(found)}), template {records.template}"))
-        bounds = [0, *row["supervised"], len(row["input_ids"])]
-        pieces = [self.tokenizer.decode(row["input_ids"][a:b]) for a, b in pairwise(bounds)]
-        styled = [(text[:SHOWN_CHARACTERS], "bold green" if odd % 2 else "dim") for odd, text in enumerate(pieces)]
-        console.print(Text.assemble(*styled))
+    def show_example(self, dataset: InstructionDataset, examples: Examples, console: Console) -> None:
+        """Print the schema found and the first example as the model will see it; its response stands out."""
+        schema, first_example = dataset.schema, examples.table[0]
+        present_columns = ", ".join(name for name in schema.fields if name in dataset.rows.column_names)
+        console.print(Text(f"{dataset.origin}: schema {schema.name} ({present_columns}), template {dataset.template}"))
+        token_ids = first_example["input_ids"]
+        piece_bounds = [0, *first_example["supervised"], len(token_ids)]
+        styled_pieces = []
+        for piece_index, (start, stop) in enumerate(pairwise(piece_bounds)):
+            piece_text = self.tokenizer.decode(token_ids[start:stop])[:SHOWN_CHARACTERS]
+            styled_pieces.append((piece_text, "bold green" if piece_index % 2 else "dim"))
+        console.print(Text.assemble(*styled_pieces))
 
-    def encode(self, records: InstructionDataset) -> Examples:
-        """Tokenises the candidate rows.
+    def encode(self, dataset: InstructionDataset) -> Examples:
+        """Tokenise the candidate rows.
 
         Raises:
             UserError: not one row can be scored; the message counts the reasons.
         """
-        encoded = self._map(records.rows, records)
-        scorable = _scorable(encoded)
-        scorable[list(records.set_aside)] = False
-        out = np.flatnonzero(~scorable)
-        reasons = encoded.select(out)["reason"][:]
-        unscored = [(position, reason or SET_ASIDE) for position, reason in zip(out.tolist(), reasons, strict=True)]
-        if not scorable.any():
+        encoded_rows = self._map(dataset.rows, dataset)
+        is_scorable = _scorable(encoded_rows)
+        is_scorable[list(dataset.set_aside)] = False
+        unscored_positions = np.flatnonzero(~is_scorable)
+        reason_texts = encoded_rows.select(unscored_positions)["reason"][:]
+        unscored = [
+            (row_position, unscored_reason or SET_ASIDE)
+            for row_position, unscored_reason in zip(unscored_positions.tolist(), reason_texts, strict=True)
+        ]
+        if not is_scorable.any():
             raise UserError(
-                f"none of the {len(encoded)} rows of {records.origin} can be scored: {_counts(unscored)}; give rows "
-                "with a response, name their columns with data.columns.*, or raise max_tokens of the proxy or target"
+                f"none of the {len(encoded_rows)} rows of {dataset.origin} can be scored: "
+                f"{_count_reasons(unscored)}; give rows with a response, name their columns, or allow "
+                "longer examples"
             )
-        return _examples(encoded.select(np.flatnonzero(scorable)).remove_columns("reason"), unscored)
+        return _examples(encoded_rows.select(np.flatnonzero(is_scorable)).remove_columns("reason"), unscored)
 
-    def encode_heldout(self, records: InstructionDataset) -> Examples | None:
-        """Tokenises the held-out rows, leaving out those without a response; None where none is held out."""
-        if records.heldout is None:
+    def encode_heldout(self, dataset: InstructionDataset) -> Examples | None:
+        """Tokenise the held-out rows, leaving out those without a response; None where none is held out."""
+        if dataset.heldout is None:
             return None
-        encoded = self._map(records.heldout, records)
-        keep = np.flatnonzero(_scorable(encoded))
-        return _examples(encoded.select(keep).remove_columns("reason"), unscored=[]) if len(keep) else None
+        encoded_rows = self._map(dataset.heldout, dataset)
+        scorable_positions = np.flatnonzero(_scorable(encoded_rows))
+        if not len(scorable_positions):
+            return None
+        return _examples(encoded_rows.select(scorable_positions).remove_columns("reason"), unscored=[])
 
-    def _map(self, rows: Dataset | JsonRows, records: InstructionDataset) -> Dataset:
-        schema = records.schema
-        template_named(records.template)
-        key = {
+    def _map(self, dataset_rows: Dataset | JsonRows, dataset: InstructionDataset) -> Dataset:
+        schema = dataset.schema
+        find_template(dataset.template)
+        cache_key = {
             "code": ENCODING_VERSION,
-            "rows": hash_content(rows, schema.fields),
+            "rows": hash_content(dataset_rows, schema.fields),
             "tokenizer": hash_tokenizer(self.tokenizer),
-            "template": records.template,
+            "template": dataset.template,
             "schema": [schema.name, *schema.fields],
             "max_tokens": self.max_tokens,
         }
-        table, names = (rows.table, [RECORD_COLUMN]) if isinstance(rows, JsonRows) else (rows, schema.fields)
-        table = table.select_columns([name for name in names if name in table.column_names])
-        options = {
+        if isinstance(dataset_rows, JsonRows):
+            all_columns, needed_columns = dataset_rows.table, (RECORD_COLUMN,)
+        else:
+            all_columns, needed_columns = dataset_rows, schema.fields
+        row_table = all_columns.select_columns([name for name in needed_columns if name in all_columns.column_names])
+        encoding_options = {
             "tokenizer": self.tokenizer,
-            "template": records.template,
+            "template": dataset.template,
             "schema": schema,
             "max_tokens": self.max_tokens,
         }
 
-        def build(folder: Path) -> None:
-            table.map(
+        def build(cache_folder: Path) -> None:
+            row_table.map(
                 encode_rows,
                 with_indices=True,
                 batched=True,
-                remove_columns=table.column_names,
+                remove_columns=row_table.column_names,
                 features=ENCODED,
-                cache_file_name=str(folder / ENCODED_FILE),
-                new_fingerprint=hash_key(key),
-                fn_kwargs=options,
+                cache_file_name=str(cache_folder / ENCODED_FILE),
+                new_fingerprint=hash_key(cache_key),
+                fn_kwargs=encoding_options,
                 desc="tokenising",
             )
 
-        cached_result = self.cache.get_or_compute_on_rank_zero("tokens", key, build)
+        cached_result = self.cache.get_or_compute_on_rank_zero("tokens", cache_key, build)
         return Dataset.from_file(str(cached_result.path / ENCODED_FILE))
 
 
 def encode_rows(
     batch: dict[str, list], indices: list[int], tokenizer: Any, template: str, schema: Schema, max_tokens: int
 ) -> dict[str, list]:
-    """Tokenises a batch of rows; the columns of `ENCODED`, with `reason` empty for a row that can be scored."""
-    rows = rows_from_columns(batch)
-    encoded: dict[str, list] = {name: [] for name in ENCODED}
-    pieces = pieces_of_rows(rows, schema, template, tokenizer)
-    for index, row, found in zip(indices, rows, pieces, strict=True):
-        reason = reason_of(row, schema)
-        refused = found if isinstance(found, str) else ""
-        ids, spans, cut = fit([] if isinstance(found, str) else found, max_tokens)
-        reason = reason or refused
-        supervised = sum(spans[1::2]) - sum(spans[::2])
-        if not reason and not supervised:
-            reason = NO_RESPONSE_LEFT if cut else NO_RESPONSE
-        encoded["example_id"].append(index)
-        encoded["input_ids"].append(ids)
-        encoded["supervised"].append(spans)
-        encoded["tokens"].append(len(ids))
-        encoded["response_tokens"].append(supervised)
-        encoded["truncated"].append(cut)
-        encoded["reason"].append(reason)
-    return encoded
+    """Tokenise a batch of rows; the columns of `ENCODED`, with `reason` empty for a row that can be scored."""
+    dataset_rows = rows_from_columns(batch)
+    encoded_rows: dict[str, list] = {column_name: [] for column_name in ENCODED}
+    decoded_pieces = tokenize_rows(dataset_rows, schema, template, tokenizer)
+    for example_id, row_values, token_pieces in zip(indices, dataset_rows, decoded_pieces, strict=True):
+        unscored_reason = find_reason(row_values, schema)
+        refusal_reason = token_pieces if isinstance(token_pieces, str) else ""
+        token_ids, supervised_spans, was_cut = cut_to_length(
+            [] if isinstance(token_pieces, str) else token_pieces, max_tokens
+        )
+        unscored_reason = unscored_reason or refusal_reason
+        supervised_count = sum(supervised_spans[1::2]) - sum(supervised_spans[::2])
+        if not unscored_reason and not supervised_count:
+            unscored_reason = NO_RESPONSE_LEFT if was_cut else NO_RESPONSE
+        encoded_rows["example_id"].append(example_id)
+        encoded_rows["input_ids"].append(token_ids)
+        encoded_rows["supervised"].append(supervised_spans)
+        encoded_rows["tokens"].append(len(token_ids))
+        encoded_rows["response_tokens"].append(supervised_count)
+        encoded_rows["truncated"].append(was_cut)
+        encoded_rows["reason"].append(unscored_reason)
+    return encoded_rows
 
 
-def _scorable(encoded: Dataset) -> np.ndarray:
+def _scorable(encoded_rows: Dataset) -> np.ndarray:
     """[N] bool: the rows without a reason against them."""
-    return np.asarray(encoded.with_format("arrow")["reason"][:]) == ""
+    return np.asarray(encoded_rows.with_format("arrow")["reason"][:]) == ""
 
 
-def _examples(table: Dataset, unscored: list[tuple[int, str]]) -> Examples:
-    columns = table.with_format("numpy")
-    response_tokens = np.asarray(columns["response_tokens"][:], dtype=np.int32)
+def _examples(row_table: Dataset, unscored: list[tuple[int, str]]) -> Examples:
+    numpy_columns = row_table.with_format("numpy")
+    response_tokens = np.asarray(numpy_columns["response_tokens"][:], dtype=np.int32)
     return Examples(
-        table=table,
-        example_ids=np.asarray(columns["example_id"][:], dtype=np.int64),
-        lengths=np.asarray(columns["tokens"][:], dtype=np.int32),
+        table=row_table,
+        example_ids=np.asarray(numpy_columns["example_id"][:], dtype=np.int64),
+        lengths=np.asarray(numpy_columns["tokens"][:], dtype=np.int32),
         response_tokens=response_tokens,
-        truncated=int(np.sum(columns["truncated"][:])),
+        truncated=int(np.sum(numpy_columns["truncated"][:])),
         unscored=unscored,
     )
 
 
-def _counts(unscored: list[tuple[int, str]]) -> str:
-    reasons = [reason for _, reason in unscored]
-    return "; ".join(f"{reasons.count(reason)} × {reason}" for reason in sorted(set(reasons)))
+def _count_reasons(unscored: list[tuple[int, str]]) -> str:
+    reason_texts = [unscored_reason for _, unscored_reason in unscored]
+    return "; ".join(
+        f"{reason_texts.count(unscored_reason)} × {unscored_reason}" for unscored_reason in sorted(set(reason_texts))
+    )

@@ -1,7 +1,6 @@
 """Several sources as one dataset: how many rows of each, which, and in what order."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,134 +10,128 @@ from gradfiltering.data.dataset import InstructionDataset, hash_content
 from gradfiltering.data.loading import LoadedRows, cached, load, open_rows, write_rows
 from gradfiltering.data.sources import LoadedSource
 from gradfiltering.errors import UserError
+from gradfiltering.options import PositiveFloat, PositiveInt, model_validator, options
 from gradfiltering.seeding import numpy_rng
 
-SOURCE_KEYS = ("path", "weight", "count")
+
+@options
+class MixturePart:
+    """One source of a mixture.
+
+    Attributes:
+        path: a file, a folder or a glob.
+        weight: its share of the mixture, relative to the other weights.
+        count: number of its rows.
+    """
+
+    path: str
+    weight: PositiveFloat | None = None
+    count: PositiveInt | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class MixtureSource(LoadedSource):
     """Rows of several files, folders or globs, all of one schema.
 
-    With counts, each source gives so many rows; with weights, sources give rows in these proportions, as many as the
-    scarcest allows; with neither, all rows are taken. Which rows are taken depends on the seed and the source's name;
-    their order is a shuffle by the seed. A row without a field `source` gets its source's name there.
+    With counts, each source gives so many rows; with weights, sources give rows in these proportions,
+    as many as the scarcest allows; with neither, all rows are taken. The rows taken depend on the seed
+    and the source's name; their order is a shuffle by the seed. A row without a field `source` gets
+    its source's name there.
 
     Attributes:
-        sources: by name, a mapping with `path` and either `weight` or `count` (the same for all) or neither.
+        sources: by name, the arguments of a `MixturePart`; weights, counts or neither for all of them.
     """
 
     sources: Mapping[str, Mapping[str, Any]]
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    @model_validator(mode="after")
+    def _check_sources(self) -> "MixtureSource":
         if not self.sources:
-            raise UserError(
-                "data.sources is empty; give each source a name and a path: '+data.sources.mine={path: my.jsonl}'"
+            raise ValueError(
+                "a mixture needs sources; give each a name and a path: '+data.sources.mine={path: my.jsonl}'"
             )
-        for source_name, source_options in self.sources.items():
-            option_path = f"data.sources.{source_name}"
-            unknown_keys = set(source_options) - set(SOURCE_KEYS)
-            if unknown_keys or not source_options.get("path"):
-                raise UserError(
-                    f"{option_path} has the keys {', '.join(source_options)}; give path, and weight or count"
-                )
-            for option_key in ("weight", "count"):
-                option_value = source_options.get(option_key)
-                number_type = int if option_key == "count" else int | float
-                if option_value is not None and (
-                    isinstance(option_value, bool) or not isinstance(option_value, number_type) or not option_value > 0
-                ):
-                    raise UserError(f"{option_path}.{option_key}={option_value!r}: give a positive number")
-        if len({self._how(source_options) for source_options in self.sources.values()}) > 1:
-            raise UserError("data.sources mixes weights and counts; give every source a weight, or every one a count")
+        for source_name, part_arguments in self.sources.items():
+            try:
+                MixturePart(**part_arguments)
+            except UserError as error:
+                raise ValueError(f"source {source_name}: {error}") from error
+        budgets = {(part.weight is not None, part.count is not None) for part in self.parts.values()}
+        if len(budgets) > 1:
+            raise ValueError("the sources mix weights and counts; give every source a weight, or every one a count")
+        return self
 
-    @staticmethod
-    def _how(source_options: Mapping[str, Any]) -> tuple[bool, bool]:
-        return source_options.get("weight") is not None, source_options.get("count") is not None
+    @property
+    def parts(self) -> dict[str, MixturePart]:
+        """The sources by name."""
+        return {source_name: MixturePart(**arguments) for source_name, arguments in self.sources.items()}
 
     def load(self, seed: int) -> InstructionDataset:
-        """Draws and shuffles the rows.
+        """Draw and shuffle the rows.
 
         Raises:
             UserError: a source cannot be read, has too few rows, or is of another schema than the first.
         """
-        loaded_sources = {
-            source_name: load(str(source_options["path"])) for source_name, source_options in self.sources.items()
-        }
-        source_schemas = {
-            source_name: self.schema_of(loaded_rows) for source_name, loaded_rows in loaded_sources.items()
-        }
-        first_name, first_schema = next(iter(source_schemas.items()))
-        for source_name, source_schema in source_schemas.items():
-            if source_schema != source_schemas[first_name]:
-                raise UserError(
-                    f"data.sources.{source_name} is of the schema {source_schema.name} "
-                    f"({', '.join(source_schema.fields)}) and data.sources.{first_name} of {first_schema.name} "
-                    f"({', '.join(first_schema.fields)}); bring them to the same columns"
-                )
-        picked_positions = {
-            source_name: np.sort(
-                numpy_rng(seed, "mixture", source_name).choice(
-                    len(loaded_sources[source_name].rows), size=row_count, replace=False
-                )
-            )
-            for source_name, row_count in self._counts(
-                {source_name: len(loaded_rows.rows) for source_name, loaded_rows in loaded_sources.items()}
-            ).items()
-        }
-        shuffled_order = numpy_rng(seed, "mixture order").permutation(
-            sum(len(mixed_rows) for mixed_rows in picked_positions.values())
-        )
-        option_key = {
+        loaded_sources = {source_name: load(part.path) for source_name, part in self.parts.items()}
+        self._check_schemas(loaded_sources)
+        row_counts = self._count_rows({name: len(loaded.rows) for name, loaded in loaded_sources.items()})
+        drawn_ids = {}
+        for source_name, row_count in row_counts.items():
+            generator = numpy_rng(seed, "mixture", source_name)
+            source_size = len(loaded_sources[source_name].rows)
+            drawn_ids[source_name] = np.sort(generator.choice(source_size, size=row_count, replace=False))
+        shuffled_order = numpy_rng(seed, "mixture order").permutation(sum(row_counts.values()))
+        cache_key = {
             "mixture": {
-                source_name: [hash_content(loaded_rows.rows, loaded_rows.rows.column_names), loaded_rows.origin]
-                for source_name, loaded_rows in loaded_sources.items()
+                source_name: [hash_content(loaded.rows, loaded.rows.column_names), loaded.origin]
+                for source_name, loaded in loaded_sources.items()
             },
-            "sources": {source_name: picked_positions[source_name].tolist() for source_name in picked_positions},
+            "sources": {source_name: row_ids.tolist() for source_name, row_ids in drawn_ids.items()},
             "seed": seed,
         }
 
-        def mixed_rows() -> Iterator[tuple[dict[str, Any], int]]:
-            all_positions = [
-                (source_name, int(row_position))
-                for source_name, row_positions in picked_positions.items()
-                for row_position in row_positions
-            ]
-            for describe_row in shuffled_order:
-                source_name, row_position = all_positions[describe_row]
-                yield {"source": source_name, **loaded_sources[source_name].rows[row_position]}, 0
+        def draw_rows() -> Iterator[tuple[dict[str, Any], int]]:
+            all_rows = [(name, int(row_id)) for name, row_ids in drawn_ids.items() for row_id in row_ids]
+            for row_index in shuffled_order:
+                source_name, row_id = all_rows[row_index]
+                yield {"source": source_name, **loaded_sources[source_name].rows[row_id]}, 0
 
-        def write_mixture(cache_folder: Path) -> None:
-            write_rows(cache_folder, mixed_rows(), [])
+        def write_mixture(folder: Path) -> None:
+            write_rows(folder, draw_rows(), [])
 
-        mixture_origin = f"mixture of {', '.join(self.sources)}"
-        return self.records(LoadedRows(open_rows(cached(option_key, write_mixture)), mixture_origin), seed)
+        mixed_rows = open_rows(cached(cache_key, write_mixture))
+        return self.make_dataset(LoadedRows(mixed_rows, f"mixture of {', '.join(self.sources)}"), seed)
 
-    def _counts(self, source_sizes: Mapping[str, int]) -> dict[str, int]:
-        """Rows of each source."""
-        sources = self.sources
-        for source_name, source_options in sources.items():
-            if (source_options.get("count") or 0) > source_sizes[source_name]:
+    def _check_schemas(self, loaded_sources: Mapping[str, LoadedRows]) -> None:
+        source_schemas = {name: self.find_schema(loaded) for name, loaded in loaded_sources.items()}
+        first_name, first_schema = next(iter(source_schemas.items()))
+        for source_name, source_schema in source_schemas.items():
+            if source_schema != first_schema:
                 raise UserError(
-                    f"data.sources.{source_name}.count={source_options['count']} is more than the "
-                    f"{source_sizes[source_name]} rows of {source_options['path']}; give a smaller count"
+                    f"source {source_name} is of the schema {source_schema.name} "
+                    f"({', '.join(source_schema.fields)}) and source {first_name} of {first_schema.name} "
+                    f"({', '.join(first_schema.fields)}); bring them to the same columns"
                 )
-        if next(iter(sources.values())).get("weight") is None:
-            return {
-                source_name: source_options.get("count") or source_sizes[source_name]
-                for source_name, source_options in sources.items()
-            }
-        rows_per_weight = min(
-            source_sizes[source_name] / source_options["weight"] for source_name, source_options in sources.items()
-        )
+
+    def _count_rows(self, source_sizes: Mapping[str, int]) -> dict[str, int]:
+        """Return the number of rows to take of each source."""
+        parts = self.parts
+        for source_name, part in parts.items():
+            if (part.count or 0) > source_sizes[source_name]:
+                raise UserError(
+                    f"source {source_name}: its count {part.count} is more than the "
+                    f"{source_sizes[source_name]} rows of {part.path}; give a smaller count"
+                )
+        weights = {source_name: part.weight for source_name, part in parts.items() if part.weight is not None}
+        if not weights:
+            return {source_name: part.count or source_sizes[source_name] for source_name, part in parts.items()}
+        rows_per_weight = min(source_sizes[source_name] / weight for source_name, weight in weights.items())
         row_counts = {
-            source_name: min(round(source_options["weight"] * rows_per_weight), source_sizes[source_name])
-            for source_name, source_options in sources.items()
+            source_name: min(round(weight * rows_per_weight), source_sizes[source_name])
+            for source_name, weight in weights.items()
         }
         for source_name, row_count in row_counts.items():
             if row_count < 1:
                 raise UserError(
-                    f"data.sources.{source_name}.weight={sources[source_name]['weight']} gives no row; raise the weight"
+                    f"source {source_name}: its weight {weights[source_name]} gives no row; raise the weight"
                 )
         return row_counts

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gradfiltering.data.dataset import InstructionDataset
+from gradfiltering.data.encoding import replace_lone_surrogates
 from gradfiltering.data.json_rows import JsonRows, rows_from_columns
 from gradfiltering.data.schemas import Messages, Schema
 from gradfiltering.runs.cache import Cache
@@ -95,8 +96,3 @@ def _iterate_rows(dataset: InstructionDataset) -> Iterator[Mapping[str, Any]]:
         return
     for row_batch in dataset.rows.iter(WRITTEN_AT_ONCE):
         yield from rows_from_columns(row_batch)
-
-
-def replace_lone_surrogates(text: str) -> str:
-    """Text that a UTF-8 file can hold: half a surrogate pair becomes the replacement character, as browsers show it."""
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from gradfiltering.data.templates import Turn, find_template
 from gradfiltering.errors import UserError
-from gradfiltering.models.templates import Turn, template_named
 
 Row = Mapping[str, Any]
 
@@ -131,7 +131,7 @@ class Instruction:
     def segments(self, row: Row, template: str, tokenizer: Any) -> list[Segment]:
         """The row's text in order."""
         turn = self.turn(row)
-        return [Segment(template_named(template)(turn, tokenizer), False), Segment(turn.output, True)]
+        return [Segment(find_template(template)(turn, tokenizer), False), Segment(turn.output, True)]
 
     def turn(self, row: Row) -> Turn:
         """The record in `row`; a missing or null input is an empty one."""
@@ -247,7 +247,7 @@ class Messages:
         return None
 
 
-def detect(present: Sequence[str], columns: Columns, wanted: str, origin: str) -> Schema:
+def detect_schema(present: Sequence[str], columns: Columns, wanted: str, origin: str) -> Schema:
     """The schema of a dataset.
 
     Args:

@@ -1,178 +1,169 @@
-"""Where rows come from: the bundled tasks, a file, the hub. One class per option of the `data` group."""
+"""Sources of rows: a file, a folder, the hub. One class for each option of the `data` group."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import datasets
+import numpy as np
 from datasets import Dataset, load_dataset
 
 from gradfiltering.data.dataset import InstructionDataset, check_rows
-from gradfiltering.data.file_formats import JSON_LINES
 from gradfiltering.data.json_rows import JsonRows, check_column_types
 from gradfiltering.data.loading import LoadedRows, load
-from gradfiltering.data.schemas import Columns, Instruction, Messages, Schema, detect
+from gradfiltering.data.schemas import Columns, Instruction, Messages, Schema, detect_schema
 from gradfiltering.errors import UserError
+from gradfiltering.options import NonNegativeInt, PositiveInt, ShareBelowOne, options
 from gradfiltering.seeding import derive_seed, numpy_rng
-from gradfiltering.synthetic import task_generator as tasks
-from gradfiltering.synthetic.planted_defects import PlantedDefects
+
+Rows: TypeAlias = Dataset | JsonRows
 
 
-class Source(Protocol):
-    """A dataset the pipeline can start from."""
+class DatasetSource(Protocol):
+    """A dataset that a run can start from."""
 
     def load(self, seed: int) -> InstructionDataset:
-        """Reads the rows; the same seed gives the same rows."""
+        """Read the rows; the same seed gives the same rows."""
 
 
-@dataclass(frozen=True)
+class DefectPlanter(Protocol):
+    """Spoils some rows on purpose, so that a selection can be compared with a known truth."""
+
+    @property
+    def any_planted(self) -> bool:
+        """True if any row is to be spoilt."""
+
+    def plant(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        seed: int,
+        prompt_fields: Sequence[str],
+        output_field: str,
+        wrong_answer: Callable[[Mapping[str, Any], np.random.Generator], str] | None,
+    ) -> tuple[list[dict], list[str]]:
+        """Return the rows in the same order, some of them spoilt, and the kind of each."""
+
+
+@options
 class Heldout:
-    """Which rows are kept for evaluation.
+    """Rows that are kept for evaluation.
 
     Attributes:
         path: a file of held-out rows in the same schema, or None.
-        rows: how many to take from the rows that follow `data.limit` (none of the pool is used for it).
+        rows: how many to take from the rows that follow the row limit (none of the pool is used).
         share: share of the pool to set aside instead; those rows are listed in `unscored.parquet`.
     """
 
     path: str | None
-    rows: int
-    share: float
-
-    def __post_init__(self):
-        if self.rows < 0:
-            raise UserError(f"data.heldout.rows={self.rows}: give a number of rows, 0 for none")
-        if not 0 <= self.share < 1:
-            raise UserError(f"data.heldout.share={self.share}: give a share in [0, 1)")
+    rows: NonNegativeInt
+    share: ShareBelowOne
 
 
-@dataclass(frozen=True)
-class TaskSource:
-    """The bundled generator: skill families with planted defects and a known truth."""
-
-    rows: int
-    heldout_rows: int
-    limit: int | None
-    template: str
-    columns: Columns
-    corrupt: PlantedDefects
-
-    def load(self, seed: int) -> InstructionDataset:
-        """Generates training rows (with planted kinds) and clean held-out rows."""
-        count = _limited(self.rows, self.limit)
-        origin = f"bundled tasks ({count} rows, seed {seed})"
-        clean = tasks.generate_rows(self.rows, seed, "train")[:count]
-        if not clean:
-            raise UserError(f"{origin} holds no rows; set data.rows= to a positive number")
-        schema = detect(list(clean[0]), self.columns, "alpaca", origin)
-        assert isinstance(schema, Instruction)
-        rows, kinds = self.corrupt.plant(
-            clean, derive_seed(seed, "corrupt"), schema.prompt, schema.output, tasks.wrong_answer
-        )
-        heldout = tasks.generate_rows(self.heldout_rows, seed, "heldout") if self.heldout_rows else None
-        return InstructionDataset(
-            rows=Dataset.from_list(rows),
-            heldout=Dataset.from_list(heldout) if heldout else None,
-            schema=schema,
-            kinds=kinds,
-            set_aside=frozenset(),
-            template=self.template,
-            origin=origin,
-            form=JSON_LINES,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
+@options
 class LoadedSource:
-    """What the sources that load a user's rows share.
+    """The options that all sources of a user's rows share.
 
     Attributes:
         limit: only the first so many rows, None for all.
         template: name of the prompt template.
         schema: one of `SCHEMAS`.
-        columns: names of the columns that hold a record.
-        heldout: which rows are kept for evaluation.
-        corrupt: which defects are planted.
+        columns: names of the columns that hold a row's question and answer.
+        heldout: the rows that are kept for evaluation.
+        corrupt: the defects that are planted.
     """
 
-    limit: int | None
+    limit: PositiveInt | None
     template: str
     schema: str
     columns: Columns
     heldout: Heldout
-    corrupt: PlantedDefects
-
-    def __post_init__(self) -> None:
-        _limited(0, self.limit)
+    corrupt: DefectPlanter
 
     @property
-    def first(self) -> int | None:
-        """How many rows of the source are needed, held-out ones included, None for all."""
+    def rows_to_read(self) -> int | None:
+        """Number of rows that are needed from the source, held-out ones included; None for all."""
         if self.limit is None:
             return None
         # Held-out rows from a file of their own, or a share of the pool, need none beyond the limit.
-        return self.limit + (0 if self.heldout.path is not None or self.heldout.share else self.heldout.rows)
+        needs_no_more = self.heldout.path is not None or self.heldout.share
+        return self.limit + (0 if needs_no_more else self.heldout.rows)
 
-    def schema_of(self, loaded: LoadedRows) -> Schema:
-        """The schema of all rows of a source, each of which was looked at.
+    def find_schema(self, loaded_rows: LoadedRows) -> Schema:
+        """Find the schema of all rows of a source, each of which is looked at.
 
         Raises:
-            UserError: the columns fit no schema, or a row does not fit its own.
+            UserError: the columns fit no schema, or a row does not fit the schema of the others.
         """
-        schema = detect(loaded.rows.column_names, self.columns, self.schema, loaded.origin)
-        check_rows(loaded.rows, schema, loaded.describe_row)
+        column_names = loaded_rows.rows.column_names
+        schema = detect_schema(column_names, self.columns, self.schema, loaded_rows.origin)
+        check_rows(loaded_rows.rows, schema, loaded_rows.describe_row)
         return schema
 
-    def records(self, loaded: LoadedRows, seed: int) -> InstructionDataset:
-        """Cuts loaded rows into pool and held-out rows and plants what `data.corrupt` asks for."""
-        schema = self.schema_of(loaded)
-        rows = loaded.rows
-        pool = rows.select(range(_limited(len(rows), self.limit)))
-        heldout, set_aside = self._hold_out(rows, pool, schema, seed)
-        kinds = None
+    def make_dataset(self, loaded_rows: LoadedRows, seed: int) -> InstructionDataset:
+        """Divide loaded rows into pool and held-out rows, and plant the defects asked for."""
+        schema = self.find_schema(loaded_rows)
+        all_rows = loaded_rows.rows
+        pool_size = len(all_rows) if self.limit is None else min(len(all_rows), self.limit)
+        pool = all_rows.select(range(pool_size))
+        heldout_rows, set_aside = self._hold_out(all_rows, pool, schema, seed)
+        defect_kinds = None
         if self.corrupt.any_planted:
-            pool, kinds = _plant(pool, set_aside, self.corrupt, schema, seed)
+            pool, defect_kinds = _plant_defects(pool, set_aside, self.corrupt, schema, seed)
         # A conversation has a layout of its own, whatever the template of single questions.
         template = "conversation" if isinstance(schema, Messages) else self.template
-        return InstructionDataset(pool, heldout, schema, kinds, set_aside, template, loaded.origin, loaded.form)
+        return InstructionDataset(
+            rows=pool,
+            heldout=heldout_rows,
+            schema=schema,
+            kinds=defect_kinds,
+            set_aside=set_aside,
+            template=template,
+            origin=loaded_rows.origin,
+            form=loaded_rows.form,
+        )
 
-    def _hold_out(
-        self, rows: Dataset | JsonRows, pool: Dataset | JsonRows, schema: Schema, seed: int
-    ) -> tuple[Dataset | JsonRows | None, frozenset[int]]:
-        held = self.heldout
-        if held.path is not None:
-            loaded = load(held.path)
-            found = self.schema_of(loaded)
-            if found != schema:
+    def _hold_out(self, all_rows: Rows, pool: Rows, schema: Schema, seed: int) -> tuple[Rows | None, frozenset[int]]:
+        """Return the held-out rows, and which rows of the pool they are taken from."""
+        if self.heldout.path is not None:
+            loaded_heldout = load(self.heldout.path)
+            heldout_schema = self.find_schema(loaded_heldout)
+            if heldout_schema != schema:
                 raise UserError(
-                    f"{held.path} is of the schema {found.name} ({', '.join(found.fields)}) and the data of "
-                    f"{schema.name} ({', '.join(schema.fields)}); give data.heldout.path= rows of the same schema"
+                    f"{self.heldout.path} is of the schema {heldout_schema.name} "
+                    f"({', '.join(heldout_schema.fields)}) and the data of {schema.name} "
+                    f"({', '.join(schema.fields)}); hold out rows of the same schema",
+                    owner=self.heldout,
+                    arguments=("path",),
                 )
-            return loaded.rows, frozenset()
-        if held.share:
-            count = round(held.share * len(pool))
-            if count == 0:
+            return loaded_heldout.rows, frozenset()
+        if self.heldout.share:
+            heldout_count = round(self.heldout.share * len(pool))
+            if heldout_count == 0:
                 raise UserError(
-                    f"data.heldout.share={held.share} of {len(pool)} rows is no row; give a larger share or 0"
+                    f"a share of {self.heldout.share} of {len(pool)} rows is no row; give a larger "
+                    "share to hold out, or 0",
+                    owner=self.heldout,
+                    arguments=("share",),
                 )
-            chosen = sorted(numpy_rng(seed, "heldout").choice(len(pool), size=count, replace=False).tolist())
-            return pool.select(chosen), frozenset(chosen)
-        spare: Sequence[int] = range(len(pool), min(len(rows), len(pool) + held.rows))
-        return (rows.select(spare), frozenset()) if len(spare) else (None, frozenset())
+            generator = numpy_rng(seed, "heldout")
+            drawn_rows = generator.choice(len(pool), size=heldout_count, replace=False)
+            heldout_ids = sorted(drawn_rows.tolist())
+            return pool.select(heldout_ids), frozenset(heldout_ids)
+        spare_ids = range(len(pool), min(len(all_rows), len(pool) + self.heldout.rows))
+        return (all_rows.select(spare_ids), frozenset()) if len(spare_ids) else (None, frozenset())
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class FileSource(LoadedSource):
-    """A file, a folder or a glob: json, jsonl, csv, tsv (also gz, zst), parquet, arrow, in any of the schemas."""
+    """A file, a folder or a glob: json, jsonl, csv, tsv (also gz, zst), parquet, arrow."""
 
     path: str
 
     def load(self, seed: int) -> InstructionDataset:
-        """Reads the file."""
-        return self.records(load(self.path, self.first), seed)
+        """Read the file."""
+        return self.make_dataset(load(self.path, self.rows_to_read), seed)
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class HubSource(LoadedSource):
     """A dataset of the Hugging Face hub, or its local copy when `path` is given."""
 
@@ -182,50 +173,46 @@ class HubSource(LoadedSource):
     path: str | None
 
     def load(self, seed: int) -> InstructionDataset:
-        """Reads `path` if given, else downloads (or finds in the cache) the named dataset.
+        """Read `path` if given, else download the named dataset (or find it in the cache).
 
         Raises:
             UserError: the dataset cannot be reached or does not exist.
         """
         if self.path is not None:
-            return self.records(load(self.path, self.first), seed)
+            return self.make_dataset(load(self.path, self.rows_to_read), seed)
         origin = f"hub dataset {self.name} [{self.split}]"
         try:
-            rows = load_dataset(self.name, self.config, split=self.split)
+            hub_rows = load_dataset(self.name, self.config, split=self.split)
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise UserError(
-                f"cannot load {origin}: {error}. Check the name and the connection, "
-                "or give a local copy with data.path=FILE"
+                f"cannot load {origin}: {error}. Check the name and the connection, or give a local copy",
+                owner=self,
+                arguments=("path",),
             ) from error
-        if not len(rows):
-            raise UserError(f"{origin} holds no rows; name another with data.split=")
-        check_column_types(rows.features.arrow_schema, origin)
-        return self.records(LoadedRows(rows, origin), seed)
+        if not len(hub_rows):
+            raise UserError(f"{origin} holds no rows; name another split", owner=self, arguments=("split",))
+        check_column_types(hub_rows.features.arrow_schema, origin)
+        return self.make_dataset(LoadedRows(hub_rows, origin), seed)
 
 
-def _limited(count: int, limit: int | None) -> int:
-    if limit is not None and limit < 1:
-        raise UserError(f"data.limit={limit}: give a positive number of rows, or null for all")
-    return count if limit is None else min(count, limit)
-
-
-def _plant(
-    pool: Dataset | JsonRows, set_aside: frozenset[int], corrupt: PlantedDefects, schema: Schema, seed: int
-) -> tuple[Dataset | JsonRows, list[str]]:
-    """Plants defects into the rows that are trained on; held-out rows stay clean and are copied nowhere."""
+def _plant_defects(
+    pool: Rows, set_aside: frozenset[int], planter: DefectPlanter, schema: Schema, seed: int
+) -> tuple[Rows, list[str]]:
+    """Plant defects into the rows that are trained on; held-out rows stay clean and are copied nowhere."""
     if not isinstance(schema, Instruction):
         raise UserError(
-            f"data.corrupt plants defects into rows with one response, and these are of the schema {schema.name}; "
-            "set its shares to 0"
+            "defects are planted into rows with one response, and these are of the schema "
+            f"{schema.name}; set the shares of defects to 0"
         )
-    rows = pool.to_list()
-    trained = [position for position in range(len(rows)) if position not in set_aside]
-    planted, found = corrupt.plant(
-        [rows[position] for position in trained], derive_seed(seed, "corrupt"), schema.prompt, schema.output, None
+    pool_rows = pool.to_list()
+    training_ids = [row_id for row_id in range(len(pool_rows)) if row_id not in set_aside]
+    training_rows = [pool_rows[row_id] for row_id in training_ids]
+    planted_rows, planted_kinds = planter.plant(
+        training_rows, derive_seed(seed, "corrupt"), schema.prompt, schema.output, None
     )
-    kinds = ["clean"] * len(rows)
-    for position, row, kind in zip(trained, planted, found, strict=True):
-        rows[position], kinds[position] = row, kind
+    defect_kinds = ["clean"] * len(pool_rows)
+    for row_id, planted_row, planted_kind in zip(training_ids, planted_rows, planted_kinds, strict=True):
+        pool_rows[row_id], defect_kinds[row_id] = planted_row, planted_kind
     if isinstance(pool, JsonRows):
-        return JsonRows.from_list(rows), kinds
-    return Dataset.from_list(rows, features=pool.features), kinds
+        return JsonRows.from_list(pool_rows), defect_kinds
+    return Dataset.from_list(pool_rows, features=pool.features), defect_kinds

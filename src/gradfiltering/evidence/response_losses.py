@@ -12,7 +12,7 @@ from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.evidence.measurers import Measurer
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.objectives import ResponseNLL
-from gradfiltering.models.templates import template_named
+from gradfiltering.data.templates import find_template
 from gradfiltering.requests import ResponseLosses, ResponseLossPair
 
 NO_QUESTION = "no question that the response could depend on"
@@ -27,7 +27,7 @@ class ResponseLossMeasurer(Measurer[ResponseLosses]):
 
     def check(self, request: ResponseLosses, ensemble: LoraEnsemble) -> None:
         """Refuse a template that does not exist."""
-        template_named(request.template)
+        find_template(request.template)
 
     def measure(self, request: ResponseLosses, context: MeasurementContext) -> ResponseLossPair:
         """Measure [N] losses of each kind, NaN with a reason where a row has none."""
@@ -57,7 +57,7 @@ def pair_sequences(
         Sequences 2·n (prompt and response) and 2·n + 1 (response alone) of row n of the examples, supervised on the
         response; row index -> reason for each row without them.
     """
-    fill_template, tokenizer = template_named(request.template), base_model.tokenizer
+    fill_template, tokenizer = find_template(request.template), base_model.tokenizer
     max_tokens = min(request.max_tokens, base_model.context)
     sequence_ids: list[int] = []
     input_ids: list[list[int]] = []

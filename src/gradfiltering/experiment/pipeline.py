@@ -61,7 +61,7 @@ def run_stages(cfg: DictConfig) -> None:
         encoder = Encoder(base_model.tokenizer, min(part.max_tokens, base_model.context), part.cache)
         rows = encoder.encode_all(records)
         examples, ids = rows.examples, rows.examples.example_ids
-        devices.once(encoder.show, records, examples, Console())
+        devices.once(encoder.show_example, records, examples, Console())
         run.add(data=examples.summary(len(records)))
         write_known_rows(run.folder, records, examples)
 

@@ -11,7 +11,7 @@ from gradfiltering.errors import UserError
 from gradfiltering.judging.prompts import Prompt
 from gradfiltering.judging.responses import Response, StopReason
 from gradfiltering.models.language_model import context_length
-from gradfiltering.models.templates import stop_tokens, template_named
+from gradfiltering.data.templates import stop_tokens, find_template
 from gradfiltering.options import PositiveInt, options
 from gradfiltering.runs.logs import track_progress
 
@@ -52,10 +52,10 @@ def render_prompts(prompts: Sequence[Prompt], template: str, tokenizer: Any) -> 
 
     Args:
         prompts: the prompts.
-        template: name of a prompt template of `gradfiltering.models.templates`.
+        template: name of a prompt template of `gradfiltering.data.templates`.
         tokenizer: the model's; the `chat` template is its own.
     """
-    render = template_named(template)
+    render = find_template(template)
     return [render(prompt.turn, tokenizer) for prompt in prompts]
 
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from gradfiltering.data.templates import Turn
 from gradfiltering.errors import UserError
 from gradfiltering.judging.json_lines import read_objects
-from gradfiltering.models.templates import Turn
+from gradfiltering.data.templates import Turn
 from gradfiltering.options import NonNegativeInt, PositiveInt, options
 from gradfiltering.seeding import numpy_rng
 

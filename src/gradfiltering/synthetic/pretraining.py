@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
+from gradfiltering.data.templates import Turn, alpaca
 from gradfiltering.errors import UserError
-from gradfiltering.models.templates import Turn, alpaca
 from gradfiltering.seeding import derive_seed, numpy_rng
 from gradfiltering.synthetic.task_generator import prose
 

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import AddedToken
 
 from gradfiltering.data.examples import Encoder
-from gradfiltering.models.templates import Turn, closing, end_of_turn, stop_tokens, template_named
+from gradfiltering.data.templates import Turn, closing_token, end_of_turn, find_template, stop_tokens
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}{% generation %}"
@@ -111,7 +111,7 @@ def test_a_question_in_the_chat_template_is_closed_as_the_template_closes_it(nam
     _, examples = encode([{"instruction": "One?", "input": "", "output": "right"}], tokenizer, template="chat")
     assert [tokenizer.decode(turn) for turn in learnt(examples.table[0], tokenizer)] == ["right" + (end or "</s>")]
     for other in ("alpaca", "plain", "verbatim", "conversation"):
-        assert closing(other, tokenizer) == tokenizer.eos_token_id, "layouts of our own end in the end of sequence"
+        assert closing_token(other, tokenizer) == tokenizer.eos_token_id, "our own layouts end in the end of sequence"
 
 
 @pytest.mark.parametrize("marked", [True, False])
@@ -122,14 +122,14 @@ def test_evaluation_shows_a_system_turn_as_training_does(name, marked, chatty, e
     records, examples = encode([{"messages": TALK[:3]}], tokenizer)
     turn = records.schema.turn(records.rows[0])
     assert turn == Turn("One?", "", "right", "Be kind.")
-    asked = tokenizer(template_named(records.template)(turn, tokenizer))["input_ids"]
+    asked = tokenizer(find_template(records.template)(turn, tokenizer))["input_ids"]
     row = examples.table[0]
     trained = tokenizer.decode(row["input_ids"][: row["supervised"][0]])
     assert "Be kind." in trained and tokenizer.decode(asked).rstrip() == trained.rstrip()
 
 
 def test_a_system_turn_that_the_template_refuses_stands_in_the_question(chatty):
-    text = template_named("chat")(Turn("One?", "x", "", "Be kind."), chatty(NO_SYSTEM))
+    text = find_template("chat")(Turn("One?", "x", "", "Be kind."), chatty(NO_SYSTEM))
     assert text == "<|im_start|>user\nBe kind.\n\nOne?\n\nx<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -142,4 +142,4 @@ def test_an_end_that_is_no_special_token_still_ends(make_tokenizer):
 
 def test_without_a_chat_template_the_end_of_sequence_is_all(tokenizer):
     assert end_of_turn(tokenizer) is None and stop_tokens(tokenizer) == [tokenizer.eos_token_id]
-    assert closing("chat", tokenizer) == closing("alpaca", tokenizer) == tokenizer.eos_token_id
+    assert closing_token("chat", tokenizer) == closing_token("alpaca", tokenizer) == tokenizer.eos_token_id

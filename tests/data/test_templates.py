@@ -1,7 +1,7 @@
 import pytest
 
+from gradfiltering.data.templates import TEMPLATES, Turn, alpaca, chat, find_template, plain
 from gradfiltering.errors import UserError
-from gradfiltering.models.templates import TEMPLATES, Turn, alpaca, chat, plain, template_named
 
 WITH = Turn("Translate.", "un chat", "a cat")
 WITHOUT = Turn("Say hello.", "", "Hello!")
@@ -71,7 +71,7 @@ def test_chat_never_doubles_the_start_token(make_tokenizer):
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_no_template_looks_at_the_output(name, tokenizer):
-    render = template_named(name)
+    render = find_template(name)
     assert render(Turn("a", "b", "c"), tokenizer) == render(Turn("a", "b", "secret"), tokenizer)
 
 
@@ -79,4 +79,4 @@ def test_unknown_template_lists_what_exists():
     with pytest.raises(
         UserError, match=r"data\.template=vicuna is unknown.*alpaca, chat, conversation, plain, verbatim"
     ):
-        template_named("vicuna")
+        find_template("vicuna")
