@@ -24,7 +24,6 @@ from bench_gradients import peak_mb, reset_peak
 from gradfiltering.data.batches import LengthBuckets
 from gradfiltering.data.dataset import Columns
 from gradfiltering.data.examples import Encoder
-from gradfiltering.synthetic.task_source import TaskSource
 from gradfiltering.ensembles.data_module import EnsembleDataModule
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.ensembles.proxy_ensemble import ProxyEnsemble

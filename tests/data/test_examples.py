@@ -85,14 +85,16 @@ def test_a_long_prompt_loses_its_middle_and_the_response_stays_whole(max_tokens,
 
 def test_no_token_of_the_response_is_left_where_the_context_holds_one_token(tokenizer, cache, make_records):
     records = make_records([("Q", "", "right")], origin="mine.jsonl")
-    words = rf"none of the 1 rows of mine\.jsonl.*{NO_RESPONSE_LEFT}.*max_tokens of the proxy"
+    words = rf"none of the 1 rows of mine\.jsonl.*{NO_RESPONSE_LEFT}.*allow longer examples"
     with pytest.raises(UserError, match=words):
         Encoder(tokenizer, 1, cache).encode(records)
 
 
 def test_nothing_scorable_is_an_error_that_counts_the_reasons(tokenizer, cache, make_records):
     records = make_records([("a", "", ""), ("b", "", " ")], origin="mine.jsonl")
-    with pytest.raises(UserError, match=rf"none of the 2 rows of mine\.jsonl.*2 × {EMPTY_RESPONSE}.*data\.columns"):
+    with pytest.raises(
+        UserError, match=rf"none of the 2 rows of mine\.jsonl.*2 × {EMPTY_RESPONSE}.*name their columns"
+    ):
         Encoder(tokenizer, 4, cache).encode(records)
 
 

@@ -17,7 +17,6 @@ from gradfiltering.data.schemas import NO_ASSISTANT, Columns, detect_schema
 from gradfiltering.data.templates import Turn, find_template
 from gradfiltering.errors import UserError
 from gradfiltering.methods.subset_files import write_subset
-from gradfiltering.data.templates import Turn, find_template
 
 USUAL = Columns("instruction", "input", "output")
 TALK = [

@@ -12,7 +12,6 @@ from gradfiltering.data.sources import Heldout, HubSource
 from gradfiltering.data.templates import Turn
 from gradfiltering.errors import UserError
 from gradfiltering.methods.subset_files import write_subset
-from gradfiltering.data.templates import Turn
 from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.task_source import TaskSource
 
@@ -109,14 +108,14 @@ def test_wrong_column_names_file_column_what_exists_and_option(numbered, write_r
     path = write_rows(numbered(3))
     with pytest.raises(UserError) as caught:
         file_source(path, columns=Columns("instruction", "input", "response")).load(0)
-    for part in (path, "'response'", "instruction, input, output, n", "data.columns.output="):
+    for part in (path, "'response'", "instruction, input, output, n", "name the columns"):
         assert part in str(caught.value), part
 
 
 def test_a_column_without_text_names_row_and_value(write_rows, file_source):
     rows = [{"instruction": "a", "output": "b"}, {"instruction": "c", "output": ["d"]}]
     with pytest.raises(
-        UserError, match=r"rows\.jsonl, line 2, row 1: column 'output' holds \['d'\], not text.*data\.columns"
+        UserError, match=r"rows\.jsonl, line 2, row 1: column 'output' holds \['d'\], not text.*name another column"
     ):
         file_source(write_rows(rows)).load(0)
 

@@ -76,7 +76,5 @@ def test_no_template_looks_at_the_output(name, tokenizer):
 
 
 def test_unknown_template_lists_what_exists():
-    with pytest.raises(
-        UserError, match=r"data\.template=vicuna is unknown.*alpaca, chat, conversation, plain, verbatim"
-    ):
+    with pytest.raises(UserError, match=r"the template vicuna is unknown.*alpaca, chat, conversation, plain, verbatim"):
         find_template("vicuna")

@@ -11,11 +11,11 @@ from tests.support.small_ensembles import small_ensemble
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
 from gradfiltering.data.schemas import Text
+from gradfiltering.data.templates import TEMPLATES
 from gradfiltering.errors import UserError
 from gradfiltering.evidence.measurers import check_requests
 from gradfiltering.evidence.response_losses import CUT_OFF, NO_QUESTION, ONE_TOKEN
 from gradfiltering.models.language_model import LanguageModel
-from gradfiltering.data.templates import TEMPLATES
 from gradfiltering.requests import ResponseLosses
 
 RTOL = 1e-4  # float32 forward passes in other batches

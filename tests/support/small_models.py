@@ -11,7 +11,6 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from gradfiltering.data.batches import IGNORED, Batch
 from gradfiltering.data.dataset import Columns
 from gradfiltering.data.examples import Encoder
-from gradfiltering.synthetic.task_source import TaskSource
 from gradfiltering.ensembles.batch_settings import BatchSettings
 from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.evidence.measurers import find_measurer
@@ -25,6 +24,7 @@ from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.gradient_log import GradientLog as LoggedGradients
 from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.pretraining import train_tokenizer
+from gradfiltering.synthetic.task_source import TaskSource
 
 VOCABULARY = 64
 

@@ -7,13 +7,13 @@ from typing import Any
 from tests.support.pipeline import quiet_trainer
 
 from gradfiltering.data.dataset import Columns, InstructionDataset
-from gradfiltering.synthetic.task_source import TaskSource
 from gradfiltering.finetuning.settings import FineTuningSettings
 from gradfiltering.models.language_model import LanguageModel, PretrainedModel
 from gradfiltering.models.lora import LoraSettings
 from gradfiltering.runs.cache import Cache, Workspace
 from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
+from gradfiltering.synthetic.task_source import TaskSource
 
 SHAPE = {"architecture": "llama", "layers": 1, "heads": 2, "width": 16, "context": 96, "vocabulary": 300}
 ROW_COUNT = 21

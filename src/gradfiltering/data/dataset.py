@@ -34,10 +34,11 @@ def check_rows(dataset_rows: Dataset | JsonRows, schema: Schema, describe_row: C
     for row_position in _rows_to_check(dataset_rows, schema):
         schema_problem = schema.problem(dataset_rows[row_position])
         if schema_problem:
-            column_options = ", ".join(f"data.columns.{column_name}=" for column_name in schema.options)
             raise UserError(
-                f"{describe_row(row_position)}: {schema_problem}; mend the rows, or name another column with "
-                f"{column_options}, or another schema with data.schema="
+                f"{describe_row(row_position)}: {schema_problem}; mend the rows, name another column, or choose "
+                "another schema",
+                owner=Columns,
+                arguments=schema.options,
             )
 
 

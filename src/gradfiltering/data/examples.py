@@ -230,7 +230,8 @@ class Encoder:
             "max_tokens": self.max_tokens,
         }
         if isinstance(dataset_rows, JsonRows):
-            all_columns, needed_columns = dataset_rows.table, (RECORD_COLUMN,)
+            all_columns: Dataset = dataset_rows.table
+            needed_columns: tuple[str, ...] = (RECORD_COLUMN,)
         else:
             all_columns, needed_columns = dataset_rows, schema.fields
         row_table = all_columns.select_columns([name for name in needed_columns if name in all_columns.column_names])

@@ -15,7 +15,7 @@ from datasets import Dataset
 from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.file_formats import JSON_LINES, FileFormat
 from gradfiltering.data.json_rows import JsonRows, to_json
-from gradfiltering.data.schemas import ROLES, Instruction, Messages
+from gradfiltering.data.schemas import CANONICAL_ROLES, Instruction, Messages
 from gradfiltering.runs.files import atomic_path, write_json
 
 READ_AT_ONCE = 1000  # rows
@@ -130,7 +130,7 @@ def _tags(row_schema: Messages, selected_rows: Dataset | JsonRows) -> dict[str, 
             content_key = "content" if chat_message.get("content") is not None else "value"
             message_tags.setdefault("role_tag", role_key)
             message_tags.setdefault("content_tag", content_key)
-            message_tags.setdefault(ROLE_TAGS[ROLES[chat_message[role_key]]], chat_message[role_key])
+            message_tags.setdefault(ROLE_TAGS[CANONICAL_ROLES[chat_message[role_key]]], chat_message[role_key])
     return message_tags
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from gradfiltering.data.dataset import InstructionDataset
-from gradfiltering.data.encoding import clean
+from gradfiltering.data.encoding import replace_lone_surrogates
 from gradfiltering.distributed.row_measurements import Column, RowMeasurements
 from gradfiltering.evidence.base_model_passes import forward_batches, mean_over_tokens, prepare_base_model
 from gradfiltering.evidence.context import MeasurementContext
@@ -84,4 +84,4 @@ def _embed_by_sentence_encoder(context: MeasurementContext, encoder_name: str) -
 def row_text(dataset: InstructionDataset, example_id: int, tokenizer: PreTrainedTokenizerBase) -> str:
     """Join a row's prompt and response to one text, without the words of a template."""
     segments = dataset.schema.segments(dataset.rows[example_id], "plain", tokenizer)
-    return clean("".join(segment.text for segment in segments))
+    return replace_lone_surrogates("".join(segment.text for segment in segments))

@@ -4,15 +4,15 @@ import numpy as np
 from datasets import Dataset
 
 from gradfiltering.data.dataset import InstructionDataset
-from gradfiltering.data.encoding import clean
+from gradfiltering.data.encoding import replace_lone_surrogates
 from gradfiltering.data.examples import Examples
+from gradfiltering.data.templates import find_template
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.evidence.base_model_losses import measure_losses
 from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.evidence.measurers import Measurer
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.objectives import ResponseNLL
-from gradfiltering.data.templates import find_template
 from gradfiltering.requests import ResponseLosses, ResponseLossPair
 
 NO_QUESTION = "no question that the response could depend on"
@@ -68,7 +68,7 @@ def pair_sequences(
         if turn is None:
             missing_reasons[row_index] = NO_QUESTION
             continue
-        prompt, response = clean(fill_template(turn, tokenizer)), clean(turn.output)
+        prompt, response = replace_lone_surrogates(fill_template(turn, tokenizer)), replace_lone_surrogates(turn.output)
         joint_ids, prompt_ids, response_ids = tokenizer([prompt + response, prompt, response])["input_ids"]
         response_start, joint_ids = len(prompt_ids), joint_ids[:max_tokens]
         response_ids = response_ids[: max_tokens - response_start + 1] if response_start < max_tokens else []

@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gradfiltering.data.templates import TEMPLATES
 from gradfiltering.errors import UserError
 from gradfiltering.requests import Evidence, Request, ResponseLosses
 from gradfiltering.scorers.base import Scorer, Scores
