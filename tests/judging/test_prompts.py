@@ -8,7 +8,6 @@ from omegaconf import OmegaConf
 from gradfiltering.data.templates import Turn
 from gradfiltering.errors import UserError
 from gradfiltering.judging.prompts import FilePrompts, HeldoutPrompts, PublicPrompts, TaskPrompts, load_prompts
-from gradfiltering.data.templates import Turn
 from gradfiltering.synthetic.task_generator import generate_rows
 
 PUBLIC_SETS = {"wizardlm": 218, "vicuna": 80, "koala": 180, "sinstruct": 252, "lima": 300}

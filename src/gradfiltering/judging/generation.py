@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from gradfiltering.data.templates import find_template, stop_tokens
 from gradfiltering.errors import UserError
 from gradfiltering.judging.prompts import Prompt
 from gradfiltering.judging.responses import Response, StopReason
 from gradfiltering.models.language_model import context_length
-from gradfiltering.data.templates import stop_tokens, find_template
 from gradfiltering.options import PositiveInt, options
 from gradfiltering.runs.logs import track_progress
 

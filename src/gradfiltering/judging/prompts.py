@@ -8,7 +8,6 @@ from typing import Any, Protocol
 from gradfiltering.data.templates import Turn
 from gradfiltering.errors import UserError
 from gradfiltering.judging.json_lines import read_objects
-from gradfiltering.data.templates import Turn
 from gradfiltering.options import NonNegativeInt, PositiveInt, options
 from gradfiltering.seeding import numpy_rng
 
