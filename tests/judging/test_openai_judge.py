@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 import traceback
-from contextlib import closing_token
+from contextlib import closing
 
 import pytest
 from tests.judging.chat import ROOT, completion, faulty_server, make_judge, questions, scripted_server
@@ -24,7 +24,7 @@ SIZES = [pytest.param(100, id="small"), pytest.param(1030, id="published size", 
 
 def stored(path):
     """(prompt hash, text) of all replies kept."""
-    with closing_token(sqlite3.connect(path, timeout=60)) as file:
+    with closing(sqlite3.connect(path, timeout=60)) as file:
         if not file.execute("SELECT 1 FROM sqlite_master WHERE name = 'replies'").fetchone():
             return []  # it is just being made
         return file.execute("SELECT prompt_hash, text FROM replies").fetchall()
