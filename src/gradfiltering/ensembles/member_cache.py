@@ -73,9 +73,9 @@ class MemberCache:
     def find_measured_member(self, member_id: int, epoch: int) -> CachedResult:
         """Find the trained member that a member of the gradient log is measured with; it must exist."""
         measurement = self.describe_measurement(member_id, epoch)
-        trained_member_id = self.find_member(measurement.trained_member_id, epoch, measurement.step)
-        assert trained_member_id is not None, f"member {member_id} was not trained to epoch {epoch}"
-        return trained_member_id
+        trained_member = self.find_member(measurement.trained_member_id, epoch, measurement.step)
+        assert trained_member is not None, f"member {member_id} was not trained to epoch {epoch}"
+        return trained_member
 
     def resume_point(self, member_ids: Sequence[int], epoch: int) -> ResumePoint:
         """Return the place of an unfinished epoch of a stack of members."""

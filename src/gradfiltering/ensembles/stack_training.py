@@ -52,9 +52,11 @@ class EpochProgress:
 
     def save(self, resume_point: ResumePoint) -> None:
         """Store it, in place of an earlier one."""
-        tables = {f"{RECORDER_PREFIX}{name}": torch.from_numpy(table) for name, table in self.measurements.items()}
+        recorded_tables = {
+            f"{RECORDER_PREFIX}{name}": torch.from_numpy(table) for name, table in self.measurements.items()
+        }
         resume_point.save(
-            tensors={**self.state.to_tensors(), **tables},
+            tensors={**self.state.to_tensors(), **recorded_tables},
             state={
                 "steps_done": self.steps_done,
                 "trajectory": self.trajectory,
@@ -137,7 +139,7 @@ class StackTrainer:
 
     def commit_epoch(self, member_ids: Sequence[int], epoch: int, progress: EpochProgress, examples: Examples) -> None:
         """Store each member of a stack after an epoch that has ended."""
-        for position, member_id in enumerate(member_ids):
+        for member_index, member_id in enumerate(member_ids):
             write_log = None
             if progress.measurements:
                 log = EpochLog(
@@ -146,10 +148,10 @@ class StackTrainer:
                     loss=progress.measurements["loss"],
                     response_tokens=examples.response_tokens,
                 )
-                write_log = partial(_write_online_log, log=log, position=position)
+                write_log = partial(_write_online_log, log=log, member_index=member_index)
             self.member_cache.commit_member(
                 key=self.member_cache.member_key(member_id, epoch),
-                state=progress.state.select_member(position),
+                state=progress.state.select_member(member_index),
                 model=self.model,
                 seconds=progress.seconds / len(member_ids),
                 trajectory=[point for point in progress.trajectory if point["member"] == member_id],
@@ -157,8 +159,8 @@ class StackTrainer:
             )
 
 
-def _write_online_log(folder: Path, log: EpochLog, position: int) -> None:
-    write_member(folder / ONLINE_LOG_FILE, log, position)
+def _write_online_log(folder: Path, log: EpochLog, member_index: int) -> None:
+    write_member(folder / ONLINE_LOG_FILE, log, member_index)
 
 
 class _MemberSaver(L.Callback):
@@ -193,19 +195,19 @@ class _MemberSaver(L.Callback):
         assert isinstance(module, ProxyEnsemble)
         data = _data_module(trainer)
         steps_done = batch_idx + 1 + data.skipped_steps
-        for position, member_id in enumerate(module.member_ids):
+        for member_index, member_id in enumerate(module.member_ids):
             if steps_done in self.member_cache.steps_to_save(member_id, data.epoch):
                 self.member_cache.commit_member(
                     key=self.member_cache.member_key(member_id, data.epoch, steps_done),
-                    state=module.state.select_member(position),
+                    state=module.state.select_member(member_index),
                     model=self.stack_trainer.model,
                     seconds=(time.monotonic() - self.epoch_start) / len(module.member_ids),
                 )
         seconds_since_save = time.monotonic() - self.last_save
         checkpoint_due = seconds_since_save >= 60 * self.settings.checkpoint_minutes and not trainer.is_last_batch
         if trainer.strategy.reduce_boolean_decision(checkpoint_due, all=False):
-            tables = module.recorder.state() if module.recorder is not None else {}
-            progress = self._progress(module, steps_done, tables, finished=False)
+            recorded_tables = module.recorder.state() if module.recorder is not None else {}
+            progress = self._progress(module, steps_done, recorded_tables, finished=False)
             progress.save(self.member_cache.resume_point(module.member_ids, data.epoch))
             self.last_save = time.monotonic()
 
@@ -213,11 +215,11 @@ class _MemberSaver(L.Callback):
         """Store the members after the epoch that just ended."""
         assert isinstance(module, ProxyEnsemble)
         data = _data_module(trainer)
-        tables = {}
+        recorded_tables = {}
         if module.recorder is not None:
             log = build_log(module.recorder.gather(), data.examples, self.settings)
-            tables = {"grad_norm": log.grad_norm, "loss": log.loss}
-        progress = self._progress(module, data.steps_per_epoch, tables, finished=True)
+            recorded_tables = {"grad_norm": log.grad_norm, "loss": log.loss}
+        progress = self._progress(module, data.steps_per_epoch, recorded_tables, finished=True)
         resume_point = self.member_cache.resume_point(module.member_ids, data.epoch)
         progress.save(resume_point)
         self.stack_trainer.commit_epoch(module.member_ids, data.epoch, progress, data.examples)

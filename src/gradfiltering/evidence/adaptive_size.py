@@ -93,30 +93,30 @@ class AdaptiveSize:
 
     def fewest_members(
         self,
-        settings: LoraEnsemble,
+        ensemble_settings: LoraEnsemble,
         snapshots: SnapshotPair | SettlingSnapshots,
         score_requests: Iterable[Request[Any]],
     ) -> int:
         """Return the fewest members that a run can end up with.
 
         Args:
-            settings: of the ensemble.
+            ensemble_settings: of the ensemble.
             snapshots: a pair, or the search for it.
             score_requests: requests of the scorer.
 
         Raises:
             UserError: a size is searched for by scores that do not read the ensemble.
         """
-        searches = ["the number of members"] if settings.m == AUTO else []
+        searches = ["the number of members"] if ensemble_settings.m == AUTO else []
         searches += ["the late epoch"] if isinstance(snapshots, SettlingSnapshots) else []
         if searches and not any(request.reads_ensemble for request in score_requests):
             raise UserError(
                 f"{' and '.join(searches)} cannot be found automatically: the scores of this run do not depend on the "
                 "ensemble; choose a scorer that reads gradients, such as gsnr, or give numbers",
-                owner=type(settings),
-                arguments=("m",) if settings.m == AUTO else (),
+                owner=type(ensemble_settings),
+                arguments=("m",) if ensemble_settings.m == AUTO else (),
             )
-        return self.start if settings.m == AUTO else int(settings.m)
+        return self.start if ensemble_settings.m == AUTO else int(ensemble_settings.m)
 
 
 def measure_settled_evidence(
@@ -187,18 +187,18 @@ class _SizeSearch:
         """Find late epoch and number of members, as far as they are open."""
         findings: dict[str, Any] = {}
         is_open = self.context.ensemble.m == AUTO
-        settings = replace(self.context.ensemble, m=self.size.start) if is_open else self.context.ensemble
+        ensemble_settings = replace(self.context.ensemble, m=self.size.start) if is_open else self.context.ensemble
         if isinstance(snapshots, SettlingSnapshots):
-            findings["epochs"] = self._settle_late_epoch(settings, snapshots)
+            findings["epochs"] = self._settle_late_epoch(ensemble_settings, snapshots)
         else:
-            self._measure(settings, snapshots)
+            self._measure(ensemble_settings, snapshots)
         if is_open:
             findings["members"] = self._grow()
         self.context.reports.ensemble.adaptive = findings
         return self.measurements
 
-    def _measure(self, settings: LoraEnsemble, snapshots: SnapshotPair) -> None:
-        self.context = replace(self.context, ensemble=settings, snapshots=snapshots)
+    def _measure(self, ensemble_settings: LoraEnsemble, snapshots: SnapshotPair) -> None:
+        self.context = replace(self.context, ensemble=ensemble_settings, snapshots=snapshots)
         self.measurements = measure_stage(ENSEMBLE_STAGE, self.requests, self.context)
 
     def _score_by_members(self, member_indices: np.ndarray) -> np.ndarray:
@@ -212,13 +212,13 @@ class _SizeSearch:
             results[Projections()] = results[Projections()][member_indices]
         return self.score_rows(self.evidence.add_results(results))
 
-    def _settle_late_epoch(self, settings: LoraEnsemble, snapshots: SettlingSnapshots) -> dict[str, Any]:
+    def _settle_late_epoch(self, ensemble_settings: LoraEnsemble, snapshots: SettlingSnapshots) -> dict[str, Any]:
         """Train until an epoch hardly changes the ranking, or to the last one that may be tried."""
-        member_indices = np.arange(len(settings.member_ids))
+        member_indices = np.arange(len(ensemble_settings.member_ids))
         comparisons: list[dict[str, Any]] = []
         earlier_scores: np.ndarray | None = None
         for late_epoch in range(snapshots.early + 1, snapshots.limit + 1):
-            self._measure(settings, SnapshotPair(snapshots.early, late_epoch))
+            self._measure(ensemble_settings, SnapshotPair(snapshots.early, late_epoch))
             scores = self._score_by_members(member_indices)
             if earlier_scores is not None:
                 selection_overlap = overlap(earlier_scores, scores, self.selected_rows)

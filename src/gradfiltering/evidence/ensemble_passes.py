@@ -37,15 +37,15 @@ class EnsemblePasses:
     """Passes of one ensemble over one set of rows.
 
     Args:
-        ensemble: trained as far as it is measured.
+        trained_ensemble: trained as far as it is measured.
         examples: the rows.
         row_description: the rows in words, for the progress bar.
     """
 
-    def __init__(self, ensemble: TrainedEnsemble, examples: Examples, row_description: str):
-        self.ensemble = ensemble
-        self.member_cache = ensemble.member_cache
-        self.cache = ensemble.member_cache.cache
+    def __init__(self, trained_ensemble: TrainedEnsemble, examples: Examples, row_description: str):
+        self.ensemble = trained_ensemble
+        self.member_cache = trained_ensemble.member_cache
+        self.cache = trained_ensemble.member_cache.cache
         self.examples = examples
         self.rows_hash = hash_examples(examples)
         self.row_description = row_description
@@ -66,25 +66,27 @@ class EnsemblePasses:
             self.member_cache.find_measured_member(member_id, epoch).path / ONLINE_LOG_FILE for member_id in member_ids
         ]
 
-    def measure_sketches(self, member_ids: Sequence[int], epoch: int, sketch: GradientSketch) -> list[Path]:
+    def measure_sketches(self, member_ids: Sequence[int], epoch: int, gradient_sketch: GradientSketch) -> list[Path]:
         """Return the folder of each member's gradient sketches; missing ones are made in one pass, with the log."""
-        cached_sketches = self._find_all(PROJECTIONS, member_ids, epoch, sketch)
+        cached_sketches = self._find_all(PROJECTIONS, member_ids, epoch, gradient_sketch)
         missing_members = [member_id for member_id, result in cached_sketches.items() if result is None]
         if missing_members:
-            self._run_pass(missing_members, epoch, sketch)
-        sketches = self._find_all(PROJECTIONS, member_ids, epoch, sketch)
-        return [result.path for result in sketches.values() if result is not None]
+            self._run_pass(missing_members, epoch, gradient_sketch)
+        gradient_sketches = self._find_all(PROJECTIONS, member_ids, epoch, gradient_sketch)
+        return [result.path for result in gradient_sketches.values() if result is not None]
 
     def find_logs(self, member_ids: Sequence[int], epoch: int) -> dict[int, CachedResult | None]:
         """Find the gradient log of each member at an epoch."""
         return self._find_all(LOGS, member_ids, epoch)
 
     def _find_all(
-        self, kind: str, member_ids: Sequence[int], epoch: int, sketch: GradientSketch | None = None
+        self, kind: str, member_ids: Sequence[int], epoch: int, gradient_sketch: GradientSketch | None = None
     ) -> dict[int, CachedResult | None]:
-        return {member_id: self.cache.find(kind, self._key(member_id, epoch, sketch)) for member_id in member_ids}
+        return {
+            member_id: self.cache.find(kind, self._key(member_id, epoch, gradient_sketch)) for member_id in member_ids
+        }
 
-    def _key(self, member_id: int, epoch: int, sketch: GradientSketch | None = None) -> dict[str, Any]:
+    def _key(self, member_id: int, epoch: int, gradient_sketch: GradientSketch | None = None) -> dict[str, Any]:
         """Return the key of one member's log, or sketches, at one epoch."""
         measurement = self.member_cache.describe_measurement(member_id, epoch)
         member_key = self.member_cache.member_key(measurement.trained_member_id, epoch, measurement.step)
@@ -95,11 +97,11 @@ class EnsemblePasses:
                 "probability": measurement.dropout.probability,
                 "pass": measurement.dropout.pass_index,
             }
-        if sketch is not None:
-            key["projection"] = {"code": PROJECTION_VERSION, **sketch.identity}
+        if gradient_sketch is not None:
+            key["projection"] = {"code": PROJECTION_VERSION, **gradient_sketch.identity}
         return key
 
-    def _run_pass(self, member_ids: Sequence[int], epoch: int, sketch: GradientSketch | None = None) -> None:
+    def _run_pass(self, member_ids: Sequence[int], epoch: int, gradient_sketch: GradientSketch | None = None) -> None:
         """Measure all rows with the parameters frozen, and store the results member by member."""
         start_time = time.monotonic()
         # Members that are measured alike, such as all snapshots before training, are measured once.
@@ -107,37 +109,42 @@ class EnsemblePasses:
             self.member_cache.describe_measurement(member_id, epoch): member_id for member_id in member_ids
         }
         measured_members = sorted(distinct_measurements.values())
-        log, sketches = self._measure_rows(measured_members, epoch, sketch)
-        seconds = time.monotonic() - start_time
+        log, gradient_sketches = self._measure_rows(measured_members, epoch, gradient_sketch)
+        pass_seconds = time.monotonic() - start_time
         stored_logs = []
-        for position, member_id in enumerate(measured_members):
-            member_seconds = seconds / len(measured_members)
-            write_log = _log_writer(log, position)
+        for member_index, member_id in enumerate(measured_members):
+            member_seconds = pass_seconds / len(measured_members)
+            write_log = _log_writer(log, member_index)
             stored_logs.append(self.cache.commit(LOGS, self._key(member_id, epoch), write_log, member_seconds))
-            if sketch is not None and sketches is not None:
-                write_sketches = _sketch_writer(sketches[position], sketch)
-                self.cache.commit(PROJECTIONS, self._key(member_id, epoch, sketch), write_sketches, member_seconds)
-        self.ensemble.costs.count_pass(stored_logs, self.examples.tokens, seconds)
+            if gradient_sketch is not None and gradient_sketches is not None:
+                write_sketches = _sketch_writer(gradient_sketches[member_index], gradient_sketch)
+                self.cache.commit(
+                    PROJECTIONS, self._key(member_id, epoch, gradient_sketch), write_sketches, member_seconds
+                )
+        self.ensemble.costs.count_pass(stored_logs, self.examples.tokens, pass_seconds)
 
     def _measure_rows(
-        self, member_ids: Sequence[int], epoch: int, sketch: GradientSketch | None
+        self, member_ids: Sequence[int], epoch: int, gradient_sketch: GradientSketch | None
     ) -> tuple[EpochLog, np.ndarray | None]:
         """Return the log in float64, [M, N], and the sketches, [M, N, K] float32."""
-        ensemble = self.ensemble
-        batch_tokens = ensemble.prepare_engine(member_ids)
+        trained_ensemble = self.ensemble
+        batch_tokens = trained_ensemble.prepare_engine(member_ids)
         adapters = {
-            name: stacked.to(ensemble.device) for name, stacked in ensemble.load_adapters(member_ids, epoch).items()
+            name: stacked.to(trained_ensemble.device)
+            for name, stacked in trained_ensemble.load_adapters(member_ids, epoch).items()
         }
-        dropout = ensemble.measuring_dropout(member_ids, epoch)
-        statistics: dict[str, GradientStatistic] = {} if sketch is None else {"sketch": sketch}
-        more_columns = {} if sketch is None else {"sketch": Column((sketch.width,), np.float32)}
+        dropout = trained_ensemble.measuring_dropout(member_ids, epoch)
+        statistics: dict[str, GradientStatistic] = {} if gradient_sketch is None else {"sketch": gradient_sketch}
+        more_columns = {} if gradient_sketch is None else {"sketch": Column((gradient_sketch.width,), np.float32)}
         row_recorder = log_recorder(self.examples, len(member_ids), more_columns)
-        batches = LengthBatches(self.examples, batch_tokens, ensemble.base_model.pad_id, share=share_of_this_rank())
-        batch_loader = make_batch_loader(batches, ensemble.batches.workers)
+        batches = LengthBatches(
+            self.examples, batch_tokens, trained_ensemble.base_model.pad_id, share=share_of_this_rank()
+        )
+        batch_loader = make_batch_loader(batches, trained_ensemble.batches.workers)
         for batch in track_progress(batch_loader, f"epoch {epoch}: {self.row_description}"):
-            measurement = ensemble.engine.measure(
+            measurement = trained_ensemble.engine.measure(
                 adapters,
-                batch.to(ensemble.device),
+                batch.to(trained_ensemble.device),
                 with_mean_gradient=False,
                 statistics=statistics,
                 dropout=dropout,
@@ -149,20 +156,20 @@ class EnsemblePasses:
                 **{name: values.float().cpu().numpy() for name, values in measurement.statistics.items()},
             )
         tables = row_recorder.gather()
-        return build_log(tables, self.examples, ensemble.settings), tables.get("sketch")
+        return build_log(tables, self.examples, trained_ensemble.settings), tables.get("sketch")
 
 
-def _log_writer(log: EpochLog, position: int) -> Callable[[Path], None]:
-    def write_log(folder: Path) -> None:
-        write_member(folder / PARQUET_FILE, log, position)
+def _log_writer(log: EpochLog, member_index: int) -> Callable[[Path], None]:
+    def write_log(result_folder: Path) -> None:
+        write_member(result_folder / PARQUET_FILE, log, member_index)
 
     return write_log
 
 
-def _sketch_writer(sketches: np.ndarray, sketch: GradientSketch) -> Callable[[Path], None]:
-    def write_sketches(folder: Path) -> None:
-        np.save(folder / PROJECTION_FILE, sketches)
-        write_json(folder / "projection.json", sketch.identity)
+def _sketch_writer(gradient_sketches: np.ndarray, gradient_sketch: GradientSketch) -> Callable[[Path], None]:
+    def write_sketches(result_folder: Path) -> None:
+        np.save(result_folder / PROJECTION_FILE, gradient_sketches)
+        write_json(result_folder / "projection.json", gradient_sketch.identity)
 
     return write_sketches
 

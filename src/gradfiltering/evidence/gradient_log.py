@@ -38,32 +38,34 @@ class GradientLogMeasurer(Measurer[GradientLog]):
         report.matmul_weights = count_matmul_weights(context.base_model.model)
         report.update_ratios, report.heldout_losses = {}, {}
         logs: dict[int, EpochLog] = {}
-        with attach_ensemble(context, report.costs, context.heldout) as ensemble:
-            report.engine = ensemble.engine.name
-            ensemble.train([snapshots.early, snapshots.late])
+        with attach_ensemble(context, report.costs, context.heldout) as trained_ensemble:
+            report.engine = trained_ensemble.engine.name
+            trained_ensemble.train([snapshots.early, snapshots.late])
             for epoch in (snapshots.early, snapshots.late):
-                logs[epoch] = _log_rows(ensemble, epoch, context.run_folder)
+                logs[epoch] = _log_rows(trained_ensemble, epoch, context.run_folder)
                 if context.heldout is not None:
-                    passes = EnsemblePasses(ensemble, context.heldout, "held-out rows")
+                    passes = EnsemblePasses(trained_ensemble, context.heldout, "held-out rows")
                     heldout_log = _read_and_link(
-                        passes.measure_logs(ensemble.settings.member_ids, epoch),
+                        passes.measure_logs(trained_ensemble.settings.member_ids, epoch),
                         epoch,
                         context.run_folder,
                         heldout=True,
                     )
                     report.heldout_losses[epoch] = float(np.mean(heldout_log.loss, dtype=np.float64))
-                report.update_ratios[epoch] = _export_adapters(ensemble, epoch, context.run_folder)
-            trajectory = ensemble.member_cache.load_trajectory(ensemble.settings.trained_member_ids, snapshots.late)
+                report.update_ratios[epoch] = _export_adapters(trained_ensemble, epoch, context.run_folder)
+            trajectory = trained_ensemble.member_cache.load_trajectory(
+                trained_ensemble.settings.trained_member_ids, snapshots.late
+            )
         context.run_folder.write(TRAJECTORY_FILE, partial(write_trajectory, trajectory))
         report.seconds += time.monotonic() - start_time
         return GradientLogPair(logs[snapshots.early], logs[snapshots.late])
 
 
-def _log_rows(ensemble: TrainedEnsemble, epoch: int, run_folder: RunFolder) -> EpochLog:
+def _log_rows(trained_ensemble: TrainedEnsemble, epoch: int, run_folder: RunFolder) -> EpochLog:
     """Return the log of the training rows at an epoch, as training or a pass over them recorded it."""
-    passes = EnsemblePasses(ensemble, ensemble.examples, "all rows")
-    member_ids = ensemble.settings.member_ids
-    recorded_online = ensemble.settings.collect == "online" and epoch > 0
+    passes = EnsemblePasses(trained_ensemble, trained_ensemble.examples, "all rows")
+    member_ids = trained_ensemble.settings.member_ids
+    recorded_online = trained_ensemble.settings.collect == "online" and epoch > 0
     log_files = passes.online_logs(member_ids, epoch) if recorded_online else passes.measure_logs(member_ids, epoch)
     return _read_and_link(log_files, epoch, run_folder)
 
@@ -75,19 +77,19 @@ def _read_and_link(log_files: list[Path], epoch: int, run_folder: RunFolder, hel
     return read_members(log_files)
 
 
-def _export_adapters(ensemble: TrainedEnsemble, epoch: int, run_folder: RunFolder) -> list[float]:
+def _export_adapters(trained_ensemble: TrainedEnsemble, epoch: int, run_folder: RunFolder) -> list[float]:
     """Put an epoch's adapters into the run folder.
 
     Returns:
         ‖ΔW‖/‖W‖ of each member.
     """
-    member_ids = ensemble.settings.member_ids
-    adapters = ensemble.load_adapters(member_ids, epoch)
-    for position, member_id in enumerate(member_ids):
+    member_ids = trained_ensemble.settings.member_ids
+    adapters = trained_ensemble.load_adapters(member_ids, epoch)
+    for member_index, member_id in enumerate(member_ids):
         if epoch > 0:
-            member_folder = ensemble.member_cache.find_measured_member(member_id, epoch).path
+            member_folder = trained_ensemble.member_cache.find_measured_member(member_id, epoch).path
             run_folder.link_adapter(member_folder / ADAPTER_FOLDER, member_id, epoch)
         else:
-            write_adapter = partial(export_adapter, ensemble.model, adapters, position)
+            write_adapter = partial(export_adapter, trained_ensemble.model, adapters, member_index)
             run_folder.write(run_folder.adapter_folder(member_id, epoch), write_adapter)
-    return update_ratio(ensemble.model, adapters, ensemble.settings.lora)
+    return update_ratio(trained_ensemble.model, adapters, trained_ensemble.settings.lora)

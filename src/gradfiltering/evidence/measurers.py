@@ -38,7 +38,7 @@ class Measurer(ABC, Generic[RequestType]):
     stage_name: ClassVar[str] = BASE_MODEL_STAGE
     related_requests: ClassVar[tuple[Request[Any], ...]] = ()
 
-    def check(self, request: RequestType, ensemble: LoraEnsemble) -> None:
+    def check(self, request: RequestType, ensemble_settings: LoraEnsemble) -> None:
         """Refuse a request that cannot be served, before anything is loaded.
 
         Raises:
@@ -114,14 +114,14 @@ def find_measurer(request: Request[Any]) -> Measurer[Any]:
     return measurer
 
 
-def check_requests(requests: Iterable[Request[Any]], ensemble: LoraEnsemble) -> None:
+def check_requests(requests: Iterable[Request[Any]], ensemble_settings: LoraEnsemble) -> None:
     """Refuse requests that cannot be served, before anything is loaded.
 
     Raises:
         UserError: says which, why, and what to do instead.
     """
     for request in sorted(requests, key=repr):
-        find_measurer(request).check(request, ensemble)
+        find_measurer(request).check(request, ensemble_settings)
 
 
 def check_requests_of_dataset(requests: Iterable[Request[Any]], dataset: InstructionDataset) -> None:

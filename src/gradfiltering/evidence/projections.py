@@ -22,12 +22,12 @@ class ProjectionMeasurer(Measurer[Projections]):
         """Measure [M, N, K] float32."""
         start_time = time.monotonic()
         report, late_epoch = context.reports.ensemble, context.snapshots.late
-        with attach_ensemble(context, report.costs, context.heldout) as ensemble:
-            ensemble.train([context.snapshots.early, late_epoch])
-            passes = EnsemblePasses(ensemble, context.examples, "all rows")
-            member_ids = ensemble.settings.member_ids
+        with attach_ensemble(context, report.costs, context.heldout) as trained_ensemble:
+            trained_ensemble.train([context.snapshots.early, late_epoch])
+            passes = EnsemblePasses(trained_ensemble, context.examples, "all rows")
+            member_ids = trained_ensemble.settings.member_ids
             folders = passes.measure_sketches(member_ids, late_epoch, context.projection)
-        for member_id, folder in zip(member_ids, folders, strict=True):
-            context.run_folder.link_projections(folder, member_id, late_epoch)
+        for member_id, result_folder in zip(member_ids, folders, strict=True):
+            context.run_folder.link_projections(result_folder, member_id, late_epoch)
         report.seconds += time.monotonic() - start_time
-        return np.stack([np.load(folder / PROJECTION_FILE) for folder in folders])
+        return np.stack([np.load(result_folder / PROJECTION_FILE) for result_folder in folders])

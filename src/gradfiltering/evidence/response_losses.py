@@ -25,7 +25,7 @@ class ResponseLossMeasurer(Measurer[ResponseLosses]):
 
     request_type = ResponseLosses
 
-    def check(self, request: ResponseLosses, ensemble: LoraEnsemble) -> None:
+    def check(self, request: ResponseLosses, ensemble_settings: LoraEnsemble) -> None:
         """Refuse a template that does not exist."""
         find_template(request.template)
 
