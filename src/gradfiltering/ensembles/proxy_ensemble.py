@@ -12,9 +12,10 @@ from gradfiltering.data.batches import Batch
 from gradfiltering.distributed.process_group import gather_from_ranks, sum_over_ranks, world_size
 from gradfiltering.distributed.row_measurements import RowMeasurements
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
-from gradfiltering.ensembles.stack_state import MOMENTS, StackState
+from gradfiltering.ensembles.stack_state import StackState
 from gradfiltering.ensembles.trajectory import TrajectoryRecorder, flatten_adapters
 from gradfiltering.errors import UserError
+from gradfiltering.gradients.adam_direction import MOMENT_NAMES
 from gradfiltering.gradients.dropout import Dropout
 from gradfiltering.gradients.engine import GradientEngine
 from gradfiltering.models.lora import Adapters
@@ -77,7 +78,7 @@ class ProxyEnsemble(L.LightningModule):
                 parameter_name: optimizer_state[stacked_value][moment_name]
                 for parameter_name, stacked_value in self.named_stacks
             }
-            for moment_name in MOMENTS
+            for moment_name in MOMENT_NAMES
         }
         return StackState(self.adapters, moments, self.steps_taken)
 

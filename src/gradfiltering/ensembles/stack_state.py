@@ -9,9 +9,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from gradfiltering.gradients.adam_direction import MOMENT_NAMES
 from gradfiltering.models.lora import Adapters
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 ADAPTER_PREFIX = "adapter/"
 
 
@@ -66,7 +66,7 @@ class StackState:
     @classmethod
     def from_tensors(cls, flat_tensors: Mapping[str, Tensor]) -> "StackState":
         """Restore a state from `to_tensors`; further tensors in the mapping are ignored."""
-        moments = {moment_name: _with_prefix(flat_tensors, f"{moment_name}/") for moment_name in MOMENTS}
+        moments = {moment_name: _with_prefix(flat_tensors, f"{moment_name}/") for moment_name in MOMENT_NAMES}
         return cls(
             adapters=_with_prefix(flat_tensors, ADAPTER_PREFIX),
             moments={moment_name: parameters for moment_name, parameters in moments.items() if parameters},
