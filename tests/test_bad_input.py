@@ -60,7 +60,7 @@ FILES = {
     "prompts of no held-out row": ("rows.jsonl", GOOD, ["until=report"], ["eval=heldout needs", "data.heldout.share="]),
     "unknown schema": ("rows.jsonl", GOOD, ["data.schema=chatml"], ["data.schema=chatml", "choose one of: auto"]),
     "fraction of no row": ("rows.jsonl", GOOD, ["selector.fraction=0.1"],
-        ["selector.fraction=0.1 of 1 rows is no row", "larger fraction"]),
+        ["of 1 rows is no row; give a larger fraction (selector.fraction=0.1)"]),
 }  # fmt: skip
 
 MIXTURE = "+data.sources={a: {path: rows.jsonl, %s}}"
@@ -81,9 +81,9 @@ OPTIONS = {
     "share of one": (["data=file", "data.path=x", "data.heldout.share=1.0"], ["data.heldout.share=1.0", "[0, 1)"]),
     "fraction over 1": (["selector.fraction=1.5"], ["selector.fraction=1.5", "(0, 1]"]),
     "fraction 0": (["selector.fraction=0"], ["selector.fraction=0", "(0, 1]"]),
-    "fraction and count": (["selector.count=5"], ["selector.count=5", "exactly one", "selector.fraction=null"]),
+    "fraction and count": (["selector.count=5"], ["selector.count=5", "exactly one", "fraction of null"]),
     "more rows than there are": (["selector.fraction=null", "selector.count=81"],
-        ["selector.count=81 is more than the dataset's 80 rows", "give a smaller count"]),
+        ["81 rows are more than the dataset's 80; give a smaller count (selector.count=81)"]),
     "late before early": (["epochs.early=2", "epochs.late=1"], ["epochs.early=2, epochs.late=1", "must come before"]),
     "variance of one": (["ensemble.m=1"], ["needs the variance over members", "ensemble.m=2", "scorer=raw_drop"]),
     "snapshots that would move": (["ensemble=snapshots", "ensemble.m=auto"], ["ensemble.m=auto", "LoRA ensemble"]),
@@ -92,8 +92,8 @@ OPTIONS = {
     "no validation file": (["scorer=less", "scorer.validation=gone.jsonl"],
         ["scorer.validation=gone.jsonl cannot be read as rows", "no such file"]),
     "no such task": (["scorer=less", "scorer.task=skill"], ["scorer.task=skill", "no such field", "scorer.task=null"]),
-    "checkpoint before training": (["scorer=less", "epochs.early=0"], ["scorer.checkpoints=[0, 2]", "from 1 on"]),
-    "members of no ensemble": (["scorer=less", "scorer.members=9"], ["scorer.members=9 and ensemble.m=5", "lower"]),
+    "checkpoint before training": (["scorer=less", "epochs.early=0"], ["scorer.checkpoints=0", "greater than 0"]),
+    "members of no ensemble": (["scorer=less", "scorer.members=9"], ["9 members are read, and the ensemble has 5 (scorer.members=9)"]),
     "influence of no trained member": (["scorer=less", "ensemble=mc_dropout"],
         ["gradients of 1 members", "choose a LoRA or bootstrap ensemble"]),
     "score for a target that leads": (["scorer=gsnr", "target.data=lead"],

@@ -281,6 +281,16 @@ def test_every_method_can_be_built_and_says_what_it_needs(file):
 
 
 @pytest.mark.parametrize("file", RANKERS, ids=name_of)
+def test_conf_has_the_defaults_of_the_class(file):
+    """Files that set a variant (ifd_loss) or parts (fused_rank) differ from the class in these alone."""
+    if file.stem == "deduplicated":
+        pytest.importorskip("datasketch", reason="the optional extra dedup is not installed")
+    if file.stem not in ("ifd_loss", "fused_rank"):
+        method = build(composed(group_override(file))[file.parent.name])
+        assert method == type(method)()
+
+
+@pytest.mark.parametrize("file", RANKERS, ids=name_of)
 def test_every_method_stands_in_the_readme_and_has_a_mirrored_test(file):
     assert f"`{file.stem}`" in (CONF.parent / "README.md").read_text("utf-8").split("### Scorers")[1]
     target = composed(group_override(file))[file.parent.name]._target_.split(".")

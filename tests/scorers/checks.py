@@ -61,7 +61,7 @@ class GradientScorerChecks:
         early, late = (norm[:1] for norm in norms)
         scorer = self.scorer(1e-8, 0)
         if self.scorer.uses_variance:
-            with pytest.raises(UserError, match=r"ensemble\.m=1; set ensemble\.m=2.*scorer=raw_drop"):
+            with pytest.raises(UserError, match=r"needs the variance over members, and there is one.*raw_drop"):
                 scorer.score(evidence(early, late))
             return
         found = scorer.score(evidence(early, late))
@@ -82,9 +82,9 @@ class GradientScorerChecks:
         ):
             self.scorer(1e-8, 0).score(evidence(early, late))
 
-    @pytest.mark.parametrize(("epsilon", "ddof", "message"), [(0.0, 0, "epsilon=0.0"), (1e-8, 2, "ddof=2")])
+    @pytest.mark.parametrize(("epsilon", "ddof", "message"), [(0.0, 0, "epsilon must be a positive"), (1e-8, 2, "ddof must be one of: 0, 1")])
     def test_settings_out_of_range(self, epsilon, ddof, message):
-        with pytest.raises(UserError, match=f"scorer.{message}: give"):
+        with pytest.raises(UserError, match=message):
             self.scorer(epsilon, ddof)
 
     def test_requests_the_gradient_log(self):

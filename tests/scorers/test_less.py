@@ -102,12 +102,12 @@ def test_with_one_task_turns_are_the_plain_order():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"checkpoints": []}, r"scorer\.checkpoints=\[\]: give a list of different epochs from 1"),
-        ({"checkpoints": [0, 1]}, r"scorer\.checkpoints=\[0, 1\].*before training Adam has no moments"),
-        ({"checkpoints": [1, 1]}, r"scorer\.checkpoints=\[1, 1\]: give a list of different"),
-        ({"checkpoints": 2}, r"scorer\.checkpoints=2: give a list"),
-        ({"members": 0}, r"scorer\.members=0"),
-        ({"combine": "sum"}, r"scorer\.combine=sum: give one of: max, round_robin"),
+        ({"checkpoints": []}, "give different epochs"),
+        ({"checkpoints": [0, 1]}, "checkpoints must be a list.*greater than 0"),
+        ({"checkpoints": [1, 1]}, "give different epochs"),
+        ({"checkpoints": 2}, "checkpoints must be a list"),
+        ({"members": 0}, "members must be a positive"),
+        ({"combine": "sum"}, "combine must be one of: max, round_robin"),
     ],
 )
 def test_settings_out_of_range(changes, message):
@@ -116,16 +116,16 @@ def test_settings_out_of_range(changes, message):
 
 
 def test_more_members_than_there_are_is_refused_before_training():
-    with pytest.raises(UserError, match=r"scorer\.members=3 and ensemble\.m=2"):
+    with pytest.raises(UserError, match="3 members are read, and the ensemble has 2"):
         scorer(members=3).check_members(2)
     scorer(members=2).check_members(2)
 
 
 def test_tasks_without_number_and_rates_of_zero_are_refused():
     many = [str(number) for number in range(101)]
-    with pytest.raises(UserError, match=r"name 101 tasks, and at most 100.*scorer\.task=null"):
+    with pytest.raises(UserError, match="name 101 tasks, and at most 100"):
         scored(scorer(), gradients(tasks=many))
-    with pytest.raises(UserError, match=r"ensemble\.lr=0"):
+    with pytest.raises(UserError, match="all of these are 0"):
         scored(scorer(), gradients(rates=[0.0, 0.0, 0.0]))
 
 

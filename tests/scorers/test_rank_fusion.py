@@ -45,13 +45,13 @@ def test_rows_that_a_part_cannot_score_are_unscored(measured):
 def test_needs_and_refuses_what_its_parts_do():
     scorer = RankFusion({"gsnr": GSNR(1e-8, 0), "loss": LossScorer()}, {"gsnr": 1.0, "loss": 1.0})
     assert scorer.requests == {GradientLog(), BaseModelLosses()}
-    with pytest.raises(UserError, match=r"ensemble\.m=1"):
+    with pytest.raises(UserError, match="needs the variance over members"):
         scorer.check_members(1)
 
 
 @pytest.mark.parametrize(
     ("weights", "message"),
-    [({"loss": 1.0}, "name the same"), ({"loss": 0.0, "length": 0.0}, "all 0")],
+    [({"loss": 1.0}, "name the same"), ({"loss": 0.0, "length": 0.0}, "all weights are 0")],
 )
 def test_weights_must_fit(weights, message):
     with pytest.raises(UserError, match=message):

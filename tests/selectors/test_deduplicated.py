@@ -57,11 +57,11 @@ def test_shingles():
 
 def test_settings_needs_and_the_missing_package(monkeypatch):
     assert make().requests == {RowTokens()} and make().uses_scores
-    with pytest.raises(UserError, match=r"selector\.inner is to choose 3 rows and the whole 4"):
+    with pytest.raises(UserError, match="inner is to select 3 rows and the whole 4"):
         make(TopSelector(None, 3)).budget_rows(10)
-    with pytest.raises(UserError, match=r"selector\.threshold=0\.0"):
+    with pytest.raises(UserError, match="threshold must be"):
         make(threshold=0.0)
-    with pytest.raises(UserError, match=r"selector\.permutations=8"):
+    with pytest.raises(UserError, match="permutations must be .* at least 64"):
         DeduplicatedSelector(None, 4, TopSelector(None, 4), 0.8, 8, 3)
     DeduplicatedSelector(None, 4, TopSelector(None, 4), 1.0, 64, 3).distinct_rows([[1], [2]], np.asarray([0]))
     monkeypatch.setattr(deduplicated, "find_spec", lambda name: None)

@@ -59,5 +59,5 @@ def test_a_zero_vector_stays_one():
 
 def test_settings_and_need():
     assert FacilityLocationSelector.requests == {Embeddings()} and not FacilityLocationSelector.uses_scores
-    with pytest.raises(UserError, match=r"selector\.similarity=dot: give euclidean or cosine"):
+    with pytest.raises(UserError, match="similarity must be one of: euclidean, cosine"):
         FacilityLocationSelector(0.1, None, "dot")

@@ -35,8 +35,8 @@ def test_stages_that_choose_alike_are_one(ids, scores, evidence):
 
 
 def test_budgets_that_do_not_fit_are_refused():
-    with pytest.raises(UserError, match=r"first cut leaves 50 of 500 rows, and 100 are asked for"):
+    with pytest.raises(UserError, match="first cut leaves 50 of 500 rows, and 100 are to be selected"):
         make(first=0.1).budget_rows(500)
-    with pytest.raises(UserError, match=r"selector\.second is to choose 50 rows and the whole 100"):
+    with pytest.raises(UserError, match="second is to select 50 rows and the whole 100"):
         make(second=RandomSelector(0.1, None)).budget_rows(500)
     assert make().budget_rows(500) == 100

@@ -125,7 +125,10 @@ class Plan:
         from gradfiltering.finetuning.training_sets import check_baselines
 
         if self.scored and self.reached("score"):
-            self.scorer.check_members(members)
+            try:
+                self.scorer.check_members(members)
+            except UserError as error:
+                raise error if error.owner else UserError(str(error), ensemble, ("m",)) from error
         check_requests(self.requests, ensemble)
         proxy.check()
         if self.reached("target"):

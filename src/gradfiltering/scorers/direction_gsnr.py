@@ -1,17 +1,16 @@
 """G-SNR weighted by the direction of the gradient."""
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
-from gradfiltering.errors import UserError
+from gradfiltering.options import Probability, options
 from gradfiltering.requests import Evidence, GradientLog, Projections, Request
 from gradfiltering.scorers.base import Scores
 from gradfiltering.scorers.gsnr import GSNR
 
 
-@dataclass(frozen=True)
+@options
 class DirectionGSNR(GSNR):
     r"""\(\mathrm{gsnr}_i · (1 - λ + λ (1 + c_i)/2)\), with agreement c in direction. Ours.
 
@@ -23,15 +22,10 @@ class DirectionGSNR(GSNR):
         direction: λ in [0, 1]; 0 is `gsnr`.
     """
 
-    direction: float = 0.5
+    direction: Probability = 0.5
 
     requests: ClassVar[frozenset[Request[Any]]] = frozenset({GradientLog(), Projections()})
     row_wise: ClassVar[bool] = False
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 <= self.direction <= 1:
-            raise UserError(f"scorer.direction={self.direction}: give a weight in [0, 1]")
 
     def score(self, evidence: Evidence) -> Scores:
         """Weight G-SNR by agreement in direction; `cosine` stands beside it."""

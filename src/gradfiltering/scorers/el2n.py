@@ -1,13 +1,13 @@
 """Error norm of the predicted distribution."""
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from gradfiltering.options import options
 from gradfiltering.requests import ErrorNorms, Evidence, Request
 from gradfiltering.scorers.base import Scorer, Scores
 
 
-@dataclass(frozen=True)
+@options
 class EL2N(Scorer):
     r"""\(\frac1T \sum_t ‖p_t - \mathrm{onehot}(y_t)‖_2\) over response tokens, by the base model.
 

@@ -1,16 +1,15 @@
 """Mean gradient norm."""
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from gradfiltering.errors import UserError
+from gradfiltering.options import options
 from gradfiltering.requests import Evidence, GradientLog, Request
 from gradfiltering.scorers.base import Scorer, Scores
 
 
-@dataclass(frozen=True)
+@options
 class GradNorm(Scorer):
     r"""GraNd, \(\frac1M \sum_m g_i^{(m)}\) at one snapshot (Paul et al., NeurIPS 2021, sec. 2).
 
@@ -19,17 +18,11 @@ class GradNorm(Scorer):
         prefer: `large`, or `small` for minus the norm: on a small proxy, noise has the large norms.
     """
 
-    at: str = "early"
-    prefer: str = "large"
+    at: Literal["early", "late"] = "early"
+    prefer: Literal["large", "small"] = "large"
 
     requests: ClassVar[frozenset[Request[Any]]] = frozenset({GradientLog()})
     row_wise: ClassVar[bool] = True
-
-    def __post_init__(self):
-        if self.at not in ("early", "late"):
-            raise UserError(f"scorer.at={self.at}: give early or late")
-        if self.prefer not in ("large", "small"):
-            raise UserError(f"scorer.prefer={self.prefer}: give large or small")
 
     def score(self, evidence: Evidence) -> Scores:
         """[N] mean norm over members, or minus the norm."""

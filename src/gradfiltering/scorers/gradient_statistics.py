@@ -2,11 +2,12 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from gradfiltering.errors import UserError
+from gradfiltering.options import PositiveFloat, options
 from gradfiltering.requests import Evidence, GradientLog, Request
 from gradfiltering.scorers.base import Scorer, Scores
 
@@ -45,7 +46,7 @@ def gradient_statistics(early_norms: np.ndarray, late_norms: np.ndarray, ddof: i
     return GradientStatistics(early_norms.mean(axis=0), late_norms.mean(axis=0), late_variance)
 
 
-@dataclass(frozen=True)
+@options
 class GradientScorer(Scorer, ABC):
     """A score that is a function of G_s, G_t and V_t.
 
@@ -54,18 +55,12 @@ class GradientScorer(Scorer, ABC):
         ddof: of the variance, 0 (population) or 1 (sample).
     """
 
-    epsilon: float = 1e-8
-    ddof: int = 0
+    epsilon: PositiveFloat = 1e-8
+    ddof: Literal[0, 1] = 0
 
     requests: ClassVar[frozenset[Request[Any]]] = frozenset({GradientLog()})
     row_wise: ClassVar[bool] = True
     uses_variance: ClassVar[bool] = True
-
-    def __post_init__(self):
-        if self.epsilon <= 0:
-            raise UserError(f"scorer.epsilon={self.epsilon}: give a small positive number")
-        if self.ddof not in (0, 1):
-            raise UserError(f"scorer.ddof={self.ddof}: give 0 (population variance) or 1 (sample variance)")
 
     @abstractmethod
     def formula(self, statistics: GradientStatistics) -> np.ndarray:
@@ -83,8 +78,8 @@ class GradientScorer(Scorer, ABC):
         """
         if self.uses_variance and member_count < 2:
             raise UserError(
-                f"{type(self).__name__} needs the variance over members, and ensemble.m={member_count}; "
-                "set ensemble.m=2 or more, or use scorer=raw_drop or scorer=normalized_drop"
+                f"{type(self).__name__} needs the variance over members, and there is one; train two "
+                "or more members, or use the scorer raw_drop or normalized_drop"
             )
 
     def score(self, evidence: Evidence) -> Scores:

@@ -1,13 +1,13 @@
 """G-SNR, the score of GradFiltering."""
 
-from dataclasses import dataclass
 
 import numpy as np
 
+from gradfiltering.options import options
 from gradfiltering.scorers.gradient_statistics import GradientScorer, GradientStatistics
 
 
-@dataclass(frozen=True)
+@options
 class GSNR(GradientScorer):
     r"""Gradient signal-to-noise ratio, \((G_s - G_t)/(G_s + ε) · 1/(V_t + ε)\).
 

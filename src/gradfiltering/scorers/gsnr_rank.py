@@ -1,16 +1,15 @@
 """Drop and agreement, fused by rank."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 from scipy.stats import rankdata
 
-from gradfiltering.errors import UserError
+from gradfiltering.options import Probability, options
 from gradfiltering.scorers.gradient_statistics import GradientScorer, GradientStatistics
 
 
-@dataclass(frozen=True)
+@options
 class RankGSNR(GradientScorer):
     r"""\((1 - w) · r((G_s - G_t)/(G_s + ε)) + w · r(-V_t/(G_t² + ε))\), r = rank / N. Ours.
 
@@ -23,14 +22,9 @@ class RankGSNR(GradientScorer):
         agreement: w, the weight of the members' agreement, in [0, 1].
     """
 
-    agreement: float = 0.5
+    agreement: Probability = 0.5
 
     row_wise: ClassVar[bool] = False
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 <= self.agreement <= 1:
-            raise UserError(f"scorer.agreement={self.agreement}: give a weight in [0, 1]")
 
     def formula(self, statistics: GradientStatistics) -> np.ndarray:
         """[N] in (0, 1]."""

@@ -1,18 +1,17 @@
 """Instruction-following difficulty."""
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from annotated_types import Ge
 
 from gradfiltering.errors import UserError
+from gradfiltering.options import options
 from gradfiltering.requests import Evidence, Request, ResponseLosses
 from gradfiltering.scorers.base import Scorer, Scores
 
-RATIOS = ("perplexity", "loss")
 
-
-@dataclass(frozen=True)
+@options
 class IFD(Scorer):
     r"""How little the instruction helps to predict the response.
 
@@ -28,18 +27,12 @@ class IFD(Scorer):
         keep_below: rows whose ratio is this or more are taken last; None keeps the plain order.
     """
 
-    ratio: str = "perplexity"
+    ratio: Literal["perplexity", "loss"] = "perplexity"
     template: str = "plain"
-    max_tokens: int = 1024
+    max_tokens: Annotated[int, Ge(2)] = 1024
     keep_below: float | None = 1.0
 
     row_wise: ClassVar[bool] = True
-
-    def __post_init__(self):
-        if self.ratio not in RATIOS:
-            raise UserError(f"scorer.ratio={self.ratio}: give one of: {', '.join(RATIOS)}")
-        if self.max_tokens < 2:
-            raise UserError(f"scorer.max_tokens={self.max_tokens}: give 2 or more")
 
     @property
     def losses_request(self) -> ResponseLosses:

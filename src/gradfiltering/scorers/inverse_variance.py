@@ -1,13 +1,13 @@
 """Agreement of the members alone."""
 
-from dataclasses import dataclass
 
 import numpy as np
 
+from gradfiltering.options import options
 from gradfiltering.scorers.gradient_statistics import GradientScorer, GradientStatistics
 
 
-@dataclass(frozen=True)
+@options
 class InverseVariance(GradientScorer):
     r"""\(1/(V_t + ε)\): uncertainty without the drop; shows what the variance adds. Ours."""
 

@@ -1,15 +1,15 @@
 """Fall of the loss during training."""
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
+from gradfiltering.options import options
 from gradfiltering.requests import Evidence, GradientLog, Request
 from gradfiltering.scorers.base import Scorer, Scores
 
 
-@dataclass(frozen=True)
+@options
 class Learnability(Scorer):
     r"""\(\frac1M \sum_m (L_i^{(m,s)} - L_i^{(m,t)})\), the fall of the members' loss on the row.
 

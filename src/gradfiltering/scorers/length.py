@@ -1,15 +1,15 @@
 """Length of the response."""
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
+from gradfiltering.options import options
 from gradfiltering.requests import Evidence, Request
 from gradfiltering.scorers.base import Scorer, Scores
 
 
-@dataclass(frozen=True)
+@options
 class LengthScorer(Scorer):
     """Tokens of the response (Zhao et al., "Long Is More for Alignment", ICML 2024, sec. 3).
 

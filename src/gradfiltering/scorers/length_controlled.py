@@ -1,18 +1,17 @@
 """Any score, compared among rows of like length only."""
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from scipy.stats import rankdata
 
-from gradfiltering.errors import UserError
+from gradfiltering.options import PositiveInt, options
 from gradfiltering.requests import Evidence, Request
 from gradfiltering.scorers.base import Scorer, Scores
 from gradfiltering.scorers.gsnr import GSNR
 
 
-@dataclass(frozen=True)
+@options
 class LengthControlled(Scorer):
     """Rank of a row's score among the rows of its length bin, as a share of the bin. Ours.
 
@@ -25,14 +24,10 @@ class LengthControlled(Scorer):
         bins: length bins, of as equal size as ties allow.
     """
 
-    base: Scorer = GSNR()  # noqa: RUF009 (frozen)
-    bins: int = 10
+    base: Scorer = GSNR()
+    bins: PositiveInt = 10
 
     row_wise: ClassVar[bool] = False
-
-    def __post_init__(self):
-        if self.bins < 1:
-            raise UserError(f"scorer.bins={self.bins}: give a positive number")
 
     @property
     def requests(self) -> frozenset[Request[Any]]:

@@ -1,20 +1,19 @@
 """LESS: rows whose gradients point where validation rows would have the model go."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from gradfiltering.errors import UserError
+from gradfiltering.options import PositiveInt, model_validator, options
 from gradfiltering.requests import Evidence, Request, TaskGradients
 from gradfiltering.scorers.base import Scorer, Scores
 
-COMBINE = ("max", "round_robin")
 MAX_TASKS = 100  # each gets a column in scores.parquet
 BLOCK_ROWS = 4096  # rows widened to float64 at once
 
 
-@dataclass(frozen=True)
+@options
 class LESS(Scorer):
     r"""\(\max_s \sum_t η_t \, \mathrm{mean}_{v ∈ s} \cos(Γ_i^{(t)}, g_v^{(t)})\).
 
@@ -24,7 +23,7 @@ class LESS(Scorer):
     are scaled to sum to 1, so that an influence is a mean cosine.
 
     Attributes:
-        checkpoints: epochs t, from 1 on.
+        checkpoints: epochs t, from 1 on; before training Adam has no moments.
         members: number of members of the ensemble, from the first, whose influences are averaged.
         validation: a file of validation rows, None for the held-out ones.
         task: field that names a validation row's task; `auto` for `source` if there is one, None
@@ -34,24 +33,19 @@ class LESS(Scorer):
             the first k taken.
     """
 
-    checkpoints: list[int] = field(default_factory=lambda: [1, 2])
-    members: int = 1
+    checkpoints: tuple[PositiveInt, ...] = (1, 2)
+    members: PositiveInt = 1
     validation: str | None = None
     task: str | None = "auto"
-    combine: str = "max"
+    combine: Literal["max", "round_robin"] = "max"
 
-    def __post_init__(self):
-        epochs = self.checkpoints if isinstance(self.checkpoints, list) else []
-        whole = all(isinstance(epoch, int) and epoch > 0 for epoch in epochs)
-        if not epochs or not whole or len(set(epochs)) < len(epochs):
+    @model_validator(mode="after")
+    def _check_checkpoints(self) -> "LESS":
+        if not self.checkpoints or len(set(self.checkpoints)) < len(self.checkpoints):
             raise UserError(
-                f"scorer.checkpoints={self.checkpoints}: give a list of different epochs from 1 on, such as [1,2] "
-                "(before training Adam has no moments)"
+                "give different epochs as checkpoints, such as [1,2]", arguments=("checkpoints",)
             )
-        if self.members < 1:
-            raise UserError(f"scorer.members={self.members}: give a positive number")
-        if self.combine not in COMBINE:
-            raise UserError(f"scorer.combine={self.combine}: give one of: {', '.join(COMBINE)}")
+        return self
 
     @property
     def gradients_request(self) -> TaskGradients:
@@ -73,7 +67,9 @@ class LESS(Scorer):
         """Refuse to read more members than there are."""
         if self.members > member_count:
             raise UserError(
-                f"scorer.members={self.members} and ensemble.m={member_count}; lower the one or raise the other"
+                f"gradients of {self.members} members are read, and the ensemble has {member_count}",
+                owner=self,
+                arguments=("members",),
             )
 
     def score(self, evidence: Evidence) -> Scores:
@@ -86,12 +82,17 @@ class LESS(Scorer):
         tasks, task_indices = np.unique(gradients.validation_tasks, return_inverse=True)
         if len(tasks) > MAX_TASKS:
             raise UserError(
-                f"scorer.task={self.task}: the validation rows name {len(tasks)} tasks, and at most {MAX_TASKS} are "
-                "told apart; name another field, or give scorer.task=null for one task"
+                f"the validation rows name {len(tasks)} tasks, and at most {MAX_TASKS} are told "
+                "apart; name another field, or null for one task",
+                owner=self,
+                arguments=("task",),
             )
         rates = np.asarray(gradients.learning_rates)
         if not rates.sum() > 0:
-            raise UserError("ensemble.lr=0: checkpoints are weighed by their learning rates; give a positive rate")
+            raise UserError(
+                "checkpoints are weighed by their learning rates, and all of these are 0; train "
+                "with a positive learning rate"
+            )
         influences = np.zeros((len(evidence.example_ids), len(tasks)))
         for rate_share, member_directions, member_validation in zip(
             rates / sum(gradients.learning_rates),

@@ -1,13 +1,13 @@
 """Loss under the base model."""
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from gradfiltering.options import options
 from gradfiltering.requests import BaseModelLosses, Evidence, Request
 from gradfiltering.scorers.base import Scorer, Scores
 
 
-@dataclass(frozen=True)
+@options
 class LossScorer(Scorer):
     """Mean negative log-likelihood of the response by the base model, nats per token.
 

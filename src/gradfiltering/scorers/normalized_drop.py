@@ -1,14 +1,14 @@
 """Relative drop of the gradient norm."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
+from gradfiltering.options import options
 from gradfiltering.scorers.gradient_statistics import GradientScorer, GradientStatistics
 
 
-@dataclass(frozen=True)
+@options
 class NormalizedDrop(GradientScorer):
     r"""\((G_s - G_t)/(G_s + ε)\) (arXiv 2601.13697, ablation, alternative 2)."""
 

@@ -1,16 +1,16 @@
 """The middle of the perplexities."""
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from scipy.stats import rankdata
 
+from gradfiltering.options import options
 from gradfiltering.requests import BaseModelLosses, Evidence, Request
 from gradfiltering.scorers.base import Scorer, Scores
 
 
-@dataclass(frozen=True)
+@options
 class PerplexityMiddle(Scorer):
     """Rows whose perplexity under the base model is nearest to the median, by rank.
 

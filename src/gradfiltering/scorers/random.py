@@ -1,14 +1,14 @@
 """Random scores, the baseline every scorer must beat."""
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from gradfiltering.options import options
 from gradfiltering.requests import Evidence, Request
 from gradfiltering.scorers.base import Scorer, Scores
 from gradfiltering.seeding import numpy_rng
 
 
-@dataclass(frozen=True)
+@options
 class RandomScorer(Scorer):
     """Uniform scores in [0, 1) from the run's seed; trains nothing."""
 

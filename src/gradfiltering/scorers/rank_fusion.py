@@ -1,6 +1,5 @@
 """Several scores fused by rank."""
 
-from dataclasses import dataclass
 from functools import reduce
 from typing import Any, ClassVar
 
@@ -8,11 +7,12 @@ import numpy as np
 from scipy.stats import rankdata
 
 from gradfiltering.errors import UserError
+from gradfiltering.options import model_validator, options
 from gradfiltering.requests import Evidence, Request
 from gradfiltering.scorers.base import Scorer, Scores
 
 
-@dataclass(frozen=True)
+@options
 class RankFusion(Scorer):
     """Weighted mean of the ranks that several scorers give, each as a share of N (Borda's count).
 
@@ -29,13 +29,17 @@ class RankFusion(Scorer):
 
     row_wise: ClassVar[bool] = False
 
-    def __post_init__(self):
+    @model_validator(mode="after")
+    def _check_weights(self) -> "RankFusion":
         if set(self.parts) != set(self.weights) or not self.parts:
             raise UserError(
-                f"scorer.parts names {sorted(self.parts)} and scorer.weights {sorted(self.weights)}; name the same"
+                f"there are parts {sorted(self.parts)} and weights of {sorted(self.weights)}; name "
+                "the same",
+                arguments=("parts", "weights"),
             )
         if not any(self.weights.values()):
-            raise UserError("scorer.weights are all 0; give at least one that is not")
+            raise UserError("all weights are 0", arguments=("weights",))
+        return self
 
     @property
     def requests(self) -> frozenset[Request[Any]]:

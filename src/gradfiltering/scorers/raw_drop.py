@@ -1,14 +1,14 @@
 """Drop of the gradient norm."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
+from gradfiltering.options import options
 from gradfiltering.scorers.gradient_statistics import GradientScorer, GradientStatistics
 
 
-@dataclass(frozen=True)
+@options
 class RawDrop(GradientScorer):
     r"""\(G_s - G_t\) (arXiv 2601.13697, ablation, alternative 1)."""
 

@@ -1,13 +1,13 @@
 """Drop of the gradient norm, normalised by the variance only."""
 
-from dataclasses import dataclass
 
 import numpy as np
 
+from gradfiltering.options import options
 from gradfiltering.scorers.gradient_statistics import GradientScorer, GradientStatistics
 
 
-@dataclass(frozen=True)
+@options
 class VarianceOnly(GradientScorer):
     r"""\((G_s - G_t)/(V_t + ε)\) (arXiv 2601.13697, ablation, alternative 3)."""
 

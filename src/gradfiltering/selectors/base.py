@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gradfiltering.errors import UserError
+from gradfiltering.options import PositiveInt, Share, model_validator, options
 from gradfiltering.requests import Evidence, Request
 from gradfiltering.scorers.base import Scores
 
@@ -81,7 +82,7 @@ class Selector(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@options
 class Budget:
     """How many rows to select: a fraction of all rows of the dataset, or a count.
 
@@ -90,19 +91,18 @@ class Budget:
         count: rows, or None.
     """
 
-    fraction: float | None = 0.1
-    count: int | None = None
+    fraction: Share | None = 0.1
+    count: PositiveInt | None = None
 
-    def __post_init__(self):
+    @model_validator(mode="after")
+    def _check_budget(self) -> "Budget":
         if (self.fraction is None) == (self.count is None):
             raise UserError(
-                f"selector.fraction={self.fraction}, selector.count={self.count}: give exactly one of them, "
-                "for example selector.fraction=0.1, or selector.fraction=null selector.count=500"
+                "give exactly one of fraction and count, such as a fraction of 0.1 and no count, or "
+                "a count of 500 rows and a fraction of null",
+                arguments=("fraction", "count"),
             )
-        if self.fraction is not None and not 0 < self.fraction <= 1:
-            raise UserError(f"selector.fraction={self.fraction}: give a fraction in (0, 1], such as 0.1 for 10 %")
-        if self.count is not None and self.count < 1:
-            raise UserError(f"selector.count={self.count}: give a positive number of rows")
+        return self
 
     def budget_rows(self, total_rows: int) -> int:
         """Return the budget in rows: round(fraction · total_rows), or the count.
@@ -113,10 +113,16 @@ class Budget:
         row_count = self.count if self.fraction is None else round(self.fraction * total_rows)
         assert row_count is not None
         if row_count < 1:
-            raise UserError(f"selector.fraction={self.fraction} of {total_rows} rows is no row; give a larger fraction")
+            raise UserError(
+                f"a share of {self.fraction} of {total_rows} rows is no row; give a larger fraction",
+                owner=self,
+                arguments=("fraction",),
+            )
         if row_count > total_rows:
             raise UserError(
-                f"selector.count={self.count} is more than the dataset's {total_rows} rows; give a smaller count"
+                f"{row_count} rows are more than the dataset's {total_rows}; give a smaller count",
+                owner=self,
+                arguments=("count",),
             )
         return row_count
 
@@ -131,10 +137,9 @@ def shortfall_warnings(budget_rows: int, selection: Selection) -> list[str]:
     if selected_rows >= budget_rows:
         return []
     reason = selection.stopped or (
-        "no more of them can be scored (unscored.parquet says why); mend those rows, or ask for fewer with "
-        "selector.fraction= or selector.count="
+        "no more rows can be scored (unscored.parquet says why); mend those rows, or ask for fewer"
     )
-    return [f"the selector was asked for {budget_rows} rows and chose {selected_rows}: {reason}"]
+    return [f"the budget is {budget_rows} rows and {selected_rows} were selected: {reason}"]
 
 
 def check_inner_budget(part_name: str, inner_selector: Selector, budget_rows: int, total_rows: int) -> int:
@@ -146,8 +151,9 @@ def check_inner_budget(part_name: str, inner_selector: Selector, budget_rows: in
     inner_rows = inner_selector.budget_rows(total_rows)
     if inner_rows != budget_rows:
         raise UserError(
-            f"selector.{part_name} is to choose {inner_rows} rows and the whole {budget_rows}; leave "
-            f"selector.{part_name}.fraction and selector.{part_name}.count as they are and give selector.fraction or "
-            "selector.count"
+            f"the selector {part_name} is to select {inner_rows} rows and the whole {budget_rows}; "
+            f"leave the budget of {part_name} as it is and give that of the whole",
+            owner=inner_selector,
+            arguments=("fraction", "count"),
         )
     return budget_rows

@@ -1,13 +1,14 @@
 """Selection without near-duplicates."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge
 
 from gradfiltering.errors import UserError
+from gradfiltering.options import PositiveInt, Share, model_validator, options
 from gradfiltering.requests import Evidence, Request, RowTokens
 from gradfiltering.scorers.base import Scores
 from gradfiltering.selectors.base import Budget, Selection, Selector, check_inner_budget
@@ -18,7 +19,7 @@ MIN_PERMUTATIONS = 64  # with fewer, similarity is not estimated but guessed
 MAX_LOOKUP_THRESHOLD = 0.9
 
 
-@dataclass(frozen=True)
+@options
 class DeduplicatedSelector(Budget):
     """Select by `inner` among rows of which no two are near-duplicates.
 
@@ -33,22 +34,19 @@ class DeduplicatedSelector(Budget):
         shingle: tokens of a shingle.
     """
 
-    inner: Selector = TopSelector()  # noqa: RUF009 (frozen)
-    threshold: float = 0.8
-    permutations: int = 128
-    shingle: int = 3
+    inner: Selector = TopSelector()
+    threshold: Share = 0.8
+    permutations: Annotated[int, Ge(MIN_PERMUTATIONS)] = 128
+    shingle: PositiveInt = 3
 
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 < self.threshold <= 1:
-            raise UserError(f"selector.threshold={self.threshold}: give a similarity in (0, 1]")
-        if self.permutations < MIN_PERMUTATIONS or self.shingle < 1:
-            raise UserError(
-                f"selector.permutations={self.permutations}, selector.shingle={self.shingle}: give "
-                f"{MIN_PERMUTATIONS} and 1 or more"
-            )
+    @model_validator(mode="after")
+    def _check_library(self) -> "DeduplicatedSelector":
         if find_spec("datasketch") is None:
-            raise UserError("selector=deduplicated needs datasketch; install it with pip install gradfiltering[dedup]")
+            raise UserError(
+                "near-duplicates are found by the package datasketch; install it with pip install "
+                "gradfiltering[dedup]"
+            )
+        return self
 
     @property
     def requests(self) -> frozenset[Request[Any]]:
@@ -80,7 +78,7 @@ class DeduplicatedSelector(Budget):
         inner_selection = self.inner.select(distinct_evidence, total_rows, distinct_scores)
         duplicates = len(priority_ids) - len(distinct_ids)
         stopped = inner_selection.stopped or (
-            f"{duplicates} near-duplicates were left out; raise selector.threshold, or ask for fewer rows"
+            f"{duplicates} near-duplicates were left out; raise the threshold, or ask for fewer rows"
         )
         about = {**inner_selection.about, "near_duplicates": duplicates}
         return Selection(inner_selection.example_ids, about, inner_selection.trace, stopped)

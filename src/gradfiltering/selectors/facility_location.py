@@ -1,11 +1,10 @@
 """Facility location over embeddings."""
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from gradfiltering.errors import UserError
+from gradfiltering.options import options
 from gradfiltering.requests import Embeddings, Evidence, Request
 from gradfiltering.scorers.base import Scores
 from gradfiltering.selectors.base import Budget, Selection
@@ -15,7 +14,7 @@ BLOCK_ROWS = 1024  # columns of the similarity matrix made at once; the whole is
 ROUNDING = 1e-6  # squared distances below this are those of equal float32 vectors
 
 
-@dataclass(frozen=True)
+@options
 class FacilityLocationSelector(Budget):
     r"""Greedy maximum of \(\sum_i \max_{j ∈ S} s(i, j)\): each row is like some selected row.
 
@@ -28,15 +27,10 @@ class FacilityLocationSelector(Budget):
             published code, or `cosine`, where negative cosines count 0.
     """
 
-    similarity: str = "euclidean"
+    similarity: Literal["euclidean", "cosine"] = "euclidean"
 
     requests: ClassVar[frozenset[Request[Any]]] = frozenset({Embeddings()})
     uses_scores: ClassVar[bool] = False
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.similarity not in ("euclidean", "cosine"):
-            raise UserError(f"selector.similarity={self.similarity}: give euclidean or cosine")
 
     def select(self, evidence: Evidence, total_rows: int, scores: Scores | None) -> Selection:
         """Select rows that cover all rows; `selection.parquet` holds the gains."""

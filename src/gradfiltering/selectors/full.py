@@ -1,14 +1,14 @@
 """All of the data."""
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from gradfiltering.options import options
 from gradfiltering.requests import Evidence, Request
 from gradfiltering.scorers.base import Scores
 from gradfiltering.selectors.base import Selection
 
 
-@dataclass(frozen=True)
+@options
 class FullSelector:
     """Select every row that can be trained on."""
 

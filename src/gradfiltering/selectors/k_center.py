@@ -1,16 +1,16 @@
 """Farthest-first selection over embeddings."""
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
+from gradfiltering.options import options
 from gradfiltering.requests import Embeddings, Evidence, Request
 from gradfiltering.scorers.base import Scores
 from gradfiltering.selectors.base import Budget, Selection
 
 
-@dataclass(frozen=True)
+@options
 class KCenterSelector(Budget):
     """Select the row farthest from all selected ones, again and again.
 

@@ -1,17 +1,17 @@
 """A random subset."""
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
+from gradfiltering.options import options
 from gradfiltering.requests import Evidence, Request
 from gradfiltering.scorers.base import Scores
 from gradfiltering.seeding import numpy_rng
 from gradfiltering.selectors.base import Budget, Selection
 
 
-@dataclass(frozen=True)
+@options
 class RandomSelector(Budget):
     """Draw rows uniformly without replacement; reads no score and trains nothing."""
 

@@ -1,11 +1,11 @@
 """SPICE: information-rich rows whose gradients do not pull against each other."""
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from gradfiltering.errors import UserError
+from gradfiltering.options import NonNegativeFloat, PositiveFloat, PositiveInt, Probability, model_validator, options
 from gradfiltering.requests import Evidence, Projections, Request
 from gradfiltering.scorers.base import Scores
 from gradfiltering.seeding import numpy_rng
@@ -18,10 +18,10 @@ from gradfiltering.selectors.information import (
     Information,
 )
 
-EARLY_STOP = "the gain fell below selector.stop_below of the first; lower it, or set it to null"
+EARLY_STOP = "the gain fell below the share stop_below of the first; lower it, or set it to null"
 
 
-@dataclass(frozen=True)
+@options
 class SpiceSelector(Budget):
     r"""Greedy maximum of \(F(S) = \log\det(I + α \sum_{i ∈ S} g_i g_i^\top)\), penalising conflict.
 
@@ -43,34 +43,25 @@ class SpiceSelector(Budget):
             None never.
     """
 
-    alpha: float = 1.0
-    conflict: float = 0.1
-    mode: str = "full"
-    members: str = "first"
-    pool: int | None = None
-    quota: int | None = None
-    stop_below: float | None = None
+    alpha: PositiveFloat = 1.0
+    conflict: NonNegativeFloat = 0.1
+    mode: Literal["full", "diagonal"] = "full"
+    members: Literal["first", "mean"] = "first"
+    pool: PositiveInt | None = None
+    quota: PositiveInt | None = None
+    stop_below: Probability | None = None
 
     requests: ClassVar[frozenset[Request[Any]]] = frozenset({Projections()})
     uses_scores: ClassVar[bool] = False
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.alpha <= 0 or self.conflict < 0:
+    @model_validator(mode="after")
+    def _check_quota(self) -> "SpiceSelector":
+        if self.quota is not None and (self.pool is None or self.quota > self.pool):
             raise UserError(
-                f"selector.alpha={self.alpha}, selector.conflict={self.conflict}: give alpha > 0 and conflict >= 0"
+                "a quota is at most the rows of a pool, and needs pools",
+                arguments=("quota", "pool"),
             )
-        for name, value, known in (
-            ("mode", self.mode, ("full", "diagonal")), ("members", self.members, ("first", "mean"))
-        ):  # fmt: skip
-            if value not in known:
-                raise UserError(f"selector.{name}={value}: give {' or '.join(known)}")
-        if self.quota is not None and (self.pool is None or not 1 <= self.quota <= self.pool):
-            raise UserError(f"selector.quota={self.quota}: give 1 to selector.pool (={self.pool}), or null")
-        if self.pool is not None and self.pool < 1:
-            raise UserError(f"selector.pool={self.pool}: give a positive number of rows, or null")
-        if self.stop_below is not None and not 0 <= self.stop_below <= 1:
-            raise UserError(f"selector.stop_below={self.stop_below}: give a share in [0, 1], or null")
+        return self
 
     def select(self, evidence: Evidence, total_rows: int, scores: Scores | None) -> Selection:
         """Select greedily; `selection.parquet` holds gain, ε and conflict of each step."""

@@ -1,12 +1,12 @@
 """The best rows of each stratum."""
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from scipy.cluster.vq import kmeans2
 
 from gradfiltering.errors import UserError
+from gradfiltering.options import PositiveInt, options
 from gradfiltering.requests import Embeddings, Evidence, Request
 from gradfiltering.scorers.base import Scores
 from gradfiltering.scorers.length_controlled import length_bins
@@ -14,7 +14,7 @@ from gradfiltering.seeding import derive_seed
 from gradfiltering.selectors.base import Budget, Selection
 
 
-@dataclass(frozen=True)
+@options
 class StratifiedSelector(Budget):
     """Share the budget out over strata and select the highest scores of each.
 
@@ -25,21 +25,11 @@ class StratifiedSelector(Budget):
         quota: `proportional` to the stratum's rows, or `equal` as far as the strata have rows.
     """
 
-    by: str = "length"
-    strata: int = 10
-    quota: str = "proportional"
+    by: Literal["source", "length", "cluster"] = "length"
+    strata: PositiveInt = 10
+    quota: Literal["proportional", "equal"] = "proportional"
 
     uses_scores: ClassVar[bool] = True
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name, value, known in (
-            ("by", self.by, ("source", "length", "cluster")), ("quota", self.quota, ("proportional", "equal"))
-        ):  # fmt: skip
-            if value not in known:
-                raise UserError(f"selector.{name}={value}: give one of: {', '.join(known)}")
-        if self.strata < 1:
-            raise UserError(f"selector.strata={self.strata}: give a positive number")
 
     @property
     def requests(self) -> frozenset[Request[Any]]:
@@ -75,7 +65,11 @@ class StratifiedSelector(Budget):
         if self.by == "length":
             return length_bins(evidence.response_tokens, self.strata)
         if evidence.sources is None:
-            raise UserError("selector.by=source: the rows have no column 'source'; give selector.by=length or cluster")
+            raise UserError(
+                "the rows have no column 'source'; stratify by length or cluster",
+                owner=self,
+                arguments=("by",),
+            )
         return evidence.sources
 
 

@@ -1,14 +1,14 @@
 """The highest scores."""
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from gradfiltering.options import options
 from gradfiltering.requests import Evidence, Request
 from gradfiltering.scorers.base import Scores
 from gradfiltering.selectors.base import Budget, Selection
 
 
-@dataclass(frozen=True)
+@options
 class TopSelector(Budget):
     """Select the rows of highest score, ties broken by example id (arXiv 2601.13697, sec. 3)."""
 

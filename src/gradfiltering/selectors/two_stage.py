@@ -1,9 +1,9 @@
 """A wide cut by a selector, then a narrow one by another."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from gradfiltering.errors import UserError
+from gradfiltering.options import Share, options
 from gradfiltering.requests import Evidence, Request
 from gradfiltering.scorers.base import Scores
 from gradfiltering.selectors.base import Budget, Selection, Selector, check_inner_budget
@@ -11,7 +11,7 @@ from gradfiltering.selectors.facility_location import FacilityLocationSelector
 from gradfiltering.selectors.top import TopSelector
 
 
-@dataclass(frozen=True)
+@options
 class TwoStageSelector(Budget):
     """Select by `second` among the rows that `first` selected; both budgets count all rows.
 
@@ -23,9 +23,9 @@ class TwoStageSelector(Budget):
         second: the narrow cut, usually for diversity; it has the same budget as the whole.
     """
 
-    fraction: float | None = 0.02
-    first: Selector = TopSelector(0.2)  # noqa: RUF009 (frozen)
-    second: Selector = FacilityLocationSelector(0.02)  # noqa: RUF009 (frozen)
+    fraction: Share | None = 0.02
+    first: Selector = TopSelector(0.2)
+    second: Selector = FacilityLocationSelector(0.02)
 
     @property
     def requests(self) -> frozenset[Request[Any]]:
@@ -46,8 +46,10 @@ class TwoStageSelector(Budget):
         first_rows, row_count = self.first.budget_rows(total_rows), super().budget_rows(total_rows)
         if row_count > first_rows:
             raise UserError(
-                f"the first cut leaves {first_rows} of {total_rows} rows, and {row_count} are asked for; raise "
-                "selector.first.fraction or lower selector.fraction"
+                f"the first cut leaves {first_rows} of {total_rows} rows, and {row_count} are to be "
+                "selected; raise the budget of the first selector or lower that of the whole",
+                owner=self.first,
+                arguments=("fraction", "count"),
             )
         return check_inner_budget("second", self.second, row_count, total_rows)
 
