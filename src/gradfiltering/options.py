@@ -4,8 +4,9 @@ import inspect
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import MISSING, field, fields
 from functools import wraps
+from inspect import Parameter, Signature
 from pathlib import Path
 from typing import (
     Annotated,
@@ -101,7 +102,19 @@ def options(cls: _OptionsClass) -> _OptionsClass:
             raise _explain(checked_class, error.errors()[0]) from error.__cause__
 
     checked_class.__init__ = checked_init
+    checked_class.__signature__ = _signature(checked_class)
     return checked_class
+
+
+def _signature(cls: Any) -> Signature:
+    parameters = []
+    for option in fields(cls):
+        default = Parameter.empty if option.default is MISSING else option.default
+        if option.default_factory is not MISSING:
+            default = option.default_factory()
+        kind = Parameter.POSITIONAL_OR_KEYWORD
+        parameters.append(Parameter(option.name, kind, default=default, annotation=option.type))
+    return Signature(parameters)
 
 
 def describe_type(hint: Any) -> str:
@@ -141,13 +154,13 @@ def _describe_range(noun: str, constraints: Sequence[Any]) -> str:
 
 def _explain(cls: type, details: ErrorDetails) -> OptionsError:
     """Turn pydantic's first complaint into one sentence."""
-    field_names: Any = getattr(cls, "__dataclass_fields__", {})
+    field_names = [option.name for option in fields(cls)]
     raised = details.get("ctx", {}).get("error")
     argument = str(details["loc"][0]) if details["loc"] else ""
     if not argument:  # a rule of the class
         return OptionsError(str(raised or details["msg"]), cls, getattr(raised, "arguments", ()) or ())
     if details["loc"][0] in range(len(field_names)):  # given by position
-        argument = list(field_names)[int(details["loc"][0])]
+        argument = field_names[int(details["loc"][0])]
     if argument not in field_names:
         known_names = ", ".join(field_names)
         return OptionsError(f"{cls.__name__} has no argument {argument}; it has {known_names}", cls, (argument,))

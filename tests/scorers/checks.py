@@ -82,7 +82,9 @@ class GradientScorerChecks:
         ):
             self.scorer(1e-8, 0).score(evidence(early, late))
 
-    @pytest.mark.parametrize(("epsilon", "ddof", "message"), [(0.0, 0, "epsilon must be a positive"), (1e-8, 2, "ddof must be one of: 0, 1")])
+    @pytest.mark.parametrize(
+        ("epsilon", "ddof", "message"), [(0.0, 0, "epsilon must be a positive"), (1e-8, 2, "ddof must be one of: 0, 1")]
+    )
     def test_settings_out_of_range(self, epsilon, ddof, message):
         with pytest.raises(UserError, match=message):
             self.scorer(epsilon, ddof)

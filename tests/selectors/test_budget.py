@@ -26,7 +26,8 @@ def test_budget_counts_all_rows_and_takes_what_there_is(fraction, count, total, 
     [
         (None, None, "exactly one"), (0.1, 5, "exactly one"),
         (0.0, None, r"fraction must be a number in \(0, 1\] or null, got 0\.0"),
-        (1.01, None, r"fraction must .* got 1\.01"), (-0.1, None, r"fraction must .* got -0\.1"), (None, 0, "count must be a positive whole number or null, got 0"),
+        (1.01, None, r"fraction must .* got 1\.01"), (-0.1, None, r"fraction must .* got -0\.1"),
+        (None, 0, "count must be a positive whole number or null, got 0"),
     ],
 )  # fmt: skip
 def test_bad_budgets_are_refused_at_once(fraction, count, message):

@@ -61,7 +61,7 @@ def test_settings_needs_and_the_missing_package(monkeypatch):
         make(TopSelector(None, 3)).budget_rows(10)
     with pytest.raises(UserError, match="threshold must be"):
         make(threshold=0.0)
-    with pytest.raises(UserError, match="permutations must be .* at least 64"):
+    with pytest.raises(UserError, match="permutations must be a whole number of at least 64"):
         DeduplicatedSelector(None, 4, TopSelector(None, 4), 0.8, 8, 3)
     DeduplicatedSelector(None, 4, TopSelector(None, 4), 1.0, 64, 3).distinct_rows([[1], [2]], np.asarray([0]))
     monkeypatch.setattr(deduplicated, "find_spec", lambda name: None)
