@@ -19,7 +19,6 @@ def run_stages(cfg: DictConfig) -> None:
     from gradfiltering.data.row_texts import write_row_texts
     from gradfiltering.evidence.adaptive_size import measure_settled_evidence
     from gradfiltering.evidence.context import MeasurementContext
-    from gradfiltering.evidence.measurers import check_requests_of_dataset
     from gradfiltering.experiment import start as opening
     from gradfiltering.finetuning.fine_tune import FineTuningResult, fine_tune_all
     from gradfiltering.finetuning.training_sets import CANDIDATE, build_training_sets
@@ -55,7 +54,7 @@ def run_stages(cfg: DictConfig) -> None:
             turns = records.heldout_turns()
             prompts = load_prompts(part.prompts.values(), None if turns is None else [asdict(turn) for turn in turns])
             devices.once(check_judging, part.judge, prompts, against, cfg.judge.repeats, part.generation.max_new_tokens)
-        check_requests_of_dataset(plan.requests, records)
+        plan.check_dataset(records)
         run.warn(plan.judged_on_validation(prompts))
         base_model = run.stage_of("backbone", part.proxy.load, part.cache, seed, workspace.trainer)
         encoder = Encoder(base_model.tokenizer, min(part.max_tokens, base_model.context), part.cache)

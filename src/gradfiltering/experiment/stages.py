@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gradfiltering.errors import UserError
 from gradfiltering.requests import BaseModelLosses, Request, TaskGradients
 from gradfiltering.scorers.base import Scorer
 from gradfiltering.selectors.base import Selector
+
+if TYPE_CHECKING:
+    from gradfiltering.data.dataset import InstructionDataset
 
 DATA = ("subset", "lead")
 BUDGET = ("selector.fraction", "selector.count")
@@ -72,6 +75,19 @@ class Plan:
     def influences(self) -> list[TaskGradients]:
         """Requests of gradients at checkpoints, in the same order in every process."""
         return sorted((request for request in self.requests if isinstance(request, TaskGradients)), key=repr)
+
+    def check_dataset(self, dataset: "InstructionDataset") -> None:
+        """Refuse requests that these rows cannot serve.
+
+        Raises:
+            UserError: says why, and which options of the scorer are to blame.
+        """
+        from gradfiltering.evidence.measurers import check_requests_of_dataset
+
+        try:
+            check_requests_of_dataset(self.requests, dataset)
+        except UserError as error:
+            raise error if error.owner else UserError(str(error), self.scorer, ("validation", "task")) from error
 
     def judged_on_validation(self, prompts: Sequence[Any]) -> list[str]:
         """A warning where the rows that a score was fitted to are asked of the targets too."""
