@@ -1,6 +1,5 @@
 """G-SNR, the score of GradFiltering."""
 
-
 import numpy as np
 
 from gradfiltering.options import options

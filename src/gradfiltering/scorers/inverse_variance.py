@@ -1,6 +1,5 @@
 """Agreement of the members alone."""
 
-
 import numpy as np
 
 from gradfiltering.options import options

@@ -42,9 +42,7 @@ class LESS(Scorer):
     @model_validator(mode="after")
     def _check_checkpoints(self) -> "LESS":
         if not self.checkpoints or len(set(self.checkpoints)) < len(self.checkpoints):
-            raise UserError(
-                "give different epochs as checkpoints, such as [1,2]", arguments=("checkpoints",)
-            )
+            raise UserError("give different epochs as checkpoints, such as [1,2]", arguments=("checkpoints",))
         return self
 
     @property

@@ -33,8 +33,7 @@ class RankFusion(Scorer):
     def _check_weights(self) -> "RankFusion":
         if set(self.parts) != set(self.weights) or not self.parts:
             raise UserError(
-                f"there are parts {sorted(self.parts)} and weights of {sorted(self.weights)}; name "
-                "the same",
+                f"there are parts {sorted(self.parts)} and weights of {sorted(self.weights)}; name the same",
                 arguments=("parts", "weights"),
             )
         if not any(self.weights.values()):

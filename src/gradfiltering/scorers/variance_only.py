@@ -1,6 +1,5 @@
 """Drop of the gradient norm, normalised by the variance only."""
 
-
 import numpy as np
 
 from gradfiltering.options import options

@@ -43,8 +43,7 @@ class DeduplicatedSelector(Budget):
     def _check_library(self) -> "DeduplicatedSelector":
         if find_spec("datasketch") is None:
             raise UserError(
-                "near-duplicates are found by the package datasketch; install it with pip install "
-                "gradfiltering[dedup]"
+                "near-duplicates are found by the package datasketch; install it with pip install gradfiltering[dedup]"
             )
         return self
 
