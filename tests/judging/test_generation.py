@@ -200,10 +200,10 @@ def test_a_long_prompt_loses_its_start_and_says_so(model, tokenizer):
 def test_a_beginning_of_sequence_token_survives_truncation(tokenizer):
     from gradfiltering.judging.generation import truncate_start
 
-    assert truncate_start([1, 10, 11, 12, 13], room=3, bos_id=1) == [1, 12, 13]
-    assert truncate_start([10, 11, 12, 13], room=3, bos_id=1) == [11, 12, 13]
-    assert truncate_start([1, 10], room=3, bos_id=1) == [1, 10]
-    assert truncate_start([1, 10, 11], room=sys.maxsize, bos_id=1) == [1, 10, 11]
+    assert truncate_start([1, 10, 11, 12, 13], prompt_room=3, bos_id=1) == [1, 12, 13]
+    assert truncate_start([10, 11, 12, 13], prompt_room=3, bos_id=1) == [11, 12, 13]
+    assert truncate_start([1, 10], prompt_room=3, bos_id=1) == [1, 10]
+    assert truncate_start([1, 10, 11], prompt_room=sys.maxsize, bos_id=1) == [1, 10, 11]
 
 
 def test_what_cannot_work_is_refused(model, tokenizer):

@@ -121,20 +121,20 @@ def test_what_cannot_be_run_is_named(run, include, tmp_path, change, message):
             given["model"],
             given["tasks"],
             folder,
-            limit=2,
+            document_limit=2,
             use_chat_template=given["chat"],
             batch_size=2,
-            device=given["device"],
+            device_name=given["device"],
         )
     with pytest.raises(UserError, match="no run folder"):
-        run_harness(tmp_path, "candidate", ["pick"], include, device="cpu")
+        run_harness(tmp_path, "candidate", ["pick"], include, device_name="cpu")
 
 
 @pytest.mark.slow
 def test_a_misspelt_task_gets_a_hint(run, include):
     """Slow: the library reads all of its task files to know that it has none of this name."""
     with pytest.raises(UserError, match=r"knows no task 'hellaswgg'; of like spelling: .*hellaswag"):
-        run_harness(run, "candidate", ["hellaswgg"], include, device="cpu")
+        run_harness(run, "candidate", ["hellaswgg"], include, device_name="cpu")
 
 
 def test_the_tuned_model_answers_not_its_backbone(run):

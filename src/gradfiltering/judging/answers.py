@@ -42,7 +42,7 @@ def generate_answers(
     adapter_folders: Mapping[str, Path],
     language_model: LanguageModel,
     prompts: Sequence[Prompt],
-    template: str,
+    template_name: str,
     settings: GenerationSettings,
     cache: Cache,
     device: torch.device,
@@ -56,16 +56,18 @@ def generate_answers(
         adapter_folders: by model name, the folder of its adapter.
         language_model: the base model with its tokenizer.
         prompts: prompts to answer.
-        template: name of the prompt template that the models were trained with.
+        template_name: name of the prompt template that the models were trained with.
         settings: length and batch size.
         cache: cache of answers.
         device: device to generate on.
     """
-    texts = render_prompts(prompts, template, language_model.tokenizer)
-    prompt_content = [[prompt.prompt_set, prompt.prompt_id, text] for prompt, text in zip(prompts, texts, strict=True)]
+    prompt_texts = render_prompts(prompts, template_name, language_model.tokenizer)
+    prompt_content = [
+        [prompt.prompt_set, prompt.prompt_id, text] for prompt, text in zip(prompts, prompt_texts, strict=True)
+    ]
     responses, reused_seconds = {}, 0.0
     for model_name, adapter_folder in adapter_folders.items():
-        key = {
+        cache_key = {
             "code": ANSWERS_VERSION,
             "base_model": hash_weights(language_model.model),
             "tokenizer": hash_tokenizer(language_model.tokenizer),
@@ -75,20 +77,20 @@ def generate_answers(
             "adapter": hash_adapter(adapter_folder),
         }
 
-        cached = cache.get_or_compute_on_rank_zero(
+        cached_answers = cache.get_or_compute_on_rank_zero(
             "answers",
-            key,
+            cache_key,
             _write_answers,
             adapter_folder,
             language_model,
             prompts,
-            texts,
+            prompt_texts,
             settings,
             device,
             description=f"answers of {model_name}",
         )
-        responses[model_name] = read_responses(cached.path / ANSWERS_FILE)
-        reused_seconds += cached.seconds if cached.reused else 0.0
+        responses[model_name] = read_responses(cached_answers.path / ANSWERS_FILE)
+        reused_seconds += cached_answers.seconds if cached_answers.reused else 0.0
     return ModelAnswers(responses, reused_seconds)
 
 
@@ -97,7 +99,7 @@ def _write_answers(
     adapter_folder: Path,
     language_model: LanguageModel,
     prompts: Sequence[Prompt],
-    texts: Sequence[str],
+    prompt_texts: Sequence[str],
     settings: GenerationSettings,
     device: torch.device,
     description: str,
@@ -106,7 +108,7 @@ def _write_answers(
     tokenizer = language_model.tokenizer
     try:
         tuned_model.to(device)
-        answers = generate_responses(tuned_model, tokenizer, prompts, texts, settings, description)
+        generated_responses = generate_responses(tuned_model, tokenizer, prompts, prompt_texts, settings, description)
     finally:
         tuned_model.unload()
-    write_responses(answers_folder / ANSWERS_FILE, answers)
+    write_responses(answers_folder / ANSWERS_FILE, generated_responses)

@@ -43,8 +43,8 @@ class NoReply(Exception):
 class _TransientFault(Exception):
     """An attempt failed and may be repeated; `charged` tells if it may have cost money."""
 
-    def __init__(self, reason: str, charged: bool = True):
-        super().__init__(reason)
+    def __init__(self, failure_reason: str, charged: bool = True):
+        super().__init__(failure_reason)
         self.charged = charged
 
 
@@ -96,18 +96,18 @@ class ChatEndpoint:
 
     @model_validator(mode="after")
     def _check_address(self) -> Self:
-        parts = urlsplit(self.base_url)
-        problem = None
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            problem = "base_url is no address of a server; give one such as https://api.openai.com/v1"
-        elif parts.username or parts.password or parts.query:
-            problem = (
+        address_parts = urlsplit(self.base_url)
+        address_problem = None
+        if address_parts.scheme not in ("http", "https") or not address_parts.hostname:
+            address_problem = "base_url is no address of a server; give one such as https://api.openai.com/v1"
+        elif address_parts.username or address_parts.password or address_parts.query:
+            address_problem = (
                 "base_url holds a user, a password or a query, which would stand in the run's "
                 "files; give the secret in an environment variable and name that in key_variable "
                 "or header_variables"
             )
-        if problem is not None:
-            raise UserError(problem, owner=self, arguments=("base_url",))
+        if address_problem is not None:
+            raise UserError(address_problem, owner=self, arguments=("base_url",))
         return self
 
     def check_secrets(self) -> None:
@@ -120,11 +120,11 @@ class ChatEndpoint:
             import openai  # noqa: F401
         except ImportError as error:
             raise UserError("this judge needs the openai package: pip install 'gradfiltering[openai]'") from error
-        for variable in self._secret_variables():
-            if not os.environ.get(variable, "").strip():
+        for secret_variable in self._secret_variables():
+            if not os.environ.get(secret_variable, "").strip():
                 raise UserError(
                     "this judge takes a secret from the environment variable "
-                    f"{variable}, which is not set; set it, or name another (a null key_variable "
+                    f"{secret_variable}, which is not set; set it, or name another (a null key_variable "
                     "for a server that asks for no key)",
                     owner=self,
                     arguments=("key_variable", "header_variables"),
@@ -132,9 +132,9 @@ class ChatEndpoint:
 
     def redact(self, text: str) -> str:
         """Remove this session's secrets, and anything that looks like a key, from a text."""
-        for variable in self._secret_variables():
-            if secret := os.environ.get(variable, "").strip():
-                text = text.replace(secret, "***")
+        for secret_variable in self._secret_variables():
+            if secret_value := os.environ.get(secret_variable, "").strip():
+                text = text.replace(secret_value, "***")
         return _KEY_LIKE.sub("***", text)
 
     def shorten(self, text: str) -> str:
@@ -151,14 +151,16 @@ class ChatEndpoint:
         import openai
 
         self.check_secrets()
-        headers = {header: os.environ[variable].strip() for header, variable in self.header_variables.items()}
-        key = "none" if self.key_variable is None else os.environ[self.key_variable].strip()
+        extra_headers = {
+            header: os.environ[secret_variable].strip() for header, secret_variable in self.header_variables.items()
+        }
+        api_key = "none" if self.key_variable is None else os.environ[self.key_variable].strip()
         # Retries are tenacity's: the client's know neither the spending limits nor the pauses that
         # other requests were told, and do not repeat a request whose reply is garbage.
         async with openai.AsyncOpenAI(
             base_url=self.base_url,
-            api_key=key,
-            default_headers=headers,
+            api_key=api_key,
+            default_headers=extra_headers,
             timeout=self.timeout,
             max_retries=0,
         ) as client:
@@ -187,11 +189,11 @@ class ChatSession:
         self._has_answered = False
         self._fatal_error: UserError | None = None  # why no further request is worth sending
 
-    async def complete(self, body: Mapping[str, Any], input_tokens: int, max_output_tokens: int) -> StoredReply:
+    async def complete(self, request_body: Mapping[str, Any], input_tokens: int, max_output_tokens: int) -> StoredReply:
         """Get the reply to one request body.
 
         Args:
-            body: body of the request.
+            request_body: body of the request.
             input_tokens: estimated tokens of the request.
             max_output_tokens: most tokens of the reply.
 
@@ -207,48 +209,48 @@ class ChatSession:
             retry=retry_if_exception_type(_TransientFault),
         )
         try:
-            return await attempts(self._attempt, body, input_tokens, max_output_tokens)
+            return await attempts(self._attempt, request_body, input_tokens, max_output_tokens)
         except RetryError as error:
-            failure = f"{retries.attempts} tries, the last time: {error.last_attempt.exception()}"
+            failure_text = f"{retries.attempts} tries, the last time: {error.last_attempt.exception()}"
         except UserError as error:
             self._fatal_error = error
             raise
         if self._has_answered:
-            raise NoReply(f"no reply in {failure}")
+            raise NoReply(f"no reply in {failure_text}")
         self._fatal_error = UserError(
-            f"no reply from {self.endpoint.base_url} in {failure}. Check the address, the timeout "
+            f"no reply from {self.endpoint.base_url} in {failure_text}. Check the address, the timeout "
             "and whether the server runs",
             owner=self.endpoint,
             arguments=("base_url", "timeout"),
         )
         raise self._fatal_error
 
-    async def _attempt(self, body: Mapping[str, Any], input_tokens: int, max_output_tokens: int) -> StoredReply:
+    async def _attempt(self, request_body: Mapping[str, Any], input_tokens: int, max_output_tokens: int) -> StoredReply:
         """Send one request in a free slot, after any pause, and account for it."""
         async with self._slots:
-            while (seconds := self._pause_end - time.monotonic()) > 0:
-                await asyncio.sleep(seconds)
+            while (wait_seconds := self._pause_end - time.monotonic()) > 0:
+                await asyncio.sleep(wait_seconds)
             if self._fatal_error is not None:
                 raise self._fatal_error  # raised while this request waited for its turn
             reserved_cost = self._spending.reserve(input_tokens, max_output_tokens)
             try:
-                reply = await self._send(body)
+                stored_reply = await self._send(request_body)
             except _TransientFault as error:
                 if not error.charged:
                     self._spending.settle(reserved_cost, 0, 0)
                 raise
             self._has_answered = True
-            self._spending.settle(reserved_cost, reply.input_tokens, reply.output_tokens)
-            return reply
+            self._spending.settle(reserved_cost, stored_reply.input_tokens, stored_reply.output_tokens)
+            return stored_reply
 
-    async def _send(self, body: Mapping[str, Any]) -> StoredReply:
+    async def _send(self, request_body: Mapping[str, Any]) -> StoredReply:
         import openai
 
         shorten = self.endpoint.shorten
         # Errors are raised anew without their cause, which may quote headers or a key.
         try:
             async with asyncio.timeout(self.endpoint.timeout):  # of the whole; the client's: per read
-                completion = await self._client.chat.completions.create(**body)
+                completion = await self._client.chat.completions.create(**request_body)
         except ValueError as error:
             raise _TransientFault(shorten(f"the reply is no JSON ({error})")) from None
         except (TimeoutError, openai.APITimeoutError):
@@ -263,66 +265,66 @@ class ChatSession:
     def _read_completion(self, completion: Any) -> StoredReply:
         # The client checks nothing of what it parses, so any part may be missing or odd.
         try:
-            choice, usage = completion.choices[0], completion.usage
-            text, finish_reason = choice.message.content, choice.finish_reason
-            if text is None:
-                text = choice.message.refusal or ""
+            reply_choice, token_usage = completion.choices[0], completion.usage
+            reply_text, finish_reason = reply_choice.message.content, reply_choice.finish_reason
+            if reply_text is None:
+                reply_text = reply_choice.message.refusal or ""
         except (LookupError, TypeError, AttributeError):
             excerpt = self.endpoint.shorten(str(completion))
             raise _TransientFault(f"the reply is no chat completion: {excerpt}") from None
-        if not isinstance(text, str):
-            raise _TransientFault(f"the reply's content is {self.endpoint.shorten(repr(text))}")
+        if not isinstance(reply_text, str):
+            raise _TransientFault(f"the reply's content is {self.endpoint.shorten(repr(reply_text))}")
         return StoredReply(
-            text=self.endpoint.redact(text),
+            text=self.endpoint.redact(reply_text),
             finish_reason=finish_reason if isinstance(finish_reason, str) else None,
-            input_tokens=_read_count(usage, "prompt_tokens"),
-            output_tokens=_read_count(usage, "completion_tokens"),
+            input_tokens=_read_count(token_usage, "prompt_tokens"),
+            output_tokens=_read_count(token_usage, "completion_tokens"),
         )
 
     def _explain_refusal(self, error: Any) -> Exception:
         """Turn a refusal into the error it means: for this attempt, this request or all."""
         endpoint, status = self.endpoint, error.status_code
         stated_reason = endpoint.shorten(f"{error.message} {error.code or ''}")
-        reason = f"status {status}: {stated_reason}"
+        failure_reason = f"status {status}: {stated_reason}"
         if status in FINAL_STATUSES or error.code == "insufficient_quota":
             return UserError(
-                f"{endpoint.base_url} refuses: {reason}. Check the model, the address, the account, "
+                f"{endpoint.base_url} refuses: {failure_reason}. Check the model, the address, the account, "
                 f"and the key in {endpoint.key_variable}",
                 owner=endpoint,
                 arguments=("base_url", "key_variable"),
             )
         if status in RETRIED_STATUSES or status >= 500:
-            seconds = _read_requested_wait(error.response.headers)
-            if seconds is not None and seconds > endpoint.retries.longest_wait:
+            wait_seconds = _read_requested_wait(error.response.headers)
+            if wait_seconds is not None and wait_seconds > endpoint.retries.longest_wait:
                 return UserError(
-                    f"{endpoint.base_url} asks to wait {seconds:,.0f} s, longer than longest_wait="
+                    f"{endpoint.base_url} asks to wait {wait_seconds:,.0f} s, longer than longest_wait="
                     f"{endpoint.retries.longest_wait:g}; run again later",
                     owner=endpoint.retries,
                     arguments=("longest_wait",),
                 )
-            if seconds is not None:
-                self._pause_end = max(self._pause_end, time.monotonic() + seconds)
-            return _TransientFault(reason, charged=False)
+            if wait_seconds is not None:
+                self._pause_end = max(self._pause_end, time.monotonic() + wait_seconds)
+            return _TransientFault(failure_reason, charged=False)
         if not self._has_answered:
             return UserError(
-                f"{endpoint.base_url} refuses the first request: {reason}. Check the model and the "
+                f"{endpoint.base_url} refuses the first request: {failure_reason}. Check the model and the "
                 "further fields of the request"
             )
-        return NoReply(reason)
+        return NoReply(failure_reason)
 
 
-def _read_count(usage: Any, name: str) -> int | None:
-    count = getattr(usage, name, None)
-    return count if type(count) is int and count >= 0 else None
+def _read_count(token_usage: Any, name: str) -> int | None:
+    token_count = getattr(token_usage, name, None)
+    return token_count if type(token_count) is int and token_count >= 0 else None
 
 
-def _read_requested_wait(headers: Mapping[str, str]) -> float | None:
+def _read_requested_wait(reply_headers: Mapping[str, str]) -> float | None:
     """Read the seconds a server asks to wait, in any of the three forms it may use."""
-    if (milliseconds := _read_number(headers.get("retry-after-ms"))) is not None:
-        return milliseconds / 1000
-    retry_after = headers.get("retry-after")
-    if (seconds := _read_number(retry_after)) is not None:
-        return seconds
+    if (wait_milliseconds := _read_number(reply_headers.get("retry-after-ms"))) is not None:
+        return wait_milliseconds / 1000
+    retry_after = reply_headers.get("retry-after")
+    if (wait_seconds := _read_number(retry_after)) is not None:
+        return wait_seconds
     try:
         return max(0.0, parsedate_to_datetime(retry_after or "").timestamp() - time.time())
     except (TypeError, ValueError):
@@ -331,7 +333,7 @@ def _read_requested_wait(headers: Mapping[str, str]) -> float | None:
 
 def _read_number(text: str | None) -> float | None:
     try:
-        value = float(text or "")
+        seconds = float(text or "")
     except ValueError:
         return None
-    return value if math.isfinite(value) and value >= 0 else None
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None

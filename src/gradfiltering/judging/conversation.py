@@ -28,14 +28,14 @@ class ConversationSettings:
         """Open a question; `forbidden_marks` as in `JudgePrompt.render`."""
         return Conversation(question, self.prompt.render(question, forbidden_marks))
 
-    def add_reply(self, conversation: "Conversation", text: str) -> None:
+    def add_reply(self, conversation: "Conversation", reply_text: str) -> None:
         """Add a reply: one that can be read ends the question, and so does the last that cannot."""
-        scores = self.prompt.parse(text)
+        reply_scores = self.prompt.parse(reply_text)
         conversation.attempt += 1
-        if scores is not None or conversation.attempt >= self.max_attempts:
-            conversation.final_reply = Reply(text, scores)
+        if reply_scores is not None or conversation.attempt >= self.max_attempts:
+            conversation.final_reply = Reply(reply_text, reply_scores)
         else:
-            conversation.messages = self.prompt.ask_again(conversation.messages, text)
+            conversation.messages = self.prompt.ask_again(conversation.messages, reply_text)
 
 
 @dataclass

@@ -47,23 +47,23 @@ class GenerationSettings:
         return context_tokens - self.max_new_tokens
 
 
-def render_prompts(prompts: Sequence[Prompt], template: str, tokenizer: Any) -> list[str]:
+def render_prompts(prompts: Sequence[Prompt], template_name: str, tokenizer: Any) -> list[str]:
     """Render the text a model sees for each prompt, under the template it was trained with.
 
     Args:
         prompts: the prompts.
-        template: name of a prompt template of `gradfiltering.data.templates`.
+        template_name: name of a prompt template of `gradfiltering.data.templates`.
         tokenizer: the model's; the `chat` template is its own.
     """
-    render = find_template(template)
-    return [render(prompt.turn, tokenizer) for prompt in prompts]
+    render_template = find_template(template_name)
+    return [render_template(eval_prompt.turn, tokenizer) for eval_prompt in prompts]
 
 
 def generate_responses(
-    model: Any,
+    language_model: Any,
     tokenizer: Any,
     prompts: Sequence[Prompt],
-    texts: Sequence[str],
+    prompt_texts: Sequence[str],
     settings: GenerationSettings,
     description: str,
 ) -> list[Response]:
@@ -75,11 +75,11 @@ def generate_responses(
     no room for the answer in the model's context loses its start.
 
     Args:
-        model: a `transformers` causal language model, or a PEFT model around one. Its mode is
+        language_model: a `transformers` causal language model, or a PEFT model around one. Its mode is
             restored afterwards.
         tokenizer: its tokenizer; left as it is. Without a padding token a stop token pads.
         prompts: B prompts.
-        texts: their rendered texts, as `render_prompts` makes them.
+        prompt_texts: their rendered texts, as `render_prompts` makes them.
         settings: length and batch size.
         description: text of the progress bar.
 
@@ -91,87 +91,95 @@ def generate_responses(
     """
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no end-of-sequence token; set one in its tokenizer_config.json")
-    room = settings.prompt_room(context_length(model.config, tokenizer))
-    whole_prompts = tokenizer(list(texts))["input_ids"] if texts else []
-    fitted_prompts = [truncate_start(ids, room, tokenizer.bos_token_id) for ids in whole_prompts]
-    for prompt, token_ids in zip(prompts, fitted_prompts, strict=True):
+    prompt_room = settings.prompt_room(context_length(language_model.config, tokenizer))
+    whole_prompts = tokenizer(list(prompt_texts))["input_ids"] if prompt_texts else []
+    fitted_prompts = [truncate_start(token_ids, prompt_room, tokenizer.bos_token_id) for token_ids in whole_prompts]
+    for eval_prompt, token_ids in zip(prompts, fitted_prompts, strict=True):
         if not token_ids:
-            raise UserError(f"prompt {prompt.prompt_id!r} of {prompt.prompt_set} has no token under this tokenizer")
+            raise UserError(
+                f"prompt {eval_prompt.prompt_id!r} of {eval_prompt.prompt_set} has no token under this tokenizer"
+            )
     # Longest first: if the memory does not suffice, that shows at once.
-    order = sorted(range(len(prompts)), key=lambda index: -len(fitted_prompts[index]))
-    size = settings.batch_size
-    batches = [order[start : start + size] for start in range(0, len(order), size)]
-    answers: dict[int, NewTokens] = {}
-    with plain_decoding(model):
-        for batch in track_progress(batches, description):
-            batch_prompts = [fitted_prompts[index] for index in batch]
-            new_tokens = generate_batch(model, tokenizer, batch_prompts, settings.max_new_tokens)
-            answers.update(zip(batch, new_tokens, strict=True))
+    length_order = sorted(range(len(prompts)), key=lambda prompt_index: -len(fitted_prompts[prompt_index]))
+    batch_size = settings.batch_size
+    prompt_batches = [length_order[start : start + batch_size] for start in range(0, len(length_order), batch_size)]
+    new_token_lists: dict[int, NewTokens] = {}
+    with plain_decoding(language_model):
+        for batch_indexes in track_progress(prompt_batches, description):
+            batch_prompts = [fitted_prompts[prompt_index] for prompt_index in batch_indexes]
+            new_tokens = generate_batch(language_model, tokenizer, batch_prompts, settings.max_new_tokens)
+            new_token_lists.update(zip(batch_indexes, new_tokens, strict=True))
     return [
         Response(
-            prompt_set=prompt.prompt_set,
-            prompt_id=prompt.prompt_id,
-            prompt=texts[index],
-            response=decode_answer(answers[index], tokenizer),
-            prompt_tokens=len(fitted_prompts[index]),
-            response_tokens=len(answers[index][0]),
-            stop_reason=answers[index][1],
-            prompt_truncated=len(fitted_prompts[index]) < len(whole_prompts[index]),
+            prompt_set=eval_prompt.prompt_set,
+            prompt_id=eval_prompt.prompt_id,
+            prompt=prompt_texts[prompt_index],
+            response=decode_answer(new_token_lists[prompt_index], tokenizer),
+            prompt_tokens=len(fitted_prompts[prompt_index]),
+            response_tokens=len(new_token_lists[prompt_index][0]),
+            stop_reason=new_token_lists[prompt_index][1],
+            prompt_truncated=len(fitted_prompts[prompt_index]) < len(whole_prompts[prompt_index]),
         )
-        for index, prompt in enumerate(prompts)
+        for prompt_index, eval_prompt in enumerate(prompts)
     ]
 
 
 @contextmanager
-def plain_decoding(model: Any) -> Iterator[None]:
+def plain_decoding(language_model: Any) -> Iterator[None]:
     """Set evaluation mode and default decoding options; restore both afterwards.
 
     `generate` fills what a configuration leaves open from the model's own, a repetition penalty for
     instance.
     """
     # PEFT reads and writes the options of the model it wraps.
-    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    decoding_options, was_training = owner.generation_config, model.training
-    owner.generation_config = GenerationConfig()
-    model.eval()
+    config_owner = language_model.get_base_model() if hasattr(language_model, "get_base_model") else language_model
+    decoding_options, was_training = config_owner.generation_config, language_model.training
+    config_owner.generation_config = GenerationConfig()
+    language_model.eval()
     try:
         yield
     finally:
-        owner.generation_config = decoding_options
-        model.train(was_training)
+        config_owner.generation_config = decoding_options
+        language_model.train(was_training)
 
 
 @torch.no_grad()
-def generate_batch(model: Any, tokenizer: Any, prompts: Sequence[list[int]], max_new_tokens: int) -> list[NewTokens]:
+def generate_batch(
+    language_model: Any, tokenizer: Any, prompts: Sequence[list[int]], max_new_tokens: int
+) -> list[NewTokens]:
     """Generate the new tokens of each prompt (the closing one included), with why they end."""
     stop_ids = stop_tokens(tokenizer)
     pad_id = stop_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    width = max(len(token_ids) for token_ids in prompts)
+    padded_width = max(len(token_ids) for token_ids in prompts)
     # Padded by hand: a tokenizer's padding side is shared state that training relies on.
-    padding = [width - len(token_ids) for token_ids in prompts]
-    input_ids = torch.tensor([[pad_id] * pad + ids for pad, ids in zip(padding, prompts, strict=True)])  # [B, T]
-    attention_mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in padding])  # [B, T]
+    padding_lengths = [padded_width - len(token_ids) for token_ids in prompts]
+    input_ids = torch.tensor(
+        [[pad_id] * pad_length + token_ids for pad_length, token_ids in zip(padding_lengths, prompts, strict=True)]
+    )  # [B, T]
+    attention_mask = torch.tensor(
+        [[0] * pad_length + [1] * (padded_width - pad_length) for pad_length in padding_lengths]
+    )  # [B, T]
     # The stop tokens are the tokenizer's, one of which closed each response in training; a model's
     # own may be others.
-    config = GenerationConfig(
+    generation_config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,
         eos_token_id=stop_ids,
         pad_token_id=pad_id,
     )
-    output = model.generate(
-        input_ids=input_ids.to(model.device),
-        attention_mask=attention_mask.to(model.device),
-        generation_config=config,
+    output_ids = language_model.generate(
+        input_ids=input_ids.to(language_model.device),
+        attention_mask=attention_mask.to(language_model.device),
+        generation_config=generation_config,
     )
-    new_tokens = output[:, width:].tolist()  # [B, T + new] -> [B, new]
+    new_tokens = output_ids[:, padded_width:].tolist()  # [B, T + new] -> [B, new]
     return [_cut_at_stop(token_ids, stop_ids) for token_ids in new_tokens]
 
 
-def decode_answer(answer: NewTokens, tokenizer: Any) -> str:
+def decode_answer(answer_tokens: NewTokens, tokenizer: Any) -> str:
     """Decode an answer without its closing token, even where that does not count as special."""
-    token_ids, stop_reason = answer
+    token_ids, stop_reason = answer_tokens
     return tokenizer.decode(
         token_ids[:-1] if stop_reason == "eos" else token_ids,
         skip_special_tokens=True,
@@ -179,20 +187,20 @@ def decode_answer(answer: NewTokens, tokenizer: Any) -> str:
     )
 
 
-def truncate_start(token_ids: list[int], room: int, bos_id: int | None) -> list[int]:
+def truncate_start(token_ids: list[int], prompt_room: int, bos_id: int | None) -> list[int]:
     """Cut a prompt to its last `room` tokens; a beginning-of-sequence token stays.
 
     No prompt was trained without that token.
     """
-    if len(token_ids) <= room:
+    if len(token_ids) <= prompt_room:
         return token_ids
-    if bos_id is not None and token_ids[0] == bos_id and room > 1:
-        return [bos_id, *token_ids[len(token_ids) - room + 1 :]]
-    return token_ids[len(token_ids) - room :]
+    if bos_id is not None and token_ids[0] == bos_id and prompt_room > 1:
+        return [bos_id, *token_ids[len(token_ids) - prompt_room + 1 :]]
+    return token_ids[len(token_ids) - prompt_room :]
 
 
 def _cut_at_stop(token_ids: list[int], stop_ids: Sequence[int]) -> NewTokens:
-    for index, token_id in enumerate(token_ids):
+    for token_index, token_id in enumerate(token_ids):
         if token_id in stop_ids:
-            return token_ids[: index + 1], "eos"
+            return token_ids[: token_index + 1], "eos"
     return token_ids, "length"

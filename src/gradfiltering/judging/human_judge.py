@@ -63,15 +63,15 @@ class PageSettings:
             return None
         if self.password_variable is None:
             return secrets.token_urlsafe(9)
-        password = os.environ.get(self.password_variable, "")
-        if not password:
+        page_password = os.environ.get(self.password_variable, "")
+        if not page_password:
             raise UserError(
                 f"the environment variable {self.password_variable} with the page's password is "
                 "not set; set it, or name none for a password drawn by chance",
                 owner=self,
                 arguments=("password_variable",),
             )
-        return password
+        return page_password
 
 
 @options
@@ -113,73 +113,75 @@ class HumanJudge(Judge):
 
     def answer_questions(self, questions: Sequence[Question]) -> list[Reply]:
         """Return the ratings of every pair, once there are enough; with `export`, those so far."""
-        if any(question.repeat for question in questions):
+        if any(judge_question.repeat for judge_question in questions):
             raise UserError(
                 "the human judge takes several raters in place of repeats; set repeats to 1",
                 owner=self,
                 arguments=("raters",),
             )
-        pairs = list(dict.fromkeys(_make_pair(question) for question in questions if question.order == 0))
-        store = RatingStore(Path(self.ratings), self.seed)
+        pairs = list(
+            dict.fromkeys(_make_pair(judge_question) for judge_question in questions if judge_question.order == 0)
+        )
+        rating_store = RatingStore(Path(self.ratings), self.seed)
         try:
             for sheet_path in self._sheet_paths():
-                import_sheet(sheet_path, pairs, store)
+                import_sheet(sheet_path, pairs, rating_store)
             if self.export:
-                self._write_sheets(pairs, store)
+                self._write_sheets(pairs, rating_store)
             else:
-                self._wait_for_raters(pairs, store)
-            labels_by_rater = store.labels_by_rater(pairs)
+                self._wait_for_raters(pairs, rating_store)
+            labels_by_rater = rating_store.labels_by_rater(pairs)
         finally:
-            store.close()
-        return [_make_reply(question, labels_by_rater) for question in questions]
+            rating_store.close()
+        return [_make_reply(judge_question, labels_by_rater) for judge_question in questions]
 
     def _sheet_paths(self) -> list[Path]:
         return [Path(sheet).expanduser() for sheet in self.sheets]
 
-    def _write_sheets(self, pairs: Sequence[AnswerPair], store: RatingStore) -> None:
-        folder = Path(self.export_folder)
+    def _write_sheets(self, pairs: Sequence[AnswerPair], rating_store: RatingStore) -> None:
+        sheet_folder = Path(self.export_folder)
         for rater in self.export:
-            write_sheet(folder / f"ratings_{rater}.csv", pairs, store, rater)
+            write_sheet(sheet_folder / f"ratings_{rater}.csv", pairs, rating_store, rater)
         screen().print(
-            f"judge={self.name}: sheets for {', '.join(self.export)} in {folder}; take them "
+            f"judge={self.name}: sheets for {', '.join(self.export)} in {sheet_folder}; take them "
             "over with judge.sheets=[FILE,...]"
         )
 
-    def _wait_for_raters(self, pairs: Sequence[AnswerPair], store: RatingStore) -> None:
+    def _wait_for_raters(self, pairs: Sequence[AnswerPair], rating_store: RatingStore) -> None:
         def is_complete() -> bool:
-            all_labels = store.labels_by_rater(pairs).values()
-            return all(sum(pair.pair_id in labels for labels in all_labels) >= self.raters for pair in pairs)
+            all_labels = rating_store.labels_by_rater(pairs).values()
+            return all(sum(pair.pair_id in pair_labels for pair_labels in all_labels) >= self.raters for pair in pairs)
 
         if is_complete():
             return
-        password = self.page.choose_password()
-        with serve_page(RatingPage(pairs, store, password), self.page.host, self.page.port) as url:
-            access = "no password" if password is None else f"password {password}"
+        page_password = self.page.choose_password()
+        with serve_page(RatingPage(pairs, rating_store, page_password), self.page.host, self.page.port) as page_url:
+            access_text = "no password" if page_password is None else f"password {page_password}"
             if self.page.password_variable is not None:
-                access = f"password in {self.page.password_variable}"
+                access_text = f"password in {self.page.password_variable}"
             screen().print(
-                f"judge={self.name}: {len(pairs)} pairs, {self.raters} rater(s) each, at {url} "
-                f"({access}). Ctrl-C stops; ratings are kept, and a further run goes on from there"
+                f"judge={self.name}: {len(pairs)} pairs, {self.raters} rater(s) each, at {page_url} "
+                f"({access_text}). Ctrl-C stops; ratings are kept, and a further run goes on from there"
             )
             while not is_complete():
                 time.sleep(0.5)
 
 
-def _make_pair(question: Question) -> AnswerPair:
+def _make_pair(judge_question: Question) -> AnswerPair:
     """Make the pair of a question, the candidate's answer first whatever the order."""
-    answers = [question.first_answer, question.second_answer]
-    first, second = answers if question.order == 0 else answers[::-1]
-    prompt = question.prompt
-    return AnswerPair(prompt.prompt_set, prompt.prompt_id, prompt.question, first, second)
+    answers = [judge_question.first_answer, judge_question.second_answer]
+    first, second = answers if judge_question.order == 0 else answers[::-1]
+    eval_prompt = judge_question.prompt
+    return AnswerPair(eval_prompt.prompt_set, eval_prompt.prompt_id, eval_prompt.question, first, second)
 
 
-def _make_reply(question: Question, labels_by_rater: Mapping[str, Mapping[str, str]]) -> Reply:
-    pair_id = _make_pair(question).pair_id
-    labels = {
+def _make_reply(judge_question: Question, labels_by_rater: Mapping[str, Mapping[str, str]]) -> Reply:
+    pair_id = _make_pair(judge_question).pair_id
+    pair_labels = {
         rater: rater_labels[pair_id] for rater, rater_labels in labels_by_rater.items() if pair_id in rater_labels
     }
-    text = json.dumps(labels, ensure_ascii=False)
-    if not labels:
-        return Reply(text, None)
-    scores = SCORES_OF_LABEL[majority_label(list(labels.values()))]
-    return Reply(text, scores if question.order == 0 else scores[::-1])
+    label_text = json.dumps(pair_labels, ensure_ascii=False)
+    if not pair_labels:
+        return Reply(label_text, None)
+    pair_scores = SCORES_OF_LABEL[majority_label(list(pair_labels.values()))]
+    return Reply(label_text, pair_scores if judge_question.order == 0 else pair_scores[::-1])

@@ -65,56 +65,59 @@ class JudgePrompt:
             forbidden_marks: further marks that would break a text out of its place, such as a
                 tokenizer's special tokens.
         """
-        texts = {
+        quoted_texts = {
             "question": question.prompt.instruction,
             "first": question.first_answer,
             "second": question.second_answer,
         }
         if self.mode == "corrected":
-            texts["question"] = question.prompt.question
-            texts = {name: _split_marks(text, forbidden_marks) for name, text in texts.items()}
-            texts["fence"] = make_fence(list(texts.values()))
+            quoted_texts["question"] = question.prompt.question
+            quoted_texts = {name: _split_marks(text, forbidden_marks) for name, text in quoted_texts.items()}
+            quoted_texts["fence"] = make_fence(list(quoted_texts.values()))
         # One pass over the template: placeholders in an answer are never filled.
-        return [{"role": role, "content": _encodable(section.substitute(texts))} for role, section in self._sections]
-
-    def ask_again(self, messages: Sequence[Message], reply: str) -> list[Message]:
-        """Continue the conversation after a reply without readable scores."""
-        file_name = "again_json.txt" if self.reply == "json" else "again.txt"
-        reminder = (TEMPLATES / file_name).read_text("utf-8").strip()
-        # An empty turn is refused by some servers.
-        unreadable = _encodable(reply.strip() or "(empty)")
         return [
-            *messages,
-            {"role": "assistant", "content": unreadable},
-            {"role": "user", "content": reminder},
+            {"role": role, "content": _encodable(template_section.substitute(quoted_texts))}
+            for role, template_section in self._sections
         ]
 
-    def parse(self, reply: str) -> Scores | None:
+    def ask_again(self, messages: Sequence[Message], reply_text: str) -> list[Message]:
+        """Continue the conversation after a reply without readable scores."""
+        file_name = "again_json.txt" if self.reply == "json" else "again.txt"
+        retry_reminder = (TEMPLATES / file_name).read_text("utf-8").strip()
+        # An empty turn is refused by some servers.
+        unreadable_reply = _encodable(reply_text.strip() or "(empty)")
+        return [
+            *messages,
+            {"role": "assistant", "content": unreadable_reply},
+            {"role": "user", "content": retry_reminder},
+        ]
+
+    def parse(self, reply_text: str) -> Scores | None:
         """Read the scores of a reply; None if it states none beyond doubt."""
-        return parse_scores(reply, self.reply)
+        return parse_scores(reply_text, self.reply)
 
     @cached_property
     def _sections(self) -> list[tuple[str, Template]]:
         if self.template is not None:
-            path = Path(self.template).expanduser()
+            template_path = Path(self.template).expanduser()
         elif self.mode == "paper_compatible":
-            path = TEMPLATES / "paper.txt"
+            template_path = TEMPLATES / "paper.txt"
         else:
-            path = TEMPLATES / ("fenced_json.txt" if self.reply == "json" else "fenced.txt")
-        return _read_template(path, needs_fence=self.mode == "corrected")
+            template_path = TEMPLATES / ("fenced_json.txt" if self.reply == "json" else "fenced.txt")
+        return _read_template(template_path, needs_fence=self.mode == "corrected")
 
 
-def make_fence(texts: Sequence[str]) -> str:
+def make_fence(quoted_texts: Sequence[str]) -> str:
     """Make a mark that no text holds or could have been written to hold.
 
     It is a digest of all texts: unforeseeable to whoever wrote one of them, and the same when the
     same pair is judged again, so that a stored reply is found.
     """
-    for attempt in range(100):
-        content = json.dumps([*texts, attempt]).encode("utf-8", "surrogatepass")
-        mark = hashlib.sha256(content).hexdigest()[:20]
-        if not any(mark in text for text in texts):
-            return mark
+    for fence_attempt in range(100):
+        fence_content = json.dumps([*quoted_texts, fence_attempt]).encode("utf-8", "surrogatepass")
+        fence_mark = hashlib.sha256(fence_content).hexdigest()[:20]
+        if not any(fence_mark in text for text in quoted_texts):
+            return fence_mark
     raise AssertionError("a hundred digests of a text stand in it")
 
 
@@ -123,7 +126,7 @@ def _split_marks(text: str, forbidden_marks: Sequence[str]) -> str:
     for mark in sorted(forbidden_marks, key=len, reverse=True):
         if len(mark) > 1:
             text = text.replace(mark, mark[0] + INVISIBLE + mark[1:])
-    return _TURN_MARKS.sub(lambda match: match[0][0] + INVISIBLE + match[0][1:], text)
+    return _TURN_MARKS.sub(lambda mark_match: mark_match[0][0] + INVISIBLE + mark_match[0][1:], text)
 
 
 def _encodable(text: str) -> str:
@@ -131,24 +134,31 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _read_template(path: Path, needs_fence: bool) -> list[tuple[str, Template]]:
+def _read_template(template_path: Path, needs_fence: bool) -> list[tuple[str, Template]]:
     """Read (role, text) of a template file: sections under lines `=== system` and `=== user`."""
     try:
-        text = path.read_text("utf-8")
+        template_text = template_path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"template {path} cannot be read ({error}); give a text file") from error
-    start, *parts = _SECTION.split(text)
-    sections = [(role, Template(body.removesuffix("\n"))) for role, body in zip(parts[::2], parts[1::2], strict=True)]
-    if start.strip() or not sections or sections[-1][0] != "user":
-        raise UserError(f"{path}: a template has a line '=== user' (perhaps after '=== system') and its text below it")
-    if not all(section.is_valid() for _, section in sections):
-        raise UserError(f"{path}: a single $ stands in it; write $$ for a dollar sign")
-    placeholders = {name for _, section in sections for name in section.get_identifiers()}
-    expected = PLACEHOLDERS | ({"fence"} if needs_fence else set())
-    if placeholders != expected:
-        wrong_names = ", ".join(f"${name}" for name in sorted(placeholders ^ expected))
+        raise UserError(f"template {template_path} cannot be read ({error}); give a text file") from error
+    text_before, *section_parts = _SECTION.split(template_text)
+    template_sections = [
+        (role, Template(section_body.removesuffix("\n")))
+        for role, section_body in zip(section_parts[::2], section_parts[1::2], strict=True)
+    ]
+    if text_before.strip() or not template_sections or template_sections[-1][0] != "user":
         raise UserError(
-            f"{path}: {wrong_names} missing or unknown; a template holds each of "
-            + ", ".join(f"${name}" for name in sorted(expected))
+            f"{template_path}: a template has a line '=== user' (perhaps after '=== system') and its text below it"
         )
-    return sections
+    if not all(template_section.is_valid() for _, template_section in template_sections):
+        raise UserError(f"{template_path}: a single $ stands in it; write $$ for a dollar sign")
+    found_placeholders = {
+        name for _, template_section in template_sections for name in template_section.get_identifiers()
+    }
+    expected_placeholders = PLACEHOLDERS | ({"fence"} if needs_fence else set())
+    if found_placeholders != expected_placeholders:
+        wrong_names = ", ".join(f"${name}" for name in sorted(found_placeholders ^ expected_placeholders))
+        raise UserError(
+            f"{template_path}: {wrong_names} missing or unknown; a template holds each of "
+            + ", ".join(f"${name}" for name in sorted(expected_placeholders))
+        )
+    return template_sections

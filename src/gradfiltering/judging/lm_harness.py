@@ -20,14 +20,14 @@ STDERR_RESAMPLES = 1000  # for metrics whose standard error has no formula
 
 def run_harness(
     run_folder: Path,
-    model: str,
-    tasks: Sequence[str],
+    model_name: str,
+    task_names: Sequence[str],
     task_folder: Path | None = None,
-    limit: int | None = None,
-    shots: int | None = None,
+    document_limit: int | None = None,
+    shot_count: int | None = None,
     use_chat_template: bool = False,
     batch_size: int = 8,
-    device: str = "auto",
+    device_name: str = "auto",
 ) -> dict[str, dict[str, Any]]:
     """Measure a model of a run and add the results to its `summary.json`, under `harness`.
 
@@ -35,14 +35,14 @@ def run_harness(
 
     Args:
         run_folder: folder of the run.
-        model: the model's name under `target/`.
-        tasks: names of tasks or groups.
+        model_name: the model's name under `target/`.
+        task_names: names of tasks or groups.
         task_folder: a folder with task files of your own; None for the library's alone.
-        limit: most documents of each task, from its start; None for all.
-        shots: examples in the prompt; None for each task's own number.
+        document_limit: most documents of each task, from its start; None for all.
+        shot_count: examples in the prompt; None for each task's own number.
         use_chat_template: put prompts into the model's chat template.
         batch_size: prompts at once.
-        device: "auto", or a device's name.
+        device_name: "auto", or a device's name.
 
     Returns:
         By task or group: metrics with standard errors, documents, shots, limit, version, and the
@@ -61,9 +61,9 @@ def run_harness(
     summary_path = run_folder / "summary.json"
     if not summary_path.is_file():
         raise UserError(f"{run_folder} is no run folder: it holds no summary.json")
-    summary = json.loads(summary_path.read_text("utf-8"))
-    task_manager = _find_tasks(TaskManager, tasks, task_folder)
-    tuned_model = load_tuned_model(run_folder, model, device)
+    run_summary = json.loads(summary_path.read_text("utf-8"))
+    task_manager = _find_tasks(TaskManager, task_names, task_folder)
+    tuned_model = load_tuned_model(run_folder, model_name, device_name)
     if use_chat_template and not getattr(tuned_model.tokenizer, "chat_template", None):
         raise UserError(f"{tuned_model.name} has no chat template to put prompts into")
     # The model itself is handed over: by its name the library would ask the hub about it.
@@ -74,35 +74,35 @@ def run_harness(
         max_length=tuned_model.context,
     )
     try:
-        report = lm_eval.simple_evaluate(
+        harness_report = lm_eval.simple_evaluate(
             model=wrapped_model,
-            tasks=list(tasks),
+            tasks=list(task_names),
             task_manager=task_manager,
-            num_fewshot=shots,
-            limit=limit,
+            num_fewshot=shot_count,
+            limit=document_limit,
             apply_chat_template=use_chat_template,
             bootstrap_iters=STDERR_RESAMPLES,
             log_samples=False,
         )
     except OSError as error:
         raise UserError(
-            f"the data of {', '.join(tasks)} cannot be had: {error}. Most tasks fetch "
+            f"the data of {', '.join(task_names)} cannot be had: {error}. Most tasks fetch "
             "theirs from the hub; check the connection, or give a folder with tasks of your own "
             "over local files"
         ) from error
-    results = read_results(report, limit)
-    summary.setdefault("harness", {}).setdefault(model, {}).update(results)
-    write_json(summary_path, summary)
-    return results
+    task_results = read_results(harness_report, document_limit)
+    run_summary.setdefault("harness", {}).setdefault(model_name, {}).update(task_results)
+    write_json(summary_path, run_summary)
+    return task_results
 
 
-def load_tuned_model(run_folder: Path, model: str, device_name: str) -> LanguageModel:
+def load_tuned_model(run_folder: Path, model_name: str, device_name: str) -> LanguageModel:
     """Load a fine-tuned model of a run with its tokenizer, in evaluation mode on the device.
 
     Raises:
         UserError: there is no such run or model, or its base model cannot be loaded.
     """
-    adapter_folder = run_folder / "target" / model / "adapter"
+    adapter_folder = run_folder / "target" / model_name / "adapter"
     config_path, adapter_path = run_folder / "config.yaml", adapter_folder / "adapter_config.json"
     if not adapter_path.is_file() or not config_path.is_file():
         folders = run_folder.glob("target/*/adapter")
@@ -123,50 +123,55 @@ def load_tuned_model(run_folder: Path, model: str, device_name: str) -> Language
     return LanguageModel(
         tuned_model.to(device).eval(),
         language_model.tokenizer,
-        f"{model} ({base_model.model})",
+        f"{model_name} ({base_model.model})",
         str(adapter_folder),
         0.0,
         True,
     )
 
 
-def read_results(report: Mapping[str, Any], limit: int | None) -> dict[str, dict[str, Any]]:
+def read_results(harness_report: Mapping[str, Any], document_limit: int | None) -> dict[str, dict[str, Any]]:
     """Read the library's report by task: metrics "metric,filter" with value and standard error."""
-    results: dict[str, dict[str, Any]] = {}
-    for task, values in report["results"].items():
-        numbers = {key: value for key, value in values.items() if "," in key and isinstance(value, int | float)}
-        metrics = {}
-        for key, value in numbers.items():
-            metric_name, _, filter_name = key.partition(",")
-            if not metric_name.endswith("_stderr"):
-                stderr = numbers.get(f"{metric_name}_stderr,{filter_name}")
-                metrics[key] = {"value": value, "stderr": stderr}
-        sample_counts = report["n-samples"].get(task, {})
-        results[task] = {
-            "metrics": metrics,
-            "samples": sample_counts.get("effective", values.get("sample_len")),
-            "shots": report["n-shot"].get(task),
-            "limit": limit,
-            "version": report["versions"].get(task),
-            "lm_eval": report["lm_eval_version"],
+    task_results: dict[str, dict[str, Any]] = {}
+    for task_name, task_values in harness_report["results"].items():
+        task_numbers = {
+            metric_key: metric_value
+            for metric_key, metric_value in task_values.items()
+            if "," in metric_key and isinstance(metric_value, int | float)
         }
-    return results
+        task_metrics = {}
+        for metric_key, metric_value in task_numbers.items():
+            metric_name, _, filter_name = metric_key.partition(",")
+            if not metric_name.endswith("_stderr"):
+                stderr = task_numbers.get(f"{metric_name}_stderr,{filter_name}")
+                task_metrics[metric_key] = {"value": metric_value, "stderr": stderr}
+        sample_counts = harness_report["n-samples"].get(task_name, {})
+        task_results[task_name] = {
+            "metrics": task_metrics,
+            "samples": sample_counts.get("effective", task_values.get("sample_len")),
+            "shots": harness_report["n-shot"].get(task_name),
+            "limit": document_limit,
+            "version": harness_report["versions"].get(task_name),
+            "lm_eval": harness_report["lm_eval_version"],
+        }
+    return task_results
 
 
-def _find_tasks(manager_class: Any, tasks: Sequence[str], task_folder: Path | None) -> Any:
+def _find_tasks(manager_class: Any, task_names: Sequence[str], task_folder: Path | None) -> Any:
     """Index the tasks; the library's own, thousands of files, are read only if one is meant."""
-    if not tasks:
+    if not task_names:
         raise UserError("no task is named; give the names of tasks or groups")
     if task_folder is not None and not task_folder.is_dir():
         raise UserError(f"{task_folder} is no folder with tasks")
     include_path = None if task_folder is None else str(task_folder)
-    manager = manager_class(include_path=include_path, include_defaults=False)
-    if any(task not in manager.all_tasks for task in tasks):
-        manager = manager_class(include_path=include_path)
-    for task in tasks:
-        if task not in manager.all_tasks:
-            matches = difflib.get_close_matches(task, manager.all_tasks, SHOWN_TASKS)
+    task_manager = manager_class(include_path=include_path, include_defaults=False)
+    if any(task_name not in task_manager.all_tasks for task_name in task_names):
+        task_manager = manager_class(include_path=include_path)
+    for task_name in task_names:
+        if task_name not in task_manager.all_tasks:
+            similar_names = difflib.get_close_matches(task_name, task_manager.all_tasks, SHOWN_TASKS)
             raise UserError(
-                f"lm-evaluation-harness knows no task {task!r}; of like spelling: {', '.join(matches) or 'none'}"
+                f"lm-evaluation-harness knows no task {task_name!r}; of like spelling: "
+                f"{', '.join(similar_names) or 'none'}"
             )
-    return manager
+    return task_manager

@@ -70,53 +70,53 @@ class LocalJudge(Judge):
         # The same words in another order's or repeat's place get the same reply, since nothing is
         # drawn by chance.
         conversations: dict[str, Conversation] = {}
-        texts = []
+        message_texts = []
         for question in questions:
             conversation = self.conversation.start(question, special_tokens)
-            texts.append(json.dumps(conversation.messages))
-            conversations.setdefault(texts[-1], conversation)
-        store = ReplyStore(Path(self.conversation.replies))
+            message_texts.append(json.dumps(conversation.messages))
+            conversations.setdefault(message_texts[-1], conversation)
+        reply_store = ReplyStore(Path(self.conversation.replies))
         try:
-            self._ask_all(language_model, device, list(conversations.values()), store)
+            self._ask_all(language_model, device, list(conversations.values()), reply_store)
         finally:
-            store.close()
-        return [conversations[text].final_reply or Reply("not asked", None) for text in texts]
+            reply_store.close()
+        return [conversations[text].final_reply or Reply("not asked", None) for text in message_texts]
 
     def _ask_all(
         self,
         language_model: LanguageModel,
         device: torch.device,
         conversations: Sequence[Conversation],
-        store: ReplyStore,
+        reply_store: ReplyStore,
     ) -> None:
         weights_hash = hash_weights(language_model.model)
         identity = [LOCAL_VERSION, weights_hash, hash_tokenizer(language_model.tokenizer)]
-        model: Any = language_model.model.to(device)
-        with plain_decoding(model), Progress(transient=True) as progress:
+        device_model: Any = language_model.model.to(device)
+        with plain_decoding(device_model), Progress(transient=True) as progress:
             task = progress.add_task(f"judging by {self.base_model.model}", total=len(conversations))
             for attempt in range(self.conversation.max_attempts):
                 stored_count = 0
-                turns: list[_Turn] = []
+                pending_turns: list[_Turn] = []
                 for conversation in conversations:
-                    turn = self._next_turn(conversation, language_model, identity)
-                    if turn is None:
+                    pending_turn = self._next_turn(conversation, language_model, identity)
+                    if pending_turn is None:
                         continue
-                    stored_reply = store.get(turn.reply_key)
+                    stored_reply = reply_store.get(pending_turn.reply_key)
                     if stored_reply is None:
-                        turns.append(turn)
+                        pending_turns.append(pending_turn)
                         continue
                     self.conversation.add_reply(conversation, stored_reply.text)
                     stored_count += 1
                 if attempt == 0:
                     announce(
-                        f"judge={self.name} ({self.base_model.model}): {len(turns):,} questions, "
+                        f"judge={self.name} ({self.base_model.model}): {len(pending_turns):,} questions, "
                         f"{stored_count:,} more answered by stored replies"
                     )
                 # Longest first: if the memory does not suffice, that shows at once.
-                turns.sort(key=lambda turn: -len(turn.token_ids))
-                for start in range(0, len(turns), self.batch_size):
-                    batch = turns[start : start + self.batch_size]
-                    self._ask_batch(model, language_model.tokenizer, batch, store)
+                pending_turns.sort(key=lambda pending_turn: -len(pending_turn.token_ids))
+                for start in range(0, len(pending_turns), self.batch_size):
+                    turn_batch = pending_turns[start : start + self.batch_size]
+                    self._ask_batch(device_model, language_model.tokenizer, turn_batch, reply_store)
                     finished = [item for item in conversations if item.final_reply is not None]
                     progress.update(task, completed=len(finished))
 
@@ -135,33 +135,37 @@ class LocalJudge(Judge):
                 None,
             )
             return None
-        content = json.dumps([*identity, max_reply_tokens, token_ids])
+        key_content = json.dumps([*identity, max_reply_tokens, token_ids])
         reply_key = ReplyKey(
             judge=self.name,
             model=self.base_model.model,
-            prompt_hash=hashlib.sha256(content.encode()).hexdigest(),
+            prompt_hash=hashlib.sha256(key_content.encode()).hexdigest(),
             slot_order=0,
             repeat=0,
             attempt=conversation.attempt,
         )
         return _Turn(conversation, token_ids, reply_key)
 
-    def _ask_batch(self, model: Any, tokenizer: Any, turns: Sequence["_Turn"], store: ReplyStore) -> None:
+    def _ask_batch(
+        self, device_model: Any, tokenizer: Any, pending_turns: Sequence["_Turn"], reply_store: ReplyStore
+    ) -> None:
         """Ask a batch and store its replies."""
-        prompts = [turn.token_ids for turn in turns]
-        answers = generate_batch(model, tokenizer, prompts, self.conversation.max_reply_tokens)
+        prompts = [pending_turn.token_ids for pending_turn in pending_turns]
+        new_token_lists = generate_batch(device_model, tokenizer, prompts, self.conversation.max_reply_tokens)
         replies = [
             StoredReply(
-                text=decode_answer(answer, tokenizer),
-                finish_reason=answer[1],
-                input_tokens=len(turn.token_ids),
-                output_tokens=len(answer[0]),
+                text=decode_answer(new_tokens, tokenizer),
+                finish_reason=new_tokens[1],
+                input_tokens=len(pending_turn.token_ids),
+                output_tokens=len(new_tokens[0]),
             )
-            for answer, turn in zip(answers, turns, strict=True)
+            for new_tokens, pending_turn in zip(new_token_lists, pending_turns, strict=True)
         ]
-        store.put_all([(turn.reply_key, reply) for turn, reply in zip(turns, replies, strict=True)])
-        for turn, reply in zip(turns, replies, strict=True):
-            self.conversation.add_reply(turn.conversation, reply.text)
+        reply_store.put_all(
+            [(pending_turn.reply_key, reply) for pending_turn, reply in zip(pending_turns, replies, strict=True)]
+        )
+        for pending_turn, reply in zip(pending_turns, replies, strict=True):
+            self.conversation.add_reply(pending_turn.conversation, reply.text)
 
 
 @dataclass(frozen=True)
@@ -193,31 +197,31 @@ def load_on_device(base_model: PretrainedModel, device_name: str) -> tuple[Langu
     except RuntimeError as error:
         raise UserError(f"device={device_name}: {error}") from error
     precision = fastest_precision(device) if base_model.precision == "auto" else base_model.precision
-    settled: Any = replace(base_model, precision=precision)
+    settled_model: Any = replace(base_model, precision=precision)
     # A pretrained model is neither cached nor drawn from a seed, and its precision is settled.
-    return settled.load(None, 0, None), device
+    return settled_model.load(None, 0, None), device
 
 
 def tokenize_chat(messages: Sequence[Message], tokenizer: Any) -> list[int]:
     """Tokenise a conversation by the model's chat template; as plain paragraphs without one."""
     if not getattr(tokenizer, "chat_template", None):
-        text = "\n\n".join(message["content"] for message in messages) + "\n\n"
-        return tokenizer(text)["input_ids"]
+        chat_text = "\n\n".join(message["content"] for message in messages) + "\n\n"
+        return tokenizer(chat_text)["input_ids"]
     render = partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
     try:
-        text = render(list(messages))
+        chat_text = render(list(messages))
     except TemplateError:
         if messages[0]["role"] != "system":
             raise
         # Some templates refuse a system turn; it then opens the first question.
-        opening = "\n\n".join(message["content"] for message in messages[:2])
-        text = render([{"role": "user", "content": opening}, *messages[2:]])
+        opening_text = "\n\n".join(message["content"] for message in messages[:2])
+        chat_text = render([{"role": "user", "content": opening_text}, *messages[2:]])
     # The template writes the start token itself.
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokenizer(chat_text, add_special_tokens=False)["input_ids"]
 
 
 def list_special_tokens(tokenizer: Any) -> list[str]:
     """List texts that a tokenizer reads as single marks; an answer must not bring them along."""
     added_tokens = [token.content for token in tokenizer.added_tokens_decoder.values()]
-    texts = {token.strip() for token in [*added_tokens, *tokenizer.all_special_tokens]}
-    return sorted(text for text in texts if len(text) > 1)
+    token_texts = {token.strip() for token in [*added_tokens, *tokenizer.all_special_tokens]}
+    return sorted(token_text for token_text in token_texts if len(token_text) > 1)

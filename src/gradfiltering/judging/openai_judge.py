@@ -56,12 +56,12 @@ class ChatRequest:
 
     def make_body(self, messages: Sequence[Message], conversation: ConversationSettings) -> dict[str, Any]:
         """Assemble a request's body."""
-        body = {"model": self.model, "messages": list(messages), **self.fields}
+        request_body = {"model": self.model, "messages": list(messages), **self.fields}
         if conversation.prompt.reply == "json":
-            body.setdefault("response_format", {"type": "json_object"})
+            request_body.setdefault("response_format", {"type": "json_object"})
         if self.temperature is not None:
-            body["temperature"] = self.temperature
-        return {**body, self.token_limit_name: conversation.max_reply_tokens}
+            request_body["temperature"] = self.temperature
+        return {**request_body, self.token_limit_name: conversation.max_reply_tokens}
 
 
 class OpenAIJudge(Judge):
@@ -97,9 +97,10 @@ class OpenAIJudge(Judge):
         prompt_tokens = sum(estimate_tokens(opened.messages) for opened in empty_conversations)
         answer_tokens = 2 * max_answer_tokens * len(prompts)
         self._announce(
-            requests=len(prompts) * questions_per_prompt,
+            request_count=len(prompts) * questions_per_prompt,
             input_tokens=questions_per_prompt * (prompt_tokens + answer_tokens),
-            basis=f"an upper bound: two answers of {max_answer_tokens:,} tokens, the longest allowed, in each request",
+            estimate_basis=f"an upper bound: two answers of {max_answer_tokens:,} tokens, the longest "
+            "allowed, in each request",
         )
 
     def answer_questions(self, questions: Sequence[Question]) -> list[Reply]:
@@ -109,46 +110,46 @@ class OpenAIJudge(Judge):
             UserError: the estimate is above a limit, a limit was reached, or the server refuses
                 every request. Replies that came before are stored.
         """
-        store = ReplyStore(self.replies_path)
+        reply_store = ReplyStore(self.replies_path)
         try:
             self.spending = Spending(self.limits)
             conversations = [self.conversation.start(question) for question in questions]
             for conversation in conversations:
-                self._replay_stored(conversation, store)
+                self._replay_stored(conversation, reply_store)
             unfinished = [conversation for conversation in conversations if conversation.final_reply is None]
             self._announce(
-                requests=len(unfinished),
+                request_count=len(unfinished),
                 input_tokens=sum(estimate_tokens(conversation.messages) for conversation in unfinished),
-                basis=f"{len(conversations) - len(unfinished):,} questions answered by stored replies",
+                estimate_basis=f"{len(conversations) - len(unfinished):,} questions answered by stored replies",
             )
             if unfinished:
-                asyncio.run(self._ask_all(unfinished, store))
+                asyncio.run(self._ask_all(unfinished, reply_store))
             return [conversation.final_reply or Reply("not asked", None) for conversation in conversations]
         finally:
-            store.close()
+            reply_store.close()
 
     def reply_key(self, conversation: Conversation) -> ReplyKey:
         """Identify a question's next reply."""
-        body = self.request.make_body(conversation.messages, self.conversation)
-        content = json.dumps([self.endpoint.base_url, body], sort_keys=True)
+        request_body = self.request.make_body(conversation.messages, self.conversation)
+        key_content = json.dumps([self.endpoint.base_url, request_body], sort_keys=True)
         return ReplyKey(
             judge=self.name,
             model=self.request.model,
-            prompt_hash=hashlib.sha256(content.encode()).hexdigest(),
+            prompt_hash=hashlib.sha256(key_content.encode()).hexdigest(),
             slot_order=conversation.question.order,
             repeat=conversation.question.repeat,
             attempt=conversation.attempt,
         )
 
-    def _replay_stored(self, conversation: Conversation, store: ReplyStore) -> None:
+    def _replay_stored(self, conversation: Conversation, reply_store: ReplyStore) -> None:
         """Advance a conversation by its stored replies."""
         while conversation.final_reply is None:
-            stored_reply = store.get(self.reply_key(conversation))
+            stored_reply = reply_store.get(self.reply_key(conversation))
             if stored_reply is None:
                 return
             self.conversation.add_reply(conversation, stored_reply.text)
 
-    async def _ask_all(self, conversations: Sequence[Conversation], store: ReplyStore) -> None:
+    async def _ask_all(self, conversations: Sequence[Conversation], reply_store: ReplyStore) -> None:
         fatal_errors: list[UserError] = []
         failures: list[str] = []
         with Progress(transient=True) as progress:
@@ -157,7 +158,7 @@ class OpenAIJudge(Judge):
             async def finish(conversation: Conversation, session: ChatSession) -> None:
                 try:
                     while conversation.final_reply is None and not fatal_errors:
-                        await self._ask(conversation, session, store)
+                        await self._ask(conversation, session, reply_store)
                 except NoReply as error:
                     failures.append(str(error))
                     # Not stored, so the next run asks for it.
@@ -170,39 +171,42 @@ class OpenAIJudge(Judge):
                 await asyncio.gather(*(finish(conversation, session) for conversation in conversations))
         self._report(failures)
         if fatal_errors:
-            error = fatal_errors[0]
-            error_class = LimitReached if isinstance(error, LimitReached) else UserError
+            fatal_error = fatal_errors[0]
+            error_class = LimitReached if isinstance(fatal_error, LimitReached) else UserError
             raise error_class(
-                f"{error}. Replies that came are kept in {self.replies_path}; a further run asks for the rest only",
-                error.owner,
-                error.arguments,
+                f"{fatal_error}. Replies that came are kept in {self.replies_path}; a further run asks "
+                "for the rest only",
+                fatal_error.owner,
+                fatal_error.arguments,
             )
 
-    async def _ask(self, conversation: Conversation, session: ChatSession, store: ReplyStore) -> None:
+    async def _ask(self, conversation: Conversation, session: ChatSession, reply_store: ReplyStore) -> None:
         reply = await session.complete(
             self.request.make_body(conversation.messages, self.conversation),
             input_tokens=estimate_tokens(conversation.messages),
             max_output_tokens=self.conversation.max_reply_tokens,
         )
-        await store.put(self.reply_key(conversation), reply)
+        await reply_store.put(self.reply_key(conversation), reply)
         self.conversation.add_reply(conversation, reply.text)
 
-    def _announce(self, requests: int, input_tokens: int, basis: str) -> None:
+    def _announce(self, request_count: int, input_tokens: int, estimate_basis: str) -> None:
         """Print the work ahead, and refuse it above the limits."""
-        output_tokens = requests * self.conversation.max_reply_tokens
+        output_tokens = request_count * self.conversation.max_reply_tokens
         prices = self.limits.prices
-        cost = prices.cost(input_tokens, output_tokens)
-        cost_text = f"at most about {cost:,.2f} in money" if prices.known else "prices unknown"
+        cost_estimate = prices.cost(input_tokens, output_tokens)
+        cost_text = f"at most about {cost_estimate:,.2f} in money" if prices.known else "prices unknown"
         announce(
-            f"judge={self.name} ({self.request.model}): {requests:,} requests, about "
-            f"{input_tokens:,} tokens in and at most {output_tokens:,} out, {cost_text} ({basis})"
+            f"judge={self.name} ({self.request.model}): {request_count:,} requests, about "
+            f"{input_tokens:,} tokens in and at most {output_tokens:,} out, {cost_text} ({estimate_basis})"
         )
-        self.limits.check_estimate(requests, cost, basis)
+        self.limits.check_estimate(request_count, cost_estimate, estimate_basis)
 
     def _report(self, failures: Sequence[str]) -> None:
-        text = f"judge={self.name}: {self.spending.requests:,} requests sent"
+        report_text = f"judge={self.name}: {self.spending.requests:,} requests sent"
         if self.limits.prices.known:
-            text += f", {self.spending.cost:,.4f} in money"
+            report_text += f", {self.spending.cost:,.4f} in money"
         if failures:
-            text += f"; {len(failures):,} questions without a reply ({failures[0]}); a further run asks for them again"
-        announce(text)
+            report_text += (
+                f"; {len(failures):,} questions without a reply ({failures[0]}); a further run asks for them again"
+            )
+        announce(report_text)

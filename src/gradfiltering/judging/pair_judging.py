@@ -33,39 +33,43 @@ def judge_pairs(
         ValueError: a prompt has no response.
     """
     answers = {
-        (model, response.prompt_set, response.prompt_id): response.response
-        for model, model_responses in responses.items()
-        for response in model_responses
+        (model_name, model_response.prompt_set, model_response.prompt_id): model_response.response
+        for model_name, model_responses in responses.items()
+        for model_response in model_responses
     }
-    for model, prompt in product(responses, prompts):
-        if (model, prompt.prompt_set, prompt.prompt_id) not in answers:
-            raise ValueError(f"model {model!r} has no response to prompt {prompt.prompt_id!r} of {prompt.prompt_set}")
-    opponents = [model for model in responses if model != candidate]
-    pairs = list(product(opponents, range(repeats), prompts))
-    questions = []
-    for opponent, repeat, prompt in pairs:
+    for model_name, prompt in product(responses, prompts):
+        if (model_name, prompt.prompt_set, prompt.prompt_id) not in answers:
+            raise ValueError(
+                f"model {model_name!r} has no response to prompt {prompt.prompt_id!r} of {prompt.prompt_set}"
+            )
+    opponents = [model_name for model_name in responses if model_name != candidate]
+    judged_pairs = list(product(opponents, range(repeats), prompts))
+    pair_questions = []
+    for opponent, repeat_index, prompt in judged_pairs:
         candidate_answer = answers[candidate, prompt.prompt_set, prompt.prompt_id]
         opponent_answer = answers[opponent, prompt.prompt_set, prompt.prompt_id]
-        questions += [
-            Question(prompt, candidate_answer, opponent_answer, 0, repeat),
-            Question(prompt, opponent_answer, candidate_answer, 1, repeat),
+        pair_questions += [
+            Question(prompt, candidate_answer, opponent_answer, 0, repeat_index),
+            Question(prompt, opponent_answer, candidate_answer, 1, repeat_index),
         ]
-    replies = judge.answer_questions(questions)
+    judge_replies = judge.answer_questions(pair_questions)
     return [
         Verdict(
             candidate=candidate,
             against=opponent,
             judge=judge.name,
-            repeat=repeat,
+            repeat=repeat_index,
             prompt_set=prompt.prompt_set,
             prompt_id=prompt.prompt_id,
-            reply=reply.text,
-            scores=reply.scores,
+            reply=first_reply.text,
+            scores=first_reply.scores,
             reply_reverse=reverse_reply.text,
             scores_reverse=reverse_reply.scores,
-            verdict=decide_verdict(reply.scores, reverse_reply.scores),
+            verdict=decide_verdict(first_reply.scores, reverse_reply.scores),
         )
-        for (opponent, repeat, prompt), reply, reverse_reply in zip(pairs, replies[::2], replies[1::2], strict=True)
+        for (opponent, repeat_index, prompt), first_reply, reverse_reply in zip(
+            judged_pairs, judge_replies[::2], judge_replies[1::2], strict=True
+        )
     ]
 
 

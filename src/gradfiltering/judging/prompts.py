@@ -75,8 +75,8 @@ class TaskPrompts:
 
     def load(self, heldout_rows: Rows | None) -> list[Prompt]:
         """Generate the prompts."""
-        rows = self.generate(self.rows, self.seed, split="evaluation")
-        return _prompts_from_rows("tasks", list(enumerate(rows))[: self.limit])
+        prompt_rows = self.generate(self.rows, self.seed, split="evaluation")
+        return _prompts_from_rows("tasks", list(enumerate(prompt_rows))[: self.limit])
 
 
 @options
@@ -107,8 +107,8 @@ class HeldoutPrompts:
             )
         row_ids: Iterable[int] = range(len(heldout_rows))
         if self.rows is not None and self.rows < len(heldout_rows):
-            random = numpy_rng(self.seed, "eval", "heldout")
-            row_ids = sorted(random.choice(len(heldout_rows), size=self.rows, replace=False).tolist())
+            draw_generator = numpy_rng(self.seed, "eval", "heldout")
+            row_ids = sorted(draw_generator.choice(len(heldout_rows), size=self.rows, replace=False).tolist())
         drawn_rows = [(row_id, heldout_rows[row_id]) for row_id in row_ids]
         return _prompts_from_rows("heldout", drawn_rows[: self.limit])
 
@@ -145,23 +145,23 @@ class PublicPrompts:
         """
         file_name = f"{self.name}_test_set.jsonl"
         if self.path is None:
-            origin, rows = self.url, self._download(file_name)
+            file_origin, prompt_rows = self.url, self._download(file_name)
         else:
-            path = Path(self.path).expanduser()
-            path = path / file_name if path.is_dir() else path
-            origin, rows = str(path), list(read_objects(path))
+            file_path = Path(self.path).expanduser()
+            file_path = file_path / file_name if file_path.is_dir() else file_path
+            file_origin, prompt_rows = str(file_path), list(read_objects(file_path))
         prompts = [
-            self._read_prompt(f"{origin}, line {line_number}", index, row)
-            for index, (line_number, row) in enumerate(rows)
+            self._read_prompt(f"{file_origin}, line {line_number}", row_index, prompt_row)
+            for row_index, (line_number, prompt_row) in enumerate(prompt_rows)
         ]
-        return _check_ids(prompts, origin)[: self.limit]
+        return _check_ids(prompts, file_origin)[: self.limit]
 
     def _download(self, file_name: str) -> list[tuple[int, dict[str, Any]]]:
         # Imported here because it takes seconds, and a run with local prompts does without.
         import datasets
 
         try:
-            rows = datasets.load_dataset("json", data_files=self.url, split="train")
+            prompt_rows = datasets.load_dataset("json", data_files=self.url, split="train")
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise UserError(
                 f"cannot download the prompts {self.name} from {self.url}: {error}. Check the "
@@ -169,17 +169,21 @@ class PublicPrompts:
                 owner=self,
                 arguments=("path",),
             ) from error
-        return [(line_number, dict(row)) for line_number, row in enumerate(rows, start=1)]
+        return [(line_number, dict(prompt_row)) for line_number, prompt_row in enumerate(prompt_rows, start=1)]
 
-    def _read_prompt(self, location: str, index: int, row: Mapping[str, Any]) -> Prompt:
-        question = _read_question(location, row, self.prompt_field)
-        reference = None if self.reference_field is None else _read_text(location, row, self.reference_field)
+    def _read_prompt(self, row_location: str, row_index: int, prompt_row: Mapping[str, Any]) -> Prompt:
+        question_text = _read_question(row_location, prompt_row, self.prompt_field)
+        reference_answer = (
+            None if self.reference_field is None else _read_text(row_location, prompt_row, self.reference_field)
+        )
         return Prompt(
             prompt_set=self.name,
-            prompt_id=str(index) if self.id_field is None else str(_read_field(location, row, self.id_field)),
-            instruction=question,
-            input="" if self.input_field is None else _read_text(location, row, self.input_field),
-            reference=reference,
+            prompt_id=str(row_index)
+            if self.id_field is None
+            else str(_read_field(row_location, prompt_row, self.id_field)),
+            instruction=question_text,
+            input="" if self.input_field is None else _read_text(row_location, prompt_row, self.input_field),
+            reference=reference_answer,
         )
 
 
@@ -211,12 +215,12 @@ class FilePrompts:
                 owner=self,
                 arguments=("path",),
             )
-        path = Path(self.path).expanduser()
+        file_path = Path(self.path).expanduser()
         prompts = [
-            _read_own_prompt(f"{path}, line {line_number}", index, row)
-            for index, (line_number, row) in enumerate(read_objects(path))
+            _read_own_prompt(f"{file_path}, line {line_number}", row_index, prompt_row)
+            for row_index, (line_number, prompt_row) in enumerate(read_objects(file_path))
         ]
-        return _check_ids(prompts, str(path))[: self.limit]
+        return _check_ids(prompts, str(file_path))[: self.limit]
 
 
 def load_prompts(loaders: Iterable[PromptLoader], heldout_rows: Rows | None) -> list[Prompt]:
@@ -224,71 +228,72 @@ def load_prompts(loaders: Iterable[PromptLoader], heldout_rows: Rows | None) -> 
     return [prompt for loader in loaders for prompt in loader.load(heldout_rows)]
 
 
-def _prompts_from_rows(prompt_set: str, rows: Iterable[tuple[int, Mapping[str, str]]]) -> list[Prompt]:
+def _prompts_from_rows(prompt_set: str, prompt_rows: Iterable[tuple[int, Mapping[str, str]]]) -> list[Prompt]:
     return [
         Prompt(
             prompt_set=prompt_set,
             prompt_id=str(row_id),
-            instruction=row["instruction"],
-            input=row["input"],
-            reference=row["output"],
-            system=row.get("system", ""),
+            instruction=prompt_row["instruction"],
+            input=prompt_row["input"],
+            reference=prompt_row["output"],
+            system=prompt_row.get("system", ""),
         )
-        for row_id, row in rows
+        for row_id, prompt_row in prompt_rows
     ]
 
 
-def _read_own_prompt(location: str, index: int, row: Mapping[str, Any]) -> Prompt:
-    question_fields = [name for name in ("instruction", "prompt") if name in row]
+def _read_own_prompt(row_location: str, row_index: int, prompt_row: Mapping[str, Any]) -> Prompt:
+    question_fields = [name for name in ("instruction", "prompt") if name in prompt_row]
     if len(question_fields) != 1:
         raise UserError(
-            f"{location}: has {' and '.join(question_fields) or 'neither instruction nor prompt'} "
-            f"(fields: {', '.join(row)}); give the question under exactly one of instruction, prompt"
+            f"{row_location}: has {' and '.join(question_fields) or 'neither instruction nor prompt'} "
+            f"(fields: {', '.join(prompt_row)}); give the question under exactly one of instruction, prompt"
         )
-    reference_fields = [name for name in ("output", "reference") if row.get(name) is not None]
+    reference_fields = [name for name in ("output", "reference") if prompt_row.get(name) is not None]
     if len(reference_fields) > 1:
-        raise UserError(f"{location}: has both output and reference; give the reference answer under one of them")
+        raise UserError(f"{row_location}: has both output and reference; give the reference answer under one of them")
     return Prompt(
         prompt_set="file",
-        prompt_id=str(row.get("id", index)),
-        instruction=_read_question(location, row, question_fields[0]),
-        input=_read_text(location, row, "input") if row.get("input") is not None else "",
-        reference=_read_text(location, row, reference_fields[0]) if reference_fields else None,
+        prompt_id=str(prompt_row.get("id", row_index)),
+        instruction=_read_question(row_location, prompt_row, question_fields[0]),
+        input=_read_text(row_location, prompt_row, "input") if prompt_row.get("input") is not None else "",
+        reference=_read_text(row_location, prompt_row, reference_fields[0]) if reference_fields else None,
     )
 
 
-def _read_question(location: str, row: Mapping[str, Any], path: str) -> str:
-    question = _read_text(location, row, path)
-    if not question.strip():
-        raise UserError(f"{location}: {path} is empty; a prompt needs a question")
-    return question
+def _read_question(row_location: str, prompt_row: Mapping[str, Any], field_path: str) -> str:
+    question_text = _read_text(row_location, prompt_row, field_path)
+    if not question_text.strip():
+        raise UserError(f"{row_location}: {field_path} is empty; a prompt needs a question")
+    return question_text
 
 
-def _read_text(location: str, row: Mapping[str, Any], path: str) -> str:
-    value = _read_field(location, row, path)
-    if not isinstance(value, str):
-        raise UserError(f"{location}: {path} is {value!r}; expected a text")
-    return value
+def _read_text(row_location: str, prompt_row: Mapping[str, Any], field_path: str) -> str:
+    field_value = _read_field(row_location, prompt_row, field_path)
+    if not isinstance(field_value, str):
+        raise UserError(f"{row_location}: {field_path} is {field_value!r}; expected a text")
+    return field_value
 
 
-def _read_field(location: str, row: Mapping[str, Any], path: str) -> Any:
-    value: Any = row
-    for step in path.split("."):
+def _read_field(row_location: str, prompt_row: Mapping[str, Any], field_path: str) -> Any:
+    field_value: Any = prompt_row
+    for field_step in field_path.split("."):
         try:
-            value = value[int(step)] if isinstance(value, list) else value[step]
+            field_value = field_value[int(field_step)] if isinstance(field_value, list) else field_value[field_step]
         except (KeyError, IndexError, TypeError, ValueError):
             raise UserError(
-                f"{location}: no field {path!r} (fields: {', '.join(row)}); is this the file of that prompt set?"
+                f"{row_location}: no field {field_path!r} (fields: {', '.join(prompt_row)}); is this the file of "
+                "that prompt set?"
             ) from None
-    return value
+    return field_value
 
 
-def _check_ids(prompts: list[Prompt], origin: str) -> list[Prompt]:
+def _check_ids(prompts: list[Prompt], file_origin: str) -> list[Prompt]:
     if not prompts:
-        raise UserError(f"{origin}: holds no prompts; give at least one line")
+        raise UserError(f"{file_origin}: holds no prompts; give at least one line")
     seen_ids: set[str] = set()
     for prompt in prompts:
         if prompt.prompt_id in seen_ids:
-            raise UserError(f"{origin}: the id {prompt.prompt_id!r} stands on two lines; make the ids unique")
+            raise UserError(f"{file_origin}: the id {prompt.prompt_id!r} stands on two lines; make the ids unique")
         seen_ids.add(prompt.prompt_id)
     return prompts

@@ -49,17 +49,17 @@ class RatingPage:
     token in the header `X-CSRF-Token`, which only the page's script can read.
 
     Args:
-        pairs: pairs to be rated.
-        store: store of the ratings.
+        answer_pairs: pairs to be rated.
+        rating_store: store of the ratings.
         password: password that raters give; None lets everybody in.
     """
 
-    def __init__(self, pairs: Sequence[AnswerPair], store: RatingStore, password: str | None):
-        self.pairs = {pair.pair_id: pair for pair in pairs}
-        self.store = store
+    def __init__(self, answer_pairs: Sequence[AnswerPair], rating_store: RatingStore, password: str | None):
+        self.pairs = {answer_pair.pair_id: answer_pair for answer_pair in answer_pairs}
+        self.store = rating_store
         self.password = password
         # The secret is drawn anew each time, so sessions end with the program.
-        sessions = Middleware(
+        session_middleware = Middleware(
             SessionMiddleware,
             secret_key=secrets.token_urlsafe(32),
             session_cookie="session",
@@ -77,68 +77,68 @@ class RatingPage:
             ],
             middleware=[
                 Middleware(BaseHTTPMiddleware, dispatch=_add_security_headers),
-                sessions,
+                session_middleware,
             ],
         )
 
-    async def log_in(self, request: Request) -> Response:
+    async def log_in(self, http_request: Request) -> Response:
         """Start a session of the rater that the request names."""
-        body = await _read_body(request)
-        rater, password = str(body.get("rater", "")).strip(), str(body.get("password", ""))
+        request_body = await _read_body(http_request)
+        rater, given_password = str(request_body.get("rater", "")).strip(), str(request_body.get("password", ""))
         if not rater or len(rater) > LONGEST_NAME or not rater.isprintable():
             return _refuse(403, "wrong password, or no name")
         if self.password is not None and not secrets.compare_digest(
-            password.encode("utf-8", "surrogatepass"), self.password.encode()
+            given_password.encode("utf-8", "surrogatepass"), self.password.encode()
         ):
             await run_in_threadpool(time.sleep, WRONG_PASSWORD_SECONDS)  # slows guessing down
             return _refuse(403, "wrong password, or no name")
-        request.session.update(rater=rater, csrf_token=secrets.token_urlsafe(24))
+        http_request.session.update(rater=rater, csrf_token=secrets.token_urlsafe(24))
         return JSONResponse({"ok": True})
 
-    async def show_state(self, request: Request) -> Response:
+    async def show_state(self, http_request: Request) -> Response:
         """Send the rater's progress and next pair."""
-        if "rater" not in request.session:
+        if "rater" not in http_request.session:
             return _refuse(401, "log in")
-        return await self._state_response(request)
+        return await self._state_response(http_request)
 
-    async def rate_pair(self, request: Request) -> Response:
+    async def rate_pair(self, http_request: Request) -> Response:
         """Store a rating, then send the next pair."""
-        session = request.session
+        session = http_request.session
         if "rater" not in session:
             return _refuse(401, "log in")
-        csrf_token = request.headers.get("x-csrf-token", "")
+        csrf_token = http_request.headers.get("x-csrf-token", "")
         if not secrets.compare_digest(csrf_token.encode(), session["csrf_token"].encode()):
             return _refuse(403, "this request does not come from the page")
-        body = await _read_body(request)
-        pair_id, choice = str(body.get("pair")), str(body.get("choice"))
+        request_body = await _read_body(http_request)
+        pair_id, choice = str(request_body.get("pair")), str(request_body.get("choice"))
         choices: dict[str, Choice] = {name: name for name in get_args(Choice)}
         if pair_id not in self.pairs or choice not in choices:
             return _refuse(400, "not understood")
         await run_in_threadpool(self.store.add_choice, pair_id, session["rater"], choices[choice])
-        return await self._state_response(request)
+        return await self._state_response(http_request)
 
-    async def _state_response(self, request: Request) -> Response:
-        rater = request.session["rater"]
+    async def _state_response(self, http_request: Request) -> Response:
+        rater = http_request.session["rater"]
         state = await run_in_threadpool(self._find_next_pair, rater)
-        return JSONResponse({**state, "csrf_token": request.session["csrf_token"]})
+        return JSONResponse({**state, "csrf_token": http_request.session["csrf_token"]})
 
     def _find_next_pair(self, rater: str) -> dict[str, Any]:
-        pairs = list(self.pairs.values())
-        rated = self.store.labels_by_rater(pairs).get(rater, {})
-        unrated = [pair for pair in pairs if pair.pair_id not in rated]
+        answer_pairs = list(self.pairs.values())
+        rated = self.store.labels_by_rater(answer_pairs).get(rater, {})
+        unrated = [answer_pair for answer_pair in answer_pairs if answer_pair.pair_id not in rated]
         shown_pair = None
         if unrated:
-            pair = order_for_rater(self.store.seed, rater, unrated)[0]
-            sides = [pair.first, pair.second]
-            if is_swapped(self.store.seed, rater, pair.pair_id):
-                sides.reverse()
+            answer_pair = order_for_rater(self.store.seed, rater, unrated)[0]
+            pair_sides = [answer_pair.first, answer_pair.second]
+            if is_swapped(self.store.seed, rater, answer_pair.pair_id):
+                pair_sides.reverse()
             shown_pair = {
-                "pair": pair.pair_id,
-                "question": pair.question,
-                "left": sides[0],
-                "right": sides[1],
+                "pair": answer_pair.pair_id,
+                "question": answer_pair.question,
+                "left": pair_sides[0],
+                "right": pair_sides[1],
             }
-        return {"rater": rater, "done": len(rated), "total": len(pairs), "shown": shown_pair}
+        return {"rater": rater, "done": len(rated), "total": len(answer_pairs), "shown": shown_pair}
 
 
 @contextmanager
@@ -152,45 +152,45 @@ def serve_page(page: RatingPage, host: str, port: int) -> Iterator[str]:
         UserError: the port is taken, or the host is not this machine's.
     """
     try:
-        listener = socket.create_server((host, port))
+        server_socket = socket.create_server((host, port))
     except OSError as error:
         raise UserError(f"cannot serve on host {host}, port {port} ({error}); port 0 is any") from error
-    config = uvicorn.Config(page.application, log_config=None, lifespan="off", server_header=False)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-    thread.start()
+    server_config = uvicorn.Config(page.application, log_config=None, lifespan="off", server_header=False)
+    page_server = uvicorn.Server(server_config)
+    server_thread = threading.Thread(target=page_server.run, args=([server_socket],), daemon=True)
+    server_thread.start()
     try:
-        yield f"http://{host}:{listener.getsockname()[1]}/"
+        yield f"http://{host}:{server_socket.getsockname()[1]}/"
     finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
+        page_server.should_exit = True
+        server_thread.join()
+        server_socket.close()
 
 
-async def _add_security_headers(request: Request, call_next: RequestResponseEndpoint) -> Response:
-    response = await call_next(request)
+async def _add_security_headers(http_request: Request, call_next: RequestResponseEndpoint) -> Response:
+    response = await call_next(http_request)
     response.headers.update(SECURITY_HEADERS)
     return response
 
 
 def _serve_file(file_name: str) -> Any:
-    async def respond(request: Request) -> Response:
+    async def respond(http_request: Request) -> Response:
         return FileResponse(TEMPLATES / file_name)
 
     return respond
 
 
-async def _read_body(request: Request) -> dict[str, Any]:
+async def _read_body(http_request: Request) -> dict[str, Any]:
     """Read a small JSON object; an empty one where the body is anything else."""
-    length = request.headers.get("content-length", "")
-    is_json = request.headers.get("content-type") == "application/json"
-    if not is_json or not length.isdecimal() or int(length) > LARGEST_REQUEST:
+    body_length = http_request.headers.get("content-length", "")
+    is_json = http_request.headers.get("content-type") == "application/json"
+    if not is_json or not body_length.isdecimal() or int(body_length) > LARGEST_REQUEST:
         return {}
     try:
-        body = await request.json()
+        request_body = await http_request.json()
     except (ValueError, RecursionError):
         return {}
-    return body if isinstance(body, dict) else {}
+    return request_body if isinstance(request_body, dict) else {}
 
 
 def _refuse(status: int, reason: str) -> Response:

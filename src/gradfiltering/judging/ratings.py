@@ -41,8 +41,8 @@ class AnswerPair:
     @cached_property
     def pair_id(self) -> str:
         """A digest of all fields."""
-        content = json.dumps(asdict(self), sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:24]
+        pair_content = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(pair_content.encode()).hexdigest()[:24]
 
 
 def is_swapped(seed: int, rater: str, pair_id: str) -> bool:
@@ -50,86 +50,88 @@ def is_swapped(seed: int, rater: str, pair_id: str) -> bool:
     return derive_seed(seed, "side", rater, pair_id) % 2 == 1
 
 
-def order_for_rater(seed: int, rater: str, pairs: Sequence[AnswerPair]) -> list[AnswerPair]:
+def order_for_rater(seed: int, rater: str, answer_pairs: Sequence[AnswerPair]) -> list[AnswerPair]:
     """Put the pairs into the order in which a rater sees them."""
-    return sorted(pairs, key=lambda pair: derive_seed(seed, "order", rater, pair.pair_id))
+    return sorted(answer_pairs, key=lambda answer_pair: derive_seed(seed, "order", rater, answer_pair.pair_id))
 
 
 class RatingStore:
     """Ratings by pair and rater; each is on the disk before the next pair is shown.
 
     Args:
-        path: the SQLite file; made when it is not there.
+        database_path: the SQLite file; made when it is not there.
         seed: seed of the sides and orders in which raters see the pairs.
     """
 
-    def __init__(self, path: Path, seed: int):
-        self.path = path
+    def __init__(self, database_path: Path, seed: int):
+        self.path = database_path
         self.seed = seed
-        definition = (
+        table_definition = (
             "ratings (pair TEXT, rater TEXT, label TEXT NOT NULL, "
             "at TEXT DEFAULT CURRENT_TIMESTAMP, PRIMARY KEY (pair, rater))"
         )
-        self._table = SqliteTable(path, definition, "ratings", "Name another file of ratings")
+        self._table = SqliteTable(database_path, table_definition, "ratings", "Name another file of ratings")
 
-    def add_choice(self, pair_id: str, rater: str, choice: Choice) -> None:
+    def add_choice(self, pair_id: str, rater: str, rater_choice: Choice) -> None:
         """Store a rater's choice on the page."""
-        label: Label = "tie"
-        if choice != "tie":
-            swapped = is_swapped(self.seed, rater, pair_id)
-            label = "second" if (choice == "left") == swapped else "first"
-        self.add_all([(pair_id, rater, label)])
+        pair_label: Label = "tie"
+        if rater_choice != "tie":
+            sides_swapped = is_swapped(self.seed, rater, pair_id)
+            pair_label = "second" if (rater_choice == "left") == sides_swapped else "first"
+        self.add_all([(pair_id, rater, pair_label)])
 
-    def add_all(self, ratings: Sequence[tuple[str, str, Label]]) -> None:
+    def add_all(self, new_ratings: Sequence[tuple[str, str, Label]]) -> None:
         """Store (pair id, rater, label) on the disk. The first rating of a pair stands."""
-        self._table.insert("INSERT OR IGNORE INTO ratings (pair, rater, label) VALUES (?, ?, ?)", ratings)
+        self._table.insert("INSERT OR IGNORE INTO ratings (pair, rater, label) VALUES (?, ?, ?)", new_ratings)
 
-    def labels_by_rater(self, pairs: Sequence[AnswerPair] | None) -> dict[str, dict[str, str]]:
+    def labels_by_rater(self, answer_pairs: Sequence[AnswerPair] | None) -> dict[str, dict[str, str]]:
         """Return labels of these pairs (None: of all) by rater and pair id."""
-        pair_ids = None if pairs is None else {pair.pair_id for pair in pairs}
-        labels: dict[str, dict[str, str]] = {}
-        rows = self._table.select("SELECT rater, pair, label FROM ratings ORDER BY rater, rowid")
-        for rater, pair_id, label in rows:
+        pair_ids = None if answer_pairs is None else {answer_pair.pair_id for answer_pair in answer_pairs}
+        pair_labels: dict[str, dict[str, str]] = {}
+        rating_rows = self._table.select("SELECT rater, pair, label FROM ratings ORDER BY rater, rowid")
+        for rater, pair_id, pair_label in rating_rows:
             if pair_ids is None or pair_id in pair_ids:
-                labels.setdefault(rater, {})[pair_id] = label
-        return labels
+                pair_labels.setdefault(rater, {})[pair_id] = pair_label
+        return pair_labels
 
     def close(self) -> None:
         """Close the file."""
         self._table.close()
 
 
-def majority_label(labels: Sequence[str]) -> Label:
+def majority_label(pair_labels: Sequence[str]) -> Label:
     """Return the label most raters gave; a tie where no answer got more votes than the rest."""
-    ranked = Counter(labels).most_common()
-    if not ranked or (len(ranked) > 1 and ranked[0][1] == ranked[1][1]):
+    ranked_labels = Counter(pair_labels).most_common()
+    if not ranked_labels or (len(ranked_labels) > 1 and ranked_labels[0][1] == ranked_labels[1][1]):
         return "tie"
-    return next(label for label in get_args(Label) if label == ranked[0][0])
+    return next(pair_label for pair_label in get_args(Label) if pair_label == ranked_labels[0][0])
 
 
-def write_sheet(path: Path, pairs: Sequence[AnswerPair], store: RatingStore, rater: str) -> None:
+def write_sheet(sheet_path: Path, answer_pairs: Sequence[AnswerPair], rating_store: RatingStore, rater: str) -> None:
     """Write a rater's sheet for other tools: blind, in the rater's own sides and order.
 
     The column `choice` takes left, right or tie; choices made already stand in it.
     """
-    labels = store.labels_by_rater(pairs).get(rater, {})
+    pair_labels = rating_store.labels_by_rater(answer_pairs).get(rater, {})
     with (
-        atomic_path(path) as part_path,
-        part_path.open("w", encoding="utf-8", errors="replace", newline="") as stream,
+        atomic_path(sheet_path) as part_path,
+        part_path.open("w", encoding="utf-8", errors="replace", newline="") as sheet_stream,
     ):
-        writer = csv.writer(stream)
-        writer.writerow(COLUMNS)
-        for pair in order_for_rater(store.seed, rater, pairs):
-            left, right = ("first", pair.first), ("second", pair.second)
-            if is_swapped(store.seed, rater, pair.pair_id):
-                left, right = right, left
-            choices = {left[0]: "left", right[0]: "right", "tie": "tie"}
-            choice = choices.get(labels.get(pair.pair_id, ""), "")
-            prompt = (pair.prompt_set, pair.prompt_id, pair.question)
-            writer.writerow((pair.pair_id, rater, *prompt, left[1], right[1], choice))
+        sheet_writer = csv.writer(sheet_stream)
+        sheet_writer.writerow(COLUMNS)
+        for answer_pair in order_for_rater(rating_store.seed, rater, answer_pairs):
+            left_side, right_side = ("first", answer_pair.first), ("second", answer_pair.second)
+            if is_swapped(rating_store.seed, rater, answer_pair.pair_id):
+                left_side, right_side = right_side, left_side
+            side_choices = {left_side[0]: "left", right_side[0]: "right", "tie": "tie"}
+            rater_choice = side_choices.get(pair_labels.get(answer_pair.pair_id, ""), "")
+            prompt_cells = (answer_pair.prompt_set, answer_pair.prompt_id, answer_pair.question)
+            sheet_writer.writerow(
+                (answer_pair.pair_id, rater, *prompt_cells, left_side[1], right_side[1], rater_choice)
+            )
 
 
-def import_sheet(path: Path, pairs: Sequence[AnswerPair], store: RatingStore) -> int:
+def import_sheet(sheet_path: Path, answer_pairs: Sequence[AnswerPair], rating_store: RatingStore) -> int:
     """Take over the choices of a sheet.
 
     Which answer stood on the left is read from the sheet itself.
@@ -141,40 +143,44 @@ def import_sheet(path: Path, pairs: Sequence[AnswerPair], store: RatingStore) ->
         UserError: a row is of no known pair, has no rater or an unknown choice; nothing of the
             sheet is taken over then.
     """
-    pairs_by_id = {pair.pair_id: pair for pair in pairs}
-    ratings: list[tuple[str, str, Label]] = []
+    pairs_by_id = {answer_pair.pair_id: answer_pair for answer_pair in answer_pairs}
+    new_ratings: list[tuple[str, str, Label]] = []
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            rows = csv.DictReader(stream)
-            present = rows.fieldnames or ()
-            if missing := [n for n in ("pair", "rater", "left", "choice") if n not in present]:
-                raise UserError(f"{path}: no column {missing[0]!r}; it needs pair, rater, left and choice")
-            for row_number, row in enumerate(rows, start=1):
-                if label := _read_label(f"{path}, row {row_number}", row, pairs_by_id):
-                    ratings.append((row["pair"], row["rater"].strip(), label))
+        with sheet_path.open(encoding="utf-8-sig", newline="") as sheet_stream:
+            sheet_rows = csv.DictReader(sheet_stream)
+            present_columns = sheet_rows.fieldnames or ()
+            if missing_columns := [n for n in ("pair", "rater", "left", "choice") if n not in present_columns]:
+                raise UserError(
+                    f"{sheet_path}: no column {missing_columns[0]!r}; it needs pair, rater, left and choice"
+                )
+            for row_number, sheet_row in enumerate(sheet_rows, start=1):
+                if pair_label := _read_label(f"{sheet_path}, row {row_number}", sheet_row, pairs_by_id):
+                    new_ratings.append((sheet_row["pair"], sheet_row["rater"].strip(), pair_label))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    store.add_all(ratings)
-    return len(ratings)
+        raise UserError(f"{sheet_path}: cannot be read ({error})") from error
+    rating_store.add_all(new_ratings)
+    return len(new_ratings)
 
 
-def _read_label(location: str, row: Mapping[str, str | None], pairs_by_id: Mapping[str, AnswerPair]) -> Label | None:
+def _read_label(
+    row_location: str, sheet_row: Mapping[str, str | None], pairs_by_id: Mapping[str, AnswerPair]
+) -> Label | None:
     """Read the answer that a sheet's row prefers; None where nothing was chosen."""
-    choice = (row["choice"] or "").strip().lower()
-    if not choice:
+    rater_choice = (sheet_row["choice"] or "").strip().lower()
+    if not rater_choice:
         return None
-    if choice not in get_args(Choice):
-        raise UserError(f"{location}: choice is {choice!r}; write left, right or tie")
-    pair = pairs_by_id.get(row["pair"] or "")
-    if pair is None or not (row["rater"] or "").strip():
-        raise UserError(f"{location}: pair {row['pair']!r} is not of this run, or the rater is missing")
-    if choice == "tie":
+    if rater_choice not in get_args(Choice):
+        raise UserError(f"{row_location}: choice is {rater_choice!r}; write left, right or tie")
+    answer_pair = pairs_by_id.get(sheet_row["pair"] or "")
+    if answer_pair is None or not (sheet_row["rater"] or "").strip():
+        raise UserError(f"{row_location}: pair {sheet_row['pair']!r} is not of this run, or the rater is missing")
+    if rater_choice == "tie":
         return "tie"
-    left = _normalize_text(row["left"] or "")
-    first, second = _normalize_text(pair.first), _normalize_text(pair.second)
-    if left not in (first, second):
-        raise UserError(f"{location}: the left answer is none of this pair's; was the sheet's text changed?")
-    return "first" if (left == first) == (choice == "left") else "second"
+    left_side = _normalize_text(sheet_row["left"] or "")
+    first_text, second_text = _normalize_text(answer_pair.first), _normalize_text(answer_pair.second)
+    if left_side not in (first_text, second_text):
+        raise UserError(f"{row_location}: the left answer is none of this pair's; was the sheet's text changed?")
+    return "first" if (left_side == first_text) == (rater_choice == "left") else "second"
 
 
 def _normalize_text(text: str) -> str:

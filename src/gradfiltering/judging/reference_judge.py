@@ -36,14 +36,14 @@ class ReferenceJudge(PairJudge):
                 f"prompt {prompt.prompt_id} of {prompt.prompt_set} has no reference to compare with",
                 None,
             )
-        scores = (
+        answer_scores = (
             _score_answer(first_answer, prompt.reference),
             _score_answer(second_answer, prompt.reference),
         )
-        if EXACT_SCORE not in scores and abs(scores[0] - scores[1]) <= self.tie_margin:
-            common_score = round(sum(scores) / 2, 2)
-            scores = common_score, common_score
-        return Reply(f"{scores[0]:.2f} {scores[1]:.2f}", scores)
+        if EXACT_SCORE not in answer_scores and abs(answer_scores[0] - answer_scores[1]) <= self.tie_margin:
+            common_score = round(sum(answer_scores) / 2, 2)
+            answer_scores = common_score, common_score
+        return Reply(f"{answer_scores[0]:.2f} {answer_scores[1]:.2f}", answer_scores)
 
     def list_warnings(self, prompts: Sequence[Prompt]) -> list[str]:
         """Count the prompts without a reference in a warning."""
@@ -57,8 +57,8 @@ class ReferenceJudge(PairJudge):
         ]
 
 
-def _score_answer(answer: str, reference: str) -> float:
-    if answer.strip() == reference.strip():
+def _score_answer(answer_text: str, reference_text: str) -> float:
+    if answer_text.strip() == reference_text.strip():
         return EXACT_SCORE
     # Rounded, so that the reply's text and the scores that decide are the same numbers.
-    return min(round(100 * sentence_chrf(answer, reference), 2), INEXACT_CEILING)
+    return min(round(100 * sentence_chrf(answer_text, reference_text), 2), INEXACT_CEILING)

@@ -49,40 +49,38 @@ class ResponseMetrics:
 
 
 def measure_all_responses(
-    prompts: Sequence[Prompt], responses: Mapping[str, Sequence[Response]]
+    prompts: Sequence[Prompt], responses_by_model: Mapping[str, Sequence[Response]]
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Measure every model's responses: `{model: {prompt set: {metric: value}}}`."""
     return {
-        model: {
-            prompt_set: asdict(metrics) for prompt_set, metrics in measure_responses(prompts, model_responses).items()
-        }
-        for model, model_responses in responses.items()
+        model_name: {set_name: asdict(metrics) for set_name, metrics in measure_responses(prompts, responses).items()}
+        for model_name, responses in responses_by_model.items()
     }
 
 
-def measure_responses(prompts: Sequence[Prompt], responses: Sequence[Response]) -> dict[str, ResponseMetrics]:
+def measure_responses(prompts: Sequence[Prompt], model_responses: Sequence[Response]) -> dict[str, ResponseMetrics]:
     """Measure one model's responses, by prompt set in order of first appearance.
 
     Args:
         prompts: the prompts, with references where there are any.
-        responses: the model's response to each of them, in the same order.
+        model_responses: the model's response to each of them, in the same order.
 
     Raises:
         ValueError: prompts and responses do not belong together.
     """
     pairs_by_set: dict[str, list[tuple[Prompt, Response]]] = {}
-    for prompt, response in zip(prompts, responses, strict=True):
-        if (prompt.prompt_set, prompt.prompt_id) != (response.prompt_set, response.prompt_id):
+    for eval_prompt, model_response in zip(prompts, model_responses, strict=True):
+        if (eval_prompt.prompt_set, eval_prompt.prompt_id) != (model_response.prompt_set, model_response.prompt_id):
             raise ValueError(
-                f"response to {response.prompt_set}/{response.prompt_id} stands where the prompt "
-                f"is {prompt.prompt_set}/{prompt.prompt_id}"
+                f"response to {model_response.prompt_set}/{model_response.prompt_id} stands where the prompt "
+                f"is {eval_prompt.prompt_set}/{eval_prompt.prompt_id}"
             )
-        pairs_by_set.setdefault(prompt.prompt_set, []).append((prompt, response))
-    return {prompt_set: _measure_set(pairs) for prompt_set, pairs in pairs_by_set.items()}
+        pairs_by_set.setdefault(eval_prompt.prompt_set, []).append((eval_prompt, model_response))
+    return {prompt_set: _measure_set(answered_pairs) for prompt_set, answered_pairs in pairs_by_set.items()}
 
 
 @lru_cache(maxsize=65_536)
-def sentence_chrf(response: str, reference: str) -> float:
+def sentence_chrf(response_text: str, reference_text: str) -> float:
     """Compute chrF of one response, from 0 to 1; 1 for an exact match, 0 for an empty response.
 
     torchmetrics averages over all orders, also those for which the reference is too short to have
@@ -91,59 +89,63 @@ def sentence_chrf(response: str, reference: str) -> float:
 
     Cached, because each order of a judgement and the metrics need the same pairs.
     """
-    response, reference = response.strip(), reference.strip()
-    if response == reference:
+    response_text, reference_text = response_text.strip(), reference_text.strip()
+    if response_text == reference_text:
         return 1.0
-    order = min(CHARACTER_ORDER, len("".join(reference.split())))
-    if not response or order == 0:
+    ngram_order = min(CHARACTER_ORDER, len("".join(reference_text.split())))
+    if not response_text or ngram_order == 0:
         return 0.0
-    return _chrf([response], [reference], order)
+    return _chrf([response_text], [reference_text], ngram_order)
 
 
-def corpus_chrf(responses: Sequence[str], references: Sequence[str]) -> float:
+def corpus_chrf(response_texts: Sequence[str], reference_texts: Sequence[str]) -> float:
     """Compute chrF of n-gram counts pooled over all responses, from 0 to 1."""
-    return _chrf(responses, references, CHARACTER_ORDER)
+    return _chrf(response_texts, reference_texts, CHARACTER_ORDER)
 
 
-def reference_number(reference: str) -> Decimal | None:
+def reference_number(reference_text: str) -> Decimal | None:
     """Read the number a reference ends in after `####`, or that it is; None where it is neither."""
-    ending = reference.rpartition("####")[2].strip()
-    return last_number(ending) if _NUMBER.fullmatch(ending) else None
+    reference_ending = reference_text.rpartition("####")[2].strip()
+    return last_number(reference_ending) if _NUMBER.fullmatch(reference_ending) else None
 
 
 def last_number(text: str) -> Decimal | None:
     """Read the last number of a text, thousands with or without commas; None without one."""
-    numbers = _NUMBER.findall(text)
-    return Decimal(numbers[-1].replace("$", "").replace(",", "")) if numbers else None
+    text_numbers = _NUMBER.findall(text)
+    return Decimal(text_numbers[-1].replace("$", "").replace(",", "")) if text_numbers else None
 
 
-def _measure_set(pairs: Sequence[tuple[Prompt, Response]]) -> ResponseMetrics:
-    answered = [
-        (response.response.strip(), prompt.reference.strip())
-        for prompt, response in pairs
-        if prompt.reference is not None
+def _measure_set(answered_pairs: Sequence[tuple[Prompt, Response]]) -> ResponseMetrics:
+    referenced_pairs = [
+        (model_response.response.strip(), eval_prompt.reference.strip())
+        for eval_prompt, model_response in answered_pairs
+        if eval_prompt.reference is not None
     ]
-    numbered = [
-        (answer, number) for answer, reference in answered if (number := reference_number(reference)) is not None
+    numbered_pairs = [
+        (answer_text, expected_number)
+        for answer_text, reference_text in referenced_pairs
+        if (expected_number := reference_number(reference_text)) is not None
     ]
     return ResponseMetrics(
-        responses=len(pairs),
-        references=len(answered),
-        exact_match=_mean(answered, lambda answer, reference: answer == reference),
-        final_number=_mean(numbered, lambda answer, number: last_number(answer) == number),
-        chrf=_mean(answered, sentence_chrf),
-        chrf_corpus=corpus_chrf(*zip(*answered, strict=True)) if answered else None,
-        mean_response_tokens=fmean(response.response_tokens for _, response in pairs),
-        stopped_by_length=fmean(response.stop_reason == "length" for _, response in pairs),
+        responses=len(answered_pairs),
+        references=len(referenced_pairs),
+        exact_match=_mean(referenced_pairs, lambda answer_text, reference_text: answer_text == reference_text),
+        final_number=_mean(
+            numbered_pairs, lambda answer_text, expected_number: last_number(answer_text) == expected_number
+        ),
+        chrf=_mean(referenced_pairs, sentence_chrf),
+        chrf_corpus=corpus_chrf(*zip(*referenced_pairs, strict=True)) if referenced_pairs else None,
+        mean_response_tokens=fmean(model_response.response_tokens for _, model_response in answered_pairs),
+        stopped_by_length=fmean(model_response.stop_reason == "length" for _, model_response in answered_pairs),
     )
 
 
-def _mean(pairs: Iterable[tuple[Any, Any]], measure: Callable[[Any, Any], float]) -> float | None:
-    values = [float(measure(answer, expected)) for answer, expected in pairs]
-    return sum(values) / len(values) if values else None
+def _mean(answered_pairs: Iterable[tuple[Any, Any]], measure_pair: Callable[[Any, Any], float]) -> float | None:
+    pair_values = [float(measure_pair(answer_text, expected_value)) for answer_text, expected_value in answered_pairs]
+    return sum(pair_values) / len(pair_values) if pair_values else None
 
 
-def _chrf(responses: Sequence[str], references: Sequence[str], order: int) -> float:
-    targets = [[reference] for reference in references]
-    score = chrf_score(list(responses), targets, n_char_order=order, n_word_order=0)
-    return float(cast(Tensor, score))  # a tuple only when sentence scores are asked for
+def _chrf(response_texts: Sequence[str], reference_texts: Sequence[str], ngram_order: int) -> float:
+    reference_lists = [[reference_text] for reference_text in reference_texts]
+    chrf_value = chrf_score(list(response_texts), reference_lists, n_char_order=ngram_order, n_word_order=0)
+    return float(cast(Tensor, chrf_value))  # a tuple only when sentence scores are asked for

@@ -34,21 +34,21 @@ class ReplayJudge(PairJudge):
                 arguments=("files",),
             )
         self._replies: dict[tuple[PromptKey, str, str], Reply] = {}
-        for file in files:
-            for first, second, review in read_reviews_with_answers(Path(file).expanduser()):
+        for review_file in files:
+            for first, second, review in read_reviews_with_answers(Path(review_file).expanduser()):
                 verdict = review.verdict
-                reply = Reply(verdict.reply, verdict.scores)
+                stored_reply = Reply(verdict.reply, verdict.scores)
                 reverse_reply = Reply(verdict.reply_reverse, verdict.scores_reverse)
                 for prompt_key in _stored_keys(review):
-                    self._replies.setdefault((prompt_key, first, second), reply)
+                    self._replies.setdefault((prompt_key, first, second), stored_reply)
                     self._replies.setdefault((prompt_key, second, first), reverse_reply)
 
     def compare_answers(self, prompt: Prompt, first_answer: str, second_answer: str) -> Reply:
         """Return the stored reply to this pair in this order."""
         for prompt_key in _lookup_keys(prompt):
-            reply = self._replies.get((prompt_key, first_answer, second_answer))
-            if reply is not None:
-                return reply
+            stored_reply = self._replies.get((prompt_key, first_answer, second_answer))
+            if stored_reply is not None:
+                return stored_reply
         return Reply(
             f"not found: no stored judgement of this pair of answers to {prompt.prompt_set}/{prompt.prompt_id}",
             None,
@@ -57,7 +57,7 @@ class ReplayJudge(PairJudge):
 
 def load_replay_judges(files: Sequence[str]) -> dict[str, ReplayJudge]:
     """Load a judge for each file of stored judgements, by the file's name as given."""
-    return {str(file): ReplayJudge([file]) for file in files}
+    return {str(review_file): ReplayJudge([review_file]) for review_file in files}
 
 
 def _stored_keys(review: Review) -> tuple[PromptKey, ...]:

@@ -56,54 +56,56 @@ class ReplyStore:
     """Replies by question. A reply stored by `put` or `put_all` survives a crash of the machine.
 
     Args:
-        path: the SQLite file; made when it is not there. Several processes may use it at once.
+        database_path: the SQLite file; made when it is not there. Several processes may use it at once.
     """
 
-    def __init__(self, path: Path):
-        definition = (
+    def __init__(self, database_path: Path):
+        table_definition = (
             "replies (judge TEXT, model TEXT, prompt_hash TEXT, slot_order INTEGER, "
             "repeat INTEGER, attempt INTEGER, text TEXT NOT NULL, finish_reason TEXT, "
             "input_tokens INTEGER, output_tokens INTEGER, "
             f"arrived TEXT DEFAULT CURRENT_TIMESTAMP, PRIMARY KEY ({_KEY_COLUMNS}))"
         )
-        remedy = (
+        failure_remedy = (
             "Free some space, or name another file of replies; nothing more is asked, since its answer would be lost"
         )
-        self._table = SqliteTable(path, definition, "replies", remedy)
+        self._table = SqliteTable(database_path, table_definition, "replies", failure_remedy)
         self._pending: list[tuple[ReplyKey, StoredReply]] = []
         self._write_lock = asyncio.Lock()
 
-    def get(self, key: ReplyKey) -> StoredReply | None:
+    def get(self, reply_key: ReplyKey) -> StoredReply | None:
         """Look up the reply to a question; None if there was none yet."""
-        condition = " AND ".join(f"{field.name} = ?" for field in fields(ReplyKey))
-        rows = self._table.select(f"SELECT {_REPLY_COLUMNS} FROM replies WHERE {condition}", astuple(key))
-        return StoredReply(*rows[0]) if rows else None
+        key_condition = " AND ".join(f"{field.name} = ?" for field in fields(ReplyKey))
+        reply_rows = self._table.select(
+            f"SELECT {_REPLY_COLUMNS} FROM replies WHERE {key_condition}", astuple(reply_key)
+        )
+        return StoredReply(*reply_rows[0]) if reply_rows else None
 
-    def put_all(self, replies: Sequence[tuple[ReplyKey, StoredReply]]) -> None:
+    def put_all(self, keyed_replies: Sequence[tuple[ReplyKey, StoredReply]]) -> None:
         """Store replies; they are on the disk when this returns."""
         # A lone surrogate is no text that a file could hold.
-        rows = [
-            (*astuple(key), reply.text.encode("utf-8", "replace").decode(), *astuple(reply)[1:])
-            for key, reply in replies
+        reply_rows = [
+            (*astuple(reply_key), reply.text.encode("utf-8", "replace").decode(), *astuple(reply)[1:])
+            for reply_key, reply in keyed_replies
         ]
         self._table.insert(
             f"INSERT OR IGNORE INTO replies ({_KEY_COLUMNS}, {_REPLY_COLUMNS}) VALUES ({_PARAMETERS})",
-            rows,
+            reply_rows,
         )
 
-    async def put(self, key: ReplyKey, reply: StoredReply) -> None:
+    async def put(self, reply_key: ReplyKey, reply: StoredReply) -> None:
         """Store a reply; return when it is on the disk.
 
         Replies that arrive while others are being written go together in the next transaction,
         because each one costs a wait for the disk.
         """
-        entry = (key, reply)
-        self._pending.append(entry)
+        pending_entry = (reply_key, reply)
+        self._pending.append(pending_entry)
         async with self._write_lock:
-            if not any(entry is pending for pending in self._pending):
+            if not any(pending_entry is pending for pending in self._pending):
                 return  # written along with another
-            batch, self._pending = self._pending, []
-            await asyncio.to_thread(self.put_all, batch)
+            pending_batch, self._pending = self._pending, []
+            await asyncio.to_thread(self.put_all, pending_batch)
 
     def close(self) -> None:
         """Close the file."""

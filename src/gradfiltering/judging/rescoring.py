@@ -16,7 +16,7 @@ INTERVAL_FIELDS = ("low", "high", "bca_low", "bca_high", "sign_p", "detectable")
 
 
 def rescore_files(
-    paths: Sequence[Path],
+    file_paths: Sequence[Path],
     resamples: int,
     confidence: float,
     seed: int,
@@ -24,7 +24,7 @@ def rescore_files(
     """Score stored judgements again from their raw scores.
 
     Args:
-        paths: published review files, or `verdicts.jsonl` of runs.
+        file_paths: published review files, or `verdicts.jsonl` of runs.
         resamples: bootstrap resamples.
         confidence: probability mass of the interval.
         seed: seed of the bootstrap.
@@ -41,57 +41,63 @@ def rescore_files(
         UserError: a file cannot be read, holds no verdict, or is named twice.
     """
     reviews_by_name: dict[str, list[Review]] = {}
-    for name, path in zip(_name_files(paths), paths, strict=True):
-        reviews = [review for review in read_reviews(path) if review.verdict.repeat == 0]
-        if not reviews:
-            raise UserError(f"{path}: holds no verdict; give a file with at least one")
-        reviews_by_name[name] = reviews
-    pool = [review for reviews in reviews_by_name.values() for review in reviews]
+    for file_name, file_path in zip(_name_files(file_paths), file_paths, strict=True):
+        file_reviews = [review for review in read_reviews(file_path) if review.verdict.repeat == 0]
+        if not file_reviews:
+            raise UserError(f"{file_path}: holds no verdict; give a file with at least one")
+        reviews_by_name[file_name] = file_reviews
+    pooled_reviews = [review for file_reviews in reviews_by_name.values() for review in file_reviews]
     return {
-        label: _score_reviews(group, resamples, confidence, derive_seed(seed, "rescore", label))
-        for name, reviews in {**reviews_by_name, POOLED: pool}.items()
-        for label, group in _split_opponents(name, reviews).items()
+        entry_label: _score_reviews(group_reviews, resamples, confidence, derive_seed(seed, "rescore", entry_label))
+        for file_name, file_reviews in {**reviews_by_name, POOLED: pooled_reviews}.items()
+        for entry_label, group_reviews in _split_opponents(file_name, file_reviews).items()
     }
 
 
 def _score_reviews(reviews: Sequence[Review], resamples: int, confidence: float, seed: int) -> dict[str, Any]:
     verdicts = [review.verdict for review in reviews]
     outcomes = [verdict.verdict for verdict in verdicts]
-    score = pairwise_winning_score(outcomes, resamples, confidence, seed)
-    lengths = [(len(review.answers[0]), len(review.answers[1])) for review in reviews if review.answers]
-    bias = summarize_bias(
+    winning_score = pairwise_winning_score(outcomes, resamples, confidence, seed)
+    answer_lengths = [(len(review.answers[0]), len(review.answers[1])) for review in reviews if review.answers]
+    judge_bias = summarize_bias(
         verdicts,
-        lengths if len(lengths) == len(verdicts) else None,
+        answer_lengths if len(answer_lengths) == len(verdicts) else None,
         resamples,
         confidence,
         derive_seed(seed, "length"),
     )
-    controlled = bias.length_controlled
+    controlled = judge_bias.length_controlled
     return {
-        **{name: getattr(score, name) for name in ("wins", "ties", "losses", "unparsed")},
-        "pws": score.value,
-        **{name: getattr(score, name) for name in INTERVAL_FIELDS},
-        **{name: getattr(bias, name) for name in ("contradiction_rate", "first_slot_share", "longer_wins_share")},
-        "candidate_mean_characters": bias.candidate_mean_length,
-        "against_mean_characters": bias.against_mean_length,
+        **{field_name: getattr(winning_score, field_name) for field_name in ("wins", "ties", "losses", "unparsed")},
+        "pws": winning_score.value,
+        **{field_name: getattr(winning_score, field_name) for field_name in INTERVAL_FIELDS},
+        **{
+            field_name: getattr(judge_bias, field_name)
+            for field_name in ("contradiction_rate", "first_slot_share", "longer_wins_share")
+        },
+        "candidate_mean_characters": judge_bias.candidate_mean_length,
+        "against_mean_characters": judge_bias.against_mean_length,
         "length_controlled": None if controlled is None else asdict(controlled),
     }
 
 
-def _split_opponents(name: str, reviews: list[Review]) -> dict[str, list[Review]]:
-    groups: dict[str, list[Review]] = {}
-    for review in reviews:
-        groups.setdefault(review.verdict.against, []).append(review)
-    if len(groups) == 1:
-        return {name: reviews}
-    return {f"{name}/{opponent}": group for opponent, group in groups.items()}
+def _split_opponents(file_name: str, file_reviews: list[Review]) -> dict[str, list[Review]]:
+    reviews_by_opponent: dict[str, list[Review]] = {}
+    for review in file_reviews:
+        reviews_by_opponent.setdefault(review.verdict.against, []).append(review)
+    if len(reviews_by_opponent) == 1:
+        return {file_name: file_reviews}
+    return {f"{file_name}/{opponent}": group_reviews for opponent, group_reviews in reviews_by_opponent.items()}
 
 
-def _name_files(paths: Sequence[Path]) -> list[str]:
+def _name_files(file_paths: Sequence[Path]) -> list[str]:
     """Name the files, no two alike and none as the pool."""
-    stems = [path.stem for path in paths]
-    names = [path.stem if stems.count(path.stem) == 1 and path.stem != POOLED else str(path) for path in paths]
-    if len(set(names)) < len(names):
-        repeated = next(name for name in names if names.count(name) > 1)
+    file_stems = [file_path.stem for file_path in file_paths]
+    file_names = [
+        file_path.stem if file_stems.count(file_path.stem) == 1 and file_path.stem != POOLED else str(file_path)
+        for file_path in file_paths
+    ]
+    if len(set(file_names)) < len(file_names):
+        repeated = next(file_name for file_name in file_names if file_names.count(file_name) > 1)
         raise UserError(f"{repeated}: named twice; its verdicts would be counted twice in the pool")
-    return names
+    return file_names

@@ -35,11 +35,11 @@ class Response:
     prompt_truncated: bool
 
 
-def write_responses(path: Path, responses: Iterable[Response]) -> None:
+def write_responses(responses_path: Path, responses: Iterable[Response]) -> None:
     """Write `responses/<model>.jsonl`; it appears under its name only when complete."""
-    write_rows(path, responses)
+    write_rows(responses_path, responses)
 
 
-def read_responses(path: Path) -> list[Response]:
+def read_responses(responses_path: Path) -> list[Response]:
     """Read `responses/<model>.jsonl`; an error names file, line and field."""
-    return read_rows(path, Response)
+    return read_rows(responses_path, Response)

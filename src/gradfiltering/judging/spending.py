@@ -11,11 +11,11 @@ MESSAGE_TOKENS = 8  # a message's role and marks
 MILLION = 1_000_000
 
 
-def estimate_tokens(messages: Sequence[dict[str, str]]) -> int:
+def estimate_tokens(chat_messages: Sequence[dict[str, str]]) -> int:
     """Estimate the tokens of a conversation."""
     return sum(
-        -(-len(message["content"].encode("utf-8", "replace")) // BYTES_PER_TOKEN) + MESSAGE_TOKENS
-        for message in messages
+        -(-len(chat_message["content"].encode("utf-8", "replace")) // BYTES_PER_TOKEN) + MESSAGE_TOKENS
+        for chat_message in chat_messages
     )
 
 
@@ -68,27 +68,27 @@ class SpendingLimits:
             )
         return self
 
-    def check_estimate(self, requests: int, cost: float, basis: str) -> None:
+    def check_estimate(self, request_count: int, request_cost: float, estimate_basis: str) -> None:
         """Refuse to start work that the limits would not let end.
 
         Args:
-            requests: requests to be sent.
-            cost: the most they can cost.
-            basis: basis of the estimate, in words.
+            request_count: requests to be sent.
+            request_cost: the most they can cost.
+            estimate_basis: basis of the estimate, in words.
 
         Raises:
             UserError: names the estimate and the limit.
         """
-        if self.max_requests is not None and requests > self.max_requests:
+        if self.max_requests is not None and request_count > self.max_requests:
             raise UserError(
-                f"judging takes {requests:,} requests ({basis}), max_requests is "
+                f"judging takes {request_count:,} requests ({estimate_basis}), max_requests is "
                 f"{self.max_requests:,}; raise it, or judge less: fewer prompts, opponents or repeats",
                 owner=self,
                 arguments=("max_requests",),
             )
-        if self.max_cost is not None and cost > self.max_cost:
+        if self.max_cost is not None and request_cost > self.max_cost:
             raise UserError(
-                f"judging may cost {cost:,.2f} ({basis}), max_cost is {self.max_cost:,.2f}; raise "
+                f"judging may cost {request_cost:,.2f} ({estimate_basis}), max_cost is {self.max_cost:,.2f}; raise "
                 "it, or judge less: fewer prompts, opponents or repeats, shorter replies or answers",
                 owner=self,
                 arguments=("max_cost",),
@@ -120,20 +120,20 @@ class Spending:
         Raises:
             LimitReached: a limit would be passed.
         """
-        cost = self.limits.prices.cost(input_tokens, output_tokens)
+        request_cost = self.limits.prices.cost(input_tokens, output_tokens)
         max_requests, max_cost = self.limits.max_requests, self.limits.max_cost
         if max_requests is not None and self.requests + 1 > max_requests:
             raise LimitReached(f"max_requests={max_requests:,} is spent", self.limits, ("max_requests",))
-        if max_cost is not None and self.cost + cost > max_cost:
-            unspent = max_cost - self.cost
+        if max_cost is not None and self.cost + request_cost > max_cost:
+            unspent_money = max_cost - self.cost
             raise LimitReached(
-                f"max_cost={max_cost:,.2f} is spent but for {unspent:,.4f}",
+                f"max_cost={max_cost:,.2f} is spent but for {unspent_money:,.4f}",
                 self.limits,
                 ("max_cost",),
             )
         self.requests += 1
-        self.cost += cost
-        return cost
+        self.cost += request_cost
+        return request_cost
 
     def settle(self, reserved_cost: float, input_tokens: int | None, output_tokens: int | None) -> None:
         """Replace a reserved cost by the real one; without token counts it stays."""

@@ -17,38 +17,38 @@ class SqliteTable:
     """One table of an SQLite file, for several threads and processes at once.
 
     Args:
-        path: the file; made, with its folder, when it is not there.
-        definition: name and columns, as they stand in a CREATE TABLE.
+        database_path: the file; made, with its folder, when it is not there.
+        table_definition: name and columns, as they stand in a CREATE TABLE.
         row_noun: the rows in words, for errors.
-        remedy: advice for when they cannot be written.
+        failure_remedy: advice for when they cannot be written.
     """
 
-    def __init__(self, path: Path, definition: str, row_noun: str, remedy: str):
-        self.path = path
+    def __init__(self, database_path: Path, table_definition: str, row_noun: str, failure_remedy: str):
+        self.path = database_path
         self._row_noun = row_noun
-        self._remedy = remedy
+        self._remedy = failure_remedy
         self._lock = threading.Lock()
-        with explain_failed_writes(path), self._explained():
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with explain_failed_writes(database_path), self._explained():
+            database_path.parent.mkdir(parents=True, exist_ok=True)
             # No write-ahead log: it needs shared memory, which network file systems lack.
-            self._connection = sqlite3.connect(path, timeout=LOCK_SECONDS, check_same_thread=False)
+            self._connection = sqlite3.connect(database_path, timeout=LOCK_SECONDS, check_same_thread=False)
             self._connection.execute("PRAGMA synchronous = FULL")
-            self._connection.execute(f"CREATE TABLE IF NOT EXISTS {definition}")
+            self._connection.execute(f"CREATE TABLE IF NOT EXISTS {table_definition}")
             self._connection.commit()
 
-    def select(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+    def select(self, select_query: str, query_values: Sequence[Any] = ()) -> list[Any]:
         """Return all rows of a query."""
         with self._explained(), self._lock:
-            return self._connection.execute(query, values).fetchall()
+            return self._connection.execute(select_query, query_values).fetchall()
 
-    def insert(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
+    def insert(self, insert_statement: str, new_rows: Sequence[Sequence[Any]]) -> None:
         """Write rows in one transaction, all of them or none.
 
         Raises:
             UserError: they cannot be written.
         """
         with self._explained(), self._lock, self._connection:
-            self._connection.executemany(statement, rows)
+            self._connection.executemany(insert_statement, new_rows)
 
     def close(self) -> None:
         """Close the file."""

@@ -38,7 +38,7 @@ class Review:
     answers: tuple[str, str] | None
 
 
-def read_reviews(path: Path) -> list[Review]:
+def read_reviews(reviews_path: Path) -> list[Review]:
     """Read stored judgements.
 
     `*.jsonl` is a `verdicts.jsonl` of this project. Anything else is a review file as Cherry LLM
@@ -50,21 +50,28 @@ def read_reviews(path: Path) -> list[Review]:
         UserError: the file is missing or broken, or a record's stored scores are not those of its
             review.
     """
-    if path.suffix == ".jsonl":
-        return [Review(verdict, None, None) for verdict in read_verdicts(path)]
-    content = read_json(path, "Give a file of stored reviews, or verdicts under a name that ends in .jsonl")
-    records = content.get("data") if isinstance(content, dict) else None
-    if not isinstance(records, list) or not records:
-        raise UserError(f"{path}: no list of reviews under 'data'; give a file of stored reviews")
-    meta_info = content.get("Meta_Info")
+    if reviews_path.suffix == ".jsonl":
+        return [Review(verdict, None, None) for verdict in read_verdicts(reviews_path)]
+    file_content = read_json(
+        reviews_path, "Give a file of stored reviews, or verdicts under a name that ends in .jsonl"
+    )
+    review_records = file_content.get("data") if isinstance(file_content, dict) else None
+    if not isinstance(review_records, list) or not review_records:
+        raise UserError(f"{reviews_path}: no list of reviews under 'data'; give a file of stored reviews")
+    meta_info = file_content.get("Meta_Info")
     dataset_name = meta_info.get("dataset_name") if isinstance(meta_info, dict) else None
     return [
-        _read_record(f"{path}, record {index}", str(dataset_name or path.stem), index, record)
-        for index, record in enumerate(records)
+        _read_record(
+            f"{reviews_path}, record {record_index}",
+            str(dataset_name or reviews_path.stem),
+            record_index,
+            review_record,
+        )
+        for record_index, review_record in enumerate(review_records)
     ]
 
 
-def read_reviews_with_answers(path: Path) -> list[tuple[str, str, Review]]:
+def read_reviews_with_answers(reviews_path: Path) -> list[tuple[str, str, Review]]:
     """Read stored judgements as (candidate's answer, opponent's answer, judgement).
 
     For a `verdicts.jsonl` the answers are read from `responses/<model>.jsonl` beside it.
@@ -72,11 +79,11 @@ def read_reviews_with_answers(path: Path) -> list[tuple[str, str, Review]]:
     Raises:
         UserError: as `read_reviews`, or the responses are not there.
     """
-    reviews = read_reviews(path)
+    reviews = read_reviews(reviews_path)
     answers_by_model: dict[str, dict[tuple[str, str], str]] = {}
 
     def read_answer(model: str, verdict: Verdict) -> str:
-        responses_path = path.parent / "responses" / f"{model}.jsonl"
+        responses_path = reviews_path.parent / "responses" / f"{model}.jsonl"
         if model not in answers_by_model:
             answers_by_model[model] = {
                 (response.prompt_set, response.prompt_id): response.response
@@ -87,7 +94,7 @@ def read_reviews_with_answers(path: Path) -> list[tuple[str, str, Review]]:
         except KeyError:
             raise UserError(
                 f"{responses_path}: no response to prompt {verdict.prompt_id!r} of "
-                f"{verdict.prompt_set}, which {path} has a verdict on; keep both files of the same "
+                f"{verdict.prompt_set}, which {reviews_path} has a verdict on; keep both files of the same "
                 "run together"
             ) from None
 
@@ -101,58 +108,61 @@ def read_reviews_with_answers(path: Path) -> list[tuple[str, str, Review]]:
     return judgements
 
 
-def _read_record(location: str, prompt_set: str, index: int, record: Any) -> Review:
-    if not isinstance(record, dict):
-        raise UserError(f"{location}: a JSON {type(record).__name__}; expected an object")
-    question = next((record[name] for name in QUESTION_FIELDS if name in record), None)
-    if not isinstance(question, str):
-        raise UserError(f"{location}: no question under any of {', '.join(QUESTION_FIELDS)}")
-    answers = _read_text(location, record, "Answer1"), _read_text(location, record, "Answer2")
-    reply, scores = _read_review(location, record, "review", "scores")
-    reply_reverse, scores_reverse = _read_review(location, record, "review_reverse", "scores_reverse")
-    verdict = Verdict(
+def _read_record(record_location: str, prompt_set: str, record_index: int, review_record: Any) -> Review:
+    if not isinstance(review_record, dict):
+        raise UserError(f"{record_location}: a JSON {type(review_record).__name__}; expected an object")
+    question_text = next((review_record[name] for name in QUESTION_FIELDS if name in review_record), None)
+    if not isinstance(question_text, str):
+        raise UserError(f"{record_location}: no question under any of {', '.join(QUESTION_FIELDS)}")
+    answer_texts = (
+        _read_text(record_location, review_record, "Answer1"),
+        _read_text(record_location, review_record, "Answer2"),
+    )
+    reply_text, review_scores = _read_review(record_location, review_record, "review", "scores")
+    reply_reverse, scores_reverse = _read_review(record_location, review_record, "review_reverse", "scores_reverse")
+    record_verdict = Verdict(
         candidate=CANDIDATE,
         against=OPPONENT,
         judge="replay",
         repeat=0,
         prompt_set=prompt_set,
-        prompt_id=str(index),
-        reply=reply,
-        scores=scores,
+        prompt_id=str(record_index),
+        reply=reply_text,
+        scores=review_scores,
         reply_reverse=reply_reverse,
         scores_reverse=scores_reverse,
-        verdict=decide_verdict(scores, scores_reverse),
+        verdict=decide_verdict(review_scores, scores_reverse),
     )
-    return Review(verdict, question, answers)
+    return Review(record_verdict, question_text, answer_texts)
 
 
-def _read_text(location: str, record: Mapping[str, Any], field_name: str) -> str:
-    value = record.get(field_name)
-    if not isinstance(value, str):
-        raise UserError(f"{location}: {field_name} is {value!r}; expected a text")
-    return value
+def _read_text(record_location: str, review_record: Mapping[str, Any], field_name: str) -> str:
+    field_value = review_record.get(field_name)
+    if not isinstance(field_value, str):
+        raise UserError(f"{record_location}: {field_name} is {field_value!r}; expected a text")
+    return field_value
 
 
 def _read_review(
-    location: str, record: Mapping[str, Any], review_field: str, scores_field: str
+    record_location: str, review_record: Mapping[str, Any], review_field: str, scores_field: str
 ) -> tuple[str, Scores | None]:
     """Read a review and its scores, checked against the stored ones."""
-    review = _read_text(location, record, review_field)
-    scores = parse_scores(review)
-    stored_value = record.get(scores_field)
+    review_text = _read_text(record_location, review_record, review_field)
+    review_scores = parse_scores(review_text)
+    stored_value = review_record.get(scores_field)
     # The published files hold the list as a text, "[9.0, 8.5]".
     if isinstance(stored_value, str):
         stored_value = parse_json(
             stored_value,
-            f"{location}: {scores_field}, {stored_value!r:.60},",
+            f"{record_location}: {scores_field}, {stored_value!r:.60},",
             "Expected two numbers in a list",
         )
-    stored_scores = read_scores(stored_value, f"{location}: {scores_field}")
-    if stored_scores not in (None, UNREADABLE_SCORES, scores):
-        parsed_text = "no two scores" if scores is None else f"{scores[0]:g} {scores[1]:g}"
+    stored_scores = read_scores(stored_value, f"{record_location}: {scores_field}")
+    if stored_scores not in (None, UNREADABLE_SCORES, review_scores):
+        parsed_text = "no two scores" if review_scores is None else f"{review_scores[0]:g} {review_scores[1]:g}"
         raise UserError(
-            f"{location}: {scores_field} is {list(stored_scores or ())}, but the first line of "
-            f"{review_field} holds {parsed_text} ({review.strip()[:40]!r}); correct the one that "
+            f"{record_location}: {scores_field} is {list(stored_scores or ())}, but the first line of "
+            f"{review_field} holds {parsed_text} ({review_text.strip()[:40]!r}); correct the one that "
             "is wrong"
         )
-    return review, scores
+    return review_text, review_scores

@@ -246,13 +246,13 @@ def read_labels(files: Mapping[str, Path]) -> LabelsByRater:
         UserError: a file cannot be read.
     """
     labels_by_rater: LabelsByRater = {}
-    for name, path in files.items():
-        if path.suffix != ".sqlite":
-            labels_by_rater[name] = _label_verdicts(read_verdicts(path))
+    for name, labels_path in files.items():
+        if labels_path.suffix != ".sqlite":
+            labels_by_rater[name] = _label_verdicts(read_verdicts(labels_path))
             continue
-        if not path.is_file():
-            raise UserError(f"{path}: no such file")
-        store = RatingStore(path, seed=0)  # the seed decides the page's order; no page is shown
+        if not labels_path.is_file():
+            raise UserError(f"{labels_path}: no such file")
+        store = RatingStore(labels_path, seed=0)  # the seed decides the page's order; no page is shown
         for rater, labels in store.labels_by_rater(None).items():
             labels_by_rater[f"{name}/{rater}"] = dict(labels)
         store.close()
@@ -273,8 +273,8 @@ def read_outcomes(files: Mapping[str, Path], opponent: str) -> dict[str, dict[An
         UserError: a file has no verdict against this opponent.
     """
     outcomes: dict[str, dict[Any, int]] = {}
-    for name, path in files.items():
-        verdicts = [verdict for verdict in read_verdicts(path) if verdict.repeat == 0]
+    for name, labels_path in files.items():
+        verdicts = [verdict for verdict in read_verdicts(labels_path) if verdict.repeat == 0]
         outcomes[name] = {
             (verdict.prompt_set, verdict.prompt_id): OUTCOME_VALUES[verdict.verdict]
             for verdict in verdicts
@@ -283,7 +283,7 @@ def read_outcomes(files: Mapping[str, Path], opponent: str) -> dict[str, dict[An
         if not outcomes[name]:
             opponents = ", ".join(sorted({verdict.against for verdict in verdicts})) or "none"
             raise UserError(
-                f"{path}: no judged verdict against {opponent!r} (opponents: {opponents}); name one of these"
+                f"{labels_path}: no judged verdict against {opponent!r} (opponents: {opponents}); name one of these"
             )
     return outcomes
 

@@ -68,36 +68,40 @@ class Verdict:
 
     @model_validator(mode="after")
     def _check_verdict(self) -> Self:
-        expected = decide_verdict(self.scores, self.scores_reverse)
-        if self.verdict != expected:
+        expected_verdict = decide_verdict(self.scores, self.scores_reverse)
+        if self.verdict != expected_verdict:
             raise ValueError(
                 f"verdict is {self.verdict!r}, but scores {self.scores} and scores_reverse {self.scores_reverse} "
-                f"make it {expected!r}; correct it, or judge the pair again"
+                f"make it {expected_verdict!r}; correct it, or judge the pair again"
             )
         return self
 
 
-def write_verdicts(path: Path, verdicts: Iterable[Verdict]) -> None:
+def write_verdicts(verdicts_path: Path, verdicts: Iterable[Verdict]) -> None:
     """Write `verdicts.jsonl`; it appears under its name only when complete."""
-    write_rows(path, verdicts)
+    write_rows(verdicts_path, verdicts)
 
 
-def read_verdicts(path: Path) -> list[Verdict]:
+def read_verdicts(verdicts_path: Path) -> list[Verdict]:
     """Read `verdicts.jsonl`; an error names file, line and field."""
-    return read_rows(path, Verdict)
+    return read_rows(verdicts_path, Verdict)
 
 
-def read_scores(value: object, location: str) -> Scores | None:
+def read_scores(json_value: object, value_location: str) -> Scores | None:
     """Read a pair of scores from parsed JSON: two numbers, or null.
 
     Raises:
-        UserError: it is anything else; the message opens with `location`.
+        UserError: it is anything else; the message opens with `value_location`.
     """
-    if value is None:
+    if json_value is None:
         return None
-    if isinstance(value, list) and len(value) == 2 and all(type(score) in (int, float) for score in value):
-        return float(value[0]), float(value[1])
-    raise UserError(f"{location} is {value!r}; expected two numbers in a list, or null")
+    if (
+        isinstance(json_value, list)
+        and len(json_value) == 2
+        and all(type(score) in (int, float) for score in json_value)
+    ):
+        return float(json_value[0]), float(json_value[1])
+    raise UserError(f"{value_location} is {json_value!r}; expected two numbers in a list, or null")
 
 
 def _sign(number: float) -> int:
