@@ -6,41 +6,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from gradfiltering.errors import UserError
+from gradfiltering.experiment.parts import Experiment, JudgingParts, ProxyParts, TargetParts
 from gradfiltering.options import OptionsError
 
-# Part of a run -> where its options stand.
-PARTS = {
-    "source": "data",
-    "proxy": "proxy.base_model",
-    "objective": "proxy.objective",
-    "ensemble": "ensemble",
-    "adaptive": "adaptive",
-    "engine": "gradients",
-    "epochs": "epochs",
-    "projection": "projection",
-    "embeddings": "embeddings",
-    "scorer": "scorer",
-    "selector": "selector",
-    "target": "target.base_model",
-    "tuning": "target.tuning",
-    "lead": "target.lead",
-    "prompts": "eval.sets",
-    "generation": "generation",
-    "judge": "judge.judge",
-    "others": "judge.others",
-    "page": "report",
-    "limits": "diagnostics",
-    "batch": "batch",
-    "cache": "cache",
-}
 SIMPLE = (int, float, str, bool, type(None))
 
 
@@ -122,20 +100,73 @@ def _name_arguments(error: UserError, paths: Sequence[str], node: DictConfig) ->
     return f"{error} ({values})" if values else str(error)
 
 
-def build_parts(cfg: DictConfig) -> Any:
-    """Builds all parts of a run, so that what any of them refuses is told before anything starts.
+def build_experiment(cfg: DictConfig) -> Experiment:
+    """Build all parts of a run, so that what any of them refuses is told before anything starts.
 
-    With `target.data=lead` the target takes the proxy's place: it scores the rows itself and chooses as it trains.
+    With `target.data=lead` the target takes the proxy's place: it scores the rows and selects as it trains.
 
-    Returns:
-        An object with an attribute for each of `PARTS`, and `max_tokens` for the proxy.
+    Args:
+        cfg: the composed configuration; Hydra's own must be set.
+
+    Raises:
+        UserError: an option has a value that it cannot have.
     """
-    parts = types.SimpleNamespace(**{name: build(OmegaConf.select(cfg, place)) for name, place in PARTS.items()})
-    parts.engine = partial(parts.engine, objective=parts.objective)
-    parts.max_tokens = cfg.proxy.max_tokens
-    if cfg.target.data == "lead":
-        parts.scorer, parts.proxy, parts.max_tokens = parts.lead.difficulty, parts.target, cfg.target.max_tokens
-    return parts
+    hydra_config = HydraConfig.get()
+    target = TargetParts(
+        base_model=build(cfg.target.base_model),
+        max_tokens=cfg.target.max_tokens,
+        data=cfg.target.data,
+        tuning=build(cfg.target.tuning),
+        lead=build(cfg.target.lead),
+        baselines=list(cfg.judge.against),
+    )
+    leads = target.data == "lead"
+    objective = build(cfg.proxy.objective)
+    return Experiment(
+        until=cfg.until,
+        seed=cfg.seed,
+        run_folder=Path(cfg.run_dir),
+        cache=build(cfg.cache),
+        config=to_plain(cfg),
+        overrides=list(hydra_config.overrides.task),
+        choices={str(group): str(choice) for group, choice in hydra_config.runtime.choices.items()},
+        build_trainer=build(cfg.trainer),
+        build_logger=partial(build, cfg.logger),
+        show_progress=cfg.progress,
+        source=build(cfg.data),
+        proxy=ProxyParts(
+            base_model=target.base_model if leads else build(cfg.proxy.base_model),
+            max_tokens=target.max_tokens if leads else cfg.proxy.max_tokens,
+            objective=objective,
+            ensemble=build(cfg.ensemble),
+            size=build(cfg.adaptive),
+            build_engine=partial(build(cfg.gradients), objective=objective),
+            snapshots=build(cfg.epochs),
+            projection=build(cfg.projection),
+            embeddings=build(cfg.embeddings),
+            batches=build(cfg.batch),
+        ),
+        scorer=target.lead.difficulty if leads else build(cfg.scorer),
+        selector=build(cfg.selector),
+        target=target,
+        judging=JudgingParts(
+            prompts=build(cfg.eval.sets),
+            generation=build(cfg.generation),
+            judge=build(cfg.judge.judge),
+            other_judges=build(cfg.judge.others),
+            repeats=cfg.judge.repeats,
+            resamples=cfg.judge.resamples,
+            confidence=cfg.judge.confidence,
+        ),
+        limits=build(cfg.diagnostics),
+        page=build(cfg.report),
+    )
+
+
+def to_plain(cfg: DictConfig) -> dict[str, Any]:
+    """Return a configuration as resolved Python values."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    return {str(name): value for name, value in plain.items()} if isinstance(plain, dict) else {}
 
 
 def check_types(node: Any) -> None:

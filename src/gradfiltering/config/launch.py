@@ -9,7 +9,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from rich.console import Console
 
-from gradfiltering.config.build import build, options_named
+from gradfiltering.config.build import build, build_experiment, options_named
 from gradfiltering.config.composition import explain_composition
 from gradfiltering.config.locations import configuration_folder
 from gradfiltering.config.renamed_options import explain_renamed
@@ -59,4 +59,4 @@ def run_task(cfg: DictConfig) -> None:
     with options_named(cfg), devices.connected(build(cfg.trainer)):
         from gradfiltering.experiment.pipeline import run_stages
 
-        run_stages(cfg)
+        run_stages(build_experiment(cfg))

@@ -3,18 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 from rich.console import Console
 
-from gradfiltering.config.build import build_parts
 from gradfiltering.distributed import process_group as devices
+from gradfiltering.experiment.parts import Experiment
 from gradfiltering.experiment.stages import Plan
 from gradfiltering.reports import screen
 
 
-def run_stages(cfg: DictConfig) -> None:
-    """Runs the stages in order, up to `cfg.until`."""
+def run_stages(experiment: Experiment) -> None:
+    """Runs the stages in order, up to `experiment.until`."""
     from gradfiltering.data.examples import Encoder
     from gradfiltering.data.row_texts import write_row_texts
     from gradfiltering.evidence.adaptive_size import measure_settled_evidence
@@ -40,24 +38,25 @@ def run_stages(cfg: DictConfig) -> None:
     from gradfiltering.scorers.base import Scores, score_rows
     from gradfiltering.selectors.base import Selection, shortfall_warnings
 
-    part, seed, against = build_parts(cfg), cfg.seed, cfg.judge.against
-    plan = Plan(cfg.until, part.scorer, part.selector, cfg.target.data)
-    plan.check_asked(HydraConfig.get().overrides.task)
-    members = part.adaptive.fewest_members(part.ensemble, part.epochs, plan.score_requests)
-    plan.check(members, part.ensemble, part.proxy, part.target, against, part.generation)
-    with opening.opened(cfg, part.cache) as (run, logger, workspace):
+    part, seed, against = experiment, experiment.seed, experiment.target.baselines
+    proxy, judging = experiment.proxy, experiment.judging
+    plan = Plan(part.until, part.scorer, part.selector, part.target.data)
+    plan.check_asked(experiment.overrides)
+    members = proxy.size.fewest_members(proxy.ensemble, proxy.snapshots, plan.score_requests)
+    plan.check(members, proxy.ensemble, proxy.base_model, part.target.base_model, against, judging.generation)
+    with opening.opened(experiment) as (run, logger, workspace):
         # Records -> examples. Prompts are loaded now, so that a missing file shows before anything is trained.
         records = run.stage_of("data", part.source.load, seed)
         asked = part.selector.budget_rows(len(records))
         prompts: list[Prompt] = []
         if plan.reached("judge"):
             turns = records.heldout_turns()
-            prompts = load_prompts(part.prompts.values(), None if turns is None else [asdict(turn) for turn in turns])
-            devices.once(check_judging, part.judge, prompts, against, cfg.judge.repeats, part.generation.max_new_tokens)
+            prompts = load_prompts(judging.prompts.values(), None if turns is None else [asdict(turn) for turn in turns])
+            devices.once(check_judging, judging.judge, prompts, against, judging.repeats, judging.generation.max_new_tokens)
         plan.check_dataset(records)
         run.warn(plan.judged_on_validation(prompts))
-        base_model = run.stage_of("backbone", part.proxy.load, part.cache, seed, workspace.trainer)
-        encoder = Encoder(base_model.tokenizer, min(part.max_tokens, base_model.context), part.cache)
+        base_model = run.stage_of("backbone", proxy.base_model.load, part.cache, seed, workspace.trainer)
+        encoder = Encoder(base_model.tokenizer, min(proxy.max_tokens, base_model.context), part.cache)
         rows = encoder.encode_all(records)
         examples, ids = rows.examples, rows.examples.example_ids
         devices.once(encoder.show_example, records, examples, Console())
@@ -71,13 +70,13 @@ def run_stages(cfg: DictConfig) -> None:
             examples=examples,
             heldout=rows.heldout,
             encoder=encoder,
-            objective=part.objective,
-            ensemble=part.ensemble,
-            build_engine=part.engine,
-            snapshots=part.epochs.first_pair,
-            projection=part.projection,
-            embeddings=part.embeddings,
-            batches=part.batch,
+            objective=proxy.objective,
+            ensemble=proxy.ensemble,
+            build_engine=proxy.build_engine,
+            snapshots=proxy.snapshots.first_pair,
+            projection=proxy.projection,
+            embeddings=proxy.embeddings,
+            batches=proxy.batches,
             cache=part.cache,
             run_folder=RunFolder(run.folder),
             seed=seed,
@@ -86,8 +85,8 @@ def run_stages(cfg: DictConfig) -> None:
         evidence, context = measure_settled_evidence(
             requests=plan.requests,
             context=context,
-            snapshots=part.epochs,
-            size=part.adaptive,
+            snapshots=proxy.snapshots,
+            size=proxy.size,
             score_rows=lambda round_evidence: score_rows(part.scorer, round_evidence, {}),
             selected_rows=asked,
             run_stage=run.stage_of,
@@ -122,37 +121,37 @@ def run_stages(cfg: DictConfig) -> None:
         # Subset -> adapters -> answers -> verdicts.
         if plan.reached("target"):
             with run.stage("target") as cost:
-                target = base_model if plan.leads else part.target.load(part.cache, seed, workspace.trainer)
-                encoder = Encoder(target.tokenizer, min(cfg.target.max_tokens, target.context), part.cache)
+                target = base_model if plan.leads else part.target.base_model.load(part.cache, seed, workspace.trainer)
+                encoder = Encoder(target.tokenizer, min(part.target.max_tokens, target.context), part.cache)
                 rows = encoder.encode_all(records)
                 tuned: dict[str, FineTuningResult] = {}
                 if plan.leads:
                     assert scores is not None, "a run whose target leads scores its rows"
                     choice, tuned = select_while_training(
-                        part.lead, asked, scores, evidence, target, rows, part.tuning, part.objective, workspace
+                        part.target.lead, asked, scores, evidence, target, rows, part.target.tuning, proxy.objective, workspace
                     )
                     chosen = settle(choice, None)
                 sets = build_training_sets(chosen, ids, len(records), against, seed)
                 untrained = {name: rows_of_model for name, rows_of_model in sets.items() if name not in tuned}
-                tuned |= fine_tune_all(untrained, target, rows, part.tuning, part.objective, workspace)
+                tuned |= fine_tune_all(untrained, target, rows, part.target.tuning, proxy.objective, workspace)
                 cost.update(flops=sum(result.flops for result in tuned.values() if not result.reused))
             run.add(target={name: asdict(result) for name, result in tuned.items()})
         if plan.reached("judge"):
             with run.stage("judge"):
-                run.warn(part.judge.list_warnings(prompts))
+                run.warn(judging.judge.list_warnings(prompts))
                 answers = generate_answers(
                     {name: run.folder / "target" / name / "adapter" for name in tuned},
                     target,
                     prompts,
                     records.template,
-                    part.generation,
+                    judging.generation,
                     part.cache,
                     workspace.trainer().strategy.root_device,
                 )
                 for name, responses in answers.responses.items():
                     devices.once(write_responses, run.folder / "responses" / f"{name}.jsonl", responses)
                 verdicts = devices.once(
-                    judge_pairs, part.judge, prompts, answers.responses, CANDIDATE, cfg.judge.repeats
+                    judge_pairs, judging.judge, prompts, answers.responses, CANDIDATE, judging.repeats
                 )
                 devices.once(write_verdicts, run.folder / "verdicts.jsonl", verdicts)
             run.add(
@@ -164,9 +163,9 @@ def run_stages(cfg: DictConfig) -> None:
                     verdicts,
                     prompts,
                     answers.responses,
-                    part.others,
-                    cfg.judge.resamples,
-                    cfg.judge.confidence,
+                    judging.other_judges,
+                    judging.resamples,
+                    judging.confidence,
                     seed,
                 )
             )

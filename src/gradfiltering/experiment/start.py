@@ -1,37 +1,33 @@
-"""From configuration to an open run: its folder, its logger, and what every stage works with."""
+"""An open run: its folder, its logger, and what every stage works with."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
 
-from gradfiltering.config.build import build
+from gradfiltering.experiment.parts import Experiment
 from gradfiltering.reports import experiment_logger as tracking
-from gradfiltering.runs.cache import Cache, Workspace
+from gradfiltering.runs.cache import Workspace
 from gradfiltering.runs.memory import keep_freed_memory
 from gradfiltering.runs.old_run import Run
 
 
 @contextmanager
-def opened(cfg: DictConfig, cache: Cache) -> Iterator[tuple[Run, Logger, Workspace]]:
-    """Starts a run in its folder, and closes its logger however the run ends.
-
-    Args:
-        cfg: the whole configuration.
-        store: finished results of this run and others.
-    """
+def opened(experiment: Experiment) -> Iterator[tuple[Run, Logger, Workspace]]:
+    """Start a run in its folder, and close its logger however the run ends."""
     keep_freed_memory()
-    run = Run(Path(cfg.run_dir), build(cfg.trainer)(logger=False).strategy.root_device)
-    run.choices = HydraConfig.get().runtime.choices
-    options = OmegaConf.to_container(cfg, resolve=True)
-    run.start(options, cfg.seed, HydraConfig.get().overrides.task)
-    logger = tracking.open_logger(partial(build, cfg.logger), run.config)
-    trainer = partial(build(cfg.trainer), logger=logger, default_root_dir=run.folder, enable_progress_bar=cfg.progress)
+    run = Run(experiment.run_folder, experiment.build_trainer(logger=False).strategy.root_device)
+    run.choices = experiment.choices
+    run.start(experiment.config, experiment.seed, experiment.overrides)
+    logger = tracking.open_logger(experiment.build_logger, run.config)
+    build_trainer = partial(
+        experiment.build_trainer,
+        logger=logger,
+        default_root_dir=run.folder,
+        enable_progress_bar=experiment.show_progress,
+    )
     try:
-        yield run, logger, Workspace(run.folder, cache, cfg.seed, trainer)
+        yield run, logger, Workspace(run.folder, experiment.cache, experiment.seed, build_trainer)
     finally:
         tracking.close_logger(logger)

@@ -1,0 +1,155 @@
+"""Everything that a run is made of: built from its options and checked, with nothing loaded yet."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import lightning as L
+    from lightning.pytorch.loggers import Logger
+
+    from gradfiltering.data.sources import Source
+    from gradfiltering.ensembles.batch_settings import BatchSettings
+    from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
+    from gradfiltering.ensembles.snapshots import SnapshotPair
+    from gradfiltering.ensembles.trained_ensemble import BuildEngine
+    from gradfiltering.evidence.adaptive_size import AdaptiveSize, SettlingSnapshots
+    from gradfiltering.evidence.context import EmbeddingSettings
+    from gradfiltering.finetuning.lora_finetuning import FineTuningSettings
+    from gradfiltering.gradients.projection import Projection
+    from gradfiltering.judging.answers_and_verdicts import Generation
+    from gradfiltering.judging.base import Judge
+    from gradfiltering.judging.prompts import PromptLoader
+    from gradfiltering.judging.replay import ReplayJudge
+    from gradfiltering.methods.curriculum import LeadSettings
+    from gradfiltering.methods.diagnostics import Limits
+    from gradfiltering.models.language_model import BaseModel
+    from gradfiltering.models.objectives import Objective
+    from gradfiltering.reports.page.build import PageSettings
+    from gradfiltering.runs.cache import Cache
+    from gradfiltering.scorers.base import Scorer
+    from gradfiltering.selectors.base import Selector
+
+
+@dataclass(frozen=True)
+class ModelParts:
+    """A language model that is fine-tuned or scored with.
+
+    Attributes:
+        base_model: loads the frozen model.
+        max_tokens: longest example.
+    """
+
+    base_model: "BaseModel"
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class ProxyParts(ModelParts):
+    """The proxy ensemble.
+
+    Attributes:
+        objective: one loss per example.
+        ensemble: its members and their training.
+        size: the search for the number of members, where it is `auto`.
+        build_engine: builds the gradient engine.
+        snapshots: the pair of epochs that are compared.
+        projection: of the gradients.
+        embeddings: vectors that say which rows are alike.
+        batches: division of work.
+    """
+
+    objective: "Objective"
+    ensemble: "LoraEnsemble"
+    size: "AdaptiveSize"
+    build_engine: "BuildEngine"
+    snapshots: "SnapshotPair | SettlingSnapshots"
+    projection: "Projection"
+    embeddings: "EmbeddingSettings"
+    batches: "BatchSettings"
+
+
+@dataclass(frozen=True)
+class TargetParts(ModelParts):
+    """The model that is fine-tuned on the subset.
+
+    Attributes:
+        data: `subset`, or `lead` where the target selects its rows as it trains.
+        tuning: its training.
+        lead: the selection while it trains.
+        baselines: names of what the candidate is compared with.
+    """
+
+    data: str
+    tuning: "FineTuningSettings"
+    lead: "LeadSettings"
+    baselines: list[str]
+
+
+@dataclass(frozen=True)
+class JudgingParts:
+    """Prompts, answers and verdicts.
+
+    Attributes:
+        prompts: loaders of prompt sets by name.
+        generation: of the targets' answers.
+        judge: gives the verdicts.
+        other_judges: stored judgements of the same answers, to measure agreement.
+        repeats: times that each pair is judged.
+        resamples: of the bootstrap.
+        confidence: of the intervals.
+    """
+
+    prompts: "dict[str, PromptLoader]"
+    generation: "Generation"
+    judge: "Judge"
+    other_judges: "dict[str, ReplayJudge]"
+    repeats: int
+    resamples: int
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that a run is made of.
+
+    Attributes:
+        until: the last stage.
+        seed: of everything random.
+        run_folder: where the run writes.
+        cache: finished results of this run and others.
+        config: the resolved configuration, for the run folder and the logger.
+        overrides: the options that the user gave, NAME=VALUE each.
+        choices: option group -> the name that was chosen.
+        build_trainer: builds a `lightning.Trainer` from further keyword arguments.
+        build_logger: builds the experiment logger.
+        show_progress: whether there are progress bars.
+        source: of the rows.
+        proxy: the ensemble that rows are scored with.
+        scorer: ranks the rows.
+        selector: takes the subset.
+        target: the model that is fine-tuned on it.
+        judging: of the fine-tuned models.
+        limits: beyond which a diagnostic is a warning.
+        page: contents of the report.
+    """
+
+    until: str
+    seed: int
+    run_folder: Path
+    cache: "Cache"
+    config: dict[str, Any]
+    overrides: Sequence[str]
+    choices: Mapping[str, str]
+    build_trainer: "Callable[..., L.Trainer]"
+    build_logger: "Callable[[], Logger]"
+    show_progress: bool
+    source: "Source"
+    proxy: ProxyParts
+    scorer: "Scorer"
+    selector: "Selector"
+    target: TargetParts
+    judging: JudgingParts
+    limits: "Limits"
+    page: "PageSettings"
