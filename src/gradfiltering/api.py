@@ -31,7 +31,8 @@ class RunResult:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """The content of summary.json."""
-        return json.loads((self.folder / "summary.json").read_text("utf-8"))
+        content: dict[str, Any] = json.loads((self.folder / "summary.json").read_text("utf-8"))
+        return content
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class RowSelection:
     scores: "pd.DataFrame"
     rows: Any
     summary: dict[str, Any]
-    _run_folder: tempfile.TemporaryDirectory = field(repr=False, compare=False)
+    _run_folder: "tempfile.TemporaryDirectory[str]" = field(repr=False, compare=False)
 
     def report(self, path: str | Path) -> Path:
         """Write the page that shows which rows were selected and why.

@@ -103,7 +103,8 @@ def options(cls: _OptionsClass) -> _OptionsClass:
 
     checked_class.__init__ = checked_init
     checked_class.__signature__ = _signature(checked_class)
-    return checked_class
+    decorated: _OptionsClass = checked_class
+    return decorated
 
 
 def _signature(cls: Any) -> Signature:

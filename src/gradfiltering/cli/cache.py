@@ -1,12 +1,15 @@
 """`gradfiltering cache`: what the cache holds, why a result was not reused, is it whole, what can go."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gradfiltering.config.locations import default_cache_folder
 from gradfiltering.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 app = typer.Typer(help="Look after the cache of finished results.", no_args_is_help=True)
 CacheFolder = Annotated[
@@ -69,7 +72,7 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _console():
+def _console() -> "Console":
     from rich.console import Console
 
     return Console(soft_wrap=True)

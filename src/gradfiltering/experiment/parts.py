@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from gradfiltering.ensembles.trained_ensemble import BuildEngine
     from gradfiltering.evidence.adaptive_size import AdaptiveSize, SettlingSnapshots
     from gradfiltering.evidence.context import EmbeddingSettings
-    from gradfiltering.finetuning.lora_finetuning import FineTuningSettings
+    from gradfiltering.finetuning.settings import FineTuningSettings
     from gradfiltering.gradients.projection import Projection
-    from gradfiltering.judging.answers_and_verdicts import Generation
     from gradfiltering.judging.base import Judge
+    from gradfiltering.judging.generation import GenerationSettings
     from gradfiltering.judging.prompts import PromptLoader
-    from gradfiltering.judging.replay import ReplayJudge
-    from gradfiltering.methods.curriculum import LeadSettings
+    from gradfiltering.judging.replay_judge import ReplayJudge
+    from gradfiltering.methods.lead.curriculum import LeadSettings
     from gradfiltering.methods.diagnostics import Limits
     from gradfiltering.models.language_model import BaseModel
     from gradfiltering.models.objectives import Objective
-    from gradfiltering.reports.page.build import PageSettings
+    from gradfiltering.reports.page.run_page import PageSettings
     from gradfiltering.runs.cache import Cache
     from gradfiltering.scorers.base import Scorer
     from gradfiltering.selectors.base import Selector
@@ -102,7 +102,7 @@ class JudgingParts:
     """
 
     prompts: "dict[str, PromptLoader]"
-    generation: "Generation"
+    generation: "GenerationSettings"
     judge: "Judge"
     other_judges: "dict[str, ReplayJudge]"
     repeats: int

@@ -51,8 +51,10 @@ def run_stages(experiment: Experiment) -> None:
         prompts: list[Prompt] = []
         if plan.reached("judge"):
             turns = records.heldout_turns()
-            prompts = load_prompts(judging.prompts.values(), None if turns is None else [asdict(turn) for turn in turns])
-            devices.once(check_judging, judging.judge, prompts, against, judging.repeats, judging.generation.max_new_tokens)
+            heldout_turns = None if turns is None else [asdict(turn) for turn in turns]
+            prompts = load_prompts(judging.prompts.values(), heldout_turns)
+            answer_tokens = judging.generation.max_new_tokens
+            devices.once(check_judging, judging.judge, prompts, against, judging.repeats, answer_tokens)
         plan.check_dataset(records)
         run.warn(plan.judged_on_validation(prompts))
         base_model = run.stage_of("backbone", proxy.base_model.load, part.cache, seed, workspace.trainer)
@@ -128,7 +130,15 @@ def run_stages(experiment: Experiment) -> None:
                 if plan.leads:
                     assert scores is not None, "a run whose target leads scores its rows"
                     choice, tuned = select_while_training(
-                        part.target.lead, asked, scores, evidence, target, rows, part.target.tuning, proxy.objective, workspace
+                        part.target.lead,
+                        asked,
+                        scores,
+                        evidence,
+                        target,
+                        rows,
+                        part.target.tuning,
+                        proxy.objective,
+                        workspace,
                     )
                     chosen = settle(choice, None)
                 sets = build_training_sets(chosen, ids, len(records), against, seed)
