@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import lightning as L
     from lightning.pytorch.loggers import Logger
 
-    from gradfiltering.data.sources import Source
+    from gradfiltering.data.sources import DatasetSource
     from gradfiltering.ensembles.batch_settings import BatchSettings
     from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
     from gradfiltering.ensembles.snapshots import SnapshotPair
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from gradfiltering.judging.generation import GenerationSettings
     from gradfiltering.judging.prompts import PromptLoader
     from gradfiltering.judging.replay_judge import ReplayJudge
-    from gradfiltering.methods.lead.curriculum import LeadSettings
     from gradfiltering.methods.diagnostics import Limits
+    from gradfiltering.methods.lead.curriculum import LeadSettings
     from gradfiltering.models.language_model import BaseModel
     from gradfiltering.models.objectives import Objective
     from gradfiltering.reports.page.run_page import PageSettings
@@ -145,7 +145,7 @@ class Experiment:
     build_trainer: "Callable[..., L.Trainer]"
     build_logger: "Callable[[], Logger]"
     show_progress: bool
-    source: "Source"
+    source: "DatasetSource"
     proxy: ProxyParts
     scorer: "Scorer"
     selector: "Selector"
