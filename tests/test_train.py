@@ -53,7 +53,7 @@ def test_summary_holds_the_contract(whole):
     assert set(found["metrics"]["candidate"]["tasks"]) >= {"exact_match", "chrf"}
     assert {"steps", "final_loss", "heldout_loss"} <= set(found["target"]["full"])
     assert [stage["name"] for stage in found["stages"]] == [
-        "data", "backbone", "bare", "proxy", "score", "select", "target", "judge",
+        "data", "backbone", "base_model_passes", "proxy", "score", "select", "target", "judge",
     ]  # fmt: skip
     for cost in found["cost"].values():
         assert set(cost) == {"seconds", "flops", "peak_bytes"} and cost["peak_bytes"] > 0
