@@ -147,7 +147,7 @@ def test_other_scorers_and_selectors_give_every_row_once_and_a_whole_subset(over
     assert found["selection"]["selected"] == 8
     stages = {stage["name"] for stage in found["stages"]}
     logged = any(name in one for one in overrides for name in ("fused_rank", "gsnr", "spice"))
-    assert ("proxy" in stages) == logged and "bare" in stages
+    assert ("proxy" in stages) == logged and "base_model_passes" in stages
     unscored = pq.read_table(tmp_path / "unscored.parquet")["example_id"].to_pylist()
     assert found["data"]["unscored"] == len(unscored)
     if (tmp_path / "scores.parquet").exists():
