@@ -88,7 +88,7 @@ def test_a_target_that_leads_makes_the_choices_it_makes_in_one_process(one, trai
     assert alone[-1]["distinct"] == BUDGET
     sizes = {len(entry["example_id"]) for entry in alone}
     assert sizes == {1} if rate < 1 else alone[-1]["updates"] > len(alone), "not the rounds that were to be tried"
-    for folder in trained(processes, *launcher):
+    for folder in trained(processes, *launcher)[:1]:  # rank zero writes for all
         together = pq.read_table(folder / place / "rounds.parquet").to_pylist()
         assert [(entry["cluster"], entry["example_id"]) for entry in together] == [
             (entry["cluster"], entry["example_id"]) for entry in alone

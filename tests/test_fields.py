@@ -130,9 +130,7 @@ def response_losses(model, objective, batches, device):
     return dict(zip(ids, numpy_rng(weights(model)).random(len(ids)).tolist(), strict=True))
 
 
-def fine_tune(
-    model_name, base_model, examples, heldout, settings, seed, trainer, objective, output_folder, resume_point
-):
+def fine_tune(model_name, examples, context, output_folder, resume_point):
     (output_folder / "adapter").mkdir()
     (output_folder / "adapter" / "adapter_config.json").write_text("{}")
     (output_folder / "curve.csv").write_text("step\n")

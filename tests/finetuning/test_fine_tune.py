@@ -11,11 +11,13 @@ from tests.support.disk import files_up_to
 from tests.support.interruption import KilledHere, Steps, counting
 from tests.support.model_losses import response_losses
 from tests.support.pipeline import quiet_trainer
-from tests.support.small_targets import ROW_COUNT, make_workspace, tuning_settings
+from tests.support.small_targets import ROW_COUNT, make_training, tuning_settings
 
 from gradfiltering.data.batches import LengthBatches, make_batch_loader
+from gradfiltering.data.examples import Rows
 from gradfiltering.errors import UserError
-from gradfiltering.finetuning.fine_tune import fine_tune, fine_tune_all
+from gradfiltering.finetuning.fine_tune import attach_untrained_adapter, fine_tune, fine_tune_all
+from gradfiltering.models.causal_model import token_nll
 from gradfiltering.models.objectives import ResponseNLL
 
 RTOL, ATOL = 1e-4, 1e-6
@@ -25,26 +27,22 @@ STEP_COUNT = 2 * -(-ROW_COUNT // 6)
 
 @pytest.fixture
 def tune(rows, base_model, tmp_path):
-    def run(name, settings=None, seed=0):
+    def run(name, settings=None):
         folder = tmp_path / name
         folder.mkdir()
-        result = fine_tune(
-            name, base_model, rows.examples, rows.heldout, settings or tuning_settings(), seed, quiet_trainer,
-            ResponseNLL(), folder,
-        )  # fmt: skip
-        return (
-            result,
-            read_curve(folder),
-            AutoPeftModelForCausalLM.from_pretrained(str(folder / "adapter")).state_dict(),
-        )
+        training = make_training(base_model, rows, tmp_path / "run", tmp_path / "cache", settings)
+        result = fine_tune(name, rows.examples, training, folder)
+        model = AutoPeftModelForCausalLM.from_pretrained(str(folder / "adapter"))
+        return result, read_curve(folder), model.state_dict()
 
     return run
 
 
 @pytest.fixture
-def tune_all(rows, base_model):
-    def run(training_sets, workspace, settings=None):
-        return fine_tune_all(training_sets, base_model, rows, settings or tuning_settings(), ResponseNLL(), workspace)
+def tune_all(rows, base_model, tmp_path):
+    def run(training_sets, run_name, cache_name="cache", settings=None, **options):
+        training = make_training(base_model, rows, tmp_path / run_name, tmp_path / cache_name, settings, **options)
+        return {name: model.result for name, model in fine_tune_all(training_sets, training).items()}
 
     return run
 
@@ -124,10 +122,9 @@ def test_update_follows_the_mean_over_supervised_tokens(base_model, rows, tmp_pa
         trainer.fit = fit_and_read
         return trainer
 
-    fine_tune("one", base_model, rows.examples, None, settings, 0, build, ResponseNLL(), tmp_path)
-    from gradfiltering.finetuning.fine_tune import attach_untrained_adapter
-    from gradfiltering.models.causal_model import token_nll
-
+    no_heldout = Rows(rows.examples, None)
+    training = make_training(base_model, no_heldout, tmp_path, tmp_path / "cache", settings, trainer=build)
+    fine_tune("one", rows.examples, training, tmp_path)
     with attach_untrained_adapter(base_model, settings, 0) as model:
         (batch,) = LengthBatches(rows.examples, 10**6, base_model.pad_id)
         token_sum = token_nll(model(input_ids=batch.input_ids).logits, batch.labels).sum()
@@ -139,14 +136,12 @@ def test_update_follows_the_mean_over_supervised_tokens(base_model, rows, tmp_pa
 
 def test_rows_that_leave_no_response_are_an_error(tune_all, tmp_path):
     with pytest.raises(UserError, match=r"candidate.*max_tokens"):
-        tune_all({"candidate": [999]}, make_workspace(tmp_path / "run", tmp_path / "cache"))
+        tune_all({"candidate": [999]}, "run")
 
 
 def test_rows_trained_before_are_taken_from_the_cache(tune_all, tmp_path):
-    first_run = make_workspace(tmp_path / "a", tmp_path / "cache")
-    second_run = make_workspace(tmp_path / "b", tmp_path / "cache")
-    first = tune_all({"candidate": ALL_IDS[:9], "full": ALL_IDS}, first_run)
-    second = tune_all({"full": ALL_IDS, "random": ALL_IDS[:9], "candidate": ALL_IDS[1:9]}, second_run)
+    first = tune_all({"candidate": ALL_IDS[:9], "full": ALL_IDS}, "a")
+    second = tune_all({"full": ALL_IDS, "random": ALL_IDS[:9], "candidate": ALL_IDS[1:9]}, "b")
     assert [second[name].reused for name in ("full", "random", "candidate")] == [True, True, False]
     assert not any(result.reused for result in first.values())
     assert replace(second["full"], reused=False) == first["full"]
@@ -158,27 +153,26 @@ def test_rows_trained_before_are_taken_from_the_cache(tune_all, tmp_path):
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 @pytest.mark.parametrize("killed_at", [1, 2, STEP_COUNT // 2 + 1, STEP_COUNT - 1])
 def test_killed_training_resumes_and_ends_bit_for_bit_the_same(tune_all, tmp_path, killed_at, schedule):
-    settings, cache = tuning_settings(checkpoint_minutes=1e-9, schedule=schedule), tmp_path / "cache"
+    settings = tuning_settings(checkpoint_minutes=1e-9, schedule=schedule)
     with pytest.raises(KilledHere):
-        stopped_run = make_workspace(tmp_path / "run", cache, trainer=counting(Steps(killed_at)))
-        tune_all({"full": ALL_IDS}, stopped_run, settings)
+        tune_all({"full": ALL_IDS}, "run", settings=settings, trainer=counting(Steps(killed_at)))
     steps = Steps()
-    resumed = tune_all({"full": ALL_IDS}, make_workspace(tmp_path / "run", cache, trainer=counting(steps)), settings)
+    resumed = tune_all({"full": ALL_IDS}, "run", settings=settings, trainer=counting(steps))
     assert steps.taken == STEP_COUNT - killed_at, "finished updates were repeated, or none was made"
-    assert not any((cache / "interrupted").iterdir()), "the checkpoint was left behind"
+    assert not any((tmp_path / "cache/interrupted").iterdir()), "the checkpoint was left behind"
     rarely_saved = replace(settings, checkpoint_minutes=10)
-    whole = tune_all({"full": ALL_IDS}, make_workspace(tmp_path / "whole", tmp_path / "other"), rarely_saved)
+    whole = tune_all({"full": ALL_IDS}, "whole", "other", rarely_saved)
     assert_same_target(resumed["full"], whole["full"], tmp_path / "run/target/full", tmp_path / "whole/target/full")
 
 
 def test_run_killed_after_the_last_update_only_writes_the_model(tune_all, tmp_path, monkeypatch):
-    settings, cache = tuning_settings(checkpoint_minutes=1e-9), tmp_path / "cache"
-    whole = tune_all({"full": ALL_IDS}, make_workspace(tmp_path / "whole", tmp_path / "other"), settings)
+    settings = tuning_settings(checkpoint_minutes=1e-9)
+    whole = tune_all({"full": ALL_IDS}, "whole", "other", settings)
     with monkeypatch.context() as patched, pytest.raises(KilledHere):
         patched.setattr("peft.PeftModel.save_pretrained", raise_killed)
-        tune_all({"full": ALL_IDS}, make_workspace(tmp_path / "run", cache), settings)
+        tune_all({"full": ALL_IDS}, "run", settings=settings)
     steps = Steps()
-    resumed = tune_all({"full": ALL_IDS}, make_workspace(tmp_path / "run", cache, trainer=counting(steps)), settings)
+    resumed = tune_all({"full": ALL_IDS}, "run", settings=settings, trainer=counting(steps))
     assert steps.taken == 0
     assert_same_target(resumed["full"], whole["full"], tmp_path / "run/target/full", tmp_path / "whole/target/full")
 
@@ -189,27 +183,27 @@ def raise_killed(*_, **__):
 
 def test_time_between_checkpoints_makes_no_other_model(tune_all, tmp_path):
     for minutes in (1, 5):
-        workspace = make_workspace(tmp_path / f"{minutes}", tmp_path / "cache")
-        results = tune_all({"full": [1, 2, 3]}, workspace, tuning_settings(checkpoint_minutes=minutes))
+        settings = tuning_settings(checkpoint_minutes=minutes)
+        results = tune_all({"full": [1, 2, 3]}, f"{minutes}", settings=settings)
     assert results["full"].reused
 
 
 @pytest.mark.parametrize("minutes", [10, 1e-9], ids=["the adapter", "a checkpoint"])
 def test_full_disk_leaves_the_cache_usable(tune_all, tmp_path, minutes):
-    settings, cache = tuning_settings(checkpoint_minutes=minutes), tmp_path / "cache"
+    settings = tuning_settings(checkpoint_minutes=minutes)
     with files_up_to(3000), pytest.raises(UserError, match=r"cannot write .*Free some space.*cache\.path="):
-        tune_all({"full": ALL_IDS}, make_workspace(tmp_path / "run", cache), settings)
-    assert not list(tmp_path.rglob("*.part")) and not any((cache / "targets").iterdir()), "half a model stayed behind"
-    second = tune_all({"full": ALL_IDS}, make_workspace(tmp_path / "run", cache), settings)
-    whole = tune_all({"full": ALL_IDS}, make_workspace(tmp_path / "whole", tmp_path / "other"), settings)
+        tune_all({"full": ALL_IDS}, "run", settings=settings)
+    assert not list(tmp_path.rglob("*.part")), "half a checkpoint stayed behind"
+    assert not any((tmp_path / "cache/targets").iterdir()), "half a model stayed behind"
+    second = tune_all({"full": ALL_IDS}, "run", settings=settings)
+    whole = tune_all({"full": ALL_IDS}, "whole", "other", settings)
     assert not second["full"].reused
     assert_same_target(second["full"], whole["full"], tmp_path / "run/target/full", tmp_path / "whole/target/full")
 
 
 @pytest.mark.parametrize("change", [{"lr": 0.02}, {"epochs": 1}])
 def test_other_settings_or_another_seed_train_anew(tune_all, tmp_path, change):
-    cache = tmp_path / "cache"
-    tune_all({"full": ALL_IDS}, make_workspace(tmp_path / "a", cache))
-    changed = tune_all({"full": ALL_IDS}, make_workspace(tmp_path / "b", cache), tuning_settings(**change))
-    seeded = tune_all({"full": ALL_IDS}, make_workspace(tmp_path / "c", cache, seed=1))
+    tune_all({"full": ALL_IDS}, "a")
+    changed = tune_all({"full": ALL_IDS}, "b", settings=tuning_settings(**change))
+    seeded = tune_all({"full": ALL_IDS}, "c", seed=1)
     assert not changed["full"].reused and not seeded["full"].reused

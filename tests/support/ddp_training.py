@@ -4,7 +4,7 @@ Run as `python -m tests.support.ddp_training FOLDER PROCESSES`, also under torch
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -22,17 +22,19 @@ from gradfiltering.ensembles.batch_settings import BatchSettings
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.evidence.measurers import find_measurer
-from gradfiltering.finetuning.fine_tune import fine_tune
+from gradfiltering.finetuning.fine_tune import FineTuningContext, fine_tune
 from gradfiltering.finetuning.settings import FineTuningSettings
 from gradfiltering.methods.lead.curriculum import LeadSettings
-from gradfiltering.methods.lead.lead_method import select_while_training
+from gradfiltering.methods.lead.lead_method import Lead
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.lora import LoraSettings
 from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.requests import BaseModelLosses, Evidence, GradientLog, LossMeasurement
-from gradfiltering.runs.cache import Cache, Workspace
+from gradfiltering.runs.cache import Cache
+from gradfiltering.runs.run_folder import RunFolder
 from gradfiltering.scorers.base import Scores
 from gradfiltering.scorers.loss import LossScorer
+from gradfiltering.selectors.top import TopSelector
 from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
 from gradfiltering.synthetic.task_source import TaskSource
@@ -105,10 +107,11 @@ def train_all(folder: Path, trainer: partial[L.Trainer]) -> None:
                 **{f"times/{at}": one.times for at, one in enumerate(passes)},
             )
         (own / "target").mkdir(parents=True)
-        fine_tune(
-            "candidate", base_model, encoded.examples, encoded.heldout, TUNING, 0, trainer, ResponseNLL(),
-            own / "target",
+        training = FineTuningContext(
+            base_model, encoded.examples, encoded.heldout, TUNING, ResponseNLL(), Cache(folder / "cache"),
+            RunFolder(own), 0, trainer,
         )  # fmt: skip
+        fine_tune("candidate", encoded.examples, training, own / "target")
         # Rows of one utility but for rounding, which is another in each process, as on machines of different kinds.
         difficulty, bare = np.random.default_rng(rows).uniform(0.2, 1.2, (2, rows))
         bare = bare.round(1) + 1e-12 * np.random.default_rng(devices.rank()).normal(size=rows) * devices.rank()
@@ -118,11 +121,9 @@ def train_all(folder: Path, trainer: partial[L.Trainer]) -> None:
             {BaseModelLosses(): LossMeasurement(bare, None)},
         )  # fmt: skip
         for rate in SAMPLE_RATES:
-            place = Workspace(own / f"lead={rate}", Cache(folder / "cache"), 0, trainer)
-            select_while_training(
-                LEAD(sample_rate=rate), BUDGET, Scores(ids, difficulty), evidence, base_model, encoded, TUNING,
-                ResponseNLL(), place,
-            )  # fmt: skip
+            method = Lead(LEAD(sample_rate=rate), TopSelector(None, BUDGET))
+            lead_training = replace(training, run_folder=RunFolder(own / f"lead={rate}"))
+            method.train_candidate(None, evidence, rows, Scores(ids, difficulty), lead_training)
 
 
 class Keeping(RowMeasurements):

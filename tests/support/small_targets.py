@@ -7,10 +7,14 @@ from typing import Any
 from tests.support.pipeline import quiet_trainer
 
 from gradfiltering.data.dataset import Columns, InstructionDataset
+from gradfiltering.data.examples import Rows
+from gradfiltering.finetuning.fine_tune import FineTuningContext
 from gradfiltering.finetuning.settings import FineTuningSettings
 from gradfiltering.models.language_model import LanguageModel, PretrainedModel
 from gradfiltering.models.lora import LoraSettings
-from gradfiltering.runs.cache import Cache, Workspace
+from gradfiltering.models.objectives import ResponseNLL
+from gradfiltering.runs.cache import Cache
+from gradfiltering.runs.run_folder import RunFolder
 from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
 from gradfiltering.synthetic.task_source import TaskSource
@@ -44,6 +48,24 @@ def load_small_target(dataset: InstructionDataset, folder: Path) -> LanguageMode
     return pretrained.load(Cache(folder / "cache"), 0, quiet_trainer)
 
 
-def make_workspace(run_dir: Path, cache_folder: Path, seed: int = 0, trainer: Any = quiet_trainer) -> Workspace:
-    """A run folder and a cache."""
-    return Workspace(run_dir, Cache(cache_folder), seed, trainer)
+def make_training(
+    base_model: LanguageModel,
+    rows: Rows,
+    run_folder: Path,
+    cache_folder: Path,
+    settings: FineTuningSettings | None = None,
+    seed: int = 0,
+    trainer: Any = quiet_trainer,
+) -> FineTuningContext:
+    """Everything that a small target is trained with."""
+    return FineTuningContext(
+        base_model=base_model,
+        examples=rows.examples,
+        heldout=rows.heldout,
+        settings=settings or tuning_settings(),
+        objective=ResponseNLL(),
+        cache=Cache(cache_folder),
+        run_folder=RunFolder(run_folder),
+        seed=seed,
+        build_trainer=trainer,
+    )

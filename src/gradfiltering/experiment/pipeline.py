@@ -1,13 +1,12 @@
 """The stages of a run, in order."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 
 from rich.console import Console
 
 from gradfiltering.distributed import process_group as devices
 from gradfiltering.experiment.parts import Experiment
-from gradfiltering.experiment.stages import Plan
+from gradfiltering.experiment.stages import Plan, choose_method
 from gradfiltering.reports import screen
 
 
@@ -18,8 +17,8 @@ def run_stages(experiment: Experiment) -> None:
     from gradfiltering.evidence.adaptive_size import measure_settled_evidence
     from gradfiltering.evidence.context import MeasurementContext
     from gradfiltering.experiment import start as opening
-    from gradfiltering.finetuning.fine_tune import FineTuningResult, fine_tune_all
-    from gradfiltering.finetuning.training_sets import CANDIDATE, build_training_sets
+    from gradfiltering.finetuning.fine_tune import FineTuningContext, fine_tune_all
+    from gradfiltering.finetuning.training_sets import CANDIDATE, build_baseline_sets
     from gradfiltering.judging.answers import generate_answers
     from gradfiltering.judging.pair_judging import check_judging, judge_pairs
     from gradfiltering.judging.prompts import Prompt, load_prompts
@@ -28,7 +27,6 @@ def run_stages(experiment: Experiment) -> None:
     from gradfiltering.judging.verdict_summary import summarize_verdicts
     from gradfiltering.judging.verdicts import write_verdicts
     from gradfiltering.methods import diagnostics
-    from gradfiltering.methods.lead.lead_method import select_while_training
     from gradfiltering.methods.subset_files import write_known_rows, write_scores, write_subset
     from gradfiltering.reports import cards
     from gradfiltering.reports import experiment_logger as tracking
@@ -40,14 +38,16 @@ def run_stages(experiment: Experiment) -> None:
 
     part, seed, against = experiment, experiment.seed, experiment.target.baselines
     proxy, judging = experiment.proxy, experiment.judging
-    plan = Plan(part.until, part.scorer, part.selector, part.target.data)
+    method = choose_method(part.target.data, part.until, part.scorer, part.selector, part.target.lead)
+    plan = Plan(part.until, method)
     plan.check_asked(experiment.overrides)
-    members = proxy.size.fewest_members(proxy.ensemble, proxy.snapshots, plan.score_requests)
+    score_requests = method.scorer.requests if method.scorer is not None else frozenset()
+    members = proxy.size.fewest_members(proxy.ensemble, proxy.snapshots, score_requests)
     plan.check(members, proxy.ensemble, proxy.base_model, part.target.base_model, against, judging.generation)
     with opening.opened(experiment) as (run, logger, workspace):
         # Records -> examples. Prompts are loaded now, so that a missing file shows before anything is trained.
         records = run.stage_of("data", part.source.load, seed)
-        asked = part.selector.budget_rows(len(records))
+        asked = method.budget_rows(len(records))
         prompts: list[Prompt] = []
         if plan.reached("judge"):
             turns = records.heldout_turns()
@@ -85,7 +85,7 @@ def run_stages(experiment: Experiment) -> None:
             build_trainer=workspace.trainer,
         )
         evidence, context = measure_settled_evidence(
-            requests=plan.requests,
+            requests=method.requests,
             context=context,
             snapshots=proxy.snapshots,
             size=proxy.size,
@@ -103,54 +103,58 @@ def run_stages(experiment: Experiment) -> None:
             run.add(influence=context.reports.task_gradients.summary())
 
         # What they look at -> scores -> subset.
-        if plan.reached("score") and plan.scored:
-            scores = run.stage_of("score", part.scorer.score, evidence)
+        if plan.reached("score") and method.scorer is not None:
+            scores = run.stage_of("score", method.scorer.score, evidence)
             write_scores(run.folder, scores, examples.unscored)
             run.add(data=examples.summary(len(records), scores.unscored))
 
-        def settle(choice: Selection, scores: Scores | None) -> Sequence[int]:
+        def settle(choice: Selection, scores: Scores | None) -> None:
             """Writes the subset, and what there is to say about it."""
             chosen, losses = choice.example_ids, evidence.results.get(BaseModelLosses())
             write_subset(run.folder, records, chosen, scores, choice.trace)
             run.add(selection=choice.summary(run.choices, len(records), scores))
             run.warn(shortfall_warnings(asked, choice))
             run.diagnose(diagnostics.of_choice(chosen, examples, records, scores, losses, seed, part.limits))
-            return chosen
 
-        if plan.reached("select") and not plan.leads:
-            chosen = settle(run.stage_of("select", part.selector.select, evidence, len(records), scores), scores)
+        selection = None
+        if plan.reached("select") and not method.selects_while_training:
+            selection = run.stage_of("select", method.select_rows, evidence, len(records), scores)
+            settle(selection, scores)
 
         # Subset -> adapters -> answers -> verdicts.
         if plan.reached("target"):
             with run.stage("target") as cost:
-                target = base_model if plan.leads else part.target.base_model.load(part.cache, seed, workspace.trainer)
+                target = (
+                    base_model
+                    if method.scoring_model == "target"
+                    else part.target.base_model.load(part.cache, seed, workspace.trainer)
+                )
                 encoder = Encoder(target.tokenizer, min(part.target.max_tokens, target.context), part.cache)
                 rows = encoder.encode_all(records)
-                tuned: dict[str, FineTuningResult] = {}
-                if plan.leads:
-                    assert scores is not None, "a run whose target leads scores its rows"
-                    choice, tuned = select_while_training(
-                        part.target.lead,
-                        asked,
-                        scores,
-                        evidence,
-                        target,
-                        rows,
-                        part.target.tuning,
-                        proxy.objective,
-                        workspace,
-                    )
-                    chosen = settle(choice, None)
-                sets = build_training_sets(chosen, ids, len(records), against, seed)
-                untrained = {name: rows_of_model for name, rows_of_model in sets.items() if name not in tuned}
-                tuned |= fine_tune_all(untrained, target, rows, part.target.tuning, proxy.objective, workspace)
+                training = FineTuningContext(
+                    base_model=target,
+                    examples=rows.examples,
+                    heldout=rows.heldout,
+                    settings=part.target.tuning,
+                    objective=proxy.objective,
+                    cache=part.cache,
+                    run_folder=RunFolder(run.folder),
+                    seed=seed,
+                    build_trainer=workspace.trainer,
+                )
+                selection, candidate = method.train_candidate(selection, evidence, len(records), scores, training)
+                if method.selects_while_training:
+                    settle(selection, None)
+                baselines = build_baseline_sets(against, len(selection.example_ids), ids, len(records), seed)
+                models = {CANDIDATE: candidate, **fine_tune_all(baselines, training)}
+                tuned = {name: model.result for name, model in models.items()}
                 cost.update(flops=sum(result.flops for result in tuned.values() if not result.reused))
             run.add(target={name: asdict(result) for name, result in tuned.items()})
         if plan.reached("judge"):
             with run.stage("judge"):
                 run.warn(judging.judge.list_warnings(prompts))
                 answers = generate_answers(
-                    {name: run.folder / "target" / name / "adapter" for name in tuned},
+                    {name: model.adapter_folder for name, model in models.items()},
                     target,
                     prompts,
                     records.template,

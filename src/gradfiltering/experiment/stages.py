@@ -5,76 +5,73 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gradfiltering.errors import UserError
-from gradfiltering.requests import BaseModelLosses, Request, TaskGradients
+from gradfiltering.requests import TaskGradients
 from gradfiltering.scorers.base import Scorer
 from gradfiltering.selectors.base import Selector
 
 if TYPE_CHECKING:
     from gradfiltering.data.dataset import InstructionDataset
+    from gradfiltering.methods.base import Method
+    from gradfiltering.methods.lead.curriculum import LeadSettings
 
 DATA = ("subset", "lead")
 BUDGET = ("selector.fraction", "selector.count")
 STAGES = ("proxy", "score", "select", "target", "judge", "report")
 
 
+def choose_method(
+    target_data: str, until: str, scorer: Scorer, selector: Selector, lead_settings: "LeadSettings"
+) -> "Method":
+    """Return the method of a run.
+
+    Args:
+        target_data: rows the target is trained on: `subset`, selected before, or `lead`, selected as it trains.
+        until: the last stage; a run that ends before the selection only scores rows.
+        scorer, selector: of score-and-select; the selector's budget counts for LEAD, too.
+        lead_settings: of LEAD.
+
+    Raises:
+        UserError: an unknown kind of training data.
+    """
+    from gradfiltering.methods.lead.lead_method import Lead
+    from gradfiltering.methods.score_and_select import ScoreAndSelect
+
+    if target_data not in DATA:
+        raise UserError(f"target.data={target_data} is unknown; choose one of: {', '.join(DATA)}")
+    if target_data == "lead":
+        return Lead(lead_settings, selector)
+    return ScoreAndSelect(scorer, selector, selects=until not in STAGES[: STAGES.index("select")])
+
+
 @dataclass(frozen=True)
 class Plan:
-    """The stages up to `until`; of what the proxy stage measures, only what somebody needs.
+    """The stages up to `until`.
 
     Attributes:
         until: the last stage.
-        scorer: how rows are scored.
-        selector: how rows are chosen; only its budget counts where the target chooses.
-        data: what the target trains on: `subset`, what the selector chose, or `lead`, what it chooses as it trains.
+        method: selects rows.
     """
 
     until: str
-    scorer: Scorer
-    selector: Selector
-    data: str = "subset"
+    method: "Method"
 
     def __post_init__(self) -> None:
         if self.until not in STAGES:
             raise UserError(f"until={self.until} is no stage; choose one of: {', '.join(STAGES)}")
-        if self.data not in DATA:
-            raise UserError(f"target.data={self.data} is unknown; choose one of: {', '.join(DATA)}")
-        if self.leads and not self.reached("target"):
+        if self.method.selects_while_training and not self.reached("target"):
             raise UserError(
                 f"until={self.until} ends before the target is trained, and with target.data=lead it chooses its rows "
                 "as it trains; give until=target or a later stage, or target.data=subset"
             )
 
     def reached(self, stage: str) -> bool:
-        """Whether the run gets as far as `stage`."""
+        """Tell whether the run gets as far as `stage`."""
         return STAGES.index(stage) <= STAGES.index(self.until)
-
-    @property
-    def leads(self) -> bool:
-        """Whether the target chooses its rows as it trains."""
-        return self.data == "lead"
-
-    @property
-    def scored(self) -> bool:
-        """True where scores are read."""
-        return self.leads or self.selector.uses_scores or not self.reached("select")
-
-    @property
-    def requests(self) -> frozenset[Request[Any]]:
-        """Measurements that scorer and selector read, as far as the run gets."""
-        if self.leads:
-            return self.score_requests | {BaseModelLosses()}
-        selector_requests = self.selector.requests if self.reached("select") else frozenset()
-        return self.score_requests | selector_requests
-
-    @property
-    def score_requests(self) -> frozenset[Request[Any]]:
-        """Measurements that the scorer reads; none where scores are not read."""
-        return self.scorer.requests if self.scored else frozenset()
 
     @property
     def influences(self) -> list[TaskGradients]:
         """Requests of gradients at checkpoints, in the same order in every process."""
-        return sorted((request for request in self.requests if isinstance(request, TaskGradients)), key=repr)
+        return sorted((request for request in self.method.requests if isinstance(request, TaskGradients)), key=repr)
 
     def check_dataset(self, dataset: "InstructionDataset") -> None:
         """Refuse requests that these rows cannot serve.
@@ -85,9 +82,9 @@ class Plan:
         from gradfiltering.evidence.measurers import check_requests_of_dataset
 
         try:
-            check_requests_of_dataset(self.requests, dataset)
+            check_requests_of_dataset(self.method.requests, dataset)
         except UserError as error:
-            raise error if error.owner else UserError(str(error), self.scorer, ("validation", "task")) from error
+            raise error if error.owner else UserError(str(error), self.method.scorer, ("validation", "task")) from error
 
     def judged_on_validation(self, prompts: Sequence[Any]) -> list[str]:
         """A warning where the rows that a score was fitted to are asked of the targets too."""
@@ -108,7 +105,7 @@ class Plan:
         Raises:
             UserError: names the override and what to give instead.
         """
-        if not self.leads:
+        if not self.method.selects_while_training:
             return
         for override in overrides:
             option, _, value = override.lstrip("+~").partition("=")
@@ -140,12 +137,12 @@ class Plan:
         from gradfiltering.evidence.measurers import check_requests
         from gradfiltering.finetuning.training_sets import check_baselines
 
-        if self.scored and self.reached("score"):
+        if self.method.scorer is not None and self.reached("score"):
             try:
-                self.scorer.check_members(members)
+                self.method.scorer.check_members(members)
             except UserError as error:
                 raise error if error.owner else UserError(str(error), ensemble, ("m",)) from error
-        check_requests(self.requests, ensemble)
+        check_requests(self.method.requests, ensemble)
         proxy.check()
         if self.reached("target"):
             check_baselines(against)

@@ -6,14 +6,14 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from peft import PeftModel
 
-from gradfiltering.data.examples import Examples, Rows, hash_examples
+from gradfiltering.data.examples import Examples, hash_examples
 from gradfiltering.errors import UserError
 from gradfiltering.finetuning.settings import FineTuningSettings
 from gradfiltering.finetuning.training_loop import CurvePoint, FineTuningModule
@@ -22,9 +22,8 @@ from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.lora import initial_adapters
 from gradfiltering.models.objectives import Objective
 from gradfiltering.models.weights import count_matmul_weights, hash_weights
-from gradfiltering.runs.cache import ResumePoint, Workspace
-from gradfiltering.runs.cache_record import link_result
-from gradfiltering.runs.run_folder import ADAPTER, CURVE_FILE, POOL_FILE, ROUNDS_FILE
+from gradfiltering.runs.cache import Cache, ResumePoint
+from gradfiltering.runs.run_folder import ADAPTER, CURVE_FILE, POOL_FILE, ROUNDS_FILE, TARGET, RunFolder
 from gradfiltering.seeding import derive_seed
 
 TRAINING_VERSION = 2  # raise it when the same rows and settings would train another adapter
@@ -59,47 +58,97 @@ class FineTuningResult:
     reused: bool = False
 
 
+@dataclass(frozen=True)
+class TrainedModel:
+    """A fine-tuned model in the cache.
+
+    Attributes:
+        folder: with `adapter/`, `curve.csv` and further files of the method.
+        result: cost and outcome.
+    """
+
+    folder: Path
+    result: FineTuningResult
+
+    @property
+    def adapter_folder(self) -> Path:
+        """Folder of the adapter (PEFT)."""
+        return self.folder / ADAPTER
+
+
+@dataclass(frozen=True)
+class FineTuningContext:
+    """Everything that the models of a run are trained with, except their rows.
+
+    Attributes:
+        base_model: frozen target and its tokenizer.
+        examples: rows that can be trained on, tokenised for the target.
+        heldout: rows to measure the held-out loss on; None where nothing is held out.
+        settings: optimiser, learning rate and adapter.
+        objective: loss of each example.
+        cache: of this run and others.
+        run_folder: where trained models are linked, in `target/<model>/`.
+        seed: decides the adapter's start, the same for every model of a run, and the order of rows.
+        build_trainer: builds a `lightning.Trainer` from keyword arguments.
+    """
+
+    base_model: LanguageModel
+    examples: Examples
+    heldout: Examples | None
+    settings: FineTuningSettings
+    objective: Objective
+    cache: Cache
+    run_folder: RunFolder
+    seed: int
+    build_trainer: Callable[..., L.Trainer]
+
+    @cached_property
+    def shared_key(self) -> dict[str, Any]:
+        """Part of a cache key that all models of a run share."""
+        settings = asdict(self.settings)
+        return {
+            "code": TRAINING_VERSION,
+            "base_model": hash_weights(self.base_model.model),
+            "objective": repr(self.objective),
+            "tuning": {name: settings[name] for name in settings if name not in SETTINGS_WITHOUT_EFFECT},
+            "heldout": hash_examples(self.heldout) if self.heldout is not None else None,
+            "precision": str(self.build_trainer().precision),
+            "seed": self.seed,
+        }
+
+
 def fine_tune(
     model_name: str,
-    base_model: LanguageModel,
     examples: Examples,
-    heldout: Examples | None,
-    settings: FineTuningSettings,
-    seed: int,
-    trainer: Callable[..., L.Trainer],
-    objective: Objective,
+    context: FineTuningContext,
     output_folder: Path,
     resume_point: ResumePoint | None = None,
     schedule: UpdateSchedule | None = None,
 ) -> FineTuningResult:
     """Fine-tune one LoRA adapter and write `adapter/` and `curve.csv`.
 
-    An interrupted training continues from its last checkpoint; on one device the result is the same bit for bit.
+    An interrupted training resumes from its last checkpoint; on one device the result is the same bit for bit.
 
     Args:
         model_name: `candidate`, `full`, ….
-        base_model: frozen model and its tokenizer; left as it was.
         examples: rows to train on.
-        heldout: rows to measure the held-out loss on, or None.
-        settings: optimiser, learning rate and adapter.
-        seed: decides the adapter's start, the same for every model of a run, and the order of rows.
-        trainer: builds a `lightning.Trainer` from keyword arguments.
-        objective: loss of each example.
+        context: base model and settings; the base model is left as it was.
         output_folder: existing folder for the model.
         resume_point: where checkpoints are saved; None to save none.
-        schedule: decides the rows of each update; None for `settings.epochs` passes over all examples.
+        schedule: decides the rows of each update; None for passes over all examples.
     """
+    settings, base_model = context.settings, context.base_model
     if schedule is None:
-        schedule = EpochSchedule(len(examples), settings.epochs, settings.batch_size, seed)
-    with attach_untrained_adapter(base_model, settings, seed) as model:
+        schedule = EpochSchedule(len(examples), settings.epochs, settings.batch_size, context.seed)
+    with attach_untrained_adapter(base_model, settings, context.seed) as model:
         module = FineTuningModule(
             model_name=model_name,
             model=model,
             examples=examples,
-            heldout=heldout,
+            heldout=context.heldout,
             pad_id=base_model.pad_id,
             schedule=schedule,
-            objective=objective,
+            objective=context.objective,
             settings=settings,
             resume_point=resume_point,
         )
@@ -109,7 +158,7 @@ def fine_tune(
         if schedule.progress < schedule.length:
             remaining_rounds = schedule.remaining_rounds
             rounds = itertools.count() if remaining_rounds is None else range(remaining_rounds)
-            trainer(max_epochs=1).fit(module, rounds)
+            context.build_trainer(max_epochs=1).fit(module, rounds)
         model.save_pretrained(str(output_folder / ADAPTER), safe_serialization=True)
     write_curve(module.progress.curve, output_folder / CURVE_FILE)
     last_point = module.progress.curve[-1]
@@ -124,71 +173,62 @@ def fine_tune(
     )
 
 
-def fine_tune_all(
-    training_sets: Mapping[str, Sequence[int]],
-    base_model: LanguageModel,
-    rows: Rows,
-    settings: FineTuningSettings,
-    objective: Objective,
-    workspace: Workspace,
-) -> dict[str, FineTuningResult]:
-    """Fine-tune one adapter on each set of rows, all from the same start, into `target/<model>/`.
+def fine_tune_all(training_sets: Mapping[str, Sequence[int]], context: FineTuningContext) -> dict[str, TrainedModel]:
+    """Fine-tune one adapter on each set of rows, all from the same start.
 
     A model that was trained on the same rows before, under whatever name, is taken from the cache.
 
     Args:
         training_sets: model name -> example ids.
-        base_model: frozen model and its tokenizer.
-        rows: all rows and held-out rows, tokenised for this model.
-        settings: how to train.
-        objective: loss of each example.
-        workspace: run folder, cache, seed, trainer.
+        context: base model and settings.
 
     Raises:
         UserError: none of a model's rows leaves a response token under the target's tokenizer.
     """
-    shared_key = build_training_key(base_model, rows.heldout, settings, objective, workspace)
-    results = {}
+    trained_models = {}
     for model_name, example_ids in training_sets.items():
-        examples = rows.examples.select(example_ids)
+        examples = context.examples.select(example_ids)
         if len(examples) == 0:
             raise UserError(
                 f"target {model_name}: none of its {len(example_ids)} rows can be trained on: no response token is "
                 "left within the target's max_tokens; raise it"
             )
-        train = partial(
-            fine_tune,
+        trained_models[model_name] = train_or_reuse(
             model_name,
-            base_model,
-            examples,
-            rows.heldout,
-            settings,
-            workspace.seed,
-            workspace.trainer,
-            objective,
+            {**context.shared_key, "examples": hash_examples(examples)},
+            partial(fine_tune, model_name, examples, context),
+            context,
         )
-        key = {**shared_key, "examples": hash_examples(examples)}
-        results[model_name] = train_or_reuse(model_name, key, train, workspace)
-    return results
+    return trained_models
 
 
-def build_training_key(
-    base_model: LanguageModel,
-    heldout: Examples | None,
-    settings: FineTuningSettings,
-    objective: Objective,
-    workspace: Workspace,
-) -> dict[str, Any]:
-    """Return the part of a cache key that all models of a run share; the training rows come on top."""
-    return {
-        "code": TRAINING_VERSION,
-        "base_model": hash_weights(base_model.model),
-        "objective": repr(objective),
-        "tuning": {name: value for name, value in asdict(settings).items() if name not in SETTINGS_WITHOUT_EFFECT},
-        "heldout": hash_examples(heldout) if heldout is not None else None,
-        "precision": str(workspace.trainer().precision),
-        "seed": workspace.seed,
-    }
+def train_or_reuse(
+    model_name: str,
+    key: Mapping[str, Any],
+    train: Callable[[Path, ResumePoint], FineTuningResult],
+    context: FineTuningContext,
+) -> TrainedModel:
+    """Take a model from the cache, or train it; link its files into the run folder.
+
+    Args:
+        model_name: of the model.
+        key: everything the model depends on.
+        train: trains into a folder, with checkpoints at the resume point.
+        context: cache and run folder.
+    """
+    resume_point = context.cache.resume_point("targets", key)
+
+    def train_into(folder: Path) -> None:
+        result = train(folder, resume_point)
+        (folder / RESULT_FILE).write_text(json.dumps(asdict(result)), "utf-8")
+
+    cached_model = context.cache.get_or_compute("targets", key, train_into)
+    resume_point.delete()
+    for name in MODEL_FILES:
+        if (cached_model.path / name).exists():
+            context.run_folder.link(cached_model.path / name, Path(TARGET) / model_name / name)
+    result = FineTuningResult(**json.loads((cached_model.path / RESULT_FILE).read_text("utf-8")))
+    return TrainedModel(cached_model.path, replace(result, reused=cached_model.reused))
 
 
 @contextmanager
@@ -210,32 +250,3 @@ def write_curve(curve: Sequence[CurvePoint], output_path: Path) -> None:
         writer = csv.DictWriter(file, [field.name for field in fields(CurvePoint)])
         writer.writeheader()
         writer.writerows(asdict(point) for point in curve)
-
-
-def train_or_reuse(
-    model_name: str,
-    key: Mapping[str, Any],
-    train: Callable[[Path, ResumePoint], FineTuningResult],
-    workspace: Workspace,
-) -> FineTuningResult:
-    """Take a model from the cache, or train it; put its files into `target/<model>/` of the run folder.
-
-    Args:
-        model_name: of the model.
-        key: everything the model depends on.
-        train: trains into a folder, with checkpoints at the resume point.
-        workspace: run folder and cache.
-    """
-    resume_point = workspace.cache.resume_point("targets", key)
-
-    def train_into(folder: Path) -> None:
-        result = train(folder, resume_point)
-        (folder / RESULT_FILE).write_text(json.dumps(asdict(result)), "utf-8")
-
-    cached_model = workspace.cache.get_or_compute("targets", key, train_into)
-    resume_point.delete()
-    for name in MODEL_FILES:
-        if (cached_model.path / name).exists():
-            link_result(cached_model.path / name, workspace.run_dir / "target" / model_name / name)
-    result = FineTuningResult(**json.loads((cached_model.path / RESULT_FILE).read_text("utf-8")))
-    return replace(result, reused=cached_model.reused)

@@ -1,4 +1,4 @@
-"""Rows that each model of a run is trained on: the candidate's subset and the baselines it is compared with."""
+"""Rows that the baselines are trained on, the models that a candidate is compared with."""
 
 from collections.abc import Sequence
 
@@ -22,22 +22,22 @@ def check_baselines(baselines: Sequence[str]) -> None:
         raise UserError(f"unknown baselines {unknown_names}; choose among {', '.join(BASELINES)}")
 
 
-def build_training_sets(
-    selected_ids: Sequence[int], example_ids: np.ndarray, total_rows: int, baselines: Sequence[str], seed: int
+def build_baseline_sets(
+    baselines: Sequence[str], selected_count: int, example_ids: np.ndarray, total_rows: int, seed: int
 ) -> dict[str, list[int]]:
-    """Return the example ids of each model's training rows, by the model's name.
+    """Return the example ids of each baseline's training rows, by the baseline's name.
 
     Args:
-        selected_ids: the candidate's subset.
+        baselines: any of `full` (all rows) and `random` (as many rows as the candidate's, drawn from the seed).
+        selected_count: rows that the candidate is trained on.
         example_ids: [N] ids of the rows that can be trained on.
         total_rows: all rows of the dataset.
-        baselines: any of `full` (all rows) and `random` (as many rows as the subset, drawn from the seed).
         seed: the run's seed.
 
     Raises:
         UserError: an unknown baseline.
     """
     check_baselines(baselines)
-    random_ids = RandomSelector(None, len(selected_ids)).draw_rows(example_ids, total_rows, seed)
-    baseline_ids = {"full": example_ids.tolist(), "random": random_ids}
-    return {CANDIDATE: list(selected_ids), **{name: baseline_ids[name] for name in baselines}}
+    random_ids = RandomSelector(None, selected_count).draw_rows(example_ids, total_rows, seed)
+    training_sets = {"full": example_ids.tolist(), "random": random_ids}
+    return {name: training_sets[name] for name in baselines}

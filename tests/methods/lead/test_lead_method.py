@@ -13,20 +13,21 @@ from tests.support.pipeline import quiet_trainer
 from tests.support.small_targets import (
     load_small_target,
     make_small_dataset,
-    make_workspace,
+    make_training,
     tuning_settings,
 )
 
 from gradfiltering.data.batches import LengthBatches, make_batch_loader
 from gradfiltering.data.examples import Encoder, Rows
 from gradfiltering.methods.lead.curriculum import LeadSettings
-from gradfiltering.methods.lead.lead_method import select_while_training
+from gradfiltering.methods.lead.lead_method import Lead
 from gradfiltering.methods.lead.lead_schedule import RoundGradients
 from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.requests import BaseModelLosses, Evidence, LossMeasurement
 from gradfiltering.runs.cache import Cache
 from gradfiltering.scorers.base import Scores
 from gradfiltering.scorers.ifd import IFD
+from gradfiltering.selectors.top import TopSelector
 
 LEAD = LeadSettings(IFD("perplexity", "plain", 96, None), True, 3, 0.1, 0.1, 0.3, 4)
 TUNING = tuning_settings(schedule="linear", batch_size=4)
@@ -69,12 +70,12 @@ def lead(base_model, rows, tmp_path):
             ids, 0, rows.examples.response_tokens, rows.examples.lengths, np.asarray(tasks),
             {BaseModelLosses(): losses},
         )  # fmt: skip
-        workspace = make_workspace(tmp_path / name, cache or tmp_path / f"cache of {name}", 0, trainer)
-        used_rows = rows if heldout else Rows(rows.examples, None)
-        selection, results = select_while_training(
-            LEAD, BUDGET, Scores(ids, difficulty), evidence, model, used_rows, tuning, ResponseNLL(), workspace
-        )
-        return selection, results["candidate"], Candidate(tmp_path / name / "target" / "candidate")
+        used_rows, cache_folder = rows if heldout else Rows(rows.examples, None), cache or tmp_path / f"cache of {name}"
+        training = make_training(model, used_rows, tmp_path / name, cache_folder, tuning, trainer=trainer)
+        method, scores = Lead(LEAD, TopSelector(None, BUDGET)), Scores(ids, difficulty)
+        assert method.select_rows(evidence, ROW_COUNT, scores) is None
+        selection, candidate = method.train_candidate(None, evidence, ROW_COUNT, scores, training)
+        return selection, candidate.result, Candidate(tmp_path / name / "target" / "candidate")
 
     return run
 

@@ -1,29 +1,114 @@
 """LEAD (arXiv 2505.07437): the target selects its rows while it trains on them."""
 
 import hashlib
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gradfiltering.data.examples import Rows, hash_examples
-from gradfiltering.finetuning.fine_tune import FineTuningResult, build_training_key, fine_tune, train_or_reuse
-from gradfiltering.finetuning.settings import FineTuningSettings
+from gradfiltering.data.examples import hash_examples
+from gradfiltering.finetuning.fine_tune import (
+    FineTuningContext,
+    FineTuningResult,
+    TrainedModel,
+    fine_tune,
+    train_or_reuse,
+)
 from gradfiltering.finetuning.training_sets import CANDIDATE
 from gradfiltering.methods.lead.curriculum import Curriculum, LeadSettings, Pool, cluster_by_difficulty
 from gradfiltering.methods.lead.lead_schedule import LeadSchedule
-from gradfiltering.models.language_model import LanguageModel
-from gradfiltering.models.objectives import Objective
-from gradfiltering.requests import BaseModelLosses, Evidence
-from gradfiltering.runs.cache import ResumePoint, Workspace
+from gradfiltering.requests import BaseModelLosses, Evidence, Request
+from gradfiltering.runs.cache import ResumePoint
 from gradfiltering.runs.run_folder import POOL_FILE, ROUNDS_FILE
-from gradfiltering.scorers.base import Scores
-from gradfiltering.selectors.base import Selection
+from gradfiltering.scorers.base import Scorer, Scores
+from gradfiltering.selectors.base import Selection, Selector
 
 LEAD_VERSION = 2  # raise it when the same rows and settings would lead to other rows or another adapter
+
+
+@dataclass(frozen=True)
+class Lead:
+    """Scores rows by their difficulty for the target, and selects among them while the target trains.
+
+    Attributes:
+        settings: of LEAD.
+        selector: only its budget counts.
+    """
+
+    settings: LeadSettings
+    selector: Selector
+    scoring_model: ClassVar[Literal["proxy", "target"]] = "target"
+    selects_while_training: ClassVar[bool] = True
+
+    @property
+    def scorer(self) -> Scorer:
+        """Scorer of the rows' difficulty."""
+        return self.settings.difficulty
+
+    @property
+    def requests(self) -> frozenset[Request[Any]]:
+        """Measurements under the base model of the target."""
+        return self.scorer.requests | {BaseModelLosses()}
+
+    def budget_rows(self, total_rows: int) -> int:
+        """Return how many different rows to train on."""
+        return self.selector.budget_rows(total_rows)
+
+    def select_rows(self, evidence: Evidence, total_rows: int, scores: Scores | None) -> None:
+        """Select nothing before the training."""
+
+    def train_candidate(
+        self,
+        selection: Selection | None,
+        evidence: Evidence,
+        total_rows: int,
+        scores: Scores | None,
+        context: FineTuningContext,
+    ) -> tuple[Selection, TrainedModel]:
+        """Train the candidate on rows that LEAD selects, or take it from the cache.
+
+        Beside adapter and curve stand `rounds.parquet`, the rounds and their rows, and `pool.parquet`, the state of
+        each row at the end.
+
+        Args:
+            selection: None, rows are selected here.
+            evidence: about the rows, under the target's base model.
+            total_rows: all rows of the dataset.
+            scores: difficulties of the rows.
+            context: base model and settings of the training.
+        """
+        assert scores is not None, "rows are clustered by their scores"
+        pool = build_pool(scores, evidence, self.settings)
+        budget = min(self.budget_rows(total_rows), len(pool))
+        examples = context.examples.select(pool.example_ids.tolist())
+        key = {
+            **context.shared_key,
+            "lead": LEAD_VERSION,
+            "tuning": _leave_out(context.shared_key["tuning"], "epochs"),
+            "selection": _leave_out(asdict(self.settings), "difficulty", "log_difficulty", "clusters"),
+            "budget": budget,
+            "pool": _hash_pool(pool),
+            "examples": hash_examples(examples),
+        }
+
+        def train(output_folder: Path, resume_point: ResumePoint) -> FineTuningResult:
+            curriculum = Curriculum(pool, self.settings, budget, context.seed)
+            schedule = LeadSchedule(curriculum, context.settings.batch_size)
+            result = fine_tune(CANDIDATE, examples, context, output_folder, resume_point, schedule)
+            write_tables(curriculum, output_folder)
+            return replace(result, examples=curriculum.distinct_rows)
+
+        candidate = train_or_reuse(CANDIDATE, key, train, context)
+        uses = pq.read_table(candidate.folder / POOL_FILE)["uses"].to_numpy()
+        details = {
+            "selector": "lead",
+            "clusters": int(pool.cluster.max()) + 1,
+            "trained_examples": int(uses.sum()),
+        }
+        return Selection(pool.example_ids[uses > 0].tolist(), details), candidate
 
 
 def build_pool(scores: Scores, evidence: Evidence, settings: LeadSettings) -> Pool:
@@ -42,73 +127,6 @@ def build_pool(scores: Scores, evidence: Evidence, settings: LeadSettings) -> Po
     cluster = cluster_by_difficulty(scores.score, settings, evidence.seed)
     base_model_losses = evidence.get(BaseModelLosses()).row_losses[evidence_indices].astype(np.float64)
     return Pool(example_ids, cluster, task, base_model_losses)
-
-
-def select_while_training(
-    lead_settings: LeadSettings,
-    budget: int,
-    scores: Scores,
-    evidence: Evidence,
-    base_model: LanguageModel,
-    rows: Rows,
-    settings: FineTuningSettings,
-    objective: Objective,
-    workspace: Workspace,
-) -> tuple[Selection, dict[str, FineTuningResult]]:
-    """Train the candidate on rows that LEAD selects, or take it from the cache, into `target/candidate/`.
-
-    Beside adapter and curve stand `rounds.parquet`, the rounds and their rows, and `pool.parquet`, the state of each
-    row at the end.
-
-    Args:
-        lead_settings: of the selection.
-        budget: different rows to train on; all rows where there are fewer.
-        scores: difficulties of the rows.
-        evidence: about the rows, under the target's base model.
-        base_model: frozen target and its tokenizer.
-        rows: all rows and held-out rows, tokenised for the target.
-        settings: of the training.
-        objective: loss of each example.
-        workspace: run folder, cache, seed, trainer.
-
-    Returns:
-        The rows that were used, and the candidate's result by its name.
-    """
-    pool = build_pool(scores, evidence, lead_settings)
-    budget = min(budget, len(pool))
-    examples = rows.examples.select(pool.example_ids.tolist())
-    key = build_training_key(base_model, rows.heldout, settings, objective, workspace)
-    key |= {
-        "lead": LEAD_VERSION,
-        "tuning": _leave_out(key["tuning"], "epochs"),
-        "selection": _leave_out(asdict(lead_settings), "difficulty", "log_difficulty", "clusters"),
-        "budget": budget,
-        "pool": _hash_pool(pool),
-        "examples": hash_examples(examples),
-    }
-
-    def train(output_folder: Path, resume_point: ResumePoint) -> FineTuningResult:
-        curriculum = Curriculum(pool, lead_settings, budget, workspace.seed)
-        result = fine_tune(
-            CANDIDATE,
-            base_model,
-            examples,
-            rows.heldout,
-            settings,
-            workspace.seed,
-            workspace.trainer,
-            objective,
-            output_folder,
-            resume_point,
-            schedule=LeadSchedule(curriculum, settings.batch_size),
-        )
-        write_tables(curriculum, output_folder)
-        return replace(result, examples=curriculum.distinct_rows)
-
-    result = train_or_reuse(CANDIDATE, key, train, workspace)
-    uses = pq.read_table(workspace.run_dir / "target" / CANDIDATE / POOL_FILE)["uses"].to_numpy()
-    details = {"selector": "lead", "clusters": int(pool.cluster.max()) + 1, "trained_examples": int(uses.sum())}
-    return Selection(pool.example_ids[uses > 0].tolist(), details), {CANDIDATE: result}
 
 
 def write_tables(curriculum: Curriculum, output_folder: Path) -> None:
