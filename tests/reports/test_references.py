@@ -106,7 +106,7 @@ def test_models_and_datasets_are_recognised_by_their_names(part, cited):
     assert keys({"target": part.get("target")}, {}) == [], "a target that was not trained"
 
 
-def test_a_target_that_leads_cites_its_method_and_not_what_it_takes_the_place_of():
+def test_lead_is_cited_in_place_of_scorer_and_selector():
     asked = [
         "run_dir=-",
         "cache.path=-",

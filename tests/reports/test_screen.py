@@ -125,7 +125,7 @@ def test_a_selection_without_scorer_or_ensemble(tmp_path):
     assert "random" in text and " by " not in text and "Proxy ensemble" not in text
 
 
-def test_files_that_exist_are_listed_and_the_folder_is_named_as_it_is(tmp_path):
+def test_existing_files_are_listed_with_their_folder(tmp_path):
     folder = tmp_path / "judge.against=[full]"  # square brackets are markup to rich
     folder.mkdir()
     (folder / "subset.jsonl").write_text("")

@@ -83,7 +83,7 @@ def heat_maps(text):
     return found
 
 
-def test_each_of_the_48_cells_shows_its_value_and_missing_ones_say_so(sweep):
+def test_each_of_the_48_cells_shows_its_value_or_its_absence(sweep):
     maps = heat_maps((sweep / "sweep.html").read_text("utf-8"))
     assert len(maps) == 5
     rows = {row["job"]: row for row in json.loads((sweep / "sweep.json").read_text())}
@@ -106,7 +106,7 @@ def test_pws_is_coloured_by_the_side_of_one(sweep):
     assert [kind for kind, _ in cells["gsnr"]] == ["down", "down", "up", "up"]
 
 
-def test_the_strongest_colour_is_the_best_value_where_less_is_better(sweep):
+def test_the_strongest_colour_is_the_best_value(sweep):
     text = (sweep / "sweep.html").read_text("utf-8")
     for question in ("Which subset teaches most?", "Which settings let planted defects through?"):
         part = text.split(f"<h3>{question}")[1].split("<h3>")[0]
@@ -124,7 +124,7 @@ def test_the_table_of_jobs_has_every_measure_and_no_empty_column(sweep):
     assert re.findall(r"<td[^>]*>(.*?)</td>", line)[:6] == ["gsnr", "3", "e1_e3", "0.963", "1.519", "0.100"]
 
 
-def test_values_that_the_sweep_was_asked_for_and_never_began_have_cells_too(tmp_path):
+def test_planned_jobs_that_never_began_have_cells(tmp_path):
     one_job(tmp_path, 0, "gsnr", 3, (1, 2))
     hydra = {"overrides": {"task": ["scorer=gsnr,raw_drop", "seed=1"]}, "sweeper": {"params": {"ensemble.m": "3,5"}}}
     (tmp_path / "multirun.yaml").write_text(yaml.safe_dump({"hydra": hydra}))
@@ -134,7 +134,7 @@ def test_values_that_the_sweep_was_asked_for_and_never_began_have_cells_too(tmp_
     assert cells["raw_drop"] == [("none", "no job")] * 2 and [text for _, text in cells["gsnr"]] == ["0.963", "no job"]
 
 
-def test_seeds_of_one_cell_are_averaged_and_other_options_get_maps_of_their_own(tmp_path):
+def test_seeds_are_averaged_and_other_options_have_own_maps(tmp_path):
     for number, (seed, lr) in enumerate(((0, 1), (1, 1), (0, 2))):
         asked = [f"seed={seed}", f"ensemble.lr={lr}"]
         path = one_job(tmp_path, number, "gsnr", 3, (1, 2), asked=asked)
@@ -185,7 +185,7 @@ def alpaca(number, scorer, data, model, fraction, folder, values):
     write_run(folder / str(number), config, pws={"full": {**sets, "all": pws(1.0)}}, selection=selection)
 
 
-def test_the_main_table_is_the_papers_24_cases_and_what_is_missing_is_a_dash(tmp_path):
+def test_the_main_table_has_the_papers_24_cases(tmp_path):
     place = ("tatsu-lab/alpaca", "Llama-2-7b-hf", 0.1)
     for number, (scorer, value) in enumerate({"gsnr": 1.1, "random": 0.9, "ifd": 1.1}.items()):
         alpaca(number, scorer, *place, tmp_path, {"wizardlm": value, "vicuna": value - (scorer == "gsnr") * 0.5})
@@ -209,7 +209,7 @@ def test_the_main_table_is_the_papers_24_cases_and_what_is_missing_is_a_dash(tmp
     )
 
 
-def test_the_papers_methods_on_other_data_have_the_same_table_over_their_own_cases(tmp_path):
+def test_the_main_table_of_other_data_has_their_cases(tmp_path):
     for number, (scorer, fraction) in enumerate(product(("gsnr", "random", "ifd"), (0.05, 0.2))):
         alpaca(number, scorer, "own", "small", fraction, tmp_path, {"tasks": 1 + fraction, "heldout": 0.5})
     table = build_main_table(read_jobs(tmp_path))
@@ -221,7 +221,7 @@ def test_the_papers_methods_on_other_data_have_the_same_table_over_their_own_cas
     assert "4 of 4 cases" in table.note
 
 
-def test_a_method_is_no_option_beside_the_scorer_and_selector_it_stands_for(tmp_path):
+def test_a_method_is_no_option_beside_its_scorer_and_selector(tmp_path):
     for number, (method, scorer) in enumerate((("gradfiltering", "gsnr"), ("superfiltering", "ifd"))):
         config = config_of(tmp_path / str(number), scorer)
         selection = {"scorer": scorer, "selector": "top", "fraction": 0.2, "selected": 2}
@@ -274,7 +274,7 @@ def test_names_are_text_in_latex_and_markdown():
     assert cells[2] == [r"| c&d\|\<b\>", "0.500 |"] and cells[3] == ["| e", "– |"]
 
 
-def test_nothing_of_the_page_is_loaded_from_elsewhere_and_names_are_no_markup(sweep):
+def test_the_page_loads_nothing_and_names_are_no_markup(sweep):
     text = (sweep / "sweep.html").read_text("utf-8")
     assert "<img" not in text and not re.search(r'(src|href)="(https?:)?//', text)
     assert "default-src &#39;none&#39;" in text and len(text) < 1_000_000

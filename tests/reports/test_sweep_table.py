@@ -61,7 +61,7 @@ def test_rows_stand_in_the_order_of_the_jobs(sweep):
     assert [row["job"] for row in sweep_rows(sweep)] == ["0", "1", "2", "10"]
 
 
-def test_a_row_says_what_was_asked_for_what_came_out_and_what_it_cost(sweep):
+def test_a_row_holds_overrides_results_and_costs(sweep):
     row = sweep_rows(sweep)[0]
     assert row["asked_for"] == "scorer=gsnr ensemble.m=3" and row["positive_drop_share"] == 0.7
     assert (row["score_min"], row["score_median"], row["score_max"]) == (0.1, 0.2, 0.3)
@@ -86,7 +86,7 @@ def test_what_the_store_saved_is_counted_once(tmp_path):
         assert [row["saved"] for row in sweep_rows(tmp_path)] == [saved, 7.0], extra
 
 
-def test_a_run_whose_target_leads_is_not_called_by_the_selector_it_did_not_ask(tmp_path):
+def test_a_lead_run_is_not_named_by_an_unused_selector(tmp_path):
     job(tmp_path, 0, overrides=["selector=spice", "target.data=lead"])
     summary = json.loads((tmp_path / "0" / "summary.json").read_text())
     summary["selection"] = {"scorer": None, "selector": "lead", "selected": 0}
@@ -95,7 +95,7 @@ def test_a_run_whose_target_leads_is_not_called_by_the_selector_it_did_not_ask(t
     assert only.method == "selector lead"
 
 
-def test_overlap_and_rank_correlation_are_means_over_the_other_jobs(sweep):
+def test_overlap_and_correlation_are_means_over_other_jobs(sweep):
     first, second, third, last = sweep_rows(sweep)
     assert first["jaccard"] == pytest.approx((2 / 6 + 1) / 2) and second["jaccard"] == pytest.approx(2 / 6)
     assert first["rank_correlation"] == pytest.approx((-1 + 1) / 2)
@@ -120,7 +120,7 @@ def test_both_files_hold_every_row(sweep):
 
 
 @pytest.mark.slow
-def test_the_screen_says_once_what_all_jobs_share_and_takes_nothing_for_markup(tmp_path):
+def test_shared_overrides_are_printed_once_and_never_as_markup(tmp_path):
     shared = "proxy.base_model.text=[/books/a.txt,/books/b.txt]"
     for number, scorer in enumerate(("gsnr", "raw_drop")):
         job(tmp_path, number, overrides=[shared, f"scorer={scorer}", "names=[/bold]"])

@@ -32,7 +32,7 @@ def test_several_opponents_share_the_level_of_the_sign_test():
     assert "– │ p = 0.02 │" in shown(build_trust_table(pws, judge))
 
 
-def test_what_is_not_known_is_a_dash_and_repeats_that_were_not_asked_for_are_left_out():
+def test_missing_values_are_dashes_and_missing_repeats_left_out():
     pws, judge = deepcopy(JUDGE["pws"]), deepcopy(JUDGE["judge"])
     pws["full"]["all"] = {**pws["full"]["none"], "sign_p": None, "detectable": None}
     empty = dict.fromkeys(judge["full"], None)
@@ -59,7 +59,7 @@ def job(folder, name, outcomes, opponent="the same", against="full"):
     return SweepJob(path)
 
 
-def test_candidates_of_a_sweep_are_compared_where_the_opponent_is_the_same(tmp_path):
+def test_candidates_are_compared_where_the_opponent_is_the_same(tmp_path):
     jobs = [
         job(tmp_path, "0", [WIN] * 30), job(tmp_path, "1", [LOSS] * 30), job(tmp_path, "2", [WIN, LOSS] * 15),
         job(tmp_path, "3", [LOSS] * 30, opponent="another"), job(tmp_path, "4", [WIN] * 30, against="random"),

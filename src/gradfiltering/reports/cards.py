@@ -153,8 +153,8 @@ def _format_method(selection_summary: Mapping[str, Any]) -> str:
 
 def _format_diagnostics(diagnostics: Mapping[str, Any]) -> str:
     card_facts = {
-        words: f"{diagnostics[name]:.3f}"
-        for name, words in DIAGNOSTIC_WORDS.items()
+        description: f"{diagnostics[name]:.3f}"
+        for name, description in DIAGNOSTIC_WORDS.items()
         if isinstance(diagnostics.get(name), int | float)
     }
     length_correlation = diagnostics.get("score_spearman", {}).get("response_tokens")
@@ -172,8 +172,8 @@ def _compare_with_baselines(run_summary: Mapping[str, Any]) -> list[str]:
         for prompt_set, score in sets.items():
             counts = f"{score['wins']} / {score['ties']} / {score['losses']}"
             lines.append(f"| {baseline} | {prompt_set} | {format_interval(score)} | {counts} |")
-    words = "A target tuned on the subset, compared with others, judged pairwise in both orders, with intervals:"
-    return [f"## Results of training on it\n\n{words}\n\n" + "\n".join(lines)]
+    introduction = "A target tuned on the subset, compared with others, judged pairwise in both orders, with intervals:"
+    return [f"## Results of training on it\n\n{introduction}\n\n" + "\n".join(lines)]
 
 
 def _close_card(run_files: RunFiles) -> list[str]:

@@ -77,11 +77,11 @@ def _build_ensemble(run_diagnostics: Mapping[str, Any]) -> Table:
     epoch_variances = {
         epoch: value for epoch, value in run_diagnostics["relative_variance"].items() if value is not None
     }
-    words = ", ".join(f"{value:.4f} (epoch {epoch})" for epoch, value in epoch_variances.items())
-    table.add_row("members' disagreement V/G²", words or "one member")
+    printed_values = ", ".join(f"{value:.4f} (epoch {epoch})" for epoch, value in epoch_variances.items())
+    table.add_row("members' disagreement V/G²", printed_values or "one member")
     losses = {name: value for name, value in run_diagnostics["heldout_loss"].items() if value is not None}
-    words = ", ".join(f"{name}: {value:.3f}" for name, value in losses.items())
-    table.add_row("held-out loss", words or "nothing held out")
+    printed_values = ", ".join(f"{name}: {value:.3f}" for name, value in losses.items())
+    table.add_row("held-out loss", printed_values or "nothing held out")
     return table
 
 

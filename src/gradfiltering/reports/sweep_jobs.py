@@ -15,7 +15,19 @@ from gradfiltering.runs.yaml_files import read_yaml
 
 # Options that are axes of their own, or on which no result depends.
 AXES = ("method", "scorer", "selector", "ensemble.m", "epochs", "epochs.early", "epochs.late")
-INDIFFERENT_OPTIONS = ("run_dir", "logger", "progress", "debug", "cache", "store", "hydra", "trainer", "batch", "seed")
+INDIFFERENT_OPTIONS = (
+    "run_dir",
+    "until",
+    "logger",
+    "progress",
+    "debug",
+    "cache",
+    "store",
+    "hydra",
+    "trainer",
+    "batch",
+    "seed",
+)
 DATASET_NAMES = {"tatsu-lab/alpaca": "Alpaca", "vicgalle/alpaca-gpt4": "Alpaca-GPT4"}
 MODEL_SIZES = {"7b": "LLaMA-2 7B", "13b": "LLaMA-2 13B"}
 NOT_KNOWN = "–"

@@ -25,7 +25,7 @@ def test_numbers_that_are_not_finite_are_refused():
         dump_json([float("nan")])
 
 
-def test_the_policy_lets_the_pages_own_scripts_run_and_nothing_load(whole):
+def test_the_policy_admits_the_pages_scripts_alone(whole):
     from gradfiltering.reports.page.run_page import write_page
 
     text = write_page(whole, 5000, figures=False).read_text("utf-8")

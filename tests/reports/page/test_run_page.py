@@ -88,7 +88,7 @@ def test_a_run_without_texts_says_so_and_shows_the_numbers(bare):
     assert "left no text of its rows" in page
 
 
-def test_the_command_line_rebuilds_a_page_with_as_many_rows_as_asked(bare):
+def test_the_command_writes_a_page_with_so_many_rows(bare):
     command = [sys.executable, "-m", "gradfiltering", "report", "page", str(bare), "--rows", "5", "--no-figures"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

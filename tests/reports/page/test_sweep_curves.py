@@ -53,7 +53,7 @@ def is_logarithmic(chart):
     return "'log'" in str(chart.specification())
 
 
-def test_a_line_is_the_mean_over_seeds_along_the_stretch_that_all_of_them_cover(tmp_path):
+def test_a_line_is_the_mean_over_seeds_where_all_were_measured(tmp_path):
     job(tmp_path, 0, "gradfiltering", GSNR, [0, 10, 20], [4, 2, 1], ["seed=0"])
     job(tmp_path, 1, "gradfiltering", GSNR, [0, 8, 16], [4, 3, 2], ["seed=1"])
     job(tmp_path, 2, "superfiltering", IFD, [0, 10, 20], [4, 3, 3], ["seed=0"])
@@ -66,7 +66,7 @@ def test_a_line_is_the_mean_over_seeds_along_the_stretch_that_all_of_them_cover(
     assert train["ifd"] == ([10, 20], [1.5, 1.5]), "nothing is trained at the start"
 
 
-def test_where_all_rows_take_far_more_examples_the_axis_is_logarithmic_and_begins_after_the_start(tmp_path):
+def test_curves_of_very_different_length_get_a_logarithmic_axis(tmp_path):
     job(tmp_path, 0, "gradfiltering", GSNR, [0, 10, 20], [4, 2, 1])
     assert not is_logarithmic(charts_of(tmp_path)["heldout_examples"])
     job(tmp_path, 1, "superfiltering", IFD, [0, 5], [4, 3])

@@ -50,7 +50,10 @@ const gf = (() => {
     plot.dataset.drawn = plot.dataset.chart;
     const options = {mode: "vega-lite", actions: false, ast: true, renderer: "svg", defaultStyle: false,
       config: {...adapt(charts.style, room), background: "transparent"}, tooltip: {disableDefaultStyle: true}};
-    return vegaEmbed(plot, {...adapt(description, room), width, height}, options);
+    // The plot has a label of its own, which Vega would replace; its marks are no use to a screen reader.
+    const canvas = plot.firstElementChild || plot.appendChild(make("div"));
+    canvas.setAttribute("aria-hidden", "true");
+    return vegaEmbed(canvas, {...adapt(description, room), width, height}, options);
   }
 
   function show(plot, name) {

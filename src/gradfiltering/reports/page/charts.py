@@ -33,30 +33,30 @@ COLOUR_VARIABLES = {
 }
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
 STYLE: dict[str, Any] = {
-    "aria": False,  # the page describes each chart as a whole
     "font": "system-ui, sans-serif",
     "view": {"stroke": None},
     "axis": {
-        "aria": False,
         "domainColor": MUTED_COLOUR,
         "gridColor": GRID_COLOUR,
         "labelColor": TEXT_COLOUR,
         "labelFontSize": 12,
         "labelOverlap": "greedy",
+        "labelSeparation": 8,
         "tickColor": MUTED_COLOUR,
         "titleColor": TEXT_COLOUR,
         "titleFontSize": 13,
         "titleFontWeight": "normal",
         "titlePadding": 8,
     },
+    "axisXQuantitative": {"tickCount": 8},
     "legend": {
-        "aria": False,
         "columns": 3,
         "labelColor": TEXT_COLOUR,
         "labelFontSize": 12,
         "labelLimit": 260,
         "offset": 20,
         "orient": "top",
+        "symbolOpacity": 1,
         "titleColor": TEXT_COLOUR,
         "titleFontSize": 12,
         "titleFontWeight": "normal",
@@ -146,13 +146,12 @@ def line_chart(
     """Draw lines with points, and a band around each line where `data` has `low` and `high`.
 
     Args:
-        labels: words of the chart.
+        chart_labels: words of the chart.
         data: columns `series`, `x` and `y`; optionally `low`, `high`, `order` (along a line) and `hover`.
         palette_indices: colours of series, in order of appearance where not given.
         dashed_series: names of the series drawn as broken lines.
         reference_lines: drawn across the chart.
-        x_log: whether the axis is logarithmic.
-        y_log: likewise.
+        x_log, y_log: whether the axis is logarithmic.
         whole_x: whether x has whole numbers only.
         height: in pixels.
     """
@@ -181,8 +180,7 @@ def line_chart(
     chart_layers.append(
         point_marks.encode(x=x, y=y, color=series_colour, shape=series_shape, tooltip=_tooltip(chart_labels, data))
     )
-    chart_layers += _reference_layers(chart_labels, reference_lines)
-    return Chart(**vars(chart_labels), data=data, drawing=alt.layer(*chart_layers), height=height)
+    return _combine_layers(chart_labels, data, chart_layers, reference_lines, height)
 
 
 def scatter_chart(
@@ -198,11 +196,10 @@ def scatter_chart(
     """Draw a point for each row.
 
     Args:
-        labels: words of the chart.
+        chart_labels: words of the chart.
         data: columns `x` and `y`; optionally `hover`, and `shade` in [0, 1], from the worst to the best.
         shade_title: title of the shades' legend.
-        x_log: whether the axis is logarithmic.
-        y_log: likewise.
+        x_log, y_log: whether the axis is logarithmic.
         diagonal: whether to draw the line on which x equals y.
         height: in pixels.
     """
@@ -211,7 +208,7 @@ def scatter_chart(
     y = alt.Y("y:Q", title=chart_labels.y_title, scale=_scale(y_log))
     series_colour: Any = alt.value(PALETTE[0])
     if "shade" in data:
-        words = alt.Legend(
+        shade_legend = alt.Legend(
             title=shade_title,
             values=[0, 1],
             labelExpr="datum.value < 0.5 ? 'worst' : 'best'",
@@ -219,16 +216,15 @@ def scatter_chart(
         )
         # Cividis reads alike with and without colour vision; its ends, which fade on either theme, are left out.
         shade_scale = alt.Scale(domain=[0, 1], scheme=alt.SchemeParams(name="cividis", extent=[0.25, 0.95]))
-        series_colour = alt.Color("shade:Q", scale=shade_scale, legend=words)
+        series_colour = alt.Color("shade:Q", scale=shade_scale, legend=shade_legend)
     point_marks = alt.Chart(data).mark_point(filled=True, size=14 if len(data) > 300 else 40, opacity=0.8)
     chart_layers = [point_marks.encode(x=x, y=y, color=series_colour, tooltip=_tooltip(chart_labels, data))]
     if diagonal:
-        both = data[["x", "y"]].to_numpy()
-        ends = pd.DataFrame({"x": [both.min(), both.max()], "y": [both.min(), both.max()]})
-        chart_layers.append(
-            alt.Chart(ends).mark_line(strokeDash=[2, 3], strokeWidth=1.5, color=MUTED_COLOUR).encode(x=x, y=y)
-        )
-    return Chart(**vars(chart_labels), data=data, drawing=alt.layer(*chart_layers), height=height)
+        low_end, high_end = data[["x", "y"]].to_numpy().min(), data[["x", "y"]].to_numpy().max()
+        diagonal_ends = pd.DataFrame({"x": [low_end, high_end], "y": [low_end, high_end]})
+        diagonal_line = alt.Chart(diagonal_ends).mark_line(strokeDash=[2, 3], strokeWidth=1.5, color=MUTED_COLOUR)
+        chart_layers.append(diagonal_line.encode(x=x, y=y))
+    return _combine_layers(chart_labels, data, chart_layers, height=height)
 
 
 def interval_chart(
@@ -241,7 +237,7 @@ def interval_chart(
     """Draw points beside names, with whiskers along x where `low` and `high` are known.
 
     Args:
-        labels: words of the chart.
+        chart_labels: words of the chart.
         data: columns `series`, `x`, `y` (names, drawn from the top) and, optionally, `low` and `high`.
         palette_indices: colours of series, in order of appearance where not given.
         reference_lines: drawn across the chart.
@@ -260,9 +256,8 @@ def interval_chart(
     chart_layers.append(
         point_marks.encode(x=x, y=y, color=series_colour, shape=series_shape, tooltip=_tooltip(chart_labels, data))
     )
-    chart_layers += _reference_layers(chart_labels, reference_lines)
     height = 110 + 34 * data["y"].nunique()
-    return Chart(**vars(chart_labels), data=data, drawing=alt.layer(*chart_layers), height=height)
+    return _combine_layers(chart_labels, data, chart_layers, reference_lines, height)
 
 
 def bar_chart(chart_labels: ChartLabels, data: pd.DataFrame, *, reference_lines: Sequence[ReferenceLine] = ()) -> Chart:
@@ -271,8 +266,7 @@ def bar_chart(chart_labels: ChartLabels, data: pd.DataFrame, *, reference_lines:
     x = alt.X("x:N", title=chart_labels.x_title, sort=None, axis=alt.Axis(labelAngle=-40))
     bar_marks = alt.Chart(data).mark_bar(color=PALETTE[0], opacity=0.85)
     bar_marks = bar_marks.encode(x=x, y=alt.Y("y:Q", title=chart_labels.y_title), tooltip=_tooltip(chart_labels, data))
-    drawing = alt.layer(bar_marks, *_reference_layers(chart_labels, reference_lines))
-    return Chart(**vars(chart_labels), data=data, drawing=drawing)
+    return _combine_layers(chart_labels, data, [bar_marks], reference_lines)
 
 
 def histogram_chart(
@@ -287,7 +281,7 @@ def histogram_chart(
     """Draw histograms over each other.
 
     Args:
-        labels: words of the chart.
+        chart_labels: words of the chart.
         data: columns `series`, `x` and `x_end` (edges of a bar) and `y` (its height).
         x_scale: of the axis.
         palette_indices: colours of series.
@@ -295,7 +289,7 @@ def histogram_chart(
         reference_lines: drawn across the chart.
     """
     data = _round_columns(data, digits=6).assign(zero=0)
-    axis = alt.Axis(values=list(tick_values), format="~g") if tick_values else alt.Axis()
+    axis = alt.Axis(values=list(tick_values), labelExpr="datum.value") if tick_values else alt.Axis()
     series_colour, _ = _series_encodings(data, palette_indices)
     bar_marks = (
         alt.Chart(data)
@@ -309,8 +303,7 @@ def histogram_chart(
             tooltip=_tooltip(chart_labels, data),
         )
     )
-    drawing = alt.layer(bar_marks, *_reference_layers(chart_labels, reference_lines))
-    return Chart(**vars(chart_labels), data=data, drawing=drawing)
+    return _combine_layers(chart_labels, data, [bar_marks], reference_lines)
 
 
 def _scale(logarithmic: bool) -> alt.Scale:
@@ -319,36 +312,38 @@ def _scale(logarithmic: bool) -> alt.Scale:
 
 def _series_encodings(data: pd.DataFrame, palette_indices: Mapping[str, int]) -> tuple[alt.Color, alt.Shape]:
     """Build the colour and the shape of each series, with a legend where there are several."""
-    column_names = list(dict.fromkeys(data["series"]))
-    colour_indices = [
-        palette_indices.get(name, line_position) % len(PALETTE) for line_position, name in enumerate(column_names)
-    ]
-    legend = alt.Legend(title=None) if len(column_names) > 1 else None
-    colour_scale = alt.Scale(domain=column_names, range=[PALETTE[index] for index in colour_indices])
-    shape_scale = alt.Scale(domain=column_names, range=[SHAPES[index] for index in colour_indices])
+    series_names = list(dict.fromkeys(data["series"]))
+    colour_indices = [palette_indices.get(name, position) % len(PALETTE) for position, name in enumerate(series_names)]
+    legend = alt.Legend(title=None) if len(series_names) > 1 else None
+    colour_scale = alt.Scale(domain=series_names, range=[PALETTE[index] for index in colour_indices])
+    shape_scale = alt.Scale(domain=series_names, range=[SHAPES[index] for index in colour_indices])
     return (
         alt.Color("series:N", scale=colour_scale, legend=legend),
         alt.Shape("series:N", scale=shape_scale, legend=legend),
     )
 
 
-def _reference_layers(chart_labels: ChartLabels, reference_lines: Sequence[ReferenceLine]) -> list[Any]:
-    chart_layers: list[Any] = []
-    line_position: dict[str, Any]
+def _combine_layers(
+    chart_labels: ChartLabels,
+    data: pd.DataFrame,
+    chart_layers: Sequence[alt.Chart],
+    reference_lines: Sequence[ReferenceLine] = (),
+    height: int = 340,
+) -> Chart:
+    """Lay the layers of a chart over each other, reference lines on top."""
+    all_layers = list(chart_layers)
     for line in reference_lines:
         base_chart = alt.Chart(pd.DataFrame({"value": [line.value], "label": [line.label]}))
+        rule_marks = base_chart.mark_rule(strokeDash=[4, 4], strokeWidth=1.5)
         if line.axis == "x":
-            line_position = {"x": alt.X("value:Q", title=chart_labels.x_title)}
-            label_marks = base_chart.mark_text(dy=-6, baseline="bottom").encode(
-                **line_position, y=alt.value(0), text="label:N"
-            )
+            x = alt.X("value:Q", title=chart_labels.x_title)
+            label_marks = base_chart.mark_text(dy=-6, baseline="bottom")
+            all_layers += [rule_marks.encode(x=x), label_marks.encode(x=x, y=alt.value(0), text="label:N")]
         else:
-            line_position = {"y": alt.Y("value:Q", title=chart_labels.y_title)}
-            label_marks = base_chart.mark_text(dy=-3, align="right", baseline="bottom").encode(
-                **line_position, x=alt.value("width"), text="label:N"
-            )
-        chart_layers += [base_chart.mark_rule(strokeDash=[4, 4], strokeWidth=1.5).encode(**line_position), label_marks]
-    return chart_layers
+            y = alt.Y("value:Q", title=chart_labels.y_title)
+            label_marks = base_chart.mark_text(dx=4, align="left")
+            all_layers += [rule_marks.encode(y=y), label_marks.encode(y=y, x=alt.value("width"), text="label:N")]
+    return Chart(**vars(chart_labels), data=data, drawing=alt.LayerChart(layer=all_layers), height=height)
 
 
 def _tooltip(chart_labels: ChartLabels, data: pd.DataFrame) -> list[alt.Tooltip]:

@@ -22,12 +22,12 @@
   // What says most stands first; the rest is a scroll away, and all of it in the row's detail.
   const numbers = (keys) => keys.filter((key) => data.numbers[key]).map((key) => {
     const one = data.numbers[key];
-    return {key, title: one.title, number: true, size: 4.4, value: (i) => one.values[i], show: (i) => format(one.values[i], key)};
+    return {key, title: one.title, number: true, size: Math.max(4.4, 0.62 * one.title.length), value: (i) => one.values[i], show: (i) => format(one.values[i], key)};
   });
   const names = (key) => data[key] ? [{key, title: key, size: 6.5, value: (i) => data[key].indices[i], show: (i) => data[key].names[data[key].indices[i]]}] : [];
   const columns = [
     {key: "id", title: "row", number: true, size: 3.6, value: (i) => data.id[i]},
-    ...(data.selected ? [{key: "selected", title: "selected", size: 5.2, value: (i) => data.selected[i], show: (i) => data.selected[i] ? "✓ selected" : "dropped"}] : []),
+    ...(data.selected ? [{key: "selected", title: "selected", size: 6.4, value: (i) => data.selected[i], show: (i) => data.selected[i] ? "✓ selected" : "dropped"}] : []),
     {key: "prompt", title: "prompt", wide: true, size: 13, value: (i) => index()[i], show: (i) => line(data.prompt[i] || data.response[i] || "")},
     ...numbers(["rank", "score", "relative_drop", "variance_late", "length", "stability"]),
     ...names("kind"), ...names("source"), ...numbers(["g_early", "g_late"]),

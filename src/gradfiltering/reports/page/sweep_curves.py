@@ -47,7 +47,7 @@ def draw_sweep_curves(sweep_jobs: Sequence[SweepJob], varying_options: set[str])
                 {},
                 dashed_series=BASELINES,
                 name_suffix="" if len(job_groups) == 1 else f"_{group_number}",
-                question_suffix="" if len(job_groups) == 1 else f" ({other_options})",
+                question_suffix=f" ({other_options})" if other_options else "",
                 reading=reading + (log_words if x_log else ""),
                 x_log=x_log,
             )

@@ -1,7 +1,7 @@
 """The page of a sweep, `sweep.html`: heat maps, the paper's tables, curves, and the agreement of every two jobs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,46 @@ class Metric:
     best_words: str = ""
     lower_is_better: bool = False
     neutral_value: float | None = None
+
+
+WINNING_SCORE = Metric(
+    key="pws",
+    short_name="PWS",
+    question="",
+    reading="Pairwise winning score of the candidate: 1 is on a par, 2 wins every prompt, 0 none.",
+    neutral_value=1.0,
+)
+METRICS = [
+    Metric(
+        key="heldout_loss",
+        short_name="held-out loss",
+        question="Which subset teaches most?",
+        reading="Held-out loss of the candidate in nats per response token; lower is better.",
+        best_words="Lowest held-out loss",
+        lower_is_better=True,
+    ),
+    Metric(
+        key="noise",
+        short_name="noise",
+        question="Which settings let planted defects through?",
+        reading="Share of planted rows among the selected; lower is better.",
+        best_words="Least noise among the selected",
+        lower_is_better=True,
+    ),
+    Metric(
+        key="jaccard",
+        short_name="Jaccard",
+        question="How much does a selection share with the others?",
+        reading="Mean Jaccard index of the selected rows with those of every other job; 1 is the same rows.",
+    ),
+    Metric(
+        key="rank_correlation",
+        short_name="rank corr.",
+        question="How alike is the ranking to the others?",
+        reading="Mean Spearman correlation of the scores with those of every other job.",
+        neutral_value=0.0,
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -143,48 +183,16 @@ def list_metrics(table: pd.DataFrame) -> list[Metric]:
     """List the metrics in the order of the page."""
     baseline_names = [name[4:-4] for name in table.columns if name.startswith("pws_") and name.endswith("_low")]
     winning_scores = [
-        Metric(
+        replace(
+            WINNING_SCORE,
             key=f"pws_{name}",
             short_name=f"PWS, {name}",
             question=f"Which settings win against {name}?",
-            reading="Pairwise winning score of the candidate: 1 is on a par, 2 wins every prompt, 0 none.",
             best_words=f"Highest PWS against {name}",
-            neutral_value=1.0,
         )
         for name in baseline_names
     ]
-    return [
-        *winning_scores,
-        Metric(
-            key="heldout_loss",
-            short_name="held-out loss",
-            question="Which subset teaches most?",
-            reading="Held-out loss of the candidate in nats per response token; lower is better.",
-            best_words="Lowest held-out loss",
-            lower_is_better=True,
-        ),
-        Metric(
-            key="noise",
-            short_name="noise",
-            question="Which settings let planted defects through?",
-            reading="Share of planted rows among the selected; lower is better.",
-            best_words="Least noise among the selected",
-            lower_is_better=True,
-        ),
-        Metric(
-            key="jaccard",
-            short_name="Jaccard",
-            question="How much does a selection share with the others?",
-            reading="Mean Jaccard index of the selected rows with those of every other job; 1 is the same rows.",
-        ),
-        Metric(
-            key="rank_correlation",
-            short_name="rank corr.",
-            question="How alike is the ranking to the others?",
-            reading="Mean Spearman correlation of the scores with those of every other job.",
-            neutral_value=0.0,
-        ),
-    ]
+    return [*winning_scores, *METRICS]
 
 
 def build_heat_maps(
