@@ -20,7 +20,7 @@ from transformers import (
 
 from gradfiltering.errors import UserError
 from gradfiltering.gradients.vmap import VmapEngine
-from gradfiltering.models.language_model import context_length
+from gradfiltering.models.language_model import find_context_length
 from gradfiltering.models.objectives import ResponseNLL
 
 RTOL = 1e-6  # some of them compute attention in float32 whatever their weights are
@@ -102,4 +102,4 @@ def test_layers_that_must_not_be_adapted_are_named(make_adapters):
     ],
 )
 def test_the_context_is_the_models_else_the_tokenizers_else_without_limit(config, tokenizer, expected):
-    assert context_length(config, Tokenizer(tokenizer)) == expected
+    assert find_context_length(config, Tokenizer(tokenizer)) == expected

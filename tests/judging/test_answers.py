@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 from tests.support.disk import files_up_to
-from tests.support.pipeline import quiet_trainer
 
 from gradfiltering.errors import UserError
 from gradfiltering.judging import answers as answering
@@ -34,7 +33,7 @@ def base(tmp_path_factory):
 @pytest.fixture
 def base_model(base, tmp_path):
     loader = PretrainedModel(str(base), None, "fp32", "sdpa", trust_remote_code=False)
-    return loader.load(Cache(tmp_path / "cache"), 0, quiet_trainer)
+    return loader.load(torch.device("cpu"))
 
 
 @pytest.fixture

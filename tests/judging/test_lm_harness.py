@@ -144,4 +144,5 @@ def test_the_tuned_model_answers_not_its_backbone(run):
     with torch.no_grad():
         logits = [model(tokens).logits for model in (tuned.model, other.model, bare)]
     assert not torch.allclose(logits[0], logits[2]) and not torch.allclose(logits[0], logits[1])
-    assert tuned.context == 128 and isinstance(tuned.tokenizer, type(AutoTokenizer.from_pretrained(bare.name_or_path)))
+    assert tuned.context_length == 128
+    assert isinstance(tuned.tokenizer, type(AutoTokenizer.from_pretrained(bare.name_or_path)))

@@ -58,7 +58,7 @@ def pair_sequences(
         response; row index -> reason for each row without them.
     """
     fill_template, tokenizer = find_template(request.template), base_model.tokenizer
-    max_tokens = min(request.max_tokens, base_model.context)
+    max_tokens = min(request.max_tokens, base_model.context_length)
     sequence_ids: list[int] = []
     input_ids: list[list[int]] = []
     response_spans: list[list[int]] = []

@@ -17,6 +17,7 @@ def run_stages(experiment: Experiment) -> None:
     from gradfiltering.evidence.adaptive_size import measure_settled_evidence
     from gradfiltering.evidence.context import MeasurementContext
     from gradfiltering.experiment import start as opening
+    from gradfiltering.experiment.model_loading import load_language_model
     from gradfiltering.finetuning.fine_tune import FineTuningContext, fine_tune_all
     from gradfiltering.finetuning.training_sets import CANDIDATE, build_baseline_sets
     from gradfiltering.judging.answers import generate_answers
@@ -57,8 +58,8 @@ def run_stages(experiment: Experiment) -> None:
             devices.once(check_judging, judging.judge, prompts, against, judging.repeats, answer_tokens)
         plan.check_dataset(records)
         run.warn(plan.judged_on_validation(prompts))
-        base_model = run.stage_of("backbone", proxy.base_model.load, part.cache, seed, workspace.trainer)
-        encoder = Encoder(base_model.tokenizer, min(proxy.max_tokens, base_model.context), part.cache)
+        base_model = run.stage_of("backbone", load_language_model, proxy.base_model, part.cache, seed, workspace.trainer)
+        encoder = Encoder(base_model.tokenizer, min(proxy.max_tokens, base_model.context_length), part.cache)
         rows = encoder.encode_all(records)
         examples, ids = rows.examples, rows.examples.example_ids
         devices.once(encoder.show_example, records, examples, Console())
@@ -124,12 +125,10 @@ def run_stages(experiment: Experiment) -> None:
         # Subset -> adapters -> answers -> verdicts.
         if plan.reached("target"):
             with run.stage("target") as cost:
-                target = (
-                    base_model
-                    if method.scoring_model == "target"
-                    else part.target.base_model.load(part.cache, seed, workspace.trainer)
-                )
-                encoder = Encoder(target.tokenizer, min(part.target.max_tokens, target.context), part.cache)
+                target = base_model
+                if method.scoring_model != "target":
+                    target = load_language_model(part.target.base_model, part.cache, seed, workspace.trainer)
+                encoder = Encoder(target.tokenizer, min(part.target.max_tokens, target.context_length), part.cache)
                 rows = encoder.encode_all(records)
                 training = FineTuningContext(
                     base_model=target,

@@ -148,4 +148,4 @@ class Plan:
             check_baselines(against)
             target.check()
         if self.reached("judge"):
-            generation.prompt_room(target.context)
+            generation.prompt_room(target.context_length)

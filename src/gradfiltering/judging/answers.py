@@ -16,7 +16,7 @@ from gradfiltering.judging.generation import (
 )
 from gradfiltering.judging.prompts import Prompt
 from gradfiltering.judging.responses import Response, read_responses, write_responses
-from gradfiltering.models.language_model import LanguageModel, context_length
+from gradfiltering.models.language_model import LanguageModel, find_context_length
 from gradfiltering.models.weights import hash_adapter, hash_weights
 from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.files import hash_key
@@ -71,7 +71,7 @@ def generate_answers(
             "code": ANSWERS_VERSION,
             "base_model": hash_weights(language_model.model),
             "tokenizer": hash_tokenizer(language_model.tokenizer),
-            "context": context_length(language_model.model.config, language_model.tokenizer),
+            "context": find_context_length(language_model.model.config, language_model.tokenizer),
             "prompts": hash_key(prompt_content),
             "generation": asdict(settings),
             "adapter": hash_adapter(adapter_folder),

@@ -11,7 +11,7 @@ from gradfiltering.data.templates import find_template, stop_tokens
 from gradfiltering.errors import UserError
 from gradfiltering.judging.prompts import Prompt
 from gradfiltering.judging.responses import Response, StopReason
-from gradfiltering.models.language_model import context_length
+from gradfiltering.models.language_model import find_context_length
 from gradfiltering.options import PositiveInt, options
 from gradfiltering.runs.logs import track_progress
 
@@ -91,7 +91,7 @@ def generate_responses(
     """
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no end-of-sequence token; set one in its tokenizer_config.json")
-    prompt_room = settings.prompt_room(context_length(language_model.config, tokenizer))
+    prompt_room = settings.prompt_room(find_context_length(language_model.config, tokenizer))
     whole_prompts = tokenizer(list(prompt_texts))["input_ids"] if prompt_texts else []
     fitted_prompts = [truncate_start(token_ids, prompt_room, tokenizer.bos_token_id) for token_ids in whole_prompts]
     for eval_prompt, token_ids in zip(prompts, fitted_prompts, strict=True):

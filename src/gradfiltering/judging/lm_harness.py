@@ -71,7 +71,7 @@ def run_harness(
         pretrained=tuned_model.model,
         tokenizer=tuned_model.tokenizer,
         batch_size=batch_size,
-        max_length=tuned_model.context,
+        max_length=tuned_model.context_length,
     )
     try:
         harness_report = lm_eval.simple_evaluate(

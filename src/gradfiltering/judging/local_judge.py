@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from gradfiltering.judging.generation import decode_answer, generate_batch, plai
 from gradfiltering.judging.judge_prompt import Message
 from gradfiltering.judging.prompts import Prompt
 from gradfiltering.judging.reply_store import ReplyKey, ReplyStore, StoredReply
-from gradfiltering.models.language_model import LanguageModel, PretrainedModel, fastest_precision
+from gradfiltering.models.language_model import LanguageModel, PretrainedModel
 from gradfiltering.models.weights import hash_weights
 from gradfiltering.options import PositiveInt, options
 from gradfiltering.runs.logs import announce
@@ -53,7 +53,7 @@ class LocalJudge(Judge):
         self.base_model.check()
         max_reply_tokens, context_tokens = (
             self.conversation.max_reply_tokens,
-            self.base_model.context,
+            self.base_model.context_length,
         )
         if context_tokens <= max_reply_tokens:
             raise UserError(
@@ -128,10 +128,10 @@ class LocalJudge(Judge):
             return None
         token_ids = tokenize_chat(conversation.messages, language_model.tokenizer)
         max_reply_tokens = self.conversation.max_reply_tokens
-        if len(token_ids) > language_model.context - max_reply_tokens:
+        if len(token_ids) > language_model.context_length - max_reply_tokens:
             conversation.final_reply = Reply(
                 f"not judged: {len(token_ids)} tokens and a reply of {max_reply_tokens} do not fit "
-                f"{language_model.context}",
+                f"{language_model.context_length}",
                 None,
             )
             return None
@@ -196,10 +196,7 @@ def load_on_device(base_model: PretrainedModel, device_name: str) -> tuple[Langu
         device = torch.device(device_name)
     except RuntimeError as error:
         raise UserError(f"device={device_name}: {error}") from error
-    precision = fastest_precision(device) if base_model.precision == "auto" else base_model.precision
-    settled_model: Any = replace(base_model, precision=precision)
-    # A pretrained model is neither cached nor drawn from a seed, and its precision is settled.
-    return settled_model.load(None, 0, None), device
+    return base_model.load(device), device
 
 
 def tokenize_chat(messages: Sequence[Message], tokenizer: Any) -> list[int]:

@@ -1,23 +1,23 @@
-"""A small language model that is trained from scratch once, for experiments on a laptop and for tests."""
+"""A small language model of this project's own, trained from scratch and cached."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, replace
+from typing import Any, Literal
 
 from gradfiltering.distributed.process_group import single_process_trainer
 from gradfiltering.models.language_model import LanguageModel, PretrainedModel
+from gradfiltering.options import PositiveInt, options
 from gradfiltering.runs.cache import Cache
 from gradfiltering.synthetic.pretraining import Pretraining, hash_corpus, pretrain, read_corpus
 
 PRETRAINING_VERSION = 1  # raise it when the same settings would train another model
 
 
-@dataclass(frozen=True)
+@options
 class TinyModel:
-    """A small GPT-2 or LLaMA with its own BPE tokenizer, trained from scratch on given text and cached.
+    """A small GPT-2 or LLaMA with its own BPE tokenizer, trained from scratch on given text.
 
     Attributes:
-        architecture: `gpt2` or `llama`.
-        layers, heads, width, context: the model's shape; `context` in tokens.
+        architecture, layers, heads, width, context: the model's shape; `context` in tokens.
         vocabulary: size of the BPE vocabulary.
         text: text files to train on, or None for the task generator's prose.
         characters: amount of the generator's prose to train on.
@@ -25,28 +25,45 @@ class TinyModel:
         precision, attention: see `PretrainedModel`.
     """
 
-    architecture: str
-    layers: int
-    heads: int
-    width: int
-    context: int
-    vocabulary: int
+    architecture: Literal["gpt2", "llama"]
+    layers: PositiveInt
+    heads: PositiveInt
+    width: PositiveInt
+    context: PositiveInt
+    vocabulary: PositiveInt
     text: list[str] | None
-    characters: int
+    characters: PositiveInt
     pretraining: Pretraining
-    precision: str
-    attention: str
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = "fp32"
+    attention: str = "sdpa"
+
+    @property
+    def context_length(self) -> int:
+        """Longest input, in tokens."""
+        return self.context
 
     def check(self) -> None:
         """Read the text files, where any are named."""
         read_corpus(self.text, 0, 0)
 
-    def load(self, cache: Cache, seed: int, trainer: Any) -> LanguageModel:
-        """Load the model from the cache, where rank zero trains it first if it is not there."""
+    def train(self, cache: Cache, seed: int, trainer: Any) -> LanguageModel:
+        """Train the model unless the cache has it, and load it.
+
+        Args:
+            cache: finished models of this run and others.
+            seed: decides initial weights, the generated prose and the windows seen.
+            trainer: builds a `lightning.Trainer` from keyword arguments.
+        """
         documents = read_corpus(self.text, self.characters, seed)
-        shape_options = ("architecture", "layers", "heads", "width", "context", "vocabulary")
-        model_shape = {option: getattr(self, option) for option in shape_options}
-        key = {
+        model_shape = {
+            "architecture": self.architecture,
+            "layers": self.layers,
+            "heads": self.heads,
+            "width": self.width,
+            "context": self.context,
+            "vocabulary": self.vocabulary,
+        }
+        cache_key = {
             "code": PRETRAINING_VERSION,
             "shape": model_shape,
             "corpus": hash_corpus(documents),
@@ -54,9 +71,10 @@ class TinyModel:
             "precision": str(trainer().precision),
             "seed": seed,
         }
+
         cached = cache.get_or_compute_on_rank_zero(
             "base_models",
-            key,
+            cache_key,
             pretrain,
             documents,
             model_shape,
@@ -64,8 +82,7 @@ class TinyModel:
             seed,
             single_process_trainer(trainer),
         )
-        model_folder = str(cached.path)
-        pretrained = PretrainedModel(model_folder, None, self.precision, self.attention, trust_remote_code=False)
-        loaded = pretrained.load(cache, seed, trainer)
-        model_name = f"tiny {self.architecture} ({self.layers} layers, width {self.width})"
-        return LanguageModel(loaded.model, loaded.tokenizer, model_name, model_folder, cached.seconds, cached.reused)
+        source = PretrainedModel(str(cached.path), precision=self.precision, attention=self.attention)
+        language_model = source.load(trainer().strategy.root_device)
+        name = f"tiny {self.architecture} ({self.layers} layers, width {self.width})"
+        return replace(language_model, name=name, seconds=cached.seconds, reused=cached.reused)

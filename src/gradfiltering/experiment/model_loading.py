@@ -1,0 +1,22 @@
+"""Loading of the proxy and the target."""
+
+from typing import Any
+
+from gradfiltering.models.language_model import LanguageModel, LoadableSource, TrainableSource
+from gradfiltering.runs.cache import Cache
+
+
+def load_language_model(
+    source: LoadableSource | TrainableSource, cache: Cache, seed: int, trainer: Any
+) -> LanguageModel:
+    """Load a model for the trainer's device, or train a small one that must be trained first.
+
+    Args:
+        source: describes the model.
+        cache: holds models that were trained from scratch.
+        seed: the run's.
+        trainer: builds a `lightning.Trainer` from keyword arguments.
+    """
+    if isinstance(source, TrainableSource):
+        return source.train(cache, seed, trainer)
+    return source.load(trainer().strategy.root_device)
