@@ -2,13 +2,11 @@
 
 from typing import Any
 
-from gradfiltering.models.language_model import LanguageModel, LoadableSource, TrainableSource
+from gradfiltering.models.language_model import LanguageModel, LoadableSource, ModelSource, TrainableSource
 from gradfiltering.runs.cache import Cache
 
 
-def load_language_model(
-    source: LoadableSource | TrainableSource, cache: Cache, seed: int, trainer: Any
-) -> LanguageModel:
+def load_language_model(source: ModelSource, cache: Cache, seed: int, trainer: Any) -> LanguageModel:
     """Load a model for the trainer's device, or train a small one that must be trained first.
 
     Args:
@@ -19,4 +17,5 @@ def load_language_model(
     """
     if isinstance(source, TrainableSource):
         return source.train(cache, seed, trainer)
+    assert isinstance(source, LoadableSource), "a model source can be loaded or trained"
     return source.load(trainer().strategy.root_device)

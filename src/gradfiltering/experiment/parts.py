@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gradfiltering.judging.replay_judge import ReplayJudge
     from gradfiltering.methods.diagnostics import Limits
     from gradfiltering.methods.lead.curriculum import LeadSettings
-    from gradfiltering.models.language_model import BaseModel
+    from gradfiltering.models.language_model import ModelSource
     from gradfiltering.models.objectives import Objective
     from gradfiltering.reports.page.run_page import PageSettings
     from gradfiltering.runs.cache import Cache
@@ -41,7 +41,7 @@ class ModelParts:
         max_tokens: longest example.
     """
 
-    base_model: "BaseModel"
+    base_model: "ModelSource"
     max_tokens: int
 
 

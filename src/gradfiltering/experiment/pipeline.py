@@ -58,7 +58,9 @@ def run_stages(experiment: Experiment) -> None:
             devices.once(check_judging, judging.judge, prompts, against, judging.repeats, answer_tokens)
         plan.check_dataset(records)
         run.warn(plan.judged_on_validation(prompts))
-        base_model = run.stage_of("backbone", load_language_model, proxy.base_model, part.cache, seed, workspace.trainer)
+        base_model = run.stage_of(
+            "backbone", load_language_model, proxy.base_model, part.cache, seed, workspace.trainer
+        )
         encoder = Encoder(base_model.tokenizer, min(proxy.max_tokens, base_model.context_length), part.cache)
         rows = encoder.encode_all(records)
         examples, ids = rows.examples, rows.examples.example_ids
