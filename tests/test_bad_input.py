@@ -174,7 +174,7 @@ def test_what_judging_may_cost_is_refused_before_anything_is_trained(tmp_path, c
     with pytest.raises(SystemExit):
         run_train(f"run_dir={run}", f"cache.path={cache}", *SMALL_TASKS, *SMALL_RUN, *options, "judge.max_cost=0.5")
     told = " ".join(capsys.readouterr().err.split())
-    assert "judging may cost 0.8" in told and "two answers of 8 tokens" in told and "judge.max_cost is 0.50" in told
+    assert "judging may cost 0.8" in told and "two answers of 8 tokens" in told and "max_cost is 0.50" in told and "judge.max_cost" in told
     assert {stage["name"] for stage in summary(run)["stages"]} <= {"data"} and not list(cache.rglob("*.safetensors")), (
         "something was trained before"
     )

@@ -9,11 +9,7 @@ import torch
 from peft import PeftModel
 
 from gradfiltering.data.examples import hash_tokenizer
-from gradfiltering.judging.generation import (
-    GenerationSettings,
-    generate_responses,
-    render_prompts,
-)
+from gradfiltering.judging.generation import GenerationSettings, generate_responses, render_prompts
 from gradfiltering.judging.prompts import Prompt
 from gradfiltering.judging.responses import Response, read_responses, write_responses
 from gradfiltering.models.language_model import LanguageModel, find_context_length

@@ -22,13 +22,7 @@ from tenacity import (
 from gradfiltering.errors import UserError
 from gradfiltering.judging.reply_store import StoredReply
 from gradfiltering.judging.spending import Spending
-from gradfiltering.options import (
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-    options,
-)
+from gradfiltering.options import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator, options
 
 RETRIED_STATUSES = {408, 409, 425, 429}  # another attempt may mend these, and any from 500
 FINAL_STATUSES = {401, 402, 403, 404}  # every further request would get these, too

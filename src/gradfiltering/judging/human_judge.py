@@ -12,13 +12,7 @@ from gradfiltering.errors import UserError
 from gradfiltering.judging.base import Judge, Question, Reply
 from gradfiltering.judging.prompts import Prompt
 from gradfiltering.judging.rating_page import RatingPage, serve_page
-from gradfiltering.judging.ratings import (
-    AnswerPair,
-    RatingStore,
-    import_sheet,
-    majority_label,
-    write_sheet,
-)
+from gradfiltering.judging.ratings import AnswerPair, RatingStore, import_sheet, majority_label, write_sheet
 from gradfiltering.judging.verdicts import HUMAN, Scores
 from gradfiltering.options import NonNegativeInt, PositiveInt, model_validator, options
 from gradfiltering.runs.logs import screen
@@ -105,11 +99,7 @@ class HumanJudge(Judge):
         self.page.choose_password()
         for sheet_path in self._sheet_paths():
             if not sheet_path.is_file():
-                raise UserError(
-                    f"no such file of ratings: {sheet_path}",
-                    owner=self,
-                    arguments=("sheets",),
-                )
+                raise UserError(f"no such file of ratings: {sheet_path}", owner=self, arguments=("sheets",))
 
     def answer_questions(self, questions: Sequence[Question]) -> list[Reply]:
         """Return the ratings of every pair, once there are enough; with `export`, those so far."""

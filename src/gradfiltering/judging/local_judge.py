@@ -51,10 +51,7 @@ class LocalJudge(Judge):
     def check_feasible(self, prompts: Sequence[Prompt], questions_per_prompt: int, max_answer_tokens: int) -> None:
         """Refuse a model that cannot be loaded, or whose context a reply alone would fill."""
         self.base_model.check()
-        max_reply_tokens, context_tokens = (
-            self.conversation.max_reply_tokens,
-            self.base_model.context_length,
-        )
+        max_reply_tokens, context_tokens = self.conversation.max_reply_tokens, self.base_model.context_length
         if context_tokens <= max_reply_tokens:
             raise UserError(
                 f"max_reply_tokens is {max_reply_tokens:,}, but {self.base_model.model} takes "

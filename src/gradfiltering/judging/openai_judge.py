@@ -16,12 +16,7 @@ from gradfiltering.judging.conversation import Conversation, ConversationSetting
 from gradfiltering.judging.judge_prompt import Message
 from gradfiltering.judging.prompts import Prompt
 from gradfiltering.judging.reply_store import ReplyKey, ReplyStore
-from gradfiltering.judging.spending import (
-    LimitReached,
-    Spending,
-    SpendingLimits,
-    estimate_tokens,
-)
+from gradfiltering.judging.spending import LimitReached, Spending, SpendingLimits, estimate_tokens
 from gradfiltering.options import NonNegativeFloat, model_validator, options
 from gradfiltering.runs.logs import announce
 

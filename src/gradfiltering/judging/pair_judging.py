@@ -74,11 +74,7 @@ def judge_pairs(
 
 
 def check_judging(
-    judge: Judge,
-    prompts: Sequence[Prompt],
-    opponents: Sequence[str],
-    repeats: int,
-    max_answer_tokens: int,
+    judge: Judge, prompts: Sequence[Prompt], opponents: Sequence[str], repeats: int, max_answer_tokens: int
 ) -> None:
     """Refuse judging that cannot end well, before anything is trained.
 

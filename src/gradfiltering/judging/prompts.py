@@ -210,11 +210,7 @@ class FilePrompts:
             UserError: there is no such file, or a line is not a prompt; names file, line, field.
         """
         if self.path is None:
-            raise UserError(
-                "prompts of your own need the path of a JSON Lines file",
-                owner=self,
-                arguments=("path",),
-            )
+            raise UserError("prompts of your own need the path of a JSON Lines file", owner=self, arguments=("path",))
         file_path = Path(self.path).expanduser()
         prompts = [
             _read_own_prompt(f"{file_path}, line {line_number}", row_index, prompt_row)

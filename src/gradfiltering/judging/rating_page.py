@@ -20,13 +20,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from gradfiltering.errors import UserError
-from gradfiltering.judging.ratings import (
-    AnswerPair,
-    Choice,
-    RatingStore,
-    is_swapped,
-    order_for_rater,
-)
+from gradfiltering.judging.ratings import AnswerPair, Choice, RatingStore, is_swapped, order_for_rater
 
 TEMPLATES = Path(__file__).parent / "templates"
 LARGEST_REQUEST = 10_000  # bytes
@@ -75,16 +69,16 @@ class RatingPage:
                 Route("/api/login", self.log_in, methods=["POST"]),
                 Route("/api/rate", self.rate_pair, methods=["POST"]),
             ],
-            middleware=[
-                Middleware(BaseHTTPMiddleware, dispatch=_add_security_headers),
-                session_middleware,
-            ],
+            middleware=[Middleware(BaseHTTPMiddleware, dispatch=_add_security_headers), session_middleware],
         )
 
     async def log_in(self, http_request: Request) -> Response:
         """Start a session of the rater that the request names."""
         request_body = await _read_body(http_request)
-        rater, given_password = str(request_body.get("rater", "")).strip(), str(request_body.get("password", ""))
+        rater, given_password = (
+            str(request_body.get("rater", "")).strip(),
+            str(request_body.get("password", "")),
+        )
         if not rater or len(rater) > LONGEST_NAME or not rater.isprintable():
             return _refuse(403, "wrong password, or no name")
         if self.password is not None and not secrets.compare_digest(

@@ -32,10 +32,7 @@ class ReferenceJudge(PairJudge):
     def compare_answers(self, prompt: Prompt, first_answer: str, second_answer: str) -> Reply:
         """Score both answers from 0 to 100."""
         if prompt.reference is None:
-            return Reply(
-                f"prompt {prompt.prompt_id} of {prompt.prompt_set} has no reference to compare with",
-                None,
-            )
+            return Reply(f"prompt {prompt.prompt_id} of {prompt.prompt_set} has no reference to compare with", None)
         answer_scores = (
             _score_answer(first_answer, prompt.reference),
             _score_answer(second_answer, prompt.reference),

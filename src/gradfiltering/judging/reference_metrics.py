@@ -70,7 +70,10 @@ def measure_responses(prompts: Sequence[Prompt], model_responses: Sequence[Respo
     """
     pairs_by_set: dict[str, list[tuple[Prompt, Response]]] = {}
     for eval_prompt, model_response in zip(prompts, model_responses, strict=True):
-        if (eval_prompt.prompt_set, eval_prompt.prompt_id) != (model_response.prompt_set, model_response.prompt_id):
+        if (eval_prompt.prompt_set, eval_prompt.prompt_id) != (
+            model_response.prompt_set,
+            model_response.prompt_id,
+        ):
             raise ValueError(
                 f"response to {model_response.prompt_set}/{model_response.prompt_id} stands where the prompt "
                 f"is {eval_prompt.prompt_set}/{eval_prompt.prompt_id}"

@@ -46,8 +46,7 @@ _THOUGHT = re.compile(r"^\s*<think>.*?</think>", flags=re.DOTALL)
 _HEADING = re.compile(r"^(?:scores?|ratings?|evaluation|verdict)\s*:?$|^```\w*$", flags=re.IGNORECASE)
 _EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3})([^*]+)\1(?![\w*])|(?<!\w)(_{2})([^_]+)_{2}(?!\w)|`([^`]+)`")
 _ANSWER_MENTION = re.compile(
-    r"\b(?:assistants?|answers?|responses?|models?)\s*#?\s*[12]\b(?:\s*(?:and|or|&)\s*[12]\b)?",
-    re.I,
+    r"\b(?:assistants?|answers?|responses?|models?)\s*#?\s*[12]\b(?:\s*(?:and|or|&)\s*[12]\b)?", re.I
 )
 
 

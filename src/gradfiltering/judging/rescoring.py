@@ -16,10 +16,7 @@ INTERVAL_FIELDS = ("low", "high", "bca_low", "bca_high", "sign_p", "detectable")
 
 
 def rescore_files(
-    file_paths: Sequence[Path],
-    resamples: int,
-    confidence: float,
-    seed: int,
+    file_paths: Sequence[Path], resamples: int, confidence: float, seed: int
 ) -> dict[str, dict[str, Any]]:
     """Score stored judgements again from their raw scores.
 

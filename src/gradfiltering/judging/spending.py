@@ -127,9 +127,7 @@ class Spending:
         if max_cost is not None and self.cost + request_cost > max_cost:
             unspent_money = max_cost - self.cost
             raise LimitReached(
-                f"max_cost={max_cost:,.2f} is spent but for {unspent_money:,.4f}",
-                self.limits,
-                ("max_cost",),
+                f"max_cost={max_cost:,.2f} is spent but for {unspent_money:,.4f}", self.limits, ("max_cost",)
             )
         self.requests += 1
         self.cost += request_cost

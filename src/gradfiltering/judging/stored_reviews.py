@@ -9,13 +9,7 @@ from gradfiltering.data.file_formats import parse_json, read_json
 from gradfiltering.errors import UserError
 from gradfiltering.judging.reply_parser import parse_scores
 from gradfiltering.judging.responses import read_responses
-from gradfiltering.judging.verdicts import (
-    Scores,
-    Verdict,
-    decide_verdict,
-    read_scores,
-    read_verdicts,
-)
+from gradfiltering.judging.verdicts import Scores, Verdict, decide_verdict, read_scores, read_verdicts
 
 QUESTION_FIELDS = ("prompt", "text", "Instruction", "instruction", "conversations")
 CANDIDATE, OPPONENT = "answer1", "answer2"

@@ -14,21 +14,10 @@ from gradfiltering.judging.pair_judging import judge_pairs
 from gradfiltering.judging.prompts import Prompt
 from gradfiltering.judging.ratings import RatingStore
 from gradfiltering.judging.responses import Response
-from gradfiltering.judging.verdicts import (
-    HUMAN,
-    OUTCOME_VALUES,
-    Verdict,
-    order_signs,
-    read_verdicts,
-)
+from gradfiltering.judging.verdicts import HUMAN, OUTCOME_VALUES, Verdict, order_signs, read_verdicts
 from gradfiltering.seeding import derive_seed
 from gradfiltering.statistics.agreement import measure_agreements
-from gradfiltering.statistics.judge_bias import (
-    JudgeBias,
-    Steadiness,
-    measure_judge_bias,
-    measure_steadiness,
-)
+from gradfiltering.statistics.judge_bias import JudgeBias, Steadiness, measure_judge_bias, measure_steadiness
 from gradfiltering.statistics.winning_score import ALL_SETS, PWS, pairwise_winning_score
 
 PairKey = tuple[str, str, str]  # opponent, prompt set, prompt id

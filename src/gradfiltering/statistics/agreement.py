@@ -37,10 +37,7 @@ class Agreement:
 
 
 def measure_agreements(
-    labels_by_rater: Mapping[str, Mapping[Hashable, str]],
-    resamples: int,
-    confidence: float,
-    seed: int,
+    labels_by_rater: Mapping[str, Mapping[Hashable, str]], resamples: int, confidence: float, seed: int
 ) -> list[Agreement]:
     """Measure the agreement of every two raters, and of all together where there are more.
 
@@ -78,11 +75,7 @@ def fleiss_kappa(label_rows: Sequence[Sequence[str]]) -> float | None:
 
 
 def _measure_group(
-    raters: tuple[str, ...],
-    label_rows: Sequence[Sequence[str]],
-    resamples: int,
-    confidence: float,
-    seed: int,
+    raters: tuple[str, ...], label_rows: Sequence[Sequence[str]], resamples: int, confidence: float, seed: int
 ) -> Agreement:
     labels, item_count = _encode_labels(label_rows), len(label_rows)
     uses_fleiss = len(raters) > 2
@@ -110,10 +103,7 @@ def _measure_group(
 def _encode_labels(label_rows: Sequence[Sequence[str]]) -> np.ndarray:
     """Encode labels as [items, raters, labels] of 0 and 1."""
     label_names = sorted({label for row in label_rows for label in row})
-    return np.array(
-        [[[label == name for name in label_names] for label in row] for row in label_rows],
-        dtype=float,
-    )
+    return np.array([[[label == name for name in label_names] for label in row] for row in label_rows], dtype=float)
 
 
 def _equal_shares(labels: np.ndarray) -> np.ndarray:

@@ -37,11 +37,7 @@ class JudgeBias:
 
 
 def measure_judge_bias(
-    order_signs: np.ndarray,
-    lengths: np.ndarray | None,
-    resamples: int,
-    confidence: float,
-    seed: int,
+    order_signs: np.ndarray, lengths: np.ndarray | None, resamples: int, confidence: float, seed: int
 ) -> JudgeBias:
     """Measure contradictions between orders, preference for a slot, and the pull of length.
 
