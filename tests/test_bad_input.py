@@ -57,7 +57,8 @@ FILES = {
         ["1 × no response token left in max_tokens", "raise max_tokens of the proxy"]),
     "held out from nowhere": ("rows.jsonl", GOOD, ["data.heldout.path=gone.jsonl"], ["no such file", "gone.jsonl"]),
     "held out of no row": ("rows.jsonl", GOOD, ["data.heldout.share=0.1"], ["of 1 rows is no row", "larger share"]),
-    "prompts of no held-out row": ("rows.jsonl", GOOD, ["until=report"], ["eval=heldout needs", "data.heldout.share="]),
+    "prompts of no held-out row": ("rows.jsonl", GOOD, ["until=report"],
+        ["prompts from held-out rows need held-out rows", "hold some out"]),
     "unknown schema": ("rows.jsonl", GOOD, ["data.schema=chatml"], ["data.schema=chatml", "choose one of: auto"]),
     "fraction of no row": ("rows.jsonl", GOOD, ["selector.fraction=0.1"],
         ["of 1 rows is no row; give a larger fraction (selector.fraction=0.1)"]),
@@ -174,7 +175,8 @@ def test_what_judging_may_cost_is_refused_before_anything_is_trained(tmp_path, c
     with pytest.raises(SystemExit):
         run_train(f"run_dir={run}", f"cache.path={cache}", *SMALL_TASKS, *SMALL_RUN, *options, "judge.max_cost=0.5")
     told = " ".join(capsys.readouterr().err.split())
-    assert "judging may cost 0.8" in told and "two answers of 8 tokens" in told and "max_cost is 0.50" in told and "judge.max_cost" in told
+    assert "judging may cost 0.8" in told and "two answers of 8 tokens" in told
+    assert "max_cost is 0.50" in told and "(judge.max_cost=0.5)" in told
     assert {stage["name"] for stage in summary(run)["stages"]} <= {"data"} and not list(cache.rglob("*.safetensors")), (
         "something was trained before"
     )

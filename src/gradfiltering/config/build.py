@@ -12,7 +12,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from gradfiltering.errors import UserError
@@ -92,12 +92,25 @@ def _target_nodes(node: DictConfig, path: str = "") -> Iterator[tuple[str, DictC
 def _name_arguments(error: UserError, paths: Sequence[str], node: DictConfig) -> str:
     """Return an error's message with the options of its arguments under each of the paths."""
     root = node._get_root()
-    options = [f"{path}.{name}" if path else name for name in error.arguments for path in paths]
+    options = [
+        _follow_option(root, f"{path}.{name}" if path else name) for name in error.arguments for path in paths
+    ]
     named: dict[str, Any] = {option: OmegaConf.select(root, option) for option in options}
     if isinstance(error, OptionsError) and error.allowed:
         return f"{next(iter(named))}={error.value}: give {error.allowed}"
     values = ", ".join(option if value is None else f"{option}={value}" for option, value in named.items())
     return f"{error} ({values})" if values else str(error)
+
+
+def _follow_option(root: Container, option: str) -> str:
+    """Follow an option that repeats another's value, `${judge.max_cost}`, to the option that users type."""
+    path, _, key = option.rpartition(".")
+    parent = OmegaConf.select(root, path) if path else root
+    if not isinstance(parent, DictConfig):
+        return option
+    raw_value = OmegaConf.to_container(parent, resolve=False).get(key)  # type: ignore[union-attr]
+    reference = re.fullmatch(r"\$\{([\w.]+)\}", str(raw_value))
+    return _follow_option(root, reference[1]) if reference else option
 
 
 def build_experiment(cfg: DictConfig) -> Experiment:
