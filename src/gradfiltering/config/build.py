@@ -92,9 +92,7 @@ def _target_nodes(node: DictConfig, path: str = "") -> Iterator[tuple[str, DictC
 def _name_arguments(error: UserError, paths: Sequence[str], node: DictConfig) -> str:
     """Return an error's message with the options of its arguments under each of the paths."""
     root = node._get_root()
-    options = [
-        _follow_option(root, f"{path}.{name}" if path else name) for name in error.arguments for path in paths
-    ]
+    options = [_follow_option(root, f"{path}.{name}" if path else name) for name in error.arguments for path in paths]
     named: dict[str, Any] = {option: OmegaConf.select(root, option) for option in options}
     if isinstance(error, OptionsError) and error.allowed:
         return f"{next(iter(named))}={error.value}: give {error.allowed}"
