@@ -53,7 +53,7 @@ def test_summary_holds_the_contract(whole):
     assert set(found["metrics"]["candidate"]["tasks"]) >= {"exact_match", "chrf"}
     assert {"steps", "final_loss", "heldout_loss"} <= set(found["target"]["full"])
     assert [stage["name"] for stage in found["stages"]] == [
-        "data", "backbone", "base_model_passes", "proxy", "score", "select", "target", "judge",
+        "data", "base_model", "base_model_passes", "proxy", "score", "select", "target", "judge",
     ]  # fmt: skip
     for cost in found["cost"].values():
         assert set(cost) == {"seconds", "flops", "peak_bytes"} and cost["peak_bytes"] > 0
@@ -176,7 +176,7 @@ def test_influences_are_measured_once_for_all_runs(cache, tmp_path):
         places = [f"run_dir={tmp_path / run}", f"hydra.run.dir={tmp_path / run}"]
         run_train(*less, f"scorer.combine={how}", *places)
     found = {run: summary(tmp_path / run) for run in ("one", "two", "turns")}
-    assert [stage["name"] for stage in found["one"]["stages"]] == ["data", "backbone", "influence", "score", "select"]
+    assert [stage["name"] for stage in found["one"]["stages"]] == ["data", "base_model", "influence", "score", "select"]
     assert found["one"]["influence"]["trained"] <= 2, "one member up to epoch 2, and none that nobody asks for"
     for run in ("two", "turns"):
         assert {stage["name"]: stage["reused"] for stage in found[run]["stages"]}["influence"]

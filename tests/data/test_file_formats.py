@@ -18,6 +18,7 @@ from gradfiltering.data.loading import load
 from gradfiltering.data.schemas import Columns
 from gradfiltering.errors import UserError
 from gradfiltering.methods.subset_files import write_subset
+from gradfiltering.runs.run_folder import RunFolder
 
 ROWS = [
     {"instruction": "Sag „é“ 😀", "input": "", "output": "שלום\nعالم"},
@@ -70,7 +71,7 @@ def test_every_type_gives_the_same_rows_and_the_subset_in_the_same_type(kind, tm
     assert records.rows.to_list() == ROWS and records.schema.name == "alpaca"
     out = tmp_path / "out"
     out.mkdir()
-    write_subset(out, records, [1], None)
+    write_subset(RunFolder(out), records, [1], None)
     form = records.form.kind
     reader = {"csv": "csv", "tsv": "csv", "parquet": "parquet", "arrow": "arrow"}.get(form, "json")
     name = "subset_rows.parquet" if reader == "parquet" else f"subset.{kind.replace('ndjson', 'jsonl')}"
@@ -129,7 +130,7 @@ def write_table(path, table, layout):
 def test_a_typed_subset_has_the_schema_and_layout_of_the_input(name, layout, read, tmp_path, file_source):
     write_table(tmp_path / name, TYPED_TABLE, layout)
     out = tmp_path / "out"
-    write_subset(out, file_source(tmp_path / name).load(0), [1, 2], None)
+    write_subset(RunFolder(out), file_source(tmp_path / name).load(0), [1, 2], None)
     back = read(out / ("subset_rows.parquet" if layout == "parquet" else f"subset{Path(name).suffix}"))
     assert back.schema.equals(TYPED_TABLE.schema) and back.schema.metadata[b"made by"] == b"a user"
     assert str(back.to_pylist()) == str(TYPED_TABLE.slice(1).to_pylist())  # NaN equals itself as text
@@ -214,7 +215,7 @@ def test_crlf_byte_order_mark_and_half_a_surrogate_pair_survive(tmp_path, file_s
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"instruction": "a\\ud800", "output": "b", "n": 1}\r\n' + GOOD.encode())
     records = file_source(path).load(0)
-    write_subset(tmp_path, records, [0, 1], None)
+    write_subset(RunFolder(tmp_path), records, [0, 1], None)
     back = [json.loads(line) for line in (tmp_path / "subset.jsonl").read_text("utf-8").splitlines()]
     assert back == [{"instruction": "a\ud800", "output": "b", "n": 1}, {"instruction": "a", "output": "b"}]
 
@@ -313,4 +314,4 @@ def test_whatever_a_file_holds_the_loader_ends_in_rows_or_a_user_error(data, kin
         assert str(error)
     else:
         assert len(records) > 0 and list(records.rows)
-        write_subset(tmp_path, records, [0], None)
+        write_subset(RunFolder(tmp_path), records, [0], None)

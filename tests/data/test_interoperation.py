@@ -7,6 +7,7 @@ import pytest
 from datasets import load_dataset
 
 from gradfiltering.methods.subset_files import write_subset
+from gradfiltering.runs.run_folder import RunFolder
 
 PAIR = {"prompt": "a", "completion": "b", "n": 1}
 TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -27,7 +28,7 @@ def subset(write_rows, file_source, tmp_path):
     """The folder of a subset of two rows and what `datasets` reads from it."""
 
     def make(rows):
-        write_subset(tmp_path / "out", file_source(write_rows(rows)).load(0), [0, 1], None)
+        write_subset(RunFolder(tmp_path / "out"), file_source(write_rows(rows)).load(0), [0, 1], None)
         path = tmp_path / "out" / "subset.jsonl"
         return path.parent, load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path / "hf"))
 

@@ -17,6 +17,7 @@ from gradfiltering.data.schemas import NO_ASSISTANT, Columns, detect_schema
 from gradfiltering.data.templates import Turn, find_template
 from gradfiltering.errors import UserError
 from gradfiltering.methods.subset_files import write_subset
+from gradfiltering.runs.run_folder import RunFolder
 
 USUAL = Columns("instruction", "input", "output")
 TALK = [
@@ -136,7 +137,7 @@ def test_half_a_surrogate_pair_is_tokenised_as_a_replacement(make_records, cache
 
 def test_llama_factory_is_told_the_names_of_roles_and_parts(write_rows, file_source, tmp_path):
     rows = [{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "s"}]
-    write_subset(tmp_path, file_source(write_rows(rows)).load(0), [0], None)
+    write_subset(RunFolder(tmp_path), file_source(write_rows(rows)).load(0), [0], None)
     assert json.loads((tmp_path / "dataset_info.json").read_text("utf-8"))["subset"] == {
         "file_name": "subset.jsonl", "formatting": "sharegpt",
         "columns": {"messages": "conversations", "system": "system"},

@@ -12,6 +12,7 @@ from gradfiltering.data.sources import Heldout, HubSource
 from gradfiltering.data.templates import Turn
 from gradfiltering.errors import UserError
 from gradfiltering.methods.subset_files import write_subset
+from gradfiltering.runs.run_folder import RunFolder
 from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.task_source import TaskSource
 
@@ -74,7 +75,7 @@ def test_fields_stay_what_the_file_says(write_rows, tmp_path, file_source):
     ]
     read = read_rows(write_rows(rows)).to_list()
     assert read == rows, "a field that a row lacks stays missing"
-    write_subset(tmp_path, file_source(write_rows(rows)).load(0), [0, 1], None)
+    write_subset(RunFolder(tmp_path), file_source(write_rows(rows)).load(0), [0, 1], None)
     lines = (tmp_path / "subset.jsonl").read_text("utf-8").split("\n")[:-1]
     assert [json.loads(line) for line in lines] == read, "dates or mixed fields did not survive into subset.jsonl"
 

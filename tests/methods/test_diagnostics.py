@@ -10,10 +10,10 @@ from gradfiltering.evidence.context import EnsembleReport
 from gradfiltering.methods.diagnostics import (
     BELOW_ZERO,
     Limits,
-    meaning_below_zero,
-    of_ensemble,
-    of_selection,
-    of_sources,
+    describe_negative_scores,
+    diagnose_ensemble,
+    diagnose_score_preference,
+    diagnose_sources,
     spearman,
 )
 from gradfiltering.requests import (
@@ -61,7 +61,7 @@ def trained(update_ratio=0.1, heldout=(1.8, 1.5)) -> EnsembleReport:
 
 
 def ensemble(log, limits=QUIET, bare=2.0, **fields):
-    return of_ensemble(log, EPOCHS, trained(**fields), LossMeasurement(np.ones(4), bare), limits)
+    return diagnose_ensemble(log, EPOCHS, trained(**fields), LossMeasurement(np.ones(4), bare), limits)
 
 
 class TestOfEnsemble:
@@ -167,7 +167,7 @@ def scores(values, **columns):
 
 class TestOfSelection:
     def test_closed_form(self):
-        found = of_selection(EXAMPLES, [2, 5], scores([3, 2, 1, -1, 0], **NORMS), BARE, QUIET).values
+        found = diagnose_score_preference(EXAMPLES, [2, 5], scores([3, 2, 1, -1, 0], **NORMS), BARE, QUIET).values
         assert found["response_tokens"] == {"pool": 6.0, "selected": 6.0}
         assert found["negative_selected_share"] == 0.5
         assert found["easiness"] == 0.75
@@ -182,12 +182,16 @@ class TestOfSelection:
 
     def test_correlation_with_the_statistics_behind_the_score(self):
         columns = {"g_late": np.asarray([5.0, 4, 3, 2, 1]), "variance_late": np.full(5, np.nan)}
-        found = of_selection(EXAMPLES, [0], scores([1, 2, 3, 4, 5], **columns), BARE, QUIET).values["score_spearman"]
+        found = diagnose_score_preference(EXAMPLES, [0], scores([1, 2, 3, 4, 5], **columns), BARE, QUIET).values[
+            "score_spearman"
+        ]
         np.testing.assert_allclose(found["g_late"], -1.0, rtol=RTOL)
         assert "variance_late" not in found, "one member's variance is unknown"
 
     def test_without_scores_or_bare_losses_only_what_is_known_is_said(self):
-        found = of_selection(EXAMPLES, [0, 2], None, None, replace(QUIET, easiness=9.0, length_correlation=0.0))
+        found = diagnose_score_preference(
+            EXAMPLES, [0, 2], None, None, replace(QUIET, easiness=9.0, length_correlation=0.0)
+        )
         assert set(found.values) == {"response_tokens"} and found.warnings == []
 
     @pytest.mark.parametrize(
@@ -203,8 +207,10 @@ class TestOfSelection:
     )  # fmt: skip
     def test_each_warning_comes_when_its_limit_is_crossed(self, limit, silent, loud, message, remedies):
         given = scores([3, 2, 1, -1, 0], **NORMS)
-        assert of_selection(EXAMPLES, [2, 5], given, BARE, replace(QUIET, **{limit: silent})).warnings == []
-        (warning,) = of_selection(EXAMPLES, [2, 5], given, BARE, replace(QUIET, **{limit: loud})).warnings
+        assert (
+            diagnose_score_preference(EXAMPLES, [2, 5], given, BARE, replace(QUIET, **{limit: silent})).warnings == []
+        )
+        (warning,) = diagnose_score_preference(EXAMPLES, [2, 5], given, BARE, replace(QUIET, **{limit: loud})).warnings
         assert message in warning and all(remedy in warning for remedy in remedies), warning
 
     @pytest.mark.parametrize(
@@ -218,7 +224,9 @@ class TestOfSelection:
     )
     def test_a_negative_score_is_explained_by_what_its_scorer_measured(self, columns, message):
         given = scores([3, 2, 1, -1, 0], **dict.fromkeys(columns, np.arange(5.0)))
-        (warning,) = of_selection(EXAMPLES, [2, 5], given, BARE, replace(QUIET, negative_selected_share=0.0)).warnings
+        (warning,) = diagnose_score_preference(
+            EXAMPLES, [2, 5], given, BARE, replace(QUIET, negative_selected_share=0.0)
+        ).warnings
         assert message in warning and "Lower selector.fraction" in warning
         assert "norms" not in warning or "g_early" in columns
 
@@ -230,28 +238,28 @@ class TestOfSelection:
         scorers = (RawDrop(1e-8, 0), Learnability(), IFD("perplexity", "plain", 64, 1.0))
         found = [scorer.score(evidence) for scorer in scorers]
         assert all((one.score < 0).any() for one in found), "this example has a negative score under each of them"
-        assert [meaning_below_zero(one) for one in found] == list(BELOW_ZERO.values())
+        assert [describe_negative_scores(one) for one in found] == list(BELOW_ZERO.values())
 
     @pytest.mark.parametrize("columns", [(), ("bare_perplexity",), ("ifd", "learnability")])
     def test_a_sign_that_says_nothing_is_not_reported(self, columns):
         """Of lengths, of ranks under negative weights, of the middle of the perplexities."""
         given = scores([3, 2, 1, -1, 0], **dict.fromkeys(columns, np.arange(5.0)))
-        found = of_selection(EXAMPLES, [2, 5], given, BARE, replace(QUIET, negative_selected_share=0.0))
+        found = diagnose_score_preference(EXAMPLES, [2, 5], given, BARE, replace(QUIET, negative_selected_share=0.0))
         assert "negative_selected_share" not in found.values and found.warnings == []
 
     def test_short_rows_are_reported_as_long_ones_are(self):
         limits = replace(QUIET, length_correlation=0.7)
-        (warning,) = of_selection(EXAMPLES, [2], scores([1, 2, 3, 4, 5]), BARE, limits).warnings
+        (warning,) = diagnose_score_preference(EXAMPLES, [2], scores([1, 2, 3, 4, 5]), BARE, limits).warnings
         assert "Spearman -1.00" in warning
 
 
 def test_sources_compare_the_spread_of_the_subset_with_the_pools():
     sources = ["a", "b", "c", "d"] * 5
-    even = of_sources(sources, [0, 1, 2, 3], QUIET).values["sources"]
+    even = diagnose_sources(sources, [0, 1, 2, 3], QUIET).values["sources"]
     assert even["effective"] == pytest.approx(1.0) and even["share"]["a"] == {"pool": 0.25, "selected": 0.25}
-    found = of_sources(sources, [0, 4, 8], replace(QUIET, source_spread=0.26))
+    found = diagnose_sources(sources, [0, 4, 8], replace(QUIET, source_spread=0.26))
     assert found.values["sources"]["effective"] == pytest.approx(0.25), "one of four even sources"
     assert len(found.warnings) == 1 and "25%" in found.warnings[0] and "scorer=random" in found.warnings[0]
-    assert of_sources(sources, [0, 4, 8], replace(QUIET, source_spread=0.24)).warnings == []
-    assert of_sources(None, [0], QUIET).values == {}
-    assert of_sources([str(n) for n in range(500)], [0], QUIET).values == {}, "ids are not sources"
+    assert diagnose_sources(sources, [0, 4, 8], replace(QUIET, source_spread=0.24)).warnings == []
+    assert diagnose_sources(None, [0], QUIET).values == {}
+    assert diagnose_sources([str(n) for n in range(500)], [0], QUIET).values == {}, "ids are not sources"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tests.reference.bootstrap import resampled_auc
 
-from gradfiltering.methods.diagnostics import Limits, against_truth, auc, auc_interval
+from gradfiltering.methods.diagnostics import Limits, auc, auc_interval, compare_with_truth
 from gradfiltering.scorers.base import Scores
 
 LIMITS = Limits(0, 0, 0, 0, 0, 0, 0, 0, 0, bootstrap=400, confidence=0.95)
@@ -67,13 +67,13 @@ def test_a_higher_confidence_is_a_wider_interval():
 
 
 def test_nothing_is_said_where_no_truth_is_known():
-    found = against_truth(None, [0, 1], None, 0, LIMITS)
+    found = compare_with_truth(None, [0, 1], None, 0, LIMITS)
     assert found.values == {} and found.warnings == []
 
 
 def test_shares_of_each_kind():
     chosen = [*range(50, 60), *range(60, 65), *range(90, 95)]  # 10 clean, 5 gibberish, 5 truncated
-    share = against_truth(KINDS, chosen, None, 0, LIMITS).values["truth"]["share"]
+    share = compare_with_truth(KINDS, chosen, None, 0, LIMITS).values["truth"]["share"]
     assert {kind: (one["pool"], one["selected"]) for kind, one in share.items()} == {
         "clean": (0.6, 0.5), "gibberish": (0.3, 0.25), "truncated": (0.1, 0.25)
     }  # fmt: skip
@@ -84,7 +84,7 @@ def test_shares_of_each_kind():
 
 
 def test_a_kind_that_was_never_or_always_chosen():
-    share = against_truth(KINDS, range(10), None, 0, LIMITS).values["truth"]["share"]
+    share = compare_with_truth(KINDS, range(10), None, 0, LIMITS).values["truth"]["share"]
     assert (share["clean"]["low"], share["clean"]["high"]) == (1.0, 1.0)
     assert (share["gibberish"]["low"], share["gibberish"]["high"]) == (0.0, 0.0)
 
@@ -93,7 +93,7 @@ def test_auc_of_the_scorer_and_of_random_scores():
     ids = np.asarray([row for row in range(100) if row % 7])  # unscored rows take no part
     clean = np.asarray([KINDS[row] == "clean" for row in ids])
     score = np.random.default_rng(0).normal(size=len(ids)) + clean
-    found = against_truth(KINDS, [1, 2], Scores(ids, score), 0, LIMITS).values["truth"]["auc"]
+    found = compare_with_truth(KINDS, [1, 2], Scores(ids, score), 0, LIMITS).values["truth"]["auc"]
     np.testing.assert_allclose(found["scorer"]["value"], pair_counting(score, clean), rtol=RTOL)
     assert found["scorer"]["low"] < found["scorer"]["value"] < found["scorer"]["high"]
     assert found["random"]["low"] < 0.5 < found["random"]["high"], "random scores should tell nothing apart"
@@ -102,10 +102,10 @@ def test_auc_of_the_scorer_and_of_random_scores():
 @pytest.mark.parametrize("kinds", [["clean"] * 5, ["gibberish"] * 5])
 def test_no_auc_where_all_rows_are_of_one_side(kinds):
     scores = Scores(np.arange(5), np.arange(5.0))
-    assert against_truth(kinds, [0], scores, 0, LIMITS).values["truth"]["auc"] == {}
+    assert compare_with_truth(kinds, [0], scores, 0, LIMITS).values["truth"]["auc"] == {}
 
 
 def test_the_seed_decides_the_intervals():
     scores = Scores(np.arange(100), np.random.default_rng(0).normal(size=100))
-    first, same, other = (against_truth(KINDS, range(20), scores, seed, LIMITS).values for seed in (0, 0, 1))
+    first, same, other = (compare_with_truth(KINDS, range(20), scores, seed, LIMITS).values for seed in (0, 0, 1))
     assert first == same and first != other

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
@@ -16,9 +16,14 @@ from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from gradfiltering.errors import UserError
-from gradfiltering.experiment.parts import Experiment, JudgingParts, ProxyParts, TargetParts
+from gradfiltering.experiment.parts import STAGES, Experiment, JudgingParts, ProxyParts, Stage, TargetParts
 from gradfiltering.options import OptionsError
 
+if TYPE_CHECKING:
+    from gradfiltering.methods.base import Method
+
+TARGET_DATA = ("subset", "lead")
+BUDGET_OPTIONS = ("selector.fraction", "selector.count")
 SIMPLE = (int, float, str, bool, type(None))
 
 
@@ -123,31 +128,26 @@ def build_experiment(cfg: DictConfig) -> Experiment:
         UserError: an option has a value that it cannot have.
     """
     hydra_config = HydraConfig.get()
-    target = TargetParts(
-        base_model=build(cfg.target.base_model),
-        max_tokens=cfg.target.max_tokens,
-        data=cfg.target.data,
-        tuning=build(cfg.target.tuning),
-        lead=build(cfg.target.lead),
-        baselines=list(cfg.judge.against),
-    )
-    leads = target.data == "lead"
+    overrides = list(hydra_config.overrides.task)
+    method = build_method(cfg, overrides)
+    target_model = build(cfg.target.base_model)
+    measured_with_target = method.scoring_model == "target"
     objective = build(cfg.proxy.objective)
     return Experiment(
-        until=cfg.until,
+        until=_checked_stage(cfg.until),
         seed=cfg.seed,
         run_folder=Path(cfg.run_dir),
         cache=build(cfg.cache),
         config=to_plain(cfg),
-        overrides=list(hydra_config.overrides.task),
+        overrides=overrides,
         choices={str(group): str(choice) for group, choice in hydra_config.runtime.choices.items()},
         build_trainer=build(cfg.trainer),
         build_logger=partial(build, cfg.logger),
         show_progress=cfg.progress,
         source=build(cfg.data),
         proxy=ProxyParts(
-            base_model=target.base_model if leads else build(cfg.proxy.base_model),
-            max_tokens=target.max_tokens if leads else cfg.proxy.max_tokens,
+            base_model=target_model if measured_with_target else build(cfg.proxy.base_model),
+            max_tokens=cfg.target.max_tokens if measured_with_target else cfg.proxy.max_tokens,
             objective=objective,
             ensemble=build(cfg.ensemble),
             size=build(cfg.adaptive),
@@ -157,9 +157,13 @@ def build_experiment(cfg: DictConfig) -> Experiment:
             embeddings=build(cfg.embeddings),
             batches=build(cfg.batch),
         ),
-        scorer=target.lead.difficulty if leads else build(cfg.scorer),
-        selector=build(cfg.selector),
-        target=target,
+        method=method,
+        target=TargetParts(
+            base_model=target_model,
+            max_tokens=cfg.target.max_tokens,
+            tuning=build(cfg.target.tuning),
+            baselines=list(cfg.judge.against),
+        ),
         judging=JudgingParts(
             prompts=build(cfg.eval.sets),
             generation=build(cfg.generation),
@@ -172,6 +176,55 @@ def build_experiment(cfg: DictConfig) -> Experiment:
         limits=build(cfg.diagnostics),
         page=build(cfg.report),
     )
+
+
+def build_method(cfg: DictConfig, overrides: Sequence[str]) -> "Method":
+    """Build the method that selects the rows: score-and-select, or LEAD with `target.data=lead`.
+
+    Args:
+        cfg: the composed configuration.
+        overrides: of the command line.
+
+    Raises:
+        UserError: an unknown method, or an override that has no effect beside it.
+    """
+    from gradfiltering.methods.lead.lead_method import Lead
+    from gradfiltering.methods.score_and_select import ScoreAndSelect
+
+    if cfg.target.data not in TARGET_DATA:
+        raise UserError(f"target.data={cfg.target.data} is unknown; choose one of: {', '.join(TARGET_DATA)}")
+    selector, until = build(cfg.selector), _checked_stage(cfg.until)
+    if cfg.target.data == "subset":
+        selects = STAGES.index(until) >= STAGES.index("select")
+        return ScoreAndSelect(build(cfg.scorer), selector, selects)
+    if STAGES.index(until) < STAGES.index("target"):
+        raise UserError(
+            f"until={until} ends before the target is trained, and with target.data=lead it selects its rows as it "
+            "trains; give until=target or a later stage, or target.data=subset"
+        )
+    _refuse_other_selection(overrides)
+    return Lead(build(cfg.target.lead), selector)
+
+
+def _refuse_other_selection(overrides: Sequence[str]) -> None:
+    """Refuse a scorer, selector or method that was asked for beside LEAD."""
+    for override in overrides:
+        option, _, value = override.lstrip("+~").partition("=")
+        option_path = option.rpartition("@")[2]  # of `scorer@target.lead.difficulty` the last part
+        selects = option_path.partition(".")[0] in ("scorer", "selector") and option_path not in BUDGET_OPTIONS
+        if selects or (option_path == "method" and value not in ("lead", "null")):
+            raise UserError(
+                f"{override} has no effect with target.data=lead: the target selects its rows as it trains; "
+                "leave it out (selector.fraction= or selector.count= says how many rows, "
+                "scorer@target.lead.difficulty= by what they are clustered), or give target.data=subset"
+            )
+
+
+def _checked_stage(until: str) -> Stage:
+    for stage in STAGES:
+        if stage == until:
+            return stage
+    raise UserError(f"until={until} is no stage; choose one of: {', '.join(STAGES)}")
 
 
 def to_plain(cfg: DictConfig) -> dict[str, Any]:

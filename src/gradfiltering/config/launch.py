@@ -57,6 +57,6 @@ def run_task(cfg: DictConfig) -> None:
     """
     screen.announce_run(cfg.run_dir, Console(quiet=not devices.is_first()))
     with options_named(cfg), devices.connected(build(cfg.trainer)):
-        from gradfiltering.experiment.pipeline import run_stages
+        from gradfiltering.experiment.run import run_experiment
 
-        run_stages(build_experiment(cfg))
+        run_experiment(build_experiment(cfg))

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
     import lightning as L
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from gradfiltering.judging.base import Judge
     from gradfiltering.judging.generation import GenerationSettings
     from gradfiltering.judging.prompts import PromptLoader
-    from gradfiltering.judging.replay_judge import ReplayJudge
+    from gradfiltering.methods.base import Method
     from gradfiltering.methods.diagnostics import Limits
-    from gradfiltering.methods.lead.curriculum import LeadSettings
     from gradfiltering.models.language_model import ModelSource
     from gradfiltering.models.objectives import Objective
     from gradfiltering.reports.page.run_page import PageSettings
     from gradfiltering.runs.cache import Cache
-    from gradfiltering.scorers.base import Scorer
-    from gradfiltering.selectors.base import Selector
+
+Stage = Literal["proxy", "score", "select", "target", "judge", "report"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ProxyParts(ModelParts):
         ensemble: its members and their training.
         size: the search for the number of members, where it is `auto`.
         build_engine: builds the gradient engine.
-        snapshots: the pair of epochs that are compared.
+        snapshots: the pair of snapshots that are compared, or the search for it.
         projection: of the gradients.
         embeddings: vectors that say which rows are alike.
         batches: division of work.
@@ -75,16 +75,12 @@ class TargetParts(ModelParts):
     """The model that is fine-tuned on the subset.
 
     Attributes:
-        data: `subset`, or `lead` where the target selects its rows as it trains.
         tuning: its training.
-        lead: the selection while it trains.
-        baselines: names of what the candidate is compared with.
+        baselines: names of the models that the candidate is compared with.
     """
 
-    data: str
     tuning: "FineTuningSettings"
-    lead: "LeadSettings"
-    baselines: list[str]
+    baselines: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -95,16 +91,16 @@ class JudgingParts:
         prompts: loaders of prompt sets by name.
         generation: of the targets' answers.
         judge: gives the verdicts.
-        other_judges: stored judgements of the same answers, to measure agreement.
+        other_judges: stored judgements of the same answers by name, to measure agreement.
         repeats: times that each pair is judged.
         resamples: of the bootstrap.
         confidence: of the intervals.
     """
 
-    prompts: "dict[str, PromptLoader]"
+    prompts: "Mapping[str, PromptLoader]"
     generation: "GenerationSettings"
     judge: "Judge"
-    other_judges: "dict[str, ReplayJudge]"
+    other_judges: "Mapping[str, Judge]"
     repeats: int
     resamples: int
     confidence: float
@@ -124,22 +120,21 @@ class Experiment:
         choices: option group -> the name that was chosen.
         build_trainer: builds a `lightning.Trainer` from further keyword arguments.
         build_logger: builds the experiment logger.
-        show_progress: whether there are progress bars.
+        show_progress: True for progress bars.
         source: of the rows.
         proxy: the ensemble that rows are scored with.
-        scorer: ranks the rows.
-        selector: takes the subset.
+        method: selects the subset.
         target: the model that is fine-tuned on it.
         judging: of the fine-tuned models.
         limits: beyond which a diagnostic is a warning.
         page: contents of the report.
     """
 
-    until: str
+    until: Stage
     seed: int
     run_folder: Path
     cache: "Cache"
-    config: dict[str, Any]
+    config: Mapping[str, Any]
     overrides: Sequence[str]
     choices: Mapping[str, str]
     build_trainer: "Callable[..., L.Trainer]"
@@ -147,9 +142,12 @@ class Experiment:
     show_progress: bool
     source: "DatasetSource"
     proxy: ProxyParts
-    scorer: "Scorer"
-    selector: "Selector"
+    method: "Method"
     target: TargetParts
     judging: JudgingParts
     limits: "Limits"
     page: "PageSettings"
+
+    def reaches(self, stage: Stage) -> bool:
+        """Return True if the run gets as far as `stage`."""
+        return STAGES.index(stage) <= STAGES.index(self.until)

@@ -72,7 +72,7 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float | None:
     return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])
 
 
-def of_ensemble(
+def diagnose_ensemble(
     logs: GradientLogPair, epochs: SnapshotPair, trained: EnsembleReport, bare: LossMeasurement, limits: Limits
 ) -> Diagnostics:
     """Is the ensemble in a state in which norms and their variance mean what the score takes them to mean?
@@ -103,7 +103,7 @@ def of_ensemble(
     return Diagnostics(values, _ensemble_warnings(values, epochs, limits))
 
 
-def of_choice(
+def diagnose_subset(
     chosen: Sequence[int],
     examples: Examples,
     records: InstructionDataset,
@@ -124,15 +124,15 @@ def of_choice(
         limits: when to warn.
     """
     parts = (
-        of_selection(examples, chosen, scores, bare, limits),
-        of_sources(records.sources, chosen, limits),
-        against_truth(records.kinds, chosen, scores, seed, limits),
+        diagnose_score_preference(examples, chosen, scores, bare, limits),
+        diagnose_sources(records.sources, chosen, limits),
+        compare_with_truth(records.kinds, chosen, scores, seed, limits),
     )
     values = {name: value for part in parts for name, value in part.values.items()}
     return Diagnostics(values, [warning for part in parts for warning in part.warnings])
 
 
-def of_selection(
+def diagnose_score_preference(
     examples: Examples, chosen: Sequence[int], scores: Scores | None, bare: LossMeasurement | None, limits: Limits
 ) -> Diagnostics:
     """What kind of rows did the score prefer?
@@ -153,7 +153,7 @@ def of_selection(
     warnings = []
     if scores is not None:
         scored = np.isin(examples.example_ids, scores.example_ids)
-        below_zero = meaning_below_zero(scores)
+        below_zero = describe_negative_scores(scores)
         if below_zero is not None:
             values["negative_selected_share"] = float((scores.score[inside[scored]] < 0).mean())
         loss = None if bare_loss is None else bare_loss[scored]
@@ -174,14 +174,14 @@ def of_selection(
     return Diagnostics(values, warnings)
 
 
-def meaning_below_zero(scores: Scores) -> str | None:
+def describe_negative_scores(scores: Scores) -> str | None:
     """What a negative score says and what to do about it; None where the sign says nothing."""
     if any(name.startswith("influence_") for name in scores.columns):
         return "their updates point away from the validation rows of every task. Lower selector.fraction"
     return next((words for names, words in BELOW_ZERO.items() if set(names) <= scores.columns.keys()), None)
 
 
-def of_sources(sources: Sequence[str] | None, chosen: Sequence[int], limits: Limits) -> Diagnostics:
+def diagnose_sources(sources: Sequence[str] | None, chosen: Sequence[int], limits: Limits) -> Diagnostics:
     """Does the subset still cover what the pool covers?
 
     Gives `sources.share` of each source in the pool and among the chosen, and `sources.effective`: exp of the entropy
@@ -219,7 +219,7 @@ def _perplexity(shares: np.ndarray) -> float:
     return float(np.exp(-(positive * np.log(positive)).sum()))
 
 
-def against_truth(
+def compare_with_truth(
     kinds: Sequence[str] | None, chosen: Sequence[int], scores: Scores | None, seed: int, limits: Limits
 ) -> Diagnostics:
     """How the choice compares with the planted truth, for this scorer and for random scores.

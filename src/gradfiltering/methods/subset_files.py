@@ -1,53 +1,37 @@
 """Files of a run folder about scores and the selected subset."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from gradfiltering.data.dataset import InstructionDataset, write_truth
+from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.examples import Examples
 from gradfiltering.data.export import write_rows
-from gradfiltering.runs.cache import atomic_path
+from gradfiltering.runs.run_folder import RunFolder
 from gradfiltering.scorers.base import Scores
 
 
-def write_scores(run_dir: Path, scores: Scores, unscored: Sequence[tuple[int, str]]) -> None:
+def write_scores(run_folder: RunFolder, scores: Scores, unscored: Sequence[tuple[int, str]]) -> None:
     """Write `scores.parquet`, and `unscored.parquet` with the rows that got no score.
 
     Args:
-        run_dir: the run folder.
+        run_folder: of the run.
         scores: of the rows that could be scored.
         unscored: id and reason of each row of the dataset that the scorer did not see.
     """
-    columns = {
-        "example_id": scores.example_ids,
-        "score": scores.score.astype(np.float64),
-        "rank": scores.rank,
-    }
-    with atomic_path(run_dir / "scores.parquet") as part:
-        pq.write_table(pa.table({**columns, **scores.columns}), part)
-    write_unscored(run_dir / "unscored.parquet", [*unscored, *scores.unscored])
+    columns = {"example_id": scores.example_ids, "score": scores.score.astype(np.float64), "rank": scores.rank}
+    run_folder.write_scores({**columns, **scores.columns})
+    run_folder.write_unscored([*unscored, *scores.unscored])
 
 
-def write_unscored(path: Path, unscored: list[tuple[int, str]]) -> None:
-    """Write example id and reason of each row without a score."""
-    schema = pa.schema([("example_id", pa.int64()), ("reason", pa.string())])
-    rows = [{"example_id": example_id, "reason": reason} for example_id, reason in sorted(unscored)]
-    with atomic_path(path) as part:
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), part)
-
-
-def write_known_rows(run_dir: Path, dataset: InstructionDataset, examples: Examples) -> None:
-    """Write the files that need no score: `unscored.parquet`, and `truth.parquet` if known."""
-    write_unscored(run_dir / "unscored.parquet", examples.unscored)
-    write_truth(run_dir / "truth.parquet", dataset.kinds)
+def write_known_rows(run_folder: RunFolder, dataset: InstructionDataset, examples: Examples) -> None:
+    """Write the files that need no score: `unscored.parquet`, and `truth.parquet` where the truth is known."""
+    run_folder.write_unscored(examples.unscored)
+    run_folder.write_truth(dataset.kinds)
 
 
 def write_subset(
-    run_dir: Path,
+    run_folder: RunFolder,
     dataset: InstructionDataset,
     selected_ids: Sequence[int],
     scores: Scores | None,
@@ -58,15 +42,13 @@ def write_subset(
     The rows go into `subset.jsonl` and a file of the input's own type, the selector's steps (its
     trace) into `selection.parquet`.
     """
-    write_rows(run_dir, dataset, selected_ids)
+    run_folder.write_files(write_rows, dataset, selected_ids)
     example_ids = np.asarray(selected_ids, dtype=np.int64)
     subset_scores = np.full(len(example_ids), np.nan)
     if scores is not None:
         scored = np.isin(example_ids, scores.example_ids)
-        rows = np.searchsorted(scores.example_ids, example_ids[scored])
-        subset_scores[scored] = scores.score[rows]
-    with atomic_path(run_dir / "subset.parquet") as part:
-        pq.write_table(pa.table({"example_id": example_ids, "score": subset_scores}), part)
+        score_indices = np.searchsorted(scores.example_ids, example_ids[scored])
+        subset_scores[scored] = scores.score[score_indices]
+    run_folder.write_subset(example_ids, subset_scores)
     if trace:
-        with atomic_path(run_dir / "selection.parquet") as part:
-            pq.write_table(pa.table(dict(trace)), part)
+        run_folder.write_selection(trace)

@@ -10,7 +10,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
+
+Arguments = ParamSpec("Arguments")
 
 SECRET_NAME = re.compile(r"(api_?key|token|password|secret)$", re.IGNORECASE)
 CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE = "config.yaml", "environment.json", "summary.json"
@@ -153,11 +155,12 @@ class RunFolder:
 
     def write_unscored(self, unscored: Sequence[tuple[int, str]]) -> None:
         """Write example id and reason of each row without a score."""
-        columns = {
-            "example_id": [example_id for example_id, _ in sorted(unscored)],
-            "reason": [reason for _, reason in sorted(unscored)],
-        }
-        self.write_table(UNSCORED_FILE, pd.DataFrame(columns).astype({"example_id": "int64", "reason": "string"}))
+        import pyarrow as pa
+
+        schema = pa.schema([("example_id", pa.int64()), ("reason", pa.string())])
+        reasons = [{"example_id": example_id, "reason": reason} for example_id, reason in sorted(unscored)]
+        table = pa.Table.from_pylist(reasons, schema=schema)
+        self.write(UNSCORED_FILE, lambda partial_path: pq.write_table(table, partial_path))
 
     def read_truth(self) -> pd.DataFrame | None:
         """Read `example_id` and the planted `kind` of each row, where it is known."""
@@ -313,6 +316,19 @@ class RunFolder:
         if rank() == 0:
             with atomic_path(self.path / name) as part:
                 write(part)
+
+    def write_files(
+        self,
+        write: Callable[Concatenate[Path, Arguments], object],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> None:
+        """Let rank zero write several files; `write` gets the run folder's path and further arguments.
+
+        Raises:
+            UserError: raised by `write`, on every rank.
+        """
+        run_on_rank_zero(write, self.path, *args, **kwargs)
 
     def write_text(self, name: Path | str, text: str) -> None:
         """Write a UTF-8 text file."""

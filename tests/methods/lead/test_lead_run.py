@@ -19,7 +19,13 @@ def whole(cache, tmp_path_factory):
 
 def test_it_trains_no_ensemble_and_runs_no_selector(whole):
     found = summary(whole)
-    assert [stage["name"] for stage in found["stages"]] == ["data", "backbone", "base_model_passes", "score", "target"]
+    assert [stage["name"] for stage in found["stages"]] == [
+        "data",
+        "base_model",
+        "base_model_passes",
+        "score",
+        "target",
+    ]
     assert found["selection"]["selector"] == "lead" and found["selection"]["scorer"] is None
     assert not (whole / "gradient_log").exists() and not (whole / "adapters").exists()
 

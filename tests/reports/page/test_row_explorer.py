@@ -87,9 +87,9 @@ def test_a_row_without_a_score_comes_last_and_says_why(tmp_path):
     write_chosen(folder, rows, [1], np.arange(10.0))
     scores = pq.read_table(folder / "scores.parquet").slice(1)
     pq.write_table(scores, folder / "scores.parquet")
-    from gradfiltering.methods.subset_files import write_unscored
+    from gradfiltering.runs.run_folder import RunFolder
 
-    write_unscored(folder / "unscored.parquet", [(0, "empty response")])
+    RunFolder(folder).write_unscored([(0, "empty response")])
     run = RunFiles(folder)
     found = collect_row_data(run, measure_rows(run), sample_rows(run, measure_rows(run), "all"), None)
     assert found["numbers"]["score"]["values"][0] is None and found["reason"] == {0: "empty response"}

@@ -1,0 +1,48 @@
+"""Refusals and warnings that need no model, so that they come before anything is loaded or trained."""
+
+from collections.abc import Sequence
+
+from gradfiltering.errors import UserError
+from gradfiltering.evidence.measurers import check_requests
+from gradfiltering.experiment.parts import Experiment
+from gradfiltering.finetuning.training_sets import check_baselines
+from gradfiltering.judging.prompts import Prompt
+from gradfiltering.requests import TaskGradients
+
+
+def check_experiment(experiment: Experiment) -> None:
+    """Refuse an experiment that could not end well.
+
+    Raises:
+        UserError: says why, and what to change.
+    """
+    method, proxy, target = experiment.method, experiment.proxy, experiment.target
+    if method.selects_while_training and not experiment.reaches("target"):
+        raise UserError(
+            f"the run ends with the stage {experiment.until}, before the target is trained, and its method "
+            "selects rows while the target trains; let the run go on to the target, or select beforehand"
+        )
+    score_requests = method.scorer.requests if method.scorer is not None else frozenset()
+    fewest_members = proxy.size.fewest_members(proxy.ensemble, proxy.snapshots, score_requests)
+    if method.scorer is not None and experiment.reaches("score"):
+        method.scorer.check_members(fewest_members)
+    check_requests(method.requests, proxy.ensemble)
+    proxy.base_model.check()
+    if experiment.reaches("target"):
+        check_baselines(target.baselines)
+        target.base_model.check()
+    if experiment.reaches("judge"):
+        experiment.judging.generation.prompt_room(target.base_model.context_length)
+
+
+def warn_of_judging_on_validation(experiment: Experiment, prompts: Sequence[Prompt]) -> list[str]:
+    """Warn where the rows that the scores were fitted to are among the prompts, too."""
+    fitted_to_heldout = any(
+        isinstance(request, TaskGradients) and request.validation is None for request in experiment.method.requests
+    )
+    if not fitted_to_heldout or all(prompt.prompt_set != "heldout" for prompt in prompts):
+        return []
+    return [
+        "the scorer selected rows that help on the held-out rows, and eval=heldout judges by the same rows, which "
+        "favours the candidate; give scorer.validation=FILE or choose another eval"
+    ]

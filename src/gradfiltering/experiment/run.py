@@ -1,0 +1,310 @@
+"""The experiment, from rows to report."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from gradfiltering.data.dataset import InstructionDataset
+from gradfiltering.data.examples import Encoder, Rows
+from gradfiltering.data.row_texts import write_row_texts
+from gradfiltering.distributed.process_group import run_on_rank_zero
+from gradfiltering.evidence.adaptive_size import measure_settled_evidence
+from gradfiltering.evidence.context import MeasurementContext
+from gradfiltering.evidence.measurers import check_requests_of_dataset
+from gradfiltering.experiment.checks import check_experiment, warn_of_judging_on_validation
+from gradfiltering.experiment.model_loading import load_language_model
+from gradfiltering.experiment.open_run import OpenRun, open_run
+from gradfiltering.experiment.parts import Experiment, ModelParts
+from gradfiltering.finetuning.fine_tune import FineTuningContext, TrainedModel, fine_tune_all
+from gradfiltering.finetuning.training_sets import CANDIDATE, build_baseline_sets
+from gradfiltering.judging.answers import generate_answers
+from gradfiltering.judging.pair_judging import check_judging, judge_pairs
+from gradfiltering.judging.prompts import Prompt, load_prompts
+from gradfiltering.judging.reference_metrics import measure_all_responses
+from gradfiltering.judging.responses import write_responses
+from gradfiltering.judging.verdict_summary import summarize_verdicts
+from gradfiltering.judging.verdicts import write_verdicts
+from gradfiltering.methods import diagnostics
+from gradfiltering.methods.subset_files import write_known_rows, write_scores, write_subset
+from gradfiltering.models.language_model import LanguageModel
+from gradfiltering.reports.cards import write_cards
+from gradfiltering.reports.experiment_logger import log_run
+from gradfiltering.reports.page.run_page import write_page
+from gradfiltering.reports.screen import print_summary
+from gradfiltering.requests import BaseModelLosses, Evidence, GradientLog
+from gradfiltering.runs.logs import screen
+from gradfiltering.scorers.base import Scores, score_rows
+from gradfiltering.selectors.base import Selection, shortfall_warnings
+
+
+@dataclass(frozen=True)
+class MeasuredRows:
+    """The rows of a run, and what was measured of them.
+
+    Attributes:
+        dataset: as the user gave it.
+        examples: tokenised for the model they were measured with, held-out rows included.
+        evidence: what scorer and selector read.
+        scores: None where nothing reads scores.
+    """
+
+    dataset: InstructionDataset
+    examples: Rows
+    evidence: Evidence
+    scores: Scores | None
+
+
+@dataclass(frozen=True)
+class TunedTarget:
+    """The fine-tuned models of a run.
+
+    Attributes:
+        base_model: the frozen target and its tokenizer.
+        models: the candidate and its baselines, by name.
+    """
+
+    base_model: LanguageModel
+    models: Mapping[str, TrainedModel]
+
+    @property
+    def flops(self) -> int:
+        """An estimate of the work done in this run."""
+        return sum(model.result.flops for model in self.models.values() if not model.result.reused)
+
+
+def run_experiment(experiment: Experiment) -> None:
+    """Run the stages of an experiment in order, up to its last one.
+
+    Rows become examples, examples are measured, measurements become scores, scores a subset; the
+    target is fine-tuned on it and on its baselines, a judge compares their answers, and a page
+    shows the run. Everything is written into the run folder as it becomes known.
+
+    Raises:
+        UserError: something that the user can mend.
+    """
+    check_experiment(experiment)
+    with open_run(experiment) as run:
+        dataset = run.stages.run("data", experiment.source.load, experiment.seed)
+        check_requests_of_dataset(experiment.method.requests, dataset)
+        # Prompts are loaded now, so that a missing file shows before anything is trained.
+        prompts = load_judging_prompts(experiment, run, dataset)
+
+        proxy = run.stages.run("base_model", load_model, experiment.proxy, experiment, run)
+        rows = measure_rows(experiment, run, dataset, proxy)
+        selection = select_subset(experiment, run, rows)
+
+        if experiment.reaches("target"):
+            target = run.stages.run("target", train_models, experiment, run, rows, selection, proxy)
+            results = {name: asdict(model.result) for name, model in target.models.items()}
+            run.stages.add_to_summary(target=results)
+            if experiment.reaches("judge"):
+                run.stages.run("judge", judge_models, experiment, run, dataset, target, prompts)
+        if experiment.page.page:
+            run.stages.run("report", run_on_rank_zero, write_run_page, experiment, run, dataset)
+        print_summary(run.stages.summary, run.folder.path, screen())
+        run_on_rank_zero(write_cards, run.folder.path)
+        log_run(run.logger, run.folder.path)
+
+
+def load_judging_prompts(experiment: Experiment, run: OpenRun, dataset: InstructionDataset) -> list[Prompt]:
+    """Load the prompts of the judge, where the run gets that far, and refuse judging that could not succeed."""
+    if not experiment.reaches("judge"):
+        return []
+    judging, heldout_turns = experiment.judging, dataset.heldout_turns()
+    heldout_rows = None if heldout_turns is None else [asdict(turn) for turn in heldout_turns]
+    prompts = load_prompts(judging.prompts.values(), heldout_rows)
+    run_on_rank_zero(
+        check_judging,
+        judging.judge,
+        prompts,
+        experiment.target.baselines,
+        judging.repeats,
+        judging.generation.max_new_tokens,
+    )
+    run.stages.add_warnings(warn_of_judging_on_validation(experiment, prompts))
+    return prompts
+
+
+def load_model(parts: ModelParts, experiment: Experiment, run: OpenRun) -> LanguageModel:
+    """Load a base model, or take one from the cache that this project trains from scratch."""
+    return load_language_model(parts.base_model, experiment.cache, experiment.seed, run.build_trainer)
+
+
+def build_encoder(parts: ModelParts, model: LanguageModel, experiment: Experiment) -> Encoder:
+    """Build the encoder that tokenises rows for a model."""
+    return Encoder(model.tokenizer, min(parts.max_tokens, model.context_length), experiment.cache)
+
+
+def measure_rows(
+    experiment: Experiment, run: OpenRun, dataset: InstructionDataset, proxy: LanguageModel
+) -> MeasuredRows:
+    """Tokenise the rows, measure what the method requests and no more, and score them."""
+    parts, method = experiment.proxy, experiment.method
+    encoder = build_encoder(parts, proxy, experiment)
+    rows = encoder.encode_all(dataset)
+    run_on_rank_zero(encoder.show_example, dataset, rows.examples, screen())
+    run.stages.add_to_summary(data=rows.examples.summary(len(dataset)))
+    write_known_rows(run.folder, dataset, rows.examples)
+    context = MeasurementContext(
+        base_model=proxy,
+        dataset=dataset,
+        examples=rows.examples,
+        heldout=rows.heldout,
+        encoder=encoder,
+        objective=parts.objective,
+        ensemble=parts.ensemble,
+        build_engine=parts.build_engine,
+        snapshots=parts.snapshots.first_pair,
+        projection=parts.projection,
+        embeddings=parts.embeddings,
+        batches=parts.batches,
+        cache=experiment.cache,
+        run_folder=run.folder,
+        seed=experiment.seed,
+        build_trainer=run.build_trainer,
+    )
+    scorer = method.scorer
+    evidence, context = measure_settled_evidence(
+        requests=method.requests,
+        context=context,
+        snapshots=parts.snapshots,
+        size=parts.size,
+        # A search for the number of members is refused where nothing scores (`check_experiment`).
+        score_rows=lambda partial_evidence: score_rows(scorer, partial_evidence, {}),  # type: ignore[arg-type]
+        selected_rows=method.budget_rows(len(dataset)),
+        run_stage=run.stages.run,
+    )
+    add_measurements_to_summary(experiment, run, evidence, context)
+    scores = None
+    if scorer is not None and experiment.reaches("score"):
+        scores = run.stages.run("score", scorer.score, evidence)
+        write_scores(run.folder, scores, rows.examples.unscored)
+        run.stages.add_to_summary(data=rows.examples.summary(len(dataset), scores.unscored))
+    return MeasuredRows(dataset, rows, evidence, scores)
+
+
+def add_measurements_to_summary(
+    experiment: Experiment, run: OpenRun, evidence: Evidence, context: MeasurementContext
+) -> None:
+    """Add costs and diagnostics of the ensemble to the summary."""
+    if GradientLog() in evidence.results:
+        ensemble_report = context.reports.ensemble
+        run.stages.add_to_summary(proxy=ensemble_report.summary())
+        findings = diagnostics.diagnose_ensemble(
+            evidence.get(GradientLog()),
+            context.snapshots,
+            ensemble_report,
+            evidence.get(BaseModelLosses()),
+            experiment.limits,
+        )
+        run.stages.add_diagnostics(findings.values, findings.warnings)
+    if context.reports.task_gradients.requests:
+        run.stages.add_to_summary(influence=context.reports.task_gradients.summary())
+
+
+def select_subset(experiment: Experiment, run: OpenRun, rows: MeasuredRows) -> Selection | None:
+    """Select the subset, unless the run ends before or the target selects while it trains."""
+    method = experiment.method
+    if not experiment.reaches("select") or method.selects_while_training:
+        return None
+    selection = run.stages.run("select", method.select_rows, rows.evidence, len(rows.dataset), rows.scores)
+    assert selection is not None, "this method selects before the training"
+    write_selection(experiment, run, rows, selection, rows.scores)
+    return selection
+
+
+def write_selection(
+    experiment: Experiment, run: OpenRun, rows: MeasuredRows, selection: Selection, scores: Scores | None
+) -> None:
+    """Write the subset into the run folder, and its facts and diagnostics into the summary."""
+    total_rows = len(rows.dataset)
+    write_subset(run.folder, rows.dataset, selection.example_ids, scores, selection.trace)
+    run.stages.add_to_summary(selection=selection.summary(experiment.choices, total_rows, scores))
+    run.stages.add_warnings(shortfall_warnings(experiment.method.budget_rows(total_rows), selection))
+    findings = diagnostics.diagnose_subset(
+        selection.example_ids,
+        rows.examples.examples,
+        rows.dataset,
+        scores,
+        rows.evidence.results.get(BaseModelLosses()),
+        experiment.seed,
+        experiment.limits,
+    )
+    run.stages.add_diagnostics(findings.values, findings.warnings)
+
+
+def train_models(
+    experiment: Experiment, run: OpenRun, rows: MeasuredRows, selection: Selection | None, proxy: LanguageModel
+) -> TunedTarget:
+    """Fine-tune the target on the subset and on the rows of its baselines."""
+    method, parts = experiment.method, experiment.target
+    measured_with_target = method.scoring_model == "target"
+    target = proxy if measured_with_target else load_model(parts, experiment, run)
+    target_rows = build_encoder(parts, target, experiment).encode_all(rows.dataset)
+    context = FineTuningContext(
+        base_model=target,
+        examples=target_rows.examples,
+        heldout=target_rows.heldout,
+        settings=parts.tuning,
+        objective=experiment.proxy.objective,
+        cache=experiment.cache,
+        run_folder=run.folder,
+        seed=experiment.seed,
+        build_trainer=run.build_trainer,
+    )
+    total_rows = len(rows.dataset)
+    selection, candidate = method.train_candidate(selection, rows.evidence, total_rows, rows.scores, context)
+    if method.selects_while_training:
+        write_selection(experiment, run, rows, selection, scores=None)
+    baseline_sets = build_baseline_sets(
+        parts.baselines,
+        len(selection.example_ids),
+        rows.examples.examples.example_ids,
+        total_rows,
+        experiment.seed,
+    )
+    return TunedTarget(target, {CANDIDATE: candidate, **fine_tune_all(baseline_sets, context)})
+
+
+def judge_models(
+    experiment: Experiment,
+    run: OpenRun,
+    dataset: InstructionDataset,
+    target: TunedTarget,
+    prompts: Sequence[Prompt],
+) -> None:
+    """Let all models answer the prompts, and a judge compare the candidate with its baselines."""
+    judging = experiment.judging
+    run.stages.add_warnings(judging.judge.list_warnings(prompts))
+    answers = generate_answers(
+        adapter_folders={name: model.adapter_folder for name, model in target.models.items()},
+        language_model=target.base_model,
+        prompts=prompts,
+        template_name=dataset.template,
+        settings=judging.generation,
+        cache=experiment.cache,
+        device=run.device,
+    )
+    for model_name, responses in answers.responses.items():
+        run_on_rank_zero(write_responses, run.folder.responses_file(model_name), responses)
+    # A judge may cost money: rank 0 asks it, once.
+    verdicts = run_on_rank_zero(judge_pairs, judging.judge, prompts, answers.responses, CANDIDATE, judging.repeats)
+    run_on_rank_zero(write_verdicts, run.folder.verdicts_file, verdicts)
+    run.stages.add_to_summary(
+        metrics=measure_all_responses(prompts, answers.responses),
+        answers={"reused_seconds": answers.reused_seconds},
+        **summarize_verdicts(
+            verdicts,
+            prompts,
+            answers.responses,
+            judging.other_judges,
+            judging.resamples,
+            judging.confidence,
+            experiment.seed,
+        ),
+    )
+
+
+def write_run_page(experiment: Experiment, run: OpenRun, dataset: InstructionDataset) -> None:
+    """Write the page of the run, and the rows' texts that it shows."""
+    write_row_texts(run.folder.path, dataset, experiment.cache)
+    write_page(run.folder.path, experiment.page.rows, experiment.page.figures)
