@@ -5,10 +5,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gradfiltering.api import RowSelection, RunResult, run_experiment, select_rows
     from gradfiltering.errors import UserError
+    from gradfiltering.gradients.per_example import per_example_gradients
 
-__all__ = ["RowSelection", "RunResult", "UserError", "run_experiment", "select_rows"]
+__all__ = ["RowSelection", "RunResult", "UserError", "per_example_gradients", "run_experiment", "select_rows"]
 
-_MODULES = {name: "gradfiltering.api" for name in __all__} | {"UserError": "gradfiltering.errors"}
+_MODULES = {
+    **dict.fromkeys(("RowSelection", "RunResult", "run_experiment", "select_rows"), "gradfiltering.api"),
+    "UserError": "gradfiltering.errors",
+    "per_example_gradients": "gradfiltering.gradients.per_example",
+}
 
 
 def __getattr__(name: str) -> Any:
