@@ -1,44 +1,51 @@
 # Everything runs in .venv, which `make` sets up with nothing but Python (3.11 or later) on the machine.
 PYTHON ?= python3
 BIN := .venv/bin
-STAMP := .venv/.ready
+BASE := .venv/.base
+TOOLS := .venv/.tools
 
-.PHONY: demo test check lint format types slow gpu lock clean
+.PHONY: demo test check lint format types imports slow gpu lock clean
 
-demo: $(STAMP)            ## the whole experiment on the bundled data
+demo: $(BASE)             ## the whole experiment on the bundled data
 	$(BIN)/python train.py
 
-test: $(STAMP)            ## the default tests
-	$(BIN)/python -m pytest
+test: $(TOOLS)            ## the default tests, over two cores
+	$(BIN)/python -m pytest -n 2
 
-check: lint types test    ## what a commit must pass
+check: lint types imports test ## what a commit must pass
 
-lint: $(STAMP)
+lint: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(STAMP)
+types: $(TOOLS)
 	$(BIN)/mypy
 
-format: $(STAMP)
+imports: $(TOOLS)         ## who may import whom, see docs/architecture.md
+	$(BIN)/lint-imports
+
+format: $(TOOLS)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-slow: $(STAMP)            ## the tests that take longer
+slow: $(TOOLS)            ## the tests that take longer
 	$(BIN)/python -m pytest -m slow
 
-gpu: $(STAMP)             ## the tests that need a CUDA device
+gpu: $(TOOLS)             ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
 # torch goes first and alone: whatever build of it the machine offers then satisfies the other packages.
-$(STAMP): requirements.lock pyproject.toml
+$(BASE): requirements.lock pyproject.toml setup.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --no-compile "$$(grep '^torch==' requirements.lock)"
-	$(BIN)/python -m pip install -q --no-compile -r requirements.lock
-	$(BIN)/python -m pip install -q --no-compile --no-deps -e .
-	touch $(STAMP)
+	$(BIN)/python -m pip install -q --no-compile -c requirements.lock -e .
+	touch $(BASE)
 
-lock: $(STAMP)            ## pin what is installed now
+$(TOOLS): $(BASE)         # the development tools, which the demo does without
+	$(BIN)/python -m pip install -q --no-compile -c requirements.lock -e '.[dev]'
+	touch $(TOOLS)
+
+lock: $(TOOLS)            ## pin what is installed now
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > requirements.lock
 
 clean:

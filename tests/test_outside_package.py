@@ -34,7 +34,8 @@ def test_every_part_of_it_is_found_by_name(site, cache, tmp_path):
     ]  # fmt: skip
     paths = os.pathsep.join([str(site), str(ROOT / "src")])
     command = [sys.executable, "-m", "gradfiltering", "run", *overrides]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, cwd=tmp_path, capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     subset = [json.loads(line) for line in (run / "subset.jsonl").read_text("utf-8").splitlines()]
     assert [len(row["output"]) for row in subset] == sorted(len(row["output"]) for row in subset)

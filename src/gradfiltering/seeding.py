@@ -1,9 +1,12 @@
 """Independent random streams from one seed."""
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def derive_seed(*parts: object) -> int:
@@ -21,6 +24,8 @@ def numpy_rng(*parts: object) -> np.random.Generator:
     return np.random.default_rng(derive_seed(*parts))
 
 
-def torch_rng(*parts: object) -> torch.Generator:
+def torch_rng(*parts: object) -> "torch.Generator":
     """A CPU torch generator for the stream named by `parts`."""
+    import torch
+
     return torch.Generator().manual_seed(derive_seed(*parts))

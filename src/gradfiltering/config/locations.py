@@ -3,9 +3,7 @@
 import os
 from pathlib import Path
 
-import gradfiltering
-
-_PACKAGE = Path(gradfiltering.__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 _CHECKOUT = _PACKAGE.parents[1]
 
 

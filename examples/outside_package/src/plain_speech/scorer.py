@@ -2,11 +2,10 @@
 
 from typing import Any, ClassVar
 
-from plain_speech.word_lengths import WordLengths
-
 from gradfiltering.options import options
 from gradfiltering.requests import Evidence, Request
 from gradfiltering.scorers.base import Scorer, Scores
+from plain_speech.word_lengths import WordLengths
 
 
 @options
