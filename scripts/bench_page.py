@@ -36,35 +36,35 @@ def main() -> None:
     parser.add_argument("page", type=Path)
     parser.add_argument("--search", nargs="+", default=["a", "the", "poem", "no such words"])
     parser.add_argument("--screenshots", type=Path, help="folder for pictures: 1440 and 390 pixels, light and dark")
-    options = parser.parse_args()
-    found: dict[str, Any] = {"size_mb": round(options.page.stat().st_size / 1e6, 2)}
+    arguments = parser.parse_args()
+    measurements: dict[str, Any] = {"size_mb": round(arguments.page.stat().st_size / 1e6, 2)}
 
     async def measure(tab: Any) -> None:
-        found["first_paint_ms"] = round(await tab.evaluate(PAINT))
+        measurements["first_paint_ms"] = round(await tab.evaluate(PAINT))
         await tab.evaluate("document.getElementById('explorer').scrollIntoView()")
         searches = {}
-        for text in options.search:
-            seconds, shown = await tab.evaluate(SEARCH.replace("TEXT", json.dumps(text)))
-            searches[text] = f"{seconds:.0f} ms: {shown}"
+        for text in arguments.search:
+            milliseconds, shown_count = await tab.evaluate(SEARCH.replace("TEXT", json.dumps(text)))
+            searches[text] = f"{milliseconds:.0f} ms: {shown_count}"
         await tab.evaluate(SEARCH.replace("TEXT", '""'))
         columns = await tab.evaluate("document.querySelectorAll('#grid-head button').length")
         sorts = [await tab.evaluate(SORT.replace("NUMBER", str(number))) for number in range(columns)]
-        found.update(search=searches, slowest_sort_ms=round(max(sorts)), sorts=columns)
+        measurements.update(search=searches, slowest_sort_ms=round(max(sorts)), sorts=columns)
 
-    path = options.page.resolve()
+    path = arguments.page.resolve()
     with tempfile.TemporaryDirectory() as scratch:
-        said, asked = browse(Path(scratch), path, measure)
-    found.update(console=said, requests=[url for url in asked if url != path.as_uri()])
-    print(json.dumps(found, indent=2, ensure_ascii=False))
-    if options.screenshots:
-        options.screenshots.mkdir(parents=True, exist_ok=True)
+        console_messages, requested_urls = browse(Path(scratch), path, measure)
+    measurements.update(console=console_messages, requests=[url for url in requested_urls if url != path.as_uri()])
+    print(json.dumps(measurements, indent=2, ensure_ascii=False))
+    if arguments.screenshots:
+        arguments.screenshots.mkdir(parents=True, exist_ok=True)
         for width in (1440, 390):
             for theme in ("light", "dark"):
-                take(path, width, theme, options.screenshots / f"{width}-{theme}.png")
+                take_picture(path, width, theme, arguments.screenshots / f"{width}-{theme}.png")
 
 
-def take(page: Path, width: int, theme: str, file: Path) -> None:
-    """Writes a picture of the whole page."""
+def take_picture(page: Path, width: int, theme: str, file: Path) -> None:
+    """Write a picture of the whole page."""
 
     async def script(tab: Any) -> None:
         await asyncio.sleep(1)  # charts move into place

@@ -22,6 +22,7 @@ PATTERNS = {
     "model": ("README.md", "adapter_config.json", "adapter_model.safetensors"),
 }
 CARDS = {"dataset": DatasetCard, "model": ModelCard}
+COMMIT_MESSAGES = {"dataset": "Subset selected by gradfiltering", "model": "Adapter tuned on the subset"}
 UNFILLED = "FILL-IN"
 
 
@@ -42,24 +43,24 @@ class Upload:
     files: list[str]
 
 
-def plan(run_dir: Path, dataset: str | None, model: str | None) -> list[Upload]:
-    """What would be uploaded.
+def plan_uploads(run_dir: Path, dataset: str | None, model: str | None) -> list[Upload]:
+    """List the uploads.
 
     Raises:
         UserError: a file that a repository needs is not there, or a name is none the hub takes.
     """
-    wanted = {"dataset": (dataset, run_dir), "model": (model, run_dir / "target" / "candidate" / "adapter")}
+    repositories = {"dataset": (dataset, run_dir), "model": (model, run_dir / "target" / "candidate" / "adapter")}
     uploads = []
-    for kind, (name, folder) in wanted.items():
+    for kind, (name, folder) in repositories.items():
         if name is None:
             continue
         try:
             validate_repo_id(name)
         except HFValidationError as error:
             raise UserError(f"--{kind} {name} is no name of a repository: {error}; give OWNER/NAME") from error
-        files = sorted({path.name for one in PATTERNS[kind] for path in folder.glob(one) if path.is_file()})
-        needed = "subset.jsonl" if kind == "dataset" else "adapter_model.safetensors"
-        for file in (needed, "README.md"):
+        files = sorted({path.name for pattern in PATTERNS[kind] for path in folder.glob(pattern) if path.is_file()})
+        needed_file = "subset.jsonl" if kind == "dataset" else "adapter_model.safetensors"
+        for file in (needed_file, "README.md"):
             if file not in files:
                 raise UserError(f"{folder} has no {file}; give the folder of a finished run")
         uploads.append(Upload(kind, name, folder, files))
@@ -68,14 +69,14 @@ def plan(run_dir: Path, dataset: str | None, model: str | None) -> list[Upload]:
     return uploads
 
 
-def unfilled(upload: Upload) -> bool:
-    """Whether the card still lacks its licence; the card is read as the hub reads it."""
+def lacks_licence(upload: Upload) -> bool:
+    """Check whether the card still lacks its licence; the card is read as the hub reads it."""
     card = CARDS[upload.kind].load(upload.folder / "README.md")
     return UNFILLED in str(card.data.to_dict())
 
 
-def push(uploads: list[Upload], api: HfApi, public: bool) -> list[str]:
-    """Uploads, one commit a repository.
+def push_uploads(uploads: list[Upload], api: HfApi, public: bool) -> list[str]:
+    """Upload in one commit for each repository.
 
     Returns:
         Addresses of the commits.
@@ -83,39 +84,41 @@ def push(uploads: list[Upload], api: HfApi, public: bool) -> list[str]:
     Raises:
         UserError: a card lacks its licence; nothing was uploaded.
     """
-    for one in uploads:
-        if unfilled(one):
-            raise UserError(f"{one.folder / 'README.md'} still says {UNFILLED}; fill in the licence, then push again")
+    for upload in uploads:
+        if lacks_licence(upload):
+            raise UserError(
+                f"{upload.folder / 'README.md'} still says {UNFILLED}; fill in the licence, then push again"
+            )
     addresses = []
-    for one in uploads:
-        api.create_repo(one.name, repo_type=one.kind, private=not public, exist_ok=True)
-        done = api.upload_folder(
-            repo_id=one.name, repo_type=one.kind, folder_path=one.folder, allow_patterns=one.files,
-            commit_message="Subset chosen by gradfiltering" if one.kind == "dataset" else "Adapter tuned on the subset",
+    for upload in uploads:
+        api.create_repo(upload.name, repo_type=upload.kind, private=not public, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=upload.name, repo_type=upload.kind, folder_path=upload.folder, allow_patterns=upload.files,
+            commit_message=COMMIT_MESSAGES[upload.kind],
         )  # fmt: skip
-        addresses.append(str(done))
+        addresses.append(str(commit))
     return addresses
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--dataset", help="OWNER/NAME for the subset")
     parser.add_argument("--model", help="OWNER/NAME for the candidate's adapter")
     parser.add_argument("--public", action="store_true", help="a new repository is public")
     parser.add_argument("--dry-run", action="store_true", help="list what would be uploaded, and upload nothing")
-    options = parser.parse_args()
+    arguments = parser.parse_args()
     with plain_words():
-        uploads = plan(options.run_dir, options.dataset, options.model)
-        for one in uploads:
-            print(f"{one.kind} {one.name} from {one.folder}")
-            for file in one.files:
-                print(f"  {file}  {(one.folder / file).stat().st_size}")
-            if unfilled(one):
+        uploads = plan_uploads(arguments.run_dir, arguments.dataset, arguments.model)
+        for upload in uploads:
+            print(f"{upload.kind} {upload.name} from {upload.folder}")
+            for file in upload.files:
+                print(f"  {file}  {(upload.folder / file).stat().st_size}")
+            if lacks_licence(upload):
                 print("  the licence in README.md is not filled in", file=sys.stderr)
-        if not options.dry_run:
-            print("\n".join(push(uploads, HfApi(), options.public)))
+        if not arguments.dry_run:
+            print("\n".join(push_uploads(uploads, HfApi(), arguments.public)))
 
 
 if __name__ == "__main__":

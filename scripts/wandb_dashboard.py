@@ -14,7 +14,7 @@ from typing import Any
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
-NAME = "gradfiltering: what was chosen and why"
+NAME = "gradfiltering: what was selected and why"
 STEP = "trainer/global_step"
 MODELS = ("candidate", "random", "full")
 TABLES = ("selection/top_rows", "selection/bottom_rows", "judge/verdicts", "run/warnings")
@@ -25,13 +25,13 @@ FIGURES = (
 )  # fmt: skip
 
 
-def workspace(entity: str, project: str) -> ws.Workspace:
-    """The workspace, not yet sent anywhere."""
+def build_workspace(entity: str, project: str) -> ws.Workspace:
+    """Build the workspace, not yet sent anywhere."""
     sections = [
-        ws.Section("Is the subset as good as the rest?", _answer(), is_open=True, pinned=True),
+        ws.Section("Is the subset as good as the rest?", _verdicts(), is_open=True, pinned=True),
         ws.Section("Can the score be trusted?", _diagnostics(), is_open=True),
         ws.Section("How fast did the models learn?", _learning(), is_open=True),
-        ws.Section("What was chosen?", _chosen(), is_open=True),
+        ws.Section("What was selected?", _selected(), is_open=True),
         ws.Section("Across a sweep", _sweep()),
         ws.Section("What did it cost?", _costs()),
     ]
@@ -42,7 +42,7 @@ def workspace(entity: str, project: str) -> ws.Workspace:
     return ws.Workspace(entity=entity, project=project, name=NAME, sections=sections, runset_settings=grouped)
 
 
-def _answer() -> list[Any]:
+def _verdicts() -> list[Any]:
     return [
         wr.BarPlot("PWS against full data (1 = on a par)", ["pws/full/all/value"], range_x=(0, 2)),
         wr.BarPlot("PWS against a random subset", ["pws/random/all/value"], range_x=(0, 2)),
@@ -71,16 +71,16 @@ def _learning() -> list[Any]:
     ]
 
 
-def _chosen() -> list[Any]:
+def _selected() -> list[Any]:
     tables = [wr.WeavePanelSummaryTable(table_name=name) for name in TABLES]
     keys = [f"figures/{name}" for name in FIGURES]
     return [*tables, wr.MediaBrowser("Figures of the run's page", num_columns=3, media_keys=keys)]
 
 
 def _sweep() -> list[Any]:
-    asked = [wr.Config(name) for name in ("ensemble.m", "epochs.early", "epochs.late", "selector.fraction")]
-    found = [wr.SummaryMetric(name) for name in ("diagnostics/easiness", "pws/full/all/value")]
-    columns = [wr.ParallelCoordinatesPlotColumn(metric) for metric in (*asked, *found)]
+    option_columns = [wr.Config(name) for name in ("ensemble.m", "epochs.early", "epochs.late", "selector.fraction")]
+    result_columns = [wr.SummaryMetric(name) for name in ("diagnostics/easiness", "pws/full/all/value")]
+    columns = [wr.ParallelCoordinatesPlotColumn(metric) for metric in (*option_columns, *result_columns)]
     return [
         wr.ParallelCoordinatesPlot(columns, title="Options and what came of them"),
         wr.ParameterImportancePlot(with_respect_to="pws/full/all/value"),
@@ -101,24 +101,24 @@ def _costs() -> list[Any]:
     ]
 
 
-def specification(made: ws.Workspace) -> dict[str, Any]:
-    """What W&B would be sent."""
-    return json.loads(made._to_model().model_dump_json(by_alias=True, exclude_none=True))
+def read_specification(workspace: ws.Workspace) -> dict[str, Any]:
+    """Read the specification that W&B would be sent."""
+    return json.loads(workspace._to_model().model_dump_json(by_alias=True, exclude_none=True))
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--entity", required=True, help="user or team of W&B")
     parser.add_argument("--project", default="gradfiltering", help="as in logger.project")
     parser.add_argument("--dry-run", action="store_true", help="print what would be sent, and send nothing")
-    options = parser.parse_args()
-    made = workspace(options.entity, options.project)
-    if options.dry_run:
-        print(json.dumps(specification(made), indent=2))
+    arguments = parser.parse_args()
+    workspace = build_workspace(arguments.entity, arguments.project)
+    if arguments.dry_run:
+        print(json.dumps(read_specification(workspace), indent=2))
         return
-    made.save()
-    print(made.url)
+    workspace.save()
+    print(workspace.url)
 
 
 if __name__ == "__main__":

@@ -106,8 +106,8 @@ class Hub:
 def test_the_upload_is_what_the_dry_run_listed_and_private(folder):
     for card in (folder / "README.md", folder / "target" / "candidate" / "adapter" / "README.md"):
         card.write_text(card.read_text("utf-8").replace("FILL-IN", "cc-by-4.0"), "utf-8")
-    hub, uploads = Hub(), push_subset.plan(folder, "me/subset", "me/adapter")
-    assert push_subset.push(uploads, hub, public=False) == ["https://hub/me/subset", "https://hub/me/adapter"]
+    hub, uploads = Hub(), push_subset.plan_uploads(folder, "me/subset", "me/adapter")
+    assert push_subset.push_uploads(uploads, hub, public=False) == ["https://hub/me/subset", "https://hub/me/adapter"]
     expected = [
         call
         for one in uploads
@@ -119,7 +119,7 @@ def test_the_upload_is_what_the_dry_run_listed_and_private(folder):
 def test_nothing_is_published_before_the_licence_is_filled_in(folder):
     hub = Hub()
     with pytest.raises(UserError, match="FILL-IN"):
-        push_subset.push(push_subset.plan(folder, "me/subset", None), hub, public=True)
+        push_subset.push_uploads(push_subset.plan_uploads(folder, "me/subset", None), hub, public=True)
     assert hub.calls == []
 
 
@@ -128,6 +128,6 @@ def test_nothing_is_published_before_the_licence_is_filled_in(folder):
 )
 def test_what_cannot_be_uploaded_is_refused(folder, names, said):
     with pytest.raises(UserError, match=said):
-        push_subset.plan(folder, *names)
+        push_subset.plan_uploads(folder, *names)
     with pytest.raises(UserError, match=r"subset\.jsonl"):
-        push_subset.plan(folder / "none", "me/x", None)
+        push_subset.plan_uploads(folder / "none", "me/x", None)
