@@ -93,10 +93,14 @@ def compare(
         return _print_json([comparison.to_json() for comparison in comparisons])
     table = _table("candidates", "prompts", "PWS difference", f"{confidence:.0%} interval", "p", "p (Holm)")
     for comparison in comparisons:
-        interval = f"{comparison.low:+.3f} – {comparison.high:+.3f}"
-        numbers = [str(comparison.prompts), f"{comparison.difference:+.3f}", interval]
-        p_values = [f"{comparison.p:.4f}", f"{comparison.p_holm:.4f}"]
-        table.add_row(f"{comparison.first_name} – {comparison.second_name}", *numbers, *p_values)
+        table.add_row(
+            f"{comparison.first_name} – {comparison.second_name}",
+            str(comparison.prompts),
+            f"{comparison.difference:+.3f}",
+            f"{comparison.low:+.3f} – {comparison.high:+.3f}",
+            f"{comparison.p:.4f}",
+            f"{comparison.p_holm:.4f}",
+        )
     _print_table(table)
 
 
@@ -119,11 +123,15 @@ def agreement(
         return _print_json([asdict(pair) for pair in measured])
     table = _table("raters", "rated by all", "equal", f"{confidence:.0%} interval", "kappa", "interval")
     for pair in measured:
-        kappa = ("–", "–")
-        if pair.kappa is not None:
-            kappa = (f"{pair.kappa:.3f}", f"{pair.kappa_low:.3f} – {pair.kappa_high:.3f}")
-        share_interval = f"{pair.share_low:.3f} – {pair.share_high:.3f}"
-        table.add_row(", ".join(pair.raters), str(pair.items), f"{pair.share:.3f}", share_interval, *kappa)
+        has_kappa = pair.kappa is not None
+        table.add_row(
+            ", ".join(pair.raters),
+            str(pair.items),
+            f"{pair.share:.3f}",
+            f"{pair.share_low:.3f} – {pair.share_high:.3f}",
+            f"{pair.kappa:.3f}" if has_kappa else "–",
+            f"{pair.kappa_low:.3f} – {pair.kappa_high:.3f}" if has_kappa else "–",
+        )
     _print_table(table)
 
 
@@ -150,9 +158,15 @@ def harness(
     table = _table("task", "metric", "value", "standard error", "documents", "shots")
     for task, entry in results.items():
         for metric, measured in entry["metrics"].items():
-            error = "–" if measured["stderr"] is None else f"{measured['stderr']:.4f}"
-            counts = str(entry["samples"]), str(entry["shots"])
-            table.add_row(task, metric, f"{measured['value']:.4f}", error, *counts)
+            standard_error = "–" if measured["stderr"] is None else f"{measured['stderr']:.4f}"
+            table.add_row(
+                task,
+                metric,
+                f"{measured['value']:.4f}",
+                standard_error,
+                str(entry["samples"]),
+                str(entry["shots"]),
+            )
     _print_table(table)
 
 

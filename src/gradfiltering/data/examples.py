@@ -179,11 +179,11 @@ class Encoder:
         console.print(Text(f"{dataset.origin}: schema {schema.name} ({present_columns}), template {dataset.template}"))
         token_ids = first_example["input_ids"]
         piece_bounds = [0, *first_example["supervised"], len(token_ids)]
-        styled_pieces = []
+        example_text = Text()
         for piece_index, (start, stop) in enumerate(pairwise(piece_bounds)):
             piece_text = self.tokenizer.decode(token_ids[start:stop])[:SHOWN_CHARACTERS]
-            styled_pieces.append((piece_text, "bold green" if piece_index % 2 else "dim"))
-        console.print(Text.assemble(*styled_pieces))
+            example_text.append(piece_text, "bold green" if piece_index % 2 else "dim")
+        console.print(example_text)
 
     def encode(self, dataset: InstructionDataset) -> Examples:
         """Tokenise the candidate rows.

@@ -130,21 +130,23 @@ def _build_targets(run_summary: Mapping[str, Any]) -> Table:
     model_metrics = run_summary.get("metrics", {})
     measured = {name for sets in model_metrics.values() for values in sets.values() for name in values}
     metric_names = [name for name in ("exact_match", "chrf") if name in measured]
-    headings = ("model", "rows", "steps", "train loss", "held-out", *(name.split("_")[0] for name in metric_names))
-    table = _new_table("Target models", *headings)
+    table = _new_table("Target models", "model", "rows", "steps", "train loss", "held-out")
+    for name in metric_names:
+        table.add_column(name.split("_")[0], justify="right")
     for model, target_result in run_summary["target"].items():
         heldout = "–" if target_result["heldout_loss"] is None else f"{target_result['heldout_loss']:.3f}"
-        cells = [
+        metric_means = []
+        for name in metric_names:
+            values = [sets[name] for sets in model_metrics.get(model, {}).values() if sets.get(name) is not None]
+            metric_means.append(f"{sum(values) / len(values):.3f}" if values else "–")
+        table.add_row(
             model,
             str(target_result["examples"]),
             str(target_result["steps"]),
             f"{target_result['final_loss']:.3f}",
             heldout,
-        ]
-        for name in metric_names:
-            values = [sets[name] for sets in model_metrics.get(model, {}).values() if sets.get(name) is not None]
-            cells.append(f"{sum(values) / len(values):.3f}" if values else "–")
-        table.add_row(*cells)
+            *(metric_mean for metric_mean in metric_means),
+        )
     return table
 
 

@@ -98,8 +98,9 @@ def compare_jobs(folder: Path, sweep_jobs: Sequence[SweepJob], console: Console)
     }
     write_json(folder / "comparisons.json", json_records)
     for title, title_comparisons in pair_comparisons.items():
-        headings = ("jobs", "prompts", "PWS difference", "interval", "p", "p (Holm)", "could be found")
-        table = Table(*headings, title=f"Candidates against {title}", title_justify="left")
+        table = Table(title=f"Candidates against {title}", title_justify="left")
+        for heading in ("jobs", "prompts", "PWS difference", "interval", "p", "p (Holm)", "could be found"):
+            table.add_column(heading)
         for pair in sorted(title_comparisons, key=lambda pair: pair.p)[:COMPARISONS_PRINTED]:
             table.add_row(
                 f"{pair.first_name} – {pair.second_name}",

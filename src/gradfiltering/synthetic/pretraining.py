@@ -102,7 +102,6 @@ def new_model(shape: dict[str, Any], tokenizer: PreTrainedTokenizerFast, seed: i
         UserError: unknown architecture.
     """
     vocabulary = math.ceil(len(tokenizer) / 64) * 64
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     if shape["architecture"] == "gpt2":
         config: Any = GPT2Config(
             vocab_size=vocabulary,
@@ -114,7 +113,8 @@ def new_model(shape: dict[str, Any], tokenizer: PreTrainedTokenizerFast, seed: i
             embd_pdrop=0.0,
             attn_pdrop=0.0,
             activation_function="gelu_pytorch_tanh",
-            **ends,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
         )
     elif shape["architecture"] == "llama":
         config = LlamaConfig(
@@ -125,7 +125,8 @@ def new_model(shape: dict[str, Any], tokenizer: PreTrainedTokenizerFast, seed: i
             num_hidden_layers=shape["layers"],
             num_attention_heads=shape["heads"],
             tie_word_embeddings=True,
-            **ends,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
         )
     else:
         raise UserError(f"architecture={shape['architecture']} is unknown; choose gpt2 or llama")
