@@ -13,7 +13,7 @@ import pytest
 from tests.support.crashes import Training
 from tests.support.pipeline import TINY_RUN, summary
 
-from gradfiltering.runs.cache_maintenance import damaged, entries
+from gradfiltering.runs.cache_maintenance import damaged_files_of, list_entries
 
 # A checkpoint after every step.
 OFTEN = ["ensemble.checkpoint_minutes=1e-9", "target.tuning.checkpoint_minutes=1e-9"]
@@ -100,7 +100,7 @@ def test_killed_and_started_again(reference, tmp_path, number):
         time.sleep(random.Random(number).uniform(0, 0.2))
     killed.kill(ended=bool(number % 2))  # the last operations of a run are quickly done
     place = tmp_path / "place"
-    assert [entry.path for entry in entries(place / "cache") if damaged(entry)] == []
+    assert [entry.path for entry in list_entries(place / "cache") if damaged_files_of(entry)] == []
     tear(place)
     resumed = start(tmp_path, "resumed")
     resumed.finish()

@@ -9,7 +9,7 @@ from tests.support.pipeline import TINY_RUN, run_train
 
 from gradfiltering.errors import UserError
 from gradfiltering.runs.cache import Cache
-from gradfiltering.runs.cache_maintenance import entries, verify
+from gradfiltering.runs.cache_maintenance import list_entries, verify_entries
 
 STAGES = {"base_models", "tokens", "bare_losses", "members", "gradient_log", "projections", "targets", "answers"}
 WHOLE = [*TINY_RUN, "ensemble.m=1", "selector=spice", "projection.width=8"]
@@ -20,7 +20,7 @@ def place(tmp_path_factory) -> Path:
     """A run folder and a store that holds something of every stage."""
     folder = tmp_path_factory.mktemp("damage")
     run_train(*options(folder))
-    assert {entry.about["stage"] for entry in entries(folder / "cache")} == STAGES
+    assert {entry.kind for entry in list_entries(folder / "cache")} == STAGES
     return folder
 
 
@@ -48,14 +48,14 @@ def flipped(file: Path):
 
 
 def files_of(place: Path, stage: str) -> list[Path]:
-    folders = [entry.path for entry in entries(place / "cache") if entry.about["stage"] == stage]
+    folders = [entry.path for entry in list_entries(place / "cache") if entry.kind == stage]
     return [file for folder in folders for file in sorted(folder.rglob("*")) if file.is_file()]
 
 
 @pytest.mark.parametrize("stage", sorted(STAGES))
 def test_no_file_is_handed_out_with_a_byte_flipped(place, stage):
     cache = Cache(place / "cache")
-    keys = {entry.path: entry.about["key"] for entry in entries(cache.root)}
+    keys = {entry.path: entry.record["key"] for entry in list_entries(cache.folder)}
     files = files_of(place, stage)
     assert files
     for file in files:
@@ -72,10 +72,10 @@ def test_verify_names_every_file_with_a_byte_flipped(place, capsys):
     for stage in sorted(STAGES):
         file = files_of(place, stage)[-1]
         with flipped(file), pytest.raises(SystemExit):
-            verify(place / "cache", console)
+            verify_entries(place / "cache", console)
         told = capsys.readouterr().out
         assert file.name in told and "changed since it was made" in told
-    verify(place / "cache", console)
+    verify_entries(place / "cache", console)
 
 
 @pytest.mark.parametrize("stage", sorted(STAGES))

@@ -72,13 +72,13 @@ class Keys:
 
     def lookup(self, stage, key):
         # The target's backbone comes second, and what is tokenised after it is tokenised for the target.
-        target = len(self.found.get("backbone", [])) > 1 and stage == "tokens"
+        target = len(self.found.get("base_models", [])) > 1 and stage == "tokens"
         self.note("target_tokens" if target else stage, key)
 
     def stages(self):
         models = dict(zip(("candidate", "full", "random"), self.found.get("targets", []), strict=False))
-        base_models = dict(zip(("backbone", "target_backbone"), self.found.get("backbone", []), strict=False))
-        rest = {stage: set(keys) for stage, keys in self.found.items() if stage not in ("targets", "backbone")}
+        base_models = dict(zip(("backbone", "target_backbone"), self.found.get("base_models", []), strict=False))
+        rest = {stage: set(keys) for stage, keys in self.found.items() if stage not in ("targets", "base_models")}
         return {**rest, **{name: {key} for name, key in {**models, **base_models}.items()}}
 
 

@@ -6,9 +6,11 @@ import sys
 import time
 
 import pytest
+import torch
 
 from gradfiltering.errors import UserError
-from gradfiltering.runs.cache import Cache, atomic_path, hash_key, write_json
+from gradfiltering.runs.cache import Cache
+from gradfiltering.runs.files import atomic_path, hash_key, link_file, write_json
 
 KEY = {"seed": 0, "shape": {"layers": 2, "width": 8}, "text": None, "lr": 1e-3}
 
@@ -21,7 +23,7 @@ def parts(folder):
     return list(folder.rglob("*.part"))
 
 
-def test_make_builds_once_and_reuses(tmp_path):
+def test_result_is_computed_once_and_reused(tmp_path):
     cache, built = Cache(tmp_path), []
 
     def build(folder):
@@ -29,8 +31,8 @@ def test_make_builds_once_and_reuses(tmp_path):
         built.append(folder)
         write_result(folder)
 
-    first = cache.make("backbone", KEY, build)
-    second = Cache(tmp_path).make("backbone", KEY, build)
+    first = cache.get_or_compute("base_models", KEY, build)
+    second = Cache(tmp_path).get_or_compute("base_models", KEY, build)
     assert len(built) == 1, "the second run with the same key built again"
     assert (first.reused, second.reused) == (False, True)
     assert first.path == second.path and (second.path / "weights.txt").read_text() == "result"
@@ -38,19 +40,19 @@ def test_make_builds_once_and_reuses(tmp_path):
 
 
 def test_artifact_says_what_made_it(tmp_path):
-    made = Cache(tmp_path).make("backbone", KEY, write_result)
+    made = Cache(tmp_path).get_or_compute("base_models", KEY, write_result)
     about = json.loads((made.path / "artifact.json").read_text())
-    assert about["key"] == KEY and about["stage"] == "backbone"
+    assert about["key"] == KEY and about["stage"] == "base_models"
     assert about["versions"]["torch"] and about["seconds"] == made.seconds
 
 
-def test_other_key_and_other_stage_build_again(tmp_path):
+def test_other_key_and_other_kind_compute_again(tmp_path):
     cache = Cache(tmp_path)
-    paths = {cache.make(stage, {"seed": seed}, write_result).path for stage in ("a", "b") for seed in (0, 1)}
+    paths = {cache.get_or_compute(stage, {"seed": seed}, write_result).path for stage in ("a", "b") for seed in (0, 1)}
     assert len(paths) == 4
 
 
-def test_failing_build_leaves_nothing_and_is_repeated(tmp_path):
+def test_failing_computation_leaves_nothing_and_is_repeated(tmp_path):
     cache = Cache(tmp_path)
 
     def fail(folder):
@@ -58,34 +60,34 @@ def test_failing_build_leaves_nothing_and_is_repeated(tmp_path):
         raise RuntimeError("out of luck")
 
     with pytest.raises(RuntimeError, match="out of luck"):
-        cache.make("backbone", KEY, fail)
-    assert not any((tmp_path / "backbone").iterdir()), "half a result stayed behind"
-    assert not cache.make("backbone", KEY, write_result).reused
+        cache.get_or_compute("base_models", KEY, fail)
+    assert not any((tmp_path / "base_models").iterdir()), "half a result stayed behind"
+    assert not cache.get_or_compute("base_models", KEY, write_result).reused
 
 
 @pytest.mark.parametrize("suffix", [".12345678.part", ""])
 def test_half_a_result_is_never_returned(tmp_path, suffix):
     cache = Cache(tmp_path)
-    place = cache.make("backbone", KEY, write_result).path
+    place = cache.get_or_compute("base_models", KEY, write_result).path
     # A killed run leaves a `.part` folder, or, killed while replacing, a folder without its record.
     half = place.rename(place.with_name(place.name + suffix)) if suffix else place
     (half / "weights.txt").write_text("half")
     if not suffix:
         (half / "artifact.json").unlink()
-    again = cache.make("backbone", KEY, write_result)
+    again = cache.get_or_compute("base_models", KEY, write_result)
     assert not again.reused and (again.path / "weights.txt").read_text() == "result"
 
 
-def test_a_missing_input_of_a_build_is_not_called_a_failed_write(tmp_path):
+def test_missing_input_is_not_called_a_failed_write(tmp_path):
     def build(folder):
         (tmp_path / "no such corpus.txt").read_text()
 
     with pytest.raises(FileNotFoundError, match="no such corpus"):
-        Cache(tmp_path / "cache").make("backbone", KEY, build)
+        Cache(tmp_path / "cache").get_or_compute("base_models", KEY, build)
     assert not parts(tmp_path)
 
 
-def test_fingerprint_ignores_the_order_of_keys_at_every_depth():
+def test_key_digest_ignores_the_order_of_keys_at_every_depth():
     turned = {"lr": 1e-3, "text": None, "shape": {"width": 8, "layers": 2}, "seed": 0}
     assert list(turned) != list(KEY)
     assert hash_key(turned) == hash_key(KEY)
@@ -100,18 +102,18 @@ def test_fingerprint_ignores_the_order_of_keys_at_every_depth():
     ],
     ids=str,
 )  # fmt: skip
-def test_fingerprint_sees_every_value(change):
+def test_key_digest_sees_every_value(change):
     assert hash_key({**KEY, **change}) != hash_key(KEY)
 
 
-def test_fingerprint_sees_the_order_of_lists_and_refuses_nan():
+def test_key_digest_sees_the_order_of_lists_and_refuses_nan():
     assert hash_key([1, 2]) != hash_key([2, 1])
     with pytest.raises(ValueError, match="JSON compliant"):
         hash_key({"lr": float("nan")})
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
-def test_a_failed_write_is_a_user_error_with_a_remedy(tmp_path, code):
+def test_failed_write_is_a_user_error_with_a_remedy(tmp_path, code):
     place = tmp_path / "scores.parquet"
     place.write_text("earlier")
     with pytest.raises(UserError) as caught, atomic_path(place) as part:
@@ -124,13 +126,13 @@ def test_a_failed_write_is_a_user_error_with_a_remedy(tmp_path, code):
     assert place.read_text() == "earlier", "a failed write destroyed the earlier result"
 
 
-def test_a_full_disk_under_the_store_is_a_user_error(tmp_path, monkeypatch):
+def test_full_disk_under_the_cache_is_a_user_error(tmp_path, monkeypatch):
     def full(*args, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("pathlib.Path.mkdir", full)
     with pytest.raises(UserError, match=r"No space left on device.*cache\.path="):
-        Cache(tmp_path / "cache").make("backbone", KEY, write_result)
+        Cache(tmp_path / "cache").get_or_compute("base_models", KEY, write_result)
 
 
 def test_a_folder_replaces_an_earlier_one_whole(tmp_path):
@@ -156,6 +158,63 @@ def test_write_json_round_trips_and_refuses_half_files(tmp_path):
     assert not parts(tmp_path)
 
 
+def test_arguments_are_passed_on(tmp_path):
+    cached = Cache(tmp_path).get_or_compute("texts", KEY, write_result, text="other")
+    assert (cached.path / "weights.txt").read_text() == "other"
+
+
+def test_committed_result_is_found_with_its_seconds(tmp_path):
+    cache = Cache(tmp_path)
+    assert cache.find("targets", KEY) is None
+    committed = cache.commit("targets", KEY, write_result, seconds=12.5)
+    found = cache.find("targets", KEY)
+    assert (committed.reused, found.reused) == (False, True) and found.seconds == committed.seconds == 12.5
+    assert cache.commit("targets", KEY, write_result, seconds=1.0).seconds == 12.5, "a result that is there stays"
+    cache.delete("targets", KEY)
+    assert cache.find("targets", KEY) is None
+
+
+def test_result_may_be_committed_while_its_lock_is_held(tmp_path):
+    cache = Cache(tmp_path)
+    with cache.lock("targets", KEY), cache.lock("targets", KEY):
+        cache.commit("targets", KEY, write_result)
+        assert len(list((tmp_path / "locks").glob("*.owner"))) == 1
+    assert cache.find("targets", KEY) and not list((tmp_path / "locks").glob("*.owner"))
+
+
+def test_read_only_cache_hands_out_its_results(tmp_path, monkeypatch):
+    path = Cache(tmp_path).get_or_compute("base_models", KEY, write_result).path
+
+    def refuse(*args, **options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for name in ("mkdir", "touch", "rename", "unlink"):
+        monkeypatch.setattr(f"pathlib.Path.{name}", refuse)
+    assert Cache(tmp_path).get_or_compute("base_models", KEY, write_result).path == path
+
+
+def test_resume_point_keeps_the_last_checkpoint_until_it_is_deleted(tmp_path):
+    cache = Cache(tmp_path)
+    point = cache.resume_point("targets", KEY)
+    assert point.load() is None
+    point.save({"a": torch.zeros(2)}, {"steps": 1})
+    point.save({"a": torch.ones(2, dtype=torch.float64)}, {"steps": 2, "curve": [{"loss": None}]})
+    checkpoint = cache.resume_point("targets", KEY).load()
+    assert checkpoint.state == {"steps": 2, "curve": [{"loss": None}]}
+    torch.testing.assert_close(checkpoint.tensors["a"], torch.ones(2, dtype=torch.float64), rtol=0, atol=0)
+    assert cache.resume_point("members", KEY).load() is None, "another kind has points of its own"
+    assert [point.key for point in cache.resume_points("targets")] == [KEY]
+    point.delete()
+    assert point.load() is None and cache.resume_points("targets") == []
+
+
+def test_linked_file_stays_when_the_cache_goes(tmp_path):
+    (tmp_path / "cached").write_text("result")
+    link_file(tmp_path / "cached", tmp_path / "run" / "linked")
+    (tmp_path / "cached").unlink()
+    assert (tmp_path / "run" / "linked").read_text() == "result"
+
+
 WANTS = """
 import os, sys, time
 from pathlib import Path
@@ -168,7 +227,7 @@ def build(folder):
         time.sleep(0.05)
     (folder / "weights.txt").write_text("result")
 
-print("reused", Cache(sys.argv[1]).make("backbone", {"seed": 0}, build).reused)
+print("reused", Cache(sys.argv[1]).get_or_compute("base_models", {"seed": 0}, build).reused)
 """
 
 
@@ -185,7 +244,7 @@ def began(folder, count):
     raise AssertionError("no process began to build")
 
 
-def test_of_two_processes_that_want_a_result_one_makes_it(tmp_path):
+def test_one_of_two_processes_makes_a_result(tmp_path):
     first = wanting(tmp_path, "halt")
     began(tmp_path, 1)
     second = wanting(tmp_path, "build")
@@ -196,7 +255,7 @@ def test_of_two_processes_that_want_a_result_one_makes_it(tmp_path):
     assert told == ["reused False\n", "reused True\n"]
 
 
-def test_a_killed_makers_lock_is_free_at_once_and_its_half_result_never_read(tmp_path):
+def test_killed_process_frees_its_lock_and_its_half_result_is_never_read(tmp_path):
     first = wanting(tmp_path, "halt")
     began(tmp_path, 1)
     second = wanting(tmp_path, "build")
@@ -204,5 +263,5 @@ def test_a_killed_makers_lock_is_free_at_once_and_its_half_result_never_read(tmp
     first.kill()
     first.wait()
     assert second.communicate()[0].endswith("reused False\n")
-    (made,) = (tmp_path / "cache" / "backbone").glob("*/artifact.json")
+    (made,) = (tmp_path / "cache" / "base_models").glob("*/artifact.json")
     assert (made.parent / "weights.txt").read_text() == "result"

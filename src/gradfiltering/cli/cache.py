@@ -23,9 +23,9 @@ CacheFolder = Annotated[
 @app.command(name="list")
 def list_results(path: CacheFolder) -> None:
     """List finished results and what interrupted runs left to resume from."""
-    from gradfiltering.runs.cache_maintenance import show_list
+    from gradfiltering.runs.cache_maintenance import show_entries
 
-    show_list(_existing(path), _console())
+    show_entries(_existing(path), _console())
 
 
 @app.command()
@@ -34,17 +34,17 @@ def why(
     path: CacheFolder,
 ) -> None:
     """Show which fields keep a result from being another one of its kind."""
-    from gradfiltering.runs.cache_maintenance import show_why
+    from gradfiltering.runs.cache_maintenance import explain_difference
 
-    show_why(_existing(path), result, _console())
+    explain_difference(_existing(path), result, _console())
 
 
 @app.command()
 def verify(path: CacheFolder) -> None:
     """Compare every file with its checksum; exit status 1 if any differs."""
-    from gradfiltering.runs.cache_maintenance import verify as verify_results
+    from gradfiltering.runs.cache_maintenance import verify_entries
 
-    verify_results(_existing(path), _console())
+    verify_entries(_existing(path), _console())
 
 
 @app.command()
@@ -58,12 +58,12 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, delete nothing.")] = False,
 ) -> None:
     """Delete results, and what killed processes left half-written."""
-    from gradfiltering.runs.cache_maintenance import entries, prune_all, to_prune
+    from gradfiltering.runs.cache_maintenance import list_entries, prune_entries, select_prunable
 
     if older_than is None and larger_than is None and not unlinked:
         raise UserError("prune what? Give --older-than, --larger-than or --unlinked")
-    results = to_prune(entries(_existing(path)), older_than, larger_than, unlinked)
-    prune_all(path, results, dry_run, _console())
+    results = select_prunable(list_entries(_existing(path)), older_than, larger_than, unlinked)
+    prune_entries(path, results, dry_run, _console())
 
 
 def _existing(path: Path) -> Path:

@@ -1,12 +1,13 @@
-"""Looking after the store: what is in it, why a result was not found again, is it whole, what can go.
+"""Maintenance of the cache: list results, explain why one was not found again, verify, prune.
 
-What a killed run would go on from is listed as `interrupted` and pruned as any result. What a killed process was
-writing or deleting is no result; whatever rule is given, `prune` deletes it once nobody has touched it for a day.
+Resume points of killed runs are listed as `interrupted` and pruned as any result. Files that a killed process was
+writing or deleting are no result; whatever rule is given, `prune_entries` deletes them once nobody has touched them for
+a day.
 """
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,161 +17,195 @@ from rich.console import Console
 from rich.table import Table
 
 from gradfiltering.errors import UserError
-from gradfiltering.runs.cache_record import RECORD_FILE as RECORD
-from gradfiltering.runs.cache_record import find_damaged_files as damaged_files
-from gradfiltering.runs.cache_record import list_result_files as files_of
-from gradfiltering.runs.cache_record import read_record
-from gradfiltering.runs.files import PART_SUFFIX as PART
-from gradfiltering.runs.files import discard_folder as discard
+from gradfiltering.runs.cache_record import RECORD_FILE, find_damaged_files, list_result_files, read_record
+from gradfiltering.runs.files import PART_SUFFIX, discard_folder
 
-GIB = 2**30
-IN_USE_SECONDS = 24 * 3600  # a half-written file touched since then may be somebody's
+GIB, MIB = 2**30, 2**20
+IN_USE_SECONDS = 24 * 3600  # a half-written file touched since then may be in use
+COMPARED_RESULTS = 3  # nearest results of its kind that a result is compared with
+DIGITS = 12  # of a result's name on the screen
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """A finished result.
 
     Attributes:
         path: its folder.
-        about: what `artifact.json` says.
-        bytes: of its files.
-        linked: whether a run folder links to one of its files.
+        record: content of `artifact.json`.
+        size_bytes: of its files.
+        is_linked: whether a run folder links to one of its files.
     """
 
     path: Path
-    about: dict[str, Any]
-    bytes: int
-    linked: bool
+    record: dict[str, Any]
+    size_bytes: int
+    is_linked: bool
 
     @property
-    def made(self) -> datetime:
-        """When it was made."""
-        return datetime.fromisoformat(self.about["made"])
+    def kind(self) -> str:
+        """The kind of result, a folder of the cache."""
+        return str(self.record["stage"])
+
+    @property
+    def short_name(self) -> str:
+        """Kind and first digits of the name, as they are shown."""
+        return f"{self.kind} {self.path.name[:DIGITS]}"
+
+    @property
+    def made_at(self) -> datetime:
+        """The time it was made."""
+        return datetime.fromisoformat(self.record["made"])
 
 
-def entries(root: Path) -> list[Entry]:
-    """All finished results, the oldest first, and what interrupted runs left to go on from."""
-    found = []
-    for record in root.glob(f"*/*/{RECORD}"):
-        folder = record.parent
-        if folder.suffix == PART:
+def list_entries(cache_folder: Path) -> list[CacheEntry]:
+    """List all finished results, the oldest first, and resume points of interrupted runs."""
+    entries = []
+    for record_path in cache_folder.glob(f"*/*/{RECORD_FILE}"):
+        result_folder = record_path.parent
+        if result_folder.suffix == PART_SUFFIX:
             continue
-        stats = [(folder / name).stat() for name in files_of(folder)]
-        size, linked = sum(stat.st_size for stat in stats), any(stat.st_nlink > 1 for stat in stats)
-        found.append(Entry(folder, _about(record), size, linked))
-    return sorted(found, key=lambda entry: (entry.made, entry.path))
+        statuses = [(result_folder / name).stat() for name in list_result_files(result_folder)]
+        size_bytes = sum(status.st_size for status in statuses)
+        is_linked = any(status.st_nlink > 1 for status in statuses)
+        entries.append(CacheEntry(result_folder, _read_or_guess_record(record_path), size_bytes, is_linked))
+    return sorted(entries, key=lambda entry: (entry.made_at, entry.path))
 
 
-def _about(record: Path) -> dict[str, Any]:
-    """What a record says; of a broken one, what its place does."""
-    made = datetime.fromtimestamp(record.stat().st_mtime, UTC).isoformat(timespec="seconds")
-    known = {"stage": record.parent.parent.name, "key": {}, "seconds": 0.0, "made": made, "files": {}}
+def _read_or_guess_record(record_path: Path) -> dict[str, Any]:
+    """Read a record; guess one from its place where it is broken."""
+    modified_at = datetime.fromtimestamp(record_path.stat().st_mtime, UTC).isoformat(timespec="seconds")
+    kind = record_path.parent.parent.name
+    guessed_record = {"stage": kind, "key": {}, "seconds": 0.0, "made": modified_at, "files": {}}
     try:
-        return read_record(record.parent) or known
+        return read_record(record_path.parent) or guessed_record
     except UserError:
-        return known
+        return guessed_record
 
 
-def leftovers(root: Path) -> list[Path]:
-    """Files and folders that a killed process was writing or deleting, and nobody has touched for long."""
-    limit = time.time() - IN_USE_SECONDS
-    parts = sorted(root.glob(f"*/*{PART}"))
-    return [part for part in parts if max(one.lstat().st_mtime for one in [part, *part.rglob("*")]) < limit]
+def list_leftovers(cache_folder: Path) -> list[Path]:
+    """List files and folders that a killed process was writing or deleting, if nobody has touched them for a day."""
+    oldest_in_use = time.time() - IN_USE_SECONDS
+    return [
+        part
+        for part in sorted(cache_folder.glob(f"*/*{PART_SUFFIX}"))
+        if max(path.lstat().st_mtime for path in [part, *part.rglob("*")]) < oldest_in_use
+    ]
 
 
-def differences(one: Any, other: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Fields in which two keys differ: (path of the field, value, other value)."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        for name in sorted(one.keys() | other.keys()):
-            yield from differences(one.get(name), other.get(name), f"{place}.{name}" if place else name)
-    elif one != other:
-        yield place, one, other
+def compare_keys(first_value: Any, second_value: Any, field: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield the fields in which two keys differ: (path of the field, first value, second value)."""
+    if isinstance(first_value, dict) and isinstance(second_value, dict):
+        for name in sorted(first_value.keys() | second_value.keys()):
+            nested_field = f"{field}.{name}" if field else name
+            yield from compare_keys(first_value.get(name), second_value.get(name), nested_field)
+    elif first_value != second_value:
+        yield field, first_value, second_value
 
 
-def damaged(entry: Entry) -> list[str]:
-    """Files that are not what they were when the result was made."""
+def damaged_files_of(entry: CacheEntry) -> list[str]:
+    """Name the files that are not what they were when the result was made."""
     try:
         read_record(entry.path)
     except UserError:
-        return [RECORD]
-    return damaged_files(entry.path, entry.about["files"])
+        return [RECORD_FILE]
+    return find_damaged_files(entry.path, entry.record["files"])
 
 
-def to_prune(found: list[Entry], older_than: float | None, larger_than: float | None, unlinked: bool) -> list[Entry]:
-    """What a rule lets go: too old; the oldest beyond a size; no run folder links to it.
+def select_prunable(
+    entries: Sequence[CacheEntry], older_than: float | None, larger_than: float | None, unlinked: bool
+) -> list[CacheEntry]:
+    """Select the results that a rule lets go: too old, the oldest beyond a size, or linked to by no run folder.
 
     Args:
-        found: results, the oldest first.
+        entries: results, the oldest first.
         older_than: days.
-        larger_than: GiB the store may hold.
+        larger_than: GiB the cache may hold.
         unlinked: of these, or of all if neither is given, only results that no run links to.
     """
-    limit = None if older_than is None else datetime.now(UTC) - timedelta(days=older_than)
-    total, chosen = sum(entry.bytes for entry in found), []
-    for entry in found:
-        old = limit is not None and entry.made < limit
-        big = larger_than is not None and total > larger_than * GIB
-        if (old or big or (limit is None and larger_than is None)) and not (unlinked and entry.linked):
-            chosen.append(entry)
-            total -= entry.bytes
-    return chosen
+    oldest_to_keep = None if older_than is None else datetime.now(UTC) - timedelta(days=older_than)
+    any_age_and_size = oldest_to_keep is None and larger_than is None
+    total_bytes = sum(entry.size_bytes for entry in entries)
+    prunable = []
+    for entry in entries:
+        too_old = oldest_to_keep is not None and entry.made_at < oldest_to_keep
+        too_large = larger_than is not None and total_bytes > larger_than * GIB
+        if (too_old or too_large or any_age_and_size) and not (unlinked and entry.is_linked):
+            prunable.append(entry)
+            total_bytes -= entry.size_bytes
+    return prunable
 
 
-def show_list(root: Path, console: Console) -> None:
-    """One line a result."""
+def show_entries(cache_folder: Path, console: Console) -> None:
+    """Print one line for each result."""
     table = Table("stage", "result", "made", "seconds", "MiB", "linked")
-    for entry in entries(root):
-        size, seconds = f"{entry.bytes / 2**20:.1f}", f"{entry.about['seconds']:.1f}"
-        made = entry.made.strftime("%Y-%m-%d %H:%M")
-        table.add_row(entry.about["stage"], entry.path.name[:12], made, seconds, size, "yes" if entry.linked else "")
+    for entry in list_entries(cache_folder):
+        table.add_row(
+            entry.kind,
+            entry.path.name[:DIGITS],
+            entry.made_at.strftime("%Y-%m-%d %H:%M"),
+            f"{entry.record['seconds']:.1f}",
+            f"{entry.size_bytes / MIB:.1f}",
+            "yes" if entry.is_linked else "",
+        )
     console.print(table)
 
 
-def show_why(root: Path, result: str, console: Console) -> None:
-    """How a result's key differs from those nearest to it in its stage."""
-    found = entries(root)
-    named = [entry for entry in found if entry.path.name.startswith(result)]
-    if len(named) != 1:
-        raise SystemExit(f"{len(named)} results in {root} begin with {result}; see: gradfiltering cache list")
-    (entry,) = named
-    others = [one for one in found if one.about["stage"] == entry.about["stage"] and one.path != entry.path]
-    compared = [(list(differences(one.about["key"], entry.about["key"])), one) for one in others]
-    for changed, one in sorted(compared, key=lambda pair: len(pair[0]))[:3]:
-        console.print(
-            f"[bold]{entry.about['stage']} {entry.path.name[:12]}[/bold] is not {one.path.name[:12]} because:"
+def explain_difference(cache_folder: Path, name_start: str, console: Console) -> None:
+    """Print the fields in which a result's key differs from those nearest to it in its kind.
+
+    Raises:
+        UserError: no result, or several, have names that begin so.
+    """
+    entries = list_entries(cache_folder)
+    matching_entries = [entry for entry in entries if entry.path.name.startswith(name_start)]
+    if len(matching_entries) != 1:
+        raise UserError(
+            f"{len(matching_entries)} results in {cache_folder} begin with {name_start}; see: gradfiltering cache list"
         )
-        for field, before, after in changed:
-            console.print(f"  {field}: {before} there, {after} here", markup=False)
-    if not compared:
-        console.print(f"{entry.about['stage']} {entry.path.name[:12]} is the only result of its stage")
+    (entry,) = matching_entries
+    same_kind = [other_entry for other_entry in entries if other_entry.kind == entry.kind and other_entry != entry]
+    if not same_kind:
+        console.print(f"{entry.short_name} is the only result of its stage")
+    differences = [
+        (list(compare_keys(similar_entry.record["key"], entry.record["key"])), similar_entry)
+        for similar_entry in same_kind
+    ]
+    for changed_fields, similar_entry in sorted(differences, key=lambda pair: len(pair[0]))[:COMPARED_RESULTS]:
+        console.print(f"[bold]{entry.short_name}[/bold] is not {similar_entry.path.name[:DIGITS]} because:")
+        for field, similar_value, value in changed_fields:
+            console.print(f"  {field}: {similar_value} there, {value} here", markup=False)
 
 
-def prune_all(root: Path, found: list[Entry], dry_run: bool, console: Console) -> None:
-    """Deletes results and what killed processes left behind, or says what would go."""
-    for entry in found:
-        console.print(f"{entry.about['stage']} {entry.path.name[:12]} {entry.bytes / 2**20:.1f} MiB")
+def prune_entries(cache_folder: Path, entries: Sequence[CacheEntry], dry_run: bool, console: Console) -> None:
+    """Delete results and what killed processes left behind, or print what would be deleted."""
+    for entry in entries:
+        console.print(f"{entry.short_name} {entry.size_bytes / MIB:.1f} MiB")
         if not dry_run:
-            discard(entry.path)
-    left = leftovers(root)
-    for path in left:
-        console.print(f"half-written {path.relative_to(root)}")
+            discard_folder(entry.path)
+    leftovers = list_leftovers(cache_folder)
+    for leftover in leftovers:
+        console.print(f"half-written {leftover.relative_to(cache_folder)}")
         if not dry_run:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    done = "would be deleted" if dry_run else "deleted"
-    console.print(f"{len(found)} results, {sum(entry.bytes for entry in found) / GIB:.2f} GiB {done}")
-    if left:
-        console.print(f"{len(left)} half-written files and folders {done}")
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    outcome = "would be deleted" if dry_run else "deleted"
+    total_bytes = sum(entry.size_bytes for entry in entries)
+    console.print(f"{len(entries)} results, {total_bytes / GIB:.2f} GiB {outcome}")
+    if leftovers:
+        console.print(f"{len(leftovers)} half-written files and folders {outcome}")
 
 
-def verify(root: Path, console: Console) -> None:
-    """Says which results are damaged; exit status 1 if any is."""
-    found = entries(root)
-    bad = {entry.path: damaged(entry) for entry in found}
-    for path, files in bad.items():
-        if files:
-            console.print(f"{path}: {', '.join(files)} changed since it was made; delete the folder to make it anew")
-    count = sum(1 for files in bad.values() if files)
-    console.print(f"{len(found) - count} of {len(found)} results are whole")
-    if count:
+def verify_entries(cache_folder: Path, console: Console) -> None:
+    """Print which results are damaged; exit status 1 if any is."""
+    entries = list_entries(cache_folder)
+    damaged_count = 0
+    for entry in entries:
+        damaged_files = damaged_files_of(entry)
+        if damaged_files:
+            damaged_count += 1
+            console.print(
+                f"{entry.path}: {', '.join(damaged_files)} changed since it was made; delete the folder to make it anew"
+            )
+    console.print(f"{len(entries) - damaged_count} of {len(entries)} results are whole")
+    if damaged_count:
         raise SystemExit(1)

@@ -1,4 +1,4 @@
-"""The gradient log: what was measured for each example, member and epoch."""
+"""Files of the gradient log: one parquet file for each member and epoch, in Hive partitions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from gradfiltering.errors import UserError
 from gradfiltering.requests import EpochLog
 from gradfiltering.runs.files import atomic_path
 
-FILE = PARQUET_FILE = "part-0.parquet"
+PARQUET_FILE = "part-0.parquet"
 SCHEMA = pa.schema(
     [
         ("example_id", pa.int64()),
@@ -27,77 +27,86 @@ def partition_folder(folder: Path, member: int, epoch: int) -> Path:
     return folder / f"member={member:02d}" / f"epoch={epoch:02d}"
 
 
-leaf = partition_folder  # old name
+def write_epoch(log_folder: Path, log: EpochLog, members: Sequence[int], epoch: int) -> None:
+    """Write one epoch of the log, a parquet file for each member."""
+    for member_index, member in enumerate(members):
+        with atomic_path(partition_folder(log_folder, member, epoch) / PARQUET_FILE) as part:
+            write_member(part, log, member_index)
 
 
-def write_epoch(folder: Path, log: EpochLog, members: Sequence[int], epoch: int) -> None:
-    """Writes one epoch of the log, a parquet file per member."""
-    for position, member in enumerate(members):
-        with atomic_path(leaf(folder, member, epoch) / FILE) as part:
-            write_member(part, log, position)
+def write_member(parquet_file: Path, log: EpochLog, member_index: int) -> None:
+    """Write the measurements of one member, given by its position in the log."""
+    grad_norm = log.grad_norm[member_index].astype(np.float32)  # [N]
+    loss = log.loss[member_index].astype(np.float32)  # [N]
+    table = pa.table([log.example_ids, grad_norm, loss, log.response_tokens], schema=SCHEMA)
+    pq.write_table(table, parquet_file)
 
 
-def write_member(path: Path, log: EpochLog, position: int) -> None:
-    """Writes the measurements of the member at `position` of the log."""
-    norm, loss = (values[position].astype(np.float32) for values in (log.grad_norm, log.loss))
-    pq.write_table(pa.table([log.example_ids, norm, loss, log.response_tokens], schema=SCHEMA), path)
-
-
-def read_members(files: Sequence[Path]) -> EpochLog:
-    """The log of an epoch from one file a member.
+def read_members(parquet_files: Sequence[Path]) -> EpochLog:
+    """Read the log of an epoch from one file for each member.
 
     Raises:
         UserError: the members logged different examples.
     """
-    tables = [pq.ParquetFile(file).read() for file in files]
-    ids = tables[0]["example_id"].to_numpy()
-    for file, table in zip(files, tables, strict=True):
-        if not np.array_equal(table["example_id"].to_numpy(), ids):
-            raise UserError(f"{file} logged other examples than {files[0]}")
+    tables = [pq.ParquetFile(parquet_file).read() for parquet_file in parquet_files]
+    example_ids = tables[0]["example_id"].to_numpy()
+    for parquet_file, table in zip(parquet_files, tables, strict=True):
+        if not np.array_equal(table["example_id"].to_numpy(), example_ids):
+            raise UserError(f"{parquet_file} logged other examples than {parquet_files[0]}")
     return EpochLog(
-        example_ids=ids,
+        example_ids=example_ids,
         grad_norm=np.stack([table["grad_norm"].to_numpy() for table in tables]),
         loss=np.stack([table["loss"].to_numpy() for table in tables]),
         response_tokens=tables[0]["response_tokens"].to_numpy(),
     )
 
 
-class GradientLog:
-    """A gradient log on disk.
+class GradientLogReader:
+    """A gradient log on disk, of which each epoch is read when it is first needed.
 
     Args:
-        folder: `gradient_log/` of a run.
+        log_folder: `gradient_log/` of a run.
+
+    Attributes:
+        members: numbers of the logged members, ascending.
+        epochs: logged epochs of the first member, ascending.
 
     Raises:
         UserError: there is no log.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = Path(folder)
-        self.members = sorted(int(path.name.partition("=")[2]) for path in self.folder.glob("member=*"))
+    def __init__(self, log_folder: Path):
+        self.log_folder = Path(log_folder)
+        self.members = _partition_numbers(self.log_folder, "member")
         if not self.members:
-            raise UserError(f"no gradient log at {folder}; run the proxy stage first (until=proxy or later)")
-        self.epochs = sorted(
-            int(path.name.partition("=")[2]) for path in leaf(self.folder, self.members[0], 0).parent.glob("epoch=*")
-        )
-        self._read: dict[int, EpochLog] = {}
+            raise UserError(f"no gradient log at {log_folder}; run the proxy stage first (until=proxy or later)")
+        first_member_folder = partition_folder(self.log_folder, self.members[0], 0).parent
+        self.epochs = _partition_numbers(first_member_folder, "epoch")
+        self._epoch_logs: dict[int, EpochLog] = {}
 
     def epoch(self, epoch: int) -> EpochLog:
-        """All members' measurements at `epoch`.
+        """Return all members' measurements at an epoch.
 
         Raises:
             UserError: the log has no such epoch.
         """
-        if epoch not in self._read:
-            self._read[epoch] = self._load(epoch)
-        return self._read[epoch]
+        if epoch not in self._epoch_logs:
+            self._epoch_logs[epoch] = self._read_epoch(epoch)
+        return self._epoch_logs[epoch]
 
-    def _load(self, epoch: int) -> EpochLog:
-        files = [leaf(self.folder, member, epoch) / FILE for member in self.members]
-        for member, file in zip(self.members, files, strict=True):
-            if not file.is_file():
+    def _read_epoch(self, epoch: int) -> EpochLog:
+        parquet_files = [partition_folder(self.log_folder, member, epoch) / PARQUET_FILE for member in self.members]
+        for member, parquet_file in zip(self.members, parquet_files, strict=True):
+            if not parquet_file.is_file():
                 raise UserError(
-                    f"the gradient log {self.folder} has no epoch {epoch} for member {member} (epochs logged: "
+                    f"the gradient log {self.log_folder} has no epoch {epoch} for member {member} (epochs logged: "
                     f"{self.epochs}); choose epochs.early and epochs.late among them or log that epoch"
                 )
-        return read_members(files)
+        return read_members(parquet_files)
+
+
+def _partition_numbers(folder: Path, partition_name: str) -> list[int]:
+    return sorted(int(path.name.partition("=")[2]) for path in folder.glob(f"{partition_name}=*"))
+
+
+GradientLog = GradientLogReader  # name of callers that have not moved yet
