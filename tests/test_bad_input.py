@@ -13,8 +13,9 @@ from tests.support.disk import files_up_to
 from tests.support.pipeline import SMALL_MODELS, SMALL_RUN, SMALL_TASKS, run_train, summary, tiny_gpt2
 
 from gradfiltering.errors import UserError, plain_words
-from gradfiltering.runs.cache import atomic_path, write_json
-from gradfiltering.runs.gradient_log import EpochLog, GradientLog, write_epoch
+from gradfiltering.requests import EpochLog
+from gradfiltering.runs.files import atomic_path, write_json
+from gradfiltering.runs.gradient_log import GradientLogReader, write_epoch
 
 GOOD = '{"instruction": "a", "input": "", "output": "b"}\n'
 TALK = '{"messages": [{"role": "%s", "content": "a"}]}\n'
@@ -258,9 +259,9 @@ def test_a_full_gpu_names_the_same_options(capsys):
 @pytest.mark.parametrize(
     ("ask", "words"),
     [
-        (lambda folder: GradientLog(folder / "none"), ["no gradient log at", "until=proxy"]),
-        (lambda folder: GradientLog(folder).epoch(3), ["no epoch 3 for member 0", "[1]", "epochs.early"]),
-        (lambda folder: GradientLog(folder).epoch(2), ["no epoch 2 for member 0", "choose epochs"]),
+        (lambda folder: GradientLogReader(folder / "none"), ["no gradient log at", "until=proxy"]),
+        (lambda folder: GradientLogReader(folder).epoch(3), ["no epoch 3 for member 0", "[1]", "epochs.early"]),
+        (lambda folder: GradientLogReader(folder).epoch(2), ["no epoch 2 for member 0", "choose epochs"]),
     ],
     ids=["no log", "no such epoch", "an epoch that one member lacks"],
 )

@@ -222,11 +222,11 @@ from gradfiltering.distributed import process_group as devices
 from tests.support.ddp_training import trainer_of
 
 def main():
-    devices.LAST_WORD = devices.timedelta(seconds=1)
-    with devices.connected(trainer_of(2)):
+    devices.ERROR_REPORT_TIMEOUT = devices.timedelta(seconds=1)
+    with devices.connected_processes(trainer_of(2)):
         if devices.rank() == 1:
             raise UserError("the disk of the second machine is full")
-        devices.gather(0)
+        devices.gather_from_ranks(0)
 
 run(main)
 """

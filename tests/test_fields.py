@@ -18,8 +18,9 @@ from tests.support.pipeline import ROOT, run_train
 
 from gradfiltering.ensembles.stack_state import StackState
 from gradfiltering.finetuning.fine_tune import FineTuningResult
-from gradfiltering.runs.cache import Cache, hash_key
-from gradfiltering.runs.gradient_log import EpochLog
+from gradfiltering.requests import EpochLog
+from gradfiltering.runs.cache import Cache
+from gradfiltering.runs.files import hash_key
 from gradfiltering.seeding import numpy_rng, torch_rng
 from gradfiltering.synthetic.pretraining import hash_corpus, new_model, train_tokenizer
 

@@ -22,7 +22,7 @@ from gradfiltering.evidence.adaptive_size import AdaptiveSize, SettlingSnapshots
 from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.evidence.measurers import StageMeasurements
 from gradfiltering.requests import BaseModelLosses, EpochLog, Evidence, GradientLog, GradientLogPair
-from gradfiltering.runs.gradient_log import GradientLog as LoggedGradients
+from gradfiltering.runs.gradient_log import GradientLogReader
 from gradfiltering.seeding import numpy_rng
 
 ROWS, SELECTED = 100, 10
@@ -159,4 +159,4 @@ def test_a_grown_ensemble_equals_one_of_that_size(train, records, tokenizer, tmp
     assert costs.trained == 4 * 2 and costs.reused_seconds == 0 and costs.made_seconds > 0
     train("first", small_ensemble(m=3), cache=tmp_path / "parts")
     fixed = train("four", small_ensemble(m=4), cache=tmp_path / "parts")
-    assert_identical_logs(fixed, LoggedGradients(tmp_path / "grown" / "gradient_log"), (1, 2))
+    assert_identical_logs(fixed, GradientLogReader(tmp_path / "grown" / "gradient_log"), (1, 2))

@@ -8,7 +8,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from gradfiltering.errors import UserError
-from gradfiltering.runs.gradient_log import EpochLog
+from gradfiltering.requests import EpochLog
 from gradfiltering.runs.run_folder import OUTPUTS, RunFolder, mask_secrets
 
 CONFIG = {

@@ -141,5 +141,5 @@ class Keeping(RowMeasurements):
 
 if __name__ == "__main__":
     chosen = trainer_of(int(sys.argv[2]))
-    with devices.connected(chosen):
+    with devices.connected_processes(chosen):
         train_all(Path(sys.argv[1]), chosen)

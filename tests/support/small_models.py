@@ -21,7 +21,7 @@ from gradfiltering.models.lora import LoraSettings, initial_adapters
 from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.requests import GradientLog
 from gradfiltering.runs.cache import Cache
-from gradfiltering.runs.gradient_log import GradientLog as LoggedGradients
+from gradfiltering.runs.gradient_log import GradientLogReader
 from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.pretraining import train_tokenizer
 from gradfiltering.synthetic.task_source import TaskSource
@@ -137,7 +137,7 @@ def train(records, tokenizer, tmp_path):
         )  # fmt: skip
         run.report = context.reports.ensemble
         find_measurer(GradientLog()).measure(GradientLog(), context)
-        return LoggedGradients(tmp_path / name / "gradient_log")
+        return GradientLogReader(tmp_path / name / "gradient_log")
 
     return run
 

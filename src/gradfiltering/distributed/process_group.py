@@ -75,7 +75,7 @@ def sum_gradients_over_ranks(parameters: "Sequence[torch.nn.Parameter]") -> None
     gradients = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in parameters]
     flat_gradients = torch.cat([gradient.flatten() for gradient in gradients])
     _torch_distributed().all_reduce(flat_gradients)
-    pieces = flat_gradients.split([gradient.numel() for gradient in gradients])
+    pieces = torch.split(flat_gradients, [gradient.numel() for gradient in gradients])
     for parameter, piece in zip(parameters, pieces, strict=True):
         parameter.grad = piece.view_as(parameter).clone()
 
@@ -244,18 +244,4 @@ def _communication_device() -> "torch.device":
 
 
 # Names of callers that have not moved yet.
-start, is_first, connected, total, sum_gradients = (
-    start_main,
-    is_rank_zero_at_launch,
-    connected_processes,
-    sum_over_ranks,
-    sum_gradients_over_ranks,
-)
-gather, once, alone = gather_from_ranks, run_on_rank_zero, single_process_trainer
-
-
-def share() -> Any:
-    """Return the share of the work that this rank does."""
-    from gradfiltering.distributed.row_measurements import share_of_this_rank
-
-    return share_of_this_rank()
+start, is_first, connected, once = start_main, is_rank_zero_at_launch, connected_processes, run_on_rank_zero

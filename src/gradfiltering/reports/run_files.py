@@ -10,7 +10,7 @@ import pandas as pd
 
 from gradfiltering.errors import UserError
 from gradfiltering.reports.plain_text import replace_lone_surrogates
-from gradfiltering.runs.gradient_log import GradientLog
+from gradfiltering.runs.gradient_log import GradientLogReader
 from gradfiltering.runs.run_folder import RunFolder
 
 CANDIDATE = "candidate"
@@ -88,12 +88,12 @@ class RunFiles:
         return None if truth is None else truth["kind"].tolist()
 
     @cached_property
-    def gradient_log(self) -> GradientLog | None:
+    def gradient_log(self) -> GradientLogReader | None:
         """The gradient log."""
         return self.folder.read_gradient_log()
 
     @cached_property
-    def heldout_gradient_log(self) -> GradientLog | None:
+    def heldout_gradient_log(self) -> GradientLogReader | None:
         """The gradient log of held-out rows."""
         return self.folder.read_gradient_log(heldout=True)
 

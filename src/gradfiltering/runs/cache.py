@@ -23,8 +23,6 @@ from gradfiltering.runs.cache_record import (
     checksum_once,
     damage_error,
     find_damaged_files,
-    link_result,
-    package_versions,
     read_record,
     write_record,
 )
@@ -34,7 +32,6 @@ from gradfiltering.runs.files import (
     atomic_path,
     discard_folder,
     explain_failed_writes,
-    file_checksum,
     hash_key,
     temporary_path,
     write_json,
@@ -171,21 +168,6 @@ class Cache:
             if key.get("kind") == kind
         ]
 
-    # Old names, for callers that have not moved yet.
-    root = property(lambda self: self.folder)
-
-    def keys(self, kind: str) -> list[dict[str, Any]]:
-        """List the keys of all results of a kind."""
-        return self._keys(kind)
-
-    def make(
-        self, kind: str, key: CacheKey, build: Callable[[Path], object], spent: float | None = None
-    ) -> CachedResult:
-        """Old name of `get_or_compute_on_rank_zero` and `commit`."""
-        if spent is None:
-            return self.get_or_compute_on_rank_zero(kind, key, build)
-        return self.commit(kind, key, build, spent)
-
     def _find(self, kind: str, key: CacheKey) -> CachedResult | None:
         folder = self._result_folder(kind, key)
         record = read_record(folder)
@@ -272,26 +254,6 @@ class ResumePoint:
         return None if cached is None else read_checkpoint(cached.path)
 
 
-class Unfinished:
-    """Old kind of resume point, for callers that have not moved yet."""
-
-    def __init__(self, cache: Cache, key: CacheKey):
-        self.cache, self.key = cache, key
-
-    def find(self) -> Path | None:
-        """Find the folder that an interrupted run left."""
-        cached = self.cache._find(RESUME_KIND, self.key)
-        return cached.path if cached else None
-
-    def write(self, build: Callable[[Path], object]) -> None:
-        """Replace it."""
-        self.cache._replace(RESUME_KIND, self.key, build)
-
-    def remove(self) -> None:
-        """Delete it."""
-        discard_folder(self.cache._result_folder(RESUME_KIND, self.key))
-
-
 @dataclass(frozen=True)
 class Workspace:
     """Old bundle of run folder, cache, seed and trainer, for callers that have not moved yet."""
@@ -300,10 +262,6 @@ class Workspace:
     cache: Cache
     seed: int
     trainer: Callable[..., Any]
-
-
-link, RECORD, writing = link_result, RECORD_FILE, explain_failed_writes
-_OLD_HOMES = (file_checksum, package_versions)
 
 
 class _ResultLock:

@@ -109,4 +109,3 @@ def _partition_numbers(folder: Path, partition_name: str) -> list[int]:
     return sorted(int(path.name.partition("=")[2]) for path in folder.glob(f"{partition_name}=*"))
 
 
-GradientLog = GradientLogReader  # name of callers that have not moved yet

@@ -18,10 +18,11 @@ import yaml
 
 from gradfiltering.distributed.process_group import rank, run_on_rank_zero
 from gradfiltering.errors import UserError
+from gradfiltering.requests import EpochLog
 from gradfiltering.runs.cache_record import link_result
 from gradfiltering.runs.environment import describe_environment
 from gradfiltering.runs.files import atomic_path, write_json
-from gradfiltering.runs.gradient_log import PARQUET_FILE, EpochLog, GradientLog, partition_folder, write_epoch
+from gradfiltering.runs.gradient_log import PARQUET_FILE, GradientLogReader, partition_folder, write_epoch
 from gradfiltering.runs.yaml_files import read_yaml
 
 if TYPE_CHECKING:
@@ -208,10 +209,10 @@ class RunFolder:
 
     # The proxy ensemble: gradient logs, projections, adapters.
 
-    def read_gradient_log(self, heldout: bool = False) -> GradientLog | None:
+    def read_gradient_log(self, heldout: bool = False) -> GradientLogReader | None:
         """Open the gradient log of the rows, or of the held-out rows; its snapshots are read as they are needed."""
         folder = self.path / (HELDOUT_GRADIENT_LOG if heldout else GRADIENT_LOG)
-        return GradientLog(folder) if any(folder.glob(f"member=*/epoch=*/{PARQUET_FILE}")) else None
+        return GradientLogReader(folder) if any(folder.glob(f"member=*/epoch=*/{PARQUET_FILE}")) else None
 
     def write_gradient_log(self, log: EpochLog, members: Sequence[int], epoch: int, heldout: bool = False) -> None:
         """Write one epoch of the gradient log, a parquet file for each member."""

@@ -15,8 +15,9 @@ from gradfiltering.data.file_formats import JSON_LINES
 from gradfiltering.data.json_rows import JsonRows
 from gradfiltering.data.row_texts import write_row_texts
 from gradfiltering.data.schemas import Instruction
+from gradfiltering.requests import EpochLog
 from gradfiltering.runs.cache import Cache
-from gradfiltering.runs.gradient_log import EpochLog, write_epoch
+from gradfiltering.runs.gradient_log import write_epoch
 from gradfiltering.runs.run_folder import RunFolder
 from gradfiltering.scorers.gradient_statistics import gradient_statistics
 from gradfiltering.scorers.gsnr import GSNR
@@ -119,13 +120,13 @@ def write_curve(folder: Path, model: str, points: list[tuple]) -> None:
 
 def write_whole(folder: Path, rows: list[dict]) -> Path:
     """A run with everything: ensemble, scores, subset, targets, verdicts."""
-    from gradfiltering.runs.gradient_log import GradientLog
+    from gradfiltering.runs.gradient_log import GradientLogReader
 
     count = len(rows)
     write_bare(folder, rows)
     write_log(folder, count)
     write_log(folder, 30, name="gradient_log_heldout")
-    log = GradientLog(folder / "gradient_log")
+    log = GradientLogReader(folder / "gradient_log")
     score = GSNR(1e-8, 0).formula(gradient_statistics(log.epoch(1).grad_norm, log.epoch(2).grad_norm, 0))
     write_chosen(folder, rows, np.argsort(-score, kind="stable")[: count // 4].tolist(), score)
     rng = np.random.default_rng(1)

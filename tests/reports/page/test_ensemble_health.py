@@ -9,7 +9,8 @@ from tests.reports.page.runs import plain_rows, write_bare, write_chosen, write_
 
 from gradfiltering.reports.page import ensemble_health as health
 from gradfiltering.reports.run_files import RunFiles
-from gradfiltering.runs.gradient_log import EpochLog, write_epoch
+from gradfiltering.requests import EpochLog
+from gradfiltering.runs.gradient_log import write_epoch
 from gradfiltering.scorers.gradient_statistics import gradient_statistics
 from gradfiltering.scorers.gsnr import GSNR
 
