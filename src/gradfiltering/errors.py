@@ -32,32 +32,32 @@ class UserError(ValueError):
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether a write failed for want of space, whichever library was writing."""
+    """Return True where a write failed for want of space, whichever library was writing."""
     if isinstance(error, OSError):
         return error.errno in DISK_FULL
     return type(error).__name__ in ("SafetensorError", "RuntimeError") and bool(_FULL_WORDS.search(str(error)))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on the host or on the device."""
+    """Return True where memory ran out, on the host or on the device."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and bool(_MEMORY_WORDS.search(str(error)))  # torch.OutOfMemoryError is one
     )
 
 
 def explained(error: BaseException) -> UserError | None:
-    """What the machine lacks in words of this project, None for any other error."""
+    """Put a lack of memory or disk space into plain words; None for any error that no user can mend."""
     if isinstance(error, UserError):
         return error
-    why = " ".join((str(error) or type(error).__name__).splitlines()[:1])[:300]
+    first_line = " ".join((str(error) or type(error).__name__).splitlines()[:1])[:300]
     if is_out_of_memory(error):
         return UserError(
-            f"memory ran out: {why}. Lower batch.tokens, target.tuning.micro_batch_tokens or generation.batch_size (no "
+            f"memory ran out: {first_line}. Lower batch.tokens, target.tuning.micro_batch_tokens or generation.batch_size (no "
             "training result depends on them), or ensemble.m, or choose a smaller proxy or target"
         )
     if is_disk_full(error):
         return UserError(
-            f"the disk is full: {why}. Free some space, or place the run elsewhere with run_dir=, the store with "
+            f"the disk is full: {first_line}. Free some space, or place the run elsewhere with run_dir=, the cache with "
             "cache.path= and the cache of read files with the environment variable HF_DATASETS_CACHE"
         )
     return None
@@ -65,15 +65,15 @@ def explained(error: BaseException) -> UserError | None:
 
 @contextmanager
 def plain_words(debug: bool = False) -> Iterator[None]:
-    """Prints what the user can mend in plain words and exits with 1; with `debug` errors pass as they are."""
+    """Print an error that the user can mend and exit with 1; with `debug` errors pass as they are."""
     try:
         yield
     except Exception as error:
-        told = None if debug else explained(error)
-        if told is None:
+        user_error = None if debug else explained(error)
+        if user_error is None:
             raise
         from rich.console import Console
         from rich.text import Text
 
-        Console(stderr=True).print(Text.assemble(("error  ", "bold red"), str(told)), soft_wrap=True)
+        Console(stderr=True).print(Text.assemble(("error  ", "bold red"), str(user_error)), soft_wrap=True)
         sys.exit(1)

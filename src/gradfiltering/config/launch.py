@@ -13,7 +13,7 @@ from gradfiltering.config.build import build, build_experiment, options_named
 from gradfiltering.config.composition import explain_composition
 from gradfiltering.config.locations import configuration_folder
 from gradfiltering.config.renamed_options import explain_renamed
-from gradfiltering.distributed import process_group as devices
+from gradfiltering.distributed.process_group import connected_processes, is_rank_zero_at_launch, start_main
 from gradfiltering.errors import UserError, plain_words
 from gradfiltering.reports import screen
 
@@ -42,7 +42,7 @@ def launch(overrides: Sequence[str], subcommand: str | None = None) -> None:
     with plain_words("debug=true" in overrides):
         explain_renamed(overrides)
         try:
-            devices.start(main)
+            start_main(main)
         except HydraException as error:
             raise UserError(explain_composition(error)) from error
         except KeyboardInterrupt:
@@ -55,8 +55,8 @@ def run_task(cfg: DictConfig) -> None:
     Raises:
         UserError: something that the user can mend, with the options concerned.
     """
-    screen.announce_run(cfg.run_dir, Console(quiet=not devices.is_first()))
-    with options_named(cfg), devices.connected(build(cfg.trainer)):
+    screen.announce_run(cfg.run_dir, Console(quiet=not is_rank_zero_at_launch()))
+    with options_named(cfg), connected_processes(build(cfg.trainer)):
         from gradfiltering.experiment.run import run_experiment
 
         run_experiment(build_experiment(cfg))

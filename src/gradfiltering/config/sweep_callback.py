@@ -6,7 +6,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from gradfiltering.distributed.process_group import is_first
+from gradfiltering.distributed.process_group import is_rank_zero_at_launch
 
 
 class SweepTable(Callback):
@@ -15,7 +15,7 @@ class SweepTable(Callback):
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Do so if any of the jobs got as far as a summary."""
         folder = Path(config.hydra.sweep.dir)
-        if is_first() and any(folder.glob("*/summary.json")):
+        if is_rank_zero_at_launch() and any(folder.glob("*/summary.json")):
             from gradfiltering.reports.sweep_table import write_sweep
 
             write_sweep(folder)

@@ -60,10 +60,10 @@ def sum_over_ranks(values: "NDArray[Any]") -> "NDArray[Any]":
         return values
     import torch
 
-    tensor = torch.from_numpy(values.copy()).to(_communication_device())
-    _torch_distributed().all_reduce(tensor)
-    summed: NDArray[Any] = tensor.cpu().numpy()
-    return summed
+    sent_tensor = torch.from_numpy(values.copy()).to(_communication_device())
+    _torch_distributed().all_reduce(sent_tensor)
+    summed_values: NDArray[Any] = sent_tensor.cpu().numpy()
+    return summed_values
 
 
 def sum_gradients_over_ranks(parameters: "Sequence[torch.nn.Parameter]") -> None:
@@ -75,18 +75,18 @@ def sum_gradients_over_ranks(parameters: "Sequence[torch.nn.Parameter]") -> None
     gradients = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in parameters]
     flat_gradients = torch.cat([gradient.flatten() for gradient in gradients])
     _torch_distributed().all_reduce(flat_gradients)
-    pieces = torch.split(flat_gradients, [gradient.numel() for gradient in gradients])
-    for parameter, piece in zip(parameters, pieces, strict=True):
-        parameter.grad = piece.view_as(parameter).clone()
+    gradient_pieces = torch.split(flat_gradients, [gradient.numel() for gradient in gradients])
+    for parameter, gradient_piece in zip(parameters, gradient_pieces, strict=True):
+        parameter.grad = gradient_piece.view_as(parameter).clone()
 
 
 def gather_from_ranks(value: Result) -> list[Result]:
     """Gather one value from each rank, in the order of ranks; every rank gets the list."""
     if world_size() == 1:
         return [value]
-    gathered: list[Any] = [None] * world_size()
-    _torch_distributed().all_gather_object(gathered, value)
-    return gathered
+    gathered_values: list[Any] = [None] * world_size()
+    _torch_distributed().all_gather_object(gathered_values, value)
+    return gathered_values
 
 
 def run_on_rank_zero(
@@ -101,17 +101,17 @@ def run_on_rank_zero(
     """
     if world_size() == 1:
         return function(*args, **kwargs)
-    outcome: list[Any] = [None, None]  # result, error
+    function_outcome: list[Any] = [None, None]  # result, error
     if rank() == 0:
         try:
             with _counting_as_one_process():
-                outcome[0] = function(*args, **kwargs)
-        except UserError as error:
-            outcome[1] = error
-    _torch_distributed().broadcast_object_list(outcome, src=0)
-    if outcome[1] is not None:
-        raise outcome[1]
-    result: Result = outcome[0]
+                function_outcome[0] = function(*args, **kwargs)
+        except UserError as rank_error:
+            function_outcome[1] = rank_error
+    _torch_distributed().broadcast_object_list(function_outcome, src=0)
+    if function_outcome[1] is not None:
+        raise function_outcome[1]
+    result: Result = function_outcome[0]
     return result
 
 
@@ -132,10 +132,10 @@ def single_process_trainer(build_trainer: TrainerBuilder) -> TrainerBuilder:
 
 def is_rank_zero_at_launch() -> bool:
     """Say whether this is rank zero, by the variables of Lightning, torchrun and SLURM, before ranks are connected."""
-    numbers = [int(os.environ.get(variable, 0)) for variable in ("RANK", "NODE_RANK", "LOCAL_RANK")]
+    rank_numbers = [int(os.environ.get(variable_name, 0)) for variable_name in ("RANK", "NODE_RANK", "LOCAL_RANK")]
     if "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
-        numbers.append(int(os.environ.get("SLURM_PROCID", 0)))
-    return not any(numbers)
+        rank_numbers.append(int(os.environ.get("SLURM_PROCID", 0)))
+    return not any(rank_numbers)
 
 
 def start_main(main: Callable[[], None]) -> None:
@@ -144,9 +144,13 @@ def start_main(main: Callable[[], None]) -> None:
     Lightning starts the processes of a sweep once, with the same command line, and they go through its jobs together.
     """
     if not is_rank_zero_at_launch():
-        folder = tempfile.mkdtemp(prefix="gradfiltering-rank-")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        sys.argv += [f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}", "run_dir=${hydra:runtime.output_dir}"]
+        hydra_folder = tempfile.mkdtemp(prefix="gradfiltering-rank-")
+        atexit.register(shutil.rmtree, hydra_folder, ignore_errors=True)
+        sys.argv += [
+            f"hydra.run.dir={hydra_folder}",
+            f"hydra.sweep.dir={hydra_folder}",
+            "run_dir=${hydra:runtime.output_dir}",
+        ]
     main()
 
 
@@ -165,29 +169,29 @@ def connected_processes(build_trainer: TrainerBuilder) -> Iterator[None]:
     child_processes = _connect(build_trainer)
     try:
         yield
-    except BaseException as error:
-        if isinstance(error, UserError) and world_size() > 1:
-            _leave_report_to_rank_zero(error)
+    except BaseException as rank_error:
+        if isinstance(rank_error, UserError) and world_size() > 1:
+            _leave_report_to_rank_zero(rank_error)
         for child_process in child_processes:
             _stop_child(child_process)
         raise
 
 
-def _leave_report_to_rank_zero(error: UserError) -> None:
-    """Let rank zero go on to report `error`, and end any other rank silently once it knows that rank zero met it too.
+def _leave_report_to_rank_zero(rank_error: UserError) -> None:
+    """Let rank zero go on to report an error; end any other rank silently once rank zero has met the error, too.
 
     Raises:
         UserError: rank zero did not meet the error, so this rank must report it.
     """
     distributed = _torch_distributed()
-    messages = distributed.distributed_c10d._get_default_store()
+    message_store = distributed.distributed_c10d._get_default_store()
     if rank() == 0:
-        messages.set(ERROR_REPORTED, "")
+        message_store.set(ERROR_REPORTED, "")
         return
     try:
-        messages.wait([ERROR_REPORTED], ERROR_REPORT_TIMEOUT)
+        message_store.wait([ERROR_REPORTED], ERROR_REPORT_TIMEOUT)
     except distributed.DistStoreError:
-        raise error from None
+        raise rank_error from None
     except distributed.DistNetworkError:
         logger.info("rank zero has ended already")
     sys.exit(0)  # any other status would make the launcher end rank zero before it has reported
@@ -206,23 +210,27 @@ def _connect(build_trainer: TrainerBuilder) -> list[Any]:
     distributed = _torch_distributed()
     if distributed.is_initialized():  # by an earlier job of this sweep
         return []
-    for library in ("lightning.pytorch", "lightning.fabric"):  # they print devices and advice
-        logging.getLogger(library).setLevel(logging.WARNING)
-    trainer = build_trainer(logger=False)
-    if trainer.strategy.launcher is None:
+    for library_name in ("lightning.pytorch", "lightning.fabric"):  # they print devices and advice
+        logging.getLogger(library_name).setLevel(logging.WARNING)
+    device_trainer = build_trainer(logger=False)
+    if device_trainer.strategy.launcher is None:
         process_count = int(os.environ.get("WORLD_SIZE", 1))
         if process_count > 1:
             raise UserError(f"{process_count} processes were started, but this trainer uses one; add trainer=ddp")
         return []
-    if not isinstance(trainer.strategy, DDPStrategy):
-        raise UserError(f"trainer.strategy={type(trainer.strategy).__name__} is not supported; choose trainer=ddp")
-    strategy: Any = build_trainer(logger=False, strategy=DDPStrategy(timeout=COLLECTIVE_TIMEOUT)).strategy
+    if not isinstance(device_trainer.strategy, DDPStrategy):
+        raise UserError(
+            f"trainer.strategy={type(device_trainer.strategy).__name__} is not supported; choose trainer=ddp"
+        )
+    ddp_strategy: Any = build_trainer(logger=False, strategy=DDPStrategy(timeout=COLLECTIVE_TIMEOUT)).strategy
     try:
-        strategy.launcher.launch(strategy.setup_environment)
-    except ValueError as error:  # Lightning's words about devices, nodes and processes
-        raise UserError(f"trainer.devices or trainer.num_nodes does not fit the launch: {error}") from error
+        ddp_strategy.launcher.launch(ddp_strategy.setup_environment)
+    except ValueError as launch_error:  # Lightning's words about devices, nodes and processes
+        raise UserError(
+            f"trainer.devices or trainer.num_nodes does not fit the launch: {launch_error}"
+        ) from launch_error
     atexit.register(distributed.destroy_process_group)
-    return list(getattr(strategy.launcher, "procs", []))
+    return list(getattr(ddp_strategy.launcher, "procs", []))
 
 
 def _is_connected() -> bool:
@@ -241,7 +249,3 @@ def _communication_device() -> "torch.device":
     import torch
 
     return torch.device("cuda" if _torch_distributed().get_backend() == "nccl" else "cpu")
-
-
-# Names of callers that have not moved yet.
-start, is_first, connected, once = start_main, is_rank_zero_at_launch, connected_processes, run_on_rank_zero

@@ -22,9 +22,9 @@ class WorkShare:
     rank: int
     world_size: int
 
-    def __call__(self, pieces: Any) -> Any:
+    def __call__(self, work_pieces: Any) -> Any:
         """Return this rank's pieces of a list or array; there may be none."""
-        return pieces[self.rank :: self.world_size]
+        return work_pieces[self.rank :: self.world_size]
 
 
 ALL_WORK = WorkShare(0, 1)
@@ -53,17 +53,23 @@ class RowMeasurements:
 
     Args:
         example_ids: [N] int64, ascending: the rows that must be measured exactly once for each member.
-        columns: column name -> shape and type of one measurement.
+        column_types: column name -> shape and type of one measurement.
         members: M, the models that each row is measured with.
     """
 
-    def __init__(self, example_ids: NDArray[np.int64], columns: Mapping[str, Column] | Sequence[str], members: int = 1):
-        described = columns if isinstance(columns, Mapping) else {name: Column() for name in columns}
+    def __init__(
+        self, example_ids: NDArray[np.int64], column_types: Mapping[str, Column] | Sequence[str], members: int = 1
+    ):
+        described_columns = (
+            column_types
+            if isinstance(column_types, Mapping)
+            else {column_name: Column() for column_name in column_types}
+        )
         row_count = len(example_ids)
         self.example_ids = example_ids
         self.tables: dict[str, NDArray[Any]] = {
-            name: np.zeros((members, row_count, *column.shape), dtype=column.dtype)  # [M, N, ...]
-            for name, column in described.items()
+            column_name: np.zeros((members, row_count, *column_type.shape), dtype=column_type.dtype)  # [M, N, ...]
+            for column_name, column_type in described_columns.items()
         }
         self.counts: NDArray[np.int32] = np.zeros((members, row_count), dtype=np.int32)
 
@@ -71,30 +77,34 @@ class RowMeasurements:
         """Return the batches that this rank measures."""
         return share_of_this_rank()(batches)
 
-    def record(self, example_ids: NDArray[np.int64], **measurements: NDArray[Any]) -> None:
+    def record(self, example_ids: NDArray[np.int64], **column_values: NDArray[Any]) -> None:
         """Record a batch.
 
         Args:
             example_ids: [B], or [M, B] where members see different rows.
-            **measurements: column name -> [M, B, ...]; the axis of members may be left out where M is 1.
+            **column_values: column name -> [M, B, ...]; the axis of members may be left out where M is 1.
         """
-        members = len(self.counts)
-        rows = np.searchsorted(self.example_ids, np.broadcast_to(example_ids, (members, example_ids.shape[-1])))
-        member_index = np.arange(members)[:, None]
-        for name, table in self.tables.items():
-            table[member_index, rows] = np.reshape(measurements[name], (*rows.shape, *table.shape[2:]))
-        self.counts[member_index, rows] += 1
+        member_count = len(self.counts)
+        row_indices = np.searchsorted(
+            self.example_ids, np.broadcast_to(example_ids, (member_count, example_ids.shape[-1]))
+        )
+        member_index = np.arange(member_count)[:, None]
+        for column_name, column_table in self.tables.items():
+            column_table[member_index, row_indices] = np.reshape(
+                column_values[column_name], (*row_indices.shape, *column_table.shape[2:])
+            )
+        self.counts[member_index, row_indices] += 1
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return the measurements of all ranks so far, for `restore`; every rank calls it."""
-        tables = {name: sum_over_ranks(table) for name, table in self.tables.items()}
+        tables = {column_name: sum_over_ranks(column_table) for column_name, column_table in self.tables.items()}
         return {**tables, "counts": sum_over_ranks(self.counts)}
 
-    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def restore(self, saved_arrays: Mapping[str, NDArray[Any]]) -> None:
         """Go on from what `state` returned, whatever the number of ranks then and now."""
         if rank() == 0:  # measurements of all ranks are added up in the end
-            self.counts = np.array(arrays["counts"])
-            self.tables = {name: np.array(arrays[name]) for name in self.tables}
+            self.counts = np.array(saved_arrays["counts"])
+            self.tables = {column_name: np.array(saved_arrays[column_name]) for column_name in self.tables}
 
     def gather(self) -> dict[str, NDArray[Any]]:
         """Return the complete [M, N, ...] table of each column, the same on every rank.
@@ -102,11 +112,12 @@ class RowMeasurements:
         Raises:
             RuntimeError: some row was not measured exactly once over all ranks (a defect of the caller).
         """
-        counts = sum_over_ranks(self.counts)
-        if (counts != 1).any():
-            missing, repeated = int((counts == 0).sum()), int((counts > 1).sum())
+        measurement_counts = sum_over_ranks(self.counts)
+        if (measurement_counts != 1).any():
+            missing_count, repeated_count = int((measurement_counts == 0).sum()), int((measurement_counts > 1).sum())
             raise RuntimeError(
-                f"of {counts.size} measurements of rows {missing} are missing and {repeated} were made more than once"
+                f"of {measurement_counts.size} measurements of rows {missing_count} are missing and "
+                f"{repeated_count} were made more than once"
             )
         # Every other rank holds 0 where one rank measured, so the sums are the measurements, bit for bit.
-        return {name: sum_over_ranks(table) for name, table in self.tables.items()}
+        return {column_name: sum_over_ranks(column_table) for column_name, column_table in self.tables.items()}

@@ -76,17 +76,17 @@ class Cache:
 
     def get_or_compute(
         self,
-        kind: str,
-        key: CacheKey,
+        result_kind: str,
+        cache_key: CacheKey,
         compute: Callable[Concatenate[Path, Arguments], object],
         *args: Arguments.args,
         **kwargs: Arguments.kwargs,
     ) -> CachedResult:
-        """Return the cached result for `key`, or compute it on all ranks together.
+        """Return the cached result for `cache_key`, or compute it on all ranks together.
 
         Args:
-            kind: of the result, such as `base_models`; a folder of the cache.
-            key: what the result depends on.
+            result_kind: of the result, such as `base_models`; a folder of the cache.
+            cache_key: what the result depends on.
             compute: fills the (existing, empty) folder that it is called with. Each rank has a folder of its own, of
                 which only that of rank zero is kept.
             *args, **kwargs: further arguments of `compute`.
@@ -94,128 +94,132 @@ class Cache:
         Raises:
             UserError: a file of the cached result is not what was written.
         """
-        cached = self.find(kind, key)
-        if cached is not None:
-            return cached
-        with self.lock(kind, key):
-            return self.find(kind, key) or self._compute(kind, key, lambda folder: compute(folder, *args, **kwargs))
+        cached_result = self.find(result_kind, cache_key)
+        if cached_result is not None:
+            return cached_result
+        with self.lock(result_kind, cache_key):
+            return self.find(result_kind, cache_key) or self._compute(
+                result_kind, cache_key, lambda result_folder: compute(result_folder, *args, **kwargs)
+            )
 
     def get_or_compute_on_rank_zero(
         self,
-        kind: str,
-        key: CacheKey,
+        result_kind: str,
+        cache_key: CacheKey,
         compute: Callable[Concatenate[Path, Arguments], object],
         *args: Arguments.args,
         **kwargs: Arguments.kwargs,
     ) -> CachedResult:
-        """Return the cached result for `key`, or compute it on rank zero while the other ranks wait.
+        """Return the cached result for `cache_key`, or compute it on rank zero while the other ranks wait.
 
         Args:
-            kind, key, compute, *args, **kwargs: see `get_or_compute`.
+            result_kind, cache_key, compute, *args, **kwargs: see `get_or_compute`.
         """
-        return run_on_rank_zero(lambda: self.get_or_compute(kind, key, compute, *args, **kwargs))
+        return run_on_rank_zero(lambda: self.get_or_compute(result_kind, cache_key, compute, *args, **kwargs))
 
-    def find(self, kind: str, key: CacheKey) -> CachedResult | None:
-        """Find the cached result for `key`; every rank gets the same answer.
+    def find(self, result_kind: str, cache_key: CacheKey) -> CachedResult | None:
+        """Find the cached result for `cache_key`; every rank gets the same answer.
 
         Raises:
             UserError: one of its files is not what was written.
         """
-        return run_on_rank_zero(self._find, kind, key)
+        return run_on_rank_zero(self._find, result_kind, cache_key)
 
     def commit(
-        self, kind: str, key: CacheKey, write: Callable[[Path], object], seconds: float | None = None
+        self, result_kind: str, cache_key: CacheKey, write: Callable[[Path], object], seconds: float | None = None
     ) -> CachedResult:
         """Write a result that was computed already; only rank zero writes.
 
         Args:
-            kind, key: what it is found by; a result that is there already stays.
+            result_kind, cache_key: what it is found by; a result that is there already stays.
             write: fills the (existing, empty) folder that it is given.
             seconds: how long the result took to compute; None to time `write`.
         """
 
         def commit_locked() -> CachedResult:
-            with self.lock(kind, key):
-                return self._find(kind, key) or self._compute(kind, key, write, seconds)
+            with self.lock(result_kind, cache_key):
+                return self._find(result_kind, cache_key) or self._compute(result_kind, cache_key, write, seconds)
 
         return run_on_rank_zero(commit_locked)
 
-    def delete(self, kind: str, key: CacheKey) -> None:
+    def delete(self, result_kind: str, cache_key: CacheKey) -> None:
         """Delete a result, if it is there."""
-        run_on_rank_zero(discard_folder, self._result_folder(kind, key))
+        run_on_rank_zero(discard_folder, self._result_folder(result_kind, cache_key))
 
     @contextmanager
-    def lock(self, kind: str, key: CacheKey) -> Iterator[None]:
+    def lock(self, result_kind: str, cache_key: CacheKey) -> Iterator[None]:
         """Hold the making of a result; whoever wants it as well waits, and is told for whom.
 
         The lock is the operating system's, so it is free again the moment its owner ends, however it ends. The same
         process may hold it several times.
         """
-        lock_path = self.folder / "locks" / f"{kind}-{hash_key({'stage': kind, **key})}.lock"
+        lock_path = self.folder / "locks" / f"{result_kind}-{hash_key({'stage': result_kind, **cache_key})}.lock"
         with _ResultLock(lock_path).held():
             yield
 
-    def resume_point(self, kind: str, key: CacheKey) -> "ResumePoint":
+    def resume_point(self, result_kind: str, cache_key: CacheKey) -> "ResumePoint":
         """Return the place of what work on a result would go on from after an interruption."""
-        return ResumePoint(self, kind, key)
+        return ResumePoint(self, result_kind, cache_key)
 
-    def resume_points(self, kind: str) -> list["ResumePoint"]:
+    def resume_points(self, result_kind: str) -> list["ResumePoint"]:
         """List what interrupted work on any result of a kind left."""
-        keys = run_on_rank_zero(self._keys, RESUME_KIND)
+        resume_keys = run_on_rank_zero(self._keys, RESUME_KIND)
         return [
-            ResumePoint(self, kind, {name: value for name, value in key.items() if name != "kind"})
-            for key in keys
-            if key.get("kind") == kind
+            ResumePoint(self, result_kind, {name: value for name, value in cache_key.items() if name != "kind"})
+            for cache_key in resume_keys
+            if cache_key.get("kind") == result_kind
         ]
 
-    def _find(self, kind: str, key: CacheKey) -> CachedResult | None:
-        folder = self._result_folder(kind, key)
-        record = read_record(folder)
-        if record is None:
+    def _find(self, result_kind: str, cache_key: CacheKey) -> CachedResult | None:
+        result_folder = self._result_folder(result_kind, cache_key)
+        result_record = read_record(result_folder)
+        if result_record is None:
             return None
-        damaged_files = find_damaged_files(folder, record["files"], checksum_once)
-        if damaged_files and (folder / RECORD_FILE).is_file():  # else it was deleted meanwhile
-            raise damage_error(folder / damaged_files[0])
-        return None if damaged_files else CachedResult(folder, reused=True, seconds=record["seconds"])
+        damaged_files = find_damaged_files(result_folder, result_record["files"], checksum_once)
+        if damaged_files and (result_folder / RECORD_FILE).is_file():  # else it was deleted meanwhile
+            raise damage_error(result_folder / damaged_files[0])
+        return None if damaged_files else CachedResult(result_folder, reused=True, seconds=result_record["seconds"])
 
     def _compute(
-        self, kind: str, key: CacheKey, compute: Callable[[Path], object], seconds: float | None = None
+        self, result_kind: str, cache_key: CacheKey, compute: Callable[[Path], object], seconds: float | None = None
     ) -> CachedResult:
         """Fill a folder on every rank and rename that of rank zero into place."""
-        folder = self._result_folder(kind, key)
-        started = time.monotonic()
-        run_on_rank_zero(discard_folder, folder)  # without its record it is no result
-        part = temporary_path(folder)
+        result_folder = self._result_folder(result_kind, cache_key)
+        started_at = time.monotonic()
+        run_on_rank_zero(discard_folder, result_folder)  # without its record it is no result
+        part_folder = temporary_path(result_folder)
         try:
-            with explain_failed_writes(folder):
-                part.mkdir(parents=True)
-                compute(part)
+            with explain_failed_writes(result_folder):
+                part_folder.mkdir(parents=True)
+                compute(part_folder)
 
             def rename_into_place() -> CachedResult:
-                spent = time.monotonic() - started if seconds is None else seconds
-                with explain_failed_writes(folder):
-                    write_record(part, kind, key, spent)
-                    if not folder.is_dir():  # else another process made it
-                        part.replace(folder)
-                return CachedResult(folder, reused=False, seconds=spent)
+                spent_seconds = time.monotonic() - started_at if seconds is None else seconds
+                with explain_failed_writes(result_folder):
+                    write_record(part_folder, result_kind, cache_key, spent_seconds)
+                    if not result_folder.is_dir():  # else another process made it
+                        part_folder.replace(result_folder)
+                return CachedResult(result_folder, reused=False, seconds=spent_seconds)
 
             return run_on_rank_zero(rename_into_place)
         finally:
-            discard_folder(part)
+            discard_folder(part_folder)
 
-    def _replace(self, kind: str, key: CacheKey, write: Callable[[Path], object]) -> None:
-        with atomic_path(self._result_folder(kind, key)) as part:
-            part.mkdir()
-            write(part)
-            write_record(part, kind, key, 0.0)
+    def _replace(self, result_kind: str, cache_key: CacheKey, write: Callable[[Path], object]) -> None:
+        with atomic_path(self._result_folder(result_kind, cache_key)) as part_folder:
+            part_folder.mkdir()
+            write(part_folder)
+            write_record(part_folder, result_kind, cache_key, 0.0)
 
-    def _keys(self, kind: str) -> list[dict[str, Any]]:
-        folders = [path.parent for path in sorted((self.folder / kind).glob(f"*/{RECORD_FILE}"))]
-        records = [read_record(folder) for folder in folders if folder.suffix != PART_SUFFIX]
-        return [record["key"] for record in records if record is not None]
+    def _keys(self, result_kind: str) -> list[dict[str, Any]]:
+        result_folders = [path.parent for path in sorted((self.folder / result_kind).glob(f"*/{RECORD_FILE}"))]
+        result_records = [
+            read_record(result_folder) for result_folder in result_folders if result_folder.suffix != PART_SUFFIX
+        ]
+        return [result_record["key"] for result_record in result_records if result_record is not None]
 
-    def _result_folder(self, kind: str, key: CacheKey) -> Path:
-        return self.folder / kind / hash_key({"stage": kind, **key})
+    def _result_folder(self, result_kind: str, cache_key: CacheKey) -> Path:
+        return self.folder / result_kind / hash_key({"stage": result_kind, **cache_key})
 
 
 class ResumePoint:
@@ -225,10 +229,10 @@ class ResumePoint:
         key: of the result that is worked on.
     """
 
-    def __init__(self, cache: Cache, kind: str, key: CacheKey):
-        self.key = key
-        self._cache = cache
-        self._resume_key = {"kind": kind, **key}
+    def __init__(self, parent_cache: Cache, result_kind: str, cache_key: CacheKey):
+        self.key = cache_key
+        self._cache = parent_cache
+        self._resume_key = {"kind": result_kind, **cache_key}
 
     def save(self, tensors: Mapping[str, "torch.Tensor"], state: Mapping[str, Any]) -> None:
         """Replace the checkpoint. Rank zero writes; the other ranks may call it or not.
@@ -238,7 +242,9 @@ class ResumePoint:
             state: everything else, JSON-serialisable.
         """
         if rank() == 0:
-            self._cache._replace(RESUME_KIND, self._resume_key, lambda part: write_checkpoint(part, tensors, state))
+            self._cache._replace(
+                RESUME_KIND, self._resume_key, lambda part_folder: write_checkpoint(part_folder, tensors, state)
+            )
 
     def load(self) -> Checkpoint | None:
         """Load the last checkpoint, with tensors on the CPU, on every rank; None where there is none."""
@@ -250,18 +256,8 @@ class ResumePoint:
             discard_folder(self._cache._result_folder(RESUME_KIND, self._resume_key))
 
     def _load(self) -> Checkpoint | None:
-        cached = self._cache._find(RESUME_KIND, self._resume_key)
-        return None if cached is None else read_checkpoint(cached.path)
-
-
-@dataclass(frozen=True)
-class Workspace:
-    """Old bundle of run folder, cache, seed and trainer, for callers that have not moved yet."""
-
-    run_dir: Path
-    cache: Cache
-    seed: int
-    trainer: Callable[..., Any]
+        cached_result = self._cache._find(RESUME_KIND, self._resume_key)
+        return None if cached_result is None else read_checkpoint(cached_result.path)
 
 
 class _ResultLock:
@@ -279,30 +275,30 @@ class _ResultLock:
         try:
             yield
         finally:
-            for lock in acquired_locks:
-                self._release(lock)
+            for file_lock in acquired_locks:
+                self._release(file_lock)
 
     def _acquire(self) -> FileLock:
         with explain_failed_writes(self.lock_path):
             self.lock_path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.lock_path, timeout=0, is_singleton=True)
+        file_lock = FileLock(self.lock_path, timeout=0, is_singleton=True)
         try:
-            lock.acquire()
+            file_lock.acquire()
         except Timeout:
             announce(f"waiting for {self._describe_owner()}, which makes {self.lock_path.stem}")
-            lock.acquire(timeout=-1)
+            file_lock.acquire(timeout=-1)
         write_json(self.owner_path, {"host": platform.node(), "process": os.getpid(), "since": time.time()})
-        return lock
+        return file_lock
 
-    def _release(self, lock: FileLock) -> None:
-        if lock.lock_counter == 1:
+    def _release(self, file_lock: FileLock) -> None:
+        if file_lock.lock_counter == 1:
             self.owner_path.unlink(missing_ok=True)
-        lock.release()
+        file_lock.release()
 
     def _describe_owner(self) -> str:
         try:
-            owner = json.loads(self.owner_path.read_text("utf-8"))
+            lock_owner = json.loads(self.owner_path.read_text("utf-8"))
         except (OSError, ValueError):
             return "another process"
-        minutes = (time.time() - owner["since"]) / 60
-        return f"process {owner['process']} on {owner['host']} (since {minutes:.0f} min)"
+        minutes_held = (time.time() - lock_owner["since"]) / 60
+        return f"process {lock_owner['process']} on {lock_owner['host']} (since {minutes_held:.0f} min)"

@@ -60,16 +60,16 @@ class CacheEntry:
 
 def list_entries(cache_folder: Path) -> list[CacheEntry]:
     """List all finished results, the oldest first, and resume points of interrupted runs."""
-    entries = []
+    cache_entries = []
     for record_path in cache_folder.glob(f"*/*/{RECORD_FILE}"):
         result_folder = record_path.parent
         if result_folder.suffix == PART_SUFFIX:
             continue
-        statuses = [(result_folder / name).stat() for name in list_result_files(result_folder)]
-        size_bytes = sum(status.st_size for status in statuses)
-        is_linked = any(status.st_nlink > 1 for status in statuses)
-        entries.append(CacheEntry(result_folder, _read_or_guess_record(record_path), size_bytes, is_linked))
-    return sorted(entries, key=lambda entry: (entry.made_at, entry.path))
+        file_statuses = [(result_folder / file_name).stat() for file_name in list_result_files(result_folder)]
+        size_bytes = sum(file_status.st_size for file_status in file_statuses)
+        is_linked = any(file_status.st_nlink > 1 for file_status in file_statuses)
+        cache_entries.append(CacheEntry(result_folder, _read_or_guess_record(record_path), size_bytes, is_linked))
+    return sorted(cache_entries, key=lambda cache_entry: (cache_entry.made_at, cache_entry.path))
 
 
 def _read_or_guess_record(record_path: Path) -> dict[str, Any]:
@@ -87,125 +87,134 @@ def list_leftovers(cache_folder: Path) -> list[Path]:
     """List files and folders that a killed process was writing or deleting, if nobody has touched them for a day."""
     oldest_in_use = time.time() - IN_USE_SECONDS
     return [
-        part
-        for part in sorted(cache_folder.glob(f"*/*{PART_SUFFIX}"))
-        if max(path.lstat().st_mtime for path in [part, *part.rglob("*")]) < oldest_in_use
+        part_path
+        for part_path in sorted(cache_folder.glob(f"*/*{PART_SUFFIX}"))
+        if max(path.lstat().st_mtime for path in [part_path, *part_path.rglob("*")]) < oldest_in_use
     ]
 
 
-def compare_keys(first_value: Any, second_value: Any, field: str = "") -> Iterator[tuple[str, Any, Any]]:
+def compare_keys(first_value: Any, second_value: Any, field_path: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Yield the fields in which two keys differ: (path of the field, first value, second value)."""
     if isinstance(first_value, dict) and isinstance(second_value, dict):
-        for name in sorted(first_value.keys() | second_value.keys()):
-            nested_field = f"{field}.{name}" if field else name
-            yield from compare_keys(first_value.get(name), second_value.get(name), nested_field)
+        for field_name in sorted(first_value.keys() | second_value.keys()):
+            nested_field = f"{field_path}.{field_name}" if field_path else field_name
+            yield from compare_keys(first_value.get(field_name), second_value.get(field_name), nested_field)
     elif first_value != second_value:
-        yield field, first_value, second_value
+        yield field_path, first_value, second_value
 
 
-def damaged_files_of(entry: CacheEntry) -> list[str]:
+def damaged_files_of(cache_entry: CacheEntry) -> list[str]:
     """Name the files that are not what they were when the result was made."""
     try:
-        read_record(entry.path)
+        read_record(cache_entry.path)
     except UserError:
         return [RECORD_FILE]
-    return find_damaged_files(entry.path, entry.record["files"])
+    return find_damaged_files(cache_entry.path, cache_entry.record["files"])
 
 
 def select_prunable(
-    entries: Sequence[CacheEntry], older_than: float | None, larger_than: float | None, unlinked: bool
+    cache_entries: Sequence[CacheEntry], older_than: float | None, larger_than: float | None, unlinked: bool
 ) -> list[CacheEntry]:
     """Select the results that a rule lets go: too old, the oldest beyond a size, or linked to by no run folder.
 
     Args:
-        entries: results, the oldest first.
+        cache_entries: results, the oldest first.
         older_than: days.
         larger_than: GiB the cache may hold.
         unlinked: of these, or of all if neither is given, only results that no run links to.
     """
     oldest_to_keep = None if older_than is None else datetime.now(UTC) - timedelta(days=older_than)
     any_age_and_size = oldest_to_keep is None and larger_than is None
-    total_bytes = sum(entry.size_bytes for entry in entries)
-    prunable = []
-    for entry in entries:
-        too_old = oldest_to_keep is not None and entry.made_at < oldest_to_keep
+    total_bytes = sum(cache_entry.size_bytes for cache_entry in cache_entries)
+    prunable_entries = []
+    for cache_entry in cache_entries:
+        too_old = oldest_to_keep is not None and cache_entry.made_at < oldest_to_keep
         too_large = larger_than is not None and total_bytes > larger_than * GIB
-        if (too_old or too_large or any_age_and_size) and not (unlinked and entry.is_linked):
-            prunable.append(entry)
-            total_bytes -= entry.size_bytes
-    return prunable
+        if (too_old or too_large or any_age_and_size) and not (unlinked and cache_entry.is_linked):
+            prunable_entries.append(cache_entry)
+            total_bytes -= cache_entry.size_bytes
+    return prunable_entries
 
 
-def show_entries(cache_folder: Path, console: Console) -> None:
+def show_entries(cache_folder: Path, output_console: Console) -> None:
     """Print one line for each result."""
-    table = Table("stage", "result", "made", "seconds", "MiB", "linked")
-    for entry in list_entries(cache_folder):
-        table.add_row(
-            entry.kind,
-            entry.path.name[:DIGITS],
-            entry.made_at.strftime("%Y-%m-%d %H:%M"),
-            f"{entry.record['seconds']:.1f}",
-            f"{entry.size_bytes / MIB:.1f}",
-            "yes" if entry.is_linked else "",
+    result_table = Table("stage", "result", "made", "seconds", "MiB", "linked")
+    for cache_entry in list_entries(cache_folder):
+        result_table.add_row(
+            cache_entry.kind,
+            cache_entry.path.name[:DIGITS],
+            cache_entry.made_at.strftime("%Y-%m-%d %H:%M"),
+            f"{cache_entry.record['seconds']:.1f}",
+            f"{cache_entry.size_bytes / MIB:.1f}",
+            "yes" if cache_entry.is_linked else "",
         )
-    console.print(table)
+    output_console.print(result_table)
 
 
-def explain_difference(cache_folder: Path, name_start: str, console: Console) -> None:
+def explain_difference(cache_folder: Path, name_start: str, output_console: Console) -> None:
     """Print the fields in which a result's key differs from those nearest to it in its kind.
 
     Raises:
         UserError: no result, or several, have names that begin so.
     """
-    entries = list_entries(cache_folder)
-    matching_entries = [entry for entry in entries if entry.path.name.startswith(name_start)]
+    cache_entries = list_entries(cache_folder)
+    matching_entries = [cache_entry for cache_entry in cache_entries if cache_entry.path.name.startswith(name_start)]
     if len(matching_entries) != 1:
         raise UserError(
             f"{len(matching_entries)} results in {cache_folder} begin with {name_start}; see: gradfiltering cache list"
         )
-    (entry,) = matching_entries
-    same_kind = [other_entry for other_entry in entries if other_entry.kind == entry.kind and other_entry != entry]
+    (cache_entry,) = matching_entries
+    same_kind = [
+        other_entry
+        for other_entry in cache_entries
+        if other_entry.kind == cache_entry.kind and other_entry != cache_entry
+    ]
     if not same_kind:
-        console.print(f"{entry.short_name} is the only result of its stage")
-    differences = [
-        (list(compare_keys(similar_entry.record["key"], entry.record["key"])), similar_entry)
+        output_console.print(f"{cache_entry.short_name} is the only result of its stage")
+    key_differences = [
+        (list(compare_keys(similar_entry.record["key"], cache_entry.record["key"])), similar_entry)
         for similar_entry in same_kind
     ]
-    for changed_fields, similar_entry in sorted(differences, key=lambda pair: len(pair[0]))[:COMPARED_RESULTS]:
-        console.print(f"[bold]{entry.short_name}[/bold] is not {similar_entry.path.name[:DIGITS]} because:")
-        for field, similar_value, value in changed_fields:
-            console.print(f"  {field}: {similar_value} there, {value} here", markup=False)
+    for changed_fields, similar_entry in sorted(key_differences, key=lambda pair: len(pair[0]))[:COMPARED_RESULTS]:
+        output_console.print(
+            f"[bold]{cache_entry.short_name}[/bold] is not {similar_entry.path.name[:DIGITS]} because:"
+        )
+        for field_path, similar_value, own_value in changed_fields:
+            output_console.print(f"  {field_path}: {similar_value} there, {own_value} here", markup=False)
 
 
-def prune_entries(cache_folder: Path, entries: Sequence[CacheEntry], dry_run: bool, console: Console) -> None:
+def prune_entries(
+    cache_folder: Path, cache_entries: Sequence[CacheEntry], dry_run: bool, output_console: Console
+) -> None:
     """Delete results and what killed processes left behind, or print what would be deleted."""
-    for entry in entries:
-        console.print(f"{entry.short_name} {entry.size_bytes / MIB:.1f} MiB")
+    for cache_entry in cache_entries:
+        output_console.print(f"{cache_entry.short_name} {cache_entry.size_bytes / MIB:.1f} MiB")
         if not dry_run:
-            discard_folder(entry.path)
-    leftovers = list_leftovers(cache_folder)
-    for leftover in leftovers:
-        console.print(f"half-written {leftover.relative_to(cache_folder)}")
+            discard_folder(cache_entry.path)
+    leftover_paths = list_leftovers(cache_folder)
+    for leftover_path in leftover_paths:
+        output_console.print(f"half-written {leftover_path.relative_to(cache_folder)}")
         if not dry_run:
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    outcome = "would be deleted" if dry_run else "deleted"
-    total_bytes = sum(entry.size_bytes for entry in entries)
-    console.print(f"{len(entries)} results, {total_bytes / GIB:.2f} GiB {outcome}")
-    if leftovers:
-        console.print(f"{len(leftovers)} half-written files and folders {outcome}")
+            shutil.rmtree(leftover_path) if leftover_path.is_dir() else leftover_path.unlink()
+    outcome_words = "would be deleted" if dry_run else "deleted"
+    total_bytes = sum(cache_entry.size_bytes for cache_entry in cache_entries)
+    output_console.print(f"{len(cache_entries)} results, {total_bytes / GIB:.2f} GiB {outcome_words}")
+    if leftover_paths:
+        output_console.print(f"{len(leftover_paths)} half-written files and folders {outcome_words}")
 
 
-def verify_entries(cache_folder: Path, console: Console) -> None:
+def verify_entries(cache_folder: Path, output_console: Console) -> None:
     """Print which results are damaged; exit status 1 if any is."""
-    entries = list_entries(cache_folder)
+    cache_entries = list_entries(cache_folder)
     damaged_count = 0
-    for entry in entries:
-        damaged_files = damaged_files_of(entry)
+    for cache_entry in cache_entries:
+        damaged_files = damaged_files_of(cache_entry)
         if damaged_files:
             damaged_count += 1
-            console.print(
-                f"{entry.path}: {', '.join(damaged_files)} changed since it was made; delete the folder to make it anew"
+            output_console.print(
+                f"{cache_entry.path}: {', '.join(damaged_files)} changed since it was made; "
+                "delete the folder to make it anew"
             )
-    console.print(f"{len(entries) - damaged_count} of {len(entries)} results are whole")
+    output_console.print(f"{len(cache_entries) - damaged_count} of {len(cache_entries)} results are whole")
     if damaged_count:
         raise SystemExit(1)

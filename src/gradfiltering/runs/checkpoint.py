@@ -14,7 +14,7 @@ TENSORS_FILE, STATE_FILE = "checkpoint.safetensors", "checkpoint.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What interrupted work goes on from.
+    """State from which interrupted work goes on.
 
     Attributes:
         tensors: on the CPU.
@@ -25,18 +25,18 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def write_checkpoint(folder: Path, tensors: Mapping[str, "torch.Tensor"], state: Mapping[str, Any]) -> None:
+def write_checkpoint(checkpoint_folder: Path, tensors: Mapping[str, "torch.Tensor"], state: Mapping[str, Any]) -> None:
     """Write a checkpoint into an existing folder."""
     from safetensors.torch import save_file
 
-    cpu_tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(cpu_tensors, folder / TENSORS_FILE)
-    (folder / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+    cpu_tensors = {tensor_name: tensor.detach().cpu().contiguous() for tensor_name, tensor in tensors.items()}
+    save_file(cpu_tensors, checkpoint_folder / TENSORS_FILE)
+    (checkpoint_folder / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
 
 
-def read_checkpoint(folder: Path) -> Checkpoint:
+def read_checkpoint(checkpoint_folder: Path) -> Checkpoint:
     """Read a checkpoint from its folder."""
     from safetensors.torch import load_file
 
-    state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-    return Checkpoint(load_file(folder / TENSORS_FILE), state)
+    state = json.loads((checkpoint_folder / STATE_FILE).read_text(encoding="utf-8"))
+    return Checkpoint(load_file(checkpoint_folder / TENSORS_FILE), state)

@@ -21,8 +21,8 @@ PART_SUFFIX = ".part"  # of a name that is being written or deleted, or was when
 
 def hash_key(value: Any) -> str:
     """Return the hex digest (32 characters) of a JSON-serialisable value; the order of mapping keys does not matter."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    json_text = json.dumps(value, sort_keys=True, ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(json_text.encode()).hexdigest()[:32]
 
 
 def file_checksum(path: Path) -> str:
@@ -40,15 +40,17 @@ def explain_failed_writes(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
-        if not is_disk_full(error) and not (isinstance(error, OSError) and error.errno in WRITE_FAILURES):
+    except Exception as write_error:
+        if not is_disk_full(write_error) and not (
+            isinstance(write_error, OSError) and write_error.errno in WRITE_FAILURES
+        ):
             raise
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        failure_reason = (write_error.strerror if isinstance(write_error, OSError) else None) or write_error
         raise UserError(
-            f"cannot write {path}: {reason}. Free some space or permit writing there, "
+            f"cannot write {path}: {failure_reason}. Free some space or permit writing there, "
             "or place the run elsewhere with run_dir=, the cache with cache.path= and the cache of read files with the "
             "environment variable HF_DATASETS_CACHE"
-        ) from error
+        ) from write_error
 
 
 def temporary_path(path: Path) -> Path:
@@ -58,12 +60,12 @@ def temporary_path(path: Path) -> Path:
 
 def discard_folder(folder: Path) -> None:
     """Delete a folder that others may look at; it is gone at once, not file by file."""
-    discarded = temporary_path(folder)
+    discarded_path = temporary_path(folder)
     try:
-        folder.rename(discarded)
+        folder.rename(discarded_path)
     except FileNotFoundError:
         return
-    shutil.rmtree(discarded, ignore_errors=True)
+    shutil.rmtree(discarded_path, ignore_errors=True)
 
 
 @contextmanager
@@ -78,36 +80,36 @@ def atomic_path(path: Path, keep_existing: bool = False) -> Iterator[Path]:
         UserError: the disk is full or the folder cannot be written.
     """
     path = Path(path)
-    part = temporary_path(path)
+    part_path = temporary_path(path)
     try:
         with explain_failed_writes(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            yield part
+            yield part_path
             if path.is_dir() and keep_existing:
                 return
             if path.is_dir():
                 discard_folder(path)
-            part.replace(path)
+            part_path.replace(path)
     finally:
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
+        if part_path.is_dir():
+            shutil.rmtree(part_path, ignore_errors=True)
         else:
-            part.unlink(missing_ok=True)
+            part_path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented UTF-8 JSON, whole or not at all."""
-    with atomic_path(path) as part:
-        part.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    with atomic_path(path) as part_path:
+        part_path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def link_file(source: Path, target: Path) -> None:
+def link_file(source_path: Path, target_path: Path) -> None:
     """Put a file at a second place, without a second copy where the file system can.
 
     A hard link, so that the run folder keeps its file whatever becomes of the cache.
     """
-    with atomic_path(target) as part:
+    with atomic_path(target_path) as part_path:
         try:
-            os.link(source, part)
+            os.link(source_path, part_path)
         except OSError:  # another file system, or one without links
-            shutil.copyfile(source, part)
+            shutil.copyfile(source_path, part_path)

@@ -22,15 +22,15 @@ SCHEMA = pa.schema(
 )
 
 
-def partition_folder(folder: Path, member: int, epoch: int) -> Path:
+def partition_folder(parent_folder: Path, member_number: int, epoch_number: int) -> Path:
     """Return the Hive partition of one member and epoch."""
-    return folder / f"member={member:02d}" / f"epoch={epoch:02d}"
+    return parent_folder / f"member={member_number:02d}" / f"epoch={epoch_number:02d}"
 
 
-def write_epoch(log_folder: Path, log: EpochLog, members: Sequence[int], epoch: int) -> None:
+def write_epoch(log_folder: Path, log: EpochLog, members: Sequence[int], epoch_number: int) -> None:
     """Write one epoch of the log, a parquet file for each member."""
-    for member_index, member in enumerate(members):
-        with atomic_path(partition_folder(log_folder, member, epoch) / PARQUET_FILE) as part:
+    for member_index, member_number in enumerate(members):
+        with atomic_path(partition_folder(log_folder, member_number, epoch_number) / PARQUET_FILE) as part:
             write_member(part, log, member_index)
 
 
@@ -38,8 +38,8 @@ def write_member(parquet_file: Path, log: EpochLog, member_index: int) -> None:
     """Write the measurements of one member, given by its position in the log."""
     grad_norm = log.grad_norm[member_index].astype(np.float32)  # [N]
     loss = log.loss[member_index].astype(np.float32)  # [N]
-    table = pa.table([log.example_ids, grad_norm, loss, log.response_tokens], schema=SCHEMA)
-    pq.write_table(table, parquet_file)
+    member_table = pa.table([log.example_ids, grad_norm, loss, log.response_tokens], schema=SCHEMA)
+    pq.write_table(member_table, parquet_file)
 
 
 def read_members(parquet_files: Sequence[Path]) -> EpochLog:
@@ -48,16 +48,16 @@ def read_members(parquet_files: Sequence[Path]) -> EpochLog:
     Raises:
         UserError: the members logged different examples.
     """
-    tables = [pq.ParquetFile(parquet_file).read() for parquet_file in parquet_files]
-    example_ids = tables[0]["example_id"].to_numpy()
-    for parquet_file, table in zip(parquet_files, tables, strict=True):
-        if not np.array_equal(table["example_id"].to_numpy(), example_ids):
+    member_tables = [pq.ParquetFile(parquet_file).read() for parquet_file in parquet_files]
+    example_ids = member_tables[0]["example_id"].to_numpy()
+    for parquet_file, member_table in zip(parquet_files, member_tables, strict=True):
+        if not np.array_equal(member_table["example_id"].to_numpy(), example_ids):
             raise UserError(f"{parquet_file} logged other examples than {parquet_files[0]}")
     return EpochLog(
         example_ids=example_ids,
-        grad_norm=np.stack([table["grad_norm"].to_numpy() for table in tables]),
-        loss=np.stack([table["loss"].to_numpy() for table in tables]),
-        response_tokens=tables[0]["response_tokens"].to_numpy(),
+        grad_norm=np.stack([member_table["grad_norm"].to_numpy() for member_table in member_tables]),
+        loss=np.stack([member_table["loss"].to_numpy() for member_table in member_tables]),
+        response_tokens=member_tables[0]["response_tokens"].to_numpy(),
     )
 
 
@@ -84,28 +84,32 @@ class GradientLogReader:
         self.epochs = _partition_numbers(first_member_folder, "epoch")
         self._epoch_logs: dict[int, EpochLog] = {}
 
-    def epoch(self, epoch: int) -> EpochLog:
+    def epoch(self, epoch_number: int) -> EpochLog:
         """Return all members' measurements at an epoch.
 
         Raises:
             UserError: the log has no such epoch.
         """
-        if epoch not in self._epoch_logs:
-            self._epoch_logs[epoch] = self._read_epoch(epoch)
-        return self._epoch_logs[epoch]
+        if epoch_number not in self._epoch_logs:
+            self._epoch_logs[epoch_number] = self._read_epoch(epoch_number)
+        return self._epoch_logs[epoch_number]
 
-    def _read_epoch(self, epoch: int) -> EpochLog:
-        parquet_files = [partition_folder(self.log_folder, member, epoch) / PARQUET_FILE for member in self.members]
-        for member, parquet_file in zip(self.members, parquet_files, strict=True):
+    def _read_epoch(self, epoch_number: int) -> EpochLog:
+        parquet_files = [
+            partition_folder(self.log_folder, member_number, epoch_number) / PARQUET_FILE
+            for member_number in self.members
+        ]
+        for member_number, parquet_file in zip(self.members, parquet_files, strict=True):
             if not parquet_file.is_file():
                 raise UserError(
-                    f"the gradient log {self.log_folder} has no epoch {epoch} for member {member} (epochs logged: "
+                    f"the gradient log {self.log_folder} has no epoch {epoch_number} for member "
+                    f"{member_number} (epochs logged: "
                     f"{self.epochs}); choose epochs.early and epochs.late among them or log that epoch"
                 )
         return read_members(parquet_files)
 
 
-def _partition_numbers(folder: Path, partition_name: str) -> list[int]:
-    return sorted(int(path.name.partition("=")[2]) for path in folder.glob(f"{partition_name}=*"))
-
-
+def _partition_numbers(parent_folder: Path, partition_name: str) -> list[int]:
+    return sorted(
+        int(partition_path.name.partition("=")[2]) for partition_path in parent_folder.glob(f"{partition_name}=*")
+    )

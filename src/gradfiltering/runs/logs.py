@@ -28,21 +28,21 @@ def screen() -> "Console":
     return Console(soft_wrap=True, highlight=False, quiet=rank() > 0)
 
 
-def announce(message: str) -> None:
+def announce(message_text: str) -> None:
     """Print one line of progress, and log it."""
-    logger.info(message)
-    screen().print(message, markup=False)
+    logger.info(message_text)
+    screen().print(message_text, markup=False)
 
 
-def track_progress(items: Iterable[Item], description: str) -> Iterable[Item]:
+def track_progress(progress_items: Iterable[Item], bar_title: str) -> Iterable[Item]:
     """Pass items on and show a progress bar on rank zero meanwhile; it goes when they end."""
     from rich.progress import track
 
-    return track(items, description=description, transient=True, disable=rank() > 0)
+    return track(progress_items, description=bar_title, transient=True, disable=rank() > 0)
 
 
 @contextmanager
-def log_to_file(run_folder: Path, level: str = "info") -> Iterator[Path]:
+def log_to_file(run_folder: Path, level_name: str = "info") -> Iterator[Path]:
     """Write the log of a run to `run.log` in its folder while the block runs.
 
     An error that no user can mend goes into the log with its stack trace. Ranks other than zero add their warnings
@@ -50,7 +50,7 @@ def log_to_file(run_folder: Path, level: str = "info") -> Iterator[Path]:
 
     Args:
         run_folder: folder of the run.
-        level: lowest level of this project's messages; of other libraries only warnings and errors are logged.
+        level_name: lowest level of this project's messages; of other libraries only warnings and errors are logged.
 
     Yields:
         The path of the log file.
@@ -58,24 +58,26 @@ def log_to_file(run_folder: Path, level: str = "info") -> Iterator[Path]:
     Raises:
         UserError: unknown level.
     """
-    if level not in LEVELS:
-        raise UserError(f"the log level {level} is unknown; choose one of: {', '.join(LEVELS)}")
+    if level_name not in LEVELS:
+        raise UserError(f"the log level {level_name} is unknown; choose one of: {', '.join(LEVELS)}")
     log_path = run_folder / LOG_FILE
     if rank() == 0:
         run_folder.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(log_path, "a", "utf-8", delay=True) if run_folder.is_dir() else logging.NullHandler()
-    prefix = f"rank {rank()} " if rank() else ""
-    handler.setFormatter(logging.Formatter(prefix + LINE_FORMAT))
-    handler.setLevel(logging.WARNING if rank() else logging.DEBUG)
+    file_handler = (
+        logging.FileHandler(log_path, "a", "utf-8", delay=True) if run_folder.is_dir() else logging.NullHandler()
+    )
+    rank_prefix = f"rank {rank()} " if rank() else ""
+    file_handler.setFormatter(logging.Formatter(rank_prefix + LINE_FORMAT))
+    file_handler.setLevel(logging.WARNING if rank() else logging.DEBUG)
     root_logger, project_logger = logging.getLogger(), logging.getLogger("gradfiltering")
     earlier_level = project_logger.level
-    root_logger.addHandler(handler)
-    project_logger.setLevel(level.upper())
+    root_logger.addHandler(file_handler)
+    project_logger.setLevel(level_name.upper())
     logging.captureWarnings(True)
     try:
         yield log_path
-    except UserError as error:
-        logger.error("%s", error)
+    except UserError as user_error:
+        logger.error("%s", user_error)
         raise
     except Exception:
         logger.exception("the run ended by an error that nobody expected")
@@ -83,5 +85,5 @@ def log_to_file(run_folder: Path, level: str = "info") -> Iterator[Path]:
     finally:
         logging.captureWarnings(False)
         project_logger.setLevel(earlier_level)
-        root_logger.removeHandler(handler)
-        handler.close()
+        root_logger.removeHandler(file_handler)
+        file_handler.close()

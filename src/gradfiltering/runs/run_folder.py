@@ -57,23 +57,23 @@ class RunFolder:
     """A run folder.
 
     Args:
-        path: the folder; it is made when the first file is written.
+        folder_path: the folder; it is made when the first file is written.
     """
 
-    def __init__(self, path: Path | str):
-        self.path = Path(path)
+    def __init__(self, folder_path: Path | str):
+        self.path = Path(folder_path)
 
     @classmethod
-    def open(cls, path: Path | str) -> "RunFolder":
+    def open(cls, folder_path: Path | str) -> "RunFolder":
         """Open the folder of an earlier run.
 
         Raises:
             UserError: the folder holds no run.
         """
-        for name in (SUMMARY_FILE, ENVIRONMENT_FILE, CONFIG_FILE):
-            if not (Path(path) / name).is_file():
-                raise UserError(f"{path} has no {name}; give the folder of a run (run_dir=)")
-        return cls(path)
+        for file_name in (SUMMARY_FILE, ENVIRONMENT_FILE, CONFIG_FILE):
+            if not (Path(folder_path) / file_name).is_file():
+                raise UserError(f"{folder_path} has no {file_name}; give the folder of a run (run_dir=)")
+        return cls(folder_path)
 
     # The run: configuration, environment, summary.
 
@@ -94,32 +94,32 @@ class RunFolder:
         """
         masked_config: dict[str, Any] = mask_secrets(config)
         masked_overrides = [
-            f"{key}=***" if SECRET_NAME.search(key) else f"{key}={value}"
-            for key, _, value in (override.partition("=") for override in overrides)
+            f"{option_name}=***" if SECRET_NAME.search(option_name) else f"{option_name}={option_value}"
+            for option_name, _, option_value in (command_override.partition("=") for command_override in overrides)
         ]
 
         def write_beginning() -> None:
             self._remove_earlier_outputs()
             config_text = yaml.safe_dump(masked_config, sort_keys=False, allow_unicode=True)
             self.write_text(CONFIG_FILE, config_text)
-            environment = {**describe_environment(seed, device), "overrides": masked_overrides}
-            write_json(self.path / ENVIRONMENT_FILE, environment)
+            run_environment = {**describe_environment(seed, device), "overrides": masked_overrides}
+            write_json(self.path / ENVIRONMENT_FILE, run_environment)
 
         run_on_rank_zero(write_beginning)
         return masked_config
 
     def _remove_earlier_outputs(self) -> None:
-        earlier_outputs = [path for pattern in OUTPUTS for path in self.path.glob(pattern)]
+        earlier_outputs = [file_path for output_pattern in OUTPUTS for file_path in self.path.glob(output_pattern)]
         if earlier_outputs and not (self.path / ENVIRONMENT_FILE).is_file():
             raise UserError(
                 f"run_dir={self.path} holds {earlier_outputs[0].name}, which no earlier run made and this one would "
                 "replace; give another folder"
             )
-        for path in earlier_outputs:
-            if path.is_dir():
-                shutil.rmtree(path)
+        for file_path in earlier_outputs:
+            if file_path.is_dir():
+                shutil.rmtree(file_path)
             else:
-                path.unlink()
+                file_path.unlink()
 
     def read_config(self) -> dict[str, Any]:
         """Read the resolved configuration, secrets masked."""
@@ -145,14 +145,14 @@ class RunFolder:
         """Read `example_id`, `score`, `rank` and the scorer's further columns."""
         return self._read_table(SCORES_FILE)
 
-    def write_scores(self, columns: Mapping[str, "NDArray[Any]"]) -> None:
+    def write_scores(self, table_columns: Mapping[str, "NDArray[Any]"]) -> None:
         """Write `scores.parquet` from `example_id`, `score`, `rank` and further columns."""
-        self.write_table(SCORES_FILE, columns)
+        self.write_table(SCORES_FILE, table_columns)
 
     def read_unscored(self) -> pd.DataFrame:
         """Read `example_id` and `reason` of the rows without a score; no rows where the file is missing."""
-        table = self._read_table(UNSCORED_FILE)
-        return pd.DataFrame({"example_id": [], "reason": []}) if table is None else table
+        unscored_table = self._read_table(UNSCORED_FILE)
+        return pd.DataFrame({"example_id": [], "reason": []}) if unscored_table is None else unscored_table
 
     def write_unscored(self, unscored: Sequence[tuple[int, str]]) -> None:
         """Write example id and reason of each row without a score."""
@@ -160,8 +160,8 @@ class RunFolder:
 
         schema = pa.schema([("example_id", pa.int64()), ("reason", pa.string())])
         reasons = [{"example_id": example_id, "reason": reason} for example_id, reason in sorted(unscored)]
-        table = pa.Table.from_pylist(reasons, schema=schema)
-        self.write(UNSCORED_FILE, lambda partial_path: pq.write_table(table, partial_path))
+        reason_table = pa.Table.from_pylist(reasons, schema=schema)
+        self.write(UNSCORED_FILE, lambda part_path: pq.write_table(reason_table, part_path))
 
     def read_truth(self) -> pd.DataFrame | None:
         """Read `example_id` and the planted `kind` of each row, where it is known."""
@@ -182,10 +182,10 @@ class RunFolder:
 
     def read_subset_rows(self) -> list[dict[str, Any]]:
         """Read the selected rows as they came in, from `subset.jsonl`; none where the file is missing."""
-        path = self.path / SUBSET_ROWS_FILE
-        if not path.is_file():
+        file_path = self.path / SUBSET_ROWS_FILE
+        if not file_path.is_file():
             return []
-        with path.open(encoding="utf-8") as file:
+        with file_path.open(encoding="utf-8") as file:
             return [json.loads(line) for line in file]
 
     def read_selection(self) -> pd.DataFrame | None:
@@ -198,21 +198,26 @@ class RunFolder:
 
     def read_rows(self) -> tuple[pd.DataFrame, dict[str, str]] | None:
         """Read `example_id`, `prompt`, `response`, `source` of all rows; `fingerprint` and `origin` of the data."""
-        path = self.path / ROWS_FILE
-        if not path.is_file():
+        file_path = self.path / ROWS_FILE
+        if not file_path.is_file():
             return None
-        metadata = pq.read_metadata(path).metadata or {}
-        texts = {key.decode(): value.decode("utf-8", "replace") for key, value in metadata.items()}
-        return pq.read_table(path).to_pandas(), {
-            name: texts[name] for name in ("fingerprint", "origin") if name in texts
+        file_metadata = pq.read_metadata(file_path).metadata or {}
+        metadata_texts = {
+            entry_name.decode(): entry_value.decode("utf-8", "replace")
+            for entry_name, entry_value in file_metadata.items()
+        }
+        return pq.read_table(file_path).to_pandas(), {
+            entry_name: metadata_texts[entry_name]
+            for entry_name in ("fingerprint", "origin")
+            if entry_name in metadata_texts
         }
 
     # The proxy ensemble: gradient logs, projections, adapters.
 
     def read_gradient_log(self, heldout: bool = False) -> GradientLogReader | None:
         """Open the gradient log of the rows, or of the held-out rows; its snapshots are read as they are needed."""
-        folder = self.path / (HELDOUT_GRADIENT_LOG if heldout else GRADIENT_LOG)
-        return GradientLogReader(folder) if any(folder.glob(f"member=*/epoch=*/{PARQUET_FILE}")) else None
+        log_folder = self.path / (HELDOUT_GRADIENT_LOG if heldout else GRADIENT_LOG)
+        return GradientLogReader(log_folder) if any(log_folder.glob(f"member=*/epoch=*/{PARQUET_FILE}")) else None
 
     def write_gradient_log(self, log: EpochLog, members: Sequence[int], epoch: int, heldout: bool = False) -> None:
         """Write one epoch of the gradient log, a parquet file for each member."""
@@ -221,8 +226,8 @@ class RunFolder:
 
     def link_gradient_log(self, parquet_file: Path, member: int, epoch: int, heldout: bool = False) -> None:
         """Put the cached log of one member and epoch into the run folder."""
-        name = HELDOUT_GRADIENT_LOG if heldout else GRADIENT_LOG
-        self.link(parquet_file, partition_folder(Path(name), member, epoch) / PARQUET_FILE)
+        file_name = HELDOUT_GRADIENT_LOG if heldout else GRADIENT_LOG
+        self.link(parquet_file, partition_folder(Path(file_name), member, epoch) / PARQUET_FILE)
 
     def link_projections(self, cached_folder: Path, member: int, epoch: int) -> None:
         """Put the cached projections of one member's gradients into the run folder."""
@@ -230,8 +235,8 @@ class RunFolder:
 
     def link_influence(self, cached_folder: Path, member: int, epoch: int, validation: bool) -> None:
         """Put the cached projections at a checkpoint, of all rows or of the validation rows, into the run folder."""
-        folder = Path(INFLUENCE) / ("validation" if validation else "rows")
-        self.link(cached_folder, partition_folder(folder, member, epoch))
+        log_folder = Path(INFLUENCE) / ("validation" if validation else "rows")
+        self.link(cached_folder, partition_folder(log_folder, member, epoch))
 
     def adapter_folder(self, member: int, epoch: int) -> Path:
         """Return the folder of a member's adapter (PEFT) after an epoch."""
@@ -253,40 +258,40 @@ class RunFolder:
 
     def target_models(self) -> list[str]:
         """Name the fine-tuned models, the candidate first."""
-        names = [path.name for path in self.path.glob(f"{TARGET}/*") if path.is_dir()]
-        return sorted(names, key=lambda name: (name != "candidate", name))
+        model_names = [file_path.name for file_path in self.path.glob(f"{TARGET}/*") if file_path.is_dir()]
+        return sorted(model_names, key=lambda model_name: (model_name != "candidate", model_name))
 
-    def target_folder(self, model: str) -> Path:
+    def target_folder(self, model_name: str) -> Path:
         """Return the folder of a fine-tuned model."""
-        return self.path / TARGET / model
+        return self.path / TARGET / model_name
 
-    def target_adapter(self, model: str) -> Path:
+    def target_adapter(self, model_name: str) -> Path:
         """Return the folder of a fine-tuned model's adapter (PEFT)."""
-        return self.target_folder(model) / ADAPTER
+        return self.target_folder(model_name) / ADAPTER
 
-    def read_curve(self, model: str) -> pd.DataFrame | None:
+    def read_curve(self, model_name: str) -> pd.DataFrame | None:
         """Read a model's convergence curve; nan where nothing was measured."""
-        path = self.target_folder(model) / CURVE_FILE
-        if not path.is_file():
+        file_path = self.target_folder(model_name) / CURVE_FILE
+        if not file_path.is_file():
             return None
-        return pd.read_csv(path).reindex(columns=list(CURVE_COLUMNS)).astype("float64")
+        return pd.read_csv(file_path).reindex(columns=list(CURVE_COLUMNS)).astype("float64")
 
     def read_curves(self) -> dict[str, pd.DataFrame]:
         """Read the convergence curves of all models, the candidate first."""
-        curves = {model: self.read_curve(model) for model in self.target_models()}
-        return {model: curve for model, curve in curves.items() if curve is not None}
+        model_curves = {model_name: self.read_curve(model_name) for model_name in self.target_models()}
+        return {model_name: model_curve for model_name, model_curve in model_curves.items() if model_curve is not None}
 
-    def read_rounds(self, model: str) -> pd.DataFrame | None:
+    def read_rounds(self, model_name: str) -> pd.DataFrame | None:
         """Read the rounds of a model that selected its rows as it was trained."""
-        return self._read_table(Path(TARGET) / model / ROUNDS_FILE)
+        return self._read_table(Path(TARGET) / model_name / ROUNDS_FILE)
 
-    def read_pool(self, model: str) -> pd.DataFrame | None:
+    def read_pool(self, model_name: str) -> pd.DataFrame | None:
         """Read what such a model knew of each row in the end."""
-        return self._read_table(Path(TARGET) / model / POOL_FILE)
+        return self._read_table(Path(TARGET) / model_name / POOL_FILE)
 
-    def responses_file(self, model: str) -> Path:
+    def responses_file(self, model_name: str) -> Path:
         """Return the file of a model's answers."""
-        return self.path / RESPONSES / f"{model}.jsonl"
+        return self.path / RESPONSES / f"{model_name}.jsonl"
 
     @property
     def verdicts_file(self) -> Path:
@@ -307,16 +312,16 @@ class RunFolder:
 
     # Writing, used by the methods above and for files whose content another package knows.
 
-    def write(self, name: Path | str, write: Callable[[Path], object]) -> None:
+    def write(self, file_name: Path | str, write: Callable[[Path], object]) -> None:
         """Write one file or folder of the run on rank zero.
 
         Args:
-            name: relative to the run folder.
+            file_name: relative to the run folder.
             write: makes the file or folder at the path it is given.
         """
         if rank() == 0:
-            with atomic_path(self.path / name) as part:
-                write(part)
+            with atomic_path(self.path / file_name) as part_path:
+                write(part_path)
 
     def write_files(
         self,
@@ -331,51 +336,55 @@ class RunFolder:
         """
         run_on_rank_zero(write, self.path, *args, **kwargs)
 
-    def write_text(self, name: Path | str, text: str) -> None:
+    def write_text(self, file_name: Path | str, file_text: str) -> None:
         """Write a UTF-8 text file."""
-        self.write(name, lambda part: part.write_text(text, encoding="utf-8", newline="\n"))
+        self.write(file_name, lambda part_path: part_path.write_text(file_text, encoding="utf-8", newline="\n"))
 
-    def write_table(self, name: Path | str, table: pd.DataFrame | Mapping[str, Any]) -> None:
+    def write_table(self, file_name: Path | str, column_table: pd.DataFrame | Mapping[str, Any]) -> None:
         """Write columns as a parquet file."""
         import pyarrow as pa
 
-        def write_parquet(part: Path) -> None:
-            is_frame = isinstance(table, pd.DataFrame)
-            arrow_table = pa.Table.from_pandas(table, preserve_index=False) if is_frame else pa.table(dict(table))
-            pq.write_table(arrow_table.replace_schema_metadata(None), part)
+        def write_parquet(part_path: Path) -> None:
+            is_frame = isinstance(column_table, pd.DataFrame)
+            arrow_table = (
+                pa.Table.from_pandas(column_table, preserve_index=False) if is_frame else pa.table(dict(column_table))
+            )
+            pq.write_table(arrow_table.replace_schema_metadata(None), part_path)
 
-        self.write(name, write_parquet)
+        self.write(file_name, write_parquet)
 
-    def link(self, source: Path, name: Path | str) -> None:
+    def link(self, source: Path, file_name: Path | str) -> None:
         """Put a cached file, or the files of a cached folder, at a name in the run folder."""
         if rank() == 0:
-            link_result(source, self.path / name)
+            link_result(source, self.path / file_name)
 
-    def _read_table(self, name: Path | str) -> pd.DataFrame | None:
-        path = self.path / name
-        return pq.read_table(path).to_pandas() if path.is_file() else None
+    def _read_table(self, file_name: Path | str) -> pd.DataFrame | None:
+        file_path = self.path / file_name
+        return pq.read_table(file_path).to_pandas() if file_path.is_file() else None
 
 
-def mask_secrets(value: Any) -> Any:
+def mask_secrets(option_value: Any) -> Any:
     """Return a copy of a configuration in which values of keys that name a secret are masked."""
-    if isinstance(value, dict):
+    if isinstance(option_value, dict):
         return {
-            key: "***" if entry is not None and SECRET_NAME.search(str(key)) else mask_secrets(entry)
-            for key, entry in value.items()
+            option_name: "***"
+            if option_entry is not None and SECRET_NAME.search(str(option_name))
+            else mask_secrets(option_entry)
+            for option_name, option_entry in option_value.items()
         }
-    if isinstance(value, list):
-        return [mask_secrets(entry) for entry in value]
-    return value
+    if isinstance(option_value, list):
+        return [mask_secrets(option_entry) for option_entry in option_value]
+    return option_value
 
 
-def _replace_non_finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _replace_non_finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_replace_non_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _replace_non_finite(json_value: Any) -> Any:
+    if isinstance(json_value, Mapping):
+        return {entry_name: _replace_non_finite(entry_value) for entry_name, entry_value in json_value.items()}
+    if isinstance(json_value, list | tuple):
+        return [_replace_non_finite(entry_value) for entry_value in json_value]
+    return None if isinstance(json_value, float) and not math.isfinite(json_value) else json_value
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+def _read_json(file_path: Path) -> dict[str, Any]:
+    file_content: dict[str, Any] = json.loads(file_path.read_text(encoding="utf-8"))
+    return file_content

@@ -36,45 +36,45 @@ class StageRunner:
         self.run_folder.write_summary(self.summary)
 
     def run(
-        self, name: str, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+        self, stage_name: str, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Result:
         """Run a function as a stage; its result may say whether it was `reused` and the `flops` it took.
 
         Args:
-            name: of the stage, on the screen and in the summary.
+            stage_name: of the stage, on the screen and in the summary.
             function: the work.
             *args, **kwargs: arguments of the function.
         """
         if rank() == 0:
             from rich.console import Console
 
-            Console().print(f"[bold]stage[/bold] {name}")
-        logger.info("stage %s begins", name)
+            Console().print(f"[bold]stage[/bold] {stage_name}")
+        logger.info("stage %s begins", stage_name)
         reset_peak_memory(self.device)
-        started = time.monotonic()
+        started_at = time.monotonic()
         result = function(*args, **kwargs)
-        seconds = round(time.monotonic() - started, 3)
+        seconds = round(time.monotonic() - started_at, 3)
         reused, flops = getattr(result, "reused", False), getattr(result, "flops", None)
         peak_bytes = peak_memory_bytes(self.device)
-        self.summary["stages"].append({"name": name, "seconds": seconds, "reused": reused})
-        self.summary["cost"][name] = {"seconds": seconds, "flops": flops, "peak_bytes": peak_bytes}
-        logger.info("stage %s took %s s", name, seconds)
+        self.summary["stages"].append({"name": stage_name, "seconds": seconds, "reused": reused})
+        self.summary["cost"][stage_name] = {"seconds": seconds, "flops": flops, "peak_bytes": peak_bytes}
+        logger.info("stage %s took %s s", stage_name, seconds)
         self.run_folder.write_summary(self.summary)
         return result
 
-    def add_to_summary(self, **parts: Any) -> None:
+    def add_to_summary(self, **summary_parts: Any) -> None:
         """Add top-level parts to the summary."""
-        self.summary.update(parts)
+        self.summary.update(summary_parts)
         self.run_folder.write_summary(self.summary)
 
-    def add_diagnostics(self, values: Mapping[str, Any], warnings: Sequence[str] = ()) -> None:
+    def add_diagnostics(self, diagnostic_values: Mapping[str, Any], warnings: Sequence[str] = ()) -> None:
         """Add diagnostics and the warnings that they give."""
-        self.summary["diagnostics"].update(values)
+        self.summary["diagnostics"].update(diagnostic_values)
         self.add_warnings(warnings)
 
     def add_warnings(self, warnings: Sequence[str]) -> None:
         """Add warnings, which are shown at the end and kept in the summary."""
         self.summary["diagnostics"]["warnings"] += warnings
-        for warning in warnings:
-            logger.info("warning for the user: %s", warning)
+        for warning_text in warnings:
+            logger.info("warning for the user: %s", warning_text)
         self.run_folder.write_summary(self.summary)
