@@ -52,13 +52,14 @@ def explained(error: BaseException) -> UserError | None:
     first_line = " ".join((str(error) or type(error).__name__).splitlines()[:1])[:300]
     if is_out_of_memory(error):
         return UserError(
-            f"memory ran out: {first_line}. Lower batch.tokens, target.tuning.micro_batch_tokens or generation.batch_size (no "
-            "training result depends on them), or ensemble.m, or choose a smaller proxy or target"
+            f"memory ran out: {first_line}. Lower batch.tokens, target.tuning.micro_batch_tokens or "
+            "generation.batch_size (no training result depends on them), or ensemble.m, or choose a smaller proxy or "
+            "target"
         )
     if is_disk_full(error):
         return UserError(
-            f"the disk is full: {first_line}. Free some space, or place the run elsewhere with run_dir=, the cache with "
-            "cache.path= and the cache of read files with the environment variable HF_DATASETS_CACHE"
+            f"the disk is full: {first_line}. Free some space, or place the run elsewhere with run_dir=, "
+            "the cache with cache.path= and the cache of read files with the environment variable HF_DATASETS_CACHE"
         )
     return None
 

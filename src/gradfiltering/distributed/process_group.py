@@ -146,11 +146,7 @@ def start_main(main: Callable[[], None]) -> None:
     if not is_rank_zero_at_launch():
         hydra_folder = tempfile.mkdtemp(prefix="gradfiltering-rank-")
         atexit.register(shutil.rmtree, hydra_folder, ignore_errors=True)
-        sys.argv += [
-            f"hydra.run.dir={hydra_folder}",
-            f"hydra.sweep.dir={hydra_folder}",
-            "run_dir=${hydra:runtime.output_dir}",
-        ]
+        sys.argv += [f"hydra.run.dir={hydra_folder}", f"hydra.sweep.dir={hydra_folder}"]
     main()
 
 
