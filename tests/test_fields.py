@@ -21,7 +21,7 @@ from gradfiltering.finetuning.fine_tune import FineTuningResult
 from gradfiltering.requests import EpochLog
 from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.files import hash_key
-from gradfiltering.seeding import numpy_rng, torch_rng
+from gradfiltering.seeding import derive_seed, numpy_rng
 from gradfiltering.synthetic.pretraining import hash_corpus, new_model, train_tokenizer
 
 # direction_gsnr looks at projections too, which the default scorer does not.
@@ -94,7 +94,8 @@ def weights(model) -> str:
 def pretrain(folder, documents, shape, settings, seed, trainer):
     tokenizer = train_tokenizer(documents, shape["vocabulary"])
     model = new_model(shape, tokenizer, seed)
-    rng = torch_rng("stand-in", hash_key({**shape, **asdict(settings)}), hash_corpus(documents), seed)
+    seed_of_model = derive_seed("stand-in", hash_key({**shape, **asdict(settings)}), hash_corpus(documents), seed)
+    rng = torch.Generator().manual_seed(seed_of_model)
     with torch.no_grad():
         model.get_input_embeddings().weight.normal_(generator=rng)
     model.save_pretrained(folder)
@@ -109,7 +110,7 @@ def made_up(examples, members, *names) -> EpochLog:
 def train_stack(members, start, data, last, settings, engine, kept, model, trainer):
     for epoch in range(data.epochs_done + 1, last + 1):
         for position, member in enumerate(members):
-            rng = torch_rng("stand-in", hash_key(kept.key(member, epoch)))
+            rng = torch.Generator().manual_seed(derive_seed("stand-in", hash_key(kept.key(member, epoch))))
             own = start.of(position).adapters
             adapters = {name: value + torch.randn(value.shape, generator=rng).to(value) for name, value in own.items()}
             online = (made_up(data.examples, 1, hash_key(kept.key(member, epoch))), 0)

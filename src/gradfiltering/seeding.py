@@ -1,31 +1,20 @@
 """Independent random streams from one seed."""
 
 import hashlib
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import torch
-
 
 def derive_seed(*parts: object) -> int:
-    """A 63-bit seed that depends on every part and on nothing else.
+    """Derive a 63-bit seed that depends on every part and on nothing else.
 
-    Streams named this way (`derive_seed(seed, "adapter", member)`) stay the same however many other streams exist,
-    which is what makes member m independent of the ensemble's size.
+    Streams named this way (`derive_seed(seed, "adapter", member)`) stay the same however many other
+    streams exist, which is what makes member m independent of the ensemble's size.
     """
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def numpy_rng(*parts: object) -> np.random.Generator:
-    """A NumPy generator for the stream named by `parts`."""
+    """Make a NumPy generator for the stream named by `parts`."""
     return np.random.default_rng(derive_seed(*parts))
-
-
-def torch_rng(*parts: object) -> "torch.Generator":
-    """A CPU torch generator for the stream named by `parts`."""
-    import torch
-
-    return torch.Generator().manual_seed(derive_seed(*parts))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from gradfiltering.data.dataset import hash_content, write_truth
+from gradfiltering.data.dataset import hash_content
 from gradfiltering.data.loading import load
 from gradfiltering.data.schemas import Columns
 from gradfiltering.data.sources import Heldout, HubSource
@@ -195,7 +195,7 @@ def test_corruption_is_planted_and_its_truth_kept_apart(numbered, write_rows, fi
         assert kind != "clean" or row == before
         assert kind not in ("wrong_answer", "gibberish", "truncated") or row["output"] != before["output"]
     assert records.heldout.to_list() == rows[50:], "held-out rows stay clean"
-    write_truth(tmp_path / "truth.parquet", records.kinds)
+    RunFolder(tmp_path).write_truth(records.kinds)
     truth = Dataset.from_parquet(str(tmp_path / "truth.parquet"), cache_dir=str(tmp_path))
     assert truth["example_id"][:] == list(range(50)) and truth["kind"][:] == records.kinds
 
@@ -203,7 +203,7 @@ def test_corruption_is_planted_and_its_truth_kept_apart(numbered, write_rows, fi
 def test_without_corruption_there_is_no_truth(numbered, write_rows, file_source, tmp_path):
     records = file_source(write_rows(numbered(5))).load(0)
     assert records.kinds is None
-    write_truth(tmp_path / "truth.parquet", records.kinds)
+    RunFolder(tmp_path).write_truth(records.kinds)
     assert not (tmp_path / "truth.parquet").exists()
 
 

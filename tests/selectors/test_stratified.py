@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from gradfiltering.errors import UserError
 from gradfiltering.requests import Embeddings
 from gradfiltering.scorers.base import Scores
-from gradfiltering.selectors.stratified import StratifiedSelector, assign_clusters, share_out
+from gradfiltering.selectors.stratified import StratifiedSelector, share_out
 from gradfiltering.selectors.top import TopSelector
+from gradfiltering.statistics.clustering import assign_clusters
 
 
 @pytest.mark.parametrize("how", ["proportional", "equal"])

@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from gradfiltering.statistics.stability import expected_overlap, overlap, rank_correlation, top
+from gradfiltering.statistics.stability import expected_overlap, jaccard_overlap, score_correlation, select_top
 
 RTOL = 1e-12
 
@@ -15,22 +15,22 @@ def by_mean(values):
 
 
 def test_top_takes_the_highest_ties_by_position_and_never_an_unscored_row():
-    assert top(np.array([1.0, 3.0, np.nan, 3.0, 3.0]), 2).tolist() == [False, True, False, True, False]
-    assert top(np.array([np.nan, 1.0]), 5).tolist() == [False, True]
+    assert select_top(np.array([1.0, 3.0, np.nan, 3.0, 3.0]), 2).tolist() == [False, True, False, True, False]
+    assert select_top(np.array([np.nan, 1.0]), 5).tolist() == [False, True]
 
 
 @pytest.mark.parametrize(
     ("other", "count", "value"), [([4, 3, 2, 1], 2, 1.0), ([1, 2, 3, 4], 2, 0.0), ([4, 1, 2, 3], 2, 1 / 3)]
 )
 def test_overlap_is_shared_rows_over_all_of_them(other, count, value):
-    assert overlap(np.array([4.0, 3, 2, 1]), np.array(other, dtype=float), count) == value
+    assert jaccard_overlap(np.array([4.0, 3, 2, 1]), np.array(other, dtype=float), count) == value
 
 
 def test_rank_correlation_sees_order_alone_and_only_rows_that_both_score():
     score = np.array([1.0, 2.0, 5.0, np.nan])
-    assert rank_correlation(score, np.array([1.0, 10.0, 11.0, 0.0])) == 1.0
-    assert rank_correlation(score, -score) == pytest.approx(-1.0)
-    assert rank_correlation(score, np.array([2.0, 2.0, 2.0, 1.0])) == 0.0
+    assert score_correlation(score, np.array([1.0, 10.0, 11.0, 0.0])) == 1.0
+    assert score_correlation(score, -score) == pytest.approx(-1.0)
+    assert score_correlation(score, np.array([2.0, 2.0, 2.0, 1.0])) == 0.0
 
 
 def test_members_that_agree_choose_the_same_rows_whichever_are_drawn():
@@ -51,6 +51,6 @@ def test_expected_overlap_is_the_mean_over_all_resamples_but_those_of_one_member
     score = by_mean(values)
     whole = score(np.arange(3))
     drawn = [np.array(one) for one in product(range(3), repeat=3) if len(set(one)) > 1]
-    exact = np.mean([overlap(whole, score(one), 4) for one in drawn])
+    exact = np.mean([jaccard_overlap(whole, score(one), 4) for one in drawn])
     found = expected_overlap(score, 3, 4, 4000, np.random.default_rng(1))
     assert found == pytest.approx(exact, abs=0.02)  # four standard errors of 4,000 draws

@@ -4,11 +4,8 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import Dataset
 
 from gradfiltering.data.file_formats import FileFormat
@@ -17,7 +14,6 @@ from gradfiltering.data.schemas import Columns as Columns
 from gradfiltering.data.schemas import Messages, Schema
 from gradfiltering.data.templates import Turn
 from gradfiltering.errors import UserError
-from gradfiltering.runs.files import atomic_path
 
 
 def check_rows(dataset_rows: Dataset | JsonRows, schema: Schema, describe_row: Callable[[int], str]) -> None:
@@ -129,10 +125,3 @@ def _column_values(dataset_rows: Dataset | JsonRows, column_names: Sequence[str]
         for column_values in zip(*(row_batch[column_name] for column_name in present_columns), strict=True):
             row_values = dict(zip(present_columns, column_values, strict=True))
             yield [row_values.get(column_name) for column_name in column_names]
-
-
-def write_truth(output_path: Path, defect_kinds: list[str] | None) -> None:
-    """Writes the planted kind of each row (`example_id`, `kind`) where it is known; scorers never read it."""
-    if defect_kinds is not None:
-        with atomic_path(output_path) as partial_path:
-            pq.write_table(pa.table({"example_id": range(len(defect_kinds)), "kind": defect_kinds}), partial_path)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradfiltering.models.lora import Adapters
-from gradfiltering.seeding import torch_rng
+from gradfiltering.seeding import derive_seed
 
 SKETCH_SIZE = 64
 SCHEMA = pa.schema(
@@ -69,7 +69,7 @@ class TrajectoryRecorder:
 
     def _sketch(self, flat_adapters: Tensor) -> Tensor:
         if self._bucket_indices is None or self._signs is None:
-            rng = torch_rng("trajectory sketch")
+            rng = torch.Generator().manual_seed(derive_seed("trajectory sketch"))
             width = flat_adapters.shape[1]
             self._bucket_indices = torch.randint(SKETCH_SIZE, (width,), generator=rng).to(flat_adapters.device)
             self._signs = (torch.randint(2, (width,), generator=rng) * 2 - 1).to(flat_adapters)

@@ -24,7 +24,7 @@ from gradfiltering.options import NonNegativeInt, PositiveInt, Share, model_vali
 from gradfiltering.requests import Evidence, GradientLog, GradientLogPair, Projections, Request
 from gradfiltering.runs.logs import announce
 from gradfiltering.seeding import numpy_rng
-from gradfiltering.statistics.stability import FEWEST, expected_overlap, overlap, rank_correlation
+from gradfiltering.statistics.stability import MIN_MEMBERS, expected_overlap, jaccard_overlap, score_correlation
 
 # Scores all rows of the evidence: [N] float64, NaN for a row without a score.
 ScoreRows = Callable[[Evidence], np.ndarray]
@@ -83,9 +83,9 @@ class AdaptiveSize:
 
     @model_validator(mode="after")
     def _check_limits(self) -> Self:
-        if not FEWEST <= self.start <= self.limit:
+        if not MIN_MEMBERS <= self.start <= self.limit:
             raise UserError(
-                f"the search for the number of members must start at {FEWEST} or more (resamples of fewer cannot "
+                f"the search for the number of members must start at {MIN_MEMBERS} or more (resamples of fewer cannot "
                 f"differ) and not beyond its limit, got a start of {self.start} and a limit of {self.limit}",
                 arguments=("start", "limit"),
             )
@@ -221,8 +221,8 @@ class _SizeSearch:
             self._measure(ensemble_settings, SnapshotPair(snapshots.early, late_epoch))
             scores = self._score_by_members(member_indices)
             if earlier_scores is not None:
-                selection_overlap = overlap(earlier_scores, scores, self.selected_rows)
-                correlation = rank_correlation(earlier_scores, scores)
+                selection_overlap = jaccard_overlap(earlier_scores, scores, self.selected_rows)
+                correlation = score_correlation(earlier_scores, scores)
                 comparisons.append({"late": late_epoch, "overlap": selection_overlap, "correlation": correlation})
                 comparison = (
                     f"the selection at epoch {late_epoch} overlaps that at epoch {late_epoch - 1} by "

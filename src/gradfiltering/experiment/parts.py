@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from gradfiltering.judging.generation import GenerationSettings
     from gradfiltering.judging.prompts import PromptLoader
     from gradfiltering.methods.base import Method
-    from gradfiltering.methods.diagnostics import Limits
     from gradfiltering.models.language_model import ModelSource
     from gradfiltering.models.objectives import Objective
     from gradfiltering.reports.page.run_page import PageSettings
     from gradfiltering.runs.cache import Cache
+    from gradfiltering.statistics.diagnostics import DiagnosticLimits
 
 Stage = Literal["proxy", "score", "select", "target", "judge", "report"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -145,7 +145,7 @@ class Experiment:
     method: "Method"
     target: TargetParts
     judging: JudgingParts
-    limits: "Limits"
+    limits: "DiagnosticLimits"
     page: "PageSettings"
 
     def reaches(self, stage: Stage) -> bool:

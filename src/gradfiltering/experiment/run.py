@@ -23,7 +23,6 @@ from gradfiltering.judging.reference_metrics import measure_all_responses
 from gradfiltering.judging.responses import write_responses
 from gradfiltering.judging.verdict_summary import summarize_verdicts
 from gradfiltering.judging.verdicts import write_verdicts
-from gradfiltering.methods import diagnostics
 from gradfiltering.methods.subset_files import write_known_rows, write_scores, write_subset
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.reports.cards import write_cards
@@ -34,6 +33,9 @@ from gradfiltering.requests import BaseModelLosses, Evidence, GradientLog
 from gradfiltering.runs.logs import screen
 from gradfiltering.scorers.base import Scores, score_rows
 from gradfiltering.selectors.base import Selection, shortfall_warnings
+from gradfiltering.statistics.ensemble_diagnostics import diagnose_ensemble
+from gradfiltering.statistics.planted_truth import compare_with_truth
+from gradfiltering.statistics.subset_diagnostics import diagnose_selection, diagnose_sources
 
 
 @dataclass(frozen=True)
@@ -189,12 +191,14 @@ def add_measurements_to_summary(
     if GradientLog() in evidence.results:
         ensemble_report = context.reports.ensemble
         run.stages.add_to_summary(proxy=ensemble_report.summary())
-        findings = diagnostics.diagnose_ensemble(
-            evidence.get(GradientLog()),
-            context.snapshots,
-            ensemble_report,
-            evidence.get(BaseModelLosses()),
-            experiment.limits,
+        findings = diagnose_ensemble(
+            logs=evidence.get(GradientLog()),
+            early_epoch=context.snapshots.early,
+            late_epoch=context.snapshots.late,
+            update_ratios=ensemble_report.update_ratios,
+            heldout_losses=ensemble_report.heldout_losses,
+            base_losses=evidence.get(BaseModelLosses()),
+            limits=experiment.limits,
         )
         run.stages.add_diagnostics(findings.values, findings.warnings)
     if context.reports.task_gradients.requests:
@@ -220,16 +224,14 @@ def write_selection(
     write_subset(run.folder, rows.dataset, selection.example_ids, scores, selection.trace)
     run.stages.add_to_summary(selection=selection.summary(experiment.choices, total_rows, scores))
     run.stages.add_warnings(shortfall_warnings(experiment.method.budget_rows(total_rows), selection))
-    findings = diagnostics.diagnose_subset(
-        selection.example_ids,
-        rows.examples.examples,
-        rows.dataset,
-        scores,
-        rows.evidence.results.get(BaseModelLosses()),
-        experiment.seed,
-        experiment.limits,
-    )
-    run.stages.add_diagnostics(findings.values, findings.warnings)
+    selected_ids, limits = selection.example_ids, experiment.limits
+    base_losses = rows.evidence.results.get(BaseModelLosses())
+    for findings in (
+        diagnose_selection(rows.evidence, selected_ids, scores, base_losses, limits),
+        diagnose_sources(rows.dataset.sources, selected_ids, limits),
+        compare_with_truth(rows.dataset.kinds, selected_ids, scores, experiment.seed, limits),
+    ):
+        run.stages.add_diagnostics(findings.values, findings.warnings)
 
 
 def train_models(

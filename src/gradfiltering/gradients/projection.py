@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gradfiltering.errors import UserError
-from gradfiltering.seeding import torch_rng
+from gradfiltering.seeding import derive_seed
 
 
 class GradientSketch(Protocol):
@@ -55,7 +55,7 @@ class Projection:
     def __call__(self, parameter_name: str, gradients: Tensor) -> Tensor:
         """Compute one parameter's part of the sketch; [M, B, ...] -> [M, B, K], at least float32."""
         if parameter_name not in self._signs_and_shifts:
-            generator = torch_rng(self.seed, "projection", parameter_name)
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "projection", parameter_name))
             shape = gradients.shape[2:]
             signs = torch.randint(0, 2, shape, generator=generator, dtype=torch.int8) * 2 - 1
             shift = int(torch.randint(0, self.width, (), generator=generator))

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from gradfiltering.errors import UserError
 from gradfiltering.options import NonNegativeFloat, PositiveFloat, PositiveInt, options
-from gradfiltering.seeding import torch_rng
+from gradfiltering.seeding import derive_seed
 
 Adapters = dict[str, Tensor]  # parameter name of the PEFT model -> [M, ...]
 
@@ -83,7 +83,7 @@ def initial_adapters(model: PeftModel, settings: LoraSettings, members: Sequence
         parameter = parameters[parameter_name]
         member_values = []
         for member in members:
-            generator = torch_rng(seed, "adapter", member, parameter_name)
+            generator = torch.Generator().manual_seed(derive_seed(seed, "adapter", member, parameter_name))
             values = torch.empty(parameter.shape)
             if "lora_A" in parameter_name:
                 bound = parameter.shape[1] ** -0.5

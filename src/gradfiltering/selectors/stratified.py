@@ -3,15 +3,14 @@
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from scipy.cluster.vq import kmeans2
 
 from gradfiltering.errors import UserError
 from gradfiltering.options import PositiveInt, options
 from gradfiltering.requests import Embeddings, Evidence, Request
 from gradfiltering.scorers.base import Scores
 from gradfiltering.scorers.length_controlled import length_bins
-from gradfiltering.seeding import derive_seed
 from gradfiltering.selectors.base import Budget, Selection
+from gradfiltering.statistics.clustering import assign_clusters
 
 
 @options
@@ -102,11 +101,3 @@ def share_out(budget_rows: int, stratum_sizes: np.ndarray, quota: str) -> np.nda
             by_quota = np.argsort(quotas[open_strata], kind="stable")
             quotas[open_strata[by_quota[:remainder]]] += 1
     return quotas
-
-
-def assign_clusters(points: np.ndarray, cluster_count: int, seed: int) -> np.ndarray:
-    """[N] cluster of each row by k-means, started by k-means++ from the run's seed; some clusters may stay empty."""
-    rng = np.random.default_rng(derive_seed(seed, "clusters"))
-    cluster_count = min(cluster_count, len(points))
-    _, clusters = kmeans2(points.astype(np.float64), cluster_count, minit="++", seed=rng, missing="warn")
-    return clusters

@@ -1,4 +1,4 @@
-"""What PWS would be if both answers were of like length (after length-controlled AlpacaEval, Dubois et al., 2024)."""
+"""PWS with the pull of answer length removed (after Dubois et al., 2024, AlpacaEval)."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,8 @@ from gradfiltering.statistics.intervals import percentile_interval
 
 RIDGE = 0.01  # keeps both coefficients finite where one side always wins
 NEWTON_STEPS = 25
-# A refit per resample costs more than a recount, and an interval needs no more than so many.
-MOST_RESAMPLES = 1000
-CHUNK = 100
+MAX_RESAMPLES = 1000  # a refit costs more than a recount, and an interval needs no more than these
+RESAMPLES_AT_ONCE = 100
 
 
 @dataclass(frozen=True)
@@ -32,56 +31,68 @@ class LengthControlled:
 
 
 def length_controlled(
-    outcomes: np.ndarray, differences: np.ndarray, resamples: int, confidence: float, seed: int
+    outcomes: np.ndarray,
+    length_differences: np.ndarray,
+    resamples: int,
+    confidence: float,
+    seed: int,
 ) -> LengthControlled:
-    r"""Fits \(P(\text{win}) = \sigma(\theta + \phi \tanh(d / s_d))\) and tells \(2\sigma(\theta)\), PWS at d = 0.
+    r"""Fit \(P(\text{win}) = \sigma(\theta + \phi \tanh(d / s_d))\); PWS at d = 0 is \(2\sigma(\theta)\).
 
-    d is the difference of lengths and s_d its standard deviation; a tie counts as half a win, as it does in PWS. With
-    one opponent and one judgement per prompt the difficulty of single prompts, which AlpacaEval fits over many models,
-    cannot be told.
+    d is the difference of lengths and s_d its standard deviation; a tie counts as half a win, as it
+    does in PWS. With one opponent and one judgement per prompt the difficulty of single prompts,
+    which AlpacaEval fits over many models, cannot be told.
 
     Args:
         outcomes: [N] 1, 0 or -1.
-        differences: [N] the candidate's answer length minus the opponent's.
-        resamples: bootstrap resamples (at most `MOST_RESAMPLES` are drawn).
+        length_differences: [N] the candidate's answer length minus the opponent's.
+        resamples: bootstrap resamples (at most `MAX_RESAMPLES` are drawn).
         confidence: probability mass of the interval.
         seed: of the bootstrap.
     """
     wins = (outcomes + 1) / 2
-    spread = differences.std()
-    pull = np.tanh(differences / spread) if spread > 0 else np.zeros(len(differences))
-    theta, phi = fit_logistic(wins, pull, np.ones((1, len(wins))))[0]
-    generator = np.random.default_rng(seed)
-    drawn = []
-    for start in range(0, min(resamples, MOST_RESAMPLES), CHUNK):
-        size = min(CHUNK, min(resamples, MOST_RESAMPLES) - start)
-        weights = generator.multinomial(len(wins), np.full(len(wins), 1 / len(wins)), size=size)  # [R, N]
-        drawn.append(fit_logistic(wins, pull, weights)[:, 0])
-    low, high = percentile_interval(2 * expit(np.concatenate(drawn)), confidence)
+    row_count, spread = len(wins), length_differences.std()
+    length_pull = np.tanh(length_differences / spread) if spread > 0 else np.zeros(row_count)
+    theta, phi = fit_logistic(wins, length_pull, np.ones((1, row_count)))[0]
+    rng = np.random.default_rng(seed)
+    drawn_thetas = []
+    for start in range(0, min(resamples, MAX_RESAMPLES), RESAMPLES_AT_ONCE):
+        draw_count = min(RESAMPLES_AT_ONCE, min(resamples, MAX_RESAMPLES) - start)
+        row_shares = np.full(row_count, 1 / row_count)
+        row_weights = rng.multinomial(row_count, row_shares, size=draw_count)  # [R, N]
+        drawn_thetas.append(fit_logistic(wins, length_pull, row_weights)[:, 0])
+    low, high = percentile_interval(2 * expit(np.concatenate(drawn_thetas)), confidence)
     return LengthControlled(float(2 * expit(theta)), low, high, float(phi))
 
 
-def fit_logistic(wins: np.ndarray, pull: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Intercept and slope of R weighted logistic regressions, by Newton's method on the ridged likelihood.
+def fit_logistic(
+    wins: np.ndarray, length_pull: np.ndarray, row_weights: np.ndarray
+) -> np.ndarray:
+    """Fit R weighted logistic regressions by Newton's method on the ridged likelihood, at once.
 
     Args:
         wins: [N] from 0 to 1.
-        pull: [N] the one regressor.
-        weights: [R, N] how often each row counts.
+        length_pull: [N] the one regressor.
+        row_weights: [R, N] how often each row counts.
 
     Returns:
-        [R, 2].
+        [R, 2] intercept and slope.
     """
-    found = np.zeros((len(weights), 2))
+    coefficients = np.zeros((len(row_weights), 2))
     for _ in range(NEWTON_STEPS):
-        expected = expit(found[:, :1] + found[:, 1:] * pull)  # [R, N]
-        missing = weights * (wins - expected)
-        curvature = weights * expected * (1 - expected)
-        gradient = np.stack([missing.sum(1), missing @ pull], axis=1) - RIDGE * found  # [R, 2]
-        a, b, c = curvature.sum(1) + RIDGE, curvature @ pull, curvature @ pull**2 + RIDGE
-        step = np.stack([c * gradient[:, 0] - b * gradient[:, 1], a * gradient[:, 1] - b * gradient[:, 0]], axis=1)
-        step /= (a * c - b**2)[:, None]
-        found += np.clip(step, -2, 2)  # a full step may overshoot where one side nearly always wins
-        if np.abs(step).max() < 1e-10:
+        win_chance = expit(coefficients[:, :1] + coefficients[:, 1:] * length_pull)  # [R, N]
+        residuals = row_weights * (wins - win_chance)
+        curvature = row_weights * win_chance * (1 - win_chance)
+        gradient = np.stack([residuals.sum(1), residuals @ length_pull], axis=1)
+        gradient -= RIDGE * coefficients  # [R, 2]
+        # The Hessian [[a, b], [b, c]] is inverted by hand.
+        a, b = curvature.sum(1) + RIDGE, curvature @ length_pull
+        c = curvature @ length_pull**2 + RIDGE
+        intercept_step = c * gradient[:, 0] - b * gradient[:, 1]
+        slope_step = a * gradient[:, 1] - b * gradient[:, 0]
+        newton_step = np.stack([intercept_step, slope_step], axis=1) / (a * c - b**2)[:, None]
+        # A full step may overshoot where one side nearly always wins.
+        coefficients += np.clip(newton_step, -2, 2)
+        if np.abs(newton_step).max() < 1e-10:
             break
-    return found
+    return coefficients

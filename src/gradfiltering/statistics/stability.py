@@ -1,59 +1,81 @@
-"""How much a choice of rows would change with other members, or with another epoch: plain arithmetic on scores."""
+"""Stability of a selection under other members or another snapshot, from scores alone."""
 
 from collections.abc import Callable
 
 import numpy as np
 from scipy.stats import rankdata
 
-FEWEST = 3  # of two members every resample that holds both is the ensemble itself
+from gradfiltering.statistics.rank_correlation import spearman_correlation
+
+MIN_MEMBERS = 3  # of two members every resample that holds both is the ensemble itself
 
 
-def top(score: np.ndarray, count: int) -> np.ndarray:
-    """[N] bool: the `count` highest scores, ties by position; a row without a score (NaN) is never among them."""
-    known = np.flatnonzero(np.isfinite(score))
-    best = known[np.lexsort((known, -score[known]))][:count]
-    chosen = np.zeros(len(score), dtype=bool)
-    chosen[best] = True
-    return chosen
+def select_top(row_scores: np.ndarray, row_count: int) -> np.ndarray:
+    """Mark the highest scores, ties by position; rows without a score (NaN) are never marked.
+
+    Args:
+        row_scores: [N] float64.
+        row_count: rows to mark.
+
+    Returns:
+        [N] bool.
+    """
+    scored_rows = np.flatnonzero(np.isfinite(row_scores))
+    best_rows = scored_rows[np.lexsort((scored_rows, -row_scores[scored_rows]))][:row_count]
+    is_selected = np.zeros(len(row_scores), dtype=bool)
+    is_selected[best_rows] = True
+    return is_selected
 
 
-def overlap(one: np.ndarray, other: np.ndarray, count: int) -> float:
-    """Jaccard index of the `count` best rows by two scores, each [N]; 1 where neither scores any row."""
-    first, second = top(one, count), top(other, count)
-    either = int((first | second).sum())
-    return int((first & second).sum()) / either if either else 1.0
+def jaccard_overlap(first_scores: np.ndarray, second_scores: np.ndarray, row_count: int) -> float:
+    """Compute the Jaccard index of the best rows by two scores, [N] each; 1 where neither scores."""
+    first_top = select_top(first_scores, row_count)
+    second_top = select_top(second_scores, row_count)
+    union_size = int((first_top | second_top).sum())
+    return int((first_top & second_top).sum()) / union_size if union_size else 1.0
 
 
-def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Spearman's correlation over the rows that both score; 1 where the scores are equal, 0 where one is constant."""
-    both = np.isfinite(one) & np.isfinite(other)
-    first, second = rankdata(one[both]), rankdata(other[both])
-    if np.array_equal(first, second):
+def score_correlation(first_scores: np.ndarray, second_scores: np.ndarray) -> float:
+    """Compute Spearman's correlation over the rows that both score.
+
+    Returns:
+        1 where the ranks are equal, 0 where a side does not vary.
+    """
+    in_both = np.isfinite(first_scores) & np.isfinite(second_scores)
+    first_values, second_values = first_scores[in_both], second_scores[in_both]
+    if np.array_equal(rankdata(first_values), rankdata(second_values)):
         return 1.0
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return 0.0
-    return float(np.corrcoef(first, second)[0, 1])
+    return spearman_correlation(first_values, second_values) or 0.0
 
 
 def expected_overlap(
-    score: Callable[[np.ndarray], np.ndarray], members: int, count: int, resamples: int, rng: np.random.Generator
+    score_members: Callable[[np.ndarray], np.ndarray],
+    member_count: int,
+    row_count: int,
+    resamples: int,
+    rng: np.random.Generator,
 ) -> float:
-    """Mean Jaccard index of the best rows by the ensemble and by ensembles resampled from it (Efron's bootstrap).
+    """Compute the mean overlap of an ensemble's best rows with those of resampled ensembles.
 
-    A resample that is one member over and over is drawn again, since members that cannot disagree have no variance.
+    Efron's bootstrap over members. A resample that is one member over and over is drawn again,
+    since members that cannot disagree have no variance.
 
     Args:
-        score: gives [N] scores by the members at some positions, [M] int64.
-        members: M, at least `FEWEST`.
-        count: of rows to choose.
-        resamples: how many ensembles are drawn.
+        score_members: gives [N] scores by the members at some positions, [M] int64.
+        member_count: M, at least `MIN_MEMBERS`.
+        row_count: rows to select.
+        resamples: ensembles to draw.
         rng: draws them.
+
+    Returns:
+        Mean Jaccard index.
     """
-    assert members >= FEWEST
-    whole = score(np.arange(members))
-    found: list[float] = []
-    while len(found) < resamples:
-        drawn = rng.integers(members, size=members)
-        if np.ptp(drawn) > 0:
-            found.append(overlap(whole, score(np.sort(drawn)), count))
-    return float(np.mean(found))
+    assert member_count >= MIN_MEMBERS
+    ensemble_scores = score_members(np.arange(member_count))
+    overlaps: list[float] = []
+    while len(overlaps) < resamples:
+        drawn_members = rng.integers(member_count, size=member_count)
+        if np.ptp(drawn_members) > 0:
+            resampled_scores = score_members(np.sort(drawn_members))
+            overlaps.append(jaccard_overlap(ensemble_scores, resampled_scores, row_count))
+    return float(np.mean(overlaps))

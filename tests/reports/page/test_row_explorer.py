@@ -10,6 +10,7 @@ from tests.reports.page.runs import plain_rows, write_bare, write_chosen, write_
 from gradfiltering.reports.page.row_explorer import collect_row_data, limit_text_length, sample_rows
 from gradfiltering.reports.page.row_measurements import measure_rows
 from gradfiltering.reports.run_files import RunFiles
+from gradfiltering.runs.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -87,8 +88,6 @@ def test_a_row_without_a_score_comes_last_and_says_why(tmp_path):
     write_chosen(folder, rows, [1], np.arange(10.0))
     scores = pq.read_table(folder / "scores.parquet").slice(1)
     pq.write_table(scores, folder / "scores.parquet")
-    from gradfiltering.runs.run_folder import RunFolder
-
     RunFolder(folder).write_unscored([(0, "empty response")])
     run = RunFiles(folder)
     found = collect_row_data(run, measure_rows(run), sample_rows(run, measure_rows(run), "all"), None)

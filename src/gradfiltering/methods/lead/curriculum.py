@@ -12,7 +12,7 @@ from gradfiltering.methods.lead.dynamic_uncertainty import smooth_uncertainty
 from gradfiltering.options import PositiveInt, Share, ShareBelowOne, model_validator, options
 from gradfiltering.scorers.base import Scorer
 from gradfiltering.seeding import numpy_rng
-from gradfiltering.selectors.stratified import assign_clusters
+from gradfiltering.statistics.clustering import assign_clusters
 
 
 @options

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from tests.reference.bootstrap import resampled_auc
 
-from gradfiltering.methods.diagnostics import Limits, auc, auc_interval, compare_with_truth
 from gradfiltering.scorers.base import Scores
+from gradfiltering.statistics.diagnostics import DiagnosticLimits
+from gradfiltering.statistics.planted_truth import area_under_curve, auc_interval, compare_with_truth
 
-LIMITS = Limits(0, 0, 0, 0, 0, 0, 0, 0, 0, bootstrap=400, confidence=0.95)
+LIMITS = DiagnosticLimits(bootstrap=400)
 RTOL = 1e-12
 REPEATS = 120
 LEAST_COVERAGE = 0.88  # nominal 0.95, less three standard errors of the repeats
@@ -25,12 +26,12 @@ def test_auc_counts_pairs_and_halves_ties():
     rng = np.random.default_rng(0)
     for _ in range(20):
         score, positive = rng.integers(0, 5, 40).astype(float), rng.random(40) < 0.3
-        np.testing.assert_allclose(auc(score, positive), pair_counting(score, positive), rtol=RTOL)
+        np.testing.assert_allclose(area_under_curve(score, positive), pair_counting(score, positive), rtol=RTOL)
 
 
 @pytest.mark.parametrize(("score", "value"), [([1, 2, 3, 4], 1.0), ([4, 3, 2, 1], 0.0), ([1, 1, 1, 1], 0.5)])
 def test_auc_closed_form(score, value):
-    assert auc(np.asarray(score, dtype=float), np.asarray([False, False, True, True])) == value
+    assert area_under_curve(np.asarray(score, dtype=float), np.asarray([False, False, True, True])) == value
 
 
 def test_auc_interval_covers_the_truth_as_often_as_it_says():

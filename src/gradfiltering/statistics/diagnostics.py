@@ -1,0 +1,46 @@
+"""Diagnostics of a run: numbers that show when a score cannot be trusted, and their limits."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from gradfiltering.options import PositiveInt, options
+
+
+@options
+class DiagnosticLimits:
+    """Limits beyond which a diagnostic becomes a warning.
+
+    Attributes:
+        positive_drop_share: least share of examples whose mean norm falls.
+        median_relative_drop: least median of (G_s − G_t)/G_s.
+        relative_variance: least median of V_t/G_t²; below it the members hardly disagree.
+        update_ratio: most ‖ΔW‖/‖W‖; above it the first-order picture is doubtful.
+        negative_selected_share: most share of negative scores among the selected rows, for scores
+            whose sign has a meaning.
+        length_correlation: most |Spearman| of score and response length.
+        member_agreement: least mean Spearman between two members' own rankings.
+        source_spread: least effective number of sources of the subset, as a share of the pool's.
+        easiness: least ratio of the subset's loss under the base model to the pool's.
+        bootstrap: resamples of the intervals where planted kinds are known.
+        confidence: probability mass of those intervals.
+    """
+
+    positive_drop_share: float = 0.5
+    median_relative_drop: float = 0.0
+    relative_variance: float = 0.005
+    update_ratio: float = 0.5
+    negative_selected_share: float = 0.0
+    length_correlation: float = 0.7
+    member_agreement: float = 0.1
+    source_spread: float = 0.5
+    easiness: float = 0.5
+    bootstrap: PositiveInt = 1000
+    confidence: float = 0.95
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """Values by name, and a sentence for each limit that is crossed."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)

@@ -1,0 +1,120 @@
+"""Diagnostics of the ensemble: do norms and their variance mean what the score assumes?"""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from gradfiltering.requests import EpochLog, GradientLogPair, LossMeasurement
+from gradfiltering.statistics.diagnostics import DiagnosticLimits, Diagnostics
+from gradfiltering.statistics.rank_correlation import spearman_correlation
+
+TINY = np.finfo(float).tiny
+
+
+def diagnose_ensemble(
+    logs: GradientLogPair,
+    early_epoch: int,
+    late_epoch: int,
+    update_ratios: Mapping[int, Sequence[float]],
+    heldout_losses: Mapping[int, float],
+    base_losses: LossMeasurement,
+    limits: DiagnosticLimits,
+) -> Diagnostics:
+    """Measure drop, variance, growth, agreement and losses of an ensemble.
+
+    Args:
+        logs: gradient log of the run at both snapshots.
+        early_epoch: epoch of the early snapshot.
+        late_epoch: epoch of the late snapshot.
+        update_ratios: epoch -> ‖ΔW‖/‖W‖ of each member.
+        heldout_losses: epoch -> mean held-out loss, nats per response token.
+        base_losses: losses under the base model without adapters.
+        limits: when to warn.
+    """
+    early_norm = logs.early.grad_norm.astype(np.float64).mean(0)  # [M, N] -> [N]
+    late_norm = logs.late.grad_norm.astype(np.float64).mean(0)
+    relative_drop = (early_norm - late_norm) / np.maximum(early_norm, TINY)
+    log_by_epoch = {str(early_epoch): logs.early, str(late_epoch): logs.late}
+    losses_by_epoch = {str(epoch): loss for epoch, loss in heldout_losses.items()}
+    values: dict[str, Any] = {
+        "positive_drop_share": float((relative_drop > 0).mean()),
+        "median_relative_drop": float(np.median(relative_drop)),
+        "relative_variance": {
+            epoch: _relative_variance(snapshot_log) for epoch, snapshot_log in log_by_epoch.items()
+        },
+        "update_ratio": {
+            str(epoch): float(np.mean(member_ratios))
+            for epoch, member_ratios in update_ratios.items()
+        },
+        "member_agreement": _member_agreement(logs),
+        "train_loss": {
+            epoch: float(snapshot_log.loss.mean(dtype=np.float64))
+            for epoch, snapshot_log in log_by_epoch.items()
+        },
+        "heldout_loss": {"bare": base_losses.heldout_loss, **losses_by_epoch},
+    }
+    return Diagnostics(values, _list_warnings(values, early_epoch, late_epoch, limits))
+
+
+def _relative_variance(snapshot_log: EpochLog) -> float | None:
+    norms = snapshot_log.grad_norm.astype(np.float64)  # [M, N]
+    squared_mean = np.maximum(np.square(norms.mean(0)), TINY)
+    return float(np.median(norms.var(0) / squared_mean)) if len(norms) > 1 else None
+
+
+def _member_agreement(logs: GradientLogPair) -> float | None:
+    """Mean Spearman, over pairs of members, of each member's own relative drops."""
+    early_norms = logs.early.grad_norm.astype(np.float64)
+    late_norms = logs.late.grad_norm.astype(np.float64)
+    member_drops = (early_norms - late_norms) / np.maximum(early_norms, TINY)
+    pair_correlations = [
+        spearman_correlation(first_drops, second_drops)
+        for first_drops, second_drops in combinations(member_drops, 2)
+    ]
+    known_correlations = [value for value in pair_correlations if value is not None]
+    return float(np.mean(known_correlations)) if known_correlations else None
+
+
+def _list_warnings(
+    values: dict[str, Any], early_epoch: int, late_epoch: int, limits: DiagnosticLimits
+) -> list[str]:
+    warnings = []
+    drop_share, median_drop = values["positive_drop_share"], values["median_relative_drop"]
+    if drop_share < limits.positive_drop_share or median_drop < limits.median_relative_drop:
+        warnings.append(
+            f"gradient norms fell from epoch {early_epoch} to {late_epoch} for {drop_share:.0%} of "
+            f"examples (limit {limits.positive_drop_share:.0%}), median relative drop "
+            f"{median_drop:+.3f}: with negative drops, dividing by a small variance turns the order "
+            "over. Train longer (a later pair of epochs), raise the learning rate or the initial "
+            "spread of the adapters (init_b_std), or score by the inverse variance alone"
+        )
+    late_variance = values["relative_variance"][str(late_epoch)]
+    if late_variance is not None and late_variance < limits.relative_variance:
+        warnings.append(
+            f"the members hardly disagree: V/G² is {late_variance:.4f} at epoch {late_epoch} (limit "
+            f"{limits.relative_variance}). Raise the learning rate, the number of members or the "
+            "initial spread of the adapters (init_b_std)"
+        )
+    largest_ratio = max(values["update_ratio"].values(), default=0.0)
+    if largest_ratio > limits.update_ratio:
+        warnings.append(
+            f"the adapters have grown to {largest_ratio:.2f} of the frozen weights (limit "
+            f"{limits.update_ratio}); lower the learning rate or set a weight decay"
+        )
+    agreement = values["member_agreement"]
+    if agreement is not None and agreement < limits.member_agreement:
+        warnings.append(
+            f"the members' rankings agree at Spearman {agreement:.2f} only (limit "
+            f"{limits.member_agreement}); train more members, or train longer"
+        )
+    base_loss = values["heldout_loss"]["bare"]
+    late_loss = values["heldout_loss"].get(str(late_epoch))
+    if base_loss is not None and late_loss is not None and not late_loss < base_loss:
+        warnings.append(
+            f"the proxy's held-out loss did not fall ({base_loss:.3f} without adapters, "
+            f"{late_loss:.3f} at epoch {late_epoch}); raise the learning rate if it hardly moved, "
+            "lower the rate if the loss rose"
+        )
+    return warnings

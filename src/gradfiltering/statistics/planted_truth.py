@@ -1,0 +1,94 @@
+"""Comparison of a subset with planted defects, where a dataset has them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gradfiltering.scorers.base import Scores
+from gradfiltering.seeding import numpy_rng
+from gradfiltering.statistics.diagnostics import DiagnosticLimits, Diagnostics
+from gradfiltering.statistics.intervals import percentile_interval
+
+
+def compare_with_truth(
+    row_kinds: Sequence[str] | None,
+    selected_ids: Sequence[int],
+    scores: Scores | None,
+    seed: int,
+    limits: DiagnosticLimits,
+) -> Diagnostics:
+    """Compare a subset and its scores with the planted kinds, and so do random scores.
+
+    Gives `truth.share` of each kind in the pool and in the subset (with a bootstrap interval), and
+    `truth.auc` of clean over planted rows: the chance that a clean row scores above a planted one.
+
+    Args:
+        row_kinds: planted kind of every row of the dataset, None where nothing is known.
+        selected_ids: example ids of the subset.
+        scores: of the rows that can be scored, or None.
+        seed: of the bootstrap and of the random scores.
+        limits: bootstrap resamples and confidence.
+    """
+    if row_kinds is None:
+        return Diagnostics()
+    kinds = np.asarray(row_kinds)
+    rng = numpy_rng(seed, "truth bootstrap")
+    selected_kinds = kinds[np.asarray(selected_ids, dtype=np.int64)]
+    selected_count = len(selected_kinds)
+    kind_shares = {}
+    for kind in sorted(set(row_kinds)):
+        selected_share = int((selected_kinds == kind).sum()) / selected_count
+        drawn_counts = rng.binomial(selected_count, selected_share, limits.bootstrap)
+        low, high = percentile_interval(drawn_counts / selected_count, limits.confidence)
+        kind_shares[kind] = {
+            "pool": float((kinds == kind).mean()),
+            "selected": selected_share,
+            "low": low,
+            "high": high,
+        }
+    auc_by_scorer: dict[str, Any] = {}
+    if scores is not None:
+        is_clean = kinds[scores.example_ids] == "clean"
+        if is_clean.any() and not is_clean.all():
+            random_scores = numpy_rng(seed, "random baseline").random(len(scores.score))
+            for name, row_scores in (("scorer", scores.score), ("random", random_scores)):
+                auc_rng = numpy_rng(seed, "auc bootstrap")
+                auc_by_scorer[name] = auc_interval(row_scores, is_clean, limits, auc_rng)
+    return Diagnostics({"truth": {"share": kind_shares, "auc": auc_by_scorer}})
+
+
+def area_under_curve(row_scores: np.ndarray, is_positive: np.ndarray) -> float:
+    """Compute the chance that a positive scores above a negative, ties counted half (ROC AUC)."""
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(is_positive, row_scores))
+
+
+def auc_interval(
+    row_scores: np.ndarray,
+    is_positive: np.ndarray,
+    limits: DiagnosticLimits,
+    rng: np.random.Generator,
+) -> dict[str, float]:
+    """Compute the AUC with a bootstrap interval over examples, resampled within each class."""
+    positive_scores, negative_scores = row_scores[is_positive], row_scores[~is_positive]
+    positive_count, negative_count = len(positive_scores), len(negative_scores)
+    negative_order = np.argsort(negative_scores)
+    negative_ranks = np.argsort(negative_order)
+    # A positive's position among the sorted negatives is the same in every resample; how often each
+    # negative is drawn is not.
+    sorted_negatives = negative_scores[negative_order]
+    below_positions = np.searchsorted(sorted_negatives, positive_scores, "left")
+    up_to_positions = np.searchsorted(sorted_negatives, positive_scores, "right")
+    drawn_areas = np.empty(limits.bootstrap)
+    for draw_index in range(limits.bootstrap):
+        drawn_positives = rng.integers(positive_count, size=positive_count)
+        drawn_negatives = negative_ranks[rng.integers(negative_count, size=negative_count)]
+        drawn_counts = np.bincount(drawn_negatives, minlength=negative_count)
+        counts_before = np.concatenate([[0], drawn_counts.cumsum()])  # [negatives + 1]
+        half_wins = counts_before[below_positions] + counts_before[up_to_positions]
+        pair_wins = half_wins[drawn_positives].sum() / 2
+        drawn_areas[draw_index] = pair_wins / (positive_count * negative_count)
+    low, high = percentile_interval(drawn_areas, limits.confidence)
+    return {"value": area_under_curve(row_scores, is_positive), "low": low, "high": high}
