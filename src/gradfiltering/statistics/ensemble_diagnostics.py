@@ -41,17 +41,11 @@ def diagnose_ensemble(
     values: dict[str, Any] = {
         "positive_drop_share": float((relative_drop > 0).mean()),
         "median_relative_drop": float(np.median(relative_drop)),
-        "relative_variance": {
-            epoch: _relative_variance(snapshot_log) for epoch, snapshot_log in log_by_epoch.items()
-        },
-        "update_ratio": {
-            str(epoch): float(np.mean(member_ratios))
-            for epoch, member_ratios in update_ratios.items()
-        },
+        "relative_variance": {epoch: _relative_variance(snapshot_log) for epoch, snapshot_log in log_by_epoch.items()},
+        "update_ratio": {str(epoch): float(np.mean(member_ratios)) for epoch, member_ratios in update_ratios.items()},
         "member_agreement": _member_agreement(logs),
         "train_loss": {
-            epoch: float(snapshot_log.loss.mean(dtype=np.float64))
-            for epoch, snapshot_log in log_by_epoch.items()
+            epoch: float(snapshot_log.loss.mean(dtype=np.float64)) for epoch, snapshot_log in log_by_epoch.items()
         },
         "heldout_loss": {"bare": base_losses.heldout_loss, **losses_by_epoch},
     }
@@ -70,16 +64,13 @@ def _member_agreement(logs: GradientLogPair) -> float | None:
     late_norms = logs.late.grad_norm.astype(np.float64)
     member_drops = (early_norms - late_norms) / np.maximum(early_norms, TINY)
     pair_correlations = [
-        spearman_correlation(first_drops, second_drops)
-        for first_drops, second_drops in combinations(member_drops, 2)
+        spearman_correlation(first_drops, second_drops) for first_drops, second_drops in combinations(member_drops, 2)
     ]
     known_correlations = [value for value in pair_correlations if value is not None]
     return float(np.mean(known_correlations)) if known_correlations else None
 
 
-def _list_warnings(
-    values: dict[str, Any], early_epoch: int, late_epoch: int, limits: DiagnosticLimits
-) -> list[str]:
+def _list_warnings(values: dict[str, Any], early_epoch: int, late_epoch: int, limits: DiagnosticLimits) -> list[str]:
     warnings = []
     drop_share, median_drop = values["positive_drop_share"], values["median_relative_drop"]
     if drop_share < limits.positive_drop_share or median_drop < limits.median_relative_drop:

@@ -58,9 +58,7 @@ def sign_test(win_count: int, loss_count: int) -> float:
     return float(stats.binomtest(win_count, decided_count, 0.5).pvalue) if decided_count else 1.0
 
 
-def detectable_difference(
-    outcomes: np.ndarray, outcome_counts: np.ndarray, confidence: float
-) -> float | None:
+def detectable_difference(outcomes: np.ndarray, outcome_counts: np.ndarray, confidence: float) -> float | None:
     """Compute the smallest true mean that a two-sided test tells from 0 with power `POWER`.
 
     Args:

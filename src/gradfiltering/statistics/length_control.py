@@ -65,9 +65,7 @@ def length_controlled(
     return LengthControlled(float(2 * expit(theta)), low, high, float(phi))
 
 
-def fit_logistic(
-    wins: np.ndarray, length_pull: np.ndarray, row_weights: np.ndarray
-) -> np.ndarray:
+def fit_logistic(wins: np.ndarray, length_pull: np.ndarray, row_weights: np.ndarray) -> np.ndarray:
     """Fit R weighted logistic regressions by Newton's method on the ridged likelihood, at once.
 
     Args:

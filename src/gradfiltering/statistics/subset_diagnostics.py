@@ -15,14 +15,10 @@ MAX_SOURCES = 100
 # fit, 0 separates nothing (a rank, a length, a distance to the middle) and the sign is not reported.
 MEANING_BELOW_ZERO = {
     ("g_early", "g_late"): "their norms rose. Select fewer rows or choose a later pair of epochs",
-    ("loss_early", "loss_late"): (
-        "the members' loss on them rose. Select fewer rows or choose a later pair of epochs"
-    ),
+    ("loss_early", "loss_late"): ("the members' loss on them rose. Select fewer rows or choose a later pair of epochs"),
     ("ifd", "loss_alone"): "their IFD is not below the scorer's keep_below. Select fewer rows",
 }
-MEANING_OF_NEGATIVE_INFLUENCE = (
-    "their updates point away from the validation rows of every task. Select fewer rows"
-)
+MEANING_OF_NEGATIVE_INFLUENCE = "their updates point away from the validation rows of every task. Select fewer rows"
 
 
 def diagnose_selection(
@@ -87,18 +83,12 @@ def meaning_below_zero(scores: Scores) -> str | None:
     if any(name.startswith("influence_") for name in scores.columns):
         return MEANING_OF_NEGATIVE_INFLUENCE
     return next(
-        (
-            meaning
-            for column_names, meaning in MEANING_BELOW_ZERO.items()
-            if set(column_names) <= scores.columns.keys()
-        ),
+        (meaning for column_names, meaning in MEANING_BELOW_ZERO.items() if set(column_names) <= scores.columns.keys()),
         None,
     )
 
 
-def _list_score_warnings(
-    values: dict[str, Any], score_meaning: str | None, limits: DiagnosticLimits
-) -> list[str]:
+def _list_score_warnings(values: dict[str, Any], score_meaning: str | None, limits: DiagnosticLimits) -> list[str]:
     warnings = []
     negative_share = values.get("negative_selected_share", 0.0)
     if negative_share > limits.negative_selected_share:
@@ -144,9 +134,7 @@ def diagnose_sources(
     )
     source_shares = {
         str(source): {"pool": float(pool_share), "selected": float(selected_share)}
-        for source, pool_share, selected_share in zip(
-            sources, pool_shares, selected_shares, strict=True
-        )
+        for source, pool_share, selected_share in zip(sources, pool_shares, selected_shares, strict=True)
     }
     effective_share = _effective_count(selected_shares) / _effective_count(pool_shares)
     warnings = []

@@ -51,9 +51,7 @@ class PWS:
     detectable: float | None = None
 
 
-def pairwise_winning_score(
-    verdicts: Sequence[str], resamples: int, confidence: float, seed: int
-) -> PWS:
+def pairwise_winning_score(verdicts: Sequence[str], resamples: int, confidence: float, seed: int) -> PWS:
     """Compute PWS of a list of verdicts, with bootstrap intervals over prompts.
 
     A bootstrap resample draws `judged` prompts with replacement. The score depends only on how many
@@ -74,9 +72,7 @@ def pairwise_winning_score(
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1, both excluded")
     verdict_counts = Counter(verdicts)
-    wins, ties, losses, unparsed = (
-        verdict_counts.pop(verdict, 0) for verdict in ("win", "tie", "loss", "unparsed")
-    )
+    wins, ties, losses, unparsed = (verdict_counts.pop(verdict, 0) for verdict in ("win", "tie", "loss", "unparsed"))
     if verdict_counts:
         unknown_verdict = next(iter(verdict_counts))
         raise ValueError(f"unknown verdict {unknown_verdict!r}; expected win, tie, loss or unparsed")
