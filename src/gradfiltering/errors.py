@@ -31,6 +31,17 @@ class UserError(ValueError):
         self.arguments = tuple(arguments)
 
 
+@contextmanager
+def attributed_to(owner: object, *arguments: str) -> Iterator[None]:
+    """Name the options behind a UserError of the code inside, where nothing nearer to it has."""
+    try:
+        yield
+    except UserError as error:
+        if error.owner is None:
+            error.owner, error.arguments = owner, arguments
+        raise
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Return True where a write failed for want of space, whichever library was writing."""
     if isinstance(error, OSError):

@@ -80,7 +80,8 @@ def option_paths(cfg: DictConfig, owner: object) -> list[str]:
         if isinstance(target, type) and issubclass(target, owner_class):
             values = {} if owner is owner_class else {str(key): node[key] for key in node if hasattr(owner, str(key))}
             simple = {key: value for key, value in values.items() if type(value) in SIMPLE}
-            if all(getattr(owner, key) == value for key, value in simple.items()):
+            attributes = {key: getattr(owner, key) for key in simple}
+            if all(attributes[key] == value or str(attributes[key]) == value for key, value in simple.items()):
                 paths.append(path)
     return paths
 
@@ -101,7 +102,7 @@ def _name_arguments(error: UserError, paths: Sequence[str], node: DictConfig) ->
     named: dict[str, Any] = {option: OmegaConf.select(root, option) for option in options}
     if isinstance(error, OptionsError) and error.allowed:
         return f"{next(iter(named))}={error.value}: give {error.allowed}"
-    values = ", ".join(option if value is None else f"{option}={value}" for option, value in named.items())
+    values = ", ".join(f"{option}={value}" if type(value) in SIMPLE[:4] else option for option, value in named.items())
     return f"{error} ({values})" if values else str(error)
 
 

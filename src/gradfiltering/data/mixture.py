@@ -47,14 +47,13 @@ class MixtureSource(LoadedSource):
     @model_validator(mode="after")
     def _check_sources(self) -> "MixtureSource":
         if not self.sources:
-            raise ValueError(
-                "a mixture needs sources; give each a name and a path: '+data.sources.mine={path: my.jsonl}'"
-            )
+            raise UserError("a mixture needs sources; give each a name, and its path", arguments=("sources",))
         for source_name, part_arguments in self.sources.items():
             try:
                 MixturePart(**part_arguments)
             except UserError as error:
-                raise ValueError(f"source {source_name}: {error}") from error
+                arguments = [f"sources.{source_name}.{argument}" for argument in error.arguments]
+                raise UserError(f"source {source_name}: {error}", arguments=arguments) from error
         budgets = {(part.weight is not None, part.count is not None) for part in self.parts.values()}
         if len(budgets) > 1:
             raise ValueError("the sources mix weights and counts; give every source a weight, or every one a count")

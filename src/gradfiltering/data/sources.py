@@ -11,7 +11,7 @@ from gradfiltering.data.dataset import InstructionDataset, check_rows
 from gradfiltering.data.json_rows import JsonRows, check_column_types
 from gradfiltering.data.loading import LoadedRows, load
 from gradfiltering.data.schemas import Columns, Instruction, Messages, Schema, detect_schema
-from gradfiltering.errors import UserError
+from gradfiltering.errors import UserError, attributed_to
 from gradfiltering.options import NonNegativeInt, PositiveInt, ShareBelowOne, options
 from gradfiltering.seeding import derive_seed, numpy_rng
 
@@ -94,7 +94,8 @@ class LoadedSource:
             UserError: the columns fit no schema, or a row does not fit the schema of the others.
         """
         column_names = loaded_rows.rows.column_names
-        schema = detect_schema(column_names, self.columns, self.schema, loaded_rows.origin)
+        with attributed_to(self, "schema"):
+            schema = detect_schema(column_names, self.columns, self.schema, loaded_rows.origin)
         check_rows(loaded_rows.rows, schema, loaded_rows.describe_row)
         return schema
 
@@ -124,8 +125,9 @@ class LoadedSource:
     def _hold_out(self, all_rows: Rows, pool: Rows, schema: Schema, seed: int) -> tuple[Rows | None, frozenset[int]]:
         """Return the held-out rows, and which rows of the pool they are taken from."""
         if self.heldout.path is not None:
-            loaded_heldout = load(self.heldout.path)
-            heldout_schema = self.find_schema(loaded_heldout)
+            with attributed_to(self.heldout, "path"):
+                loaded_heldout = load(self.heldout.path)
+                heldout_schema = self.find_schema(loaded_heldout)
             if heldout_schema != schema:
                 raise UserError(
                     f"{self.heldout.path} is of the schema {heldout_schema.name} "
@@ -160,7 +162,8 @@ class FileSource(LoadedSource):
 
     def load(self, seed: int) -> InstructionDataset:
         """Read the file."""
-        return self.make_dataset(load(self.path, self.rows_to_read), seed)
+        with attributed_to(self, "path"):
+            return self.make_dataset(load(self.path, self.rows_to_read), seed)
 
 
 @options
@@ -179,7 +182,8 @@ class HubSource(LoadedSource):
             UserError: the dataset cannot be reached or does not exist.
         """
         if self.path is not None:
-            return self.make_dataset(load(self.path, self.rows_to_read), seed)
+            with attributed_to(self, "path"):
+                return self.make_dataset(load(self.path, self.rows_to_read), seed)
         origin = f"hub dataset {self.name} [{self.split}]"
         try:
             hub_rows = load_dataset(self.name, self.config, split=self.split)

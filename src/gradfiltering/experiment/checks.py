@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from gradfiltering.errors import UserError
+from gradfiltering.errors import UserError, attributed_to
 from gradfiltering.evidence.measurers import check_requests
 from gradfiltering.experiment.parts import Experiment
 from gradfiltering.finetuning.training_sets import check_baselines
@@ -25,7 +25,8 @@ def check_experiment(experiment: Experiment) -> None:
     score_requests = method.scorer.requests if method.scorer is not None else frozenset()
     fewest_members = proxy.size.fewest_members(proxy.ensemble, proxy.snapshots, score_requests)
     if method.scorer is not None and experiment.reaches("score"):
-        method.scorer.check_members(fewest_members)
+        with attributed_to(proxy.ensemble, "m"):
+            method.scorer.check_members(fewest_members)
     check_requests(method.requests, proxy.ensemble)
     proxy.base_model.check()
     if experiment.reaches("target"):

@@ -7,6 +7,7 @@ from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.examples import Encoder, Rows
 from gradfiltering.data.row_texts import write_row_texts
 from gradfiltering.distributed.process_group import run_on_rank_zero
+from gradfiltering.errors import attributed_to
 from gradfiltering.evidence.adaptive_size import measure_settled_evidence
 from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.evidence.measurers import check_requests_of_dataset
@@ -86,7 +87,9 @@ def run_experiment(experiment: Experiment) -> None:
     check_experiment(experiment)
     with open_run(experiment) as run:
         dataset = run.stages.run("data", experiment.source.load, experiment.seed)
-        check_requests_of_dataset(experiment.method.requests, dataset)
+        with attributed_to(experiment.method.scorer, "validation", "task"):
+            check_requests_of_dataset(experiment.method.requests, dataset)
+        experiment.method.budget_rows(len(dataset))
         # Prompts are loaded now, so that a missing file shows before anything is trained.
         prompts = load_judging_prompts(experiment, run, dataset)
 
@@ -142,7 +145,8 @@ def measure_rows(
     """Tokenise the rows, measure what the method requests and no more, and score them."""
     parts, method = experiment.proxy, experiment.method
     encoder = build_encoder(parts, proxy, experiment)
-    rows = encoder.encode_all(dataset)
+    with attributed_to(experiment.source, "columns"):
+        rows = encoder.encode_all(dataset)
     run_on_rank_zero(encoder.show_example, dataset, rows.examples, screen())
     run.stages.add_to_summary(data=rows.examples.summary(len(dataset)))
     write_known_rows(run.folder, dataset, rows.examples)
