@@ -19,7 +19,8 @@ from gradfiltering.runs.cache_maintenance import damaged_files_of, list_entries
 OFTEN = ["ensemble.checkpoint_minutes=1e-9", "target.tuning.checkpoint_minutes=1e-9"]
 KILLS, SEED = 20, 0
 STORED = {
-    "locks", "base_models", "tokens", "bare_losses", "members", "interrupted", "gradient_log", "targets", "answers",
+    "locks", "base_models", "tokens", "base_model_losses", "members", "interrupted", "gradient_log",
+    "targets", "answers",
 }  # fmt: skip
 EPOCHS_OF_MEMBERS = 4
 

@@ -11,7 +11,7 @@ from gradfiltering.errors import UserError
 from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.cache_maintenance import list_entries, verify_entries
 
-STAGES = {"base_models", "tokens", "bare_losses", "members", "gradient_log", "projections", "targets", "answers"}
+STAGES = {"base_models", "tokens", "base_model_losses", "members", "gradient_log", "projections", "targets", "answers"}
 WHOLE = [*TINY_RUN, "ensemble.m=1", "selector=spice", "projection.width=8"]
 
 

@@ -12,6 +12,7 @@ _FULL_WORDS = re.compile(r"os error (28|27|122)\b|No space left on device|Pytorc
 _MEMORY_WORDS = re.compile(
     r"can't allocate memory|not enough memory: you tried to allocate|out of memory", re.IGNORECASE
 )
+STACK_TRACE_NOTE = "The stack trace is in "
 
 
 class UserError(ValueError):
@@ -60,7 +61,7 @@ def explained(error: BaseException) -> UserError | None:
     """Put a lack of memory or disk space into plain words; None for any error that no user can mend."""
     if isinstance(error, UserError):
         return error
-    first_line = " ".join((str(error) or type(error).__name__).splitlines()[:1])[:300]
+    first_line = _first_line(error)
     if is_out_of_memory(error):
         return UserError(
             f"memory ran out: {first_line}. Lower batch.tokens, target.tuning.micro_batch_tokens or "
@@ -75,13 +76,23 @@ def explained(error: BaseException) -> UserError | None:
     return None
 
 
+def _first_line(error: BaseException) -> str:
+    return " ".join((str(error) or type(error).__name__).splitlines()[:1])[:300]
+
+
 @contextmanager
 def plain_words(debug: bool = False) -> Iterator[None]:
-    """Print an error that the user can mend and exit with 1; with `debug` errors pass as they are."""
+    """Print an error in one line and exit with 1; with `debug` errors pass as they are.
+
+    An unexpected error keeps its stack trace, on the screen or in the log file that its note names.
+    """
     try:
         yield
     except Exception as error:
         user_error = None if debug else explained(error)
+        log_notes = [note for note in getattr(error, "__notes__", ()) if note.startswith(STACK_TRACE_NOTE)]
+        if user_error is None and not debug and log_notes:
+            user_error = UserError(f"unexpected {type(error).__name__}: {_first_line(error)}. {log_notes[0]}")
         if user_error is None:
             raise
         from rich.console import Console

@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from gradfiltering.errors import UserError
+from gradfiltering.errors import UserError, plain_words
 from gradfiltering.runs.logs import announce, log_to_file
 
 
@@ -11,6 +11,18 @@ def test_unexpected_error_leaves_its_stack_trace_in_the_log(tmp_path):
         divmod(1, 0)
     text = (tmp_path / "run" / "run.log").read_text("utf-8")
     assert "Traceback" in text and "ZeroDivisionError" in text
+
+
+def test_unexpected_error_is_one_line_on_the_screen(tmp_path, capsys):
+    with pytest.raises(SystemExit), plain_words(), log_to_file(tmp_path):
+        divmod(1, 0)
+    screen = " ".join(capsys.readouterr().err.split())
+    assert screen.startswith("error unexpected ZeroDivisionError") and screen.endswith(str(tmp_path / "run.log"))
+
+
+def test_debug_passes_unexpected_errors_on(tmp_path):
+    with pytest.raises(ZeroDivisionError), plain_words(debug=True), log_to_file(tmp_path):
+        divmod(1, 0)
 
 
 def test_user_error_is_logged_in_one_line(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from gradfiltering.distributed.process_group import rank
-from gradfiltering.errors import UserError
+from gradfiltering.errors import STACK_TRACE_NOTE, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,8 +45,9 @@ def track_progress(progress_items: Iterable[Item], bar_title: str) -> Iterable[I
 def log_to_file(run_folder: Path, level_name: str = "info") -> Iterator[Path]:
     """Write the log of a run to `run.log` in its folder while the block runs.
 
-    An error that no user can mend goes into the log with its stack trace. Ranks other than zero add their warnings
-    and errors to the same file, where they see the folder.
+    An error that no user can mend goes into the log with its stack trace, and carries a note that
+    names the file. Ranks other than zero add their warnings and errors to the same file, where
+    they see the folder.
 
     Args:
         run_folder: folder of the run.
@@ -79,8 +80,9 @@ def log_to_file(run_folder: Path, level_name: str = "info") -> Iterator[Path]:
     except UserError as user_error:
         logger.error("%s", user_error)
         raise
-    except Exception:
-        logger.exception("the run ended by an error that nobody expected")
+    except Exception as unexpected_error:
+        logger.exception("the run ended by an unexpected error")
+        unexpected_error.add_note(f"{STACK_TRACE_NOTE}{log_path}")
         raise
     finally:
         logging.captureWarnings(False)
