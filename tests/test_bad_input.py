@@ -60,7 +60,7 @@ FILES = {
     "held out of no row": ("rows.jsonl", GOOD, ["data.heldout.share=0.1"], ["of 1 rows is no row", "larger share"]),
     "prompts of no held-out row": ("rows.jsonl", GOOD, ["until=report"],
         ["prompts from held-out rows need held-out rows", "hold some out"]),
-    "unknown schema": ("rows.jsonl", GOOD, ["data.schema=chatml"], ["data.schema=chatml", "choose one of: auto"]),
+    "unknown schema": ("rows.jsonl", GOOD, ["data.schema=chatml"], ["data.schema=chatml", "give one of: auto"]),
     "fraction of no row": ("rows.jsonl", GOOD, ["selector.fraction=0.1"],
         ["of 1 rows is no row; give a larger fraction (selector.fraction=0.1)"]),
 }  # fmt: skip

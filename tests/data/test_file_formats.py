@@ -250,7 +250,7 @@ BAD = {
     "packed.parquet.gz": (b"", {}, "compressed inside; unpack it"),
     "column.jsonl": ('{"a": 1}\n', {}, r"no column.*it has: a.*name the columns"),
     "named.jsonl": (GOOD, {"schema": "text"}, r"no column 'text' \(it has.*name the columns"),
-    "schema.jsonl": (GOOD, {"schema": "chatml"}, "the schema chatml is unknown; choose one of: auto, alpaca"),
+    "schema.jsonl": (GOOD, {"schema": "chatml"}, "schema must be one of: auto, alpaca"),
     "type.jsonl": (GOOD + '{"instruction": "a", "output": 7}\n', {},
         "line 2, row 1: column 'output' holds 7, not text.*name another column"),
     "string.jsonl": ('{"messages": "hello"}\n', {}, "line 1, row 0: column 'messages' holds 'hello', not a list.*mend"),

@@ -20,7 +20,7 @@ from rich.text import Text
 from gradfiltering.data.dataset import InstructionDataset, hash_content
 from gradfiltering.data.encoding import NO_RESPONSE, NO_RESPONSE_LEFT, cut_to_length, find_reason, tokenize_rows
 from gradfiltering.data.json_rows import RECORD_COLUMN, JsonRows, rows_from_columns
-from gradfiltering.data.schemas import Schema
+from gradfiltering.data.schemas import Columns, Schema
 from gradfiltering.data.templates import find_template
 from gradfiltering.errors import UserError
 from gradfiltering.runs.cache import Cache
@@ -204,7 +204,9 @@ class Encoder:
             raise UserError(
                 f"none of the {len(encoded_rows)} rows of {dataset.origin} can be scored: "
                 f"{_count_reasons(unscored)}; give rows with a response, name their columns, or allow "
-                "longer examples"
+                "longer examples",
+                owner=Columns,
+                arguments=dataset.schema.options,
             )
         return _examples(encoded_rows.select(np.flatnonzero(is_scorable)).remove_columns("reason"), unscored)
 

@@ -261,8 +261,6 @@ def detect_schema(column_names: Sequence[str], column_options: Columns, schema_n
     Raises:
         UserError: no such schema, or the columns fit none.
     """
-    if schema_name not in SCHEMAS:
-        raise UserError(f"the schema {schema_name} is unknown; choose one of: {', '.join(SCHEMAS)}")
     candidates_by_name = _candidate_schemas(column_options)
     if schema_name != "auto":
         candidates_by_name = {schema_name: candidates_by_name[schema_name]}

@@ -1,7 +1,7 @@
 """Sources of rows: a file, a folder, the hub. One class for each option of the `data` group."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import datasets
 import numpy as np
@@ -73,7 +73,7 @@ class LoadedSource:
 
     limit: PositiveInt | None
     template: str
-    schema: str
+    schema: Literal["auto", "alpaca", "prompt_completion", "messages", "text"]
     columns: Columns
     heldout: Heldout
     corrupt: DefectPlanter
