@@ -78,12 +78,12 @@ class AdamProjection:
         """Settings that tell it from other projections of a member at an epoch."""
         return {**self.projection.identity, "adam": DIRECTION_VERSION}
 
-    def __call__(self, parameter_name: str, gradients: Tensor) -> Tensor:
+    def __call__(self, parameter_name: str, example_gradients: Tensor) -> Tensor:
         """Compute one parameter's part; [1, B, ...] -> [1, B, K]."""
-        if len(gradients) != 1:
-            raise ValueError(f"gradients of {len(gradients)} members came, and the moments are those of one")
+        if len(example_gradients) != 1:
+            raise ValueError(f"gradients of {len(example_gradients)} members came, and the moments are those of one")
         for moment in self.moments:
-            moment[parameter_name] = moment[parameter_name].to(gradients.device)  # moves only once
+            moment[parameter_name] = moment[parameter_name].to(example_gradients.device)  # moves only once
         first_moment, second_moment = (moment[parameter_name][:, None] for moment in self.moments)
-        direction = adam_direction(gradients, first_moment, second_moment, self.betas, self.eps)
+        direction = adam_direction(example_gradients, first_moment, second_moment, self.betas, self.eps)
         return self.projection(parameter_name, direction)

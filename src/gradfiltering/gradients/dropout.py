@@ -49,7 +49,11 @@ class Dropout:
         Returns:
             Name of each A -> [M, B, D_in], of that parameter's type and device.
         """
-        input_widths = {name: stacked.shape[-1] for name, stacked in sorted(adapters.items()) if "lora_A" in name}
+        input_widths = {
+            parameter_name: stacked.shape[-1]
+            for parameter_name, stacked in sorted(adapters.items())
+            if "lora_A" in parameter_name
+        }
         total_width = sum(input_widths.values())
         uniforms = [
             [self.draw_uniforms(stream, int(example_id), total_width) for example_id in member_ids]
@@ -58,8 +62,8 @@ class Dropout:
         keep_mask = torch.from_numpy(np.asarray(uniforms) >= self.probability)  # [M, B, all D_in]
         layer_masks = keep_mask.split(list(input_widths.values()), dim=-1)
         return {
-            name: layer_mask.to(adapters[name]) / (1 - self.probability)
-            for name, layer_mask in zip(input_widths, layer_masks, strict=True)
+            parameter_name: layer_mask.to(adapters[parameter_name]) / (1 - self.probability)
+            for parameter_name, layer_mask in zip(input_widths, layer_masks, strict=True)
         }
 
     def draw_uniforms(self, stream: int | str, example_id: int, count: int) -> np.ndarray:
@@ -73,11 +77,11 @@ class Dropout:
 
 def expand_adapters(adapters: Adapters, input_factors: Mapping[str, Tensor]) -> Adapters:
     """Give each of B examples adapters of its own: M members, [M, ...] -> [M·B, ...]."""
-    members, examples = next(iter(input_factors.values())).shape[:2]
+    stack_size, examples = next(iter(input_factors.values())).shape[:2]
     expanded_adapters = {}
-    for name, stacked in adapters.items():
-        expanded = stacked[:, None].expand(members, examples, *stacked.shape[1:])
-        if name in input_factors:
-            expanded = expanded * input_factors[name][:, :, None]
-        expanded_adapters[name] = expanded.flatten(0, 1)
+    for parameter_name, stacked in adapters.items():
+        expanded = stacked[:, None].expand(stack_size, examples, *stacked.shape[1:])
+        if parameter_name in input_factors:
+            expanded = expanded * input_factors[parameter_name][:, :, None]
+        expanded_adapters[parameter_name] = expanded.flatten(0, 1)
     return expanded_adapters

@@ -103,16 +103,16 @@ class GradientEngine(ABC):
         statistics: Mapping[str, GradientStatistic],
         dropout: Dropout | None,
     ) -> GradientMeasurement:
-        members, examples = member_count(adapters), batch.example_id.shape[-1]
+        stack_size, examples = member_count(adapters), batch.example_id.shape[-1]
         example_tokens = _tokens_per_example(batch)
-        chunk_members = max(1, min(members, self.chunk_tokens // example_tokens))
+        chunk_members = max(1, min(stack_size, self.chunk_tokens // example_tokens))
         most_examples = self.chunk_tokens // (chunk_members * example_tokens)
         chunk_count = -(-examples // max(1, min(examples, most_examples)))
         chunk_examples = -(-examples // chunk_count)  # of equal size, none a small remainder
         stack_results = []
-        for first_member in range(0, members, chunk_members):
+        for first_member in range(0, stack_size, chunk_members):
             member_slice = slice(first_member, first_member + chunk_members)
-            stack = {name: stacked[member_slice] for name, stacked in adapters.items()}
+            stack = {parameter_name: stacked[member_slice] for parameter_name, stacked in adapters.items()}
             chunk_results = []
             for first_example in range(0, examples, chunk_examples):
                 example_slice = slice(first_example, first_example + chunk_examples)
@@ -173,9 +173,9 @@ def _join_examples(chunks: list[GradientMeasurement]) -> GradientMeasurement:
     """Join chunks of different examples under the same members; gradients are summed."""
     gradient_sums: Adapters = {}
     for chunk in chunks:
-        for name, gradient_sum in (chunk.mean_gradient or {}).items():
-            earlier_sum = gradient_sums.get(name)
-            gradient_sums[name] = gradient_sum if earlier_sum is None else earlier_sum + gradient_sum
+        for parameter_name, gradient_sum in (chunk.mean_gradient or {}).items():
+            earlier_sum = gradient_sums.get(parameter_name)
+            gradient_sums[parameter_name] = gradient_sum if earlier_sum is None else earlier_sum + gradient_sum
     return _concatenate(chunks, gradient_sums, axis=1)
 
 
@@ -184,7 +184,10 @@ def _join_members(stacks: list[GradientMeasurement], example_count: int | None) 
     mean_gradient = None
     if example_count is not None:
         stack_sums = [stack.mean_gradient or {} for stack in stacks]
-        mean_gradient = {name: torch.cat([sums[name] for sums in stack_sums]) / example_count for name in stack_sums[0]}
+        mean_gradient = {
+            parameter_name: torch.cat([sums[parameter_name] for sums in stack_sums]) / example_count
+            for parameter_name in stack_sums[0]
+        }
     return _concatenate(stacks, mean_gradient, axis=0)
 
 
@@ -192,8 +195,8 @@ def _concatenate(
     measurements: list[GradientMeasurement], mean_gradient: Adapters | None, axis: int
 ) -> GradientMeasurement:
     statistics = {
-        name: torch.cat([measurement.statistics[name] for measurement in measurements], axis)
-        for name in measurements[0].statistics
+        statistic_name: torch.cat([measurement.statistics[statistic_name] for measurement in measurements], axis)
+        for statistic_name in measurements[0].statistics
     }
     return GradientMeasurement(
         loss=torch.cat([measurement.loss for measurement in measurements], axis),

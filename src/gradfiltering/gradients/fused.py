@@ -104,9 +104,9 @@ class FusedEngine(GradientEngine):
         return self.model.get_base_model()
 
     def _measure_chunk(self, adapters: Adapters, batch: Batch, accumulator: GradientAccumulator) -> GradientMeasurement:
-        members = member_count(adapters)
+        stack_size = member_count(adapters)
         if batch.example_id.dim() == 1:
-            batch = batch.map_tensors(lambda tensor: tensor.expand(members, *tensor.shape))
+            batch = batch.map_tensors(lambda tensor: tensor.expand(stack_size, *tensor.shape))
         flat_batch = batch.map_tensors(lambda tensor: tensor.flatten(0, 1))  # [M·B, ...]
         if not self.record_statistics:
             accumulator.statistics = {}
@@ -120,7 +120,7 @@ class FusedEngine(GradientEngine):
         ):
             loss = self.objective(self._split_model, flat_batch)
             loss.sum().backward()
-        return accumulator.result(loss.detach().view(members, -1))
+        return accumulator.result(loss.detach().view(stack_size, -1))
 
     @contextmanager
     def _stacked(self, adapters: Adapters, accumulator: GradientAccumulator, example_count: int) -> Iterator[None]:
@@ -238,16 +238,16 @@ class _StackedLora(torch.autograd.Function):
         matrix_b [M, D_out, R] -> [M·B·S, T, D_out].
         """
         ctx.scaling, ctx.parameter_names, ctx.accumulator, ctx.example_count = settings
-        members = len(matrix_a)
+        stack_size = len(matrix_a)
         flat_inputs = inputs.reshape(-1, inputs.shape[-1])
         output = flat_inputs @ weight
-        narrow = flat_inputs.view(members, -1, inputs.shape[-1]) @ matrix_a.mT  # [M, B·S·T, R]
+        narrow = flat_inputs.view(stack_size, -1, inputs.shape[-1]) @ matrix_a.mT  # [M, B·S·T, R]
         update_inputs, update_weight = narrow, matrix_b.mT * ctx.scaling  # [M, R, D_out]
         if bias is not None:  # as one more column: a product with bias of its own is slower on CPUs
             one_column = narrow.new_ones(*narrow.shape[:-1], 1)
             update_inputs = torch.cat([narrow, one_column], -1)
-            update_weight = torch.cat([update_weight, bias.expand(members, 1, -1)], 1)
-        output.view(members, -1, output.shape[-1]).baddbmm_(update_inputs, update_weight)
+            update_weight = torch.cat([update_weight, bias.expand(stack_size, 1, -1)], 1)
+        output.view(stack_size, -1, output.shape[-1]).baddbmm_(update_inputs, update_weight)
         ctx.save_for_backward(inputs, weight, matrix_a, matrix_b, narrow)
         return output.view(*inputs.shape[:-1], -1)
 
@@ -255,20 +255,20 @@ class _StackedLora(torch.autograd.Function):
     def backward(ctx: Any, *output_gradients: Tensor) -> Any:
         """[M·B·S, T, D_out] -> [M·B·S, T, D_in]; A and B report to the accumulator."""
         inputs, weight, matrix_a, matrix_b, narrow = ctx.saved_tensors
-        members, rank, input_width = matrix_a.shape
+        stack_size, rank, input_width = matrix_a.shape
         examples = ctx.example_count  # M·B
         output_width = matrix_b.shape[1]
         flat_gradient = output_gradients[0].reshape(-1, output_width)
-        narrow_gradient = flat_gradient.view(members, -1, output_width) @ (matrix_b * ctx.scaling)
+        narrow_gradient = flat_gradient.view(stack_size, -1, output_width) @ (matrix_b * ctx.scaling)
         # Sums over the tokens of all of an example's sequences: [M·B, S·T, ...] -> [M·B, R, ...].
         gradient_b = narrow.view(examples, -1, rank).mT @ flat_gradient.view(examples, -1, output_width)
         gradient_a = narrow_gradient.view(examples, -1, rank).mT @ inputs.reshape(examples, -1, input_width)
         gradient_b = (gradient_b * ctx.scaling).mT
-        ctx.accumulator.add(ctx.parameter_names["B"], gradient_b.unflatten(0, (members, -1)))
-        ctx.accumulator.add(ctx.parameter_names["A"], gradient_a.unflatten(0, (members, -1)))
+        ctx.accumulator.add(ctx.parameter_names["B"], gradient_b.unflatten(0, (stack_size, -1)))
+        ctx.accumulator.add(ctx.parameter_names["A"], gradient_a.unflatten(0, (stack_size, -1)))
         input_gradient = None
         if ctx.needs_input_grad[0]:
             input_gradient = flat_gradient @ weight.t()
-            input_gradient.view(members, -1, input_width).baddbmm_(narrow_gradient, matrix_a)
+            input_gradient.view(stack_size, -1, input_width).baddbmm_(narrow_gradient, matrix_a)
             input_gradient = input_gradient.view_as(inputs)
         return input_gradient, *[None] * 8

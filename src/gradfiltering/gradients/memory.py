@@ -30,12 +30,12 @@ def find_fitting_tokens(engine: GradientEngine, adapters: Adapters, row_width: i
     Raises:
         UserError: one row of one member does not fit.
     """
-    members = member_count(adapters)
+    stack_size = member_count(adapters)
     most_tokens = MOST_TOKENS.get(device.type, MOST_TOKENS["cpu"])
     free_bytes, used_bytes = _free_memory(device), _used_memory(device)
     tried_tokens = fitting_tokens = max(row_width, most_tokens // 16)
     while tried_tokens <= most_tokens:
-        row_count = max(1, tried_tokens // (members * row_width))
+        row_count = max(1, tried_tokens // (stack_size * row_width))
         token_ids = torch.zeros(row_count, row_width, dtype=torch.int64, device=device)
         engine.chunk_tokens = tried_tokens
         try:

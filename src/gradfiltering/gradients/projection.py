@@ -21,7 +21,7 @@ class GradientSketch(Protocol):
     def identity(self) -> dict[str, Any]:
         """Settings that tell it from other sketches, JSON-serialisable."""
 
-    def __call__(self, parameter_name: str, gradients: Tensor) -> Tensor:
+    def __call__(self, parameter_name: str, example_gradients: Tensor) -> Tensor:
         """Compute one parameter's part; [M, B, ...] -> [M, B, K]."""
         ...
 
@@ -52,19 +52,19 @@ class Projection:
         """Width and seed."""
         return {"width": self.width, "seed": self.seed}
 
-    def __call__(self, parameter_name: str, gradients: Tensor) -> Tensor:
+    def __call__(self, parameter_name: str, example_gradients: Tensor) -> Tensor:
         """Compute one parameter's part of the sketch; [M, B, ...] -> [M, B, K], at least float32."""
         if parameter_name not in self._signs_and_shifts:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "projection", parameter_name))
-            shape = gradients.shape[2:]
+            shape = example_gradients.shape[2:]
             signs = torch.randint(0, 2, shape, generator=generator, dtype=torch.int8) * 2 - 1
             shift = int(torch.randint(0, self.width, (), generator=generator))
-            self._signs_and_shifts[parameter_name] = signs.to(gradients.device), shift
+            self._signs_and_shifts[parameter_name] = signs.to(example_gradients.device), shift
         signs, shift = self._signs_and_shifts[parameter_name]
-        signed_gradients = (gradients * signs).flatten(2)
+        signed_gradients = (example_gradients * signs).flatten(2)
         turn_count = -(-signed_gradients.shape[2] // self.width)
         missing_coordinates = turn_count * self.width - signed_gradients.shape[2]
         padded_gradients = F.pad(signed_gradients, (0, missing_coordinates))
-        wide_dtype = torch.promote_types(gradients.dtype, torch.float32)
-        turns = padded_gradients.view(*gradients.shape[:2], turn_count, self.width)
+        wide_dtype = torch.promote_types(example_gradients.dtype, torch.float32)
+        turns = padded_gradients.view(*example_gradients.shape[:2], turn_count, self.width)
         return turns.sum(2, dtype=wide_dtype).roll(shift, dims=2)

@@ -17,23 +17,23 @@ class GradientStatistic(Protocol):
     layer to layer.
     """
 
-    def __call__(self, parameter_name: str, gradients: Tensor) -> Tensor:
+    def __call__(self, parameter_name: str, example_gradients: Tensor) -> Tensor:
         """Compute one parameter's contribution.
 
         Args:
             parameter_name: of the parameter.
-            gradients: [M, B, ...], each example's gradient of that parameter.
+            example_gradients: [M, B, ...], each example's gradient of that parameter.
 
         Returns:
             [M, B] or [M, B, K].
         """
 
 
-def squared_norm(parameter_name: str, gradients: Tensor) -> Tensor:
+def squared_norm(parameter_name: str, example_gradients: Tensor) -> Tensor:
     """Compute squared L2 norms, [M, B, ...] -> [M, B]; at least in float32."""
-    wide_dtype = torch.promote_types(gradients.dtype, torch.float32)
-    parameter_axes = tuple(range(2, gradients.dim()))
-    return torch.linalg.vector_norm(gradients, dim=parameter_axes, dtype=wide_dtype).square()
+    wide_dtype = torch.promote_types(example_gradients.dtype, torch.float32)
+    parameter_axes = tuple(range(2, example_gradients.dim()))
+    return torch.linalg.vector_norm(example_gradients, dim=parameter_axes, dtype=wide_dtype).square()
 
 
 @dataclass
@@ -74,13 +74,13 @@ class GradientAccumulator:
         self.statistic_sums: dict[str, Tensor] = {}
         self.gradient_sums: Adapters = {}
 
-    def add(self, parameter_name: str, gradients: Tensor) -> None:
+    def add(self, parameter_name: str, example_gradients: Tensor) -> None:
         """Take in one parameter's per-example gradients, [M, B, ...]."""
         if self.sum_gradients:
-            wide_dtype = torch.promote_types(gradients.dtype, torch.float32)
-            self.gradient_sums[parameter_name] = gradients.sum(1, dtype=wide_dtype)
+            wide_dtype = torch.promote_types(example_gradients.dtype, torch.float32)
+            self.gradient_sums[parameter_name] = example_gradients.sum(1, dtype=wide_dtype)
         for statistic_name, statistic in self.statistics.items():
-            contribution = statistic(parameter_name, gradients)
+            contribution = statistic(parameter_name, example_gradients)
             if statistic_name in self.statistic_sums:
                 contribution = self.statistic_sums[statistic_name] + contribution
             self.statistic_sums[statistic_name] = contribution
@@ -111,13 +111,13 @@ class DropoutAccumulator(GradientAccumulator):
         self.input_factors = input_factors
         self.shape = next(iter(input_factors.values())).shape[:2]
 
-    def add(self, parameter_name: str, gradients: Tensor) -> None:
+    def add(self, parameter_name: str, example_gradients: Tensor) -> None:
         """Take in one parameter's gradients, [M·B, 1, ...]."""
-        gradients = gradients.flatten(0, 1).unflatten(0, self.shape)
+        example_gradients = example_gradients.flatten(0, 1).unflatten(0, self.shape)
         if parameter_name in self.input_factors:
             input_factors = self.input_factors[parameter_name][:, :, None]  # [M, B, 1, D_in]
-            gradients = gradients * input_factors.to(gradients.dtype)
-        super().add(parameter_name, gradients)
+            example_gradients = example_gradients * input_factors.to(example_gradients.dtype)
+        super().add(parameter_name, example_gradients)
 
     def result(self, loss: Tensor) -> GradientMeasurement:
         """Return the statistics; `loss` is [M·B, 1]."""

@@ -76,8 +76,8 @@ class SplitModel:
         """Compute [B, T - 1] losses at response positions only; see `CausalModel`."""
         if self.head_weight is None:
             return token_nll(self.model(input_ids=input_ids, use_cache=False).logits, labels)
-        hidden = self.body(input_ids=input_ids, use_cache=False).last_hidden_state  # [B, T, D]
-        return head_token_losses(hidden, labels, self.head_weight, self.head_bias)
+        hidden_states = self.body(input_ids=input_ids, use_cache=False).last_hidden_state  # [B, T, D]
+        return head_token_losses(hidden_states, labels, self.head_weight, self.head_bias)
 
 
 @torch.no_grad()
@@ -98,9 +98,9 @@ def split_model(model: nn.Module) -> SplitModel:
         return SplitModel(base_model)
     head_weight = output_layer.weight.detach()
     input_ids = torch.arange(min(8, len(head_weight)), device=head_weight.device)[None]
-    hidden = body(input_ids=input_ids, use_cache=False).last_hidden_state
+    hidden_states = body(input_ids=input_ids, use_cache=False).last_hidden_state
     logits = base_model(input_ids=input_ids, use_cache=False).logits
-    if not torch.equal(output_layer(hidden), logits):
+    if not torch.equal(output_layer(hidden_states), logits):
         return SplitModel(base_model)
     if head_weight.dtype in (torch.bfloat16, torch.float16):
         wide_weight = head_weight.float()
@@ -126,11 +126,11 @@ def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
     return token_losses.view(next_tokens.shape)
 
 
-def head_token_losses(hidden: Tensor, labels: Tensor, head_weight: Tensor, head_bias: Tensor | None) -> Tensor:
+def head_token_losses(hidden_states: Tensor, labels: Tensor, head_weight: Tensor, head_bias: Tensor | None) -> Tensor:
     """Compute the negative log-likelihood of each next token from the last hidden states.
 
     Args:
-        hidden: [B, T, D].
+        hidden_states: [B, T, D].
         labels: [B, T] int64.
         head_weight: [V, D] of the output layer.
         head_bias: [V] or None.
@@ -141,7 +141,7 @@ def head_token_losses(hidden: Tensor, labels: Tensor, head_weight: Tensor, head_
     next_tokens = labels[:, 1:]
     row_index, token_index = (next_tokens != IGNORED).nonzero(as_tuple=True)  # [K]
     target_ids = next_tokens[row_index, token_index]
-    nll = _LinearNll.apply(hidden[row_index, token_index], target_ids, head_weight, head_bias)
+    nll = _LinearNll.apply(hidden_states[row_index, token_index], target_ids, head_weight, head_bias)
     token_losses = torch.zeros(next_tokens.shape, dtype=nll.dtype, device=nll.device)
     return token_losses.index_put((row_index, token_index), nll)
 
@@ -154,16 +154,18 @@ class _LinearNll(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, target_ids: Tensor, head_weight: Tensor, head_bias: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, hidden_states: Tensor, target_ids: Tensor, head_weight: Tensor, head_bias: Tensor | None
+    ) -> Tensor:
         """[K, D], [K], [V, D], [V] -> [K]."""
-        wide_dtype = torch.promote_types(hidden.dtype, torch.float32)
-        token_count, vocabulary_size = len(hidden), len(head_weight)
-        nll = torch.empty(token_count, dtype=wide_dtype, device=hidden.device)
-        hidden_gradient = torch.empty_like(hidden)
-        slice_size = max(1, CHUNK_BYTES // (hidden.element_size() * vocabulary_size))
+        wide_dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+        token_count, vocabulary_size = len(hidden_states), len(head_weight)
+        nll = torch.empty(token_count, dtype=wide_dtype, device=hidden_states.device)
+        hidden_gradient = torch.empty_like(hidden_states)
+        slice_size = max(1, CHUNK_BYTES // (hidden_states.element_size() * vocabulary_size))
         for start in range(0, token_count, slice_size):
             token_slice = slice(start, start + slice_size)
-            inputs = hidden[token_slice]
+            inputs = hidden_states[token_slice]
             logits = inputs @ head_weight.t() if head_bias is None else torch.addmm(head_bias, inputs, head_weight.t())
             target_column = target_ids[token_slice, None]
             # In a narrow type the logits are never widened as a whole: their greatest and the

@@ -77,20 +77,21 @@ def initial_adapters(model: PeftModel, settings: LoraSettings, members: Sequence
     Returns:
         Parameter name of the PEFT model -> [M, ...] float32 (or the model's float64).
     """
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    parameters = dict(model.named_parameters())
     adapters = {}
-    for parameter_name in sorted(parameters):
-        parameter = parameters[parameter_name]
+    for parameter_name, parameter in sorted(parameters.items()):
+        if not parameter.requires_grad:
+            continue
         member_values = []
         for member in members:
             generator = torch.Generator().manual_seed(derive_seed(seed, "adapter", member, parameter_name))
-            values = torch.empty(parameter.shape)
+            initial_values = torch.empty(parameter.shape)
             if "lora_A" in parameter_name:
                 bound = parameter.shape[1] ** -0.5
-                values = values.uniform_(-bound, bound, generator=generator)
+                initial_values = initial_values.uniform_(-bound, bound, generator=generator)
             else:
-                values = values.normal_(0.0, 1.0, generator=generator) * settings.init_b_std
-            member_values.append(values.to(torch.promote_types(parameter.dtype, torch.float32)))
+                initial_values = initial_values.normal_(0.0, 1.0, generator=generator) * settings.init_b_std
+            member_values.append(initial_values.to(torch.promote_types(parameter.dtype, torch.float32)))
         adapters[parameter_name] = torch.stack(member_values)
     return adapters
 
@@ -104,7 +105,10 @@ def export_adapter(model: PeftModel, adapters: Adapters, member_index: int, fold
         member_index: position in the stack.
         folder: is made; parent folders too.
     """
-    member_state = {name: stacked[member_index].detach().cpu().contiguous() for name, stacked in adapters.items()}
+    member_state = {
+        parameter_name: stacked[member_index].detach().cpu().contiguous()
+        for parameter_name, stacked in adapters.items()
+    }
     folder.mkdir(parents=True)
     saved_state = get_peft_model_state_dict(model, state_dict=member_state)
     save_file(saved_state, folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -13,9 +13,9 @@ BASE_MODEL_LOCATION = ("base_model_name_or_path", "revision")  # in an adapter's
 def hash_weights(model: nn.Module) -> str:
     """Digest of a model's parameters and buffers, by name, type, shape and bytes."""
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        raw_bytes = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+    for parameter_name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{parameter_name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        raw_bytes = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
         digest.update(raw_bytes.numpy().tobytes())
     return digest.hexdigest()[:32]
 
@@ -23,7 +23,7 @@ def hash_weights(model: nn.Module) -> str:
 def hash_adapter(folder: Path) -> str:
     """Digest of a PEFT adapter's weights and configuration; its base model's location is left out."""
     config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
-    config_values = {name: value for name, value in config.items() if name not in BASE_MODEL_LOCATION}
+    config_values = {option: value for option, value in config.items() if option not in BASE_MODEL_LOCATION}
     digest = hashlib.sha256(json.dumps(config_values, sort_keys=True).encode())
     digest.update((folder / "adapter_model.safetensors").read_bytes())
     return digest.hexdigest()[:32]
@@ -33,8 +33,8 @@ def count_matmul_weights(model: nn.Module) -> int:
     """Count the weights in matrix products: all matrices, a tied embedding once for the logits."""
     matrix_sizes = {
         id(weight): weight.numel()
-        for name, weight in model.named_parameters()
-        if weight.dim() == 2 and "wpe" not in name
+        for parameter_name, weight in model.named_parameters()
+        if weight.dim() == 2 and "wpe" not in parameter_name
     }
     embedding = model.get_input_embeddings().weight  # type: ignore[operator]
     output_layer = model.get_output_embeddings().weight  # type: ignore[operator]
