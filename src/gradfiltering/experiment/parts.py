@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
     from gradfiltering.data.sources import DatasetSource
+    from gradfiltering.diagnostics.limits import DiagnosticLimits
     from gradfiltering.ensembles.batch_settings import BatchSettings
     from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
     from gradfiltering.ensembles.snapshots import SnapshotPair
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from gradfiltering.models.objectives import Objective
     from gradfiltering.reports.page.run_page import PageSettings
     from gradfiltering.runs.cache import Cache
-    from gradfiltering.statistics.diagnostics import DiagnosticLimits
 
 Stage = Literal["proxy", "score", "select", "target", "judge", "report"]
 STAGES: tuple[Stage, ...] = get_args(Stage)

@@ -6,6 +6,9 @@ from dataclasses import asdict, dataclass
 from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.examples import Encoder, Rows
 from gradfiltering.data.row_texts import write_row_texts
+from gradfiltering.diagnostics.ensemble import diagnose_ensemble
+from gradfiltering.diagnostics.planted_truth import compare_with_truth
+from gradfiltering.diagnostics.subset import diagnose_selection, diagnose_sources
 from gradfiltering.distributed.process_group import run_on_rank_zero
 from gradfiltering.errors import attributed_to
 from gradfiltering.evidence.adaptive_size import measure_settled_evidence
@@ -34,9 +37,6 @@ from gradfiltering.requests import BaseModelLosses, Evidence, GradientLog
 from gradfiltering.runs.logs import screen
 from gradfiltering.scorers.base import Scores, score_rows
 from gradfiltering.selectors.base import Selection, shortfall_warnings
-from gradfiltering.statistics.ensemble_diagnostics import diagnose_ensemble
-from gradfiltering.statistics.planted_truth import compare_with_truth
-from gradfiltering.statistics.subset_diagnostics import diagnose_selection, diagnose_sources
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Limits of diagnostics that nothing crosses."""
 
-from gradfiltering.statistics.diagnostics import DiagnosticLimits
+from gradfiltering.diagnostics.limits import DiagnosticLimits
 
 QUIET = DiagnosticLimits(
     positive_drop_share=0.0, median_relative_drop=-1e9, relative_variance=0.0, update_ratio=1e9,

@@ -3,8 +3,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
-from tests.statistics.limits import QUIET
+from tests.diagnostics.limits import QUIET
 
+from gradfiltering.diagnostics.subset import (
+    MEANING_BELOW_ZERO,
+    diagnose_selection,
+    diagnose_sources,
+    meaning_below_zero,
+)
 from gradfiltering.requests import (
     EpochLog,
     Evidence,
@@ -18,12 +24,6 @@ from gradfiltering.scorers.base import Scores
 from gradfiltering.scorers.ifd import IFD
 from gradfiltering.scorers.learnability import Learnability
 from gradfiltering.scorers.raw_drop import RawDrop
-from gradfiltering.statistics.subset_diagnostics import (
-    MEANING_BELOW_ZERO,
-    diagnose_selection,
-    diagnose_sources,
-    meaning_below_zero,
-)
 
 RTOL = 1e-12
 TOKENS = np.asarray([10, 8, 6, 4, 2])

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from gradfiltering.diagnostics.limits import DiagnosticLimits, Diagnostics
 from gradfiltering.scorers.base import Scores
 from gradfiltering.seeding import numpy_rng
-from gradfiltering.statistics.diagnostics import DiagnosticLimits, Diagnostics
 from gradfiltering.statistics.intervals import percentile_interval
 
 

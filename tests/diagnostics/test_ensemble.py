@@ -3,10 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
-from tests.statistics.limits import QUIET
+from tests.diagnostics.limits import QUIET
 
+from gradfiltering.diagnostics.ensemble import diagnose_ensemble
 from gradfiltering.requests import EpochLog, GradientLogPair, LossMeasurement
-from gradfiltering.statistics.ensemble_diagnostics import diagnose_ensemble
 
 RTOL = 1e-6  # logged norms are float32
 EARLY = [[2.0, 2.0, 1.0, 4.0], [2.0, 4.0, 1.0, 4.0]]

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from gradfiltering.diagnostics.limits import DiagnosticLimits, Diagnostics
 from gradfiltering.requests import EpochLog, GradientLogPair, LossMeasurement
-from gradfiltering.statistics.diagnostics import DiagnosticLimits, Diagnostics
 from gradfiltering.statistics.rank_correlation import spearman_correlation
 
 TINY = np.finfo(float).tiny

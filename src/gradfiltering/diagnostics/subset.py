@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from gradfiltering.diagnostics.limits import DiagnosticLimits, Diagnostics
 from gradfiltering.requests import Evidence, LossMeasurement
 from gradfiltering.scorers.base import Scores
-from gradfiltering.statistics.diagnostics import DiagnosticLimits, Diagnostics
 from gradfiltering.statistics.rank_correlation import spearman_correlation
 
 MAX_SOURCES = 100
