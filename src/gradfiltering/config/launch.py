@@ -17,6 +17,8 @@ from gradfiltering.distributed.process_group import connected_processes, is_rank
 from gradfiltering.errors import UserError, plain_words
 from gradfiltering.reports import screen
 
+INTERRUPTED = "stopped; the same command goes on from what is finished"
+
 
 def launch(overrides: Sequence[str], subcommand: str | None = None) -> None:
     """Run one experiment, or a sweep of them; an error that the user can mend is printed in plain words.
@@ -46,7 +48,11 @@ def launch(overrides: Sequence[str], subcommand: str | None = None) -> None:
         except HydraException as error:
             raise UserError(explain_composition(error)) from error
         except KeyboardInterrupt:
-            raise SystemExit("stopped; the same command goes on from what is finished") from None
+            sys.exit(INTERRUPTED)
+        except SystemExit as ending:
+            if isinstance(ending.__context__, KeyboardInterrupt):  # Lightning ends its training so
+                sys.exit(INTERRUPTED)
+            raise
 
 
 def run_task(cfg: DictConfig) -> None:
