@@ -42,7 +42,8 @@ class FineTuningResult:
         examples: rows trained on.
         tokens: tokens seen, padding not counted.
         seconds: of training, held-out measurements included.
-        final_loss: mean training loss since the curve's last but one point, nats per response token.
+        final_loss: mean training loss since the curve's last but one point, nats per response
+            token.
         heldout_loss: at the end, nats per response token; None where nothing is held out.
         flops: an estimate, 4 for each base model weight in a matrix product and each token.
         reused: whether the model was in the cache; `seconds` are those of its training.
@@ -127,7 +128,8 @@ def fine_tune(
 ) -> FineTuningResult:
     """Fine-tune one LoRA adapter and write `adapter/` and `curve.csv`.
 
-    An interrupted training resumes from its last checkpoint; on one device the result is the same bit for bit.
+    An interrupted training resumes from its last checkpoint; on one device the result is the same
+    bit for bit.
 
     Args:
         model_name: `candidate`, `full`, ….

@@ -11,19 +11,21 @@ from gradfiltering.options import NonNegativeFloat, PositiveFloat, PositiveInt, 
 
 @options
 class FineTuningSettings:
-    """How a target is fine-tuned.
+    """Settings of a target's fine-tuning.
 
     Attributes:
         epochs: passes over the training rows; a method that selects while training ignores it.
         batch_size: examples of one update.
-        micro_batch_tokens: padded tokens computed at once; gradients accumulate over them, no result depends on it.
+        micro_batch_tokens: padded tokens computed at once; gradients accumulate over them, no
+            result depends on it.
         lr: peak learning rate of AdamW.
         schedule: decay of the learning rate to zero after the warm-up, or `constant`.
         warmup_share: share of the training spent on a linear warm-up.
         weight_decay: of AdamW.
         clip_norm: gradients are scaled down to this L2 norm; None for no clipping.
         records: points of the convergence curve, at even distance (start and end included).
-        checkpoint_minutes: minutes between two checkpoints from which an interrupted training resumes.
+        checkpoint_minutes: minutes between two checkpoints from which an interrupted training
+            resumes.
         lora: the adapter.
     """
 

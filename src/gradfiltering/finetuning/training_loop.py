@@ -1,4 +1,4 @@
-"""Training loop of one LoRA adapter: exact updates over all processes, a convergence curve, checkpoints."""
+"""Training of one LoRA adapter: updates over all processes, convergence curve, checkpoints."""
 
 import math
 import time
@@ -36,8 +36,10 @@ class CurvePoint:
         step: updates taken.
         examples_seen, tokens_seen: in these updates; padding is not counted.
         seconds: since training began, interruptions not counted.
-        train_loss: mean over the updates since the previous point, nats per response token; None at the start.
-        heldout_loss: mean over held-out rows, nats per response token; None where nothing is held out.
+        train_loss: mean over the updates since the previous point, nats per response token; None at
+            the start.
+        heldout_loss: mean over held-out rows, nats per response token; None where nothing is held
+            out.
     """
 
     step: int
@@ -71,8 +73,9 @@ class TrainingProgress:
 class FineTuningModule(L.LightningModule):
     """Trains one LoRA adapter; a step of the trainer is one round of the update schedule.
 
-    An update follows the mean over the supervised tokens of its rows, whichever process computes them: each example's
-    loss weighs as much as it has supervised tokens. The model stays in evaluation mode, without dropout.
+    An update follows the mean over the supervised tokens of its rows, whichever process computes
+    them: each example's loss weighs as much as it has supervised tokens. The model stays in
+    evaluation mode, without dropout.
 
     Args:
         model_name: of the model in the run, for metrics and errors.
@@ -99,7 +102,7 @@ class FineTuningModule(L.LightningModule):
         resume_point: ResumePoint | None = None,
     ):
         super().__init__()
-        self.automatic_optimization = False  # examples are weighted by their tokens across micro-batches and processes
+        self.automatic_optimization = False  # examples are weighted across processes
         self.model_name = model_name
         self.model = model
         self.examples = examples
@@ -117,7 +120,7 @@ class FineTuningModule(L.LightningModule):
     @property
     def trained_parameters(self) -> dict[str, torch.nn.Parameter]:
         """The adapter's parameters by name."""
-        return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Create AdamW, with the moments of the checkpoint to resume from."""
@@ -125,10 +128,10 @@ class FineTuningModule(L.LightningModule):
         optimizer = torch.optim.AdamW(parameters.values(), lr=self.settings.lr, weight_decay=self.settings.weight_decay)
         if self._checkpoint is not None:
             tensors = self._checkpoint.tensors
-            for name, parameter in parameters.items():
+            for parameter_name, parameter in parameters.items():
                 optimizer.state[parameter] = {
                     "step": torch.tensor(float(self.progress.updates_taken)),
-                    **{moment: tensors[f"{moment}/{name}"].to(parameter) for moment in MOMENTS},
+                    **{moment: tensors[f"{moment}/{parameter_name}"].to(parameter) for moment in MOMENTS},
                 }
             self._checkpoint = None
         return optimizer
@@ -144,7 +147,7 @@ class FineTuningModule(L.LightningModule):
         """Train on one round of the schedule and report what was observed."""
         schedule, progress_before = self.schedule, self.schedule.progress
         learning_rate = self.settings.learning_rate(progress_before, schedule.length)
-        # Rank 0 decides for all: machines may round differently, and a tie would then be broken differently.
+        # Rank zero decides for all: machines that round differently would break ties differently.
         planned_updates = run_on_rank_zero(schedule.plan_round)
         example_losses, gradient_sum = [], None
         for row_indices in planned_updates:
@@ -179,8 +182,8 @@ class FineTuningModule(L.LightningModule):
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint; call it before fitting."""
-        for name, parameter in self.trained_parameters.items():
-            parameter.data.copy_(checkpoint.tensors[f"adapter/{name}"])
+        for parameter_name, parameter in self.trained_parameters.items():
+            parameter.data.copy_(checkpoint.tensors[f"adapter/{parameter_name}"])
         schedule_tensors = {
             name.removeprefix("schedule/"): value
             for name, value in checkpoint.tensors.items()
@@ -195,9 +198,9 @@ class FineTuningModule(L.LightningModule):
         optimizer_state = self.trainer.optimizers[0].state
         schedule_tensors, schedule_state = self.schedule.export_state()
         tensors = {f"schedule/{name}": value for name, value in schedule_tensors.items()}
-        for name, parameter in self.trained_parameters.items():
-            tensors[f"adapter/{name}"] = parameter.detach()
-            tensors.update({f"{moment}/{name}": optimizer_state[parameter][moment] for moment in MOMENTS})
+        for parameter_name, parameter in self.trained_parameters.items():
+            tensors[f"adapter/{parameter_name}"] = parameter.detach()
+            tensors.update({f"{moment}/{parameter_name}": optimizer_state[parameter][moment] for moment in MOMENTS})
         progress = replace(self.progress, seconds=time.monotonic() - self.started_at)
         resume_point.save(tensors, {"progress": asdict(progress), "schedule": schedule_state})
 
@@ -205,7 +208,8 @@ class FineTuningModule(L.LightningModule):
         """Take one update.
 
         Returns:
-            [n] float64 losses of its rows before the update, and [P] float32 gradient where the schedule observes it.
+            [n] float64 losses of its rows before the update, and [P] float32 gradient where the
+            schedule observes it.
         """
         token_counts = self.examples.response_tokens[row_indices]
         example_losses = self._accumulate_gradients(row_indices)
@@ -243,11 +247,11 @@ class FineTuningModule(L.LightningModule):
         measurements = RowMeasurements(np.sort(example_ids), ["loss"])
         with self._without_gradient_averaging():
             for batch in self._cut_batches(self.examples, row_indices):
-                losses = self.objective(SplitModel(self.model), batch.to(self.device))  # [B]
+                batch_losses = self.objective(SplitModel(self.model), batch.to(self.device))  # [B]
                 batch_rows = np.searchsorted(self.examples.example_ids, batch.example_id.numpy())
-                token_counts = torch.from_numpy(self.examples.response_tokens[batch_rows]).to(losses)
-                self.manual_backward((losses * token_counts).sum() / update_tokens)
-                measurements.record(batch.example_id.numpy(), loss=losses.detach().cpu().numpy())
+                token_counts = torch.from_numpy(self.examples.response_tokens[batch_rows]).to(batch_losses)
+                self.manual_backward((batch_losses * token_counts).sum() / update_tokens)
+                measurements.record(batch.example_id.numpy(), loss=batch_losses.detach().cpu().numpy())
         sum_gradients_over_ranks(list(self.trained_parameters.values()))
         sorted_losses = measurements.gather()["loss"][0]
         return sorted_losses[np.searchsorted(measurements.example_ids, example_ids)]
@@ -272,12 +276,12 @@ class FineTuningModule(L.LightningModule):
             return None
         model, measurements = split_model(self.model), RowMeasurements(self.heldout.example_ids, ["loss"])
         for batch in self._cut_batches(self.heldout, np.arange(len(self.heldout))):
-            losses = self.objective(model, batch.to(self.device))
-            measurements.record(batch.example_id.numpy(), loss=losses.float().cpu().numpy())
+            batch_losses = self.objective(model, batch.to(self.device))
+            measurements.record(batch.example_id.numpy(), loss=batch_losses.float().cpu().numpy())
         return float(measurements.gather()["loss"].mean())
 
     def _cut_batches(self, examples: Examples, row_indices: np.ndarray) -> Iterator[Batch]:
-        """Yield this rank's share of some rows in batches of like length, within the budget of padded tokens."""
+        """Yield this rank's share of some rows in batches of like length, within the token budget."""
         own_rows = share_of_this_rank()(row_indices)
         batches = LengthBatches(examples, self.settings.micro_batch_tokens, self.pad_id, own_rows)
         return (batches[batch_index] for batch_index in range(len(batches)))
@@ -300,5 +304,5 @@ class FineTuningModule(L.LightningModule):
 
     def _log_metrics(self, metrics: Mapping[str, float]) -> None:
         if metrics and self.logger is not None:
-            named_metrics = {f"target/{self.model_name}/{name}": value for name, value in metrics.items()}
+            named_metrics = {f"target/{self.model_name}/{metric_name}": value for metric_name, value in metrics.items()}
             self.logger.log_metrics(named_metrics, step=self.progress.updates_taken)

@@ -28,7 +28,8 @@ def build_baseline_sets(
     """Return the example ids of each baseline's training rows, by the baseline's name.
 
     Args:
-        baselines: any of `full` (all rows) and `random` (as many rows as the candidate's, drawn from the seed).
+        baselines: any of `full` (all rows) and `random` (as many rows as the candidate's, drawn
+            from the seed).
         selected_count: rows that the candidate is trained on.
         example_ids: [N] ids of the rows that can be trained on.
         total_rows: all rows of the dataset.

@@ -1,4 +1,4 @@
-"""The order in which fine-tuning takes its rows: fixed before training, or decided while the model learns."""
+"""The order in which fine-tuning takes its rows: fixed before, or decided while the model learns."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +16,10 @@ class RoundReport:
 
     Attributes:
         row_indices: [n] int64, the round's rows in the order of training.
-        example_losses: [n] float64, nats per response token, each computed just before the row's update.
-        mean_gradient: [P] float32 on the CPU, mean over the rows before clipping; None unless the schedule observes it.
+        example_losses: [n] float64, nats per response token, each computed just before the row's
+            update.
+        mean_gradient: [P] float32 on the CPU, mean over the rows before clipping; None unless the
+            schedule observes it.
         learning_rate: of the round's updates.
         updates_taken: in the whole training, this round included.
     """

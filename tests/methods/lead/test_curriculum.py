@@ -15,6 +15,7 @@ from gradfiltering.scorers.ifd import IFD
 IFD_SCORER = IFD("perplexity", "plain", 256, None)
 USUAL = LeadSettings(IFD_SCORER, False, 3, 0.1, 0.1, 0.2, 4)
 ROWS = 60
+ZEROS = np.zeros(ROWS, dtype=np.int64)
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def play(pool, settings=USUAL, budget=25, rounds=None, seed=3):
 
 def play_round(curriculum):
     row_indices = curriculum.select_round()
-    losses = curriculum.pool.loss[row_indices] * 0.8 ** (curriculum.uses[row_indices] + 1)
+    losses = curriculum.pool.base_model_losses[row_indices] * 0.8 ** (curriculum.uses[row_indices] + 1)
     return row_indices, curriculum.learn_round(row_indices, losses, loss_change=-0.01 * len(curriculum.history))
 
 
@@ -50,21 +51,32 @@ def test_every_round_is_what_the_twin_would_choose(pool, rate, most_uses, budget
         idu, uses, left = curriculum.uncertainty.tolist(), curriculum.uses.tolist(), budget - curriculum.distinct_rows
         row_indices, entry = play_round(curriculum)
         expected = reference.picked(
-            entry["cluster"], pool.cluster.tolist(), pool.task.tolist(), idu, uses, rate, most_uses, left
+            entry["cluster"],
+            pool.cluster_indices.tolist(),
+            pool.task_indices.tolist(),
+            idu,
+            uses,
+            rate,
+            most_uses,
+            left,
         )
         assert set(row_indices.tolist()) == expected and len(row_indices) == len(expected) > 0
     assert curriculum.distinct_rows == budget and curriculum.uses.max() <= most_uses
 
 
 def test_every_task_of_the_cluster_has_its_quota(pool):
-    pool = replace(pool, loss=np.where(pool.task == 0, 100.0, 1.0), cluster=np.zeros(ROWS, dtype=np.int64))
+    pool = replace(
+        pool,
+        base_model_losses=np.where(pool.task_indices == 0, 100.0, 1.0),
+        cluster_indices=ZEROS,
+    )
     row_indices = Curriculum(pool, replace(USUAL, sample_rate=0.1), ROWS, seed=0).select_round()
     for task in (0, 1):
-        assert (pool.task[row_indices] == task).sum() == round(0.1 * (pool.task == task).sum())
+        assert (pool.task_indices[row_indices] == task).sum() == round(0.1 * (pool.task_indices == task).sum())
 
 
 def test_used_up_rows_and_clusters_are_not_played(pool):
-    pool = replace(pool, cluster=np.where(np.arange(ROWS) < 2, 0, 1), task=np.zeros(ROWS, dtype=np.int64))
+    pool = replace(pool, cluster_indices=np.where(np.arange(ROWS) < 2, 0, 1), task_indices=ZEROS)
     curriculum = play(pool, replace(USUAL, most_uses=2, sample_rate=0.01), budget=ROWS)
     assert curriculum.uses.max() == 2
     counts = [entry for entry in curriculum.history if entry["cluster"] == 0]
@@ -76,7 +88,10 @@ def test_used_up_rows_and_clusters_are_not_played(pool):
 
 def test_ties_go_to_the_lowest_id(pool):
     pool = replace(
-        pool, loss=np.ones(ROWS), cluster=np.zeros(ROWS, dtype=np.int64), task=np.zeros(ROWS, dtype=np.int64)
+        pool,
+        base_model_losses=np.ones(ROWS),
+        cluster_indices=ZEROS,
+        task_indices=ZEROS,
     )
     assert sorted(Curriculum(pool, USUAL, ROWS, seed=0).select_round()) == list(range(12))
 
@@ -84,22 +99,22 @@ def test_ties_go_to_the_lowest_id(pool):
 def test_only_trained_rows_change_their_idu(pool):
     curriculum = Curriculum(pool, USUAL, 25, seed=0)
     row_indices, entry = play_round(curriculum)
-    changed = curriculum.uncertainty != pool.loss
+    changed = curriculum.uncertainty != pool.base_model_losses
     assert set(np.flatnonzero(changed)) == set(row_indices)
-    before = pool.loss[row_indices]
+    before = pool.base_model_losses[row_indices]
     np.testing.assert_allclose(entry["idu"], reference.smoothed(entry["loss"], 0.0, before, 0.1), rtol=1e-12)
     assert entry["fall"] == pytest.approx(np.mean(before - entry["idu"]))
 
 
 def test_the_bandit_learns_which_cluster_still_teaches(pool):
     """Where rows of one cluster lose more than others, it is played more than its share."""
-    pool = replace(pool, cluster=np.arange(ROWS) % 3, task=np.zeros(ROWS, dtype=np.int64))
+    pool = replace(pool, cluster_indices=np.arange(ROWS) % 3, task_indices=ZEROS)
     played = []
     for seed in range(4):
         curriculum = Curriculum(pool, replace(USUAL, most_uses=1000, sample_rate=0.01), ROWS, seed)
         for _ in range(300):
             row_indices = curriculum.select_round()
-            fall = 0.5 if pool.cluster[row_indices[0]] == 1 else 0.0
+            fall = 0.5 if pool.cluster_indices[row_indices[0]] == 1 else 0.0
             curriculum.learn_round(row_indices, curriculum.uncertainty[row_indices] - fall, loss_change=0.0)
         played += [entry["cluster"] for entry in curriculum.history]
     assert np.bincount(played)[1] / len(played) > 0.5

@@ -9,8 +9,8 @@ import numpy as np
 class Exp3:
     r"""Plays one of K arms at a time (Auer et al., SIAM J. Comput. 2002, figure 1).
 
-    \(p_k = (1 − γ) w_k / Σ_j w_j + γ / K\), and the played arm gets \(w_k ← w_k e^{γ r / (p_k K)}\), where K counts the
-    arms that can still be played.
+    \(p_k = (1 − γ) w_k / Σ_j w_j + γ / K\), and the played arm gets \(w_k ← w_k e^{γ r / (p_k
+    K)}\), where K counts the arms that can still be played.
 
     Args:
         arm_count: number of arms.

@@ -1,4 +1,4 @@
-"""LEAD's decisions (arXiv 2505.07437): the rows of the next round, and the lessons of each round about them."""
+"""LEAD's decisions (arXiv 2505.07437): the next round's rows, and the lessons of each round."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,16 +17,17 @@ from gradfiltering.statistics.clustering import assign_clusters
 
 @options
 class LeadSettings:
-    """How LEAD selects rows while the target trains.
+    """Settings of LEAD, which selects rows while the target trains.
 
     Attributes:
         difficulty: scorer by which rows are clustered, under the base model of the target.
-        log_difficulty: cluster by the logarithm. IFD is a ratio; under a weak target it spans orders of magnitude, and
-            k-means then puts nearly all rows into one cluster.
+        log_difficulty: cluster by the logarithm. IFD is a ratio; under a weak target it spans
+            orders of magnitude, and k-means then puts nearly all rows into one cluster.
         clusters: K of k-means.
         gamma: share of the bandit's play that is spread evenly over the clusters.
         smoothing: b, the weight of a row's previous IDU.
-        sample_rate: share of a task's rows in the played cluster that one round trains on, at least one row.
+        sample_rate: share of a task's rows in the played cluster that one round trains on, at least
+            one row.
         most_uses: most rounds that one row takes part in.
     """
 
@@ -83,15 +84,15 @@ class Pool:
 
     Attributes:
         example_ids: [N] int64, ascending.
-        cluster: [N] int64.
-        task: [N] int64, all equal where the data has no tasks.
-        loss: [N] float64 under the base model, nats per response token.
+        cluster_indices: [N] int64.
+        task_indices: [N] int64, all equal where the data has no tasks.
+        base_model_losses: [N] float64 under the base model, nats per response token.
     """
 
     example_ids: np.ndarray
-    cluster: np.ndarray
-    task: np.ndarray
-    loss: np.ndarray
+    cluster_indices: np.ndarray
+    task_indices: np.ndarray
+    base_model_losses: np.ndarray
 
     def __len__(self) -> int:
         return len(self.example_ids)
@@ -119,9 +120,9 @@ class Curriculum:
         self.settings = settings
         self.budget = budget
         self.seed = seed
-        self.bandit = Exp3(int(pool.cluster.max()) + 1, settings.gamma)
+        self.bandit = Exp3(int(pool.cluster_indices.max()) + 1, settings.gamma)
         self.reward_scale = RewardScale()
-        self.uncertainty = pool.loss.copy()
+        self.uncertainty = pool.base_model_losses.copy()
         self.uses = np.zeros(len(pool), dtype=np.int64)
         self.history: list[dict[str, Any]] = []
 
@@ -133,7 +134,7 @@ class Curriculum:
     @property
     def playable_clusters(self) -> np.ndarray:
         """[K] bool: clusters with a row that may be used again."""
-        usable_clusters = self.pool.cluster[self.uses < self.settings.most_uses]
+        usable_clusters = self.pool.cluster_indices[self.uses < self.settings.most_uses]
         return np.bincount(usable_clusters, minlength=len(self.bandit.log_weights)) > 0
 
     def select_round(self) -> np.ndarray:
@@ -142,19 +143,19 @@ class Curriculum:
         They are from one cluster: of each of its tasks the rows of highest IDU, ties by example id.
         """
         probabilities = self.bandit.compute_probabilities(self.playable_clusters)
-        rng = numpy_rng(self.seed, "lead round", len(self.history))
-        cluster = int(rng.choice(len(probabilities), p=probabilities))
-        cluster_rows = np.flatnonzero(self.pool.cluster == cluster)
+        random_generator = numpy_rng(self.seed, "lead round", len(self.history))
+        cluster_index = int(random_generator.choice(len(probabilities), p=probabilities))
+        cluster_rows = np.flatnonzero(self.pool.cluster_indices == cluster_index)
         selected_rows = []
-        for task in np.unique(self.pool.task[cluster_rows]):
-            task_rows = cluster_rows[self.pool.task[cluster_rows] == task]
+        for task_index in np.unique(self.pool.task_indices[cluster_rows]):
+            task_rows = cluster_rows[self.pool.task_indices[cluster_rows] == task_index]
             quota = max(1, round(self.settings.sample_rate * len(task_rows)))
             usable_rows = task_rows[self.uses[task_rows] < self.settings.most_uses]
             selected_rows.append(self._sort_by_uncertainty(usable_rows)[:quota])
         sorted_rows = self._sort_by_uncertainty(np.concatenate(selected_rows))
         is_new = self.uses[sorted_rows] == 0
         exceeds_budget = is_new & (np.cumsum(is_new) > self.budget - self.distinct_rows)
-        return rng.permutation(sorted_rows[~exceeds_budget])
+        return random_generator.permutation(sorted_rows[~exceeds_budget])
 
     def learn_round(self, row_indices: np.ndarray, example_losses: np.ndarray, loss_change: float) -> dict[str, Any]:
         """Take in the observations of the selected round; return its entry in the history.
@@ -164,7 +165,7 @@ class Curriculum:
             example_losses: [n] in nats per response token, as the training step observed them.
             loss_change: ΔL that was predicted for the round.
         """
-        cluster = int(self.pool.cluster[row_indices[0]])
+        cluster_index = int(self.pool.cluster_indices[row_indices[0]])
         playable_clusters = self.playable_clusters
         probabilities = self.bandit.compute_probabilities(playable_clusters)
         uncertainty = smooth_uncertainty(
@@ -172,12 +173,12 @@ class Curriculum:
         )
         mean_fall = float((self.uncertainty[row_indices] - uncertainty).mean())
         reward = self.reward_scale.rescale(mean_fall)
-        self.bandit.learn(cluster, float(probabilities[cluster]), reward, int(playable_clusters.sum()))
+        self.bandit.learn(cluster_index, float(probabilities[cluster_index]), reward, int(playable_clusters.sum()))
         self.uncertainty[row_indices] = uncertainty
         self.uses[row_indices] += 1
-        entry = {
+        history_entry = {
             "round": len(self.history) + 1,
-            "cluster": cluster,
+            "cluster": cluster_index,
             "probability": probabilities.tolist(),
             "fall": mean_fall,
             "reward": reward,
@@ -187,18 +188,18 @@ class Curriculum:
             "loss": example_losses.tolist(),
             "idu": uncertainty.tolist(),
         }
-        self.history.append(entry)
-        return entry
+        self.history.append(history_entry)
+        return history_entry
 
     def export_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Return arrays and JSON values from which `restore_state` continues."""
-        arrays = {"uncertainty": self.uncertainty, "uses": self.uses, "log_weights": self.bandit.log_weights}
-        return arrays, {"reward_scale": asdict(self.reward_scale), "history": self.history}
+        """Return state_arrays and JSON values from which `restore_state` continues."""
+        state_arrays = {"uncertainty": self.uncertainty, "uses": self.uses, "log_weights": self.bandit.log_weights}
+        return state_arrays, {"reward_scale": asdict(self.reward_scale), "history": self.history}
 
-    def restore_state(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
+    def restore_state(self, state_arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
         """Continue from an exported state."""
-        self.uncertainty, self.uses = arrays["uncertainty"].copy(), arrays["uses"].copy()
-        self.bandit.log_weights = arrays["log_weights"].copy()
+        self.uncertainty, self.uses = state_arrays["uncertainty"].copy(), state_arrays["uses"].copy()
+        self.bandit.log_weights = state_arrays["log_weights"].copy()
         self.reward_scale = RewardScale(**state["reward_scale"])
         self.history = list(state["history"])
 

@@ -1,4 +1,4 @@
-"""Instance-level dynamic uncertainty (LEAD, arXiv 2505.07437): expected loss of a row without another forward pass."""
+"""Instance-level dynamic uncertainty (LEAD, arXiv 2505.07437): expected losses, no extra passes."""
 
 import math
 
@@ -10,7 +10,8 @@ def mix_gradients(last_squared_norm: float, first_squared_norm: float, cosine: f
 
     Args:
         last_squared_norm: δ_{t−1}, squared norm of g_{t−1}, the last round's mean gradient.
-        first_squared_norm: δ_k, squared norm of g_k, the mean gradient of the cluster's first round.
+        first_squared_norm: δ_k, squared norm of g_k, the mean gradient of the cluster's first
+            round.
         cosine: of the angle between the two.
     """
     inner_product = math.sqrt(first_squared_norm * last_squared_norm) * cosine
@@ -24,8 +25,9 @@ def predict_loss_change(
 ) -> float:
     r"""Predict the change of a row's loss by the coming update, in nats per response token; never positive.
 
-    \(−η [β² δ_k + (1 − β)² δ_{t−1} + 2 β (1 − β) \sqrt{δ_k δ_{t−1}} \cos φ]\), and \(−η δ_{t−1}\) on a cluster's
-    first visit. The paper leaves open how δ and φ are measured; these are gradients of the adapter.
+    \(−η [β² δ_k + (1 − β)² δ_{t−1} + 2 β (1 − β) \sqrt{δ_k δ_{t−1}} \cos φ]\), and \(−η δ_{t−1}\)
+    on a cluster's first visit. The paper leaves open how δ and φ are measured; these are gradients
+    of the adapter.
 
     Args:
         learning_rate: η, the coming update's.

@@ -70,8 +70,8 @@ class Lead:
     ) -> tuple[Selection, TrainedModel]:
         """Train the candidate on rows that LEAD selects, or take it from the cache.
 
-        Beside adapter and curve stand `rounds.parquet`, the rounds and their rows, and `pool.parquet`, the state of
-        each row at the end.
+        Beside adapter and curve stand `rounds.parquet`, the rounds and their rows, and
+        `pool.parquet`, the state of each row at the end.
 
         Args:
             selection: None, rows are selected here.
@@ -105,7 +105,7 @@ class Lead:
         uses = pq.read_table(candidate.folder / POOL_FILE)["uses"].to_numpy()
         details = {
             "selector": "lead",
-            "clusters": int(pool.cluster.max()) + 1,
+            "clusters": int(pool.cluster_indices.max()) + 1,
             "trained_examples": int(uses.sum()),
         }
         return Selection(pool.example_ids[uses > 0].tolist(), details), candidate
@@ -116,17 +116,18 @@ def build_pool(scores: Scores, evidence: Evidence, settings: LeadSettings) -> Po
 
     Args:
         scores: difficulties.
-        evidence: about these rows or more, under the target's base model; its sources are the tasks.
+        evidence: about these rows or more, under the target's base model; its sources are the
+            tasks.
         settings: number of clusters.
     """
     example_ids = scores.example_ids
     evidence_indices = np.searchsorted(evidence.example_ids, example_ids)
-    task = np.zeros(len(example_ids), dtype=np.int64)
+    task_indices = np.zeros(len(example_ids), dtype=np.int64)
     if evidence.sources is not None:
-        task = np.unique(evidence.sources[evidence_indices], return_inverse=True)[1]
-    cluster = cluster_by_difficulty(scores.score, settings, evidence.seed)
+        task_indices = np.unique(evidence.sources[evidence_indices], return_inverse=True)[1]
+    cluster_indices = cluster_by_difficulty(scores.score, settings, evidence.seed)
     base_model_losses = evidence.get(BaseModelLosses()).row_losses[evidence_indices].astype(np.float64)
-    return Pool(example_ids, cluster, task, base_model_losses)
+    return Pool(example_ids, cluster_indices, task_indices, base_model_losses)
 
 
 def write_tables(curriculum: Curriculum, output_folder: Path) -> None:
@@ -135,9 +136,9 @@ def write_tables(curriculum: Curriculum, output_folder: Path) -> None:
     pool_table = pa.table(
         {
             "example_id": pool.example_ids,
-            "cluster": pool.cluster,
-            "task": pool.task,
-            "bare_loss": pool.loss,
+            "cluster": pool.cluster_indices,
+            "task": pool.task_indices,
+            "bare_loss": pool.base_model_losses,
             "idu": curriculum.uncertainty,
             "uses": curriculum.uses,
         }
@@ -148,7 +149,7 @@ def write_tables(curriculum: Curriculum, output_folder: Path) -> None:
 
 def _hash_pool(pool: Pool) -> str:
     digest = hashlib.sha256()
-    for column in (pool.example_ids, pool.cluster, pool.task, pool.loss):
+    for column in (pool.example_ids, pool.cluster_indices, pool.task_indices, pool.base_model_losses):
         digest.update(np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()[:32]
 
