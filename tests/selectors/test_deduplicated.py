@@ -31,7 +31,7 @@ def make(inner=None, threshold=0.8):
 def test_of_near_duplicates_the_higher_score_stays(rows, evidence):
     scores = Scores(IDS, np.asarray([1.0, 2.0, 9.0, 3.0, 0.5, 0.1]))
     found = make().select(evidence(IDS, row_tokens=rows), 6, scores)
-    assert found.example_ids == [2, 4, 8, 10] and found.about["near_duplicates"] == 2
+    assert found.example_ids == [2, 4, 8, 10] and found.facts["near_duplicates"] == 2
 
 
 def test_without_scores_the_earlier_row_stays(rows, evidence):
@@ -42,7 +42,7 @@ def test_without_scores_the_earlier_row_stays(rows, evidence):
 def test_a_threshold_of_one_takes_copies_only(rows, evidence):
     scores = Scores(IDS, np.arange(6.0))
     found = make(threshold=1.0).select(evidence(IDS, row_tokens=rows), 6, scores)
-    assert found.about["near_duplicates"] == 1
+    assert found.facts["near_duplicates"] == 1
 
 
 def test_too_few_rows_left_is_told(rows, evidence):

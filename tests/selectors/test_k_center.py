@@ -19,7 +19,7 @@ def test_equals_the_naive_choice(evidence):
     while len(order) < 12:
         order.append(int(np.argmax(np.linalg.norm(points[:, None] - points[None, order], axis=2).min(1))))
     assert found.trace["example_id"].tolist() == order
-    np.testing.assert_allclose(found.about["radius"], radius(points, order), rtol=RTOL)
+    np.testing.assert_allclose(found.facts["radius"], radius(points, order), rtol=RTOL)
 
 
 def test_covers_within_twice_the_smallest_radius(evidence):
@@ -35,5 +35,5 @@ def test_distances_fall_and_copies_come_last(evidence):
     found = KCenterSelector(None, 6).select(evidence(range(6), embeddings=points), 6, None)
     distances = found.trace["distance"]
     assert np.isinf(distances[0]) and (np.diff(distances[1:]) <= 0).all() and distances[-1] == 0
-    assert found.example_ids == list(range(6)) and found.about["radius"] == 0
+    assert found.example_ids == list(range(6)) and found.facts["radius"] == 0
     assert KCenterSelector.requests == {Embeddings()} and not KCenterSelector.uses_scores

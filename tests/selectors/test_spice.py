@@ -49,7 +49,7 @@ def test_equals_greedy_with_dense_determinants(alpha, width, seed, evidence):
     order, gains = greedy(log_volume(gradients[0], alpha), 40, 15)
     assert found.trace["example_id"].tolist() == order
     np.testing.assert_allclose(found.trace["gain"], gains, rtol=RTOL)
-    np.testing.assert_allclose(found.about["log_determinant"], log_volume(gradients[0], alpha)(order), rtol=RTOL)
+    np.testing.assert_allclose(found.facts["log_determinant"], log_volume(gradients[0], alpha)(order), rtol=RTOL)
 
 
 @pytest.mark.parametrize("conflict", [0.1, 1.0, 5.0])
@@ -74,7 +74,7 @@ def test_gain_curve_falls_and_holds_over_many_updates(evidence, monkeypatch):
     found = spice(count=200).select(evidence(range(300), projections=gradients), 300, None)
     assert (np.diff(found.trace["gain"]) <= 1e-9).all()
     exact = log_volume(gradients[0], 1.0)(found.example_ids)
-    np.testing.assert_allclose(found.about["log_determinant"], exact, rtol=RTOL)
+    np.testing.assert_allclose(found.facts["log_determinant"], exact, rtol=RTOL)
     assert (found.trace["epsilon"] <= 1e-9).all() and found.trace["epsilon"][0] == 0
 
 
@@ -82,7 +82,7 @@ def test_large_gradients_keep_their_digits(evidence):
     gradients = draw(200, 8, 3) * 1e3
     found = spice(count=100).select(evidence(range(200), projections=gradients), 200, None)
     exact = log_volume(gradients[0], 1.0)(found.example_ids)
-    np.testing.assert_allclose(found.about["log_determinant"], exact, rtol=1e-5)
+    np.testing.assert_allclose(found.facts["log_determinant"], exact, rtol=1e-5)
 
 
 def test_diagonal_mode_follows_its_definition(evidence):
@@ -149,8 +149,8 @@ def test_conflict_is_reported(evidence):
     gradients = np.asarray([[[2.0, 0], [-1.9, 0], [0, 1.0]]])
     found = spice(count=3, conflict=0.0).select(evidence(range(3), projections=gradients), 3, None)
     against = found.trace["cosine"] < 0
-    assert found.about["conflict_share"] == against.mean() > 0
-    np.testing.assert_allclose(found.about["mean_conflict"], found.trace["cosine"][against].mean())
+    assert found.facts["conflict_share"] == against.mean() > 0
+    np.testing.assert_allclose(found.facts["mean_conflict"], found.trace["cosine"][against].mean())
 
 
 def test_a_zero_gradient_adds_nothing(evidence):

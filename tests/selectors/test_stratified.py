@@ -32,7 +32,7 @@ def test_the_best_of_each_source(ids, scores, evidence):
         inside = sources == name
         best = ids[inside][np.argsort(-scores.score[inside])[:3]]
         assert set(best) <= set(found.example_ids)
-    assert found.about["strata"] == {"a": {"rows": 17, "selected": 3}, "b": {"rows": 4, "selected": 3}}
+    assert found.facts["strata"] == {"a": {"rows": 17, "selected": 3}, "b": {"rows": 4, "selected": 3}}
 
 
 def test_one_stratum_is_the_top(ids, scores, evidence):

@@ -74,8 +74,8 @@ class Scores:
     def select_rows(self, example_ids: Sequence[int] | np.ndarray) -> "Scores":
         """Return the scores of those of the rows that have one."""
         indices = np.flatnonzero(np.isin(self.example_ids, np.asarray(example_ids)))
-        columns = {name: column[indices] for name, column in self.columns.items()}
-        return Scores(self.example_ids[indices], self.score[indices], columns)
+        score_columns = {name: column[indices] for name, column in self.columns.items()}
+        return Scores(self.example_ids[indices], self.score[indices], score_columns)
 
 
 def score_rows(scorer: Scorer, evidence: Evidence, results: Mapping[Request[Any], Any]) -> np.ndarray:

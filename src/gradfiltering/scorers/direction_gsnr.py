@@ -32,8 +32,8 @@ class DirectionGSNR(GSNR):
         plain_scores = super().score(evidence)
         cosine = mean_cosines(evidence.get(Projections()))
         weight = 1 - self.direction + self.direction * (1 + cosine) / 2
-        columns = {**plain_scores.columns, "cosine": cosine}
-        return Scores(plain_scores.example_ids, plain_scores.score * weight, columns)
+        score_columns = {**plain_scores.columns, "cosine": cosine}
+        return Scores(plain_scores.example_ids, plain_scores.score * weight, score_columns)
 
 
 def mean_cosines(projections: np.ndarray) -> np.ndarray:

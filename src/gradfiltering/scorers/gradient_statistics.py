@@ -63,7 +63,7 @@ class GradientScorer(Scorer, ABC):
     uses_variance: ClassVar[bool] = True
 
     @abstractmethod
-    def formula(self, statistics: GradientStatistics) -> np.ndarray:
+    def formula(self, norm_statistics: GradientStatistics) -> np.ndarray:
         """[N] scores."""
 
     def score_norms(self, early_norms: np.ndarray, late_norms: np.ndarray) -> np.ndarray:
@@ -90,10 +90,10 @@ class GradientScorer(Scorer, ABC):
         """
         logs = evidence.get(GradientLog())
         self.check_members(len(logs.late.grad_norm))
-        statistics = gradient_statistics(logs.early.grad_norm, logs.late.grad_norm, self.ddof)
-        columns = {
-            "g_early": statistics.early_norm,
-            "g_late": statistics.late_norm,
-            "variance_late": statistics.late_variance,
+        norm_statistics = gradient_statistics(logs.early.grad_norm, logs.late.grad_norm, self.ddof)
+        score_columns = {
+            "g_early": norm_statistics.early_norm,
+            "g_late": norm_statistics.late_norm,
+            "variance_late": norm_statistics.late_variance,
         }
-        return Scores(evidence.example_ids, self.formula(statistics), columns)
+        return Scores(evidence.example_ids, self.formula(norm_statistics), score_columns)

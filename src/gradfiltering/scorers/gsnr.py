@@ -14,7 +14,7 @@ class GSNR(GradientScorer):
     proceeds and on which the members agree.
     """
 
-    def formula(self, statistics: GradientStatistics) -> np.ndarray:
+    def formula(self, norm_statistics: GradientStatistics) -> np.ndarray:
         """[N] relative drop of the norm, divided by the members' variance."""
-        relative_drop = statistics.norm_drop / (statistics.early_norm + self.epsilon)
-        return relative_drop / (statistics.late_variance + self.epsilon)
+        relative_drop = norm_statistics.norm_drop / (norm_statistics.early_norm + self.epsilon)
+        return relative_drop / (norm_statistics.late_variance + self.epsilon)

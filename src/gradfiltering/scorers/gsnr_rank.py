@@ -26,11 +26,11 @@ class RankGSNR(GradientScorer):
 
     row_wise: ClassVar[bool] = False
 
-    def formula(self, statistics: GradientStatistics) -> np.ndarray:
+    def formula(self, norm_statistics: GradientStatistics) -> np.ndarray:
         """[N] in (0, 1]."""
-        relative_drop = statistics.norm_drop / (statistics.early_norm + self.epsilon)
-        squared_norm = np.square(statistics.late_norm)
-        disagreement = statistics.late_variance / (squared_norm + self.epsilon)
+        relative_drop = norm_statistics.norm_drop / (norm_statistics.early_norm + self.epsilon)
+        squared_norm = np.square(norm_statistics.late_norm)
+        disagreement = norm_statistics.late_variance / (squared_norm + self.epsilon)
         row_count = len(relative_drop)
         drop_share = rankdata(relative_drop) / row_count
         agreement_share = rankdata(-disagreement) / row_count

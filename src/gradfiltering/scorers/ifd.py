@@ -13,7 +13,7 @@ from gradfiltering.scorers.base import Scorer, Scores
 
 @options
 class IFD(Scorer):
-    r"""How little the instruction helps to predict the response.
+    r"""Instruction-following difficulty: how little the instruction helps to predict the response.
 
     With the mean losses of a response given its prompt and alone, the score is
     \(e^{L(y|x)} / e^{L(y)}\) (Superfiltering, Li et al., ACL 2024, sec. 3), or \(L(y|x) / L(y)\) as

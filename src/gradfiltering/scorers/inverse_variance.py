@@ -10,6 +10,6 @@ from gradfiltering.scorers.gradient_statistics import GradientScorer, GradientSt
 class InverseVariance(GradientScorer):
     r"""\(1/(V_t + ε)\): uncertainty without the drop; shows what the variance adds. Ours."""
 
-    def formula(self, statistics: GradientStatistics) -> np.ndarray:
+    def formula(self, norm_statistics: GradientStatistics) -> np.ndarray:
         """[N] inverse of the members' variance."""
-        return 1 / (statistics.late_variance + self.epsilon)
+        return 1 / (norm_statistics.late_variance + self.epsilon)

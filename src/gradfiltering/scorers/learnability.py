@@ -26,5 +26,5 @@ class Learnability(Scorer):
         logs = evidence.get(GradientLog())
         early_loss = logs.early.loss.astype(np.float64).mean(axis=0)
         late_loss = logs.late.loss.astype(np.float64).mean(axis=0)
-        columns = {"loss_early": early_loss, "loss_late": late_loss}
-        return Scores(evidence.example_ids, early_loss - late_loss, columns)
+        score_columns = {"loss_early": early_loss, "loss_late": late_loss}
+        return Scores(evidence.example_ids, early_loss - late_loss, score_columns)

@@ -47,12 +47,12 @@ class LengthControlled(Scorer):
         for length_bin in np.unique(row_bins):
             inside = row_bins == length_bin
             score[inside] = rankdata(base_scores.score[inside]) / inside.sum()
-        columns = {
+        score_columns = {
             **base_scores.columns,
             "base_score": base_scores.score,
             "length_bin": row_bins.astype(np.float64),
         }
-        return Scores(base_scores.example_ids, score, columns, base_scores.unscored)
+        return Scores(base_scores.example_ids, score, score_columns, base_scores.unscored)
 
 
 def length_bins(lengths: np.ndarray, bin_count: int) -> np.ndarray:

@@ -101,12 +101,12 @@ class LESS(Scorer):
             for directions, validation in zip(member_directions, member_validation, strict=True):
                 member_influences = task_influences(directions, validation, task_indices)
                 influences += rate_share / self.members * member_influences
-        columns = {f"influence_{task}": influences[:, index] for index, task in enumerate(tasks)}
+        score_columns = {f"influence_{task}": influences[:, index] for index, task in enumerate(tasks)}
         if self.combine == "max":
-            return Scores(evidence.example_ids, influences.max(axis=1), columns)
+            return Scores(evidence.example_ids, influences.max(axis=1), score_columns)
         score = np.empty(len(influences))
         score[take_turns(influences)] = 1 - np.arange(len(influences)) / len(influences)
-        return Scores(evidence.example_ids, score, columns)
+        return Scores(evidence.example_ids, score, score_columns)
 
 
 def task_influences(

@@ -14,6 +14,6 @@ class NormalizedDrop(GradientScorer):
 
     uses_variance: ClassVar[bool] = False
 
-    def formula(self, statistics: GradientStatistics) -> np.ndarray:
+    def formula(self, norm_statistics: GradientStatistics) -> np.ndarray:
         """[N] fall of the mean norm as a share of the early norm."""
-        return statistics.norm_drop / (statistics.early_norm + self.epsilon)
+        return norm_statistics.norm_drop / (norm_statistics.early_norm + self.epsilon)

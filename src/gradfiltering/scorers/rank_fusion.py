@@ -63,9 +63,9 @@ class RankFusion(Scorer):
         reasons = dict(entry for scores in part_scores.values() for entry in scores.unscored)
         weight_sum = sum(abs(weight) for weight in self.weights.values())
         fused_score = np.zeros(len(shared_ids))
-        columns = {}
+        score_columns = {}
         for name, scores in part_scores.items():
-            columns[name] = scores.select_rows(shared_ids).score
-            rank_shares = rankdata(columns[name]) / len(shared_ids)
+            score_columns[name] = scores.select_rows(shared_ids).score
+            rank_shares = rankdata(score_columns[name]) / len(shared_ids)
             fused_score += self.weights[name] / weight_sum * rank_shares
-        return Scores(shared_ids, fused_score, columns, sorted(reasons.items()))
+        return Scores(shared_ids, fused_score, score_columns, sorted(reasons.items()))

@@ -14,6 +14,6 @@ class RawDrop(GradientScorer):
 
     uses_variance: ClassVar[bool] = False
 
-    def formula(self, statistics: GradientStatistics) -> np.ndarray:
+    def formula(self, norm_statistics: GradientStatistics) -> np.ndarray:
         """[N] fall of the mean norm from the early to the late snapshot."""
-        return statistics.norm_drop
+        return norm_statistics.norm_drop

@@ -10,6 +10,6 @@ from gradfiltering.scorers.gradient_statistics import GradientScorer, GradientSt
 class VarianceOnly(GradientScorer):
     r"""\((G_s - G_t)/(V_t + ε)\) (arXiv 2601.13697, ablation, alternative 3)."""
 
-    def formula(self, statistics: GradientStatistics) -> np.ndarray:
+    def formula(self, norm_statistics: GradientStatistics) -> np.ndarray:
         """[N] fall of the mean norm over the members' variance."""
-        return statistics.norm_drop / (statistics.late_variance + self.epsilon)
+        return norm_statistics.norm_drop / (norm_statistics.late_variance + self.epsilon)

@@ -18,7 +18,7 @@ class Selection:
 
     Attributes:
         example_ids: selected rows in ascending order.
-        about: facts about the selection, for `summary.json`.
+        facts: numbers about the selection by name, for `summary.json`.
         trace: columns of equal length, a row for each step in the order of selection, for
             `selection.parquet`.
         stopped: why fewer rows were selected than the budget has, where the selector itself ended
@@ -26,7 +26,7 @@ class Selection:
     """
 
     example_ids: list[int]
-    about: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
     trace: dict[str, np.ndarray] = field(default_factory=dict)
     stopped: str | None = None
 
@@ -43,7 +43,7 @@ class Selection:
             "selector": options["selector"],
             "fraction": len(self.example_ids) / total_rows,
             "selected": len(self.example_ids),
-            **self.about,
+            **self.facts,
         }
 
 
@@ -84,7 +84,7 @@ class Selector(Protocol):
 
 @options
 class Budget:
-    """How many rows to select: a fraction of all rows of the dataset, or a count.
+    """Number of rows to select: a fraction of all rows of the dataset, or a count.
 
     Attributes:
         fraction: share in (0, 1], or None.

@@ -79,8 +79,8 @@ class DeduplicatedSelector(Budget):
         stopped = inner_selection.stopped or (
             f"{duplicates} near-duplicates were left out; raise the threshold, or ask for fewer rows"
         )
-        about = {**inner_selection.about, "near_duplicates": duplicates}
-        return Selection(inner_selection.example_ids, about, inner_selection.trace, stopped)
+        selection_facts = {**inner_selection.facts, "near_duplicates": duplicates}
+        return Selection(inner_selection.example_ids, selection_facts, inner_selection.trace, stopped)
 
     def distinct_rows(self, row_tokens: Sequence[Sequence[int]], row_indices: np.ndarray) -> np.ndarray:
         """Return the rows, in the given order, that are near no row before them.

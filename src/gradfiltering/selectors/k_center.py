@@ -44,6 +44,6 @@ class KCenterSelector(Budget):
             nearest_distance[next_row] = -np.inf
             next_row = int(np.argmax(nearest_distance))
         selected_ids = evidence.example_ids[selected_rows]
-        about = {"radius": float(max(nearest_distance.max(), 0.0))}
+        selection_facts = {"radius": float(max(nearest_distance.max(), 0.0))}
         trace = {"example_id": selected_ids, "distance": np.asarray(selected_distances)}
-        return Selection(sorted(selected_ids.tolist()), about, trace)
+        return Selection(sorted(selected_ids.tolist()), selection_facts, trace)

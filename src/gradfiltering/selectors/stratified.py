@@ -47,11 +47,11 @@ class StratifiedSelector(Budget):
         ordered_strata = scored_strata[scores.order]
         selected_rows = [scores.order[ordered_strata == index][:quota] for index, quota in enumerate(quotas)]
         selected_ids = scores.example_ids[np.concatenate(selected_rows)]
-        about = {
+        stratum_facts = {
             str(stratum): {"rows": int(size), "selected": int(quota)}
             for stratum, size, quota in zip(strata, sizes, quotas, strict=True)
         }
-        return Selection(sorted(selected_ids.tolist()), {"strata": about})
+        return Selection(sorted(selected_ids.tolist()), {"strata": stratum_facts})
 
     def stratum_of_rows(self, evidence: Evidence) -> np.ndarray:
         """[N] name or number of each row's stratum.

@@ -61,7 +61,7 @@ class TwoStageSelector(Budget):
         narrow_cut = self.second.select(wide_evidence, total_rows, wide_scores)
         return Selection(
             narrow_cut.example_ids,
-            {**wide_cut.about, **narrow_cut.about, "first_selected": len(wide_cut.example_ids)},
+            {**wide_cut.facts, **narrow_cut.facts, "first_selected": len(wide_cut.example_ids)},
             narrow_cut.trace,
             narrow_cut.stopped or wide_cut.stopped,
         )

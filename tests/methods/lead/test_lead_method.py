@@ -127,7 +127,7 @@ def test_used_rows_are_the_selection_and_fill_the_budget(lead):
     assert selection.example_ids == pool[pool.uses > 0].example_id.tolist()
     assert len(selection.example_ids) == BUDGET == result.examples
     assert pool.uses.max() <= LEAD.most_uses
-    assert pool.uses.sum() == sum(len(entry["example_id"]) for entry in rounds) == selection.about["trained_examples"]
+    assert pool.uses.sum() == sum(len(entry["example_id"]) for entry in rounds) == selection.facts["trained_examples"]
     assert int(curve[-1]["examples_seen"]) == pool.uses.sum()
     assert result.steps == rounds[-1]["updates"] == int(curve[-1]["step"])
     assert float(curve[-1]["heldout_loss"]) < float(curve[0]["heldout_loss"])
@@ -143,7 +143,7 @@ def test_forward_passes_are_those_of_training_only(lead, base_model):
     handle = base_model.model.register_forward_pre_hook(count, with_kwargs=True)
     selection, _, _ = lead("counted", heldout=False)
     handle.remove()
-    assert sum(seen_examples) == selection.about["trained_examples"] and all(gradients_on)
+    assert sum(seen_examples) == selection.facts["trained_examples"] and all(gradients_on)
 
 
 def test_losses_are_those_of_the_model_before_the_update(lead, base_model, rows):
