@@ -141,7 +141,7 @@ def test_of_two_runs_that_want_the_same_proxy_one_trains_it(reference, tmp_path)
     assert_same_proxy(reference[1], one, two)
 
 
-def test_a_killed_runs_lock_is_taken_over_and_its_proxy_trained_by_the_one_that_waited(reference, tmp_path):
+def test_waiting_run_takes_over_from_a_killed_one(reference, tmp_path):
     first, second = racing(tmp_path, reference[0])
     first.kill()
     second.finish()

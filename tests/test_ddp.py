@@ -104,7 +104,7 @@ def test_log_adapters_and_choice_under_torchrun(cache, tmp_path, processes, coll
 
 
 @pytest.mark.slow
-def test_influences_in_two_processes_with_a_store_of_their_own(cache, tmp_path):
+def test_influences_in_two_processes_with_a_cache_of_their_own(cache, tmp_path):
     few = ["data.rows=25", "until=select", "selector.fraction=0.2", "scorer=less", "projection.width=32"]
     one, two = one_process(tmp_path / "one", cache, *few), tmp_path / "two"
     run_in_processes(
@@ -117,7 +117,7 @@ def test_influences_in_two_processes_with_a_store_of_their_own(cache, tmp_path):
 
 
 @pytest.mark.slow
-def test_whole_run_in_three_processes_with_a_store_of_its_own(cache, tmp_path):
+def test_whole_run_in_three_processes_with_a_cache_of_its_own(cache, tmp_path):
     few = ["data.rows=40", "target.tuning.batch_size=7"]
     one, three = one_process(tmp_path / "one", cache, *few), tmp_path / "three"
     command = ["train.py", *SMALL, "trainer=ddp_cpu", "trainer.devices=3", *few]
@@ -142,7 +142,7 @@ def test_whole_run_in_three_processes_with_a_store_of_its_own(cache, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_target_that_chooses_its_rows_in_two_processes_with_a_store_of_its_own(cache, tmp_path):
+def test_lead_in_two_processes_with_a_cache_of_its_own(cache, tmp_path):
     """The choices are the same while no two rows' utilities differ by rounding alone, as here none do."""
     few = ["data.rows=40", "target.data=lead", "target.lead.clusters=3", "until=target", "selector.fraction=0.2"]
     one, two = one_process(tmp_path / "one", cache, *few), tmp_path / "two"
@@ -188,7 +188,7 @@ def test_tasks_of_a_slurm_job_find_each_other(cache, tmp_path):
 
 
 @pytest.mark.slow
-def test_tasks_of_a_slurm_job_that_the_trainer_does_not_use_are_an_error(cache, tmp_path):
+def test_slurm_tasks_that_the_trainer_does_not_use_are_refused(cache, tmp_path):
     command = ["train.py", *SMALL, "trainer=ddp_cpu", "trainer.devices=3", "data.rows=24", *at(tmp_path / "run", cache)]
     done = finish(start(tmp_path / "tmp", *command, **slurm_variables(slurm_job(tasks=2), 0)))
     assert done.returncode == 1 and "trainer.devices" in done.stderr and "Traceback" not in done.stderr
@@ -215,25 +215,20 @@ def test_a_users_error_is_told_once_and_ends_all_processes(cache, tmp_path, laun
 
 
 ONE_FAILS = """
-from functools import partial
-from gradfiltering.config.build import run
-from gradfiltering.errors import UserError
-from gradfiltering.distributed import process_group as devices
+from gradfiltering.distributed import process_group
+from gradfiltering.errors import UserError, plain_words
 from tests.support.ddp_training import trainer_of
 
-def main():
-    devices.ERROR_REPORT_TIMEOUT = devices.timedelta(seconds=1)
-    with devices.connected_processes(trainer_of(2)):
-        if devices.rank() == 1:
-            raise UserError("the disk of the second machine is full")
-        devices.gather_from_ranks(0)
-
-run(main)
+process_group.ERROR_REPORT_TIMEOUT = process_group.timedelta(seconds=1)
+with plain_words(), process_group.connected_processes(trainer_of(2)):
+    if process_group.rank() == 1:
+        raise UserError("the disk of the second machine is full")
+    process_group.gather_from_ranks(0)
 """
 
 
 @pytest.mark.slow
-def test_an_error_of_another_process_alone_is_told_by_it_and_ends_all(tmp_path):
+def test_error_of_another_process_ends_all(tmp_path):
     script = tmp_path / "fails.py"
     script.write_text(ONE_FAILS, "utf-8")
     done = finish(

@@ -63,7 +63,7 @@ def test_gradient_log_after_two_epochs_is_that_of_one_process(one, trained, proc
 @several
 @any_rows
 @pytest.mark.parametrize("collect", COLLECT)
-def test_each_example_is_measured_once_and_each_process_does_its_part(trained, processes, launcher, collect, rows):
+def test_each_example_is_measured_once_and_no_process_idles(trained, processes, launcher, collect, rows):
     together = [measured(folder, rows, collect) for folder in trained(processes, *launcher)]
     for name in (name for name in together[0] if name.startswith("times")):
         parts = [found[name] for found in together]
@@ -82,7 +82,7 @@ def test_target_is_that_of_one_process(one, trained, processes, launcher, rows):
 @several
 @any_rows
 @pytest.mark.parametrize("rate", SAMPLE_RATES, ids=["a row a round", "rounds of several updates"])
-def test_a_target_that_leads_makes_the_choices_it_makes_in_one_process(one, trained, processes, launcher, rows, rate):
+def test_lead_selects_the_rows_it_selects_in_one_process(one, trained, processes, launcher, rows, rate):
     place = f"rows={rows}/lead={rate}/target/candidate"
     alone = pq.read_table(one / place / "rounds.parquet").to_pylist()
     assert alone[-1]["distinct"] == BUDGET

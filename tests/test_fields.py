@@ -6,6 +6,7 @@ have been made of: so nothing is trained, and a stage sees another input whereve
 
 import hashlib
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from tests.support.configuration_fields import EVERYTHING, LEFT_OUT, TEXT, TOUCH
 from tests.support.pipeline import ROOT, run_train
 
 from gradfiltering.ensembles.stack_state import StackState
+from gradfiltering.ensembles.stack_training import _write_online_log
 from gradfiltering.finetuning.fine_tune import FineTuningResult
 from gradfiltering.requests import EpochLog
 from gradfiltering.runs.cache import Cache
@@ -61,7 +63,7 @@ def test_every_field_is_said_to_touch_something_or_nothing():
 
 
 class Keys:
-    """What was looked for in the store: stage -> keys."""
+    """What was looked for in the cache: stage -> keys."""
 
     def __init__(self):
         self.found: dict[str, list[str]] = {}
@@ -72,13 +74,13 @@ class Keys:
             known.append(hash_key(key))
 
     def lookup(self, stage, key):
-        # The target's backbone comes second, and what is tokenised after it is tokenised for the target.
+        # The target's base model comes second, and what is tokenised after it is tokenised for the target.
         target = len(self.found.get("base_models", [])) > 1 and stage == "tokens"
         self.note("target_tokens" if target else stage, key)
 
     def stages(self):
         models = dict(zip(("candidate", "full", "random"), self.found.get("targets", []), strict=False))
-        base_models = dict(zip(("backbone", "target_backbone"), self.found.get("base_models", []), strict=False))
+        base_models = dict(zip(("base_model", "target_base_model"), self.found.get("base_models", []), strict=False))
         rest = {stage: set(keys) for stage, keys in self.found.items() if stage not in ("targets", "base_models")}
         return {**rest, **{name: {key} for name, key in {**models, **base_models}.items()}}
 
@@ -107,29 +109,35 @@ def made_up(examples, members, *names) -> EpochLog:
     return EpochLog(examples.example_ids, norm, loss, examples.response_tokens)
 
 
-def train_stack(members, start, data, last, settings, engine, kept, model, trainer):
-    for epoch in range(data.epochs_done + 1, last + 1):
-        for position, member in enumerate(members):
-            rng = torch.Generator().manual_seed(derive_seed("stand-in", hash_key(kept.key(member, epoch))))
-            own = start.of(position).adapters
+def train_members(stack_trainer, initial_state, data, last_epoch):
+    member_cache = stack_trainer.member_cache
+    for epoch in range(data.earlier_epochs + 1, last_epoch + 1):
+        for position, member_id in enumerate(data.member_ids):
+            key = member_cache.member_key(member_id, epoch)
+            rng = torch.Generator().manual_seed(derive_seed("stand-in", hash_key(key)))
+            own = initial_state.select_member(position).adapters
             adapters = {name: value + torch.randn(value.shape, generator=rng).to(value) for name, value in own.items()}
-            online = (made_up(data.examples, 1, hash_key(kept.key(member, epoch))), 0)
-            log = online if settings.collect == "online" else None
-            kept.keep(member, epoch, StackState(adapters, {}, epoch), model, [], log, 1.0)
+            write_log = None
+            if stack_trainer.settings.collect == "online":
+                log = made_up(data.examples, 1, hash_key(key))
+                write_log = partial(_write_online_log, log=log, member_index=0)
+            state = StackState(adapters, {}, epoch)
+            member_cache.commit_member(key, state, stack_trainer.model, 1.0, [], write_log)
 
 
-def measure_all(engine, adapters, examples, batches, title, projection=None, dropout=None):
+def measure_rows(passes, member_ids, epoch, gradient_sketch):
+    examples, members = passes.examples, len(member_ids)
+    adapters = passes.ensemble.load_adapters(member_ids, epoch)
     names = digest(*(adapters[name].double().numpy() for name in sorted(adapters)), examples.example_ids)
-    members = len(next(iter(adapters.values())))
-    if projection is None:
-        return made_up(examples, members, names), None
-    rng = numpy_rng("projection", names, projection.width, projection.seed)
-    return made_up(examples, members, names), rng.normal(size=(members, len(examples), projection.width))
+    log = made_up(examples, members, names)
+    if gradient_sketch is None:
+        return log, None
+    rng = numpy_rng("projection", names, gradient_sketch.width, gradient_sketch.seed)
+    return log, rng.normal(size=(members, len(examples), gradient_sketch.width))
 
 
-def response_losses(model, objective, batches, device):
-    ids = [example_id for batch in batches for example_id in batch.example_id.tolist()]
-    return dict(zip(ids, numpy_rng(weights(model)).random(len(ids)).tolist(), strict=True))
+def compute_losses(context, objective, examples):
+    return numpy_rng(weights(context.base_model.model)).random(len(examples))
 
 
 def fine_tune(model_name, examples, context, output_folder, resume_point):
@@ -140,17 +148,17 @@ def fine_tune(model_name, examples, context, output_folder, resume_point):
 
 
 STAND_INS = {
-    "gradfiltering.models.language_model.pretrain": pretrain,
-    "gradfiltering.evidence.gradient_log.train_stack": train_stack,
-    "gradfiltering.evidence.gradient_log.measure_all": measure_all,
-    "gradfiltering.evidence.gradient_log.response_losses": response_losses,
+    "gradfiltering.synthetic.tiny_model.pretrain": pretrain,
+    "gradfiltering.ensembles.stack_training.StackTrainer.train": train_members,
+    "gradfiltering.evidence.ensemble_passes.EnsemblePasses._measure_rows": measure_rows,
+    "gradfiltering.evidence.base_model_losses._compute_losses": compute_losses,
     "gradfiltering.finetuning.fine_tune.fine_tune": fine_tune,
 }
 
 
 @pytest.fixture(scope="module")
 def look_up(tmp_path_factory):
-    """What a run with some overrides looks for, in a store of its own."""
+    """What a run with some overrides looks for, in a cache of its own."""
 
     def run(*overrides):
         keys, folder = Keys(), tmp_path_factory.mktemp("run")
@@ -201,7 +209,7 @@ def test_fields_that_no_result_depends_on_touch_nothing(usual, look_up):
 @pytest.mark.slow
 def test_an_earlier_end_looks_for_less_and_nothing_else(usual, look_up):
     found = look_up("until=select")
-    assert set(found) == {"backbone", "tokens", "bare_losses", "members", "gradient_log", "projections"}
+    assert set(found) == {"base_model", "tokens", "base_model_losses", "members", "gradient_log", "projections"}
     assert all(found[stage] == usual[stage] for stage in found)
 
 

@@ -25,7 +25,7 @@ def one_after_the_other(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_jobs_at_the_same_time_train_their_proxy_once_and_end_the_same(launcher, one_after_the_other, tmp_path):
+def test_parallel_jobs_train_their_proxy_once(launcher, one_after_the_other, tmp_path):
     plugin, options = LAUNCHERS[launcher]
     pytest.importorskip(plugin, reason=f"the optional extra for {launcher} is not installed")
     sweep, places = tmp_path / "sweep", [f"cache.path={tmp_path / 'cache'}", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
@@ -45,7 +45,7 @@ def test_jobs_at_the_same_time_train_their_proxy_once_and_end_the_same(launcher,
     assert [[row[name] for name in same] for row in tables[0]] == [[row[name] for name in same] for row in tables[1]]
 
 
-def test_a_sweep_over_sizes_trains_the_largest_ensemble_once_and_says_what_it_reused(tmp_path):
+def test_sweep_over_sizes_trains_the_largest_ensemble_once(tmp_path):
     sizes = [f"cache.path={tmp_path / 'cache'}", "ensemble.m=2,4,3", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     run_train(*SWEEP, *sizes)
     made = [summary(tmp_path / "sweep" / str(job)) for job in range(6)]

@@ -98,7 +98,7 @@ def test_every_rank_gets_sums_and_gathered_values(seen):
     assert seen["ranks"] == [0, 1] and seen["sum"] == [3.0]
 
 
-def test_rank_zero_counts_as_the_only_process_while_it_works_alone(seen):
+def test_rank_zero_counts_as_one_process_while_alone(seen):
     assert seen["on rank zero"] == [0, 1, ["alone"]]
 
 

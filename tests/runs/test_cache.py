@@ -193,7 +193,7 @@ def test_read_only_cache_hands_out_its_results(tmp_path, monkeypatch):
     assert Cache(tmp_path).get_or_compute("base_models", KEY, write_result).path == path
 
 
-def test_resume_point_keeps_the_last_checkpoint_until_it_is_deleted(tmp_path):
+def test_resume_point_keeps_the_last_checkpoint(tmp_path):
     cache = Cache(tmp_path)
     point = cache.resume_point("targets", KEY)
     assert point.load() is None
@@ -255,7 +255,7 @@ def test_one_of_two_processes_makes_a_result(tmp_path):
     assert told == ["reused False\n", "reused True\n"]
 
 
-def test_killed_process_frees_its_lock_and_its_half_result_is_never_read(tmp_path):
+def test_killed_process_frees_its_lock_and_leaves_no_result(tmp_path):
     first = wanting(tmp_path, "halt")
     began(tmp_path, 1)
     second = wanting(tmp_path, "build")

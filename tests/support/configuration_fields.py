@@ -1,19 +1,19 @@
 """Which stages each configuration field touches, said once for every field of the default configuration.
 
-A stage is touched when another result of it is looked for in the store. `target_…` is the target's own backbone and
+A stage is touched when another result of it is looked for in the cache. `target_…` is the target's own base model and
 tokens; `candidate`, `full` and `random` are the target models.
 """
 
 from typing import Any
 
 ENSEMBLE = {"members", "gradient_log", "projections", "candidate"}
-WEIGHTS = {"bare_losses", *ENSEMBLE}  # whatever the proxy's frozen weights are part of
-PROXY = {"backbone", *WEIGHTS}
+WEIGHTS = {"base_model_losses", *ENSEMBLE}  # whatever the proxy's frozen weights are part of
+PROXY = {"base_model", *WEIGHTS}
 PROXY_TEXT = {"tokens", *PROXY}  # another tokenizer as well
 MODELS = {"candidate", "full", "random"}
-TARGET = {"target_backbone", *MODELS}
+TARGET = {"target_base_model", *MODELS}
 TARGET_TEXT = {"target_tokens", *TARGET}
-DATA = {"tokens", "bare_losses", *ENSEMBLE, "target_tokens", *MODELS}
+DATA = {"tokens", "base_model_losses", *ENSEMBLE, "target_tokens", *MODELS}
 EVERYTHING = {*PROXY_TEXT, *TARGET_TEXT}
 NOTHING: set[str] = set()
 TEXT = "a text file, filled in by the test"
@@ -97,12 +97,12 @@ TOUCHING: dict[str, tuple[Any, set[str]]] = {
     "data.corrupt.ambiguous": (0.2, DATA),
     "data.rows": (50, DATA),
     # Held-out rows are measured and never trained on.
-    "data.heldout_rows": (7, {"tokens", "bare_losses", "gradient_log", "target_tokens", *MODELS}),
+    "data.heldout_rows": (7, {"tokens", "base_model_losses", "gradient_log", "target_tokens", *MODELS}),
     "judge.against": (["full"], {"random"}),
-    "trainer.precision": ("bf16-mixed", {"backbone", "target_backbone", *ENSEMBLE, *MODELS}),
+    "trainer.precision": ("bf16-mixed", {"base_model", "target_base_model", *ENSEMBLE, *MODELS}),
 }
 
-# field -> another value; no result in the store depends on it
+# field -> another value; no result in the cache depends on it
 UNTOUCHING: dict[str, Any] = {
     "debug": True,
     "batch.tokens": 300,
@@ -184,11 +184,12 @@ LEFT_OUT = {
     "run_dir": "every run of the test has its own",
     "cache.path": "every run of the test has its own",
     "progress": "only what is shown",
+    "log_level": "only what is logged",
     "batch.workers": "starts processes",
-    "embeddings.encoder": "needs another model; no stage of the store is made of embeddings",
-    "judge.compare": "names files, which are looked for at once; no stage of the store is made of verdicts",
+    "embeddings.encoder": "needs another model; no stage of the cache is made of embeddings",
+    "judge.compare": "names files, which are looked for at once; no stage of the cache is made of verdicts",
     "judge.others.files": "the same",
-    "report.page": "adds the rows' text to the store and changes nothing else: tests/report/page",
+    "report.page": "adds the rows' text to the cache and changes nothing else: tests/report/page",
     "target.data": "another course of the run: tests/methods/test_lead_run.py",
     "selector.count": "refused beside selector.fraction",
     "data.columns.instruction": "refused: the bundled tasks have one name for it",
