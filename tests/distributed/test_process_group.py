@@ -76,6 +76,8 @@ for batch in measurements.share([[0, 3], [1], [2, 4]]):
 seen["loss"] = measurements.gather()["loss"].tolist()
 RunFolder(folder / f"run {own_rank}").write_text("notes.txt", "rank zero writes")
 (folder / f"seen {own_rank}.json").write_text(json.dumps(seen))
+distributed.barrier()
+distributed.destroy_process_group()
 """
 
 
