@@ -147,7 +147,7 @@ def test_a_pruned_epoch_is_trained_from_the_one_before(train, tmp_path):
     again = train("again", pair=(2, 3), cache=cache, trainer=counting(steps))
     assert steps.taken == STEPS
     assert_identical_logs(first, again, (2, 3))
-    assert Cache(cache).root.is_dir()
+    assert Cache(cache).folder.is_dir()
 
 
 def test_fitting_tokens_are_tried_once_for_each_stack_size(train, tmp_path, monkeypatch):
