@@ -9,20 +9,20 @@ if TYPE_CHECKING:
 
 __all__ = ["RowSelection", "RunResult", "UserError", "per_example_gradients", "run_experiment", "select_rows"]
 
-_MODULES = {
+_MODULE_BY_NAME = {
     **dict.fromkeys(("RowSelection", "RunResult", "run_experiment", "select_rows"), "gradfiltering.api"),
     "UserError": "gradfiltering.errors",
     "per_example_gradients": "gradfiltering.gradients.per_example",
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(public_name: str) -> Any:
     """Import a public name when it is first used, so that importing the package is quick."""
     from importlib import import_module
 
-    if name in _MODULES:
-        return getattr(import_module(_MODULES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if public_name in _MODULE_BY_NAME:
+        return getattr(import_module(_MODULE_BY_NAME[public_name]), public_name)
+    raise AttributeError(f"module {__name__!r} has no attribute {public_name!r}")
 
 
 def __dir__() -> list[str]:

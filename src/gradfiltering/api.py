@@ -31,8 +31,8 @@ class RunResult:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """The content of summary.json."""
-        content: dict[str, Any] = json.loads((self.folder / "summary.json").read_text("utf-8"))
-        return content
+        summary_content: dict[str, Any] = json.loads((self.folder / "summary.json").read_text("utf-8"))
+        return summary_content
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class RowSelection:
     summary: dict[str, Any]
     _run_folder: "tempfile.TemporaryDirectory[str]" = field(repr=False, compare=False)
 
-    def report(self, path: str | Path) -> Path:
+    def report(self, page_path: str | Path) -> Path:
         """Write the page that shows which rows were selected and why.
 
         Args:
@@ -61,7 +61,7 @@ class RowSelection:
         Returns:
             The same path.
         """
-        return Path(shutil.copyfile(Path(self._run_folder.name) / "report.html", path))
+        return Path(shutil.copyfile(Path(self._run_folder.name) / "report.html", page_path))
 
 
 def run_experiment(overrides: Sequence[str] = ()) -> RunResult:
@@ -78,11 +78,11 @@ def run_experiment(overrides: Sequence[str] = ()) -> RunResult:
     """
     from gradfiltering.config.launch import run_task
 
-    if isinstance(overrides, str) or any(override in ("-m", "--multirun") for override in overrides):
+    if isinstance(overrides, str) or any(override_text in ("-m", "--multirun") for override_text in overrides):
         raise UserError("give a list of NAME=VALUE; for a sweep use `gradfiltering run -m` on the command line")
-    with composed(overrides) as cfg:
-        run_task(cfg)
-        return RunResult(Path(cfg.run_dir))
+    with composed(overrides) as run_config:
+        run_task(run_config)
+        return RunResult(Path(run_config.run_dir))
 
 
 def select_rows(
@@ -114,21 +114,26 @@ def select_rows(
     with tempfile.TemporaryDirectory(prefix="gradfiltering-rows-") as rows_folder:
         rows_path = _write_rows(rows, Path(rows_folder))
         overrides = [*_proxy_overrides(proxy), f"scorer={scorer}", "data=file", "until=select", "logger=none"]
-        always = {"data.path": rows_path, "selector.fraction": fraction, "run_dir": folder, "hydra.run.dir": folder}
-        always |= {"report.figures": False}
-        result = run_experiment([*overrides, *to_overrides(always), *to_overrides(options)])
+        fixed_options = {
+            "data.path": rows_path,
+            "selector.fraction": fraction,
+            "run_dir": folder,
+            "hydra.run.dir": folder,
+            "report.figures": False,
+        }
+        run_result = run_experiment([*overrides, *to_overrides(fixed_options), *to_overrides(options)])
     example_ids = pd.read_parquet(folder / "subset.parquet")["example_id"].tolist()
     scores_path = folder / "scores.parquet"
     scores = pd.read_parquet(scores_path) if scores_path.is_file() else pd.DataFrame({"example_id": [], "score": []})
-    return RowSelection(example_ids, scores, _take_rows(rows, example_ids, folder), result.summary, run_folder)
+    return RowSelection(example_ids, scores, _take_rows(rows, example_ids, folder), run_result.summary, run_folder)
 
 
 def _proxy_overrides(proxy: str | Path) -> list[str]:
-    named_proxies = {path.stem for path in (configuration_folder() / "proxy").glob("*.yaml")}
+    named_proxies = {conf_file.stem for conf_file in (configuration_folder() / "proxy").glob("*.yaml")}
     if str(proxy) in named_proxies:
         return [f"proxy={proxy}"]
-    model = Path(proxy).absolute() if Path(proxy).is_dir() else proxy
-    return ["proxy=gpt2", *to_overrides({"proxy.model": model})]
+    model_name = Path(proxy).absolute() if Path(proxy).is_dir() else proxy
+    return ["proxy=gpt2", *to_overrides({"proxy.model": model_name})]
 
 
 def _write_rows(rows: Any, folder: Path) -> Path:
@@ -143,16 +148,16 @@ def _write_rows(rows: Any, folder: Path) -> Path:
         return folder / "rows.parquet"
     if not isinstance(rows, Iterable) or not all(isinstance(row, Mapping) for row in rows):
         raise UserError("rows must be a path, a list of dicts, a datasets.Dataset or a pandas.DataFrame")
-    with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    with (folder / "rows.jsonl").open("w", encoding="utf-8") as row_file:
+        row_file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return folder / "rows.jsonl"
 
 
 def _take_rows(rows: Any, example_ids: list[int], folder: Path) -> Any:
     """Return the selected rows in the form in which rows were given."""
     if isinstance(rows, str | Path):
-        with (folder / "subset.jsonl").open(encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
+        with (folder / "subset.jsonl").open(encoding="utf-8") as row_file:
+            return [json.loads(row_line) for row_line in row_file]
     if _library_of(rows) == "pandas":
         return rows.iloc[example_ids]
     if _library_of(rows) == "datasets":

@@ -51,9 +51,11 @@ Share = Annotated[float, Gt(0), Le(1)]  # (0, 1]
 ShareBelowOne = Annotated[float, Ge(0), Lt(1)]  # [0, 1)
 Probability = Annotated[float, Ge(0), Le(1)]  # [0, 1]
 
-_CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True, defer_build=True)
+_PYDANTIC_CONFIG = ConfigDict(
+    strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True, defer_build=True
+)
 _SIMPLE_TYPES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-_CONTAINERS = {
+_CONTAINER_TYPES = {
     tuple: "a list", list: "a list", Sequence: "a list", set: "a list", frozenset: "a list", dict: "a mapping",
     Mapping: "a mapping",
 }  # fmt: skip
@@ -68,9 +70,11 @@ class OptionsError(UserError):
         value: the refused value.
     """
 
-    def __init__(self, message: str, owner: type, arguments: Sequence[str], allowed: str = "", value: Any = None):
+    def __init__(
+        self, message: str, owner: type, arguments: Sequence[str], allowed_values: str = "", value: Any = None
+    ):
         super().__init__(message, owner, arguments)
-        self.allowed = allowed
+        self.allowed = allowed_values
         self.value = value
 
 
@@ -86,139 +90,148 @@ def options(cls: _OptionsClass) -> _OptionsClass:
     Raises:
         OptionsError: raised by the decorated class; says which argument is wrong and what it may be.
     """
-    annotations = inspect.get_annotations(cls)
-    cls.__annotations__ = {name: _checkable(_resolve(hint, cls)) for name, hint in annotations.items()}
-    checked_class: Any = pydantic_dataclass(frozen=True, config=_CONFIG)(cls)
+    own_annotations = inspect.get_annotations(cls)
+    cls.__annotations__ = {name: _checkable(_resolve(type_hint, cls)) for name, type_hint in own_annotations.items()}
+    checked_class: Any = pydantic_dataclass(frozen=True, config=_PYDANTIC_CONFIG)(cls)
     validating_init = checked_class.__init__
 
     @wraps(validating_init)
-    def checked_init(self: Any, *args: Any, **kwargs: Any) -> None:
+    def checked_init(self: Any, *init_args: Any, **init_kwargs: Any) -> None:
         if not checked_class.__pydantic_complete__:  # built at first use, which sets another __init__
             rebuild_dataclass(checked_class)
             checked_class.__init__ = checked_init
         try:
-            validating_init(self, *args, **kwargs)
+            validating_init(self, *init_args, **init_kwargs)
         except ValidationError as error:
             raise _explain(checked_class, error.errors()[0]) from error.__cause__
 
     checked_class.__init__ = checked_init
     checked_class.__signature__ = _signature(checked_class)
-    decorated: _OptionsClass = checked_class
-    return decorated
+    checked_options: _OptionsClass = checked_class
+    return checked_options
 
 
 def _signature(cls: Any) -> Signature:
-    parameters = []
-    for option in fields(cls):
-        default = Parameter.empty if option.default is MISSING else option.default
-        if option.default_factory is not MISSING:
-            default = option.default_factory()
-        kind = Parameter.POSITIONAL_OR_KEYWORD
-        parameters.append(Parameter(option.name, kind, default=default, annotation=option.type))
-    return Signature(parameters)
+    init_parameters = []
+    for option_field in fields(cls):
+        default_value = Parameter.empty if option_field.default is MISSING else option_field.default
+        if option_field.default_factory is not MISSING:
+            default_value = option_field.default_factory()
+        parameter_kind = Parameter.POSITIONAL_OR_KEYWORD
+        init_parameters.append(
+            Parameter(option_field.name, parameter_kind, default=default_value, annotation=option_field.type)
+        )
+    return Signature(init_parameters)
 
 
-def describe_type(hint: Any) -> str:
+def describe_type(type_hint: Any) -> str:
     """Return the values that an annotation allows, in words: `a positive number or null`."""
-    origin = get_origin(hint)
-    if origin is Annotated:
-        base_type, *constraints = get_args(hint)
-        return _describe_range(describe_type(base_type), constraints)
-    if origin is Literal:
-        choices = [str(choice) for choice in get_args(hint)]
-        return choices[0] if len(choices) == 1 else f"one of: {', '.join(choices)}"
-    if origin in (types.UnionType, Union):
-        return " or ".join(describe_type(alternative) for alternative in get_args(hint))
-    hint = origin or hint
-    if hint in _SIMPLE_TYPES or hint in _CONTAINERS:
-        return _SIMPLE_TYPES.get(hint) or _CONTAINERS[hint]
-    return "a path" if hint is Path else f"a {getattr(hint, '__name__', hint)}"
+    hint_origin = get_origin(type_hint)
+    if hint_origin is Annotated:
+        base_type, *value_bounds = get_args(type_hint)
+        return _describe_range(describe_type(base_type), value_bounds)
+    if hint_origin is Literal:
+        literal_choices = [str(literal_choice) for literal_choice in get_args(type_hint)]
+        return literal_choices[0] if len(literal_choices) == 1 else f"one of: {', '.join(literal_choices)}"
+    if hint_origin in (types.UnionType, Union):
+        return " or ".join(describe_type(union_member) for union_member in get_args(type_hint))
+    type_hint = hint_origin or type_hint
+    if type_hint in _SIMPLE_TYPES or type_hint in _CONTAINER_TYPES:
+        return _SIMPLE_TYPES.get(type_hint) or _CONTAINER_TYPES[type_hint]
+    return "a path" if type_hint is Path else f"a {getattr(type_hint, '__name__', type_hint)}"
 
 
-def _describe_range(noun: str, constraints: Sequence[Any]) -> str:
-    lower = next((bound for bound in constraints if isinstance(bound, Gt | Ge)), None)
-    upper = next((bound for bound in constraints if isinstance(bound, Lt | Le)), None)
-    low = None if lower is None else (lower.gt if isinstance(lower, Gt) else lower.ge)
-    high = None if upper is None else (upper.lt if isinstance(upper, Lt) else upper.le)
-    if low is not None and high is not None:
-        brackets = "(" if isinstance(lower, Gt) else "[", ")" if isinstance(upper, Lt) else "]"
-        return f"{noun} in {brackets[0]}{low}, {high}{brackets[1]}"
-    if low == 0:
-        sign = "positive" if isinstance(lower, Gt) else "non-negative"
-        return noun.replace("a ", f"a {sign} ", 1)
-    if low is not None:
-        return f"{noun} {'above' if isinstance(lower, Gt) else 'of at least'} {low}"
-    if high is not None:
-        return f"{noun} {'below' if isinstance(upper, Lt) else 'of at most'} {high}"
-    return noun
+def _describe_range(type_noun: str, value_bounds: Sequence[Any]) -> str:
+    lower_bound = next((value_bound for value_bound in value_bounds if isinstance(value_bound, Gt | Ge)), None)
+    upper_bound = next((value_bound for value_bound in value_bounds if isinstance(value_bound, Lt | Le)), None)
+    lowest_value = None if lower_bound is None else (lower_bound.gt if isinstance(lower_bound, Gt) else lower_bound.ge)
+    highest_value = None if upper_bound is None else (upper_bound.lt if isinstance(upper_bound, Lt) else upper_bound.le)
+    if lowest_value is not None and highest_value is not None:
+        bracket_pair = "(" if isinstance(lower_bound, Gt) else "[", ")" if isinstance(upper_bound, Lt) else "]"
+        return f"{type_noun} in {bracket_pair[0]}{lowest_value}, {highest_value}{bracket_pair[1]}"
+    if lowest_value == 0:
+        sign_word = "positive" if isinstance(lower_bound, Gt) else "non-negative"
+        return type_noun.replace("a ", f"a {sign_word} ", 1)
+    if lowest_value is not None:
+        return f"{type_noun} {'above' if isinstance(lower_bound, Gt) else 'of at least'} {lowest_value}"
+    if highest_value is not None:
+        return f"{type_noun} {'below' if isinstance(upper_bound, Lt) else 'of at most'} {highest_value}"
+    return type_noun
 
 
-def _explain(cls: type, details: ErrorDetails) -> OptionsError:
+def _explain(cls: type, error_details: ErrorDetails) -> OptionsError:
     """Turn pydantic's first complaint into one sentence."""
-    field_names = [option.name for option in fields(cls)]
-    raised = details.get("ctx", {}).get("error")
-    argument = str(details["loc"][0]) if details["loc"] else ""
-    if not argument:  # a rule of the class
-        return OptionsError(str(raised or details["msg"]), cls, getattr(raised, "arguments", ()) or ())
-    if details["loc"][0] in range(len(field_names)):  # given by position
-        argument = field_names[int(details["loc"][0])]
-    if argument not in field_names:
+    field_names = [option_field.name for option_field in fields(cls)]
+    raised_error = error_details.get("ctx", {}).get("error")
+    argument_name = str(error_details["loc"][0]) if error_details["loc"] else ""
+    if not argument_name:  # a rule of the class
+        return OptionsError(
+            str(raised_error or error_details["msg"]), cls, getattr(raised_error, "arguments", ()) or ()
+        )
+    if error_details["loc"][0] in range(len(field_names)):  # given by position
+        argument_name = field_names[int(error_details["loc"][0])]
+    if argument_name not in field_names:
         known_names = ", ".join(field_names)
-        return OptionsError(f"{cls.__name__} has no argument {argument}; it has {known_names}", cls, (argument,))
-    if details["type"].startswith("missing") and len(details["loc"]) == 1:
-        return OptionsError(f"{cls.__name__} needs the argument {argument}", cls, (argument,))
-    value = details["input"]
-    if raised is not None:
-        return OptionsError(f"{argument}: {raised}", cls, (argument,), str(raised), value)
-    allowed = describe_type(get_type_hints(cls, include_extras=True)[argument])
-    if len(details["loc"]) > 1 and "a list" in allowed:
-        allowed = f"{allowed} ({details['msg'].lower()} at item {details['loc'][1]})"
-    return OptionsError(f"{argument} must be {allowed}, got {value!r}", cls, (argument,), allowed, value)
+        message = f"{cls.__name__} has no argument {argument_name}; it has {known_names}"
+        return OptionsError(message, cls, (argument_name,))
+    if error_details["type"].startswith("missing") and len(error_details["loc"]) == 1:
+        return OptionsError(f"{cls.__name__} needs the argument {argument_name}", cls, (argument_name,))
+    value = error_details["input"]
+    if raised_error is not None:
+        return OptionsError(f"{argument_name}: {raised_error}", cls, (argument_name,), str(raised_error), value)
+    allowed_values = describe_type(get_type_hints(cls, include_extras=True)[argument_name])
+    if len(error_details["loc"]) > 1 and "a list" in allowed_values:
+        allowed_values = f"{allowed_values} ({error_details['msg'].lower()} at item {error_details['loc'][1]})"
+    message = f"{argument_name} must be {allowed_values}, got {value!r}"
+    return OptionsError(message, cls, (argument_name,), allowed_values, value)
 
 
 class _InstanceOf:
     """Makes pydantic check the class of a value and nothing inside it."""
 
     @staticmethod
-    def __get_pydantic_core_schema__(source: Any, handler: Any) -> core_schema.CoreSchema:
-        if getattr(source, "_is_protocol", False):
+    def __get_pydantic_core_schema__(source_type: Any, schema_handler: Any) -> core_schema.CoreSchema:
+        if getattr(source_type, "_is_protocol", False):
             return core_schema.any_schema()
-        return core_schema.is_instance_schema(source)
+        return core_schema.is_instance_schema(source_type)
 
 
-def _resolve(hint: Any, cls: type) -> Any:
+def _resolve(type_hint: Any, cls: type) -> Any:
     """Evaluate an annotation given as text; a name that only type checkers import allows anything."""
-    if not isinstance(hint, str):
-        return hint
+    if not isinstance(type_hint, str):
+        return type_hint
     try:
-        return eval(hint, vars(sys.modules[cls.__module__]), dict(vars(cls)))
+        return eval(type_hint, vars(sys.modules[cls.__module__]), dict(vars(cls)))
     except NameError:
         return Any
 
 
-def _checkable(hint: Any) -> Any:
+def _checkable(type_hint: Any) -> Any:
     """Rewrite an annotation so that pydantic takes lists for tuples, text for paths and instances as they are."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if hint is Any or hint is ClassVar or origin in (ClassVar, Literal, Callable, type):
-        return hint
-    if hint is Path:
+    hint_origin, arguments = get_origin(type_hint), get_args(type_hint)
+    if type_hint is Any or type_hint is ClassVar or hint_origin in (ClassVar, Literal, Callable, type):
+        return type_hint
+    if type_hint is Path:
         return Annotated[Path, BeforeValidator(lambda value: Path(value) if isinstance(value, str) else value)]
-    if origin is Annotated:
-        return Annotated[(_checkable(arguments[0]), *arguments[1:])] if len(arguments) > 1 else hint
-    if origin in (types.UnionType, Union):
-        return Union[tuple(_checkable(alternative) for alternative in arguments)]  # noqa: UP007
-    if origin is not None and origin in _CONTAINERS:
-        inner = tuple(item if item is ... else _checkable(item) for item in arguments)
-        container = origin[inner if len(inner) > 1 else inner[0]]
-        return _from_list(container, origin) if origin in (tuple, set, frozenset) else container
-    if hint in (tuple, set, frozenset):
-        return _from_list(hint, hint)
-    if isinstance(hint, type) and hint not in _SIMPLE_TYPES and hint not in _CONTAINERS and hint is not bytes:
-        return Annotated[hint, _InstanceOf]
-    if isinstance(origin, type):  # a generic class of this project
-        return Annotated[origin, _InstanceOf]
-    return hint
+    if hint_origin is Annotated:
+        return Annotated[(_checkable(arguments[0]), *arguments[1:])] if len(arguments) > 1 else type_hint
+    if hint_origin in (types.UnionType, Union):
+        return Union[tuple(_checkable(union_member) for union_member in arguments)]  # noqa: UP007
+    if hint_origin is not None and hint_origin in _CONTAINER_TYPES:
+        inner_types = tuple(inner_hint if inner_hint is ... else _checkable(inner_hint) for inner_hint in arguments)
+        container_type = hint_origin[inner_types if len(inner_types) > 1 else inner_types[0]]
+        return _from_list(container_type, hint_origin) if hint_origin in (tuple, set, frozenset) else container_type
+    if type_hint in (tuple, set, frozenset):
+        return _from_list(type_hint, type_hint)
+    if isinstance(type_hint, type) and type_hint not in {*_SIMPLE_TYPES, *_CONTAINER_TYPES, bytes}:
+        return Annotated[type_hint, _InstanceOf]
+    if isinstance(hint_origin, type):  # a generic class of this project
+        return Annotated[hint_origin, _InstanceOf]
+    return type_hint
 
 
-def _from_list(container: Any, kind: type) -> Any:
-    return Annotated[container, BeforeValidator(lambda value: kind(value) if isinstance(value, list) else value)]
+def _from_list(container_type: Any, container_class: type) -> Any:
+    def convert_list(value: Any) -> Any:
+        return container_class(value) if isinstance(value, list) else value
+
+    return Annotated[container_type, BeforeValidator(convert_list)]

@@ -18,6 +18,6 @@ class PackageConfigurations(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Append the folders, so that no package can take a name that is ours."""
         for entry_point in entry_points(group=ENTRY_POINT_GROUP):
-            spec = find_spec(entry_point.value)
-            for folder in spec.submodule_search_locations or () if spec else ():
-                search_path.append(provider=entry_point.name, path=f"file://{folder}")
+            module_spec = find_spec(entry_point.value)
+            for conf_folder in module_spec.submodule_search_locations or () if module_spec else ():
+                search_path.append(provider=entry_point.name, path=f"file://{conf_folder}")

@@ -14,24 +14,24 @@ class CoveringSweeper(BasicSweeper):
     only a combination of overrides makes shows when its job starts; what the jobs before it made is in the store.
     """
 
-    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+    def validate_batch_is_legal(self, job_batch: Sequence[Sequence[str]]) -> None:
         """Composes the first job with each override.
 
         Raises:
             HydraException: one of them cannot be composed.
         """
-        super().validate_batch_is_legal(covering(batch))
+        super().validate_batch_is_legal(covering(job_batch))
 
 
-def covering(batch: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+def covering(job_batch: Sequence[Sequence[str]]) -> list[Sequence[str]]:
     """The jobs, in their order, that have an override which no job before them has."""
-    seen: set[str] = set()
-    found = []
-    for overrides in batch:
-        if not seen.issuperset(overrides):
-            seen.update(overrides)
-            found.append(overrides)
-    return found
+    seen_overrides: set[str] = set()
+    covering_jobs = []
+    for job_overrides in job_batch:
+        if not seen_overrides.issuperset(job_overrides):
+            seen_overrides.update(job_overrides)
+            covering_jobs.append(job_overrides)
+    return covering_jobs
 
 
 @dataclass

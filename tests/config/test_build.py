@@ -3,7 +3,8 @@
 import pytest
 from omegaconf import OmegaConf
 
-from gradfiltering.config.build import build, option_paths, options_named
+from gradfiltering.config.build import build
+from gradfiltering.config.option_names import find_option_paths, options_named
 from gradfiltering.errors import UserError
 from gradfiltering.options import PositiveInt, ShareBelowOne, model_validator, options
 
@@ -59,7 +60,7 @@ def test_refused_value_names_its_option(values, message):
 def test_error_during_a_run_names_the_option_of_its_owner():
     cfg = configuration()
     part = build(cfg.proxy.part)
-    assert option_paths(cfg, Adapter) == ["proxy.part.adapter", "target.adapter"]
+    assert find_option_paths(cfg, Adapter) == ["proxy.part.adapter", "target.adapter"]
     with pytest.raises(UserError, match=r"^the rank is too high \(proxy.part.adapter.rank=8\)$"), options_named(cfg):
         raise UserError("the rank is too high", part.adapter, ["rank"])
     with pytest.raises(UserError, match=r"^nobody is to blame$"), options_named(cfg):

@@ -21,55 +21,57 @@ CacheFolder = Annotated[
 
 
 @app.command(name="list")
-def list_results(path: CacheFolder) -> None:
+def list_results(cache_folder: CacheFolder) -> None:
     """List finished results and what interrupted runs left to resume from."""
     from gradfiltering.runs.cache_maintenance import show_entries
 
-    show_entries(_existing(path), _console())
+    show_entries(_check_exists(cache_folder), _console())
 
 
 @app.command()
 def why(
-    result: Annotated[str, typer.Argument(help="First digits of a result's key, as `list` shows them.")],
-    path: CacheFolder,
+    result_digits: Annotated[
+        str, typer.Argument(metavar="RESULT", help="First digits of a result's key, as `list` shows them.")
+    ],
+    cache_folder: CacheFolder,
 ) -> None:
     """Show which fields keep a result from being another one of its kind."""
     from gradfiltering.runs.cache_maintenance import explain_difference
 
-    explain_difference(_existing(path), result, _console())
+    explain_difference(_check_exists(cache_folder), result_digits, _console())
 
 
 @app.command()
-def verify(path: CacheFolder) -> None:
+def verify(cache_folder: CacheFolder) -> None:
     """Compare every file with its checksum; exit status 1 if any differs."""
     from gradfiltering.runs.cache_maintenance import verify_entries
 
-    verify_entries(_existing(path), _console())
+    verify_entries(_check_exists(cache_folder), _console())
 
 
 @app.command()
 def prune(
-    path: CacheFolder,
+    cache_folder: CacheFolder,
     older_than: Annotated[float | None, typer.Option(metavar="DAYS", help="Results made before so many days.")] = None,
     larger_than: Annotated[
         float | None, typer.Option(metavar="GIB", help="The oldest results, until the cache is this small.")
     ] = None,
-    unlinked: Annotated[bool, typer.Option("--unlinked", help="Only results that no run folder links to.")] = False,
+    unlinked_only: Annotated[bool, typer.Option("--unlinked", help="Only results no run folder links to.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, delete nothing.")] = False,
 ) -> None:
     """Delete results, and what killed processes left half-written."""
     from gradfiltering.runs.cache_maintenance import list_entries, prune_entries, select_prunable
 
-    if older_than is None and larger_than is None and not unlinked:
+    if older_than is None and larger_than is None and not unlinked_only:
         raise UserError("prune what? Give --older-than, --larger-than or --unlinked")
-    results = select_prunable(list_entries(_existing(path)), older_than, larger_than, unlinked)
-    prune_entries(path, results, dry_run, _console())
+    pruned_results = select_prunable(list_entries(_check_exists(cache_folder)), older_than, larger_than, unlinked_only)
+    prune_entries(cache_folder, pruned_results, dry_run, _console())
 
 
-def _existing(path: Path) -> Path:
-    if not path.is_dir():
-        raise UserError(f"there is no cache at {path}; name it with --path")
-    return path
+def _check_exists(cache_folder: Path) -> Path:
+    if not cache_folder.is_dir():
+        raise UserError(f"there is no cache at {cache_folder}; name it with --path")
+    return cache_folder
 
 
 def _console() -> "Console":

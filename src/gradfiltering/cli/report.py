@@ -11,23 +11,26 @@ Folder = Annotated[Path, typer.Argument(help="Folder of a run or of a sweep.")]
 
 @app.command()
 def page(
-    folder: Folder,
-    rows: Annotated[
-        str | None, typer.Option(help="Rows the page holds with their text, or `all`; by default as the run said.")
+    run_folder: Folder,
+    row_count: Annotated[
+        str | None,
+        typer.Option("--rows", metavar="N", help="Rows with their text, or `all`; by default as the run said."),
     ] = None,
-    figures: Annotated[bool, typer.Option(help="Write the charts as PNG and SVG into figures/, too.")] = True,
+    write_figures: Annotated[
+        bool, typer.Option("--figures/--no-figures", help="Write the charts as PNG and SVG into figures/, too.")
+    ] = True,
 ) -> None:
     """Write report.html of a run anew."""
     from gradfiltering.reports.page.run_page import write_page
 
-    typer.echo(write_page(folder, rows, figures))
+    typer.echo(write_page(run_folder, row_count, write_figures))
 
 
 @app.command()
-def sweep(folder: Folder) -> None:
+def sweep(sweep_folder: Folder) -> None:
     """Write page and tables of a sweep: sweep.html, sweep.csv, sweep.json and tables/."""
     from rich.console import Console
 
     from gradfiltering.reports.sweep_table import write_sweep
 
-    write_sweep(folder, Console())
+    write_sweep(sweep_folder, Console())

@@ -33,55 +33,57 @@ def composed(overrides: Sequence[str]) -> Iterator[DictConfig]:
     try:
         with initialize_config_dir(str(configuration_folder()), version_base="1.3"):
             cfg = compose("train", list(overrides), return_hydra_config=True)
-    except HydraException as error:
-        raise UserError(explain_composition(error)) from error
+    except HydraException as composition_error:
+        raise UserError(explain_composition(composition_error)) from composition_error
     run_folder = Path(cfg.hydra.run.dir).absolute()
     run_folder.mkdir(parents=True, exist_ok=True)
-    state = HydraConfig.instance()
-    earlier_cfg = state.cfg
+    hydra_state = HydraConfig.instance()
+    earlier_cfg = hydra_state.cfg
     with open_dict(cfg):
         cfg.hydra.runtime.output_dir = str(run_folder)
-    state.set_config(cfg)
+    hydra_state.set_config(cfg)
     with open_dict(cfg):
         del cfg["hydra"]
     try:
         yield cfg
     finally:
-        state.cfg = earlier_cfg
+        hydra_state.cfg = earlier_cfg
 
 
-def explain_composition(error: HydraException) -> str:
+def explain_composition(composition_error: HydraException) -> str:
     """Return why the configuration does not compose, and what could be given."""
-    cause = error.__cause__
-    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.parent_node is not None:
-        group = str(cause.full_key).rpartition(".")[0]
-        known_options = ", ".join(sorted(str(key) for key in cause.parent_node))
-        label = f"options of {group}" if group else "options"
-        return f"there is no option {cause.full_key}; {label}: {known_options}"
-    return str(error).split("Config search path")[0].strip()
+    root_cause = composition_error.__cause__
+    if isinstance(root_cause, ConfigAttributeError | ConfigKeyError) and root_cause.parent_node is not None:
+        option_group = str(root_cause.full_key).rpartition(".")[0]
+        known_options = ", ".join(sorted(str(option_name) for option_name in root_cause.parent_node))
+        group_label = f"options of {option_group}" if option_group else "options"
+        return f"there is no option {root_cause.full_key}; {group_label}: {known_options}"
+    return str(composition_error).split("Config search path")[0].strip()
 
 
-def to_overrides(options: Mapping[str, Any], prefix: str = "") -> list[str]:
+def to_overrides(option_values: Mapping[str, Any], name_prefix: str = "") -> list[str]:
     """Write options as overrides: `{"ensemble": {"m": 3}}` and `{"ensemble.m": 3}` are both `ensemble.m=3`."""
     overrides = []
-    for name, value in options.items():
-        if isinstance(value, Mapping):
-            overrides += to_overrides(value, f"{prefix}{name}.")
+    for option_name, option_value in option_values.items():
+        if isinstance(option_value, Mapping):
+            overrides += to_overrides(option_value, f"{name_prefix}{option_name}.")
         else:
-            overrides.append(f"{prefix}{name}={_to_text(value)}")
+            overrides.append(f"{name_prefix}{option_name}={_to_text(option_value)}")
     return overrides
 
 
-def _to_text(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, int | float):
-        return str(value)
-    if isinstance(value, list | tuple):
-        return f"[{','.join(_to_text(item) for item in value)}]"
-    text = str(value)
-    if _PLAIN_TEXT.fullmatch(text):
-        return text
-    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)  # Hydra reads \' as a quote, and backslashes before one in pairs
-    trailing = len(escaped) - len(escaped.rstrip("\\"))
-    return f"'{escaped}{chr(92) * trailing}'"
+def _to_text(option_value: Any) -> str:
+    if option_value is None or isinstance(option_value, bool):
+        return {None: "null", True: "true", False: "false"}[option_value]
+    if isinstance(option_value, int | float):
+        return str(option_value)
+    if isinstance(option_value, list | tuple):
+        return f"[{','.join(_to_text(list_item) for list_item in option_value)}]"
+    value_text = str(option_value)
+    if _PLAIN_TEXT.fullmatch(value_text):
+        return value_text
+    escaped_text = re.sub(
+        r"(\\*)'", r"\1\1\\'", value_text
+    )  # Hydra reads \' as a quote, and backslashes before one in pairs
+    trailing_backslashes = len(escaped_text) - len(escaped_text.rstrip("\\"))
+    return f"'{escaped_text}{chr(92) * trailing_backslashes}'"

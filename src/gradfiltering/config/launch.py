@@ -9,15 +9,16 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from rich.console import Console
 
-from gradfiltering.config.build import build, build_experiment, options_named
+from gradfiltering.config.build import build, build_experiment
 from gradfiltering.config.composition import explain_composition
 from gradfiltering.config.locations import configuration_folder
+from gradfiltering.config.option_names import options_named
 from gradfiltering.config.renamed_options import explain_renamed
 from gradfiltering.distributed.process_group import connected_processes, is_rank_zero_at_launch, start_main
 from gradfiltering.errors import UserError, plain_words
 from gradfiltering.reports import screen
 
-INTERRUPTED = "stopped; the same command goes on from what is finished"
+INTERRUPTED_MESSAGE = "stopped; the same command goes on from what is finished"
 
 
 def launch(overrides: Sequence[str], subcommand: str | None = None) -> None:
@@ -28,30 +29,30 @@ def launch(overrides: Sequence[str], subcommand: str | None = None) -> None:
         subcommand: the word of the command line before them.
     """
     # Other processes of the run are started with the command line of this one, which Hydra must not see whole.
-    words = [subcommand] if subcommand else []
+    subcommand_words = [subcommand] if subcommand else []
 
     def task(cfg: DictConfig) -> None:
-        sys.argv[1:1] = words
+        sys.argv[1:1] = subcommand_words
         try:
             with plain_words(cfg.debug):
                 run_task(cfg)
         finally:
-            del sys.argv[1 : 1 + len(words)]
+            del sys.argv[1 : 1 + len(subcommand_words)]
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that errors reach this function, which explains them
     sys.argv[1:] = overrides
-    main = hydra.main(config_path=str(configuration_folder()), config_name="train", version_base="1.3")(task)
+    hydra_main = hydra.main(config_path=str(configuration_folder()), config_name="train", version_base="1.3")(task)
     with plain_words("debug=true" in overrides):
         explain_renamed(overrides)
         try:
-            start_main(main)
-        except HydraException as error:
-            raise UserError(explain_composition(error)) from error
+            start_main(hydra_main)
+        except HydraException as composition_error:
+            raise UserError(explain_composition(composition_error)) from composition_error
         except KeyboardInterrupt:
-            sys.exit(INTERRUPTED)
+            sys.exit(INTERRUPTED_MESSAGE)
         except SystemExit as ending:
             if isinstance(ending.__context__, KeyboardInterrupt):  # Lightning ends its training so
-                sys.exit(INTERRUPTED)
+                sys.exit(INTERRUPTED_MESSAGE)
             raise
 
 

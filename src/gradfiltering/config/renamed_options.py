@@ -10,8 +10,8 @@ RENAMED_OPTIONS = {
     "store.": "cache.",
     "proxy.backbone.": "proxy.base_model.",
     "target.backbone.": "target.base_model.",
-    "judge.backbone.": "judge.base_model.",
-    "proxy.adaptive.": "adaptive.",
+    "judge.judge.backbone.": "judge.judge.base_model.",
+    "judge.asking.": "judge.conversation.",
     "target.lead.checkpoint_minutes": "target.tuning.checkpoint_minutes",
 }
 
@@ -34,11 +34,12 @@ def explain_renamed(overrides: Sequence[str]) -> None:
         UserError: names the option and its new name.
     """
     for override in overrides:
-        name, separator, value = override.lstrip("+~").partition("=")
+        option_name, equals_sign, option_value = override.lstrip("+~").partition("=")
         for old_name, new_name in RENAMED_OPTIONS.items():
-            if (name + ".").startswith(old_name) or name + "." == old_name:
-                renamed = new_name + name[len(old_name) :] if len(name) > len(old_name) else new_name.rstrip(".")
-                raise UserError(f"{name} is called {renamed} now; give {renamed}{separator}{value}")
-        for choice in re.split(r"[,\[\]]", value):
-            if replacement := REMOVED_CHOICES.get(f"{name}={choice.strip()}"):
-                raise UserError(f"{name}={choice.strip()} is gone; give {replacement}")
+            if f"{option_name}.".startswith(old_name):
+                renamed_option = f"{option_name}.".replace(old_name, new_name, 1).rstrip(".")
+                renamed_override = f"{renamed_option}{equals_sign}{option_value}"
+                raise UserError(f"{option_name} is called {renamed_option} now; give {renamed_override}")
+        for chosen_name in re.split(r"[,\[\]]", option_value):
+            if replacing_option := REMOVED_CHOICES.get(f"{option_name}={chosen_name.strip()}"):
+                raise UserError(f"{option_name}={chosen_name.strip()} is gone; give {replacing_option}")

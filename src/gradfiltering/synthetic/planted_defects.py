@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
+from typing import Any, Self
 
 import numpy as np
 
 from gradfiltering.errors import UserError
+from gradfiltering.options import Probability, model_validator, options
 from gradfiltering.seeding import numpy_rng
 
 DEFECT_KINDS = ("clean", "wrong_answer", "mismatched_response", "gibberish", "truncated", "duplicate", "ambiguous")
@@ -36,7 +37,7 @@ _OPPOSITE_WORDS = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
 _NOISE_CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789#%&*;:?!     "
 
 
-@dataclass(frozen=True)
+@options
 class PlantedDefects:
     """Shares of the rows to spoil, for each kind of defect.
 
@@ -49,27 +50,22 @@ class PlantedDefects:
         ambiguous: rows in pairs that ask the same and answer differently.
     """
 
-    wrong_answer: float
-    mismatched_response: float
-    gibberish: float
-    truncated: float
-    duplicate: float
-    ambiguous: float
+    wrong_answer: Probability = 0.0
+    mismatched_response: Probability = 0.0
+    gibberish: Probability = 0.0
+    truncated: Probability = 0.0
+    duplicate: Probability = 0.0
+    ambiguous: Probability = 0.0
 
-    def __post_init__(self) -> None:
-        for defect_kind, defect_share in asdict(self).items():
-            is_number = isinstance(defect_share, int | float) and not isinstance(defect_share, bool)
-            if not is_number or not 0 <= defect_share <= 1:
-                raise UserError(
-                    f"corruption share {defect_kind}={defect_share!r} is not a number from 0 to 1; "
-                    "give the share of rows"
-                )
+    @model_validator(mode="after")
+    def _check_sum(self) -> Self:
         total_share = sum(asdict(self).values())
         if total_share > MAX_PLANTED_SHARE + 1e-9:
             raise UserError(
                 f"corruption shares sum to {total_share:.3g} ({asdict(self)}), more than {MAX_PLANTED_SHARE}; "
                 "lower some of them so that clean rows remain"
             )
+        return self
 
     @property
     def any_planted(self) -> bool:

@@ -3,7 +3,6 @@
 import hashlib
 import math
 import re
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrain
 
 from gradfiltering.data.templates import Turn, alpaca
 from gradfiltering.errors import UserError
+from gradfiltering.options import PositiveFloat, PositiveInt, options
 from gradfiltering.seeding import derive_seed, numpy_rng
 from gradfiltering.synthetic.task_generator import prose
 
@@ -25,7 +25,7 @@ END = "<|endoftext|>"
 GUTENBERG = re.compile(r"\*\*\* ?START OF.*?\*\*\*(.*?)\*\*\* ?END OF", re.DOTALL)
 
 
-@dataclass(frozen=True)
+@options
 class Pretraining:
     """Budget and settings of the from-scratch training.
 
@@ -36,10 +36,10 @@ class Pretraining:
         lr: peak learning rate of AdamW, after a linear warm-up over the first tenth, falling along a cosine to a tenth.
     """
 
-    steps: int
-    batch_size: int
-    block: int
-    lr: float
+    steps: PositiveInt
+    batch_size: PositiveInt
+    block: PositiveInt
+    lr: PositiveFloat
 
 
 def read_corpus(text: list[str] | None, characters: int, seed: int) -> list[str]:
