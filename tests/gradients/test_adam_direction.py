@@ -99,7 +99,7 @@ def test_chunks_and_neighbours_change_nothing(case, tokens):
         torch.testing.assert_close(found[:, 0], together[:, row], rtol=RTOL, atol=ATOL)
 
 
-def test_without_momentum_and_with_a_flat_second_moment_it_is_the_gradients_own_direction():
+def test_a_large_second_moment_leaves_the_gradients_direction():
     """Large v drowns the example's share in it: the direction is parallel to what m and the gradient make."""
     gradient = torch.randn(2, 5, dtype=torch.float64)
     found = adam_direction(gradient, torch.zeros(5), torch.full((5,), 1e12, dtype=torch.float64), BETAS, EPS)

@@ -58,9 +58,7 @@ def build(config: PretrainedConfig):
     ],
     ids=lambda value: value.model_type if isinstance(value, PretrainedConfig) else "",
 )
-def test_all_linear_finds_every_layer_but_the_head_and_gradients_are_the_loops(
-    config, layers, make_adapters, make_batch
-):
+def test_all_linear_finds_all_layers_and_vmap_equals_the_loop(config, layers, make_adapters, make_batch):
     model, adapters, _ = make_adapters(build(config), members=(0, 1))
     assert {name.split(".lora_")[0].rpartition(".")[2] for name in adapters} == layers
     batch = make_batch([9, 5, 7], [3, 2, 4], members=2)
@@ -101,5 +99,5 @@ def test_layers_that_must_not_be_adapted_are_named(make_adapters):
         (MAMBA, UNLIMITED, sys.maxsize),
     ],
 )
-def test_the_context_is_the_models_else_the_tokenizers_else_without_limit(config, tokenizer, expected):
+def test_context_length_of_model_else_tokenizer_else_unlimited(config, tokenizer, expected):
     assert find_context_length(config, Tokenizer(tokenizer)) == expected

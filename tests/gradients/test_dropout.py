@@ -102,7 +102,7 @@ def test_masks_are_of_seed_pass_epoch_and_example(make_model, make_adapters):
             assert not torch.equal(masks[one], masks[other])
 
 
-def test_the_share_dropped_is_the_probability_and_factors_are_one_in_the_mean(make_model, make_adapters):
+def test_dropped_share_is_p_and_factors_are_one_in_the_mean(make_model, make_adapters):
     _, adapters, _ = make_adapters(make_model())
     passes = tuple(range(3))
     factors = Dropout(0.3, 0, passes, 1).draw_factors(np.tile(np.arange(300), (3, 1)), slice(None), adapters)

@@ -40,9 +40,7 @@ def test_norms_and_losses_equal_the_loop(engine, make_model, make_adapters, make
 
 
 @pytest.mark.parametrize("tokens", [1, 40, 10_000], ids=["one example", "some", "all at once"])
-def test_mean_gradient_is_the_mean_over_examples_and_chunks_change_nothing(
-    engine, make_model, make_adapters, make_batch, tokens
-):
+def test_mean_gradient_equals_the_loops_mean_in_any_chunks(engine, make_model, make_adapters, make_batch, tokens):
     model, adapters, _ = make_adapters(make_model())
     batch = make_batch(LENGTHS, PROMPTS, members=3)
     measured = engine(model, tokens).measure(adapters, batch, with_mean_gradient=True)

@@ -38,7 +38,7 @@ def test_projections_equal_the_flat_gradient_times_the_matrix(make_model, make_a
             torch.testing.assert_close(found[member, row], flat @ dense, rtol=1e-9, atol=1e-12)
 
 
-def test_a_coordinate_goes_to_one_sum_with_one_sign_and_sums_are_even():
+def test_each_coordinate_goes_to_one_sum_and_sums_are_even():
     dense = matrix(Projection(32, seed=0), {"a": (5, 40), "b": (3, 17)})
     assert ((dense != 0).sum(1) == 1).all() and dense.abs().sum() == len(dense)
     counts = (dense[:200] != 0).sum(0)
