@@ -57,7 +57,7 @@ class TestEnsembleDiagnostics:
         late = np.asarray([[1.0, 1.1, 1.2, 1.3, 1.4]] * 3) * np.asarray([[1.0], [0.9], [1.2]])
         np.testing.assert_allclose(ensemble(log(early, late)).values["member_agreement"], 1.0, rtol=RTOL)
 
-    def test_one_member_has_neither_variance_nor_agreement_and_no_warning_of_them(self, log):
+    def test_one_member_has_neither_variance_nor_agreement(self, log):
         limits = replace(QUIET, relative_variance=1.0, member_agreement=1.0)
         found = ensemble(log(EARLY[:1], LATE[:1]), limits)
         assert found.values["relative_variance"] == {"1": None, "2": None}

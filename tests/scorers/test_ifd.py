@@ -23,7 +23,7 @@ def test_ratio_of_losses(measured):
     np.testing.assert_allclose(scores.score, [1 / 1.5, 0.5 / 2.5], rtol=RTOL)
 
 
-def test_where_the_instruction_hinders_rows_come_last_the_worst_at_the_end(measured):
+def test_rows_that_the_instruction_hinders_come_last_worst_at_end(measured):
     given = measured(4, results=found([1.0, 3.0, 2.0, 1.0], [1.5, 2.0, 2.0, 3.0]))
     scores = IFD("perplexity", "plain", 1024, 1.0).score(given)
     assert scores.rank.tolist() == [1, 4, 3, 2], "0.61, 2.7, 1.0, 0.14"

@@ -50,7 +50,7 @@ def test_members_are_averaged():
     np.testing.assert_allclose(scored(scorer(members=2), found).score, expected.max(1), rtol=RTOL)
 
 
-def test_a_row_that_goes_where_validation_goes_scores_1_and_its_opposite_minus_1():
+def test_score_is_1_along_the_validation_gradient_and_minus_1_against():
     aim = np.asarray([[1.0, 2.0, -1.0]])
     rows = np.concatenate([aim * 5, -aim, np.zeros((7, 3))])
     found = CheckpointGradients([[rows]] * 3, [[aim]] * 3, np.asarray(["all"]), RATES, {})

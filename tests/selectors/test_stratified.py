@@ -8,7 +8,6 @@ from gradfiltering.requests import Embeddings
 from gradfiltering.scorers.base import Scores
 from gradfiltering.selectors.stratified import StratifiedSelector, share_out
 from gradfiltering.selectors.top import TopSelector
-from gradfiltering.statistics.clustering import assign_clusters
 
 
 @pytest.mark.parametrize("how", ["proportional", "equal"])
@@ -49,11 +48,8 @@ def test_length_bins_each_give_their_share(evidence):
     assert np.bincount(lengths[found.example_ids] // 10).tolist() == [2] * 10
 
 
-def test_clusters_are_found_and_depend_on_the_seed_alone(evidence):
+def test_each_cluster_gives_its_share(evidence):
     points = np.repeat([[0.0, 0], [50, 0], [0, 50]], 10, axis=0) + np.random.default_rng(1).normal(size=(30, 2))
-    found = assign_clusters(points, 3, 0)
-    assert [len(set(found[at : at + 10])) for at in (0, 10, 20)] == [1, 1, 1] and len(set(found)) == 3
-    assert np.array_equal(found, assign_clusters(points, 3, 0))
     selector = StratifiedSelector(None, 6, "cluster", 3, "equal")
     chosen = selector.select(evidence(range(30), embeddings=points), 30, Scores(np.arange(30), np.arange(30.0)))
     assert np.bincount(np.asarray(chosen.example_ids) // 10).tolist() == [2, 2, 2]

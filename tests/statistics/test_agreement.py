@@ -17,7 +17,7 @@ def test_kappas_agree_with_their_slow_twins():
     assert cohen_kappa("aa", "aa") is None and fleiss_kappa([("a", "a", "a")]) is None
 
 
-def test_the_published_annotators_agree_as_scikit_learn_and_statsmodels_say(shared_data):
+def test_agreement_equals_scikit_learn_and_statsmodels(shared_data):
     """Expected: cohen_kappa_score of scikit-learn 1.9.1, fleiss_kappa of statsmodels 0.15.0."""
     rows = json.loads((shared_data / "human" / "pandalm_testset_v1.json").read_text("utf-8"))
     raters = {f"{n}": {row["idx"]: str(row[f"annotator{n}"]) for row in rows} for n in (1, 2, 3)}

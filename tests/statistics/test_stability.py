@@ -14,7 +14,7 @@ def by_mean(values):
     return lambda positions: values[positions].mean(0)
 
 
-def test_top_takes_the_highest_ties_by_position_and_never_an_unscored_row():
+def test_top_breaks_ties_by_position_and_skips_unscored_rows():
     assert select_top(np.array([1.0, 3.0, np.nan, 3.0, 3.0]), 2).tolist() == [False, True, False, True, False]
     assert select_top(np.array([np.nan, 1.0]), 5).tolist() == [False, True]
 
@@ -26,7 +26,7 @@ def test_overlap_is_shared_rows_over_all_of_them(other, count, value):
     assert jaccard_overlap(np.array([4.0, 3, 2, 1]), np.array(other, dtype=float), count) == value
 
 
-def test_rank_correlation_sees_order_alone_and_only_rows_that_both_score():
+def test_score_correlation_sees_ranks_of_rows_that_both_score():
     score = np.array([1.0, 2.0, 5.0, np.nan])
     assert score_correlation(score, np.array([1.0, 10.0, 11.0, 0.0])) == 1.0
     assert score_correlation(score, -score) == pytest.approx(-1.0)
@@ -46,7 +46,7 @@ def test_members_of_pure_noise_overlap_little_and_a_signal_helps():
     assert of_noise < 0.5 < with_signal
 
 
-def test_expected_overlap_is_the_mean_over_all_resamples_but_those_of_one_member():
+def test_expected_overlap_leaves_out_resamples_of_one_member():
     values = np.random.default_rng(0).normal(size=(3, 12))
     score = by_mean(values)
     whole = score(np.arange(3))
