@@ -66,13 +66,13 @@ def reference(tmp_path_factory) -> tuple[list[str], dict[str, Any]]:
 
 
 def kind(operation: str) -> str:
-    """What an operation is about: a stage's folder in the store, or a file or folder of the run."""
+    """What an operation is about: a stage's folder in the cache, or a file or folder of the run."""
     parts = operation.split(" ", 1)[1].split("/")
     return re.sub(r"\.[0-9a-f]{8}\.part$", "", "/".join(parts[:2]))
 
 
 def moments(operations: list[str]) -> list[int]:
-    """Numbers of operations: one of each stage in the store, the others among the files of the run."""
+    """Numbers of operations: one of each stage in the cache, the others among the files of the run."""
     rng = random.Random(SEED)
     by_kind = defaultdict(list)
     for number, operation in enumerate(operations):

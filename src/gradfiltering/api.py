@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run left.
+    """Folder and summary of a finished run.
 
     Attributes:
         folder: the run folder.

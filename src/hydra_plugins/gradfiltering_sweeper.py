@@ -10,8 +10,8 @@ from hydra.core.config_store import ConfigStore
 class CoveringSweeper(BasicSweeper):
     """The basic sweeper, which composes enough jobs to see each override before any job starts, not all of them.
 
-    Composing is a good part of a job that finds everything in the store, and the launcher does it again. A mistake that
-    only a combination of overrides makes shows when its job starts; what the jobs before it made is in the store.
+    Composing is a good part of a job that finds everything in the cache, and the launcher does it again. A mistake that
+    only a combination of overrides makes shows when its job starts; what the jobs before it made is in the cache.
     """
 
     def validate_batch_is_legal(self, job_batch: Sequence[Sequence[str]]) -> None:

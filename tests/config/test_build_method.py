@@ -58,4 +58,5 @@ def test_another_selection_beside_lead_is_refused(override):
 def test_budget_and_difficulty_of_lead_may_be_given():
     budget = ["selector.fraction=null", "selector.count=5"]
     difficulty = ["scorer@target.lead.difficulty=loss", "target.lead.difficulty.limit=null"]
-    method_of("target.data=lead", asked=["method=lead", "seed=1", *budget, *difficulty])
+    asked = ["method=lead", "seed=1", *budget, *difficulty]
+    assert isinstance(method_of("target.data=lead", asked=asked), Lead)

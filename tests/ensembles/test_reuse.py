@@ -1,4 +1,4 @@
-"""Members and epochs that are in the store are not trained again, and nothing else changes by that."""
+"""Members and epochs that are in the cache are not trained again, and nothing else changes by that."""
 
 import json
 from dataclasses import replace

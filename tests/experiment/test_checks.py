@@ -79,7 +79,7 @@ def test_judging_on_the_rows_of_the_score_is_warned_of():
     heldout, tasks = SimpleNamespace(prompt_set="heldout"), SimpleNamespace(prompt_set="tasks")
     fitted_to_heldout = experiment_of(ScoreAndSelect(less_on(None), TOP), "report")
     (warning,) = warn_of_judging_on_validation(fitted_to_heldout, [tasks, heldout])
-    assert "favours the candidate" in warning and "scorer.validation=FILE" in warning
+    assert "favours the candidate" in warning and "name a file of validation rows" in warning
     assert warn_of_judging_on_validation(fitted_to_heldout, [tasks]) == []
     for scorer in (less_on("own.jsonl"), GSNR()):
         assert warn_of_judging_on_validation(experiment_of(ScoreAndSelect(scorer, TOP)), [heldout]) == []

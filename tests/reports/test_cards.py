@@ -57,7 +57,7 @@ def test_a_base_that_is_no_model_of_the_hub_is_not_linked(tmp_path):
 
 
 def test_the_stores_own_card_is_left_alone(folder, tmp_path):
-    """The adapter's files may be hard links into the store."""
+    """The adapter's files may be hard links into the cache."""
     card, kept = folder / "target" / "candidate" / "adapter" / "README.md", tmp_path / "store.md"
     card.unlink()
     kept.write_text("the store's")

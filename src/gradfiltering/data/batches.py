@@ -132,7 +132,7 @@ class MemberBatches(Dataset):
         epoch: 1 for the first.
         pad_id: token id for padding.
         share: the rows of each member's batch that this process takes; B is 0 where none is left for it.
-        done: steps of the epoch that were taken before, by a run that was interrupted.
+        steps_done: steps of the epoch that an interrupted run had taken.
     """
 
     def __init__(
@@ -143,10 +143,10 @@ class MemberBatches(Dataset):
         epoch: int,
         pad_id: int,
         share: WorkShare = ALL_WORK,
-        done: int = 0,
+        steps_done: int = 0,
     ):
         self.examples = examples
-        self.steps = list(zip(*(buckets.epoch(member, epoch) for member in members), strict=True))[done:]
+        self.steps = list(zip(*(buckets.epoch(member, epoch) for member in members), strict=True))[steps_done:]
         self.pad_id = pad_id
         self.share = share
 

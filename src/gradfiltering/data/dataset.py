@@ -65,7 +65,7 @@ class InstructionDataset:
     Attributes:
         rows: N rows with every field as it came in; a row's position is its `example_id`.
         heldout: rows kept for evaluation, disjoint from `rows` by position, or None.
-        schema: where the record is found in a row, and what of it is supervised.
+        schema: the columns of question and answer, and the text that is supervised.
         kinds: the planted kind of each of the N rows where it is known. Kept apart from the rows: no scorer sees it.
         set_aside: positions in `rows` that are held out from training (listed as unscored).
         template: name of the prompt template.
@@ -87,13 +87,13 @@ class InstructionDataset:
 
     @property
     def sources(self) -> list[str] | None:
-        """Where each row says it comes from (its `source` column), None where rows do not say."""
+        """Source of each row (its `source` column), None where rows name none."""
         if "source" not in self.rows.column_names:
             return None
         return [str(source_name) for source_name in self.rows["source"][:]]
 
     def heldout_turns(self) -> list[Turn] | None:
-        """The held-out records with a response, or None where nothing with a question is held out.
+        """The held-out rows with a response, or None where nothing with a question is held out.
 
         Of a conversation this is the first question and its answer.
         """

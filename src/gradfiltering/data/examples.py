@@ -158,7 +158,7 @@ class Encoder:
     Args:
         tokenizer: a `transformers` tokenizer with an end-of-sequence token.
         max_tokens: longest example in tokens.
-        store: where the tokenised table is cached.
+        cache: of tokenised tables.
     """
 
     def __init__(self, tokenizer: Any, max_tokens: int, cache: Cache):

@@ -97,7 +97,7 @@ def _write_typed_rows(output_path: Path, selected_rows: Dataset, file_format: Fi
 
 
 def llama_factory_entry(dataset: InstructionDataset, selected_rows: Dataset | JsonRows) -> dict[str, Any]:
-    """What LLaMA-Factory's `dataset_info.json` says about `subset.jsonl`: where it finds prompt and response."""
+    """Describe `subset.jsonl` for LLaMA-Factory's `dataset_info.json`: the fields of prompt and response."""
     row_schema = dataset.schema
     dataset_entry: dict[str, Any] = {"file_name": "subset.jsonl"}
     if isinstance(row_schema, Messages):

@@ -51,7 +51,7 @@ class DataFile:
 
 @dataclass(frozen=True)
 class FileFormat:
-    """What files look like from outside, so that chosen rows can be given back in the same.
+    """Outer form of files, so that selected rows can be given back in the same form.
 
     Attributes:
         kind: json, jsonl, csv, tsv, parquet or arrow.
@@ -171,7 +171,7 @@ def _data_file(path: Path) -> DataFile:
 
 
 def read_text_rows(data_file: DataFile) -> Iterator[NumberedRow]:
-    """The records of a text file with their line (0 where a record has none).
+    """Read the rows of a text file with their line numbers (0 where a row has none).
 
     Raises:
         UserError: the file, line or row that is broken, and what to do about it.
@@ -270,13 +270,13 @@ def _decode_utf8(data_file: DataFile, line_bytes: bytes, row_location: str) -> s
 def _check_row(data_file: DataFile, json_value: Any, row_location: str) -> dict[str, Any]:
     if not isinstance(json_value, dict):
         raise UserError(
-            f"{data_file.path}, {row_location}: {json_value!r:.60} is no record; give objects with named fields"
+            f"{data_file.path}, {row_location}: {json_value!r:.60} is no row; give objects with named fields"
         )
     return json_value
 
 
 def _json_array_rows(data_file: DataFile, byte_stream: BinaryIO) -> Iterator[NumberedRow]:
-    """The records of a json array, or of a single object; such a file is read whole."""
+    """Read the rows of a json array, or of a single object; such a file is read whole."""
     decoded_text = _decode_utf8(data_file, byte_stream.read(), "")
     try:
         json_value: Any = []
@@ -294,21 +294,21 @@ def _json_array_rows(data_file: DataFile, byte_stream: BinaryIO) -> Iterator[Num
 
 
 def _json_line_rows(data_file: DataFile, byte_stream: BinaryIO) -> Iterator[NumberedRow]:
-    """The records of json lines; blank lines count for nothing."""
+    """Read the rows of json lines; blank lines count for nothing."""
     row_number = 0
     for line_number, line_bytes in enumerate(byte_stream, start=1):
         decoded_text = _decode_utf8(data_file, line_bytes, f", line {line_number},")
         if not decoded_text.strip():
             continue
         json_value = parse_json(
-            decoded_text, f"{data_file.path}, line {line_number},", "Mend the line; jsonl wants one record a line"
+            decoded_text, f"{data_file.path}, line {line_number},", "Mend the line; jsonl wants one row a line"
         )
         yield _check_row(data_file, json_value, f"line {line_number}, row {row_number}"), line_number
         row_number += 1
 
 
 def _delimited_rows(data_file: DataFile, byte_stream: BinaryIO) -> Iterator[NumberedRow]:
-    """The records of a csv or tsv file with a header; every cell is text."""
+    """Read the rows of a csv or tsv file with a header; every cell is text."""
     csv.field_size_limit(LONGEST_CELL)
     decoded_text = io.TextIOWrapper(byte_stream, encoding="utf-8", newline="")
     cell_reader = csv.reader(decoded_text, delimiter="\t" if data_file.kind == "tsv" else ",", strict=True)

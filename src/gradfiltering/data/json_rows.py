@@ -31,7 +31,7 @@ TYPES_WITHOUT_JSON = (
 
 @dataclass(frozen=True)
 class JsonRows:
-    """Records in an Arrow table of one JSON text a row, memory-mapped where it comes from a file.
+    """Rows in an Arrow table of one JSON text a row, memory-mapped where it comes from a file.
 
     A typed table would have to choose one type per column: numbers would become floats, absent fields null, dates
     timestamps, and half of a surrogate pair could not be stored at all.

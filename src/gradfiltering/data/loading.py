@@ -54,7 +54,7 @@ class LoadedRows:
     form: FileFormat = JSON_LINES
 
     def describe_row(self, row_position: int) -> str:
-        """Where a row stands, in words."""
+        """Name the place of a row, in words."""
         return (
             self.rows.describe_row(row_position)
             if isinstance(self.rows, JsonRows)
@@ -103,7 +103,7 @@ def load(path: str, first_rows: int | None = None) -> LoadedRows:
         Dataset.from_file(str(cache_folder / "rows.arrow")) if is_typed else open_rows(cache_folder)
     )
     if not len(rows):
-        raise UserError(f"{path} is empty; give a file with at least one record")
+        raise UserError(f"{path} is empty; give a file with at least one row")
     return LoadedRows(rows, path, detect_file_format(data_files[0]))
 
 

@@ -31,7 +31,7 @@ ROWS_SCHEMA = pa.schema(
 def write_row_texts(run_dir: Path, dataset: InstructionDataset, cache: Cache) -> None:
     """Writes `rows.parquet`: `example_id`, `prompt`, `response` and `source` (null where rows name none).
 
-    Runs on the same rows share one copy in the store. The file's metadata hold `fingerprint`, a digest of all of it in
+    Runs on the same rows share one copy in the cache. The file's metadata hold `fingerprint`, a digest of all of it in
     order, and `origin`, the source in words. Half a surrogate pair, which no UTF-8 file can hold, becomes U+FFFD.
     """
     with atomic_path(run_dir / ROWS_FILE) as partial_path:

@@ -44,6 +44,6 @@ def warn_of_judging_on_validation(experiment: Experiment, prompts: Sequence[Prom
     if not fitted_to_heldout or all(prompt.prompt_set != "heldout" for prompt in prompts):
         return []
     return [
-        "the scorer selected rows that help on the held-out rows, and eval=heldout judges by the same rows, which "
-        "favours the candidate; give scorer.validation=FILE or choose another eval"
+        "the scorer selects rows that help on the held-out rows, and the same rows are among the prompts of the judge, "
+        "which favours the candidate; name a file of validation rows, or choose other prompts"
     ]

@@ -1,12 +1,16 @@
 """Loading of the proxy and the target."""
 
-from typing import Any
+from collections.abc import Callable
+
+import lightning as L
 
 from gradfiltering.models.language_model import LanguageModel, LoadableSource, ModelSource, TrainableSource
 from gradfiltering.runs.cache import Cache
 
 
-def load_language_model(source: ModelSource, cache: Cache, seed: int, trainer: Any) -> LanguageModel:
+def load_language_model(
+    source: ModelSource, cache: Cache, seed: int, trainer: Callable[..., L.Trainer]
+) -> LanguageModel:
     """Load a model for the trainer's device, or train a small one that must be trained first.
 
     Args:

@@ -101,9 +101,9 @@ def _strip_markdown(line: str) -> str:
     return line
 
 
-def _names_a_number(rest: str | None) -> bool:
+def _names_a_number(remaining_text: str | None) -> bool:
     """Tell if the text after the scores names a further number, which could be the one meant."""
-    return re.search(r"\d", _ANSWER_MENTION.sub("", rest or "")) is not None
+    return re.search(r"\d", _ANSWER_MENTION.sub("", remaining_text or "")) is not None
 
 
 def _order_by_labels(match: re.Match[str]) -> Scores | None:

@@ -156,14 +156,14 @@ def _format_agreements(agreement_record: Mapping[str, Any]) -> dict[str, str]:
 
 def _format_sign_tests(p_values: Sequence[float | None]) -> list[str]:
     """Format p-values, with several baselines also after Holm's correction."""
-    known = [p_value for p_value in p_values if p_value is not None]
-    corrected = iter(correct_by_holm(known))
+    known_p_values = [p_value for p_value in p_values if p_value is not None]
+    corrected = iter(correct_by_holm(known_p_values))
     cells = []
     for p_value in p_values:
         if p_value is None:
             cells.append(NOT_KNOWN)
         else:
-            cells.append(f"p = {p_value:.3g}" + (f" (Holm {next(corrected):.3g})" if len(known) > 1 else ""))
+            cells.append(f"p = {p_value:.3g}" + (f" (Holm {next(corrected):.3g})" if len(known_p_values) > 1 else ""))
     return cells
 
 

@@ -32,12 +32,12 @@ def draw_sweep_curves(sweep_jobs: Sequence[SweepJob], varying_options: set[str])
         lines = _collect_lines(group_jobs)
         for loss_kind, column in LOSSES.items():
             mean_curves = {name: average_curves(loss_curves, column) for name, loss_curves in lines.items()}
-            known = {name: line_points for name, line_points in mean_curves.items() if len(line_points)}
-            if not known:
+            measured_curves = {name: line_points for name, line_points in mean_curves.items() if len(line_points)}
+            if not measured_curves:
                 continue
-            ends = [float(line_points["x"].max()) for line_points in known.values()]
+            ends = [float(line_points["x"].max()) for line_points in measured_curves.values()]
             x_log = max(ends) > FAR_APART * min(ends)
-            chart_data = pd.concat([line_points.assign(series=name) for name, line_points in known.items()])
+            chart_data = pd.concat([line_points.assign(series=name) for name, line_points in measured_curves.items()])
             log_words = " The axis is logarithmic, since some models see many times the examples of others."
             reading = "A line is a method, the mean over seeds where there are several. " + READINGS[loss_kind]
             chart = draw_loss(
