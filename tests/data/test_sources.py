@@ -26,14 +26,14 @@ HUB = {
 
 REFUSED = {
     "empty.json": ("", "empty"),
-    "empty.jsonl": ("", "is empty; give a file with at least one record"),
-    "none.json": ("[]", "is empty; give a file with at least one record"),
-    "blank.jsonl": ("\n \n", "is empty; give a file with at least one record"),
+    "empty.jsonl": ("", "is empty; give a file with at least one row"),
+    "none.json": ("[]", "is empty; give a file with at least one row"),
+    "blank.jsonl": ("\n \n", "is empty; give a file with at least one row"),
     "broken.json": ('[{"instruction": "a", "output": ]', "not valid JSON: .*column 33.*Mend"),
     "broken.jsonl": ('{"instruction": "a", "output": "b"}\n\n{oops}\n', "line 3, is not valid JSON.*Mend the line"),
-    "scalar.json": ('[{"instruction": "a", "output": "b"}, 7]', "row 1: 7 is no record; give objects"),
-    "null.json": ("null", "row 0: None is no record"),
-    "text.jsonl": ('"hello"\n', "row 0: 'hello' is no record"),
+    "scalar.json": ('[{"instruction": "a", "output": "b"}, 7]', "row 1: 7 is no row; give objects"),
+    "null.json": ("null", "row 0: None is no row"),
+    "text.jsonl": ('"hello"\n', "row 0: 'hello' is no row"),
     "rows.txt": ("a", r"cannot read '\.txt' files; data\.path= reads \.json"),
     "number.jsonl": ('{"a": 1%s}\n' % ("0" * 5000), "line 1, cannot be read: .*digits.*Mend the line"),
 }  # fmt: skip

@@ -197,6 +197,12 @@ def test_no_reply_crashes_and_every_score_stands_in_the_reply(reply, reply_forma
     assert all(score in said for score in scores), "a score that the reply does not hold"
 
 
+@pytest.mark.parametrize("reply", ["Score 1 0", "SCORE1 0", "scores 2 7"])
+def test_a_number_that_may_name_the_answer_is_no_score(reply):
+    assert parse_scores(reply) is None
+    assert parse_scores(reply.replace("1", ": 1").replace("2", ": 2")) is not None
+
+
 @settings(max_examples=800, deadline=None)
 @given(reply=REPLIES)
 def test_the_opening_holds_no_number_besides_scores_names_and_the_scale(reply):
@@ -207,7 +213,7 @@ def test_the_opening_holds_no_number_besides_scores_names_and_the_scale(reply):
     opening = [
         line for line in reply.split("</think>")[-1].replace("\ufeff", "").splitlines() if re.search(r"\d", line)
     ]
-    names = r"(?i)(assistant|answer|response|model|score)s?[\s#]*[12]"
+    names = r"(?i)(assistant|answer|response|model|score)s?[\s#]*[12](?![\d.])"
     rests = []
     for lines in (opening[:1], opening[:2]):
         text = re.sub(names, "", re.sub(r"[*`]", "", " ".join(lines)))

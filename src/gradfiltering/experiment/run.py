@@ -89,7 +89,7 @@ def run_experiment(experiment: Experiment) -> None:
         dataset = run.stages.run("data", experiment.source.load, experiment.seed)
         with attributed_to(experiment.method.scorer, "validation", "task"):
             check_requests_of_dataset(experiment.method.requests, dataset)
-        experiment.method.budget_rows(len(dataset))
+        experiment.method.budget_rows(len(dataset))  # refuses a budget that the dataset does not have
         # Prompts are loaded now, so that a missing file shows before anything is trained.
         prompts = load_judging_prompts(experiment, run, dataset)
 

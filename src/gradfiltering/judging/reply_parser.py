@@ -29,11 +29,15 @@ _ANSWER_NAME = (
     r"(?:\s+(?:assistant|answer|response|model))?)(?:['’]s)?(?:\s+(?:score|rating))?"
     r"\s*(?:[:=]|\s[-–]\s|\bis\b)\s*"
 )
-_PREFIX = r"^(?:(?:my\s+)?(?:scores?|ratings?)(?:\s+(?:are|is))?\s*[:=]?\s*)?"
+_PREFIX = r"(?:(?:my\s+)?(?:scores?|ratings?)(?:\s+(?:are|is))?\s*[:=]?\s*)?"
+
+# "Score 1 0" may be the score of answer 1: without names, "score" and 1 or 2 must stand apart.
+_NO_NAME = r"(?!scores?[\s#]*[12](?![\d.]))"
 
 
 def _compile_pair(first_name: str, second_name: str, score: str) -> re.Pattern[str]:
-    pattern = _PREFIX + first_name + score + _BETWEEN + second_name + score + _REST
+    opening = "^" if first_name else "^" + _NO_NAME
+    pattern = opening + _PREFIX + first_name + score + _BETWEEN + second_name + score + _REST
     return re.compile(pattern, flags=re.ASCII | re.IGNORECASE)
 
 
