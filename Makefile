@@ -10,7 +10,7 @@ demo: $(BASE)             ## the whole experiment on the bundled data
 	$(BIN)/python train.py
 
 test: $(TOOLS)            ## the default tests, over two cores
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: lint types imports test ## what a commit must pass
 

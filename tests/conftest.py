@@ -13,8 +13,9 @@ SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory) -> str:
-    """One store for all whole runs of the session, so that the small backbones are trained once."""
-    return f"cache.path={tmp_path_factory.mktemp('cache')}"
+    """One cache for all whole runs of the session, in all its processes: the small base models are trained once."""
+    session = tmp_path_factory.getbasetemp()
+    return f"cache.path={(session.parent if 'PYTEST_XDIST_WORKER' in os.environ else session) / 'cache'}"
 
 
 @pytest.fixture(scope="session")

@@ -257,7 +257,7 @@ def test_readme_commands_run(command, cache, tmp_path, monkeypatch):
     overrides = shlex.split(command)[2:]
     small = [*SMALL_MODELS, *SMALL_RUN, cache, "logger=none"]
     if not any(one.startswith("data=") for one in overrides):
-        small += SMALL_TASKS
+        small += ["data.rows=40", "data.heldout_rows=5", "eval.limit=3"]
     if "proxy=gpt2" in overrides:
         small = [*SMALL_RUN, cache, "logger=none", f"proxy.model={tiny_gpt2(tmp_path / 'gpt2')}", *SMALL_MODELS[5:]]
     if not any(one.startswith("ensemble.m=") for one in overrides):
