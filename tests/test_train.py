@@ -280,6 +280,6 @@ def test_an_ensemble_that_finds_its_own_size_and_epoch_says_why(cache, tmp_path,
     chosen = found["adaptive"]
     assert found["members"] == chosen["members"]["m"] == 4 and "limit was reached" in chosen["members"]["why"]
     assert found["epochs"] == [1, 3] and chosen["epochs"]["late"] == 3
-    assert f"ensemble.m=4: {chosen['members']['why']}" in " ".join(capsys.readouterr().out.split())
+    assert f"members: 4, since {chosen['members']['why']}" in " ".join(capsys.readouterr().out.split())
     assert (tmp_path / "gradient_log" / "member=03" / "epoch=03").is_dir()
     assert pq.read_table(tmp_path / "scores.parquet").num_rows == 80 - summary(tmp_path)["data"]["unscored"]

@@ -230,11 +230,11 @@ class _SizeSearch:
                 )
                 if selection_overlap >= snapshots.overlap and correlation >= snapshots.correlation:
                     reason = f"{comparison}: the ranking has settled"
-                    return _announce_finding("epochs", "late", late_epoch, reason, comparisons)
-                announce(f"epochs=auto: {comparison}")
+                    return _announce_finding("late", "late epoch", late_epoch, reason, comparisons)
+                announce(f"looking for the late epoch: {comparison}")
             earlier_scores = scores
         reason = "the limit was reached before the ranking settled"
-        return _announce_finding("epochs", "late", snapshots.limit, reason, comparisons)
+        return _announce_finding("late", "late epoch", snapshots.limit, reason, comparisons)
 
     def _grow(self) -> dict[str, Any]:
         """Add members until the selection is stable or there are as many as may be."""
@@ -246,15 +246,15 @@ class _SizeSearch:
             trials.append({"m": members, "stability": stability})
             trial = f"rows selected by ensembles resampled from {members} members overlap by {stability:.2f}"
             if stability >= size.stability:
-                return _announce_finding("ensemble", "m", members, f"{trial}: the selection is stable", trials)
+                return _announce_finding("m", "members", members, f"{trial}: the selection is stable", trials)
             if members == size.limit:
                 reason = f"{trial}: the limit was reached before the selection was stable"
-                return _announce_finding("ensemble", "m", members, reason, trials)
-            announce(f"ensemble.m=auto: {trial}")
+                return _announce_finding("m", "members", members, reason, trials)
+            announce(f"looking for the number of members: {trial}")
             members = min(members + size.step, size.limit)
             self._measure(replace(self.context.ensemble, m=members), self.context.snapshots)
 
 
-def _announce_finding(group: str, name: str, value: int, reason: str, trials: list[dict[str, Any]]) -> dict[str, Any]:
-    announce(f"{group}.{name}={value}: {reason}")
-    return {name: value, "why": reason, "tried": trials}
+def _announce_finding(key: str, name: str, value: int, reason: str, trials: list[dict[str, Any]]) -> dict[str, Any]:
+    announce(f"{name}: {value}, since {reason}")
+    return {key: value, "why": reason, "tried": trials}

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
+
 from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.examples import Encoder, Rows
 from gradfiltering.data.row_texts import write_row_texts
@@ -169,13 +171,17 @@ def measure_rows(
         build_trainer=run.build_trainer,
     )
     scorer = method.scorer
+
+    def score_partial_evidence(partial_evidence: Evidence) -> np.ndarray:
+        assert scorer is not None, "check_experiment refuses a search for the number of members where nothing scores"
+        return score_rows(scorer, partial_evidence, {})
+
     evidence, context = measure_settled_evidence(
         requests=method.requests,
         context=context,
         snapshots=parts.snapshots,
         size=parts.size,
-        # A search for the number of members is refused where nothing scores (`check_experiment`).
-        score_rows=lambda partial_evidence: score_rows(scorer, partial_evidence, {}),  # type: ignore[arg-type]
+        score_rows=score_partial_evidence,
         selected_rows=method.budget_rows(len(dataset)),
         run_stage=run.stages.run,
     )

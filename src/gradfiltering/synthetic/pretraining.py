@@ -194,7 +194,12 @@ def pretrain(
         trainer: builds a `lightning.Trainer` from keyword arguments.
     """
     if settings.block > shape["context"]:
-        raise UserError(f"pretraining.block={settings.block} is longer than context={shape['context']}; shorten it")
+        raise UserError(
+            f"a training sequence of {settings.block} tokens is longer than the model's context of {shape['context']}; "
+            "shorten it",
+            owner=settings,
+            arguments=("block",),
+        )
     tokenizer = train_tokenizer(documents, shape["vocabulary"])
     model = new_model(shape, tokenizer, seed)
     encoded = tokenizer(documents, add_special_tokens=False)["input_ids"]
