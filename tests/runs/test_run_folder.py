@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 from omegaconf import OmegaConf
+from tests.support.gradient_logs import write_epoch
 
 from gradfiltering.errors import UserError
 from gradfiltering.requests import EpochLog
@@ -123,7 +124,7 @@ def test_files_that_a_run_did_not_reach_read_as_none(run_folder):
     tables = (opened.read_scores, opened.read_truth, opened.read_subset, opened.read_selection, opened.read_rows)
     assert [read() for read in tables] == [None] * len(tables)
     assert opened.read_trajectory() is None and opened.read_gradient_log() is None
-    assert opened.read_curves() == {} and opened.read_subset_rows() == [] and len(opened.read_unscored()) == 0
+    assert opened.read_curves() == {} and len(opened.read_unscored()) == 0
 
 
 def test_no_unscored_rows_leave_a_typed_table(run_folder):
@@ -134,7 +135,7 @@ def test_no_unscored_rows_leave_a_typed_table(run_folder):
 def test_gradient_log_reads_back_member_by_member(run_folder):
     ids = np.array([1, 4], dtype=np.int64)
     log = EpochLog(ids, np.array([[1.0, 2.0], [3.0, 4.0]]), np.ones((2, 2)), np.array([5, 6], dtype=np.int32))
-    run_folder.write_gradient_log(log, [0, 1], 2)
+    write_epoch(run_folder.path / "gradient_log", log, [0, 1], 2)
     found = run_folder.read_gradient_log()
     assert found.members == [0, 1] and found.epochs == [2]
     np.testing.assert_array_equal(found.epoch(2).grad_norm, log.grad_norm)

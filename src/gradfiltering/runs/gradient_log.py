@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 
 from gradfiltering.errors import UserError
 from gradfiltering.requests import EpochLog
-from gradfiltering.runs.files import atomic_path
 
 PARQUET_FILE = "part-0.parquet"
 SCHEMA = pa.schema(
@@ -25,13 +24,6 @@ SCHEMA = pa.schema(
 def partition_folder(parent_folder: Path, member_number: int, epoch_number: int) -> Path:
     """Return the Hive partition of one member and epoch."""
     return parent_folder / f"member={member_number:02d}" / f"epoch={epoch_number:02d}"
-
-
-def write_epoch(log_folder: Path, log: EpochLog, members: Sequence[int], epoch_number: int) -> None:
-    """Write one epoch of the log, a parquet file for each member."""
-    for member_index, member_number in enumerate(members):
-        with atomic_path(partition_folder(log_folder, member_number, epoch_number) / PARQUET_FILE) as part:
-            write_member(part, log, member_index)
 
 
 def write_member(parquet_file: Path, log: EpochLog, member_index: int) -> None:

@@ -18,11 +18,10 @@ import yaml
 
 from gradfiltering.distributed.process_group import rank, run_on_rank_zero
 from gradfiltering.errors import UserError
-from gradfiltering.requests import EpochLog
 from gradfiltering.runs.cache_record import link_result
 from gradfiltering.runs.environment import describe_environment
 from gradfiltering.runs.files import atomic_path, write_json
-from gradfiltering.runs.gradient_log import PARQUET_FILE, GradientLogReader, partition_folder, write_epoch
+from gradfiltering.runs.gradient_log import PARQUET_FILE, GradientLogReader, partition_folder
 from gradfiltering.runs.yaml_files import read_yaml
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ class RunFolder:
         """
         for file_name in (SUMMARY_FILE, ENVIRONMENT_FILE, CONFIG_FILE):
             if not (Path(folder_path) / file_name).is_file():
-                raise UserError(f"{folder_path} has no {file_name}; give the folder of a run (run_dir=)")
+                raise UserError(f"{folder_path} has no {file_name}; give the folder of a run")
         return cls(folder_path)
 
     # The run: configuration, environment, summary.
@@ -180,14 +179,6 @@ class RunFolder:
         """Write id and score (nan for none) of the selected rows."""
         self.write_table(SUBSET_FILE, {"example_id": example_ids, "score": scores})
 
-    def read_subset_rows(self) -> list[dict[str, Any]]:
-        """Read the selected rows as they came in, from `subset.jsonl`; none where the file is missing."""
-        file_path = self.path / SUBSET_ROWS_FILE
-        if not file_path.is_file():
-            return []
-        with file_path.open(encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
-
     def read_selection(self) -> pd.DataFrame | None:
         """Read the selector's trace, one row for each selected row in the order of selection."""
         return self._read_table(SELECTION_FILE)
@@ -219,11 +210,6 @@ class RunFolder:
         log_folder = self.path / (HELDOUT_GRADIENT_LOG if heldout else GRADIENT_LOG)
         return GradientLogReader(log_folder) if any(log_folder.glob(f"member=*/epoch=*/{PARQUET_FILE}")) else None
 
-    def write_gradient_log(self, log: EpochLog, members: Sequence[int], epoch: int, heldout: bool = False) -> None:
-        """Write one epoch of the gradient log, a parquet file for each member."""
-        if rank() == 0:
-            write_epoch(self.path / (HELDOUT_GRADIENT_LOG if heldout else GRADIENT_LOG), log, members, epoch)
-
     def link_gradient_log(self, parquet_file: Path, member: int, epoch: int, heldout: bool = False) -> None:
         """Put the cached log of one member and epoch into the run folder."""
         file_name = HELDOUT_GRADIENT_LOG if heldout else GRADIENT_LOG
@@ -246,10 +232,6 @@ class RunFolder:
         """Put a member's cached adapter into the run folder."""
         self.link(cached_folder, self.adapter_folder(member, epoch))
 
-    def write_adapter(self, export: Callable[[Path], object], member: int, epoch: int) -> None:
-        """Write a member's adapter; `export` makes the PEFT folder at the path it is given."""
-        self.write(partition_folder(Path(ADAPTERS), member, epoch), export)
-
     def read_trajectory(self) -> pd.DataFrame | None:
         """Read `member`, `step`, `sketch` (64 numbers), `norm` and `update_norm` of the recorded steps."""
         return self._read_table(TRAJECTORY_FILE)
@@ -265,10 +247,6 @@ class RunFolder:
         """Return the folder of a fine-tuned model."""
         return self.path / TARGET / model_name
 
-    def target_adapter(self, model_name: str) -> Path:
-        """Return the folder of a fine-tuned model's adapter (PEFT)."""
-        return self.target_folder(model_name) / ADAPTER
-
     def read_curve(self, model_name: str) -> pd.DataFrame | None:
         """Read a model's convergence curve; nan where nothing was measured."""
         file_path = self.target_folder(model_name) / CURVE_FILE
@@ -281,14 +259,6 @@ class RunFolder:
         model_curves = {model_name: self.read_curve(model_name) for model_name in self.target_models()}
         return {model_name: model_curve for model_name, model_curve in model_curves.items() if model_curve is not None}
 
-    def read_rounds(self, model_name: str) -> pd.DataFrame | None:
-        """Read the rounds of a model that selected its rows as it was trained."""
-        return self._read_table(Path(TARGET) / model_name / ROUNDS_FILE)
-
-    def read_pool(self, model_name: str) -> pd.DataFrame | None:
-        """Read what such a model knew of each row in the end."""
-        return self._read_table(Path(TARGET) / model_name / POOL_FILE)
-
     def responses_file(self, model_name: str) -> Path:
         """Return the file of a model's answers."""
         return self.path / RESPONSES / f"{model_name}.jsonl"
@@ -297,18 +267,6 @@ class RunFolder:
     def verdicts_file(self) -> Path:
         """The file of all verdicts."""
         return self.path / VERDICTS_FILE
-
-    # Report.
-
-    @property
-    def report_file(self) -> Path:
-        """The page."""
-        return self.path / REPORT_FILE
-
-    @property
-    def figures_folder(self) -> Path:
-        """The folder of the charts as PNG and SVG."""
-        return self.path / FIGURES
 
     # Writing, used by the methods above and for files whose content another package knows.
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -96,41 +97,36 @@ class PlantedDefects:
         Raises:
             UserError: the data is too small for the shares asked for.
         """
-        responses = [_text_or_empty(row.get(output_field)) for row in rows]
+        responses = [row[output_field] if isinstance(row.get(output_field), str) else "" for row in rows]
         rows_by_defect = self._assign_rows(responses, numpy_rng(seed, "corruption", "places"))
-        response_spoiler = ResponseSpoiler(
-            rows, responses, output_field, wrong_answer, numpy_rng(seed, "corruption", "content")
-        )
+        spoiler = ResponseSpoiler(rows, responses, wrong_answer, numpy_rng(seed, "corruption", "content"))
         planted_rows = [dict(row) for row in rows]
         defect_kinds = ["clean"] * len(rows)
-        for defect_kind, selected_rows in rows_by_defect.items():
-            for row_index in selected_rows:
+        for defect_kind, row_indices in rows_by_defect.items():
+            for row_index in row_indices:
                 defect_kinds[row_index] = defect_kind
 
         for defect_kind in ("wrong_answer", "mismatched_response", "gibberish", "truncated"):
             for row_index in rows_by_defect[defect_kind]:
-                planted_rows[row_index][output_field] = getattr(response_spoiler, defect_kind)(row_index)
-        source_rows = response_spoiler.choose_source_rows(defect_kinds, len(rows_by_defect["duplicate"]))
-        for row_index, source_row in zip(rows_by_defect["duplicate"], source_rows, strict=True):
+                planted_rows[row_index][output_field] = getattr(spoiler, defect_kind)(row_index)
+        duplicate_rows, ambiguous_rows = rows_by_defect["duplicate"], rows_by_defect["ambiguous"]
+        source_rows = spoiler.choose_source_rows(defect_kinds, len(duplicate_rows))
+        for row_index, source_row in zip(duplicate_rows, source_rows, strict=True):
             planted_rows[row_index] = dict(rows[source_row])
-        for first_row, second_row in zip(
-            rows_by_defect["ambiguous"][::2], rows_by_defect["ambiguous"][1::2], strict=True
-        ):
+        for first_row, second_row in zip(ambiguous_rows[::2], ambiguous_rows[1::2], strict=True):
             for field_name in prompt_fields:
                 if field_name in rows[first_row]:
                     planted_rows[second_row][field_name] = rows[first_row][field_name]
                 else:
                     planted_rows[second_row].pop(field_name, None)
-            planted_rows[second_row][output_field] = response_spoiler.wrong_answer(first_row)
+            planted_rows[second_row][output_field] = spoiler.wrong_answer(first_row)
         return planted_rows, defect_kinds
 
     def _assign_rows(self, responses: list[str], generator: np.random.Generator) -> dict[str, list[int]]:
         """Deal out rows to each kind of defect."""
         defect_counts = {kind: round(share * len(responses)) for kind, share in asdict(self).items()}
         defect_counts["ambiguous"] = 2 * round(self.ambiguous * len(responses) / 2)
-        free_rows = [
-            int(row_index) for row_index in generator.permutation(len(responses)) if responses[row_index].strip()
-        ]
+        free_rows = [int(row) for row in generator.permutation(len(responses)) if responses[row].strip()]
         if sum(defect_counts.values()) > len(free_rows):
             raise UserError(
                 f"{sum(defect_counts.values())} rows are to be corrupted but only {len(free_rows)} of "
@@ -141,15 +137,14 @@ class PlantedDefects:
         for defect_kind in sorted(defect_counts, key=lambda kind: kind != "truncated"):
             minimum_length = MIN_CUT_CHARACTERS if defect_kind == "truncated" else 1
             usable_rows = [row for row in free_rows if len(responses[row].strip()) >= minimum_length]
-            selected_rows = usable_rows[: defect_counts[defect_kind]]
-            if len(selected_rows) < defect_counts[defect_kind]:
+            rows_by_defect[defect_kind] = usable_rows[: defect_counts[defect_kind]]
+            if len(usable_rows) < defect_counts[defect_kind]:
                 raise UserError(
-                    f"{defect_counts[defect_kind]} responses are to be cut but only {len(selected_rows)} have "
+                    f"{defect_counts[defect_kind]} responses are to be cut but only {len(usable_rows)} have "
                     f"{minimum_length} characters or more; lower the corruption share {defect_kind}={self.truncated}"
                 )
-            rows_by_defect[defect_kind] = selected_rows
-            taken_rows = set(selected_rows)
-            free_rows = [row_index for row_index in free_rows if row_index not in taken_rows]
+            taken_rows = set(rows_by_defect[defect_kind])
+            free_rows = [row for row in free_rows if row not in taken_rows]
         return rows_by_defect
 
 
@@ -160,19 +155,15 @@ class ResponseSpoiler:
         self,
         rows: Sequence[DatasetRow],
         responses: list[str],
-        output_field: str,
         known_wrong_answer: WrongAnswerRule | None,
         generator: np.random.Generator,
     ) -> None:
         self.rows = rows
         self.responses = responses
-        self.output_field = output_field
         self.known_wrong_answer = known_wrong_answer
         self.generator = generator
         # By stripped text, so that two responses that differ by blanks alone count as one.
-        self.distinct_responses = list(
-            {response_text.strip(): response_text for response_text in responses if response_text.strip()}.items()
-        )
+        self.distinct_responses = list({text.strip(): text for text in responses if text.strip()}.items())
         self._word_pool: list[str] | None = None
 
     def wrong_answer(self, row_index: int) -> str:
@@ -211,158 +202,123 @@ class ResponseSpoiler:
             if scrambled_text.strip() and scrambled_text != original_response:
                 return scrambled_text
         while True:
-            random_characters = "".join(
-                _NOISE_CHARACTERS[random_index]
-                for random_index in self.generator.integers(len(_NOISE_CHARACTERS), size=len(original_response))
-            ).strip()
-            if random_characters and random_characters != original_response:
-                return random_characters
+            character_indices = self.generator.integers(len(_NOISE_CHARACTERS), size=len(original_response))
+            noise = "".join(_NOISE_CHARACTERS[index] for index in character_indices).strip()
+            if noise and noise != original_response:
+                return noise
 
     def truncated(self, row_index: int) -> str:
         """The beginning of the row's response."""
-        original_response = self.responses[row_index]
-        start_index = len(original_response) - len(
-            original_response.lstrip()
-        )  # a cut inside leading blanks would leave nothing
-        response_length = len(original_response.strip())
-        minimum_length = int(np.ceil(CUT_RANGE[0] * response_length))
-        maximum_length = max(minimum_length, int(CUT_RANGE[1] * response_length))
-        return original_response[: start_index + int(self.generator.integers(minimum_length, maximum_length + 1))]
+        response = self.responses[row_index]
+        length = len(response.strip())
+        shortest = int(np.ceil(CUT_RANGE[0] * length))
+        longest = max(shortest, int(CUT_RANGE[1] * length))
+        leading_blanks = len(response) - len(response.lstrip())  # a cut inside them would leave nothing
+        return response[: leading_blanks + int(self.generator.integers(shortest, longest + 1))]
 
     def choose_source_rows(self, defect_kinds: list[str], row_count: int) -> list[int]:
         """Clean rows to copy, each once as long as there are enough."""
         if row_count == 0:
             return []
-        clean_rows = [
-            row_index
-            for row_index, defect_kind in enumerate(defect_kinds)
-            if defect_kind == "clean" and self.responses[row_index].strip()
-        ]
+        clean_rows = [row for row, kind in enumerate(defect_kinds) if kind == "clean" and self.responses[row].strip()]
         if not clean_rows:
             raise UserError(
                 "duplicates need a clean row with a response to copy, and none is left; "
                 "lower the corruption shares or set duplicate to 0"
             )
         copy_order = self.generator.permutation(clean_rows)
-        return [int(copy_order[random_index % len(copy_order)]) for random_index in range(row_count)]
+        return [int(copy_order[position % len(copy_order)]) for position in range(row_count)]
 
-    def _scramble_text(self, original_response: str) -> str:
+    def _scramble_text(self, response: str) -> str:
         other_response = self.distinct_responses[int(self.generator.integers(len(self.distinct_responses)))][0]
-        text_pieces = _split_text_randomly(original_response + other_response[: len(original_response)], self.generator)
-        return "".join(text_pieces[random_index] for random_index in self.generator.permutation(len(text_pieces)))[
-            : len(original_response)
-        ]
+        text = response + other_response[: len(response)]
+        piece_ends = np.cumsum(self.generator.integers(2, 5, size=len(text) // 2 + 1))
+        bounds = [0, *piece_ends[piece_ends < len(text)].tolist(), len(text)]
+        pieces = [text[start:end] for start, end in pairwise(bounds)]
+        scrambled_text = "".join(pieces[index] for index in self.generator.permutation(len(pieces)))
+        return scrambled_text[: len(response)]
 
-    def _swap_words(self, response_text: str, generator: np.random.Generator) -> str:
+    def _swap_words(self, response: str, generator: np.random.Generator) -> str:
         """About a third of the content words replaced with content words of other responses."""
-        word_matches = list(_WORD_PATTERN.finditer(response_text))
-        content_matches = [
-            found_match for found_match in word_matches if _is_content(found_match.group())
-        ] or word_matches
-        own_words = {found_match.group().casefold() for found_match in word_matches}
-        if not content_matches:
-            return response_text
-        row_count = max(1, round(SWAPPED_SHARE * len(content_matches)))
-        borrowed_words = self._foreign_words(own_words, row_count, generator)
-        if len(borrowed_words) < row_count:
-            return response_text
-        selected_rows = sorted(
-            generator.permutation(len(content_matches))[:row_count], reverse=True
-        )  # from the end: earlier positions stay valid
-        for random_index, content_word in zip(selected_rows, borrowed_words, strict=True):
-            found_match = content_matches[random_index]
-            content_word = (
-                content_word[0].upper() + content_word[1:] if found_match.group()[0].isupper() else content_word
-            )
-            response_text = response_text[: found_match.start()] + content_word + response_text[found_match.end() :]
-        return response_text
+        word_matches = list(_WORD_PATTERN.finditer(response))
+        if not word_matches:
+            return response
+        content_matches = [match for match in word_matches if _is_content(match.group())] or word_matches
+        own_words = {match.group().casefold() for match in word_matches}
+        swap_count = max(1, round(SWAPPED_SHARE * len(content_matches)))
+        borrowed_words = self._foreign_words(own_words, swap_count, generator)
+        if len(borrowed_words) < swap_count:
+            return response
+        # From the end, so that earlier positions stay valid.
+        swapped_indices = sorted(generator.permutation(len(content_matches))[:swap_count], reverse=True)
+        for match_index, word in zip(swapped_indices, borrowed_words, strict=True):
+            match = content_matches[match_index]
+            word = word[0].upper() + word[1:] if match.group()[0].isupper() else word
+            response = response[: match.start()] + word + response[match.end() :]
+        return response
 
-    def _foreign_words(self, own_words: set[str], row_count: int, generator: np.random.Generator) -> list[str]:
+    def _foreign_words(self, own_words: set[str], word_count: int, generator: np.random.Generator) -> list[str]:
         """Content words of other responses; fewer than asked for where the data has hardly any."""
         if self._word_pool is None:
             sampled_indices = generator.permutation(len(self.distinct_responses))[:POOL_ROWS]
             pool_words = [
-                content_word
-                for random_index in sampled_indices
-                for content_word in _WORD_PATTERN.findall(self.distinct_responses[random_index][0])
+                word for index in sampled_indices for word in _WORD_PATTERN.findall(self.distinct_responses[index][0])
             ]
-            self._word_pool = [content_word for content_word in pool_words if _is_content(content_word)] or pool_words
+            self._word_pool = [word for word in pool_words if _is_content(word)] or pool_words
         if not self._word_pool:
             return []
-        drawn_words = (
-            self._word_pool[random_index]
-            for random_index in generator.integers(len(self._word_pool), size=4 * row_count + 50)
-        )
-        return [content_word for content_word in drawn_words if content_word.casefold() not in own_words][:row_count]
+        word_indices = generator.integers(len(self._word_pool), size=4 * word_count + 50)
+        drawn_words = (self._word_pool[index] for index in word_indices)
+        return [word for word in drawn_words if word.casefold() not in own_words][:word_count]
 
 
-def _text_or_empty(value: Any) -> str:
-    return value if isinstance(value, str) else ""
+def _is_content(word: str) -> bool:
+    return len(word) >= CONTENT_WORD_CHARACTERS or _SPACELESS_START.match(word) is not None
 
 
-def _is_content(content_word: str) -> bool:
-    return len(content_word) >= CONTENT_WORD_CHARACTERS or _SPACELESS_START.match(content_word) is not None
-
-
-def _alter_numbers(response_text: str, generator: np.random.Generator) -> str:
+def _alter_numbers(response: str, generator: np.random.Generator) -> str:
     """One digit of every number changed; the numbering of a list stays."""
-    list_markers = {found_match.start(): found_match.end() for found_match in _LIST_MARKER.finditer(response_text)}
+    marker_spans = [match.span() for match in _LIST_MARKER.finditer(response)]
 
-    def alter(found_match: re.Match[str]) -> str:
-        if any(start_index <= found_match.start() < end_index for start_index, end_index in list_markers.items()):
-            return found_match.group()
-        digit_string = found_match.group()
-        random_index = int(generator.integers(len(digit_string)))
-        old_digit = int(digit_string[random_index])
-        new_digit = (
-            (old_digit - 1 + int(generator.integers(1, 9))) % 9 + 1 if old_digit else int(generator.integers(1, 10))
-        )
+    def alter(match: re.Match[str]) -> str:
+        digits = match.group()
+        if any(start <= match.start() < end for start, end in marker_spans):
+            return digits
+        position = int(generator.integers(len(digits)))
+        old_digit = int(digits[position])
+        shift = int(generator.integers(1, 9 if old_digit else 10))
+        new_digit = (old_digit - 1 + shift) % 9 + 1 if old_digit else shift
         # The decimal digits of every script stand in a row, so a shift stays within the script.
-        return (
-            digit_string[:random_index]
-            + chr(ord(digit_string[random_index]) + new_digit - old_digit)
-            + digit_string[random_index + 1 :]
-        )
+        altered_digit = chr(ord(digits[position]) + new_digit - old_digit)
+        return digits[:position] + altered_digit + digits[position + 1 :]
 
-    return _NUMBER_PATTERN.sub(alter, response_text)
+    return _NUMBER_PATTERN.sub(alter, response)
 
 
-def _flip_opening(response_text: str, generator: np.random.Generator) -> str:
+def _flip_opening(response: str, generator: np.random.Generator) -> str:
     """Yes for no and true for false at the beginning."""
 
-    def flip(found_match: re.Match[str]) -> str:
-        content_word = found_match.group(2)
-        opposite_word = _OPPOSITE_WORDS[content_word.casefold()]
-        return found_match.group(1) + (
-            opposite_word.upper()
-            if content_word.isupper()
-            else opposite_word.capitalize()
-            if content_word[0].isupper()
-            else opposite_word
-        )
+    def flip(match: re.Match[str]) -> str:
+        opening = match.group(2)
+        opposite_word = _OPPOSITE_WORDS[opening.casefold()]
+        if opening.isupper():
+            opposite_word = opposite_word.upper()
+        elif opening[0].isupper():
+            opposite_word = opposite_word.capitalize()
+        return match.group(1) + opposite_word
 
-    return _YES_NO_OPENING.sub(flip, response_text)
+    return _YES_NO_OPENING.sub(flip, response)
 
 
-def _other_choice(response_text: str, generator: np.random.Generator) -> str:
+def _other_choice(response: str, generator: np.random.Generator) -> str:
     """Another letter, where the response is the letter of a multiple-choice answer."""
 
-    def alter(found_match: re.Match[str]) -> str:
-        choice_letters = "ABCD" if found_match.group(2).isupper() else "abcd"
-        other_response = choice_letters.replace(found_match.group(2), "")[int(generator.integers(3))]
-        return found_match.group(1) + other_response + found_match.group(3)
+    def alter(match: re.Match[str]) -> str:
+        choice_letters = "ABCD" if match.group(2).isupper() else "abcd"
+        other_letter = choice_letters.replace(match.group(2), "")[int(generator.integers(3))]
+        return match.group(1) + other_letter + match.group(3)
 
-    return _CHOICE_LETTER.sub(alter, response_text)
-
-
-def _split_text_randomly(response_text: str, generator: np.random.Generator) -> list[str]:
-    """The text cut into pieces of two to four characters."""
-    piece_ends = np.cumsum(generator.integers(2, 5, size=len(response_text) // 2 + 1))
-    piece_starts = [0, *(int(end_index) for end_index in piece_ends if end_index < len(response_text))]
-    return [
-        response_text[start_index:end_index]
-        for start_index, end_index in zip(piece_starts, [*piece_starts[1:], len(response_text)], strict=True)
-    ]
+    return _CHOICE_LETTER.sub(alter, response)
 
 
 def _swap_segments(response_text: str, generator: np.random.Generator) -> str:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 from datasets import Dataset
+from tests.support.gradient_logs import write_epoch
 
 from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.file_formats import JSON_LINES
@@ -17,7 +18,6 @@ from gradfiltering.data.row_texts import write_row_texts
 from gradfiltering.data.schemas import Instruction
 from gradfiltering.requests import EpochLog
 from gradfiltering.runs.cache import Cache
-from gradfiltering.runs.gradient_log import write_epoch
 from gradfiltering.runs.run_folder import RunFolder
 from gradfiltering.scorers.gradient_statistics import gradient_statistics
 from gradfiltering.scorers.gsnr import GSNR
