@@ -97,11 +97,6 @@ def test_files_that_no_run_made_are_never_removed(name, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"has no summary\.json"):
-        RunFolder.open(tmp_path)
-
-
 def test_tables_read_back_as_they_were_written(run_folder):
     ids = np.array([0, 2], dtype=np.int64)
     run_folder.write_scores({"example_id": ids, "score": np.array([0.5, np.nan]), "rank": ids})
@@ -109,7 +104,7 @@ def test_tables_read_back_as_they_were_written(run_folder):
     run_folder.write_truth(["clean", "noise"])
     run_folder.write_subset(ids, np.array([0.5, np.nan]))
     run_folder.write_selection({"gain": np.array([2.0, 1.0])})
-    opened = RunFolder.open(run_folder.path)
+    opened = RunFolder(run_folder.path)
     pd.testing.assert_frame_equal(
         opened.read_scores(), pd.DataFrame({"example_id": ids, "score": [0.5, np.nan], "rank": ids})
     )
@@ -120,7 +115,7 @@ def test_tables_read_back_as_they_were_written(run_folder):
 
 
 def test_files_that_a_run_did_not_reach_read_as_none(run_folder):
-    opened = RunFolder.open(run_folder.path)
+    opened = RunFolder(run_folder.path)
     tables = (opened.read_scores, opened.read_truth, opened.read_subset, opened.read_selection, opened.read_rows)
     assert [read() for read in tables] == [None] * len(tables)
     assert opened.read_trajectory() is None and opened.read_gradient_log() is None

@@ -1,18 +1,18 @@
 """Cards that a run leaves for others: `README.md` for the subset as a dataset, and for each adapter as a model."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
+from huggingface_hub import CardData, DatasetCard, DatasetCardData, ModelCard, ModelCardData
 
 from gradfiltering.reports.page.answer_section import format_interval
 from gradfiltering.reports.references import format_bibtex
 from gradfiltering.reports.run_files import CANDIDATE, RunFiles
 from gradfiltering.runs.files import atomic_path
+from gradfiltering.runs.run_folder import CARD_FILE
 
-CARD_NAME = "README.md"
 TUNING_OPTIONS = ("epochs", "batch_size", "lr", "schedule")
 # The subset stays under the licence of the data it was taken from, which only its user knows.
 LICENCE: dict[str, Any] = {"license": "other", "license_name": "FILL-IN", "license_link": "FILL-IN"}
@@ -35,12 +35,12 @@ def write_cards(run_dir: Path) -> None:
     run_files = RunFiles(run_dir)
     if "selection" not in run_files.summary:
         return
-    _write_card(run_dir / CARD_NAME, build_dataset_card(run_files))
+    _write_card(run_dir / CARD_FILE, build_dataset_card(run_files))
     for model in run_files.summary.get("target", {}):
         adapter_folder = run_dir / "target" / model / "adapter"
         if adapter_folder.is_dir():
             adapter_config = json.loads((adapter_folder / "adapter_config.json").read_text("utf-8"))
-            _write_card(adapter_folder / CARD_NAME, build_model_card(run_files, model, adapter_config))
+            _write_card(adapter_folder / CARD_FILE, build_model_card(run_files, model, adapter_config))
 
 
 def build_dataset_card(run_files: RunFiles) -> DatasetCard:
@@ -65,17 +65,11 @@ def build_dataset_card(run_files: RunFiles) -> DatasetCard:
         *_compare_with_baselines(run_files.summary),
         *_close_card(run_files),
     ]
-    return DatasetCard(f"---\n{card_data}\n---\n\n" + "\n\n".join(card_sections) + "\n")
+    return DatasetCard(_join_sections(card_data, card_sections))
 
 
 def build_model_card(run_files: RunFiles, model: str, adapter_config: Mapping[str, Any]) -> ModelCard:
-    """Build the card of a LoRA adapter.
-
-    Args:
-        run: the run.
-        model: name of the fine-tuned model: `candidate`, `full`, `random`, …
-        adapter: content of `adapter_config.json`.
-    """
+    """Build the card of a LoRA adapter from the name of its model and its `adapter_config.json`."""
     target_result = run_files.summary["target"][model]
     base_model = adapter_config.get("base_model_name_or_path") or ""
     # The hub knows models by owner/name; a folder or a model trained from scratch has no page to link to.
@@ -120,7 +114,7 @@ def build_model_card(run_files: RunFiles, model: str, adapter_config: Mapping[st
         *(_compare_with_baselines(run_files.summary) if model == CANDIDATE else []),
         *_close_card(run_files),
     ]
-    return ModelCard(f"---\n{card_data}\n---\n\n" + "\n\n".join(card_sections) + "\n")
+    return ModelCard(_join_sections(card_data, card_sections))
 
 
 def _list_selection_facts(run_files: RunFiles) -> dict[str, Any]:
@@ -135,9 +129,11 @@ def _list_selection_facts(run_files: RunFiles) -> dict[str, Any]:
         "versions": _format_versions(run_files),
     }
     if "proxy" in run_files.summary:
-        pair, member_count = run_files.config.get("epochs", {}), run_files.summary["proxy"]["members"]
-        snapshot_text = f"epochs {pair.get('early')} and {pair.get('late')}"
-        card_facts["proxy ensemble"] = f"{member_count} LoRA members, gradients after {snapshot_text}"
+        pair = run_files.config.get("epochs", {})
+        card_facts["proxy ensemble"] = (
+            f"{run_files.summary['proxy']['members']} LoRA members, gradients after epochs {pair.get('early')} and "
+            f"{pair.get('late')}"
+        )
     return card_facts
 
 
@@ -180,6 +176,10 @@ def _close_card(run_files: RunFiles) -> list[str]:
     bibtex_text = format_bibtex(run_files.config, run_files.summary)
     citation_sections = [f"## Citation\n\n```bibtex\n{bibtex_text}\n```"] if bibtex_text else []
     return [f"## Licence\n\n{LICENCE_WORDS}", *citation_sections]
+
+
+def _join_sections(card_data: CardData, card_sections: Sequence[str]) -> str:
+    return f"---\n{card_data}\n---\n\n" + "\n\n".join(card_sections) + "\n"
 
 
 def _format_facts(card_facts: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 from gradfiltering.errors import UserError
 from gradfiltering.reports.plain_text import replace_lone_surrogates
 from gradfiltering.runs.gradient_log import GradientLogReader
-from gradfiltering.runs.run_folder import RunFolder
+from gradfiltering.runs.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE, RunFolder
 
 CANDIDATE = "candidate"
 
@@ -36,12 +36,12 @@ class RunFiles:
     def __init__(self, path: Path):
         self.path = Path(path)
         self.folder = RunFolder(self.path)
-        for name in ("summary.json", "environment.json"):
+        for name in (SUMMARY_FILE, ENVIRONMENT_FILE):
             if not (self.path / name).is_file():
                 raise UserError(f"{self.path} has no {name}; give the folder of a run")
         self.summary: dict[str, Any] = _replace_surrogates(self.folder.read_summary())
         self.environment = self.folder.read_environment()
-        self.config: dict[str, Any] = self.folder.read_config() if (self.path / "config.yaml").is_file() else {}
+        self.config: dict[str, Any] = self.folder.read_config() if (self.path / CONFIG_FILE).is_file() else {}
 
     @property
     def diagnostics(self) -> dict[str, Any]:
@@ -92,15 +92,12 @@ class RunFiles:
         """The gradient log."""
         return self.folder.read_gradient_log()
 
-    @cached_property
-    def heldout_gradient_log(self) -> GradientLogReader | None:
-        """The gradient log of held-out rows."""
-        return self.folder.read_gradient_log(heldout=True)
-
-    @cached_property
-    def trajectory(self) -> pd.DataFrame | None:
-        """`member`, `step` and `sketch` of each recorded state of an adapter."""
-        return self.folder.read_trajectory()
+    @property
+    def compared_norms(self) -> tuple[np.ndarray, np.ndarray]:
+        """[M, N] float64 gradient norms at the early and at the late snapshot, where there is a gradient log."""
+        assert self.gradient_log is not None
+        early_norms, late_norms = (self.gradient_log.epoch(epoch).grad_norm.astype(np.float64) for epoch in self.epochs)
+        return early_norms, late_norms
 
     @cached_property
     def curves(self) -> dict[str, pd.DataFrame]:
@@ -110,14 +107,16 @@ class RunFiles:
     @cached_property
     def row_texts(self) -> pd.DataFrame | None:
         """`prompt`, `response` and `source` of every row, by example id."""
-        rows = self.folder.read_rows()
-        return None if rows is None else rows[0].set_index("example_id")
+        return None if self._rows is None else self._rows[0].set_index("example_id")
 
-    @cached_property
+    @property
     def data_facts(self) -> dict[str, str]:
         """`fingerprint` and `origin` of the data, where known."""
-        rows = self.folder.read_rows()
-        return {} if rows is None else rows[1]
+        return {} if self._rows is None else self._rows[1]
+
+    @cached_property
+    def _rows(self) -> tuple[pd.DataFrame, dict[str, str]] | None:
+        return self.folder.read_rows()
 
     @cached_property
     def responses(self) -> dict[str, pd.DataFrame]:

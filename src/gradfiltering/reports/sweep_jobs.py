@@ -1,13 +1,12 @@
 """The jobs of a sweep: their options, and the agreement of their selections and rankings."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from scipy.stats import rankdata
 
 from gradfiltering.errors import UserError
 from gradfiltering.reports.run_files import RunFiles
@@ -15,19 +14,9 @@ from gradfiltering.runs.yaml_files import read_yaml
 
 # Options that are axes of their own, or on which no result depends.
 AXES = ("method", "scorer", "selector", "ensemble.m", "epochs", "epochs.early", "epochs.late")
-INDIFFERENT_OPTIONS = (
-    "run_dir",
-    "until",
-    "logger",
-    "progress",
-    "debug",
-    "cache",
-    "store",
-    "hydra",
-    "trainer",
-    "batch",
-    "seed",
-)
+INDIFFERENT_OPTIONS = {
+    "run_dir", "until", "logger", "progress", "debug", "cache", "store", "hydra", "trainer", "batch", "seed",
+}  # fmt: skip
 DATASET_NAMES = {"tatsu-lab/alpaca": "Alpaca", "vicgalle/alpaca-gpt4": "Alpaca-GPT4"}
 MODEL_SIZES = {"7b": "LLaMA-2 7B", "13b": "LLaMA-2 13B"}
 NOT_KNOWN = "–"
@@ -100,15 +89,10 @@ class SweepJob(RunFiles):
         """Overrides of the options that differ between the jobs and are no axis."""
         return " ".join(override for override in self.overrides if option_name(override) in varying_options)
 
-    @cached_property
-    def scored_ids(self) -> np.ndarray:
-        """[N] ids of the scored rows, ascending."""
-        return np.zeros(0, dtype=np.int64) if self.scores is None else self.scores["example_id"].to_numpy()
-
-    @cached_property
-    def score_values(self) -> np.ndarray:
-        """[N] their scores."""
-        return np.zeros(0) if self.scores is None else self.scores["score"].to_numpy()
+    @property
+    def score_values(self) -> pd.Series:
+        """[N] scores by example id."""
+        return pd.Series(dtype=float) if self.scores is None else self.scores.set_index("example_id")["score"]
 
 
 def read_jobs(folder: Path) -> list[SweepJob]:
@@ -181,18 +165,8 @@ def compute_rank_correlations(sweep_jobs: Sequence[SweepJob]) -> np.ndarray:
     Returns:
         [J, J], NaN where there is none.
     """
-    pair_correlations = np.full((len(sweep_jobs), len(sweep_jobs)), np.nan)
-    standard_ranks = [_standardise_ranks(job.score_values) for job in sweep_jobs]
-    for first in range(len(sweep_jobs)):
-        for second in range(first, len(sweep_jobs)):
-            first_ids, second_ids = sweep_jobs[first].scored_ids, sweep_jobs[second].scored_ids
-            first_ranks, second_ranks = standard_ranks[first], standard_ranks[second]
-            if not np.array_equal(first_ids, second_ids):
-                first_ranks = _standardise_ranks(sweep_jobs[first].score_values[np.isin(first_ids, second_ids)])
-                second_ranks = _standardise_ranks(sweep_jobs[second].score_values[np.isin(second_ids, first_ids)])
-            if first_ranks is not None and second_ranks is not None:
-                pair_correlations[first, second] = pair_correlations[second, first] = float(first_ranks @ second_ranks)
-    return pair_correlations
+    job_scores = pd.concat([job.score_values for job in sweep_jobs], axis=1, ignore_index=True)
+    return job_scores.corr(method="spearman", min_periods=2).to_numpy(copy=True)
 
 
 def average_over_others(pair_values: np.ndarray) -> list[float | None]:
@@ -200,15 +174,6 @@ def average_over_others(pair_values: np.ndarray) -> list[float | None]:
     pair_values = pair_values.copy()
     np.fill_diagonal(pair_values, np.nan)
     return [float(np.nanmean(values)) if np.isfinite(values).any() else None for values in pair_values]
-
-
-def _standardise_ranks(values: np.ndarray) -> np.ndarray | None:
-    """Compute ranks of mean 0 and length 1, so that their product is Spearman's correlation."""
-    if len(values) < 2 or np.ptp(values) == 0:
-        return None
-    standard_ranks = rankdata(values)
-    standard_ranks -= standard_ranks.mean()
-    return standard_ranks / np.linalg.norm(standard_ranks)
 
 
 def _job_order(path: Path) -> tuple[int, str]:

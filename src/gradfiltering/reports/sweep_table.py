@@ -23,28 +23,13 @@ from gradfiltering.reports.verdict_tables import compare_jobs
 from gradfiltering.runs.files import atomic_path, write_json
 
 PRINTED_COLUMNS = (
-    "job",
-    "asked_for",
-    "selected",
-    "pws",
-    "heldout_loss",
-    "jaccard",
-    "rank_correlation",
-    "warnings",
-    "seconds",
+    "job", "asked_for", "selected", "pws", "heldout_loss", "jaccard", "rank_correlation", "warnings", "seconds",
     "saved",
-)
+)  # fmt: skip
 
 
 def write_sweep(folder: Path, console: Console | None = None) -> list[dict[str, Any]]:
-    """Write the tables and the page of a sweep's folder and print the table.
-
-    Args:
-        folder: of the sweep.
-        console: to print to.
-
-    Returns:
-        One row for each job.
+    """Write the tables and the page of a sweep's folder, print the table, and return it: a row for each job.
 
     Raises:
         UserError: the folder holds no run.
@@ -68,21 +53,20 @@ def build_rows(
     sweep_jobs: Sequence[SweepJob], pair_overlaps: np.ndarray, pair_correlations: np.ndarray
 ) -> list[dict[str, Any]]:
     """Build the row of each job, in the order of the jobs."""
-    table_rows = [_build_row(sweep_job) for sweep_job in sweep_jobs]
     row_averages = zip(average_over_others(pair_overlaps), average_over_others(pair_correlations), strict=True)
-    for row, (mean_overlap, mean_correlation) in zip(table_rows, row_averages, strict=True):
-        row.update(jaccard=mean_overlap, rank_correlation=mean_correlation)
-    return table_rows
+    return [
+        {**_build_row(sweep_job), "jaccard": mean_overlap, "rank_correlation": mean_correlation}
+        for sweep_job, (mean_overlap, mean_correlation) in zip(sweep_jobs, row_averages, strict=True)
+    ]
 
 
 def _build_row(sweep_job: SweepJob) -> dict[str, Any]:
     selection_summary, planted_truth = sweep_job.summary.get("selection", {}), sweep_job.diagnostics.get("truth", {})
     row: dict[str, Any] = {"job": sweep_job.name, "asked_for": " ".join(sweep_job.overrides)}
     row.update({name: selection_summary.get(name) for name in ("scorer", "selector", "selected")})
-    scores = np.sort(sweep_job.score_values)
-    if len(scores):
-        median_score = float(scores[len(scores) // 2])
-        row.update(score_min=float(scores[0]), score_median=median_score, score_max=float(scores[-1]))
+    scores = sweep_job.score_values.sort_values().tolist()
+    if scores:
+        row.update(score_min=scores[0], score_median=scores[len(scores) // 2], score_max=scores[-1])
     row.update({name: value for name, value in sweep_job.diagnostics.items() if isinstance(value, int | float)})
     if planted_truth.get("auc"):
         row.update({f"auc_{name}": planted_truth["auc"]["scorer"][name] for name in ("value", "low", "high")})
@@ -102,16 +86,14 @@ def _format_rows(
     folder: Path, sweep_jobs: Sequence[SweepJob], table_rows: Sequence[dict[str, Any]]
 ) -> Iterator[Table | Text]:
     """Format the overrides that all jobs share as a line, and the table of the others."""
-    shared_overrides = [
-        override
-        for override in sweep_jobs[0].overrides
-        if all(override in sweep_job.overrides for sweep_job in sweep_jobs)
-    ]
-    shared_overrides = shared_overrides if len(sweep_jobs) > 1 else []
+    shared_overrides = []
+    if len(sweep_jobs) > 1:
+        job_overrides = [set(sweep_job.overrides) for sweep_job in sweep_jobs]
+        shared_overrides = [name for name in sweep_jobs[0].overrides if name in set.intersection(*job_overrides)]
     table = Table(*PRINTED_COLUMNS, title=Text(f"Sweep {folder}"), title_justify="left")
     for sweep_job, row in zip(sweep_jobs, table_rows, strict=True):
-        job_overrides = " ".join(override for override in sweep_job.overrides if override not in shared_overrides)
-        table.add_row(*(Text(_format_cell({**row, "asked_for": job_overrides}, name)) for name in PRINTED_COLUMNS))
+        own_overrides = " ".join(override for override in sweep_job.overrides if override not in shared_overrides)
+        table.add_row(*(Text(_format_cell({**row, "asked_for": own_overrides}, name)) for name in PRINTED_COLUMNS))
     if shared_overrides:
         yield Text.assemble(("All jobs  ", "bold"), " ".join(shared_overrides))
     yield table

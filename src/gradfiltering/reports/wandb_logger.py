@@ -30,42 +30,31 @@ class RunWandbLogger(WandbLogger):
     So a job that is killed and started again in its folder goes on in its W&B run.
 
     Args:
-        project: of W&B.
-        entity: user or team; None for the one that is logged in.
+        save_dir: the run folder; it holds `config.yaml` and `environment.json`.
         name: shown; None for the overrides of the command line.
         group: None for the sweep, if the run is a job of one.
         id: None for the stable id.
-        tags: of the run.
-        save_dir: the run folder; it holds `config.yaml` and `environment.json`.
-        offline: whether nothing is sent.
         artifacts: whether scores, subset and adapter are logged as artifacts.
-        settings: `wandb.Settings`.
+        options: of Lightning's logger and of `wandb.init`.
     """
 
     def __init__(
         self,
-        project: str,
-        entity: str | None,
+        *,
+        save_dir: str | Path,
         name: str | None,
         group: str | None,
         id: str | None,
-        tags: Sequence[str] | None,
-        save_dir: str | Path,
-        offline: bool,
         artifacts: bool,
-        settings: Any,
+        **options: Any,
     ):
         run_dir = Path(save_dir)
         super().__init__(
-            project=project,
-            entity=entity,
+            save_dir=run_dir,
             name=name or make_run_name(run_dir),
             group=group or find_sweep_name(),
             id=id or make_run_id(run_dir),
-            tags=tags,
-            save_dir=run_dir,
-            offline=offline,
-            settings=settings,
+            **options,
         )
         self.artifacts = artifacts
 

@@ -62,18 +62,6 @@ class RunFolder:
     def __init__(self, folder_path: Path | str):
         self.path = Path(folder_path)
 
-    @classmethod
-    def open(cls, folder_path: Path | str) -> "RunFolder":
-        """Open the folder of an earlier run.
-
-        Raises:
-            UserError: the folder holds no run.
-        """
-        for file_name in (SUMMARY_FILE, ENVIRONMENT_FILE, CONFIG_FILE):
-            if not (Path(folder_path) / file_name).is_file():
-                raise UserError(f"{folder_path} has no {file_name}; give the folder of a run")
-        return cls(folder_path)
-
     # The run: configuration, environment, summary.
 
     def begin(self, config: Any, seed: int, device: "torch.device", overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def test_drawn_members_are_never_all_the_same():
 
 def test_heldout_correlation_is_spearmans(whole):
     run = RunFiles(whole)
-    late = run.heldout_gradient_log.epoch(2)
+    late = run.folder.read_gradient_log(heldout=True).epoch(2)
     expected = spearmanr(late.grad_norm.astype(float).var(0), late.loss.mean(0))[0]
     assert f"Spearman {expected:+.2f} [" in health.draw_heldout(run).reading
 
@@ -85,12 +85,12 @@ def test_disagreement_is_variance_over_square(tmp_path):
     assert "limit 0.005" in str(chart.specification())
 
 
-def test_trajectories_keep_distances_that_lie_in_a_plane(whole, tmp_path):
+def test_trajectories_keep_distances_that_lie_in_a_plane(whole, monkeypatch):
     run = RunFiles(whole)
     sketch = np.zeros((6, 64))
     sketch[:, :2] = [[0, 0], [3, 0], [3, 4], [0, 0], [0, 1], [0, 2]]
     states = {"member": [0, 0, 0, 1, 1, 1], "step": [0, 1, 2, 2, 1, 0], "sketch": list(sketch)}
-    run.__dict__["trajectory"] = pd.DataFrame(states)
+    monkeypatch.setattr(run.folder, "read_trajectory", lambda: pd.DataFrame(states))
     chart = health.draw_trajectories(run)
     first, second = (chart.data[chart.data["series"] == name] for name in ("member 0", "member 1"))
     assert np.hypot(*(first[["x", "y"]].iloc[2] - first[["x", "y"]].iloc[0])) == pytest.approx(5, rel=1e-3)

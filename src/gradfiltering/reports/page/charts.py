@@ -159,27 +159,20 @@ def line_chart(
     x_axis = alt.Axis(format="d", tickMinStep=1) if whole_x else alt.Axis()
     x = alt.X("x:Q", title=chart_labels.x_title, scale=_scale(x_log), axis=x_axis)
     y = alt.Y("y:Q", title=chart_labels.y_title, scale=_scale(y_log))
-    series_colour, series_shape = _series_encodings(data, palette_indices or {})
+    colour, shape = _series_encodings(data, palette_indices or {})
     base_chart = alt.Chart(data.assign(dashed=data["series"].isin([*dashed_series])))
-    dash_encoding = alt.StrokeDash(
-        "dashed:N", scale=alt.Scale(domain=[False, True], range=[[1, 0], [6, 4]]), legend=None
-    )
-    order_encoding = {"order": alt.Order("order:Q")} if "order" in data else {}
-    chart_layers = [
-        base_chart.mark_line(strokeWidth=2).encode(
-            x=x, y=y, color=series_colour, strokeDash=dash_encoding, **order_encoding
-        )
-    ]
+    dashes = alt.StrokeDash("dashed:N", scale=alt.Scale(domain=[False, True], range=[[1, 0], [6, 4]]), legend=None)
+    line_marks = base_chart.mark_line(strokeWidth=2).encode(x=x, y=y, color=colour, strokeDash=dashes)
+    if "order" in data:
+        line_marks = line_marks.encode(order="order:Q")
+    chart_layers = [line_marks]
     if "low" in data:
-        band_marks = base_chart.mark_area(opacity=0.18).encode(
-            x=x, y=alt.Y("low:Q", title=chart_labels.y_title), y2="high:Q", color=series_colour
-        )
-        chart_layers.insert(0, band_marks)
+        band_ends = {"y": alt.Y("low:Q", title=chart_labels.y_title), "y2": "high:Q"}
+        chart_layers.insert(0, base_chart.mark_area(opacity=0.18).encode(x=x, color=colour, **band_ends))
     many_points = bool((data.groupby("series").size() > FEW_POINTS).any())
     point_marks = base_chart.mark_point(filled=True, size=45, opacity=0 if many_points else 1)
-    chart_layers.append(
-        point_marks.encode(x=x, y=y, color=series_colour, shape=series_shape, tooltip=_tooltip(chart_labels, data))
-    )
+    tooltip = _tooltip(chart_labels, data)
+    chart_layers.append(point_marks.encode(x=x, y=y, color=colour, shape=shape, tooltip=tooltip))
     return _combine_layers(chart_labels, data, chart_layers, reference_lines, height)
 
 
@@ -196,33 +189,27 @@ def scatter_chart(
     """Draw a point for each row.
 
     Args:
-        chart_labels: words of the chart.
+        chart_labels, x_log, y_log, height: as for `line_chart`.
         data: columns `x` and `y`; optionally `hover`, and `shade` in [0, 1], from the worst to the best.
         shade_title: title of the shades' legend.
-        x_log, y_log: whether the axis is logarithmic.
         diagonal: whether to draw the line on which x equals y.
-        height: in pixels.
     """
     data = _round_columns(data)
     x = alt.X("x:Q", title=chart_labels.x_title, scale=_scale(x_log))
     y = alt.Y("y:Q", title=chart_labels.y_title, scale=_scale(y_log))
-    series_colour: Any = alt.value(PALETTE[0])
+    colour: Any = alt.value(PALETTE[0])
     if "shade" in data:
-        shade_legend = alt.Legend(
-            title=shade_title,
-            values=[0, 1],
-            labelExpr="datum.value < 0.5 ? 'worst' : 'best'",
-            gradientLength=160,
-        )
+        shade_words = "datum.value < 0.5 ? 'worst' : 'best'"
+        shade_legend = alt.Legend(title=shade_title, values=[0, 1], labelExpr=shade_words, gradientLength=160)
         # Cividis reads alike with and without colour vision; its ends, which fade on either theme, are left out.
         shade_scale = alt.Scale(domain=[0, 1], scheme=alt.SchemeParams(name="cividis", extent=[0.25, 0.95]))
-        series_colour = alt.Color("shade:Q", scale=shade_scale, legend=shade_legend)
+        colour = alt.Color("shade:Q", scale=shade_scale, legend=shade_legend)
     point_marks = alt.Chart(data).mark_point(filled=True, size=14 if len(data) > 300 else 40, opacity=0.8)
-    chart_layers = [point_marks.encode(x=x, y=y, color=series_colour, tooltip=_tooltip(chart_labels, data))]
+    chart_layers = [point_marks.encode(x=x, y=y, color=colour, tooltip=_tooltip(chart_labels, data))]
     if diagonal:
-        low_end, high_end = data[["x", "y"]].to_numpy().min(), data[["x", "y"]].to_numpy().max()
-        diagonal_ends = pd.DataFrame({"x": [low_end, high_end], "y": [low_end, high_end]})
-        diagonal_line = alt.Chart(diagonal_ends).mark_line(strokeDash=[2, 3], strokeWidth=1.5, color=MUTED_COLOUR)
+        ends = [data[["x", "y"]].min().min(), data[["x", "y"]].max().max()]
+        diagonal_line = alt.Chart(pd.DataFrame({"x": ends, "y": ends}))
+        diagonal_line = diagonal_line.mark_line(strokeDash=[2, 3], strokeWidth=1.5, color=MUTED_COLOUR)
         chart_layers.append(diagonal_line.encode(x=x, y=y))
     return _combine_layers(chart_labels, data, chart_layers, height=height)
 
@@ -237,35 +224,30 @@ def interval_chart(
     """Draw points beside names, with whiskers along x where `low` and `high` are known.
 
     Args:
-        chart_labels: words of the chart.
+        chart_labels, palette_indices, reference_lines: as for `line_chart`.
         data: columns `series`, `x`, `y` (names, drawn from the top) and, optionally, `low` and `high`.
-        palette_indices: colours of series, in order of appearance where not given.
-        reference_lines: drawn across the chart.
     """
     data = _round_columns(data)
     x = alt.X("x:Q", title=chart_labels.x_title, scale=_scale(False))
     y = alt.Y("y:N", title=chart_labels.y_title, sort=None, axis=alt.Axis(labelLimit=220))
-    series_colour, series_shape = _series_encodings(data, palette_indices or {})
+    colour, shape = _series_encodings(data, palette_indices or {})
     base_chart, chart_layers = alt.Chart(data), []
     if "low" in data:
-        whisker_marks = base_chart.mark_rule(strokeWidth=2)
-        chart_layers.append(
-            whisker_marks.encode(x=alt.X("low:Q", title=chart_labels.x_title), x2="high:Q", y=y, color=series_colour)
-        )
+        whisker_ends = {"x": alt.X("low:Q", title=chart_labels.x_title), "x2": "high:Q"}
+        chart_layers.append(base_chart.mark_rule(strokeWidth=2).encode(y=y, color=colour, **whisker_ends))
     point_marks = base_chart.mark_point(filled=True, size=80, opacity=1)
-    chart_layers.append(
-        point_marks.encode(x=x, y=y, color=series_colour, shape=series_shape, tooltip=_tooltip(chart_labels, data))
-    )
-    height = 110 + 34 * data["y"].nunique()
-    return _combine_layers(chart_labels, data, chart_layers, reference_lines, height)
+    tooltip = _tooltip(chart_labels, data)
+    chart_layers.append(point_marks.encode(x=x, y=y, color=colour, shape=shape, tooltip=tooltip))
+    return _combine_layers(chart_labels, data, chart_layers, reference_lines, 110 + 34 * data["y"].nunique())
 
 
 def bar_chart(chart_labels: ChartLabels, data: pd.DataFrame, *, reference_lines: Sequence[ReferenceLine] = ()) -> Chart:
     """Draw a bar for each name in column `x` of the height in column `y`."""
     data = _round_columns(data)
     x = alt.X("x:N", title=chart_labels.x_title, sort=None, axis=alt.Axis(labelAngle=-40))
+    y = alt.Y("y:Q", title=chart_labels.y_title)
     bar_marks = alt.Chart(data).mark_bar(color=PALETTE[0], opacity=0.85)
-    bar_marks = bar_marks.encode(x=x, y=alt.Y("y:Q", title=chart_labels.y_title), tooltip=_tooltip(chart_labels, data))
+    bar_marks = bar_marks.encode(x=x, y=y, tooltip=_tooltip(chart_labels, data))
     return _combine_layers(chart_labels, data, [bar_marks], reference_lines)
 
 
@@ -281,27 +263,21 @@ def histogram_chart(
     """Draw histograms over each other.
 
     Args:
-        chart_labels: words of the chart.
+        chart_labels, palette_indices, reference_lines: as for `line_chart`.
         data: columns `series`, `x` and `x_end` (edges of a bar) and `y` (its height).
         x_scale: of the axis.
-        palette_indices: colours of series.
         tick_values: places of the ticks, chosen by Vega where not given.
-        reference_lines: drawn across the chart.
     """
     data = _round_columns(data, digits=6).assign(zero=0)
     axis = alt.Axis(values=list(tick_values), labelExpr="datum.value") if tick_values else alt.Axis()
-    series_colour, _ = _series_encodings(data, palette_indices)
-    bar_marks = (
-        alt.Chart(data)
-        .mark_rect(opacity=0.7)
-        .encode(
-            x=alt.X("x:Q", title=chart_labels.x_title, scale=x_scale, axis=axis),
-            x2="x_end:Q",
-            y=alt.Y("y:Q", title=chart_labels.y_title),
-            y2="zero:Q",
-            color=series_colour,
-            tooltip=_tooltip(chart_labels, data),
-        )
+    bar_marks = alt.Chart(data).mark_rect(opacity=0.7)
+    bar_marks = bar_marks.encode(
+        x=alt.X("x:Q", title=chart_labels.x_title, scale=x_scale, axis=axis),
+        x2="x_end:Q",
+        y=alt.Y("y:Q", title=chart_labels.y_title),
+        y2="zero:Q",
+        color=_series_encodings(data, palette_indices)[0],
+        tooltip=_tooltip(chart_labels, data),
     )
     return _combine_layers(chart_labels, data, [bar_marks], reference_lines)
 
@@ -358,9 +334,8 @@ def _tooltip(chart_labels: ChartLabels, data: pd.DataFrame) -> list[alt.Tooltip]
 
 def _round_columns(data: pd.DataFrame, digits: int = SIGNIFICANT_DIGITS) -> pd.DataFrame:
     """Round numbers to significant digits, which keeps the page small."""
-    numeric_columns = [name for name in data if pd.api.types.is_float_dtype(data[name])]
     rounded_data = data.copy()
-    for name in numeric_columns:
+    for name in data.select_dtypes("float"):
         rounded_data[name] = [round_number(value, digits) for value in data[name].tolist()]
     return rounded_data
 
@@ -370,24 +345,16 @@ def round_number(value: float, digits: int = SIGNIFICANT_DIGITS) -> float | None
     return float(f"{value:.{digits}g}") if math.isfinite(value) else None
 
 
-def write_figures(chart_list: Sequence[Chart], folder: Path) -> list[Path]:
-    """Write `<name>.png` and `<name>.svg` of each chart.
-
-    Returns:
-        The files.
-    """
+def write_figures(charts: Sequence[Chart], folder: Path) -> None:
+    """Write `<name>.png` and `<name>.svg` of each chart."""
     style = {**STYLE, "background": "white", "font": "sans-serif"}
-    figure_paths = []
-    for chart in chart_list:
+    for chart in charts:
         specification = chart.specification()
         png = vl_convert.vegalite_to_png(specification, config=style, scale=PIXELS_PER_POINT)
         svg = vl_convert.vegalite_to_svg(specification, config=style).encode()
         for suffix, content in (("png", png), ("svg", svg)):
-            figure_path = folder / f"{chart.name}.{suffix}"
-            with atomic_path(figure_path) as part:
+            with atomic_path(folder / f"{chart.name}.{suffix}") as part:
                 part.write_bytes(content)
-            figure_paths.append(figure_path)
-    return figure_paths
 
 
 def assign_bins(values: np.ndarray, bin_count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -453,9 +420,6 @@ class SymmetricLog:
         largest = max(abs(low), abs(high), 10 * self.unit)
         exponents = range(math.ceil(math.log10(self.unit)), math.floor(math.log10(largest)) + 1)
         powers_of_ten = [10.0**exponent for exponent in exponents]
-        tick_values = [
-            tick_value
-            for tick_value in (*(-power for power in reversed(powers_of_ten)), 0.0, *powers_of_ten)
-            if low <= tick_value <= high
-        ]
+        candidates = [*(-power for power in reversed(powers_of_ten)), 0.0, *powers_of_ten]
+        tick_values = [value for value in candidates if low <= value <= high]
         return tick_values[:: math.ceil(len(tick_values) / MOST_TICKS)] if tick_values else tick_values

@@ -7,16 +7,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
-from gradfiltering.reports.page.charts import (
-    GREY,
-    Chart,
-    ChartLabels,
-    ReferenceLine,
-    line_chart,
-    scatter_chart,
-)
+from gradfiltering.reports.page.charts import GREY, Chart, ChartLabels, ReferenceLine, line_chart, scatter_chart
 from gradfiltering.reports.page.row_measurements import TINY, correlate_ranks
 from gradfiltering.reports.run_files import RunFiles
 from gradfiltering.seeding import numpy_rng
@@ -57,9 +51,10 @@ class RankingStability:
 
 def draw_trajectories(run_files: RunFiles) -> Chart | None:
     """Draw the members' adapters along training, in the plane in which their sketches differ most (PCA)."""
-    if run_files.trajectory is None or len(run_files.trajectory) < 3:
+    trajectory = run_files.folder.read_trajectory()
+    if trajectory is None or len(trajectory) < 3:
         return None
-    adapter_states = run_files.trajectory.sort_values(["member", "step"], ignore_index=True)
+    adapter_states = trajectory.sort_values(["member", "step"], ignore_index=True)
     sketches = np.stack(adapter_states["sketch"].tolist()).astype(np.float64)
     centred = sketches - sketches.mean(0)
     _, sizes, directions = np.linalg.svd(centred, full_matrices=False)
@@ -89,13 +84,13 @@ def draw_collapse(run_files: RunFiles) -> Chart | None:
     gradient_log = run_files.gradient_log
     if gradient_log is None or len(gradient_log.members) < 2:
         return None
-    quartiles = []
+    quartiles = {}
     for epoch in gradient_log.epochs:
         gradient_norms = gradient_log.epoch(epoch).grad_norm.astype(np.float64)  # [M, N]
         relative_variance = gradient_norms.var(0) / np.maximum(np.square(gradient_norms.mean(0)), TINY)
-        quartiles.append(np.quantile(relative_variance, [0.25, 0.5, 0.75]))
-    low, median, high = np.array(quartiles).T
-    chart_data = pd.DataFrame({"series": "rows", "x": list(gradient_log.epochs), "y": median, "low": low, "high": high})
+        quartiles[epoch] = np.quantile(relative_variance, [0.25, 0.5, 0.75])
+    chart_data = pd.DataFrame.from_dict(quartiles, orient="index", columns=["low", "y", "high"])
+    chart_data = chart_data.rename_axis("x").reset_index().assign(series="rows")
     variance_limit = float(run_files.config["diagnostics"]["relative_variance"])
     chart_labels = ChartLabels(
         name="collapse",
@@ -111,16 +106,12 @@ def draw_collapse(run_files: RunFiles) -> Chart | None:
 
 def draw_heldout(run_files: RunFiles) -> Chart | None:
     """Draw V_t against the loss of held-out rows, with Spearman's correlation and its bootstrap interval over rows."""
-    gradient_log = run_files.heldout_gradient_log
+    gradient_log = run_files.folder.read_gradient_log(heldout=True)
     if gradient_log is None or len(gradient_log.members) < 2:
         return None
-    late_norms = gradient_log.epoch(
-        run_files.epochs.late if run_files.epochs.late in gradient_log.epochs else gradient_log.epochs[-1]
-    )
-    late_variance, mean_loss = (
-        late_norms.grad_norm.astype(np.float64).var(0),
-        late_norms.loss.astype(np.float64).mean(0),
-    )
+    late_epoch = run_files.epochs.late if run_files.epochs.late in gradient_log.epochs else gradient_log.epochs[-1]
+    late_log = gradient_log.epoch(late_epoch)
+    late_variance, mean_loss = late_log.grad_norm.astype(np.float64).var(0), late_log.loss.astype(np.float64).mean(0)
     correlation = correlate_ranks(late_variance, mean_loss)
     if correlation is None:
         return None
@@ -129,7 +120,7 @@ def draw_heldout(run_files: RunFiles) -> Chart | None:
     for _ in range(10 * RESAMPLES if len(mean_loss) <= HELDOUT_POINTS_DRAWN else RESAMPLES):
         drawn_rows = rng.integers(len(mean_loss), size=len(mean_loss))
         resampled_correlations.append(correlate_ranks(late_variance[drawn_rows], mean_loss[drawn_rows]))
-    interval = _interval(correlation, np.array([value for value in resampled_correlations if value is not None]))
+    interval = _interval(correlation, [value for value in resampled_correlations if value is not None])
     chart_data = pd.DataFrame({"x": late_variance, "y": mean_loss}).query("x > 0").head(HELDOUT_POINTS_DRAWN)
     chart_labels = ChartLabels(
         name="heldout",
@@ -162,14 +153,9 @@ def measure_stability(run_files: RunFiles) -> RankingStability | None:
     gradient_scorer, gradient_log = build_gradient_scorer(run_files), run_files.gradient_log
     if gradient_scorer is None or gradient_log is None or len(gradient_log.members) < 2 or run_files.scores is None:
         return None
-    early_norms, late_norms = (
-        gradient_log.epoch(epoch).grad_norm.astype(np.float64)
-        for epoch in (run_files.epochs.early, run_files.epochs.late)
-    )
-    example_ids, run_scores = (
-        gradient_log.epoch(run_files.epochs.late).example_ids,
-        run_files.scores["score"].to_numpy(),
-    )
+    early_norms, late_norms = run_files.compared_norms
+    example_ids = gradient_log.epoch(run_files.epochs.late).example_ids
+    run_scores = run_files.scores["score"].to_numpy()
     if not np.array_equal(example_ids, run_files.scores["example_id"]):
         return None
     if not np.allclose(gradient_scorer.score_norms(early_norms, late_norms), run_scores, rtol=1e-6):
@@ -189,8 +175,8 @@ def measure_stability(run_files: RunFiles) -> RankingStability | None:
         reselected += rank_positions < selected_count
     return RankingStability(
         example_ids=example_ids,
-        correlation=_interval(float(np.median(correlations)), np.array(correlations)),
-        overlap=[_interval(float(np.median(column)), column) for column in np.array(overlaps).T],
+        correlation=_interval(np.median(correlations), correlations),
+        overlap=[_interval(np.median(column), column) for column in np.array(overlaps).T],
         reselected_share=reselected / RESAMPLES if selected_count else None,
     )
 
@@ -235,23 +221,17 @@ def correlate_members(run_files: RunFiles) -> pd.DataFrame | None:
     gradient_log = run_files.gradient_log
     if gradient_log is None or len(gradient_log.members) < 2:
         return None
-    early_norms, late_norms = (
-        gradient_log.epoch(epoch).grad_norm.astype(np.float64)
-        for epoch in (run_files.epochs.early, run_files.epochs.late)
-    )
+    early_norms, late_norms = run_files.compared_norms
     relative_drops = (early_norms - late_norms) / np.maximum(early_norms, TINY)  # [M, N]
-    member_pairs = list(combinations(range(len(relative_drops)), 2))
-    pair_names = [f"{gradient_log.members[first]} and {gradient_log.members[second]}" for first, second in member_pairs]
-    return pd.DataFrame(
-        {
-            "Spearman": [
-                correlate_ranks(relative_drops[first], relative_drops[second]) for first, second in member_pairs
-            ]
-        },
-        index=pair_names,
-    )
+    correlations = {
+        f"{gradient_log.members[first]} and {gradient_log.members[second]}": correlate_ranks(
+            relative_drops[first], relative_drops[second]
+        )
+        for first, second in combinations(range(len(relative_drops)), 2)
+    }
+    return pd.DataFrame({"Spearman": correlations})
 
 
-def _interval(value: float, resampled_values: np.ndarray) -> Interval:
-    low, high = np.quantile(resampled_values, INTERVAL_ENDS)
-    return Interval(value, float(low), float(high))
+def _interval(value: float, resampled_values: ArrayLike) -> Interval:
+    low, high = np.quantile(np.asarray(resampled_values), INTERVAL_ENDS)
+    return Interval(float(value), float(low), float(high))

@@ -52,21 +52,14 @@ def measure_rows(run_files: RunFiles) -> RowMeasurements:
         measured_columns |= {"score": scores["score"], "rank": scores["rank"]}
     length_unit = "tokens"
     if run_files.gradient_log is not None:
-        early_log, late_log = (
-            run_files.gradient_log.epoch(epoch) for epoch in (run_files.epochs.early, run_files.epochs.late)
-        )
-        ddof = run_files.config.get("scorer", {}).get("ddof", 0)
-        late_norms = late_log.grad_norm.astype(np.float64)  # [M, N]
-        measured_columns["g_early"] = pd.Series(
-            early_log.grad_norm.astype(np.float64).mean(axis=0), early_log.example_ids
-        )
-        measured_columns["g_late"] = pd.Series(late_norms.mean(axis=0), late_log.example_ids)
+        early_norms, late_norms = run_files.compared_norms  # [M, N]
+        late_log = run_files.gradient_log.epoch(run_files.epochs.late)
+        logged = pd.DataFrame({"g_early": early_norms.mean(0), "g_late": late_norms.mean(0)}, late_log.example_ids)
+        logged["length"] = late_log.response_tokens
+        logged["relative_drop"] = (logged["g_early"] - logged["g_late"]) / logged["g_early"].clip(lower=TINY)
         if len(late_norms) > 1:
-            measured_columns["variance_late"] = pd.Series(late_norms.var(axis=0, ddof=ddof), late_log.example_ids)
-        measured_columns["length"] = pd.Series(late_log.response_tokens, late_log.example_ids)
-        measured_columns["relative_drop"] = (
-            measured_columns["g_early"] - measured_columns["g_late"]
-        ) / measured_columns["g_early"].clip(lower=TINY)
+            logged["variance_late"] = late_norms.var(axis=0, ddof=run_files.config.get("scorer", {}).get("ddof", 0))
+        measured_columns |= {str(name): column for name, column in logged.items()}
     elif run_files.row_texts is not None:
         length_unit = "characters"
         measured_columns["length"] = run_files.row_texts["response"].str.len()

@@ -58,15 +58,12 @@ def draw_norms(measured_rows: RowMeasurements, seed: int) -> Chart | None:
         drawn_rows = measured.sample(POINTS_DRAWN, random_state=numpy_rng(seed, "points shown"))
     chart_data = pd.DataFrame({"x": drawn_rows["g_early"], "y": drawn_rows["g_late"]})
     chart_data["hover"] = [_describe_row(measured_rows, int(row_id)) for row_id in drawn_rows.index]
-    is_scored = measured_rows.table["rank"].notna().any()
-    if is_scored:
-        chart_data = chart_data.assign(shade=np.nan_to_num(measured_rows.score_share[drawn_rows.index])).sort_values(
-            "shade"
-        )  # the best on top
+    if measured_rows.table["rank"].notna().any():
+        chart_data["shade"] = np.nan_to_num(measured_rows.score_share[drawn_rows.index])
+        chart_data = chart_data.sort_values("shade")  # the best on top
     fallen = float((measured["g_late"] < measured["g_early"]).mean())
-    sample = (
-        f" Drawn: {len(drawn_rows):,} of {len(measured):,} rows, at random." if len(drawn_rows) < len(measured) else ""
-    )
+    some_drawn = len(drawn_rows) < len(measured)
+    sample = f" Drawn: {len(drawn_rows):,} of {len(measured):,} rows, at random." if some_drawn else ""
     chart_labels = ChartLabels(
         name="norms",
         question="Did training calm a row's gradient, and which rows score best?",
@@ -85,36 +82,32 @@ def draw_variance(measured_rows: RowMeasurements) -> Chart | None:
     is_positive = np.isfinite(late_variance) & (late_variance > 0)
     if not is_positive.any():
         return None
-    reading = "To the left the members agree."
     chart_data, outlier_words = _bin_groups(
         np.log10(np.where(is_positive, late_variance, 1.0)), is_positive, measured_rows.selected
     )
     chart_data[["x", "x_end"]] = 10 ** chart_data[["x", "x_end"]]
-    if (
-        measured_rows.selected is not None
-        and (measured_rows.selected & is_positive).any()
-        and (~measured_rows.selected & is_positive).any()
-    ):
-        group_medians = [
-            np.median(late_variance[row_group & is_positive])
-            for row_group in (measured_rows.selected, ~measured_rows.selected)
-        ]
-        ratio = group_medians[0] / group_medians[1]
-        outlier_words += f" The median of the selected rows is {ratio:.2g} times that of the dropped ones."
+    reading = "To the left the members agree." + outlier_words
+    if measured_rows.selected is not None:
+        selected_variance = late_variance[measured_rows.selected & is_positive]
+        dropped_variance = late_variance[~measured_rows.selected & is_positive]
+        if len(selected_variance) and len(dropped_variance):
+            ratio = np.median(selected_variance) / np.median(dropped_variance)
+            reading += f" The median of the selected rows is {ratio:.2g} times that of the dropped ones."
     chart_labels = ChartLabels(
         name="variance",
         question="On which rows do the members agree?",
-        reading=reading + outlier_words,
+        reading=reading,
         x_title="V_t: variance over members, late epoch",
         y_title="share of rows, %",
     )
     exponent_ends = np.log10([chart_data["x"].min(), chart_data["x_end"].max()])
-    tick_values = [
-        10.0**exponent for exponent in range(int(np.floor(exponent_ends[0])), int(np.ceil(exponent_ends[1])) + 1)
-    ]
-    score_scale = alt.Scale(type="log", nice=False)
+    exponents = range(int(np.floor(exponent_ends[0])), int(np.ceil(exponent_ends[1])) + 1)
     return histogram_chart(
-        chart_labels, chart_data, x_scale=score_scale, palette_indices=GROUP_COLOURS, tick_values=tick_values
+        chart_labels,
+        chart_data,
+        x_scale=alt.Scale(type="log", nice=False),
+        palette_indices=GROUP_COLOURS,
+        tick_values=[10.0**exponent for exponent in exponents],
     )
 
 
@@ -128,23 +121,20 @@ def draw_scores(measured_rows: RowMeasurements) -> Chart | None:
     chart_data, reading = _bin_groups(
         score_scale.apply(np.where(is_scored, scores, 0.0)), is_scored, measured_rows.selected
     )
-    chart_data["x"], chart_data["x_end"] = (
-        score_scale.invert(chart_data["x"].to_numpy()),
-        score_scale.invert(chart_data["x_end"].to_numpy()),
-    )
+    for edge in ("x", "x_end"):
+        chart_data[edge] = score_scale.invert(chart_data[edge].to_numpy())
     low, high = float(chart_data["x"].min()), float(chart_data["x_end"].max())
     reference_lines = []
-    if (
-        measured_rows.selected is not None
-        and (measured_rows.selected & is_scored).any()
-        and not measured_rows.selected[is_scored].all()
-    ):
-        lowest_selected = float(scores[measured_rows.selected & is_scored].min())
-        if lowest_selected >= float(scores[~measured_rows.selected & is_scored].max()):
-            reference_lines = [ReferenceLine("x", float(np.clip(lowest_selected, low, high)), "the cut")]
-            reading += f" Every row from {lowest_selected:.4g} up was selected."
-        else:
-            reading += " The selector looked at more than the score, so there is no single cut."
+    if measured_rows.selected is not None:
+        selected_scores = scores[measured_rows.selected & is_scored]
+        dropped_scores = scores[~measured_rows.selected & is_scored]
+        if len(selected_scores) and len(dropped_scores):
+            lowest_selected = float(selected_scores.min())
+            if lowest_selected >= dropped_scores.max():
+                reference_lines = [ReferenceLine("x", float(np.clip(lowest_selected, low, high)), "the cut")]
+                reading += f" Every row from {lowest_selected:.4g} up was selected."
+            else:
+                reading += " The selector looked at more than the score, so there is no single cut."
     tick_values = score_scale.tick_values(low, high)
     if tick_values:
         reading += " The scale is logarithmic away from 0."
@@ -168,20 +158,12 @@ def draw_scores(measured_rows: RowMeasurements) -> Chart | None:
 def draw_drop_by_length(measured_rows: RowMeasurements) -> Chart | None:
     """Draw the quartiles of the relative drop in groups of rows of like length."""
     measured = measured_rows.table[["relative_drop", "length"]].dropna()
-    row_groups = group_by_length(measured["length"].to_numpy())
-    if len(row_groups) < 2:
+    groups = measured.groupby(group_by_length(measured["length"]))
+    if groups.ngroups < 2:
         return None
-    relative_drops, row_lengths = measured["relative_drop"].to_numpy(), measured["length"].to_numpy()
-    quartiles = np.array([np.quantile(relative_drops[row_group], [0.25, 0.5, 0.75]) for row_group in row_groups])
-    chart_data = pd.DataFrame(
-        {
-            "series": "rows",
-            "x": [float(np.median(row_lengths[row_group])) for row_group in row_groups],
-            "y": quartiles[:, 1],
-            "low": quartiles[:, 0],
-            "high": quartiles[:, 2],
-        }
-    )
+    quartiles = groups["relative_drop"].quantile(np.array([0.25, 0.5, 0.75])).unstack()
+    chart_data = pd.DataFrame({"x": groups["length"].median(), "y": quartiles[0.5]})
+    chart_data = chart_data.assign(series="rows", low=quartiles[0.25], high=quartiles[0.75])
     chart_labels = ChartLabels(
         name="drop_by_length",
         question="Does the drop merely follow length?",
@@ -196,20 +178,12 @@ def draw_selection_by_length(measured_rows: RowMeasurements) -> Chart | None:
     """Draw the share of selected rows in groups of rows of like length."""
     if measured_rows.selected is None or measured_rows.selected.all():
         return None
-    row_lengths = measured_rows.values("length")
-    measured = np.isfinite(row_lengths)
-    row_lengths, is_selected = row_lengths[measured], measured_rows.selected[measured]
-    row_groups = group_by_length(row_lengths)
-    if len(row_groups) < 2:
+    measured = pd.DataFrame({"length": measured_rows.table["length"], "selected": measured_rows.selected}).dropna()
+    groups = measured.groupby(group_by_length(measured["length"]))
+    if groups.ngroups < 2:
         return None
-    chart_data = pd.DataFrame(
-        {
-            "x": [
-                f"{int(row_lengths[row_group].min())}–{int(row_lengths[row_group].max())}" for row_group in row_groups
-            ],
-            "y": [100 * float(is_selected[row_group].mean()) for row_group in row_groups],
-        }
-    )
+    length_ranges = groups["length"].agg(lambda lengths: f"{int(lengths.min())}–{int(lengths.max())}")
+    chart_data = pd.DataFrame({"x": length_ranges, "y": 100 * groups["selected"].mean()})
     chart_labels = ChartLabels(
         name="kept_by_length",
         question="Are short or long answers preferred?",
@@ -217,24 +191,17 @@ def draw_selection_by_length(measured_rows: RowMeasurements) -> Chart | None:
         x_title=f"length of the response, {measured_rows.length_unit}",
         y_title="selected, % of the rows of that length",
     )
-    return bar_chart(
-        chart_labels,
-        chart_data,
-        reference_lines=[ReferenceLine("y", 100 * float(measured_rows.selected.mean()), "all rows")],
-    )
+    all_rows = ReferenceLine("y", 100 * float(measured_rows.selected.mean()), "all rows")
+    return bar_chart(chart_labels, chart_data, reference_lines=[all_rows])
 
 
-def group_by_length(row_lengths: np.ndarray) -> list[np.ndarray]:
-    """Divide rows into up to ten groups of like length; rows of equal length stay together.
-
-    Returns:
-        Positions in `lengths` of each group.
-    """
-    if not len(row_lengths):
-        return []
-    bin_edges = np.unique(np.quantile(row_lengths, np.linspace(0, 1, LENGTH_GROUPS + 1)))
-    row_groups = np.clip(np.searchsorted(bin_edges, row_lengths, side="right") - 1, 0, max(len(bin_edges) - 2, 0))
-    return [np.flatnonzero(row_groups == row_group) for row_group in np.unique(row_groups)]
+def group_by_length(row_lengths: pd.Series) -> pd.Series:
+    """Number up to ten groups of rows of like length; rows of equal length are in the same group."""
+    if row_lengths.empty:
+        return row_lengths
+    edges = np.unique(np.quantile(row_lengths, np.linspace(0, 1, LENGTH_GROUPS + 1)))
+    group_numbers = np.searchsorted(edges, row_lengths, side="right") - 1
+    return pd.Series(np.clip(group_numbers, 0, max(len(edges) - 2, 0)), row_lengths.index)
 
 
 def _bin_groups(values: np.ndarray, measured: np.ndarray, is_selected: np.ndarray | None) -> tuple[pd.DataFrame, str]:
@@ -252,13 +219,11 @@ def _bin_groups(values: np.ndarray, measured: np.ndarray, is_selected: np.ndarra
     for name, is_inside in row_groups.items():
         if is_inside.any():
             shares = 100 * np.bincount(bin_indices[is_inside], minlength=BIN_COUNT) / is_inside.sum()
-            group_frames.append(
-                pd.DataFrame({"series": name, "x": bin_edges[:-1], "x_end": bin_edges[1:], "y": shares})
-            )
+            bars = {"series": name, "x": bin_edges[:-1], "x_end": bin_edges[1:], "y": shares}
+            group_frames.append(pd.DataFrame(bars))
     outlier_count = int(((values < bin_edges[0]) | (values > bin_edges[-1])).sum())
-    return pd.concat(
-        group_frames
-    ), f" {outlier_count:,} rows beyond the ends are in the outermost bars." if outlier_count else ""
+    outlier_words = f" {outlier_count:,} rows beyond the ends are in the outermost bars." if outlier_count else ""
+    return pd.concat(group_frames), outlier_words
 
 
 def _draw_shares(name: str, question: str, category_name: str, shares: Mapping[str, Mapping[str, float]]) -> Chart:
