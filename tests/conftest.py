@@ -7,6 +7,8 @@ pytest_plugins = ["tests.support.small_models", "tests.support.small_datasets"]
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; threads that wait for each other take them all
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 
