@@ -28,9 +28,9 @@ FILES = [
 
 
 @pytest.fixture(scope="module")
-def whole(cache, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
-    run_train(*SMALL, cache, "ensemble.m=2", f"run_dir={folder}", f"hydra.run.dir={folder}")
+def whole(tmp_path_factory):
+    folder, cache = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("own_cache")
+    run_train(*SMALL, f"cache.path={cache}", "ensemble.m=2", f"run_dir={folder}", f"hydra.run.dir={folder}")
     return folder
 
 
