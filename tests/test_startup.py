@@ -9,7 +9,7 @@ from tests.support.pipeline import ROOT
 
 LARGE = {
     "torch", "lightning", "transformers", "peft", "datasets", "torchmetrics", "wandb", "pandas", "scipy", "sklearn",
-    "pyarrow",
+    "pyarrow", "sacrebleu",
 }  # fmt: skip
 IMPORTED = re.compile(r"import time: .*\| +([\w.]+)$")
 

@@ -17,6 +17,8 @@ def paths(numbered, write_rows):
         ({"weight": 1}, {"weight": 1}, (10, 10)),
         ({"count": 7}, {"count": 2}, (7, 2)),
         ({}, {}, (40, 10)),
+        ({"weight": 2}, {"weight": 20}, (1, 10)),
+        ({"weight": 1}, {"weight": 4}, (3, 10)),  # 2.5 of the first
     ],
 )
 def test_weights_counts_or_all_rows(first, second, counts, paths, mixture_source):

@@ -11,22 +11,21 @@ from gradfiltering.judging.reference_metrics import (
     sentence_chrf,
 )
 
-TOLERANCE = 1e-6  # torchmetrics counts in float32
+TOLERANCE = 1e-12
 
 
 def slow_chrf(response: str, reference: str, order: int = 6, beta: float = 2.0) -> float:
-    """Popović (2015): mean F-beta over the character n-gram orders, spaces removed."""
+    """Popović (2015): F-beta of mean precision and recall over the character n-gram orders, spaces removed."""
     response, reference = "".join(response.split()), "".join(reference.split())
-    order = min(order, len(reference))
-    total = 0.0
-    for n in range(1, order + 1):
+    precisions, recalls = [], []
+    for n in range(1, min(order, len(response), len(reference)) + 1):
         given = [response[i : i + n] for i in range(len(response) - n + 1)]
         wanted = [reference[i : i + n] for i in range(len(reference) - n + 1)]
         matches = sum(min(given.count(gram), wanted.count(gram)) for gram in set(given))
-        if matches:
-            precision, recall = matches / len(given), matches / len(wanted)
-            total += (1 + beta**2) * precision * recall / (beta**2 * precision + recall)
-    return total / order
+        precisions.append(matches / len(given))
+        recalls.append(matches / len(wanted))
+    precision, recall = sum(precisions) / len(precisions), sum(recalls) / len(recalls)
+    return (1 + beta**2) * precision * recall / (beta**2 * precision + recall) if precision + recall else 0.0
 
 
 @pytest.mark.parametrize(
@@ -42,6 +41,18 @@ def slow_chrf(response: str, reference: str, order: int = 6, beta: float = 2.0) 
 )
 def test_sentence_chrf_is_the_published_formula(response, reference):
     assert sentence_chrf(response, reference) == pytest.approx(slow_chrf(response, reference), abs=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("response", "reference", "percent"),  # sentence_chrf of sacrebleu 2.6.0's command line
+    [("7", "7 apples", 17.2413793), ("7 apples", "7", 45.4545455), ("x", "7", 0.0), ("", "7", 0.0), ("7", "", 0.0)],
+)
+def test_chrf_of_short_answers_is_that_of_sacrebleu(response, reference, percent):
+    assert 100 * sentence_chrf(response, reference) == pytest.approx(percent, abs=1e-6)
+
+
+def test_half_a_surrogate_pair_has_a_chrf():
+    assert sentence_chrf("\ud83d x", "x") == sentence_chrf("y x", "x")
 
 
 def test_chrf_at_the_ends():

@@ -27,7 +27,7 @@ def test_agrees_with_cosines_made_one_by_one(norms, evidence):
     expected = np.asarray(cosines_one_by_one(made))
     np.testing.assert_allclose(scores.columns["cosine"], expected, rtol=RTOL, atol=1e-7)
     plain = GSNR(1e-8, 0).score(given).score
-    np.testing.assert_allclose(scores.score, plain * (0.6 + 0.4 * (1 + expected) / 2), rtol=RTOL)
+    np.testing.assert_allclose(scores.score, plain - 0.4 * np.abs(plain) * (1 - expected) / 2, rtol=RTOL)
 
 
 def test_without_weight_it_is_gsnr(norms, evidence):
@@ -42,6 +42,21 @@ def test_a_row_against_all_others_loses_its_score(evidence):
     scores = DirectionGSNR(1e-8, 0, 1.0).score(evidence(early, late, projections=made))
     np.testing.assert_allclose(scores.columns["cosine"], [1, 1, 1, -1], rtol=RTOL)
     np.testing.assert_allclose(scores.score[3], 0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("drop", "sign"), [(0.5, 1), (-0.5, -1)])
+def test_disagreement_never_raises_a_score(evidence, drop, sign):
+    made = np.ones((2, 4, 3))
+    made[:, 3] = -1
+    made[:, 2] = [1, -1, 0]
+    early = np.full((2, 4), 2.0)
+    late = early - drop + np.array([[0.1], [-0.1]])
+    given = evidence(early, late, projections=made)
+    plain = GSNR(1e-8, 0).score(given).score
+    scores = DirectionGSNR(1e-8, 0, 0.5).score(given).score
+    assert (np.sign(plain) == sign).all() and plain[0] == plain[3]
+    np.testing.assert_allclose(scores, plain - 0.25 * np.abs(plain) * (1 - mean_cosines(made)), rtol=RTOL)
+    assert scores[0] > scores[2] > scores[3] and (scores <= plain).all()
 
 
 def test_the_cosine_is_taken_inside_a_member():

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradfiltering.errors import UserError
+from gradfiltering.statistics.rounding import share_of_count
 from gradfiltering.synthetic import task_generator as tasks
 from gradfiltering.synthetic.planted_defects import DEFECT_KINDS, PlantedDefects
 
@@ -51,7 +52,7 @@ def of_kind(rows, planted, kind):
 
 def test_counts_are_exact(planted):
     counts = collections.Counter(planted[1])
-    assert {kind: counts[kind] for kind in MIXED} == {kind: round(share * 400) for kind, share in MIXED.items()}
+    assert {kind: counts[kind] for kind in MIXED} == {kind: share_of_count(share, 400) for kind, share in MIXED.items()}
     assert set(counts) == set(DEFECT_KINDS)
 
 
@@ -255,7 +256,7 @@ def test_plant_holds_its_promises_on_any_text(outputs, shares, seed):
     assert rows == before
     assert len(spoilt) == len(kinds) == len(rows)
     for kind, share in shares.items():
-        expected = 2 * round(share * len(rows) / 2) if kind == "ambiguous" else round(share * len(rows))
+        expected = 2 * share_of_count(share / 2, len(rows)) if kind == "ambiguous" else share_of_count(share, len(rows))
         assert kinds.count(kind) == expected
     clean = [row for row, kind in zip(rows, kinds, strict=True) if kind == "clean"]
     for old, new, kind in zip(rows, spoilt, kinds, strict=True):

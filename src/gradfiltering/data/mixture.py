@@ -12,6 +12,7 @@ from gradfiltering.data.sources import LoadedSource
 from gradfiltering.errors import UserError
 from gradfiltering.options import PositiveFloat, PositiveInt, model_validator, options
 from gradfiltering.seeding import numpy_rng
+from gradfiltering.statistics.rounding import round_half_up
 
 
 @options
@@ -125,7 +126,7 @@ class MixtureSource(LoadedSource):
             return {source_name: part.count or source_sizes[source_name] for source_name, part in parts.items()}
         rows_per_weight = min(source_sizes[source_name] / weight for source_name, weight in weights.items())
         row_counts = {
-            source_name: min(round(weight * rows_per_weight), source_sizes[source_name])
+            source_name: min(round_half_up(weight * rows_per_weight), source_sizes[source_name])
             for source_name, weight in weights.items()
         }
         for source_name, row_count in row_counts.items():

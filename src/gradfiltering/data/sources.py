@@ -14,6 +14,7 @@ from gradfiltering.data.schemas import Columns, Instruction, Messages, Schema, d
 from gradfiltering.errors import UserError, attributed_to
 from gradfiltering.options import NonNegativeInt, PositiveInt, ShareBelowOne, options
 from gradfiltering.seeding import derive_seed, numpy_rng
+from gradfiltering.statistics.rounding import share_of_count
 
 Rows: TypeAlias = Dataset | JsonRows
 
@@ -138,7 +139,7 @@ class LoadedSource:
                 )
             return loaded_heldout.rows, frozenset()
         if self.heldout.share:
-            heldout_count = round(self.heldout.share * len(pool))
+            heldout_count = share_of_count(self.heldout.share, len(pool))
             if heldout_count == 0:
                 raise UserError(
                     f"a share of {self.heldout.share} of {len(pool)} rows is no row; give a larger "

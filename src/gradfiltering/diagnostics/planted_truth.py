@@ -8,7 +8,7 @@ import numpy as np
 from gradfiltering.diagnostics.limits import DiagnosticLimits, Diagnostics
 from gradfiltering.scorers.base import Scores
 from gradfiltering.seeding import numpy_rng
-from gradfiltering.statistics.intervals import percentile_interval
+from gradfiltering.statistics.intervals import percentile_interval, share_interval, single_outcome_interval
 
 
 def compare_with_truth(
@@ -20,8 +20,9 @@ def compare_with_truth(
 ) -> Diagnostics:
     """Compare a subset and its scores with the planted kinds, and so do random scores.
 
-    Gives `truth.share` of each kind in the pool and in the subset (with a bootstrap interval), and
+    Gives `truth.share` of each kind in the pool and in the subset (with Wilson's interval), and
     `truth.auc` of clean over planted rows: the chance that a clean row scores above a planted one.
+    `auc` is empty where no score or no planted, or no clean, row is there to compare.
 
     Args:
         row_kinds: planted kind of every row of the dataset, None where nothing is known.
@@ -33,14 +34,12 @@ def compare_with_truth(
     if row_kinds is None:
         return Diagnostics()
     kinds = np.asarray(row_kinds)
-    rng = numpy_rng(seed, "truth bootstrap")
     selected_kinds = kinds[np.asarray(selected_ids, dtype=np.int64)]
     selected_count = len(selected_kinds)
     kind_shares = {}
     for kind in sorted(set(row_kinds)):
         selected_share = int((selected_kinds == kind).sum()) / selected_count
-        drawn_counts = rng.binomial(selected_count, selected_share, limits.bootstrap)
-        low, high = percentile_interval(drawn_counts / selected_count, limits.confidence)
+        low, high = share_interval(selected_share, selected_count, limits.confidence)
         kind_shares[kind] = {
             "pool": float((kinds == kind).mean()),
             "selected": selected_share,
@@ -71,7 +70,12 @@ def auc_interval(
     limits: DiagnosticLimits,
     rng: np.random.Generator,
 ) -> dict[str, float]:
-    """Compute the AUC with a bootstrap interval over examples, resampled within each class."""
+    """Compute the AUC with a bootstrap interval over examples, resampled within each class.
+
+    Where every resample has the same AUC (the classes lie wholly apart, or all scores are equal),
+    the interval is `single_outcome_interval` of as many pairs as the smaller class has rows: each
+    of these in a pair of its own with a row of the other class gives so many independent outcomes.
+    """
     positive_scores, negative_scores = row_scores[is_positive], row_scores[~is_positive]
     positive_count, negative_count = len(positive_scores), len(negative_scores)
     negative_order = np.argsort(negative_scores)
@@ -90,5 +94,9 @@ def auc_interval(
         half_wins = counts_before[below_positions] + counts_before[up_to_positions]
         pair_wins = half_wins[drawn_positives].sum() / 2
         drawn_areas[draw_index] = pair_wins / (positive_count * negative_count)
+    area = area_under_curve(row_scores, is_positive)
     low, high = percentile_interval(drawn_areas, limits.confidence)
-    return {"value": area_under_curve(row_scores, is_positive), "low": low, "high": high}
+    if area in (0.0, 1.0) or np.ptp(row_scores) == 0:
+        pair_count = min(positive_count, negative_count)
+        low, high = single_outcome_interval(area, pair_count, 0.0, 1.0, limits.confidence)
+    return {"value": area, "low": low, "high": high}

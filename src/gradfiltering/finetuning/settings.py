@@ -7,6 +7,7 @@ from annotated_types import Ge
 
 from gradfiltering.models.lora import LoraSettings
 from gradfiltering.options import NonNegativeFloat, PositiveFloat, PositiveInt, ShareBelowOne, options
+from gradfiltering.statistics.rounding import share_of_count
 
 
 @options
@@ -48,7 +49,7 @@ class FineTuningSettings:
             progress: updates taken, or whatever else the training counts.
             length: the count at which training ends.
         """
-        warmup_length = round(self.warmup_share * length)
+        warmup_length = share_of_count(self.warmup_share, length)
         if progress < warmup_length:
             return self.lr * ((progress + 1) / (warmup_length + 1))
         decay_share = (progress - warmup_length) / max(1, length - warmup_length)

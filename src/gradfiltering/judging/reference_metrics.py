@@ -1,20 +1,19 @@
-"""Metrics of a model's responses against references, and chrF through torchmetrics."""
+"""Metrics of a model's responses against references, and chrF through sacrebleu."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from decimal import Decimal
-from functools import lru_cache
+from functools import cache, lru_cache
 from statistics import fmean
-from typing import Any, cast
-
-from torch import Tensor
-from torchmetrics.functional.text import chrf_score
+from typing import TYPE_CHECKING, Any
 
 from gradfiltering.judging.prompts import Prompt
 from gradfiltering.judging.responses import Response
 
-CHARACTER_ORDER = 6  # chrF (Popović, 2015): n-grams up to six, no word n-grams, beta = 2
+if TYPE_CHECKING:
+    from sacrebleu.metrics import CHRF
+
 # A sign counts where no digit or word stands before it, as in "3-4" it would be a minus.
 _NUMBER = re.compile(r"(?:(?<![\w)])-)?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?", flags=re.ASCII)
 
@@ -86,24 +85,19 @@ def measure_responses(prompts: Sequence[Prompt], model_responses: Sequence[Respo
 def sentence_chrf(response_text: str, reference_text: str) -> float:
     """Compute chrF of one response, from 0 to 1; 1 for an exact match, 0 for an empty response.
 
-    torchmetrics averages over all orders, also those for which the reference is too short to have
-    an n-gram, so that "7" would score 1/6 against "7". Here the order is at most the reference's
-    length (spaces do not count in chrF).
+    It is sacrebleu's, in hundredths: n-grams of up to six characters without spaces, beta = 2
+    (Popović, 2015), averaged over the orders that response and reference are both long enough for.
 
     Cached, because each order of a judgement and the metrics need the same pairs.
     """
-    response_text, reference_text = response_text.strip(), reference_text.strip()
-    if response_text == reference_text:
-        return 1.0
-    ngram_order = min(CHARACTER_ORDER, len("".join(reference_text.split())))
-    if not response_text or ngram_order == 0:
-        return 0.0
-    return _chrf([response_text], [reference_text], ngram_order)
+    if response_text.strip() == reference_text.strip():
+        return 1.0  # two empty texts, too, for which sacrebleu gives 0
+    return _chrf_metric().sentence_score(response_text, [reference_text]).score / 100
 
 
 def corpus_chrf(response_texts: Sequence[str], reference_texts: Sequence[str]) -> float:
     """Compute chrF of n-gram counts pooled over all responses, from 0 to 1."""
-    return _chrf(response_texts, reference_texts, CHARACTER_ORDER)
+    return _chrf_metric().corpus_score(response_texts, [reference_texts]).score / 100
 
 
 def reference_number(reference_text: str) -> Decimal | None:
@@ -148,7 +142,8 @@ def _mean(answered_pairs: Iterable[tuple[Any, Any]], measure_pair: Callable[[Any
     return sum(pair_values) / len(pair_values) if pair_values else None
 
 
-def _chrf(response_texts: Sequence[str], reference_texts: Sequence[str], ngram_order: int) -> float:
-    reference_lists = [[reference_text] for reference_text in reference_texts]
-    chrf_value = chrf_score(list(response_texts), reference_lists, n_char_order=ngram_order, n_word_order=0)
-    return float(cast(Tensor, chrf_value))  # a tuple only when sentence scores are asked for
+@cache
+def _chrf_metric() -> "CHRF":
+    from sacrebleu.metrics import CHRF
+
+    return CHRF()

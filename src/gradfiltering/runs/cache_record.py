@@ -12,7 +12,7 @@ from gradfiltering.errors import UserError
 from gradfiltering.runs.files import file_checksum, hash_key, link_file
 
 RECORD_FILE, CHECKSUM = "artifact.json", "checksum"
-RECORDED_PACKAGES = ("torch", "lightning", "transformers", "peft", "datasets", "torchmetrics", "numpy", "pyarrow")
+RECORDED_PACKAGES = ("torch", "lightning", "transformers", "peft", "datasets", "sacrebleu", "numpy", "pyarrow")
 
 
 @cache

@@ -1,4 +1,4 @@
-"""G-SNR weighted by the direction of the gradient."""
+"""G-SNR lowered by disagreement in the gradient's direction."""
 
 from typing import Any, ClassVar
 
@@ -12,11 +12,13 @@ from gradfiltering.scorers.gsnr import GSNR
 
 @options
 class DirectionGSNR(GSNR):
-    r"""\(\mathrm{gsnr}_i · (1 - λ + λ (1 + c_i)/2)\), with agreement c in direction. Ours.
+    r"""\(\mathrm{gsnr}_i - λ · |\mathrm{gsnr}_i| · (1 - c_i)/2\), with agreement c in direction. Ours.
 
     \(c_i = \mathrm{mean}_m \cos(p_i^{(m,t)}, \bar p^{(m,t)})\), where p is a member's projected
     gradient at the late snapshot and p̄ its mean over the data. The cosine is taken inside a member,
-    since members' A bases differ. Rows that pull against the rest lose up to λ of their score.
+    since members' A bases differ. Rows that pull against the rest lose up to λ of their score's size,
+    whichever sign it has: a product would bring a negative score nearer to 0, and so reward
+    disagreement wherever the norm rose.
 
     Attributes:
         direction: λ in [0, 1]; 0 is `gsnr`.
@@ -28,12 +30,12 @@ class DirectionGSNR(GSNR):
     row_wise: ClassVar[bool] = False
 
     def score(self, evidence: Evidence) -> Scores:
-        """Weight G-SNR by agreement in direction; `cosine` stands beside it."""
+        """Lower G-SNR by disagreement in direction; `cosine` stands beside it."""
         plain_scores = super().score(evidence)
         cosine = mean_cosines(evidence.get(Projections()))
-        weight = 1 - self.direction + self.direction * (1 + cosine) / 2
+        penalty = self.direction * np.abs(plain_scores.score) * (1 - cosine) / 2
         score_columns = {**plain_scores.columns, "cosine": cosine}
-        return Scores(plain_scores.example_ids, plain_scores.score * weight, score_columns)
+        return Scores(plain_scores.example_ids, plain_scores.score - penalty, score_columns)
 
 
 def mean_cosines(projections: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from gradfiltering.errors import UserError
 from gradfiltering.options import PositiveInt, Share, model_validator, options
 from gradfiltering.requests import Evidence, Request
 from gradfiltering.scorers.base import Scores
+from gradfiltering.statistics.rounding import share_of_count
 
 
 @dataclass(frozen=True)
@@ -105,12 +106,12 @@ class Budget:
         return self
 
     def budget_rows(self, total_rows: int) -> int:
-        """Return the budget in rows: round(fraction · total_rows), or the count.
+        """Return the budget in rows: fraction · total_rows with halves rounded up, or the count.
 
         Raises:
             UserError: the budget is no row at all, or more rows than the dataset has.
         """
-        row_count = self.count if self.fraction is None else round(self.fraction * total_rows)
+        row_count = self.count if self.fraction is None else share_of_count(self.fraction, total_rows)
         assert row_count is not None
         if row_count < 1:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Agreement of raters beyond chance, with bootstrap intervals over the rated items."""
+"""Agreement of raters beyond chance, with intervals over the rated items."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 
 from gradfiltering.seeding import numpy_rng
-from gradfiltering.statistics.intervals import percentile_interval
+from gradfiltering.statistics.intervals import percentile_interval, share_interval
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,13 @@ class Agreement:
         raters: their names.
         items: number of items rated by all of them.
         share: share of pairs of ratings of an item that are equal.
-        share_low: lower end of its bootstrap interval over items.
+        share_low: lower end of its interval over items, Wilson's.
         share_high: upper end.
         kappa: Cohen's for two raters, Fleiss' for more; None where all ratings are the same, which
             leaves nothing to agree on beyond chance.
-        kappa_low: lower end of its interval.
+        kappa_low: lower end of its bootstrap interval over items; where the raters agree on every
+            item alike, so that a bootstrap would show no doubt, the kappa of the lower end of the
+            share, at the observed agreement by chance.
         kappa_high: upper end.
     """
 
@@ -82,16 +84,21 @@ def _measure_group(
     equal_shares = _equal_shares(labels)
     random = numpy_rng(seed, "agreement", *raters)
     weights = random.multinomial(item_count, np.full(item_count, 1 / item_count), size=resamples)
-    share_low, share_high = percentile_interval(weights @ equal_shares / item_count, confidence)
+    share = float(equal_shares.mean())
+    share_low, share_high = share_interval(share, item_count, confidence)
     kappa, kappa_low, kappa_high = _kappa(labels, fleiss=uses_fleiss), None, None
     if kappa is not None:
         drawn_kappas = [_kappa(np.repeat(labels, item_weights, axis=0), fleiss=uses_fleiss) for item_weights in weights]
         known_kappas = np.array([value for value in drawn_kappas if value is not None])
-        kappa_low, kappa_high = percentile_interval(known_kappas, confidence)
+        if np.ptp(equal_shares) == 0 or not len(known_kappas):
+            by_chance = _disagreement_by_chance(labels, uses_fleiss)
+            kappa_low, kappa_high = (max(-1.0, 1 - (1 - end) / by_chance) for end in (share_low, share_high))
+        else:
+            kappa_low, kappa_high = percentile_interval(known_kappas, confidence)
     return Agreement(
         raters=raters,
         items=item_count,
-        share=float(equal_shares.mean()),
+        share=share,
         share_low=share_low,
         share_high=share_high,
         kappa=kappa,
@@ -111,6 +118,14 @@ def _equal_shares(labels: np.ndarray) -> np.ndarray:
     rater_count = labels.shape[1]
     counts = labels.sum(1)  # [items, raters, labels] -> [items, labels]
     return (counts * (counts - 1)).sum(1) / (rater_count * (rater_count - 1))
+
+
+def _disagreement_by_chance(labels: np.ndarray, fleiss: bool) -> float:
+    """Compute the share of unequal pairs expected of raters who label by chance, [items, raters, labels] 0 and 1."""
+    rater_shares = labels.mean(0)  # [raters, labels] how often each rater gives each label
+    if fleiss:  # raters are taken to be alike
+        return float(1 - np.square(rater_shares.mean(0)).sum())
+    return float(1 - rater_shares[0] @ rater_shares[1])
 
 
 def _kappa(labels: np.ndarray, fleiss: bool = False) -> float | None:

@@ -15,6 +15,50 @@ def percentile_interval(resampled_values: np.ndarray, confidence: float) -> tupl
     return float(lower_end), float(upper_end)
 
 
+def share_interval(share: float, total_count: int, confidence: float) -> tuple[float, float]:
+    """Compute Wilson's score interval (1927) of a share, which is no single point at a share of 0 or 1 either.
+
+    Args:
+        share: the share observed, from 0 to 1. A mean of values between 0 and 1 will do, too: such
+            values vary no more than the yes and no of the same mean, so that the interval is then
+            at least as wide as it needs to be.
+        total_count: number of independent values behind it, at least 1.
+        confidence: probability mass of the interval.
+    """
+    from statsmodels.stats.proportion import proportion_confint
+
+    lower_end, upper_end = proportion_confint(share * total_count, total_count, 1 - confidence, method="wilson")
+    # At 0 and 1 rounding may leave the end that is known exactly a hair away.
+    return 0.0 if share == 0 else float(lower_end), 1.0 if share == 1 else float(upper_end)
+
+
+def single_outcome_interval(
+    outcome: float, total_count: int, lowest_outcome: float, highest_outcome: float, confidence: float
+) -> tuple[float, float]:
+    r"""Compute the interval of a mean of which only one outcome was ever seen, where a bootstrap gives a point.
+
+    The bound is the exact one of the multinomial: of all distributions under which so many equal
+    outcomes have a probability of at least (1 - confidence)/2, the lowest and the highest mean. The
+    outcome has under these a probability of at least \(p = ((1 - \text{confidence})/2)^{1/n}\), the
+    lower end of Clopper and Pearson (1934) for n of n; what is left may all be the lowest or all the
+    highest outcome. For win (1) and loss (-1) the interval holds 0 exactly where the two-sided sign
+    test finds no difference. (The simultaneous bounds of Sison and Glaz, 1995, are approximations
+    for cells with counts, and too narrow where all but one are empty.)
+
+    Args:
+        outcome: the value seen each time.
+        total_count: how often it was seen, at least 1.
+        lowest_outcome: the lowest value there may be.
+        highest_outcome: the highest.
+        confidence: probability mass of the interval.
+    """
+    from statsmodels.stats.proportion import proportion_confint
+
+    least_share, _ = proportion_confint(total_count, total_count, 1 - confidence, method="beta")
+    seen_part, unseen_share = float(least_share) * outcome, 1 - float(least_share)
+    return seen_part + unseen_share * lowest_outcome, seen_part + unseen_share * highest_outcome
+
+
 def bca_interval(
     resampled_values: np.ndarray,
     observed_mean: float,
@@ -28,14 +72,13 @@ def bca_interval(
         resampled_values: [R] bootstrap values.
         observed_mean: the mean that was resampled.
         outcomes: [K] values that a prompt may contribute.
-        outcome_counts: [K] prompts that contributed each.
+        outcome_counts: [K] prompts that contributed each; more than one outcome was seen (see
+            `single_outcome_interval` otherwise).
         confidence: probability mass of the interval.
     """
     mean_outcome = (outcomes * outcome_counts).sum() / outcome_counts.sum()
     deviations = outcomes - mean_outcome  # [K]
     square_sum = (outcome_counts * deviations**2).sum()
-    if square_sum == 0:
-        return observed_mean, observed_mean
     # Resampled means take few values, so those equal to the observed one count half, as those of a
     # continuous mean would.
     share_below = (resampled_values < observed_mean).mean()

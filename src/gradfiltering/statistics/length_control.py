@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit
 
-from gradfiltering.statistics.intervals import percentile_interval
+from gradfiltering.statistics.intervals import percentile_interval, single_outcome_interval
 
 RIDGE = 0.01  # keeps both coefficients finite where one side always wins
 NEWTON_STEPS = 25
@@ -19,7 +19,8 @@ class LengthControlled:
 
     Attributes:
         value: from 0 to 2; 1 = as good as the opponent.
-        low: lower end of the percentile bootstrap interval.
+        low: lower end of the percentile bootstrap interval; where all outcomes are the same, of the
+            multinomial's bound.
         high: upper end of it.
         length_effect: coefficient of the length difference; positive when longer answers win.
     """
@@ -62,6 +63,8 @@ def length_controlled(
         row_weights = rng.multinomial(row_count, row_shares, size=draw_count)  # [R, N]
         drawn_thetas.append(fit_logistic(wins, length_pull, row_weights)[:, 0])
     low, high = percentile_interval(2 * expit(np.concatenate(drawn_thetas)), confidence)
+    if np.ptp(outcomes) == 0:  # every resample was the same
+        low, high = single_outcome_interval(float(outcomes[0]) + 1, row_count, 0.0, 2.0, confidence)
     return LengthControlled(float(2 * expit(theta)), low, high, float(phi))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from gradfiltering.errors import UserError
 from gradfiltering.seeding import derive_seed
-from gradfiltering.statistics.intervals import detectable_difference, percentile_interval
+from gradfiltering.statistics.intervals import detectable_difference, percentile_interval, single_outcome_interval
 
 DIFFERENCES = np.array([-2, -1, 0, 1, 2])
 
@@ -23,9 +23,11 @@ class Comparison:
         second_name: name of the second.
         prompts: prompts judged for both.
         difference: PWS of the first minus PWS of the second, over these.
-        low: lower end of the paired bootstrap interval.
+        low: lower end of the paired bootstrap interval; where all prompts show the same difference,
+            of the multinomial's bound (`single_outcome_interval`).
         high: upper end of it.
-        p: two-sided p-value of the paired bootstrap, of no difference.
+        p: two-sided p-value of the paired bootstrap, of no difference; where all prompts show the
+            same difference, that of the exact test to which this bound belongs.
         p_holm: the same after Holm's correction for all comparisons made.
         detectable: the smallest difference that so many prompts would show with a power of 80 %;
             None when the two never differ.
@@ -104,6 +106,13 @@ def _compare_pair(
     # Under no difference the resamples would lie around 0 as they lie around the observed sum.
     extreme_count = int((np.abs(drawn_sums - observed_sum) >= abs(observed_sum)).sum())
     p_value = (1 + extreme_count) / (1 + resamples)
+    if prompt_count in counts:  # every resample was the same
+        lowest, highest = float(DIFFERENCES[0]), float(DIFFERENCES[-1])
+        seen_difference = observed_sum / prompt_count
+        low, high = single_outcome_interval(seen_difference, prompt_count, lowest, highest, confidence)
+        # Under a mean of 0 a difference d has a probability of at most 2 / (2 + |d|): the rest would all be 2 the
+        # other way.
+        p_value = min(1.0, 2 * (highest / (highest + abs(seen_difference))) ** prompt_count)
     return Comparison(
         first_name=first_name,
         second_name=second_name,

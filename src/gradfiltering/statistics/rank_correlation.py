@@ -7,7 +7,14 @@ MIN_VALUES = 3
 
 
 def spearman_correlation(first_values: np.ndarray, second_values: np.ndarray) -> float | None:
-    """Compute Spearman's rank correlation of [N] and [N]; None where a side does not vary."""
-    if len(first_values) < MIN_VALUES or np.ptp(first_values) == 0 or np.ptp(second_values) == 0:
+    """Compute Spearman's rank correlation of [N] and [N].
+
+    Returns:
+        The correlation; None where there are fewer than three values, where a side does not vary, or where one holds
+        NaN, which has no rank.
+    """
+    if len(first_values) < MIN_VALUES or np.isnan([first_values, second_values]).any():
+        return None
+    if any((values == values[0]).all() for values in (first_values, second_values)):
         return None
     return float(spearmanr(first_values, second_values).statistic)

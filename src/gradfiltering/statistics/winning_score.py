@@ -11,6 +11,7 @@ from gradfiltering.statistics.intervals import (
     detectable_difference,
     percentile_interval,
     sign_test,
+    single_outcome_interval,
 )
 
 ALL_SETS = "all"
@@ -24,7 +25,8 @@ class PWS:
 
     Attributes:
         value: (wins - losses) / judged + 1, from 0 to 2; 1 = as good as the opponent.
-        low: lower end of the bootstrap interval.
+        low: lower end of the bootstrap interval; of the multinomial's bound where all verdicts are
+            the same.
         high: upper end of the interval.
         wins: prompts the candidate won.
         ties: prompts that were level.
@@ -56,7 +58,9 @@ def pairwise_winning_score(verdicts: Sequence[str], resamples: int, confidence: 
 
     A bootstrap resample draws `judged` prompts with replacement. The score depends only on how many
     wins, ties and losses are drawn, and those counts are multinomial with the observed shares; so
-    drawing the counts is exactly that bootstrap.
+    drawing the counts is exactly that bootstrap. Where all verdicts are the same, every resample is,
+    too, and both intervals are the exact bound of the multinomial (`single_outcome_interval`): five
+    wins of five give [0.96, 2].
 
     Args:
         verdicts: one of "win", "tie", "loss", "unparsed" per prompt.
@@ -87,8 +91,11 @@ def pairwise_winning_score(verdicts: Sequence[str], resamples: int, confidence: 
     # BCa counts on.
     drawn_scores = (drawn_counts[:, 0] - drawn_counts[:, 2]) / judged_count + 1
     value = (wins - losses) / judged_count + 1
-    low, high = percentile_interval(drawn_scores, confidence)
-    bca_low, bca_high = bca_interval(drawn_scores, value, outcomes, outcome_counts, confidence)
+    if judged_count in outcome_counts:  # every resample would be the same
+        low, high = bca_low, bca_high = single_outcome_interval(value, judged_count, 0.0, 2.0, confidence)
+    else:
+        low, high = percentile_interval(drawn_scores, confidence)
+        bca_low, bca_high = bca_interval(drawn_scores, value, outcomes, outcome_counts, confidence)
     return PWS(
         value=value,
         low=low,

@@ -11,6 +11,7 @@ import numpy as np
 from gradfiltering.errors import UserError
 from gradfiltering.options import Probability, model_validator, options
 from gradfiltering.seeding import numpy_rng
+from gradfiltering.statistics.rounding import share_of_count
 
 DEFECT_KINDS = ("clean", "wrong_answer", "mismatched_response", "gibberish", "truncated", "duplicate", "ambiguous")
 
@@ -124,8 +125,8 @@ class PlantedDefects:
 
     def _assign_rows(self, responses: list[str], generator: np.random.Generator) -> dict[str, list[int]]:
         """Deal out rows to each kind of defect."""
-        defect_counts = {kind: round(share * len(responses)) for kind, share in asdict(self).items()}
-        defect_counts["ambiguous"] = 2 * round(self.ambiguous * len(responses) / 2)
+        defect_counts = {kind: share_of_count(share, len(responses)) for kind, share in asdict(self).items()}
+        defect_counts["ambiguous"] = 2 * share_of_count(self.ambiguous / 2, len(responses))
         free_rows = [int(row) for row in generator.permutation(len(responses)) if responses[row].strip()]
         if sum(defect_counts.values()) > len(free_rows):
             raise UserError(
@@ -245,7 +246,7 @@ class ResponseSpoiler:
             return response
         content_matches = [match for match in word_matches if _is_content(match.group())] or word_matches
         own_words = {match.group().casefold() for match in word_matches}
-        swap_count = max(1, round(SWAPPED_SHARE * len(content_matches)))
+        swap_count = max(1, share_of_count(SWAPPED_SHARE, len(content_matches)))
         borrowed_words = self._foreign_words(own_words, swap_count, generator)
         if len(borrowed_words) < swap_count:
             return response

@@ -13,6 +13,7 @@ from gradfiltering.options import PositiveInt, Share, ShareBelowOne, model_valid
 from gradfiltering.scorers.base import Scorer
 from gradfiltering.seeding import numpy_rng
 from gradfiltering.statistics.clustering import assign_clusters
+from gradfiltering.statistics.rounding import share_of_count
 
 
 @options
@@ -149,7 +150,7 @@ class Curriculum:
         selected_rows = []
         for task_index in np.unique(self.pool.task_indices[cluster_rows]):
             task_rows = cluster_rows[self.pool.task_indices[cluster_rows] == task_index]
-            quota = max(1, round(self.settings.sample_rate * len(task_rows)))
+            quota = max(1, share_of_count(self.settings.sample_rate, len(task_rows)))
             usable_rows = task_rows[self.uses[task_rows] < self.settings.most_uses]
             selected_rows.append(self._sort_by_uncertainty(usable_rows)[:quota])
         sorted_rows = self._sort_by_uncertainty(np.concatenate(selected_rows))

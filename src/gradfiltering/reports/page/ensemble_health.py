@@ -14,6 +14,7 @@ from gradfiltering.reports.page.charts import GREY, Chart, ChartLabels, Referenc
 from gradfiltering.reports.page.row_measurements import TINY, correlate_ranks
 from gradfiltering.reports.run_files import RunFiles
 from gradfiltering.seeding import numpy_rng
+from gradfiltering.statistics.rounding import share_of_count
 
 RESAMPLES = 100
 TOP_SHARES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
@@ -161,7 +162,7 @@ def measure_stability(run_files: RunFiles) -> RankingStability | None:
     if not np.allclose(gradient_scorer.score_norms(early_norms, late_norms), run_scores, rtol=1e-6):
         return None
     run_order, run_ranks = np.lexsort((example_ids, -run_scores)), rankdata(run_scores)
-    row_counts = [max(1, round(share * len(example_ids))) for share in TOP_SHARES]
+    row_counts = [max(1, share_of_count(share, len(example_ids))) for share in TOP_SHARES]
     selected_count = 0 if run_files.selected_ids is None else len(run_files.selected_ids)
     rng = numpy_rng(run_files.seed, "members bootstrap")
     correlations, overlaps, reselected = [], [], np.zeros(len(example_ids))
