@@ -37,12 +37,7 @@ def open_logger(build_logger: Callable[[], Logger], run_config: dict[str, Any]) 
 def log_run(run_logger: Logger, run_dir: Path) -> None:
     """Log what a finished run left: numbers, curves from the cache, tables, figures, artifacts.
 
-    W&B takes all of it, TensorBoard all but artifacts, CSV numbers and tables (its figures are the files in the run
-    folder).
-
-    Args:
-        logger: the run's.
-        run_dir: the run folder.
+    W&B takes all of it, TensorBoard all but artifacts, CSV numbers and tables (its figures are in the run folder).
     """
     if isinstance(run_logger, DummyLogger):
         return
@@ -115,10 +110,9 @@ def _log_reused_curves(run_logger: Logger, run_files: RunFiles) -> None:
     for model, target_result in run_files.summary.get("target", {}).items():
         if target_result.get("reused") and model in run_files.curves:
             losses = run_files.curves[model].set_index("step")[["train_loss", "heldout_loss"]]
-            for step, row in losses.iterrows():
+            for step, row in losses.dropna(how="all").iterrows():
                 measured = {f"target/{model}/{name}": float(value) for name, value in row.dropna().items()}
-                if measured:
-                    run_logger.log_metrics(measured, step=int(float(str(step))))
+                run_logger.log_metrics(measured, step=int(float(str(step))))
 
 
 def _read_pixels(path: Path) -> np.ndarray:

@@ -51,11 +51,9 @@ def _build_rankings(run_files: RunFiles) -> dict[str, pd.DataFrame]:
         [] if run_files.selected_ids is None else run_files.selected_ids
     )
     ranked_rows = ranked_rows[[*SCORE_COLUMNS, *(name for name in ranked_rows if name not in SCORE_COLUMNS)]]
-    best_rows = ranked_rows.head(RANKED_ROWS)
-    worst_rows = ranked_rows.tail(RANKED_ROWS)
     return {
-        "selection/top_rows": _add_texts(best_rows, run_files),
-        "selection/bottom_rows": _add_texts(worst_rows, run_files),
+        "selection/top_rows": _add_texts(ranked_rows.head(RANKED_ROWS), run_files),
+        "selection/bottom_rows": _add_texts(ranked_rows.tail(RANKED_ROWS), run_files),
     }
 
 
@@ -65,9 +63,8 @@ def _add_texts(shown_rows: pd.DataFrame, run_files: RunFiles) -> pd.DataFrame:
         shown_rows["kind"] = [run_files.planted_kinds[row_id] for row_id in shown_rows["example_id"]]
     if run_files.row_texts is not None:
         row_texts = run_files.row_texts.loc[shown_rows["example_id"]]
-        text_columns = (
-            ["source", "prompt", "response"] if run_files.row_texts["source"].notna().any() else ["prompt", "response"]
-        )
+        has_sources = run_files.row_texts["source"].notna().any()
+        text_columns = ["source", "prompt", "response"] if has_sources else ["prompt", "response"]
         for name in text_columns:
             shown_rows[name] = [shorten_text(text) for text in row_texts[name].astype(object).tolist()]
     return shown_rows
@@ -80,10 +77,8 @@ def _build_verdicts(run_files: RunFiles) -> pd.DataFrame:
     if len(shown_verdicts) > MOST_VERDICTS:  # at even distance
         shown_verdicts = shown_verdicts.iloc[np.linspace(0, len(shown_verdicts) - 1, MOST_VERDICTS).round().astype(int)]
     answers_by_model = {
-        model: {
-            (answer["prompt_set"], answer["prompt_id"]): answer for answer in model_responses.to_dict(orient="records")
-        }
-        for model, model_responses in run_files.responses.items()
+        model: {(answer["prompt_set"], answer["prompt_id"]): answer for answer in answers.to_dict(orient="records")}
+        for model, answers in run_files.responses.items()
     }
     lines = []
     for verdict_record in shown_verdicts.to_dict(orient="records"):
@@ -114,11 +109,11 @@ def _build_winning_scores(winning_scores: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def _build_curves(run_files: RunFiles) -> pd.DataFrame:
-    loss_curves = [loss_curve.assign(model=model) for model, loss_curve in sorted(run_files.curves.items())]
-    if not loss_curves:
+    if not run_files.curves:
         return pd.DataFrame()
-    table = pd.concat(loss_curves, ignore_index=True)
-    return table[["model", *(name for name in table if name != "model")]]
+    return (
+        pd.concat(dict(sorted(run_files.curves.items())), names=["model"]).reset_index("model").reset_index(drop=True)
+    )
 
 
 def _build_stages(run_summary: Mapping[str, Any]) -> pd.DataFrame:

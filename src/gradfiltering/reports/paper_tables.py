@@ -127,31 +127,20 @@ def build_main_table(sweep_jobs: Sequence[SweepJob]) -> PaperTable | None:
 
 
 def build_ablation_table(sweep_jobs: Sequence[SweepJob], varying_options: set[str]) -> PaperTable | None:
-    """Build the table of differences between G-SNR and each other score in the same case.
+    """Build the table of differences between G-SNR and each other score in the same case; None where none has both.
 
-    Args:
-        jobs: of the sweep.
-        varying_options: those that differ between jobs besides scorer, M and snapshots.
-
-    Returns:
-        None where no case has both.
+    `varying_options` differ between jobs besides scorer, M and snapshots.
     """
-    baseline = next(
-        (name for name in ("full", "random") if any(sweep_job.winning_scores(name) for sweep_job in sweep_jobs)), None
-    )
+    judged_against = [name for name in ("full", "random") if any(job.winning_scores(name) for job in sweep_jobs)]
+    baseline = judged_against[0] if judged_against else None
     lines = []
     for sweep_job in sweep_jobs:
         fraction_text = "" if sweep_job.fraction is None else f"{sweep_job.fraction:.0%}"
         for prompt_set, value in _measure_ablation(sweep_job, baseline).items():
-            case_labels = (
-                sweep_job.dataset,
-                sweep_job.target_model,
-                fraction_text,
-                sweep_job.member_count,
-                sweep_job.epoch_pair,
-                prompt_set,
-            )
-            lines.append((*case_labels, sweep_job.other_options(varying_options), sweep_job.method, value))
+            subset = (sweep_job.dataset, sweep_job.target_model, fraction_text)
+            ensemble = (sweep_job.member_count, sweep_job.epoch_pair)
+            other_options = sweep_job.other_options(varying_options)
+            lines.append((*subset, *ensemble, prompt_set, other_options, sweep_job.method, value))
     scores = pd.DataFrame(lines, columns=[*CASE_COLUMNS, "method", "value"])
     if REFERENCE not in set(scores["method"]):
         return None
@@ -170,10 +159,8 @@ def build_ablation_table(sweep_jobs: Sequence[SweepJob], varying_options: set[st
     if len(table) > 1:
         mean_labels = {name: "" for name in label_columns} | {varying_columns[0]: "mean"}
         table.loc[len(table)] = mean_labels | score_deltas.mean().to_dict()
-    measure_text = (
-        f"Pairwise winning score against {baseline}" if baseline else "Share of clean rows among the selected"
-    )
-    caption = f"{measure_text} under G-SNR, and what another score adds to it."
+    measure = f"Pairwise winning score against {baseline}" if baseline else "Share of clean rows among the selected"
+    caption = f"{measure} under G-SNR, and what another score adds to it."
     return PaperTable("ablation", caption, table, label_count=len(varying_columns), signed=True)
 
 

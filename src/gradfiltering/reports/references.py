@@ -57,9 +57,7 @@ def read_bibliography() -> BibliographyData:
 def list_references(run_config: Mapping[str, Any], run_summary: Mapping[str, Any]) -> list[str]:
     """List the keys of the publications behind a run: methods as they followed each other, models, data, judging.
 
-    Args:
-        config: content of `config.yaml`.
-        summary: content of `summary.json`; a part that it does not mention was configured and not used.
+    A part that the summary does not mention was configured and not used.
     """
     target_config, selection_summary = run_config.get("target") or {}, run_summary.get("selection", {})
     reference_keys: list[str] = []

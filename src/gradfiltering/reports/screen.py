@@ -74,10 +74,8 @@ def _build_ensemble(run_diagnostics: Mapping[str, Any]) -> Table:
     table = _new_table("Proxy ensemble")
     table.add_row("gradient norm fell for", f"{run_diagnostics['positive_drop_share']:.0%} of rows")
     table.add_row("median relative drop", f"{run_diagnostics['median_relative_drop']:+.3f}")
-    epoch_variances = {
-        epoch: value for epoch, value in run_diagnostics["relative_variance"].items() if value is not None
-    }
-    printed_values = ", ".join(f"{value:.4f} (epoch {epoch})" for epoch, value in epoch_variances.items())
+    variances = {name: value for name, value in run_diagnostics["relative_variance"].items() if value is not None}
+    printed_values = ", ".join(f"{value:.4f} (epoch {name})" for name, value in variances.items())
     table.add_row("members' disagreement V/G²", printed_values or "one member")
     losses = {name: value for name, value in run_diagnostics["heldout_loss"].items() if value is not None}
     printed_values = ", ".join(f"{name}: {value:.3f}" for name, value in losses.items())
@@ -88,16 +86,11 @@ def _build_ensemble(run_diagnostics: Mapping[str, Any]) -> Table:
 def _build_selection(run_summary: Mapping[str, Any]) -> Table:
     table = _new_table("Selection")
     selection_summary, data_summary = run_summary["selection"], run_summary["data"]
-    method = (
-        f"{selection_summary['selector']} by {selection_summary['scorer']}"
-        if selection_summary["scorer"]
-        else selection_summary["selector"]
-    )
-    table.add_row(
-        "rows",
-        f"{selection_summary['selected']} of {data_summary['examples']} selected, "
-        f"{data_summary['unscored']} not scored",
-    )
+    method = selection_summary["selector"]
+    if selection_summary["scorer"]:
+        method += f" by {selection_summary['scorer']}"
+    selected_words = f"{selection_summary['selected']} of {data_summary['examples']} selected"
+    table.add_row("rows", f"{selected_words}, {data_summary['unscored']} not scored")
     table.add_row("method", method)
     for name, value in run_summary["diagnostics"].get("score_spearman", {}).items():
         if value is not None:
@@ -145,7 +138,7 @@ def _build_targets(run_summary: Mapping[str, Any]) -> Table:
             str(target_result["steps"]),
             f"{target_result['final_loss']:.3f}",
             heldout,
-            *(metric_mean for metric_mean in metric_means),
+            *metric_means,
         )
     return table
 

@@ -21,49 +21,33 @@ OUTCOME_VALUES = {"win": 1, "tie": 0, "loss": -1}
 
 
 def build_trust_table(winning_scores: Mapping[str, Any], judge_behaviour: Mapping[str, Any]) -> Table:
-    """Build the table of the evidence behind the winning scores, a column for each baseline.
-
-    Args:
-        winning_scores: `pws` of the summary, by baseline and prompt set.
-        judge_behaviour: `judge` of the summary, by baseline.
-    """
+    """Build the table of the evidence behind the winning scores: `pws` and `judge` of the summary, by baseline."""
     table = Table("", title="How far to trust these verdicts", title_justify="left")
     for baseline in winning_scores:
         table.add_column(Text(f"against {baseline}"), justify="right")
-    pooled_scores = [sets[ALL_SETS] for sets in winning_scores.values()]
-    judge_behaviours = [judge_behaviour[baseline] for baseline in winning_scores]
+    pooled = [sets[ALL_SETS] for sets in winning_scores.values()]
+    behaviours = [judge_behaviour[baseline] for baseline in winning_scores]
     table_rows: dict[str, Sequence[str]] = {
-        "wins and losses by chance alone (sign test)": _format_sign_tests([score["sign_p"] for score in pooled_scores]),
-        "difference from 1 that 4 of 5 runs would find": [
-            format_number(score["detectable"]) for score in pooled_scores
-        ],
-        "PWS, were answers of like length": [
-            format_interval(judged["length_controlled"]) for judged in judge_behaviours
-        ],
-        "longer answer wins": [
-            _format_share(judged["longer_wins_share"], judged["decided"]) for judged in judge_behaviours
-        ],
-        "mean characters, candidate / opponent": [_format_lengths(judged) for judged in judge_behaviours],
+        "wins and losses by chance alone (sign test)": _format_sign_tests([score["sign_p"] for score in pooled]),
+        "difference from 1 that 4 of 5 runs would find": [format_number(score["detectable"]) for score in pooled],
+        "PWS, were answers of like length": [format_interval(judged["length_controlled"]) for judged in behaviours],
+        "longer answer wins": [_format_share(judged["longer_wins_share"], judged["decided"]) for judged in behaviours],
+        "mean characters, candidate / opponent": [_format_lengths(judged) for judged in behaviours],
         "orders contradict each other": [
-            _format_share(judged["contradiction_rate"], judged["judged"]) for judged in judge_behaviours
+            _format_share(judged["contradiction_rate"], judged["judged"]) for judged in behaviours
         ],
-        "answer shown first wins (even: 50 %)": [
-            _format_share(judged["first_slot_share"]) for judged in judge_behaviours
-        ],
-        "without a readable verdict": [_format_unparsed(score) for score in pooled_scores],
+        "answer shown first wins (even: 50 %)": [_format_share(judged["first_slot_share"]) for judged in behaviours],
+        "without a readable verdict": [_format_unparsed(score) for score in pooled],
     }
-    repeat_records = [judged["repeats"] for judged in judge_behaviours]
+    repeat_records = [judged["repeats"] for judged in behaviours]
     if any(repeat_records):
         table_rows["same verdict in all repeats"] = [_format_repeats(repeat) for repeat in repeat_records]
-        pws_deviations = [repeat and repeat["pws_deviation"] for repeat in repeat_records]
         table_rows["PWS between repeats, standard deviation"] = [
-            format_number(deviation) for deviation in pws_deviations
+            format_number(repeat and repeat["pws_deviation"]) for repeat in repeat_records
         ]
-    agreement_texts = [_format_agreements(judged["agreement"]) for judged in judge_behaviours]
-    for raters in dict.fromkeys(name for agreement_record in agreement_texts for name in agreement_record):
-        table_rows[f"agreement of {raters}"] = [
-            agreement_record.get(raters, NOT_KNOWN) for agreement_record in agreement_texts
-        ]
+    agreement_texts = [_format_agreements(judged["agreement"]) for judged in behaviours]
+    for raters in dict.fromkeys(name for texts in agreement_texts for name in texts):
+        table_rows[f"agreement of {raters}"] = [texts.get(raters, NOT_KNOWN) for texts in agreement_texts]
     for label, cells in table_rows.items():
         table.add_row(Text(label), *(Text(cell) for cell in cells))
     return table
@@ -74,11 +58,6 @@ def compare_jobs(folder: Path, sweep_jobs: Sequence[SweepJob], console: Console)
 
     Writes `comparisons.json` to the sweep's folder and prints the comparisons with the smallest p-values; does nothing
     where no two jobs can be compared.
-
-    Args:
-        folder: of the sweep.
-        jobs: of the sweep.
-        console: to print to.
     """
     pair_comparisons = {}
     for baseline, job_group in _group_by_answers(sweep_jobs):
@@ -92,15 +71,13 @@ def compare_jobs(folder: Path, sweep_jobs: Sequence[SweepJob], console: Console)
         )
     if not pair_comparisons:
         return
-    json_records = {
-        title: [comparison.to_json() for comparison in title_comparisons]
-        for title, title_comparisons in pair_comparisons.items()
-    }
-    write_json(folder / "comparisons.json", json_records)
+    write_json(
+        folder / "comparisons.json",
+        {title: [pair.to_json() for pair in comparisons] for title, comparisons in pair_comparisons.items()},
+    )
     for title, title_comparisons in pair_comparisons.items():
-        table = Table(title=f"Candidates against {title}", title_justify="left")
-        for heading in ("jobs", "prompts", "PWS difference", "interval", "p", "p (Holm)", "could be found"):
-            table.add_column(heading)
+        headings = ("jobs", "prompts", "PWS difference", "interval", "p", "p (Holm)", "could be found")
+        table = Table(*headings, title=f"Candidates against {title}", title_justify="left")
         for pair in sorted(title_comparisons, key=lambda pair: pair.p)[:COMPARISONS_PRINTED]:
             table.add_row(
                 f"{pair.first_name} – {pair.second_name}",
@@ -112,10 +89,9 @@ def compare_jobs(folder: Path, sweep_jobs: Sequence[SweepJob], console: Console)
                 format_number(pair.detectable),
             )
         console.print(table)
-        if len(title_comparisons) > COMPARISONS_PRINTED:
-            console.print(
-                f"  and {len(title_comparisons) - COMPARISONS_PRINTED} more with larger p, in comparisons.json"
-            )
+        more_count = len(title_comparisons) - COMPARISONS_PRINTED
+        if more_count > 0:
+            console.print(f"  and {more_count} more with larger p, in comparisons.json")
 
 
 def _group_by_answers(sweep_jobs: Sequence[SweepJob]) -> list[tuple[str, list[SweepJob]]]:
@@ -132,9 +108,7 @@ def _group_by_answers(sweep_jobs: Sequence[SweepJob]) -> list[tuple[str, list[Sw
 def _read_outcomes(sweep_job: SweepJob, baseline: str) -> dict[Hashable, int]:
     """Read the outcomes of a job's candidate by prompt, first judgings only."""
     assert sweep_job.verdicts is not None
-    first_verdicts = sweep_job.verdicts[
-        (sweep_job.verdicts["against"] == baseline) & (sweep_job.verdicts["repeat"] == 0)
-    ]
+    first_verdicts = sweep_job.verdicts.query("against == @baseline and repeat == 0")
     first_verdicts = first_verdicts[first_verdicts["verdict"].isin(list(OUTCOME_VALUES))]
     prompt_keys = zip(first_verdicts["prompt_set"], first_verdicts["prompt_id"], strict=True)
     return dict(zip(prompt_keys, first_verdicts["verdict"].map(OUTCOME_VALUES).tolist(), strict=True))
@@ -149,22 +123,16 @@ def _format_agreements(agreement_record: Mapping[str, Any]) -> dict[str, str]:
             interval = {"value": pair["kappa"], "low": pair["kappa_low"], "high": pair["kappa_high"]}
             kappa = f", kappa {format_interval(interval)}"
         formatted_agreements[", ".join(pair["raters"])] = f"{pair['share']:.1%} equal{kappa}"
-    return formatted_agreements | {
-        name: "no judgement of these answers in it" for name in agreement_record["not_found"]
-    }
+    return formatted_agreements | dict.fromkeys(agreement_record["not_found"], "no judgement of these answers in it")
 
 
 def _format_sign_tests(p_values: Sequence[float | None]) -> list[str]:
     """Format p-values, with several baselines also after Holm's correction."""
     known_p_values = [p_value for p_value in p_values if p_value is not None]
+    if len(known_p_values) < 2:
+        return [NOT_KNOWN if p_value is None else f"p = {p_value:.3g}" for p_value in p_values]
     corrected = iter(correct_by_holm(known_p_values))
-    cells = []
-    for p_value in p_values:
-        if p_value is None:
-            cells.append(NOT_KNOWN)
-        else:
-            cells.append(f"p = {p_value:.3g}" + (f" (Holm {next(corrected):.3g})" if len(known_p_values) > 1 else ""))
-    return cells
+    return [NOT_KNOWN if p_value is None else f"p = {p_value:.3g} (Holm {next(corrected):.3g})" for p_value in p_values]
 
 
 def _format_lengths(judge_behaviour: Mapping[str, Any]) -> str:
@@ -176,12 +144,8 @@ def _format_unparsed(score: Mapping[str, Any]) -> str:
     return f"{score['unparsed']} of {score['wins'] + score['ties'] + score['losses'] + score['unparsed']}"
 
 
-def _format_repeats(repeat_records: Mapping[str, Any] | None) -> str:
-    return (
-        NOT_KNOWN
-        if repeat_records is None
-        else f"{repeat_records['same_verdict_share']:.1%} in {repeat_records['repeats']}"
-    )
+def _format_repeats(repeats: Mapping[str, Any] | None) -> str:
+    return NOT_KNOWN if repeats is None else f"{repeats['same_verdict_share']:.1%} in {repeats['repeats']}"
 
 
 def _format_share(share: float | None, total: int | None = None) -> str:

@@ -16,11 +16,8 @@ def format_headline(run_files: RunFiles) -> str:
     """Say in a sentence how many rows were selected, and by which method."""
     selection_summary = run_files.summary.get("selection")
     if selection_summary is None:
-        return (
-            f"{run_files.row_count:,} rows were read; none has been selected yet"
-            if run_files.row_count
-            else "No row was read"
-        )
+        read_words = f"{run_files.row_count:,} rows were read; none has been selected yet"
+        return read_words if run_files.row_count else "No row was read"
     method = selection_summary["selector"]
     if selection_summary.get("scorer"):
         method += f" by {selection_summary['scorer']}"
@@ -57,7 +54,8 @@ def draw_winning_scores(run_files: RunFiles) -> Chart | None:
         for prompt_set, score in shown_sets.items():
             if score["value"] is not None and score["low"] is not None:
                 name = f"against {baseline}" + (f", {prompt_set}" if len(shown_sets) > 1 else "")
-                lines.append({"series": "candidate", "x": score["value"], "y": name} | _ends(score))
+                ends = {"low": score["low"], "high": score["high"]}
+                lines.append({"series": "candidate", "x": score["value"], "y": name, **ends})
     if not lines:
         return None
     confidence = run_files.config.get("judge", {}).get("confidence")
@@ -70,10 +68,6 @@ def draw_winning_scores(run_files: RunFiles) -> Chart | None:
         y_title="comparison",
     )
     return interval_chart(chart_labels, pd.DataFrame(lines), reference_lines=[ReferenceLine("x", ON_A_PAR, "on a par")])
-
-
-def _ends(score: Mapping[str, Any]) -> dict[str, float]:
-    return {"low": score["low"], "high": score["high"]}
 
 
 def tabulate_judge(run_files: RunFiles) -> pd.DataFrame:
@@ -178,20 +172,16 @@ def split_warning(text: str) -> tuple[str, str]:
 
 def list_missing_parts(run_files: RunFiles) -> list[str]:
     """List the parts that the page cannot show, and the reasons."""
-    missing_parts = []
-    if run_files.gradient_log is None:
-        missing_parts.append("No gradients were logged (scorer and selector need none), so there is no ensemble.")
-    elif len(run_files.gradient_log.members) < 2:
-        missing_parts.append("The ensemble has one member, so there is no variance V_t.")
-    if run_files.scores is None:
-        missing_parts.append("No row was scored (the selector needs no score, or the run ended before).")
-    if run_files.selected_ids is None:
-        missing_parts.append("No rows were selected; the run ended before.")
-    if not run_files.curves:
-        missing_parts.append("No target model was trained, so there is no convergence to show.")
-    if not run_files.summary.get("pws"):
-        missing_parts.append("Nothing was judged, so this run does not show whether the subset is better.")
-    return missing_parts
+    summary, gradient_log = run_files.summary, run_files.gradient_log
+    parts = {
+        "No gradients were logged (scorer and selector need none), so there is no ensemble.": gradient_log is None,
+        "The ensemble has one member, so there is no variance V_t.": gradient_log and len(gradient_log.members) < 2,
+        "No row was scored (the selector needs no score, or the run ended before).": run_files.scores is None,
+        "No rows were selected; the run ended before.": run_files.selected_ids is None,
+        "No target model was trained, so there is no convergence to show.": not run_files.curves,
+        "Nothing was judged, so this run does not show whether the subset is better.": not summary.get("pws"),
+    }
+    return [words for words, is_missing in parts.items() if is_missing]
 
 
 def format_number(value: float | None, digits: int = 3) -> str:

@@ -81,10 +81,8 @@ def compare_convergence(run_files: RunFiles) -> tuple[pd.DataFrame, float] | Non
     if not loss_curves:
         return None
     level = max(float(loss_curve["heldout_loss"].min()) for loss_curve in loss_curves.values())
-    table = pd.DataFrame(
-        {"final": [float(loss_curve["heldout_loss"].iloc[-1]) for loss_curve in loss_curves.values()]},
-        index=pd.Index(loss_curves),
-    )
+    final_losses = {model: float(loss_curve["heldout_loss"].iloc[-1]) for model, loss_curve in loss_curves.items()}
+    table = pd.DataFrame({"final": final_losses})
     stretch_ends = {}
     for axis_name, column in AXES.items():
         stretch_ends[axis_name] = min(float(loss_curve[column].iloc[-1]) for loss_curve in loss_curves.values())

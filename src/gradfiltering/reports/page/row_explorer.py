@@ -40,13 +40,7 @@ class RowSample:
 
 
 def sample_rows(run_files: RunFiles, measured_rows: RowMeasurements, row_limit: int | str) -> RowSample:
-    """Take all rows, or the best, the worst, those at the cut and a random sample.
-
-    Args:
-        run: for the lengths of texts and the seed.
-        rows: all rows.
-        row_limit: the most rows, or `all`.
-    """
+    """Take all rows, or the best, the worst, those at the cut and a random sample: at most `row_limit`, or `all`."""
     if row_limit == ALL_ROWS:
         return RowSample(np.arange(len(measured_rows)), {}, None)
     count = min(int(row_limit), len(measured_rows))
@@ -93,8 +87,8 @@ def collect_row_data(
     """Collect the columns that the page's script shows, ready for JSON.
 
     Args:
-        run: for texts and the gradient log.
-        rows: all rows.
+        run_files: for texts and the gradient log.
+        measured_rows: all rows.
         sample: the rows to show.
         reselected_share: [N] share of resampled ensembles that select a row, NaN where unknown, or None.
     """
@@ -113,12 +107,12 @@ def collect_row_data(
     for name, title in COLUMN_TITLES.items():
         values = measured_rows.values(name)
         if np.isfinite(values).any():
-            rounded_values = [round_number(value) for value in values[row_ids].tolist()]
+            shown_values: list[float | None] = [round_number(value) for value in values[row_ids].tolist()]
             if name in WHOLE_NUMBERS:
-                rounded_values = [None if np.isnan(value) else int(value) for value in values[row_ids]]
+                shown_values = [None if np.isnan(value) else int(value) for value in values[row_ids]]
             number_columns[name] = {
                 "title": measured_rows.length_unit if name == "length" else title,
-                "values": rounded_values,
+                "values": shown_values,
             }
     if reselected_share is not None and np.isfinite(reselected_share).any():
         shares = [round_number(share) for share in reselected_share[row_ids].tolist()]

@@ -15,9 +15,7 @@ from gradfiltering.reports.page.row_measurements import RowMeasurements, measure
 from gradfiltering.reports.page.selection_charts import draw_selection
 from gradfiltering.reports.references import format_bibtex
 from gradfiltering.reports.run_files import RunFiles
-
-PAGE_NAME = "report.html"
-FIGURES_NAME = "figures"
+from gradfiltering.runs.run_folder import FIGURES, REPORT_FILE
 
 
 @options
@@ -70,10 +68,8 @@ def write_page(run_dir: Path, row_limit: int | str | None = None, figures: bool 
         ],
         "convergence": [*convergence_curves.draw_convergence(run_files)],
     }
-    drawn_sections = {
-        name: [chart for chart in all_charts if chart is not None] for name, all_charts in section_charts.items()
-    }
-    all_charts = [chart for section_charts in drawn_sections.values() for chart in section_charts]
+    drawn_sections = {name: [chart for chart in charts if chart] for name, charts in section_charts.items()}
+    all_charts = [chart for charts in drawn_sections.values() for chart in charts]
     sample = row_explorer.sample_rows(run_files, measured_rows, settings.rows)
     reselected_share = None
     if ranking_stability is not None and ranking_stability.reselected_share is not None:
@@ -81,22 +77,23 @@ def write_page(run_dir: Path, row_limit: int | str | None = None, figures: bool 
         reselected_share[ranking_stability.example_ids] = ranking_stability.reselected_share
     context = {
         **_collect_context(run_files, measured_rows, sample),
-        "groups": {name: [chart.name for chart in section_charts] for name, section_charts in drawn_sections.items()},
+        "groups": {name: [chart.name for chart in charts] for name, charts in drawn_sections.items()},
         "figures": settings.figures,
     }
     row_data = row_explorer.collect_row_data(run_files, measured_rows, sample, reselected_share)
-    page_path = run_files.path / PAGE_NAME
+    page_path = run_files.path / REPORT_FILE
+    page_data = {"rows": row_data}
     write_html(
         page_path,
         "report.html",
         context,
         all_charts,
-        page_data={"rows": row_data},
+        page_data=page_data,
         styles=["report.css"],
         scripts=["explorer.js"],
     )
     if settings.figures:
-        write_figures(all_charts, run_files.path / FIGURES_NAME)
+        write_figures(all_charts, run_files.path / FIGURES)
     return page_path
 
 
@@ -142,9 +139,8 @@ def _tabulate_convergence(run_files: RunFiles) -> dict[str, Any]:
     table, level = curve_comparison
     shown_table = pd.DataFrame({"final held-out loss": table["final"].map(answer_section.format_number)})
     for axis_name, end in table.attrs["stretch_ends"].items():
-        shown_table[f"mean loss over {end:,.0f} {axis_name}"] = table[f"mean {axis_name}"].map(
-            answer_section.format_number
-        )
+        mean_losses = table[f"mean {axis_name}"].map(answer_section.format_number)
+        shown_table[f"mean loss over {end:,.0f} {axis_name}"] = mean_losses
         shown_table[f"{axis_name} to reach"] = [
             f"{value:,.0f}" if np.isfinite(value) else "never" for value in table[f"reach {axis_name}"]
         ]

@@ -18,10 +18,7 @@ def draw_sweep_curves(sweep_jobs: Sequence[SweepJob], varying_options: set[str])
     """Draw training and held-out loss against examples: a chart for each set of other options, a line for a method.
 
     Models that are trained on a random subset of the same size and on all rows stand beside the candidates.
-
-    Args:
-        jobs: of the sweep.
-        varying_options: those that differ between jobs besides method, M and snapshots.
+    `varying_options` differ between jobs besides method, M and snapshots.
     """
     job_groups: dict[str, list[SweepJob]] = {}
     for sweep_job in sweep_jobs:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ import pandas as pd
 from gradfiltering.reports.page.answer_section import format_number
 from gradfiltering.reports.page.charts import write_figures
 from gradfiltering.reports.page.html_rendering import write_html
-from gradfiltering.reports.page.run_page import FIGURES_NAME, PAGE_NAME
 from gradfiltering.reports.page.sweep_curves import draw_sweep_curves
 from gradfiltering.reports.paper_tables import PaperTable, build_ablation_table, build_main_table
 from gradfiltering.reports.sweep_jobs import SweepJob, find_varying_options, read_planned_values
+from gradfiltering.runs.run_folder import FIGURES, REPORT_FILE
 
-SWEEP_PAGE_NAME = "sweep.html"
+SWEEP_FILE = "sweep.html"
 TABLES_NAME = "tables"
 MOST_JOBS_PAIRED = 64
 NO_JOB, NOT_MEASURED = "no job", "not measured"
@@ -118,27 +119,20 @@ def write_sweep_page(
 
     Args:
         folder: of the sweep.
-        jobs: in their order.
-        rows: one for each job, as in `sweep.json`.
-        overlaps: [J, J] Jaccard of the selected rows.
-        correlations: [J, J] of the scores.
-
-    Returns:
-        The page.
+        sweep_jobs: in their order.
+        sweep_rows: one for each job, as in `sweep.json`.
+        overlaps, correlations: [J, J] Jaccard of the selected rows, and Spearman's correlation of the scores.
     """
     varying_options = find_varying_options(sweep_jobs)
     table = pd.DataFrame(sweep_rows)
     clean_share = table["clean_selected"] if "clean_selected" in table else pd.Series(np.nan, table.index)
     table["noise"] = 1 - clean_share.astype(float)
-    table["method"], table["M"] = (
-        [sweep_job.method for sweep_job in sweep_jobs],
-        [sweep_job.member_count for sweep_job in sweep_jobs],
-    )
+    table["method"] = [sweep_job.method for sweep_job in sweep_jobs]
+    table["M"] = [sweep_job.member_count for sweep_job in sweep_jobs]
     table["snapshots"] = [sweep_job.epoch_pair for sweep_job in sweep_jobs]
     table["options"] = [sweep_job.other_options(varying_options) for sweep_job in sweep_jobs]
-    shown_metrics = [
-        metric for metric in list_metrics(table) if metric.key in table and table[metric.key].notna().any()
-    ]
+    measured_columns = set(table.columns[table.notna().any()])
+    shown_metrics = [metric for metric in list_metrics(table) if metric.key in measured_columns]
     metric_keys = [metric.key for metric in shown_metrics]
     table[metric_keys] = table[metric_keys].astype(float)
     heat_maps = build_heat_maps(table, shown_metrics, read_planned_values(folder))
@@ -148,10 +142,9 @@ def write_sweep_page(
         paper_table.write(folder / TABLES_NAME)
     curve_charts = draw_sweep_curves(sweep_jobs, varying_options)
     if any(sweep_job.config.get("report", {}).get("figures") for sweep_job in sweep_jobs):
-        write_figures(curve_charts, folder / FIGURES_NAME)
-    first_cells = [
-        cell for part in (heat_maps[0]["parts"] if heat_maps else []) for _, row in part["rows"] for cell in row
-    ]
+        write_figures(curve_charts, folder / FIGURES)
+    first_parts = heat_maps[0]["parts"] if heat_maps else []
+    first_texts = [cell.text for part in first_parts for _, cells in part["rows"] for cell in cells]
     pair_values = {"jaccard": overlaps, "rank_correlation": correlations}
     context = {
         "name": folder.resolve().name,
@@ -171,10 +164,10 @@ def write_sweep_page(
             for sweep_job, (_, row) in zip(sweep_jobs, table.iterrows(), strict=True)
         ],
         "has_options": bool((table["options"] != "").any()),
-        "missing_count": sum(cell.text == NO_JOB for cell in first_cells),
-        "unmeasured_count": sum(cell.text == NOT_MEASURED for cell in first_cells),
+        "missing_count": first_texts.count(NO_JOB),
+        "unmeasured_count": first_texts.count(NOT_MEASURED),
     }
-    page_path = folder / SWEEP_PAGE_NAME
+    page_path = folder / SWEEP_FILE
     write_html(page_path, "sweep.html", context, curve_charts, styles=["sweep.css"])
     return page_path
 
@@ -206,25 +199,13 @@ def build_heat_maps(
     heat_maps = []
     for metric in shown_metrics:
         weakest, strongest = _scale_ends(metric, table[metric.key])
-        map_parts = [
-            {
-                "options": options,
-                "pair": pair,
-                "columns": member_counts,
-                "rows": [
-                    (
-                        method,
-                        [
-                            _build_cell(setting_groups.get((options, pair, method, count)), metric, weakest, strongest)
-                            for count in member_counts
-                        ],
-                    )
-                    for method in method_names
-                ],
-            }
-            for options in dict.fromkeys(table["options"])
-            for pair in pair_values
-        ]
+        map_parts = []
+        for options, pair in product(dict.fromkeys(table["options"]), pair_values):
+            rows = []
+            for method in method_names:
+                groups = [setting_groups.get((options, pair, method, count)) for count in member_counts]
+                rows.append((method, [_build_cell(group, metric, weakest, strongest) for group in groups]))
+            map_parts.append({"options": options, "pair": pair, "columns": member_counts, "rows": rows})
         low_end = weakest if metric.neutral_value is None else metric.neutral_value - strongest
         high_end = strongest if metric.neutral_value is None else metric.neutral_value + strongest
         heat_maps.append({"metric": metric, "parts": map_parts, "ends": (f"{low_end:.3g}", f"{high_end:.3g}")})
@@ -270,16 +251,15 @@ def _describe_best(metric: Metric, table: pd.DataFrame) -> tuple[str, str, str]:
     values = table[metric.key]
     sweep_job = table.iloc[int(values.argmin() if metric.lower_is_better else values.argmax())]
     options = f", {sweep_job['options']}" if sweep_job["options"] else ""
-    settings = (
-        f"{sweep_job['method']}, M = {sweep_job['M']}, {sweep_job['snapshots']}{options} (job {sweep_job['job']})"
-    )
+    settings = f"{sweep_job['method']}, M = {sweep_job['M']}, {sweep_job['snapshots']}{options}"
+    settings += f" (job {sweep_job['job']})"
     return metric.best_words, f"{sweep_job[metric.key]:.3f}", settings
 
 
 def _describe_job(sweep_job: SweepJob, row: pd.Series, metric_keys: Sequence[str]) -> dict[str, Any]:
     return {
         "name": sweep_job.name,
-        "link": f"{sweep_job.name}/{PAGE_NAME}" if (sweep_job.path / PAGE_NAME).is_file() else None,
+        "link": f"{sweep_job.name}/{REPORT_FILE}" if (sweep_job.path / REPORT_FILE).is_file() else None,
         "labels": row[["method", "M", "snapshots", "options"]].tolist(),
         "numbers": [format_number(row[key]) for key in metric_keys],
         "warnings": row["warnings"],
@@ -298,12 +278,11 @@ def _list_plain_tables(
     pair_values = {"job": job_names[first], "other": job_names[second], "jaccard": overlaps[first, second]}
     pair_values["rank_correlation"] = correlations[first, second]
     heat_columns = ["method", "M", "snapshots", "options", "job", *metric_keys]
+    pair_caption = "Agreement of the selections and rankings of every two jobs."
     return [
         PaperTable("jobs", "Every job of the sweep.", table[job_columns], 2),
         PaperTable("heatmaps", "The values behind the heat maps.", table[heat_columns], 5),
-        PaperTable(
-            "pairs", "Agreement of the selections and rankings of every two jobs.", pd.DataFrame(pair_values), 2
-        ),
+        PaperTable("pairs", pair_caption, pd.DataFrame(pair_values), 2),
     ]
 
 
