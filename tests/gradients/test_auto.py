@@ -4,25 +4,22 @@ import logging
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, OPTConfig
+from tests.support.architectures import exact_arithmetic, small_model
+from torch import nn
 
 from gradfiltering.errors import UserError
 from gradfiltering.gradients.auto import choose_engine
 from gradfiltering.gradients.fused import FusedEngine
+from gradfiltering.gradients.vmap import VmapEngine
+from gradfiltering.models.lora import LoraSettings
 from gradfiltering.models.objectives import ResponseNLL
 
-SIZES = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-TOKENS = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+CPU = torch.device("cpu")
 
 
-def opt():  # flattens hidden states before its MLP
-    config = OPTConfig(**SIZES, **TOKENS, ffn_dim=24, max_position_embeddings=32, word_embed_proj_dim=16)
-    return AutoModelForCausalLM.from_config(config)
-
-
-def gemma2():  # caps its attention scores
-    config = Gemma2Config(**SIZES, **TOKENS, intermediate_size=24, head_dim=8, num_key_value_heads=1)
-    return AutoModelForCausalLM.from_config(config)
+class MaskedLinear(nn.Linear):
+    def forward(self, inputs):
+        return super().forward(inputs * (torch.arange(self.in_features) % 2))
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
@@ -34,19 +31,70 @@ def test_fused_where_it_serves(make_model, make_adapters, caplog, architecture):
     assert model.get_base_model().config._attn_implementation == "eager", "a trial left its traces"
 
 
-@pytest.mark.parametrize(("build", "reason"), [(opt, "fc1 sees inputs of shape"), (gemma2, "softcap")])
-def test_vmap_elsewhere_and_fused_by_name_is_refused(make_adapters, make_batch, caplog, build, reason):
-    torch.manual_seed(0)
-    model, adapters, _ = make_adapters(build().double().eval().requires_grad_(False))
-    batch = make_batch([9, 6], [3, 2])
-    fused_engine = FusedEngine(model, ResponseNLL(), 1000)
-    fused_engine.to(torch.device("cpu"))
-    with pytest.raises(UserError, match=reason):
-        fused_engine.measure(adapters, batch, False)
+def test_a_layer_that_is_more_than_linear_is_left_to_vmap(make_model, make_adapters, caplog):
+    base_model = make_model("llama")
+    layer = base_model.model.layers[0].mlp.down_proj
+    layer.__class__ = MaskedLinear
+    model, _, _ = make_adapters(base_model)
     with caplog.at_level(logging.INFO, "gradfiltering"):
         engine = choose_engine(model, ResponseNLL(), 1000)
-    assert engine.name == "vmap" and "by the vmap engine: " in caplog.text
-    assert engine.measure(adapters, batch, False).grad_norm.isfinite().all()
+    assert engine.name == "vmap" and "down_proj is a MaskedLinear" in caplog.text
+
+
+def test_a_model_that_no_engine_serves_is_refused_with_both_reasons(make_adapters):
+    with exact_arithmetic():
+        model, _, _ = make_adapters(small_model("mixtral"), targets=["q_proj", "w1", "w2", "w3"])
+        with pytest.raises(UserError) as refusal:
+            choose_engine(model, ResponseNLL(), 1000)
+    message = str(refusal.value)
+    assert "fused: the adapted module" in message and "vmap: torch.func cannot" in message
+    assert "Adapt only linear layers that every token goes through once" in message
+
+
+@pytest.mark.parametrize("engine_class", [FusedEngine, VmapEngine])
+def test_a_model_whose_tokens_see_later_ones_is_refused(engine_class, make_adapters):
+    from transformers import BertConfig, BertLMHeadModel
+
+    sizes = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    encoder = (
+        BertLMHeadModel(BertConfig(**sizes, intermediate_size=24, initializer_range=0.5))
+        .double()
+        .eval()
+        .requires_grad_(False)
+    )
+    model, _, _ = make_adapters(encoder)
+    with pytest.raises(UserError, match=r"in BertLMHeadModel a token sees later ones.*is_decoder=true"):
+        engine_class(model, ResponseNLL(), 1000).to(CPU)
+
+
+class ScrambledEngine(FusedEngine):
+    """Gives each example the gradient of its neighbour."""
+
+    def _measure_chunk(self, adapters, batch, accumulator):
+        add = accumulator.add
+        accumulator.add = lambda name, gradients: add(name, gradients.flip(1))
+        return super()._measure_chunk(adapters, batch, accumulator)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_an_engine_that_computes_wrongly_is_refused(make_model, make_adapters, dtype):
+    model, _, _ = make_adapters(make_model("llama", dtype))
+    FusedEngine(model, ResponseNLL(), 1000).to(CPU)
+    with pytest.raises(UserError, match=r"differ from those of one row at a time by [12] of"):
+        ScrambledEngine(model, ResponseNLL(), 1000).to(CPU)
+
+
+def test_layers_that_take_no_part_have_no_gradient(make_batch):
+    with exact_arithmetic():
+        settings = LoraSettings(rank=2, alpha=4, target_modules="all-linear", init_b_std=0.1)
+        model = settings.attach(small_model("bart"))  # its decoder alone leaves cross-attention out
+        adapters = {name: p.detach()[None] for name, p in model.named_parameters() if p.requires_grad}
+        engine = FusedEngine(model, ResponseNLL(), 1000)
+        engine.to(CPU)
+        gradient = engine.measure(adapters, make_batch([9, 6], [3, 2]), True).mean_gradient
+    unused = {name for name, value in gradient.items() if not value.any()}
+    assert unused and gradient.keys() == adapters.keys()
+    assert {name.split(".")[-4] for name in unused if "lora_B" in name} == {"q_proj", "k_proj", "v_proj", "out_proj"}
 
 
 def test_a_layer_used_twice_is_left_to_vmap(make_model, make_adapters):

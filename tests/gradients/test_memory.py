@@ -28,8 +28,9 @@ class Small(FusedEngine):
 
 def small(model, holds, tokens=10_000):
     engine = Small(model, ResponseNLL(), tokens)
-    engine.holds = holds
+    engine.holds = tokens
     engine.to(CPU)
+    engine.holds = holds
     return engine
 
 

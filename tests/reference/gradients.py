@@ -53,6 +53,9 @@ class LoopEngine(GradientEngine):
 
     name = "loop"
 
+    def prepare_model(self) -> None:
+        """Leave the model as it is."""
+
     def _measure_chunk(self, adapters: Adapters, batch: Batch, accumulator: GradientAccumulator) -> GradientMeasurement:
         members, is_shared = member_count(adapters), batch.example_id.dim() == 1
         losses, gradients = [], []
@@ -68,7 +71,7 @@ class LoopEngine(GradientEngine):
                 )
                 with torch.enable_grad():
                     loss = self.objective(FunctionalModel(self.model, parameters), example)[0]
-                    gradient = torch.autograd.grad(loss, list(parameters.values()))
+                    gradient = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
                 losses.append(loss.detach())
                 gradients.append(dict(zip(parameters, gradient, strict=True)))
         for name in adapters:

@@ -18,6 +18,7 @@ from gradfiltering.ensembles.member_cache import MemberCache
 from gradfiltering.ensembles.stack_training import ONLINE_LOG_FILE
 from gradfiltering.ensembles.trained_ensemble import EnsembleCosts, TrainedEnsemble
 from gradfiltering.evidence.context import MeasurementContext
+from gradfiltering.gradients.attention import set_attention
 from gradfiltering.gradients.projection import GradientSketch
 from gradfiltering.gradients.statistics import GradientStatistic
 from gradfiltering.requests import EpochLog
@@ -190,6 +191,8 @@ def attach_ensemble(
         settings: of the ensemble, where they differ from the context's.
     """
     settings = context.ensemble if settings is None else settings
+    base_model: Any = context.base_model.model
+    attention = base_model.config._attn_implementation  # an engine takes one that suits it
     model_hash = context.model_hash  # before the layers of LoRA are among the model's weights
     model = settings.lora.attach(context.base_model.model)
     try:
@@ -221,3 +224,4 @@ def attach_ensemble(
             )
     finally:
         model.unload()  # leaves the base model without LoRA layers, as it came
+        set_attention(base_model, attention)

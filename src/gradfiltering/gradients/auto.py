@@ -4,8 +4,9 @@ import logging
 
 from peft import PeftModel
 
-from gradfiltering.gradients.engine import GradientEngine, UnsupportedModelError
+from gradfiltering.gradients.engine import GradientEngine
 from gradfiltering.gradients.fused import FusedEngine
+from gradfiltering.gradients.unsupported import UnsupportedModelError
 from gradfiltering.gradients.vmap import VmapEngine
 from gradfiltering.models.objectives import Objective
 
@@ -13,20 +14,32 @@ logger = logging.getLogger(__name__)
 
 
 def choose_engine(model: PeftModel, objective: Objective, chunk_tokens: int) -> GradientEngine:
-    """Build the fused engine where it serves the model, else the vmap engine, and log which.
+    """Build the fused engine where it serves the model, else the vmap engine, and log which and why.
 
-    The fused engine is ruled out by adapted layers that are not plainly linear or are used twice,
-    by hidden states of another shape than [rows, tokens, width], and by attention arguments that it
-    would ignore (such as capped scores).
+    Each engine is tried on two short rows. The fused engine is ruled out by adapted layers that are
+    not plainly linear, are used twice, or see only some of the tokens; the vmap engine by operations
+    that `torch.func` cannot batch, such as the routing of experts.
 
     Args:
         model, objective, chunk_tokens: see `GradientEngine`.
+
+    Raises:
+        UnsupportedModelError: no engine serves the model; says why.
     """
-    try:
-        fused_engine = FusedEngine(model, objective, chunk_tokens)
-        fused_engine.check_model()
-    except UnsupportedModelError as error:
-        logger.info("per-example gradients by the vmap engine: %s", error)
-        return VmapEngine(model, objective, chunk_tokens)
-    logger.info("per-example gradients by the fused engine")
-    return fused_engine
+    attention = model.get_base_model().config._attn_implementation  # type: ignore[union-attr]
+    refusals = []
+    for engine_class in (FusedEngine, VmapEngine):
+        try:
+            engine = engine_class(model, objective, chunk_tokens)
+            engine.to(model.device)
+        except UnsupportedModelError as error:
+            logger.info("the %s engine does not serve the model: %s", engine_class.name, error)
+            refusals.append(f"{engine_class.name}: {error}")
+            model.get_base_model().set_attn_implementation(attention)  # type: ignore[operator]
+        else:
+            logger.info("per-example gradients by the %s engine", engine.name)
+            return engine
+    raise UnsupportedModelError(
+        f"no gradient engine serves {type(model.get_base_model()).__name__} ({'; '.join(refusals)}). Adapt only "
+        "linear layers that every token goes through once, such as those of the attention, or choose another model"
+    )

@@ -3,7 +3,7 @@
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from peft import PeftModel
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradfiltering.data.batches import Batch
 from gradfiltering.errors import UserError
+from gradfiltering.gradients.check import check_engine
 from gradfiltering.gradients.dropout import Dropout, expand_adapters
 from gradfiltering.gradients.statistics import (
     DropoutAccumulator,
@@ -22,10 +23,6 @@ from gradfiltering.models.lora import Adapters, member_count
 from gradfiltering.models.objectives import Objective
 
 logger = logging.getLogger(__name__)
-
-
-class UnsupportedModelError(UserError):
-    """The model does something that a gradient engine would not compute correctly."""
 
 
 class GradientEngine(ABC):
@@ -54,10 +51,27 @@ class GradientEngine(ABC):
         self.objective = objective
         self.chunk_tokens = chunk_tokens
         self.adapter_name = str(model.active_adapter)
+        self._checked_device: torch.device | None = None
+
+    @property
+    def base_model(self) -> Any:
+        """The frozen model under the adapters."""
+        return self.model.get_base_model()
 
     def to(self, device: torch.device) -> None:
-        """Move the frozen base model to `device`."""
+        """Move the frozen base model to `device`, and compare a tiny batch with one row at a time there.
+
+        Raises:
+            UnsupportedModelError: this engine cannot compute the model's gradients, or not correctly.
+        """
         self.model.to(device)
+        if device != self._checked_device:
+            check_engine(self)
+            self._checked_device = device
+
+    @abstractmethod
+    def prepare_model(self) -> None:
+        """Choose how the model computes on the device that it is on."""
 
     def measure(
         self,

@@ -24,14 +24,15 @@ from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 from gradfiltering.data.batches import Batch
-from gradfiltering.gradients.attention import SHORT_ROW_ATTENTION
-from gradfiltering.gradients.engine import GradientEngine, UnsupportedModelError
+from gradfiltering.gradients.attention import EAGER, SDPA, SDPA_ARGUMENTS, EagerAttention, set_attention
+from gradfiltering.gradients.engine import GradientEngine
 from gradfiltering.gradients.statistics import GradientAccumulator, GradientMeasurement
+from gradfiltering.gradients.unsupported import UnsupportedModelError
 from gradfiltering.models.causal_model import SplitModel, split_model
 from gradfiltering.models.lora import Adapters, member_count
 from gradfiltering.models.objectives import Objective
 
-SUPPORTED_FORWARDS = (nn.Linear.forward, Conv1D.forward)
+TRIAL_IDS = torch.arange(14).view(2, 7)
 
 
 class FusedEngine(GradientEngine):
@@ -44,7 +45,7 @@ class FusedEngine(GradientEngine):
         record_statistics: False leaves out all per-example statistics, to find out what they cost.
 
     Raises:
-        UnsupportedModelError: an adapted layer is not a plain linear one with plain LoRA.
+        UnsupportedModelError: an adapted layer is not plainly linear, or its adapter not plain LoRA.
     """
 
     name = "fused"
@@ -63,45 +64,33 @@ class FusedEngine(GradientEngine):
             for child_name, child in module.named_children():
                 if isinstance(child, NewGELUActivation):  # the same, in seven unfused operations
                     setattr(module, child_name, nn.GELU(approximate="tanh"))
+        self._requested_attention = self.base_model.config._attn_implementation
+        self._eager_attention = EagerAttention()
         self._split_model: SplitModel | None = None
 
     def to(self, device: torch.device) -> None:
-        """Move the frozen base model to `device` and take the attention that is fastest there."""
-        super().to(device)
-        attention = SHORT_ROW_ATTENTION if device.type == "cpu" else "sdpa"
-        self._base_model.set_attn_implementation(attention)
-        self._split_model = None
+        """Move and check the base model as every engine does; the check needs statistics."""
+        record_statistics, self.record_statistics = self.record_statistics, True
+        try:
+            super().to(device)
+        finally:
+            self.record_statistics = record_statistics
 
     @torch.no_grad()
-    def check_model(self) -> None:
-        """Try the model on a few tokens.
+    def prepare_model(self) -> None:
+        """Take the attention that is fastest on the device and computes what the model's own does.
 
-        Raises:
-            UnsupportedModelError: an adapted layer sees states of another shape than [rows, tokens,
-                width], is used twice, or attention has an argument that would be ignored.
+        That is products over short rows on a CPU, and SDPA on a GPU, unless the model was loaded
+        with eager attention or gives its attention arguments that SDPA ignores.
         """
-        base_model = self._base_model
-        attention = base_model.config._attn_implementation
-        trial_ids = torch.zeros(2, 4, dtype=torch.int64, device=self.model.device)
-        trial_adapters = {
-            name: parameter.detach()[None]
-            for name, parameter in self.model.named_parameters()
-            if f".{self.adapter_name}." in name
-        }
-        base_model.set_attn_implementation(SHORT_ROW_ATTENTION)
-        try:
-            with self._stacked(trial_adapters, GradientAccumulator(False, {}), len(trial_ids)):
-                base_model(input_ids=trial_ids, use_cache=False)
-        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-            if isinstance(error, UnsupportedModelError | torch.OutOfMemoryError):
-                raise
-            raise UnsupportedModelError(f"a trial with the fused engine failed: {error}") from error
-        finally:
-            base_model.set_attn_implementation(attention)
-
-    @property
-    def _base_model(self) -> Any:
-        return self.model.get_base_model()
+        set_attention(self.base_model, EAGER)
+        with self._eager_attention.comparing():
+            trial_ids = TRIAL_IDS.to(self.model.device) % len(self.base_model.get_input_embeddings().weight)
+            self.base_model(input_ids=trial_ids, use_cache=False)
+        is_sdpa_exact = self._requested_attention != EAGER and self._eager_attention.arguments <= SDPA_ARGUMENTS
+        if self.model.device.type != "cpu" and is_sdpa_exact:
+            set_attention(self.base_model, SDPA)
+        self._split_model = None
 
     def _measure_chunk(self, adapters: Adapters, batch: Batch, accumulator: GradientAccumulator) -> GradientMeasurement:
         stack_size = member_count(adapters)
@@ -111,20 +100,27 @@ class FusedEngine(GradientEngine):
         if not self.record_statistics:
             accumulator.statistics = {}
         if self._split_model is None:
-            if self.model.device.type != "cpu":  # SDPA ignores in silence what it does not know
-                self.check_model()
             self._split_model = split_model(self.model)
         with (
             torch.enable_grad(),
-            self._stacked(adapters, accumulator, len(flat_batch.example_id)),
+            self._eager_attention.replacing(),
+            self._stacked(adapters, accumulator, flat_batch),
         ):
             loss = self.objective(self._split_model, flat_batch)
             loss.sum().backward()
+        for parameter_name in sorted(adapters.keys() - accumulator.parameter_names):
+            # Adapted layers that take no part, such as those of a vision tower.
+            parameter_shape = adapters[parameter_name].shape[1:]
+            no_gradient = torch.zeros((), dtype=self.model.dtype, device=self.model.device)
+            row_count = len(flat_batch.example_id) // stack_size
+            accumulator.add(parameter_name, no_gradient.expand(stack_size, row_count, *parameter_shape))
         return accumulator.result(loss.detach().view(stack_size, -1))
 
     @contextmanager
-    def _stacked(self, adapters: Adapters, accumulator: GradientAccumulator, example_count: int) -> Iterator[None]:
-        """Let LoRA layers compute with stacked adapters and report to the accumulator."""
+    def _stacked(self, adapters: Adapters, accumulator: GradientAccumulator, batch: Batch) -> Iterator[None]:
+        """Let LoRA layers compute with stacked adapters and report to the accumulator; `batch` is [M·B, ...]."""
+        example_count = len(batch.example_id)
+        row_shape = (batch.input_ids.shape[:-1].numel(), batch.input_ids.shape[-1])
         try:
             for layer_name, layer in self.layers.items():
                 parameter_names = {part: f"{layer_name}.lora_{part}.{self.adapter_name}.weight" for part in "AB"}
@@ -140,6 +136,7 @@ class FusedEngine(GradientEngine):
                     parameter_names,
                     accumulator,
                     example_count,
+                    row_shape,
                 )
             yield
         finally:
@@ -154,20 +151,30 @@ def _find_lora_layers(model: PeftModel, adapter_name: str) -> dict[str, Any]:
         if not isinstance(module, LoraLayer) or adapter_name not in module.scaling:
             continue
         base_layer = module.get_base_layer()
-        layer_kind = type(base_layer).__name__
-        if type(base_layer).forward not in SUPPORTED_FORWARDS:
+        if not _is_plainly_linear(base_layer):
             raise UnsupportedModelError(
-                f"the adapted module {module_name} is a {layer_kind}; the fused engine knows Linear "
-                "and Conv1D; adapt other modules or take the vmap engine"
+                f"the adapted module {module_name} is a {type(base_layer).__name__}, and the fused engine knows layers "
+                "that only multiply by a matrix and add a bias"
             )
         has_bias = module.lora_bias.get(adapter_name, False)
         if has_bias or module.lora_variant.get(adapter_name) is not None:
             raise UnsupportedModelError(
                 f"the adapter of {module_name} is a variant of LoRA (such as DoRA, or with biases), which the fused "
-                "engine does not know; take the vmap engine"
+                "engine does not know"
             )
         layers[module_name] = module
     return layers
+
+
+@torch.no_grad()
+def _is_plainly_linear(layer: Any) -> bool:
+    """Compare a layer, of a subclass perhaps, with the product by its weight."""
+    if type(layer).forward in (nn.Linear.forward, Conv1D.forward):
+        return True
+    if not isinstance(layer, nn.Linear) or layer.weight.shape != (layer.out_features, layer.in_features):
+        return False
+    inputs = torch.linspace(-1, 1, layer.in_features).to(layer.weight)[None]
+    return torch.equal(layer(inputs), nn.functional.linear(inputs, layer.weight, layer.bias))
 
 
 class _StackedForward:
@@ -181,26 +188,28 @@ class _StackedForward:
         parameter_names: dict[str, str],
         accumulator: GradientAccumulator,
         example_count: int,
+        row_shape: tuple[int, int],
     ):
         is_transposed = isinstance(base_layer, Conv1D)
         self.weight = base_layer.weight if is_transposed else base_layer.weight.t()  # [D_in, D_out]
         self.bias = base_layer.bias
         self.matrices, self.scaling, self.parameter_names = matrices, scaling, parameter_names
-        self.accumulator, self.example_count = accumulator, example_count
+        self.accumulator, self.example_count, self.row_shape = accumulator, example_count, row_shape
         self.was_called = False
 
     def __call__(self, inputs: Tensor) -> Tensor:
         layer_name = self.parameter_names["A"].partition(".lora_A")[0]
         if self.was_called:
             raise UnsupportedModelError(
-                f"the adapted module {layer_name} is used twice in a forward pass, which the fused "
-                "engine does not know; adapt other modules or take the vmap engine"
+                f"the adapted module {layer_name} is used twice in a forward pass, which the fused engine does not know"
             )
-        if inputs.dim() != 3 or len(inputs) % self.example_count:
+        row_count, token_count = self.row_shape
+        flattened = (row_count * token_count, inputs.shape[-1])
+        if inputs.shape != flattened and (inputs.dim() < 3 or len(inputs) != row_count):
             raise UnsupportedModelError(
-                f"the adapted module {layer_name} sees inputs of shape {tuple(inputs.shape)}; the "
-                "fused engine knows [rows, tokens, width]; adapt other modules or take the vmap "
-                "engine"
+                f"the adapted module {layer_name} sees inputs of shape {tuple(inputs.shape)} for {row_count} rows of "
+                f"{token_count} tokens, as experts do that see some of the tokens; the fused engine knows "
+                "[rows, tokens, width] and [rows · tokens, width]"
             )
         self.was_called = True
         return _StackedLora.apply(
@@ -234,22 +243,25 @@ class _StackedLora(torch.autograd.Function):
     ) -> Tensor:
         """Compute the layer's output.
 
-        inputs [M·B·S, T, D_in], weight [D_in, D_out], matrix_a [M, R, D_in],
-        matrix_b [M, D_out, R] -> [M·B·S, T, D_out].
+        inputs [M·B·S, T, D_in] or [M·B·S·T, D_in], weight [D_in, D_out], matrix_a [M, R, D_in],
+        matrix_b [M, D_out, R] -> [M·B·S, T, D_out] or [M·B·S·T, D_out].
         """
         ctx.scaling, ctx.parameter_names, ctx.accumulator, ctx.example_count = settings
         stack_size = len(matrix_a)
         flat_inputs = inputs.reshape(-1, inputs.shape[-1])
-        output = flat_inputs @ weight
+        # Made in its final shape, as autograd lets nobody change a view that such a function returns.
+        output = flat_inputs.new_empty(*inputs.shape[:-1], weight.shape[1])
+        flat_output = output.view(-1, weight.shape[1])
+        torch.mm(flat_inputs, weight, out=flat_output)
         narrow = flat_inputs.view(stack_size, -1, inputs.shape[-1]) @ matrix_a.mT  # [M, B·S·T, R]
         update_inputs, update_weight = narrow, matrix_b.mT * ctx.scaling  # [M, R, D_out]
         if bias is not None:  # as one more column: a product with bias of its own is slower on CPUs
             one_column = narrow.new_ones(*narrow.shape[:-1], 1)
             update_inputs = torch.cat([narrow, one_column], -1)
             update_weight = torch.cat([update_weight, bias.expand(stack_size, 1, -1)], 1)
-        output.view(stack_size, -1, output.shape[-1]).baddbmm_(update_inputs, update_weight)
+        flat_output.view(stack_size, -1, weight.shape[1]).baddbmm_(update_inputs, update_weight)
         ctx.save_for_backward(inputs, weight, matrix_a, matrix_b, narrow)
-        return output.view(*inputs.shape[:-1], -1)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *output_gradients: Tensor) -> Any:

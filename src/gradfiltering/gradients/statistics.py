@@ -63,6 +63,7 @@ class GradientAccumulator:
 
     Attributes:
         statistics: name -> what is computed; empty it to find out what computing it costs.
+        parameter_names: parameters taken in so far.
     """
 
     def __init__(self, sum_gradients: bool, statistics: Mapping[str, GradientStatistic]):
@@ -73,9 +74,11 @@ class GradientAccumulator:
         }
         self.statistic_sums: dict[str, Tensor] = {}
         self.gradient_sums: Adapters = {}
+        self.parameter_names: set[str] = set()
 
     def add(self, parameter_name: str, example_gradients: Tensor) -> None:
         """Take in one parameter's per-example gradients, [M, B, ...]."""
+        self.parameter_names.add(parameter_name)
         if self.sum_gradients:
             wide_dtype = torch.promote_types(example_gradients.dtype, torch.float32)
             self.gradient_sums[parameter_name] = example_gradients.sum(1, dtype=wide_dtype)

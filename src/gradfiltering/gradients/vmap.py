@@ -4,16 +4,16 @@ import re
 from dataclasses import fields
 from typing import Any
 
-from peft import PeftModel
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from gradfiltering.data.batches import Batch
-from gradfiltering.gradients.engine import GradientEngine, UnsupportedModelError
+from gradfiltering.gradients.attention import EAGER, set_attention
+from gradfiltering.gradients.engine import GradientEngine
 from gradfiltering.gradients.statistics import GradientAccumulator, GradientMeasurement
+from gradfiltering.gradients.unsupported import UnsupportedModelError
 from gradfiltering.models.causal_model import FunctionalModel
 from gradfiltering.models.lora import Adapters
-from gradfiltering.models.objectives import Objective
 
 
 class VmapEngine(GradientEngine):
@@ -21,10 +21,9 @@ class VmapEngine(GradientEngine):
 
     name = "vmap"
 
-    def __init__(self, model: PeftModel, objective: Objective, chunk_tokens: int):
-        super().__init__(model, objective, chunk_tokens)
-        # The fused attention kernels have no batching rule.
-        model.get_base_model().set_attn_implementation("eager")  # type: ignore[operator]
+    def prepare_model(self) -> None:
+        """Take eager attention: the fused attention kernels have no batching rule."""
+        set_attention(self.base_model, EAGER)
 
     def _measure_chunk(self, adapters: Adapters, batch: Batch, accumulator: GradientAccumulator) -> GradientMeasurement:
         batch_type: Any = type(batch)
@@ -42,10 +41,9 @@ class VmapEngine(GradientEngine):
         except RuntimeError as error:
             if not re.search("vmap|transform", str(error)):  # memory, for instance
                 raise
-            model_name = type(self.model.get_base_model()).__name__
             raise UnsupportedModelError(
-                f"torch.func cannot take per-example gradients of {model_name}, which does what it "
-                f"does not support: {error}. Take the fused engine, or choose another model"
+                f"torch.func cannot take per-example gradients of {type(self.base_model).__name__}, which does what it "
+                f"does not support: {str(error).splitlines()[0]}"
             ) from error
         for parameter_name, gradient in gradients.items():
             accumulator.add(parameter_name, gradient)

@@ -1,5 +1,6 @@
 """LoRA adapters on one frozen base model: settings, stacked parameters, update size, PEFT export."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from transformers.pytorch_utils import Conv1D
 from gradfiltering.errors import UserError
 from gradfiltering.options import NonNegativeFloat, PositiveFloat, PositiveInt, options
 from gradfiltering.seeding import derive_seed
+
+logger = logging.getLogger(__name__)
 
 Adapters = dict[str, Tensor]  # parameter name of the PEFT model -> [M, ...]
 
@@ -39,24 +42,37 @@ class LoraSettings:
     def attach(self, model: nn.Module) -> PeftModel:
         """Wrap `model` with LoRA layers of this shape.
 
+        `all-linear` leaves routers and experts alone where they are no linear layers but stacked
+        parameters, which PEFT would adapt, too.
+
         Raises:
-            UserError: no module of the model matches `target_modules`.
+            UserError: no module of the model matches `target_modules`, or one must not be adapted.
         """
-        all_linear = isinstance(self.target_modules, str)
-        target_modules = self.target_modules if all_linear else list(self.target_modules)
+        if not isinstance(self.target_modules, str):
+            return self._attach_to(model, list(self.target_modules))
+        peft_model = self._attach_to(model, self.target_modules)
+        config: Any = peft_model.peft_config["default"]
+        if not config.target_parameters:
+            return peft_model
+        logger.info("not adapted, since they are no linear layers: %s", ", ".join(sorted(config.target_parameters)))
+        linear_modules = sorted(config.target_modules)
+        return self._attach_to(peft_model.unload(), linear_modules)
+
+    def _attach_to(self, model: nn.Module, target_modules: str | list[str]) -> PeftModel:
         config = LoraConfig(
             task_type=TaskType.CAUSAL_LM,
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]
             lora_dropout=0.0,
-            target_modules=target_modules,  # type: ignore[arg-type]
+            target_modules=target_modules,
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         )
         try:
             return get_peft_model(model, config)
         except ValueError as error:
+            remedy = "a list" if target_modules == self.target_modules == "all-linear" else "all-linear or a list"
             raise UserError(
-                f"target_modules is {target_modules}: {error} Give all-linear or a list of module name endings",
+                f"target_modules is {self.target_modules}: {error} Give {remedy} of module name endings",
                 self,
                 ("target_modules",),
             ) from error

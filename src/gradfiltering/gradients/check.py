@@ -1,0 +1,145 @@
+"""The comparison of an engine with one row at a time, on a tiny batch, before it is used."""
+
+from typing import Any, ClassVar, Protocol
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from gradfiltering.data.batches import IGNORED, Batch
+from gradfiltering.errors import UserError, is_out_of_memory
+from gradfiltering.gradients.attention import EAGER, set_attention
+from gradfiltering.gradients.statistics import GradientMeasurement
+from gradfiltering.gradients.unsupported import UnsupportedModelError
+from gradfiltering.models.causal_model import FunctionalModel
+from gradfiltering.models.lora import Adapters
+from gradfiltering.models.objectives import Objective, ResponseNLL
+
+# Largest relative error of an example's gradient. Rounding stays far below it, a term left out does not.
+TOLERANCES = {torch.float64: 1e-3, torch.float32: 1e-2}
+NARROW_TOLERANCE = 0.3  # bf16, fp16
+CAUSALITY_TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-3}  # of the logits of two tokens
+NARROW_CAUSALITY_TOLERANCE = 0.05
+LENGTHS, PROMPT_TOKENS = (7, 5), 2
+
+
+class CheckedEngine(Protocol):
+    """What the comparison needs of an engine."""
+
+    name: ClassVar[str]
+    model: PeftModel
+    adapter_name: str
+    objective: Objective
+    chunk_tokens: int
+
+    @property
+    def base_model(self) -> Any:
+        """The frozen model under the adapters."""
+
+    def prepare_model(self) -> None:
+        """Choose how the model computes on its device."""
+
+    def measure(
+        self, adapters: Adapters, batch: Batch, with_mean_gradient: bool, statistics: Any
+    ) -> GradientMeasurement:
+        """Measure a batch."""
+
+
+def check_engine(engine: CheckedEngine) -> None:
+    """Compare an engine's per-example gradients of two padded rows with those of one row at a time.
+
+    A list of architectures would be out of date with every release of transformers, and would not
+    know the user's own; a comparison of the numbers covers whatever the model does. It costs seven
+    passes over a dozen tokens. Terms too small to tell on so few tokens (a soft cap, a window) are
+    the concern of `EagerAttention`, which compares the attention of each layer.
+
+    Raises:
+        UnsupportedModelError: the engine fails, its gradients differ, or a token sees later ones.
+    """
+    model, model_name = engine.model, type(engine.base_model).__name__
+    adapters = _random_adapters(model, engine.adapter_name)
+    batch = _padded_batch(engine.base_model).to(model.device)
+    settings = engine.objective, engine.chunk_tokens
+    engine.objective, engine.chunk_tokens = ResponseNLL(), batch.input_ids.numel()
+    attention = engine.base_model.config._attn_implementation
+    try:
+        set_attention(engine.base_model, EAGER)
+        _check_causality(model, batch)
+        expected_gradients = [_row_gradient(model, adapters, batch, row) for row in range(len(LENGTHS))]
+        set_attention(engine.base_model, attention)
+        engine.prepare_model()
+
+        def squared_error(parameter_name: str, example_gradients: Tensor) -> Tensor:
+            expected = torch.stack([gradient[parameter_name] for gradient in expected_gradients])
+            return (example_gradients[0] - expected).double().square().flatten(1).sum(1)[None]
+
+        stacked_adapters = {parameter_name: value[None] for parameter_name, value in adapters.items()}
+        measured = engine.measure(stacked_adapters, batch, True, {"squared_error": squared_error})
+    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, UserError | torch.OutOfMemoryError) or is_out_of_memory(error):
+            raise
+        raise UnsupportedModelError(
+            f"a trial of the {engine.name} engine with {model_name} failed: {str(error).splitlines()[0][:200]}"
+        ) from error
+    finally:
+        engine.objective, engine.chunk_tokens = settings
+    squared_norms = torch.stack(
+        [sum((value.double().square().sum() for value in row.values()), torch.zeros(())) for row in expected_gradients]
+    )
+    relative_error = float((measured.statistics["squared_error"][0] / squared_norms.clamp(min=1e-60)).sqrt().max())
+    if not relative_error <= TOLERANCES.get(next(model.parameters()).dtype, NARROW_TOLERANCE):
+        raise UnsupportedModelError(
+            f"in a trial with {model_name} the gradients of the {engine.name} engine differ from those of one row at "
+            f"a time by {relative_error:.1g} of their norm"
+        )
+
+
+def _random_adapters(model: PeftModel, adapter_name: str) -> Adapters:
+    """Draw one adapter; B is not 0, so that A has a gradient, too."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: (torch.randn(parameter.shape, generator=generator) * (0.3 * parameter.shape[-1] ** -0.5)).to(parameter)
+        for name, parameter in model.named_parameters()
+        if f".{adapter_name}." in name and ".lora_" in name
+    }
+
+
+def _padded_batch(base_model: Any) -> Batch:
+    vocabulary_size = len(base_model.get_input_embeddings().weight)
+    input_ids = (3 + 5 * torch.arange(len(LENGTHS) * max(LENGTHS))) % vocabulary_size
+    input_ids = input_ids.view(len(LENGTHS), -1)
+    labels = input_ids.clone()
+    labels[:, :PROMPT_TOKENS] = IGNORED
+    for row, length in enumerate(LENGTHS):
+        labels[row, length:] = IGNORED
+    return Batch(input_ids, labels, torch.arange(len(LENGTHS)))
+
+
+@torch.no_grad()
+def _check_causality(model: PeftModel, batch: Batch) -> None:
+    """Refuse a model in which a token sees later ones, as padding would then change an example."""
+    whole_row, beginning = batch.input_ids[:1], batch.input_ids[:1, :PROMPT_TOKENS]
+    logits, logits_of_beginning = (
+        model(input_ids=input_ids, use_cache=False).logits[0, :PROMPT_TOKENS].double()
+        for input_ids in (whole_row, beginning)
+    )
+    tolerance = CAUSALITY_TOLERANCES.get(next(model.parameters()).dtype, NARROW_CAUSALITY_TOLERANCE)
+    if (logits - logits_of_beginning).norm() > tolerance * logits.norm():
+        raise UnsupportedModelError(
+            f"in {type(model.get_base_model()).__name__} a token sees later ones, so it cannot learn to predict the "
+            "next; give a causal language model (of an encoder such as BERT, one with is_decoder=true)"
+        )
+
+
+def _row_gradient(model: PeftModel, adapters: Adapters, batch: Batch, row: int) -> Adapters:
+    """Compute the gradient of one row without padding, by autograd."""
+    parameters = {name: value.detach().clone().requires_grad_() for name, value in adapters.items()}
+    row_batch = Batch(
+        batch.input_ids[row : row + 1, : LENGTHS[row]],
+        batch.labels[row : row + 1, : LENGTHS[row]],
+        batch.example_id[row : row + 1],
+    )
+    with torch.enable_grad():
+        loss = ResponseNLL()(FunctionalModel(model, parameters), row_batch)[0]
+        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(parameters, gradients, strict=True))
