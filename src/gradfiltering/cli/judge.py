@@ -208,4 +208,4 @@ def _table(*column_headers: str) -> "Table":
 def _print_table(table: "Table") -> None:
     from rich.console import Console
 
-    Console().print(table)
+    Console(markup=False).print(table)  # names of files and raters are no markup

@@ -1,6 +1,7 @@
 """Chat completions from an OpenAI-compatible server: many at once, retried, silent about keys."""
 
 import asyncio
+import ipaddress
 import math
 import os
 import re
@@ -20,13 +21,22 @@ from tenacity import (
 )
 
 from gradfiltering.errors import UserError
-from gradfiltering.judging.reply_store import StoredReply
+from gradfiltering.judging.reply_store import StoredReply, encodable
 from gradfiltering.judging.spending import Spending
 from gradfiltering.options import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator, options
 
 RETRIED_STATUSES = {408, 409, 425, 429}  # another attempt may mend these, and any from 500
 FINAL_STATUSES = {401, 402, 403, 404}  # every further request would get these, too
 SHOWN_CHARACTERS = 300
+MOST_TOKENS = 10**9  # a larger count is no count
+# What a header's name may hold (RFC 9110), names that the client sets itself, and what a value may hold.
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_OWN_HEADERS = {"connection", "content-length", "content-type", "host", "transfer-encoding"}
+_HEADER_VALUE = re.compile(r"[\x20-\x7e]+")
+_HOST_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+# A secret this short stands in any text by chance, so it is hidden only where a word says what it is.
+SHORT_SECRET, WORD_SECRET = 3, 7
+_SECRET_CONTEXT = r"(?i:\b(?:key|token|secret|password|bearer|authorization|provided)\b\W{0,4}(?:is\W{0,4})?)"
 _KEY_LIKE = re.compile(r"\b(?:sk|pk|key|api)[-_][\w*.\-]{6,}|(?<=Bearer )\S+")
 
 
@@ -40,6 +50,10 @@ class _TransientFault(Exception):
     def __init__(self, failure_reason: str, charged: bool = True):
         super().__init__(failure_reason)
         self.charged = charged
+
+
+class _ForeignRedirect(Exception):
+    """A server sent us on to another origin, which the message names."""
 
 
 @options
@@ -75,7 +89,8 @@ class ChatEndpoint:
     Attributes:
         base_url: address such as `https://api.openai.com/v1`.
         key_variable: environment variable that holds the key; None for a server that asks for none.
-        header_variables: further headers by the environment variable that holds their value.
+        header_variables: environment variables that hold the values of further headers, by header; None for no such
+            headers.
         concurrency: most requests under way at once.
         timeout: seconds until a reply must have come whole.
         retries: number of attempts, and the waits between them.
@@ -83,17 +98,32 @@ class ChatEndpoint:
 
     base_url: str
     key_variable: str | None
-    header_variables: Mapping[str, str]
+    header_variables: Mapping[str, str] | None
     concurrency: PositiveInt
     timeout: PositiveFloat
     retries: RetrySettings
 
     @model_validator(mode="after")
     def _check_address(self) -> Self:
-        address_parts = urlsplit(self.base_url)
+        no_address = "base_url is no address of a server ({}); give one such as https://api.openai.com/v1"
+        try:
+            address_parts = urlsplit(self.base_url)
+            port = address_parts.port
+        except ValueError as error:
+            raise UserError(
+                no_address.format(str(error).replace(self.base_url, "it")), owner=self, arguments=("base_url",)
+            ) from None
         address_problem = None
-        if address_parts.scheme not in ("http", "https") or not address_parts.hostname:
-            address_problem = "base_url is no address of a server; give one such as https://api.openai.com/v1"
+        if address_parts.scheme not in ("http", "https"):
+            address_problem = no_address.format("it begins with neither http:// nor https://")
+        elif re.search(r"[\s\x00-\x1f\x7f\\]", self.base_url):
+            address_problem = no_address.format("it holds a blank, a control character or a backslash")
+        elif port == 0:
+            address_problem = no_address.format("no server listens on port 0")
+        elif address_parts.fragment:
+            address_problem = no_address.format("it has a part after #")
+        elif not _is_host(address_parts.hostname):
+            address_problem = no_address.format("its host is no name and no IP address")
         elif address_parts.username or address_parts.password or address_parts.query:
             address_problem = (
                 "base_url holds a user, a password or a query, which would stand in the run's "
@@ -102,6 +132,13 @@ class ChatEndpoint:
             )
         if address_problem is not None:
             raise UserError(address_problem, owner=self, arguments=("base_url",))
+        for header_name in self.header_variables or {}:
+            if not _HEADER_NAME.fullmatch(header_name) or header_name.lower() in _OWN_HEADERS:
+                raise UserError(
+                    f"header_variables: {header_name!r} is no header that can be set; give a name such as X-Team",
+                    owner=self,
+                    arguments=("header_variables",),
+                )
         return self
 
     def check_secrets(self) -> None:
@@ -115,7 +152,15 @@ class ChatEndpoint:
         except ImportError as error:
             raise UserError("this judge needs the openai package: pip install 'gradfiltering[openai]'") from error
         for secret_variable in self._secret_variables():
-            if not os.environ.get(secret_variable, "").strip():
+            secret_value = os.environ.get(secret_variable, "").strip()
+            if secret_value and not _HEADER_VALUE.fullmatch(secret_value):
+                raise UserError(
+                    f"the environment variable {secret_variable} holds a line break or a character that no header can "
+                    "carry; set it to the secret alone",
+                    owner=self,
+                    arguments=("key_variable", "header_variables"),
+                )
+            if not secret_value:
                 raise UserError(
                     "this judge takes a secret from the environment variable "
                     f"{secret_variable}, which is not set; set it, or name another (a null key_variable "
@@ -125,9 +170,19 @@ class ChatEndpoint:
                 )
 
     def redact(self, text: str) -> str:
-        """Remove this session's secrets, and anything that looks like a key, from a text."""
-        for secret_variable in self._secret_variables():
-            if secret_value := os.environ.get(secret_variable, "").strip():
+        """Remove this session's secrets, and anything that looks like a key, from a text.
+
+        Secrets of up to seven characters are removed as whole words; of up to three, which are digits or syllables
+        of any reply, only where a word such as `key` stands before them.
+        """
+        secret_values = {os.environ.get(secret_variable, "").strip() for secret_variable in self._secret_variables()}
+        for secret_value in sorted(secret_values - {""}, key=len, reverse=True):
+            whole_word = rf"(?<![A-Za-z0-9]){re.escape(secret_value)}(?![A-Za-z0-9])"
+            if len(secret_value) <= SHORT_SECRET:
+                text = re.sub(rf"({_SECRET_CONTEXT}){whole_word}", r"\1***", text)
+            elif len(secret_value) <= WORD_SECRET:
+                text = re.sub(whole_word, "***", text)
+            else:
                 text = text.replace(secret_value, "***")
         return _KEY_LIKE.sub("***", text)
 
@@ -145,9 +200,8 @@ class ChatEndpoint:
         import openai
 
         self.check_secrets()
-        extra_headers = {
-            header: os.environ[secret_variable].strip() for header, secret_variable in self.header_variables.items()
-        }
+        header_variables = self.header_variables or {}
+        extra_headers = {header: os.environ[variable].strip() for header, variable in header_variables.items()}
         api_key = "none" if self.key_variable is None else os.environ[self.key_variable].strip()
         # Retries are tenacity's: the client's know neither the spending limits nor the pauses that
         # other requests were told, and do not repeat a request whose reply is garbage.
@@ -157,12 +211,16 @@ class ChatEndpoint:
             default_headers=extra_headers,
             timeout=self.timeout,
             max_retries=0,
+            # A redirect to another origin would take the headers along, and the key with them.
+            http_client=openai.DefaultAsyncHttpxClient(
+                timeout=self.timeout, event_hooks={"response": [_refuse_foreign_redirect]}
+            ),
         ) as client:
             yield ChatSession(self, client, spending)
 
     def _secret_variables(self) -> list[str]:
         key_variables = [] if self.key_variable is None else [self.key_variable]
-        return [*key_variables, *self.header_variables.values()]
+        return [*key_variables, *(self.header_variables or {}).values()]
 
 
 class ChatSession:
@@ -245,16 +303,28 @@ class ChatSession:
         try:
             async with asyncio.timeout(self.endpoint.timeout):  # of the whole; the client's: per read
                 completion = await self._client.chat.completions.create(**request_body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _TransientFault(shorten(f"the reply is no JSON ({error})")) from None
         except (TimeoutError, openai.APITimeoutError):
             raise _TransientFault(f"nothing came within {self.endpoint.timeout:g} s") from None
         except openai.APIConnectionError as error:
+            if isinstance(error.__cause__, _ForeignRedirect):
+                raise self._explain_redirect(error.__cause__) from None
             cause_name = type(error.__cause__ or error).__name__
             raise _TransientFault(f"the connection failed ({cause_name})") from None
+        except _ForeignRedirect as error:  # some versions of the client do not wrap it
+            raise self._explain_redirect(error) from None
         except openai.APIStatusError as error:
             raise self._explain_refusal(error) from None
         return self._read_completion(completion)
+
+    def _explain_redirect(self, redirect: "_ForeignRedirect") -> UserError:
+        return UserError(
+            f"{self.endpoint.base_url} sends us on to {self.endpoint.shorten(str(redirect))}, another server; "
+            "nothing was sent there. Give that address if you trust it",
+            owner=self.endpoint,
+            arguments=("base_url",),
+        )
 
     def _read_completion(self, completion: Any) -> StoredReply:
         # The client checks nothing of what it parses, so any part may be missing or odd.
@@ -269,8 +339,8 @@ class ChatSession:
         if not isinstance(reply_text, str):
             raise _TransientFault(f"the reply's content is {self.endpoint.shorten(repr(reply_text))}")
         return StoredReply(
-            text=self.endpoint.redact(reply_text),
-            finish_reason=finish_reason if isinstance(finish_reason, str) else None,
+            text=self.endpoint.redact(encodable(reply_text)),
+            finish_reason=encodable(finish_reason)[:SHOWN_CHARACTERS] if isinstance(finish_reason, str) else None,
             input_tokens=_read_count(token_usage, "prompt_tokens"),
             output_tokens=_read_count(token_usage, "completion_tokens"),
         )
@@ -309,7 +379,32 @@ class ChatSession:
 
 def _read_count(token_usage: Any, name: str) -> int | None:
     token_count = getattr(token_usage, name, None)
-    return token_count if type(token_count) is int and token_count >= 0 else None
+    return token_count if type(token_count) is int and 0 <= token_count <= MOST_TOKENS else None
+
+
+def _is_host(host_name: str | None) -> bool:
+    """Tell if a text is an IP address or a name that the domain name system could hold."""
+    try:
+        ipaddress.ip_address(host_name or "")
+        return True
+    except ValueError:
+        pass
+    try:
+        ascii_name = (host_name or "").rstrip(".").encode("idna").decode("ascii")
+    except UnicodeError:
+        return False
+    labels = ascii_name.split(".")
+    is_number = labels[-1].isdigit()  # 256.1.1.1 or 127.1: an address that is none
+    return len(ascii_name) <= 253 and not is_number and all(_HOST_LABEL.fullmatch(label) for label in labels)
+
+
+async def _refuse_foreign_redirect(response: Any) -> None:
+    """Stop before a redirect to another scheme, host or port is followed."""
+    if not response.has_redirect_location:
+        return
+    target = response.url.join(response.headers["location"])
+    if any(getattr(target, part) != getattr(response.url, part) for part in ("scheme", "host", "port")):
+        raise _ForeignRedirect(f"{target.scheme}://{target.netloc.decode('ascii', 'replace')}")
 
 
 def _read_requested_wait(reply_headers: Mapping[str, str]) -> float | None:

@@ -134,7 +134,8 @@ class HumanJudge(Judge):
             write_sheet(sheet_folder / f"ratings_{rater}.csv", pairs, rating_store, rater)
         screen().print(
             f"judge={self.name}: sheets for {', '.join(self.export)} in {sheet_folder}; take them "
-            "over with judge.sheets=[FILE,...]"
+            "over with judge.sheets=[FILE,...]",
+            markup=False,
         )
 
     def _wait_for_raters(self, pairs: Sequence[AnswerPair], rating_store: RatingStore) -> None:
@@ -151,7 +152,8 @@ class HumanJudge(Judge):
                 access_text = f"password in {self.page.password_variable}"
             screen().print(
                 f"judge={self.name}: {len(pairs)} pairs, {self.raters} rater(s) each, at {page_url} "
-                f"({access_text}). Ctrl-C stops; ratings are kept, and a further run goes on from there"
+                f"({access_text}). Ctrl-C stops; ratings are kept, and a further run goes on from there",
+                markup=False,
             )
             while not is_complete():
                 time.sleep(0.5)

@@ -14,8 +14,11 @@ Row = TypeVar("Row")
 
 
 def write_rows(file_path: Path, json_rows: Iterable[Any]) -> None:
-    """Write one dataclass object per line; the file appears under its name only when complete."""
-    with atomic_path(file_path) as part_path, part_path.open("w", encoding="utf-8") as file_stream:
+    """Write one dataclass object per line; the file appears under its name only when complete.
+
+    Lone surrogates, which UTF-8 has not, become question marks.
+    """
+    with atomic_path(file_path) as part_path, part_path.open("w", encoding="utf-8", errors="replace") as file_stream:
         for json_row in json_rows:
             file_stream.write(json.dumps(asdict(json_row), ensure_ascii=False, allow_nan=False) + "\n")
 

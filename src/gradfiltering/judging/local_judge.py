@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from jinja2.exceptions import TemplateError
+from rich.markup import escape
 from rich.progress import Progress
 
 from gradfiltering.data.examples import hash_tokenizer
@@ -90,7 +91,7 @@ class LocalJudge(Judge):
         identity = [LOCAL_VERSION, weights_hash, hash_tokenizer(language_model.tokenizer)]
         device_model: Any = language_model.model.to(device)
         with plain_decoding(device_model), Progress(transient=True) as progress:
-            task = progress.add_task(f"judging by {self.base_model.model}", total=len(conversations))
+            task = progress.add_task(escape(f"judging by {self.base_model.model}"), total=len(conversations))
             for attempt in range(self.conversation.max_attempts):
                 stored_count = 0
                 pending_turns: list[_Turn] = []

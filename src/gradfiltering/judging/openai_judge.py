@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from rich.markup import escape
 from rich.progress import Progress
 
 from gradfiltering.errors import UserError
@@ -30,18 +31,28 @@ class ChatRequest:
         temperature: temperature of sampling; None leaves it to the server.
         token_limit_name: this server's name for the longest reply, `max_tokens` or
             `max_completion_tokens`.
-        fields: further fields.
+        fields: further fields; None for no others.
     """
 
     model: str
     temperature: NonNegativeFloat | None
     token_limit_name: str
-    fields: Mapping[str, Any]
+    fields: Mapping[str, Any] | None
 
     @model_validator(mode="after")
     def _check_fields(self) -> Self:
         reserved = ("model", "messages", "stream", "n", "temperature", self.token_limit_name)
-        if taken := [name for name in self.fields if name in reserved]:
+        if not self.model.strip():
+            raise UserError("model is empty; give the model's name at the server", owner=self, arguments=("model",))
+        try:
+            json.dumps(self.fields, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UserError(
+                f"the further fields of the request are nothing that JSON can hold ({error})",
+                owner=self,
+                arguments=("fields",),
+            ) from None
+        if taken := [name for name in self.fields or {} if name in reserved]:
             raise UserError(
                 f"the request field {taken[0]} has an option of its own or cannot be changed; remove it",
                 owner=self,
@@ -51,7 +62,7 @@ class ChatRequest:
 
     def make_body(self, messages: Sequence[Message], conversation: ConversationSettings) -> dict[str, Any]:
         """Assemble a request's body."""
-        request_body = {"model": self.model, "messages": list(messages), **self.fields}
+        request_body = {"model": self.model, "messages": list(messages), **(self.fields or {})}
         if conversation.prompt.reply == "json":
             request_body.setdefault("response_format", {"type": "json_object"})
         if self.temperature is not None:
@@ -145,10 +156,10 @@ class OpenAIJudge(Judge):
             self.conversation.add_reply(conversation, stored_reply.text)
 
     async def _ask_all(self, conversations: Sequence[Conversation], reply_store: ReplyStore) -> None:
-        fatal_errors: list[UserError] = []
+        fatal_errors: list[Exception] = []
         failures: list[str] = []
         with Progress(transient=True) as progress:
-            task = progress.add_task(f"judging by {self.request.model}", total=len(conversations))
+            task = progress.add_task(escape(f"judging by {self.request.model}"), total=len(conversations))
 
             async def finish(conversation: Conversation, session: ChatSession) -> None:
                 try:
@@ -158,8 +169,8 @@ class OpenAIJudge(Judge):
                     failures.append(str(error))
                     # Not stored, so the next run asks for it.
                     conversation.final_reply = Reply(f"not judged: {error}", None)
-                except UserError as error:
-                    fatal_errors.append(error)  # requests under way may end: they are paid for
+                except Exception as error:
+                    fatal_errors.append(error)  # requests under way may end and be stored: they are paid for
                 progress.advance(task)
 
             async with self.endpoint.connect(self.spending) as session:
@@ -167,6 +178,8 @@ class OpenAIJudge(Judge):
         self._report(failures)
         if fatal_errors:
             fatal_error = fatal_errors[0]
+            if not isinstance(fatal_error, UserError):
+                raise fatal_error
             error_class = LimitReached if isinstance(fatal_error, LimitReached) else UserError
             raise error_class(
                 f"{fatal_error}. Replies that came are kept in {self.replies_path}; a further run asks "

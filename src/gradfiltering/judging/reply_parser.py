@@ -2,6 +2,11 @@
 
 A reply must open with its scores. An uncertain reply is left unread: a guess would become a verdict
 that nobody gave.
+
+The work grows linearly with a reply's length and has an end: of what follows a thought, at most
+`LONGEST_STATEMENT` characters are looked at. The patterns for scores hold no repetition without a
+bound but for the rest of the line, since blanks are reduced to single ones first; so none can be
+made to try the same characters in many ways.
 """
 
 import json
@@ -13,26 +18,27 @@ from gradfiltering.judging.verdicts import Scores
 ReplyFormat = Literal["text", "json"]
 LOWEST, HIGHEST = 0.0, 10.0  # the prompt names 1 to 10; GPT-4 gives a 0 to an empty answer
 JSON_KEYS = ("score_1", "score_2")
+LONGEST_STATEMENT = 50_000  # characters; a text's first line, or a JSON object, must end within them
 
 _SCORE = r"(?<![\d.+\-−/])(\d{1,2}(?:\.\d{1,2})?)(?![\d%])"
-_OF_TEN = r"\s*(?:/|out\s+of)\s*10(?:\.0)?(?![\d.,]*\d)"
-_BETWEEN = r"(?:\s*[,;|&]\s*|\s+(?:and\s+|vs\.?\s+)?)"
+_OF_TEN = r" ?(?:/|out of) ?10(?:\.0)?(?![.,]{0,2}\d)"
+_BETWEEN = r"(?: ?[,;|&] ?| (?:and |vs\.? )?)"
 # What may follow on the same line. Without punctuation "5 10 year olds" would be two scores.
 _REST = (
-    r"(?:\s*[.;:,]?$"
-    r"|(?:[.;:,]\s|\s+[-–—(]|\s+(?=(?:Assistant|Answer|Response|Both)\b))(?P<rest>.*)$)"
+    r"(?: ?[.;:,]?$"
+    r"|(?:[.;:,] | [-–—(]| (?=(?:Assistant|Answer|Response|Both)\b))(?P<rest>.*)$)"
 )
 _ANSWER_NAME = (
-    r"(?:(?:the\s+)?(?:scores?|ratings?)(?:\s+(?:for|of))?\s+)?"
-    r"(?:(?:(?:ai\s+)?(?:assistant|answer|response|model|score)\s*#?\s*)(?P<{0}>[12ab])"
+    r"(?:(?:the )?(?:scores?|ratings?)(?: (?:for|of))? )?"
+    r"(?:(?:(?:ai )?(?:assistant|answer|response|model|score) ?#? ?)(?P<{0}>[12ab])"
     r"|(?P<{0}_bare>[ab])|(?P<{0}_word>first|second)"
-    r"(?:\s+(?:assistant|answer|response|model))?)(?:['’]s)?(?:\s+(?:score|rating))?"
-    r"\s*(?:[:=]|\s[-–]\s|\bis\b)\s*"
+    r"(?: (?:assistant|answer|response|model))?)(?:['’]s)?(?: (?:score|rating))?"
+    r"(?: ?[:=]| [-–](?= )| ?\bis\b) ?"
 )
-_PREFIX = r"(?:(?:my\s+)?(?:scores?|ratings?)(?:\s+(?:are|is))?\s*[:=]?\s*)?"
+_PREFIX = r"(?:(?:my )?(?:scores?|ratings?)(?: (?:are|is))? ?[:=]? ?)?"
 
 # "Score 1 0" may be the score of answer 1: without names, "score" and 1 or 2 must stand apart.
-_NO_NAME = r"(?!scores?[\s#]*[12](?![\d.]))"
+_NO_NAME = r"(?!scores? ?#? ?[12](?![\d.]))"
 
 
 def _compile_pair(first_name: str, second_name: str, score: str) -> re.Pattern[str]:
@@ -45,12 +51,13 @@ _SCORE_FORMS = (_SCORE, _SCORE + _OF_TEN)
 _FIRST_NAME, _SECOND_NAME = _ANSWER_NAME.format("one"), _ANSWER_NAME.format("two")
 _PLAIN_PAIRS = [_compile_pair("", "", score) for score in _SCORE_FORMS]
 _LABELLED_PAIRS = [_compile_pair(_FIRST_NAME, _SECOND_NAME, score) for score in _SCORE_FORMS]
-_LABELLED_SCORE = re.compile(r"^[-•]?\s*" + _FIRST_NAME + _SCORE + rf"(?:{_OF_TEN})?\s*[.,;]?$", re.ASCII | re.I)
-_THOUGHT = re.compile(r"^\s*<think>.*?</think>", flags=re.DOTALL)
-_HEADING = re.compile(r"^(?:scores?|ratings?|evaluation|verdict)\s*:?$|^```\w*$", flags=re.IGNORECASE)
+_LABELLED_SCORE = re.compile(r"^[-•]? ?" + _FIRST_NAME + _SCORE + rf"(?:{_OF_TEN})? ?[.,;]?$", re.ASCII | re.I)
+_THOUGHT_START, _THOUGHT_END = "<think>", "</think>"
+_HEADING = re.compile(r"^(?:scores?|ratings?|evaluation|verdict) ?:?$|^```\w*$", flags=re.IGNORECASE)
+_BLANKS = re.compile(r"[ \t]+")
 _EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3})([^*]+)\1(?![\w*])|(?<!\w)(_{2})([^_]+)_{2}(?!\w)|`([^`]+)`")
 _ANSWER_MENTION = re.compile(
-    r"\b(?:assistants?|answers?|responses?|models?)\s*#?\s*[12]\b(?:\s*(?:and|or|&)\s*[12]\b)?", re.I
+    r"\b(?:assistants?|answers?|responses?|models?) ?#? ?[12]\b(?: ?(?:and|or|&) ?[12]\b)?", re.I
 )
 
 
@@ -65,8 +72,10 @@ def parse_scores(reply: str, reply_format: ReplyFormat = "text") -> Scores | Non
     Returns:
         (first answer's score, second answer's score).
     """
-    stated = _THOUGHT.sub("", reply.replace("\ufeff", ""), count=1)
-    if "</think>" in stated:
+    stated = reply.replace("\ufeff", "").lstrip()
+    if stated.startswith(_THOUGHT_START):
+        stated = stated.partition(_THOUGHT_END)[2]
+    if _THOUGHT_END in stated:
         return None  # where the thinking began is unknown, so a thought may stand first
     scores = _read_json(stated) if reply_format == "json" else _read_text(stated)
     if scores is None or not all(LOWEST <= score <= HIGHEST for score in scores):
@@ -75,15 +84,16 @@ def parse_scores(reply: str, reply_format: ReplyFormat = "text") -> Scores | Non
 
 
 def _read_text(reply: str) -> Scores | None:
-    lines = [line for line in map(_strip_markdown, reply.splitlines()) if line]
-    while lines and _HEADING.match(lines[0]):
-        lines = lines[1:]
-    if not lines:
+    visible_lines = reply[:LONGEST_STATEMENT].splitlines()
+    if len(reply) > LONGEST_STATEMENT:
+        visible_lines = visible_lines[:-1]  # its end is unknown
+    lines = filter(None, map(_strip_markdown, visible_lines))
+    opening = next((line for line in lines if not _HEADING.match(line)), None)
+    if opening is None:
         return None
-    opening = lines[0]
     # One line for each answer, as in "Assistant 1: 8" and below it "Assistant 2: 7".
-    if all(_LABELLED_SCORE.match(line) for line in lines[:2]) and len(lines) > 1:
-        opening = " ".join(line.lstrip("-•").strip().rstrip(".,;") for line in lines[:2])
+    if _LABELLED_SCORE.match(opening) and _LABELLED_SCORE.match(second_line := next(lines, "")):
+        opening = " ".join(line.lstrip("-•").strip().rstrip(".,;") for line in (opening, second_line))
     for pattern in _PLAIN_PAIRS:
         match = pattern.match(opening)
         if match and not _names_a_number(match["rest"]):
@@ -99,7 +109,8 @@ def _strip_markdown(line: str) -> str:
     """Remove Markdown emphasis, heading marks and one pair of brackets around all of a line."""
     line = line.replace("\u00a0", " ").strip().lstrip("#").strip()
     # Blanks stay in place of the marks, so that two numbers never grow into one.
-    line = _EMPHASIS.sub(lambda match: f" {match[2] or match[4] or match[5]} ", line).strip()
+    line = _EMPHASIS.sub(lambda match: f" {match[2] or match[4] or match[5]} ", line)
+    line = _BLANKS.sub(" ", line).strip()
     if re.fullmatch(r"\[[^\[\]]*\]|\([^()]*\)", line):
         line = line[1:-1].strip()
     return line
@@ -129,8 +140,11 @@ def _order_by_labels(match: re.Match[str]) -> Scores | None:
 
 def _read_json(reply: str) -> Scores | None:
     text = reply.strip()
-    if fenced := re.fullmatch(r"```(?:json)?\s*\n(.*?)\n?```", text, flags=re.DOTALL):
-        text = fenced[1]
+    if len(text) > LONGEST_STATEMENT:
+        return None
+    opening_line, _, body = text.partition("\n")
+    if opening_line.rstrip() in ("```", "```json") and body.endswith("```"):
+        text = body.removesuffix("```")
     try:
         content: Any = json.loads(text, object_pairs_hook=_refuse_repeated_keys)
     except (ValueError, RecursionError):

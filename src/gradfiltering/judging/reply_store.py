@@ -8,6 +8,11 @@ from pathlib import Path
 from gradfiltering.judging.sqlite_table import SqliteTable
 
 
+def encodable(text: str) -> str:
+    """Replace lone surrogates, which no file and no encoding can hold, by question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 @dataclass(frozen=True)
 class ReplyKey:
     """Identity of the question that a reply answers.
@@ -83,10 +88,8 @@ class ReplyStore:
 
     def put_all(self, keyed_replies: Sequence[tuple[ReplyKey, StoredReply]]) -> None:
         """Store replies; they are on the disk when this returns."""
-        # A lone surrogate is no text that a file could hold.
         reply_rows = [
-            (*astuple(reply_key), reply.text.encode("utf-8", "replace").decode(), *astuple(reply)[1:])
-            for reply_key, reply in keyed_replies
+            (*astuple(reply_key), encodable(reply.text), *astuple(reply)[1:]) for reply_key, reply in keyed_replies
         ]
         self._table.insert(
             f"INSERT OR IGNORE INTO replies ({_KEY_COLUMNS}, {_REPLY_COLUMNS}) VALUES ({_PARAMETERS})",
