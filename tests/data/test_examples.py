@@ -122,7 +122,7 @@ def test_summary_counts_rows_tokens_and_cuts(tokenizer, cache, make_records):
     encoded = Encoder(tokenizer, 512, cache).encode(make_records(ROWS))
     assert encoded.summary(4) == {
         "examples": 4, "unscored": 1, "unscored_reasons": {EMPTY_RESPONSE: 1}, "truncated": 0,
-        "tokens": int(encoded.lengths.sum()),
+        "tokens": int(encoded.lengths.sum()), "not_shown": {},
     }  # fmt: skip
 
 

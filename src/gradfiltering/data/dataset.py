@@ -2,16 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import Dataset
 
 from gradfiltering.data.file_formats import FileFormat
 from gradfiltering.data.json_rows import READ_AT_ONCE, JsonRows
+from gradfiltering.data.row_contents import RowContents, iterate_columns
 from gradfiltering.data.schemas import Columns as Columns
-from gradfiltering.data.schemas import Messages, Schema
+from gradfiltering.data.schemas import Instruction, Schema, Text
 from gradfiltering.data.templates import Turn
 from gradfiltering.errors import UserError
 
@@ -27,8 +28,10 @@ def check_rows(dataset_rows: Dataset | JsonRows, schema: Schema, describe_row: C
     Raises:
         UserError: the first row that does not fit, its field and value.
     """
-    for row_position in _rows_to_check(dataset_rows, schema):
-        schema_problem = schema.problem(dataset_rows[row_position])
+    if _only_text(dataset_rows, schema):
+        return
+    for row_position, row_values in enumerate(iterate_columns(dataset_rows, schema.fields)):
+        schema_problem = schema.problem(row_values)
         if schema_problem:
             raise UserError(
                 f"{describe_row(row_position)}: {schema_problem}; mend the rows, name another column, or choose "
@@ -38,24 +41,19 @@ def check_rows(dataset_rows: Dataset | JsonRows, schema: Schema, describe_row: C
             )
 
 
-def _rows_to_check(dataset_rows: Dataset | JsonRows, schema: Schema) -> Iterable[int]:
-    """Rows that may not fit: of text fields, what the table knows about types; of conversations, all rows."""
-    if isinstance(schema, Messages):
-        return range(len(dataset_rows))
+def _only_text(dataset_rows: Dataset | JsonRows, schema: Schema) -> bool:
+    """Return True where what is known about the types of columns tells that each row is of its schema."""
+    if not isinstance(schema, Instruction | Text):
+        return False
+    column_names = (*schema.prompt, schema.output) if isinstance(schema, Instruction) else schema.fields
     if isinstance(dataset_rows, JsonRows):
-        column_types = [dataset_rows.kinds.get(column_name, {}) for column_name in schema.fields]
-        return sorted(
-            first_position
-            for value_types in column_types
-            for type_name, first_position in value_types.items()
-            if type_name not in ("str", "NoneType")
-        )
-    present_columns = [column_name for column_name in schema.fields if column_name in dataset_rows.column_names]
-    only_text_columns = all(
-        getattr(dataset_rows.features[column_name], "dtype", None) in ("string", "large_string", "null")
-        for column_name in present_columns
+        value_types = {name for column in column_names for name in dataset_rows.kinds.get(column, {})}
+        return value_types <= {"str", "NoneType"}
+    return all(
+        getattr(dataset_rows.features[column], "dtype", None) in ("string", "large_string", "null")
+        for column in column_names
+        if column in dataset_rows.column_names
     )
-    return () if only_text_columns else range(len(dataset_rows))
 
 
 @dataclass(frozen=True)
@@ -71,6 +69,7 @@ class InstructionDataset:
         template: name of the prompt template.
         origin: the source in words, for messages and provenance.
         form: what the rows came in, and the subset is given back in.
+        contents: how many rows are of each schema, and what of them is not used.
     """
 
     rows: Dataset | JsonRows
@@ -81,6 +80,7 @@ class InstructionDataset:
     template: str
     origin: str
     form: FileFormat
+    contents: RowContents = field(default_factory=RowContents)
 
     def __len__(self) -> int:
         return len(self.rows)

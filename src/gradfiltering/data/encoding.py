@@ -3,65 +3,139 @@
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import TemplateError
-
-from gradfiltering.data.schemas import EMPTY_RESPONSE, NO_ASSISTANT, Messages, Row, Schema, Segment
-from gradfiltering.data.templates import closing_token, marks_assistant, stop_tokens
+from gradfiltering.data.chat_encoding import (
+    QUESTION_LEFT_OUT,
+    TokenizedRow,
+    TokenPiece,
+    describe_refusal,
+    roles_left_out,
+    shows_tools,
+    tokenize_by_chat_template,
+)
+from gradfiltering.data.conversations import Conversation
+from gradfiltering.data.schemas import (
+    EMPTY_RESPONSE,
+    NO_ASSISTANT,
+    NO_SCHEMA,
+    NOT_TRAINED,
+    Instruction,
+    Row,
+    Schema,
+    Segment,
+)
+from gradfiltering.data.templates import (
+    TEMPLATE_ERRORS,
+    closing_token,
+    marks_assistant,
+    stop_tokens,
+    tokenize_prompts,
+)
+from gradfiltering.runs.plain_text import replace_lone_surrogates
 
 NO_RESPONSE = "no response token: the chat template marks none, or nothing precedes it"
 NO_RESPONSE_LEFT = "no response token left in max_tokens"
 UNSUPERVISED_SHARE = 4  # a piece of prompt longer than max_tokens over this gives way before the response does
 
-TokenPiece = tuple[list[int], bool]
 
-
-def replace_lone_surrogates(text: str) -> str:
-    """The text with each lone surrogate, which no tokenizer takes, as the replacement character."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
-
-
-def tokenize_rows(
-    dataset_rows: Sequence[Row], schema: Schema, template: str, tokenizer: Any
-) -> list[list[TokenPiece] | str]:
-    """Tokenise rows; each becomes pieces of tokens, supervised or not, or the reason why it cannot.
+def tokenize_rows(dataset_rows: Sequence[Row], schema: Schema, template: str, tokenizer: Any) -> list[TokenizedRow]:
+    """Tokenise rows.
 
     Segments are tokenised apart, so the boundary between them never depends on how they would merge. A conversation
     takes the tokenizer's own chat template where that marks the assistant's tokens. Either way each response ends in
-    the one token that `closing_token` names, or in an end of sequence that the template itself writes.
+    the one token that `closing_token` names, or in an end of sequence that the template itself writes. What the model
+    would see is held against what the row says: a row whose question is left out is refused, and other parts that
+    are left out are named.
     """
     closing_token_id = closing_token(template, tokenizer)
-    if isinstance(schema, Messages) and marks_assistant(tokenizer):
-        stop_token_ids = set(stop_tokens(tokenizer))
-        return [
-            _tokenize_by_chat_template(schema.conversation(row_values), tokenizer, closing_token_id, stop_token_ids)
-            for row_values in dataset_rows
-        ]
-    segments_of_rows = [schema.segments(row_values, template, tokenizer) for row_values in dataset_rows]
-    if not segments_of_rows:
-        return []
+    uses_chat_template = marks_assistant(tokenizer) and (schema.is_conversational or template == "conversation")
+    stop_token_ids = set(stop_tokens(tokenizer)) if uses_chat_template else set()
+    tokenized_rows: list[TokenizedRow | None] = []
+    segments_of_rows: list[list[Segment]] = []
+    for row_values in dataset_rows:
+        conversation = schema.conversation(row_values)
+        if uses_chat_template and conversation is not None:
+            tokenized_rows.append(tokenize_by_chat_template(conversation, tokenizer, closing_token_id, stop_token_ids))
+            continue
+        try:
+            segments = schema.segments(row_values, template, tokenizer)
+        except TEMPLATE_ERRORS as error:
+            tokenized_rows.append(TokenizedRow(reason=describe_refusal(error)))
+            continue
+        tokenized_rows.append(None)
+        segments_of_rows.append(segments)
+    pieces_of_rows = iter(_tokenize_segments(segments_of_rows, closing_token_id, tokenizer))
+    segments_in_order = iter(segments_of_rows)
+    return [
+        _check_segments(schema.conversation(row_values), next(segments_in_order), next(pieces_of_rows))
+        if tokenized_row is None
+        else tokenized_row
+        for row_values, tokenized_row in zip(dataset_rows, tokenized_rows, strict=True)
+    ]
+
+
+def _tokenize_segments(
+    segments_of_rows: Sequence[Sequence[Segment]], closing_token_id: int, tokenizer: Any
+) -> list[list[TokenPiece]]:
     # The first segment of a row carries the tokenizer's start token, the others none.
     first_texts = [replace_lone_surrogates(segments[0].text) if segments else "" for segments in segments_of_rows]
-    first_token_ids = tokenizer(first_texts)["input_ids"]
+    first_token_ids = tokenize_prompts(first_texts, tokenizer)
     later_texts = [replace_lone_surrogates(segment.text) for segments in segments_of_rows for segment in segments[1:]]
     later_token_ids = iter(tokenizer(later_texts, add_special_tokens=False)["input_ids"] if later_texts else [])
-    tokenized_rows: list[list[TokenPiece] | str] = []
+    pieces_of_rows = []
     for segments, token_ids in zip(segments_of_rows, first_token_ids, strict=True):
-        later_pieces = [_make_piece(segment, next(later_token_ids), closing_token_id) for segment in segments[1:]]
-        tokenized_rows.append([(token_ids, False), *later_pieces])
-    return tokenized_rows
+        text_pieces: list[TokenPiece] = [(token_ids, False)]
+        for segment in segments[1:]:
+            segment_ids = next(later_token_ids)
+            closing_ids = [closing_token_id] if segment.ends_turn else []
+            text_pieces.append(([*segment_ids, *closing_ids], segment.supervised))
+        pieces_of_rows.append(_merge_answers(text_pieces))
+    return pieces_of_rows
+
+
+def _merge_answers(text_pieces: Sequence[TokenPiece]) -> list[TokenPiece]:
+    """Join neighbouring supervised pieces: the words of an answer and the token that ends it."""
+    merged_pieces: list[TokenPiece] = []
+    for token_ids, supervised in text_pieces:
+        if merged_pieces and supervised and merged_pieces[-1][1]:
+            merged_pieces[-1] = ([*merged_pieces[-1][0], *token_ids], True)
+        else:
+            merged_pieces.append((token_ids, supervised))
+    return merged_pieces
+
+
+def _check_segments(
+    conversation: Conversation | None, segments: Sequence[Segment], text_pieces: Sequence[TokenPiece]
+) -> TokenizedRow:
+    """Hold the text of segments against what the row says."""
+    if conversation is None:
+        return TokenizedRow(text_pieces)
+    whole_text = "".join(segment.text for segment in segments)
+    missing_roles = roles_left_out(conversation, whole_text)
+    if "user" in missing_roles:
+        return TokenizedRow(reason=QUESTION_LEFT_OUT)
+    not_shown = [f"{role} turns" for role in sorted(missing_roles)]
+    if not shows_tools(conversation, whole_text):
+        not_shown.append("tools")
+    if conversation.template_arguments:
+        not_shown.append("chat_template_kwargs")
+    further_names = {name for message in conversation.messages for name in message.further_fields}
+    not_shown += [f"message field {name}" for name in sorted(further_names)]
+    return TokenizedRow(text_pieces, not_shown=not_shown)
 
 
 def find_reason(row_values: Row, schema: Schema) -> str:
     """Return the reason why a row teaches nothing, before any token is counted; empty where it teaches."""
-    if isinstance(schema, Messages):
-        chat_messages = schema.conversation(row_values)
-        answers = [message["content"].strip() for message in chat_messages if message["role"] == "assistant"]
-        return "" if any(answers) else NO_ASSISTANT
-    return "" if (row_values.get(schema.fields[-1]) or "").strip() else EMPTY_RESPONSE
+    row_schema = schema.of_row(row_values)
+    if row_schema is None:
+        return NO_SCHEMA
+    conversation = row_schema.conversation(row_values)
+    if conversation is None:
+        return "" if (row_values.get(row_schema.fields[0]) or "").strip() else EMPTY_RESPONSE
+    if not conversation.answers:
+        return EMPTY_RESPONSE if isinstance(row_schema, Instruction) else NO_ASSISTANT
+    if not any(answer.trained for answer in conversation.answers):
+        return NOT_TRAINED
+    return ""
 
 
 def cut_to_length(text_pieces: Sequence[TokenPiece], max_tokens: int) -> tuple[list[int], list[int], bool]:
@@ -127,63 +201,3 @@ def _shorten_prompts(text_pieces: list[TokenPiece], excess_tokens: int, minimum_
             token_ids = token_ids[: piece_size - tail_size] + token_ids[len(token_ids) - tail_size :]
         shortened_pieces.append((token_ids, supervised))
     return shortened_pieces
-
-
-def _make_piece(text_segment: Segment, token_ids: list[int], closing_token_id: int) -> TokenPiece:
-    return ([*token_ids, closing_token_id], True) if text_segment.supervised else (token_ids, False)
-
-
-def _tokenize_by_chat_template(
-    conversation: list[dict[str, str]], tokenizer: Any, closing_token_id: int, stop_token_ids: set[int]
-) -> list[TokenPiece] | str:
-    chat_messages = [{**message, "content": replace_lone_surrogates(message["content"])} for message in conversation]
-    if not chat_messages:
-        return []
-    try:
-        encoded_messages = tokenizer.apply_chat_template(
-            chat_messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
-    except TemplateError as error:
-        return f"the tokenizer's chat template refuses it: {error}"
-    text_pieces: list[TokenPiece] = []
-    for token_id, assistant_mark in zip(
-        encoded_messages["input_ids"], encoded_messages["assistant_masks"], strict=True
-    ):
-        if not text_pieces or text_pieces[-1][1] != bool(assistant_mark):
-            text_pieces.append(([], bool(assistant_mark)))
-        text_pieces[-1][0].append(token_id)
-    return _close_responses(text_pieces, closing_token_id, stop_token_ids, tokenizer)
-
-
-def _close_responses(
-    text_pieces: list[TokenPiece], closing_token_id: int, stop_token_ids: set[int], tokenizer: Any
-) -> list[TokenPiece]:
-    """Supervise each response of a chat template up to the token that ends it, and no further.
-
-    Templates differ in what they mark: the words alone, the end of the turn as well, or also the line break after it.
-    A template that ends a turn in nothing but text gets the end of sequence put in.
-    """
-
-    def is_blank(token_ids: list[int]) -> bool:
-        return not tokenizer.decode(token_ids).strip()
-
-    closed_pieces: list[TokenPiece] = []
-    remaining_pieces = list(text_pieces)
-    while remaining_pieces:
-        token_ids, supervised = remaining_pieces.pop(0)
-        if not supervised:
-            closed_pieces.append((token_ids, False))
-            continue
-        stops_inside = [index + 1 for index, token_id in enumerate(token_ids) if token_id in stop_token_ids]
-        if stops_inside and is_blank(token_ids[stops_inside[-1] :]):
-            response_end = stops_inside[-1]
-            closed_pieces += [(token_ids[:response_end], True), (token_ids[response_end:], False)]
-            continue
-        next_token_ids = remaining_pieces[0][0] if remaining_pieces else []
-        stops_after = [index + 1 for index, token_id in enumerate(next_token_ids) if token_id in stop_token_ids]
-        if stops_after and is_blank(next_token_ids[: stops_after[0] - 1]):
-            closed_pieces.append((token_ids + next_token_ids[: stops_after[0]], True))
-            remaining_pieces[0] = (next_token_ids[stops_after[0] :], False)
-        else:
-            closed_pieces.append(([*token_ids, closing_token_id], True))
-    return closed_pieces

@@ -4,8 +4,8 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,7 +27,7 @@ from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.files import hash_key
 
 ENCODED_FILE = "tokens.arrow"
-ENCODING_VERSION = 2  # raise it when the same rows would be encoded otherwise
+ENCODING_VERSION = 3  # raise it when the same rows would be encoded otherwise
 SHOWN_CHARACTERS = 600  # of each stretch of the example on the screen
 # Options of a tokenizer that say where it lies, how it pads, or what stands in the hash anyway.
 WITHOUT_EFFECT = re.compile(
@@ -45,6 +45,7 @@ ENCODED = Features(
         "response_tokens": Value("int32"),
         "truncated": Value("bool"),
         "reason": Value("string"),
+        "not_shown": SequenceFeature(Value("string")),
     }
 )
 
@@ -61,6 +62,7 @@ class Examples:
         lengths: [N] int32, all tokens.
         response_tokens: [N] int32.
         unscored: example id and reason of every row left out.
+        not_shown: what rows hold and the model does not see -> number of examples.
     """
 
     table: Dataset
@@ -69,6 +71,7 @@ class Examples:
     response_tokens: np.ndarray
     truncated: int
     unscored: list[tuple[int, str]]
+    not_shown: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.example_ids)
@@ -92,12 +95,31 @@ class Examples:
             "unscored_reasons": dict(Counter(unscored_reason for _, unscored_reason in unscored)),
             "truncated": self.truncated,
             "tokens": self.tokens,
+            "not_shown": dict(self.not_shown),
         }
+
+    def warnings(self) -> list[str]:
+        """Name what the model does not see of the rows, with the number of examples."""
+        return [
+            f"{count} of {len(self)} examples have {name} that the template does not show, so that nothing is learnt "
+            "of it; choose a template that shows it, or drop it from the rows"
+            for name, count in self.not_shown.items()
+        ]
 
     def select(self, example_ids: Sequence[int]) -> "Examples":
         """The examples with these ids, in ascending order of id."""
         row_positions = np.flatnonzero(np.isin(self.example_ids, np.asarray(example_ids)))
-        return _examples(self.table.select(row_positions), unscored=[])
+        selected_table = self.table.select(row_positions)
+        return replace(
+            self,
+            table=selected_table,
+            example_ids=self.example_ids[row_positions],
+            lengths=self.lengths[row_positions],
+            response_tokens=self.response_tokens[row_positions],
+            truncated=int(np.sum(selected_table.with_format("numpy")["truncated"][:])),
+            unscored=[],
+            not_shown={},
+        )
 
 
 @dataclass(frozen=True)
@@ -228,7 +250,7 @@ class Encoder:
             "rows": hash_content(dataset_rows, schema.fields),
             "tokenizer": hash_tokenizer(self.tokenizer),
             "template": dataset.template,
-            "schema": [schema.name, *schema.fields],
+            "schema": repr(schema),
             "max_tokens": self.max_tokens,
         }
         if isinstance(dataset_rows, JsonRows):
@@ -267,14 +289,10 @@ def encode_rows(
     """Tokenise a batch of rows; the columns of `ENCODED`, with `reason` empty for a row that can be scored."""
     dataset_rows = rows_from_columns(batch)
     encoded_rows: dict[str, list] = {column_name: [] for column_name in ENCODED}
-    decoded_pieces = tokenize_rows(dataset_rows, schema, template, tokenizer)
-    for example_id, row_values, token_pieces in zip(indices, dataset_rows, decoded_pieces, strict=True):
-        unscored_reason = find_reason(row_values, schema)
-        refusal_reason = token_pieces if isinstance(token_pieces, str) else ""
-        token_ids, supervised_spans, was_cut = cut_to_length(
-            [] if isinstance(token_pieces, str) else token_pieces, max_tokens
-        )
-        unscored_reason = unscored_reason or refusal_reason
+    tokenized_rows = tokenize_rows(dataset_rows, schema, template, tokenizer)
+    for example_id, row_values, tokenized_row in zip(indices, dataset_rows, tokenized_rows, strict=True):
+        token_ids, supervised_spans, was_cut = cut_to_length(tokenized_row.pieces, max_tokens)
+        unscored_reason = find_reason(row_values, schema) or tokenized_row.reason
         supervised_count = sum(supervised_spans[1::2]) - sum(supervised_spans[::2])
         if not unscored_reason and not supervised_count:
             unscored_reason = NO_RESPONSE_LEFT if was_cut else NO_RESPONSE
@@ -285,6 +303,7 @@ def encode_rows(
         encoded_rows["response_tokens"].append(supervised_count)
         encoded_rows["truncated"].append(was_cut)
         encoded_rows["reason"].append(unscored_reason)
+        encoded_rows["not_shown"].append(list(tokenized_row.not_shown))
     return encoded_rows
 
 
@@ -294,6 +313,8 @@ def _scorable(encoded_rows: Dataset) -> np.ndarray:
 
 
 def _examples(row_table: Dataset, unscored: list[tuple[int, str]]) -> Examples:
+    not_shown = Counter(name for names in row_table["not_shown"] for name in names)
+    row_table = row_table.remove_columns("not_shown")
     numpy_columns = row_table.with_format("numpy")
     response_tokens = np.asarray(numpy_columns["response_tokens"][:], dtype=np.int32)
     return Examples(
@@ -303,6 +324,7 @@ def _examples(row_table: Dataset, unscored: list[tuple[int, str]]) -> Examples:
         response_tokens=response_tokens,
         truncated=int(np.sum(numpy_columns["truncated"][:])),
         unscored=unscored,
+        not_shown=dict(sorted(not_shown.items())),
     )
 
 

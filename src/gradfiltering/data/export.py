@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+from gradfiltering.data.conversations import CALLING_ROLES, CANONICAL_ROLES
 from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.file_formats import JSON_LINES, FileFormat
 from gradfiltering.data.json_rows import JsonRows, to_json
-from gradfiltering.data.schemas import CANONICAL_ROLES, Instruction, Messages
+from gradfiltering.data.schemas import SYSTEM_COLUMNS, TOOLS_COLUMNS, Instruction, Messages, Mixed, Schema
 from gradfiltering.runs.files import atomic_path, write_json
 
 READ_AT_ONCE = 1000  # rows
@@ -33,7 +34,31 @@ def write_rows(run_dir: Path, dataset: InstructionDataset, selected_row_ids: Seq
         _write_typed_rows(run_dir / file_name, selected_rows, file_format)
     elif file_format != JSON_LINES:
         _write_text_rows(run_dir / f"subset{file_format.suffix}", selected_rows, file_format)
-    write_json(run_dir / "dataset_info.json", {"subset": llama_factory_entry(dataset, selected_rows)})
+    if isinstance(dataset.schema, Mixed):
+        write_json(run_dir / "dataset_info.json", _write_by_schema(run_dir, dataset.schema, selected_rows))
+    else:
+        entry = llama_factory_entry(dataset.schema, selected_rows, "subset.jsonl")
+        write_json(run_dir / "dataset_info.json", {"subset": entry})
+
+
+def _write_by_schema(run_dir: Path, mixed_schema: Mixed, selected_rows: Dataset | JsonRows) -> dict[str, Any]:
+    """Write the rows of each schema into a file of their own: LLaMA-Factory reads one schema a file.
+
+    Returns:
+        The entries of `dataset_info.json`.
+    """
+    ids_by_schema: dict[Schema, list[int]] = {}
+    for row_id, row_values in enumerate(_iterate_rows(selected_rows)):
+        row_schema = mixed_schema.of_row(row_values)
+        if row_schema is not None:
+            ids_by_schema.setdefault(row_schema, []).append(row_id)
+    entries = {}
+    for row_schema, row_ids in ids_by_schema.items():
+        rows_of_schema = selected_rows.select(row_ids)
+        entry_name = "_".join(["subset", *row_schema.required])
+        _write_text_rows(run_dir / f"{entry_name}.jsonl", rows_of_schema, JSON_LINES)
+        entries[entry_name] = llama_factory_entry(row_schema, rows_of_schema, f"{entry_name}.jsonl")
+    return entries
 
 
 def row_to_json_line(row_values: Any) -> str:
@@ -96,29 +121,43 @@ def _write_typed_rows(output_path: Path, selected_rows: Dataset, file_format: Fi
                 file_writer.write_table(arrow_table.select(row_schema.names).cast(row_schema))
 
 
-def llama_factory_entry(dataset: InstructionDataset, selected_rows: Dataset | JsonRows) -> dict[str, Any]:
-    """Describe `subset.jsonl` for LLaMA-Factory's `dataset_info.json`: the fields of prompt and response."""
-    row_schema = dataset.schema
-    dataset_entry: dict[str, Any] = {"file_name": "subset.jsonl"}
+def llama_factory_entry(row_schema: Schema, selected_rows: Dataset | JsonRows, file_name: str) -> dict[str, Any]:
+    """Describe rows of one schema for LLaMA-Factory's `dataset_info.json`: their columns and, of messages, their tags.
+
+    A column that no selected row has is one that LLaMA-Factory would not find, and is not named.
+    """
+    dataset_entry: dict[str, Any] = {"file_name": file_name}
+    further_columns = {"system": SYSTEM_COLUMNS, "tools": TOOLS_COLUMNS[:1]}
     if isinstance(row_schema, Messages):
+        calls_tools = any(
+            message.get("tool_calls")
+            for row_values in _iterate_rows(selected_rows)
+            for message in row_values.get(row_schema.column) or ()
+        )
         dataset_entry |= {
-            "formatting": "sharegpt",
+            "formatting": "openai" if calls_tools else "sharegpt",
             "columns": {"messages": row_schema.column},
             "tags": _tags(row_schema, selected_rows),
         }
-        if any("system" in row_values for row_values in _iterate_rows(selected_rows)):
-            dataset_entry["columns"]["system"] = "system"
     elif isinstance(row_schema, Instruction):
-        column_names = {"prompt": row_schema.instruction, "response": row_schema.output}
-        # A field that no chosen row has is one that LLaMA-Factory would not find.
-        if row_schema.input is not None and any(
-            row_schema.input in row_values for row_values in _iterate_rows(selected_rows)
-        ):
-            column_names["query"] = row_schema.input
-        dataset_entry |= {"formatting": "alpaca", "columns": column_names}
+        dataset_entry |= {
+            "formatting": "alpaca",
+            "columns": {"prompt": row_schema.instruction, "response": row_schema.output},
+        }
+        if row_schema.input is not None:
+            further_columns["query"] = (row_schema.input,)
+        further_columns["history"] = ("history",)
     else:
-        dataset_entry["columns"] = {"prompt": row_schema.fields[0]}
+        return {**dataset_entry, "columns": {"prompt": row_schema.fields[0]}}
+    for meaning, column_names in further_columns.items():
+        for column_name in column_names:
+            if meaning not in dataset_entry["columns"] and _any_row_has(selected_rows, column_name):
+                dataset_entry["columns"][meaning] = column_name
     return dataset_entry
+
+
+def _any_row_has(selected_rows: Dataset | JsonRows, column_name: str) -> bool:
+    return any(column_name in row_values for row_values in _iterate_rows(selected_rows))
 
 
 def _tags(row_schema: Messages, selected_rows: Dataset | JsonRows) -> dict[str, str]:
@@ -127,10 +166,12 @@ def _tags(row_schema: Messages, selected_rows: Dataset | JsonRows) -> dict[str, 
     for row_values, _ in zip(_iterate_rows(selected_rows), range(READ_AT_ONCE), strict=False):
         for chat_message in row_values.get(row_schema.column) or ():
             role_key = "role" if chat_message.get("role") else "from"
-            content_key = "content" if chat_message.get("content") is not None else "value"
+            content_key = "value" if chat_message.get("content") is None and "value" in chat_message else "content"
             message_tags.setdefault("role_tag", role_key)
             message_tags.setdefault("content_tag", content_key)
-            message_tags.setdefault(ROLE_TAGS[CANONICAL_ROLES[chat_message[role_key]]], chat_message[role_key])
+            role_name = chat_message[role_key]
+            role_tag = "function_tag" if role_name in CALLING_ROLES else ROLE_TAGS[CANONICAL_ROLES[role_name.lower()]]
+            message_tags.setdefault(role_tag, role_name)
     return message_tags
 
 

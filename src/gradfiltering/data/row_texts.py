@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gradfiltering.data.dataset import InstructionDataset
-from gradfiltering.data.encoding import replace_lone_surrogates
 from gradfiltering.data.json_rows import JsonRows, rows_from_columns
-from gradfiltering.data.schemas import Messages, Schema
+from gradfiltering.data.schemas import Schema
 from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.files import atomic_path, link_file
+from gradfiltering.runs.plain_text import replace_lone_surrogates
 
 ROWS_FILE = "rows.parquet"
 WRITTEN_AT_ONCE = 2000  # rows
@@ -47,23 +47,22 @@ def write_row_texts(run_dir: Path, dataset: InstructionDataset, cache: Cache) ->
 def prompt_and_response(schema: Schema, row_values: Mapping[str, Any]) -> tuple[str, str]:
     """Prompt and response of a row: of a conversation its last answer and all that was said before it, of a text all.
 
+    A single question stands without the name of its role.
+
     Returns:
         Prompt (empty where nothing is asked) and response.
     """
-    if isinstance(schema, Messages):
-        conversation = schema.conversation(row_values)
-        answer_positions = [
-            describe_row
-            for describe_row, chat_message in enumerate(conversation)
-            if chat_message["role"] == "assistant"
-        ]
-        last_answer = answer_positions[-1] if answer_positions else len(conversation)
-        earlier_messages = "\n\n".join(
-            f"{chat_message['role']}: {chat_message['content']}" for chat_message in conversation[:last_answer]
-        )
-        return earlier_messages, conversation[last_answer]["content"] if answer_positions else ""
+    conversation = schema.conversation(row_values)
+    if conversation is None:
+        return "", row_values.get(schema.fields[0]) or ""
     turn = schema.turn(row_values)
-    return (turn.question, turn.output) if turn is not None else ("", row_values.get(schema.fields[0]) or "")
+    if len(conversation.messages) == 2 and turn is not None:
+        return turn.question, turn.output
+    messages = conversation.messages
+    answer_positions = [position for position, message in enumerate(messages) if message.role == "assistant"]
+    last_answer = answer_positions[-1] if answer_positions else len(messages)
+    earlier_messages = "\n\n".join(f"{message.role}: {message.text}" for message in messages[:last_answer])
+    return earlier_messages, messages[last_answer].text if answer_positions else ""
 
 
 def _write_row_texts(path: Path, dataset: InstructionDataset) -> str:

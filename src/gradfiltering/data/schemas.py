@@ -1,27 +1,55 @@
 """Schemas: which columns hold question and answer, and which text is supervised. One class for each."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from gradfiltering.data.templates import Turn, find_template
+from jinja2 import TemplateError
+
+from gradfiltering.data.conversations import (
+    ChatMessage,
+    Conversation,
+    describe_message_problem,
+    read_message,
+    read_tools,
+    unused_parts,
+    without_nulls,
+)
+from gradfiltering.data.templates import (
+    Turn,
+    closing_token,
+    drop_doubled_start,
+    find_template,
+    render_chat,
+    template_messages,
+)
 from gradfiltering.errors import UserError
 from gradfiltering.options import options
 
 Row = Mapping[str, Any]
 
 SCHEMAS = ("auto", "alpaca", "prompt_completion", "messages", "text")
-PROMPT_COMPLETION_COLUMNS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"))
+PROMPT_COMPLETION_COLUMNS = (
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("question", "answer"),
+    ("question", "response"),
+)
 CONVERSATION_COLUMNS = ("messages", "conversations", "conversation")
-# The names that ShareGPT and its relatives have for the roles.
-CANONICAL_ROLES = {
-    "system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant",
-    "chatgpt": "assistant", "bot": "assistant", "model": "assistant", "tool": "tool", "function": "tool",
-    "observation": "tool",
+SYSTEM_COLUMNS = ("system", "system_prompt")
+TOOLS_COLUMNS = ("tools", "functions")
+TEMPLATE_ARGUMENTS = "chat_template_kwargs"  # a column of TRL's
+# Arguments of `apply_chat_template` that are not a row's to give.
+RESERVED_ARGUMENTS = {
+    "conversation", "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message",
+    "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs",
+    "return_assistant_tokens_mask", "sanitize_control_tokens", "messages",
 }  # fmt: skip
 
 EMPTY_RESPONSE = "empty response"
 NO_ASSISTANT = "no assistant turn with text in it"
+NOT_TRAINED = "every assistant turn is marked as not to be trained on"
+NO_SCHEMA = "no field of a schema of this dataset"
 
 
 @dataclass(frozen=True)
@@ -30,11 +58,13 @@ class Segment:
 
     Attributes:
         text: tokenised apart from its neighbours.
-        supervised: True where the model learns to say it; the token that ends a response then closes it.
+        supervised: True where the model learns to say it.
+        ends_turn: True where the token that ends a response follows.
     """
 
     text: str
     supervised: bool
+    ends_turn: bool = False
 
 
 @options
@@ -65,7 +95,7 @@ class Schema(Protocol):
 
     @property
     def name(self) -> str:
-        """One of `SCHEMAS`."""
+        """One of `SCHEMAS`, or mixed."""
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -79,8 +109,21 @@ class Schema(Protocol):
     def options(self) -> tuple[str, ...]:
         """The arguments of `Columns` that name them."""
 
+    @property
+    def is_conversational(self) -> bool:
+        """True where rows have the layout of conversations, whatever the template of single questions."""
+
+    def of_row(self, row_values: Row) -> "Schema | None":
+        """The schema of one row, None where it has no field of this one."""
+
     def problem(self, row_values: Row) -> str | None:
         """Say why a row is not of this schema; None where it is."""
+
+    def conversation(self, row_values: Row) -> Conversation | None:
+        """The row as messages; None for a text without turns."""
+
+    def unused(self, row_values: Row) -> list[str]:
+        """Name what the read columns hold and nothing uses."""
 
     def segments(self, row_values: Row, template_name: str, tokenizer: Any) -> list[Segment]:
         """The row's text in order; a row with nothing to learn has no supervised segment with text."""
@@ -93,6 +136,9 @@ class Schema(Protocol):
 class Instruction:
     """Instruction, optional input and output; a prompt and completion pair is one without an input.
 
+    A column `system` or `system_prompt` is the system turn, and a column `history` of pairs holds earlier questions
+    and answers, which are learnt as LLaMA-Factory learns them.
+
     Attributes:
         name: `alpaca` or `prompt_completion`.
         instruction: column of the instruction or prompt.
@@ -104,6 +150,7 @@ class Instruction:
     instruction: str
     input: str | None
     output: str
+    is_conversational: bool = False
 
     @property
     def prompt(self) -> tuple[str, ...]:
@@ -111,33 +158,97 @@ class Instruction:
         return (self.instruction,) if self.input is None else (self.instruction, self.input)
 
     @property
-    def fields(self) -> tuple[str, ...]:
-        """The columns that are read."""
-        return (*self.prompt, self.output)
-
-    @property
     def required(self) -> tuple[str, ...]:
         """The columns a dataset must have."""
         return (self.instruction, self.output)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        further_columns = (*SYSTEM_COLUMNS, "history", *TOOLS_COLUMNS, TEMPLATE_ARGUMENTS)
+        return (*self.prompt, self.output, *(name for name in further_columns if name not in self.prompt))
 
     @property
     def options(self) -> tuple[str, ...]:
         """The arguments of `Columns` that name them."""
         return ("instruction", "input", "output") if self.name == "alpaca" else ("prompt", "completion")
 
+    def of_row(self, row_values: Row) -> "Instruction | None":
+        """The schema itself; None where the row has neither column."""
+        return self if any(name in row_values for name in self.required) else None
+
     def problem(self, row_values: Row) -> str | None:
         """Say why a row is not of this schema; None where it is."""
-        return _describe_non_text(row_values, self.fields)
+        if self._is_message_pair(row_values):
+            return _messages_pair_problem(row_values, self.required)
+        return _describe_non_text(row_values, (*self.prompt, self.output))
+
+    def conversation(self, row_values: Row) -> Conversation:
+        """The row as messages: system turn, history, question, answer."""
+        further = _further_columns(row_values)
+        if self._is_message_pair(row_values):
+            messages = _messages_of_pair(row_values, self.required)
+        else:
+            messages = []
+            for question, answer in _history(row_values) or ():
+                messages += [ChatMessage("user", question, False), ChatMessage("assistant", answer, True)]
+            question = self._last_turn(row_values).question
+            messages += [
+                ChatMessage("user", question, False),
+                ChatMessage("assistant", row_values.get(self.output) or "", True),
+            ]
+        return Conversation(_with_system(messages, row_values), *further)
+
+    def unused(self, row_values: Row) -> list[str]:
+        """Name what the read columns hold and nothing uses."""
+        names = _unused_further_columns(row_values)
+        if self._is_message_pair(row_values):
+            names += _unused_message_parts(row_values, _pair_messages(row_values, self.required))
+            names += ["history"] if row_values.get("history") else []
+        elif row_values.get("history") and _history(row_values) is None:
+            names.append("history that is no list of question and answer")
+        if _system_column(row_values) is None and any(row_values.get(name) for name in SYSTEM_COLUMNS):
+            names.append("system that is no text")
+        return names
 
     def segments(self, row_values: Row, template_name: str, tokenizer: Any) -> list[Segment]:
-        """The row's text in order."""
-        turn = self.turn(row_values)
-        return [Segment(find_template(template_name)(turn, tokenizer), False), Segment(turn.output, True)]
+        """The row's text in order: each question by the template, each answer closed."""
+        if template_name == "conversation" or self._is_message_pair(row_values):
+            return conversation_segments(self.conversation(row_values))
+        earlier_turns = [Turn(question, "", answer) for question, answer in _history(row_values) or ()]
+        system_text = _system_column(row_values) or ""
+        last_turn = self._last_turn(row_values)
+        turns = [*earlier_turns, Turn(last_turn.instruction, last_turn.input, last_turn.output)]
+        turns[0] = Turn(turns[0].instruction, turns[0].input, turns[0].output, system_text)
+        if template_name == "chat" and earlier_turns and getattr(tokenizer, "chat_template", None):
+            return chat_segments(self.conversation(row_values), tokenizer)
+        prompt_texts = [find_template(template_name)(turn, tokenizer) for turn in turns]
+        found_segments = []
+        for prompt_text, turn in zip(prompt_texts, turns, strict=True):
+            has_answer = bool(turn.output.strip())  # a turn without text teaches nothing but to stop
+            found_segments += [Segment(prompt_text, False), Segment(turn.output, has_answer, has_answer)]
+        return found_segments
 
-    def turn(self, row_values: Row) -> Turn:
-        """The row as a question and its answer; a missing or null input is an empty one."""
+    def turn(self, row_values: Row) -> Turn | None:
+        """The first question and its answer; a missing or null input is an empty one."""
+        if self._is_message_pair(row_values):
+            return first_turn(self.conversation(row_values))
+        history = _history(row_values)
+        if history:
+            return Turn(history[0][0], "", history[0][1], _system_column(row_values) or "")
+        return self._last_turn(row_values, _system_column(row_values) or "")
+
+    def _last_turn(self, row_values: Row, system_text: str = "") -> Turn:
         input_text = row_values.get(self.input) if self.input is not None else None
-        return Turn(row_values.get(self.instruction) or "", input_text or "", row_values.get(self.output) or "")
+        return Turn(
+            row_values.get(self.instruction) or "", input_text or "", row_values.get(self.output) or "", system_text
+        )
+
+    def _is_message_pair(self, row_values: Row) -> bool:
+        """True for TRL's conversational form: prompt and completion as lists of messages."""
+        return self.name == "prompt_completion" and any(
+            isinstance(row_values.get(name), list) for name in self.required
+        )
 
 
 @dataclass(frozen=True)
@@ -146,6 +257,7 @@ class Text:
 
     column: str
     name: str = "text"
+    is_conversational: bool = False
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -162,14 +274,26 @@ class Text:
         """The arguments of `Columns` that name them."""
         return ("text",)
 
+    def of_row(self, row_values: Row) -> "Text | None":
+        """The schema itself; None where the row has no such column."""
+        return self if self.column in row_values else None
+
     def problem(self, row_values: Row) -> str | None:
         """Say why a row is not of this schema; None where it is."""
         return _describe_non_text(row_values, self.fields)
 
+    def conversation(self, row_values: Row) -> None:
+        """None: a text has no turns."""
+        return None
+
+    def unused(self, row_values: Row) -> list[str]:
+        """Nothing: the text is all that is read."""
+        return []
+
     def segments(self, row_values: Row, template_name: str, tokenizer: Any) -> list[Segment]:
         """The row's text in order."""
         # The empty segment carries the start token, where the tokenizer has one: nothing predicts it.
-        return [Segment("", False), Segment(row_values.get(self.column) or "", True)]
+        return [Segment("", False), Segment(row_values.get(self.column) or "", True, True)]
 
     def turn(self, row_values: Row) -> None:
         """None: a text asks nothing."""
@@ -178,7 +302,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Messages:
-    """A conversation: every assistant turn is supervised.
+    """A conversation: every assistant turn is supervised, unless it is marked as not to be trained on.
 
     Attributes:
         column: of the list of messages; a column `system` may hold a system turn beside it.
@@ -187,11 +311,12 @@ class Messages:
 
     column: str
     name: str = "messages"
+    is_conversational: bool = True
 
     @property
     def fields(self) -> tuple[str, ...]:
         """The columns that are read."""
-        return (self.column, "system")
+        return (self.column, *SYSTEM_COLUMNS, *TOOLS_COLUMNS, TEMPLATE_ARGUMENTS)
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -203,59 +328,180 @@ class Messages:
         """The arguments of `Columns` that name them."""
         return ("messages",)
 
+    def of_row(self, row_values: Row) -> "Messages | None":
+        """The schema itself; None where the row has no such column."""
+        return self if self.column in row_values else None
+
     def problem(self, row_values: Row) -> str | None:
         """Say why a row is not of this schema; None where it is."""
-        message_list = row_values.get(self.column)
-        if message_list is not None and not isinstance(message_list, list):
-            return f"column '{self.column}' holds {message_list!r:.60}, not a list of messages"
-        for message_index, chat_message in enumerate(message_list or []):
-            message_problem = _message_problem(chat_message)
-            if message_problem:
-                return f"column '{self.column}', message {message_index}: {message_problem}"
-        return None if isinstance(row_values.get("system"), str | None) else _describe_non_text(row_values, ("system",))
+        return _message_list_problem(row_values, self.column) or _describe_non_text(row_values, ("system",))
 
-    def conversation(self, row_values: Row) -> list[dict[str, str]]:
-        """The messages as role and content; a system turn beside them comes first."""
-        chat_messages = []
-        for message in row_values.get(self.column) or []:
-            role = CANONICAL_ROLES[message.get("role") or message["from"]]
-            chat_messages.append({"role": role, "content": _message_text(message)})
-        system_text = row_values.get("system")
-        if system_text and not any(message["role"] == "system" for message in chat_messages):
-            chat_messages.insert(0, {"role": "system", "content": system_text})
-        return chat_messages
+    def conversation(self, row_values: Row) -> Conversation:
+        """The messages; a system turn beside them comes first."""
+        messages = [read_message(message) for message in row_values.get(self.column) or []]
+        return Conversation(_with_system(messages, row_values), *_further_columns(row_values))
+
+    def unused(self, row_values: Row) -> list[str]:
+        """Name what the read columns hold and nothing uses."""
+        names = _unused_message_parts(row_values, row_values.get(self.column) or [])
+        return [*names, *_unused_further_columns(row_values)]
 
     def segments(self, row_values: Row, template_name: str, tokenizer: Any) -> list[Segment]:
         """Our own layout, the one that the `chat` template writes for a tokenizer without a template."""
-        segments_found: list[Segment] = []
-        for chat_message in self.conversation(row_values):
-            if chat_message["role"] == "assistant":
-                segments_found.append(Segment("<|assistant|>\n", False))
-                # A turn without text teaches nothing but to stop.
-                segments_found.append(Segment(chat_message["content"], bool(chat_message["content"].strip())))
-            else:
-                message_text = f"<|{chat_message['role']}|>\n{chat_message['content']}\n"
-                segments_found.append(Segment(message_text, False))
-        return segments_found
+        return conversation_segments(self.conversation(row_values))
 
     def turn(self, row_values: Row) -> Turn | None:
         """The first question with its system turn, and the first answer; None where one of them is missing."""
-        earlier_turns: dict[str, list[str]] = {"system": [], "user": []}
-        for chat_message in self.conversation(row_values):
-            if chat_message["role"] == "assistant":
-                system_text, question_text = ("\n\n".join(earlier_turns[role_name]) for role_name in ("system", "user"))
-                return Turn(question_text, "", chat_message["content"], system_text) if question_text else None
-            earlier_turns["system" if chat_message["role"] == "system" else "user"].append(chat_message["content"])
-        return None
+        return first_turn(self.conversation(row_values))
 
 
-def detect_schema(column_names: Sequence[str], column_options: Columns, schema_name: str, origin: str) -> Schema:
-    """Find the schema of a dataset.
+@dataclass(frozen=True)
+class Mixed:
+    """Rows of several schemas in one dataset; each row is read by the first that it fits.
+
+    Attributes:
+        members: the schemas, in the order in which they are tried.
+    """
+
+    members: tuple[Schema, ...]
+    name: str = "mixed"
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        return tuple(dict.fromkeys(name for member in self.members for name in member.fields))
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """No column: a row has those of its own schema."""
+        return ()
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The arguments of `Columns` that name the columns."""
+        return tuple(dict.fromkeys(name for member in self.members for name in member.options))
+
+    @property
+    def is_conversational(self) -> bool:
+        """True where any member is: all rows of a dataset share one layout."""
+        return any(member.is_conversational for member in self.members)
+
+    def of_row(self, row_values: Row) -> Schema | None:
+        """Find the first member whose columns all hold something, else the first of which any does.
+
+        A text beside other columns is most often a rendering of them, so that it comes last.
+        """
+
+        def filled_columns(member: Schema) -> int:
+            return sum(row_values.get(name) not in (None, "", []) for name in member.required)
+
+        filled_members = [
+            member
+            for member in self.members
+            if filled_columns(member) == len(member.required) and member.name != "text"
+        ]
+        partly_filled = [member for member in self.members if filled_columns(member)]
+        present_members = [member for member in self.members if member.of_row(row_values)]
+        return next(iter([*filled_members, *partly_filled, *present_members]), None)
+
+    def problem(self, row_values: Row) -> str | None:
+        """Say why a row is not of the schema that it fits best; None where it is, or fits none."""
+        member = self.of_row(row_values)
+        return member.problem(row_values) if member else None
+
+    def conversation(self, row_values: Row) -> Conversation | None:
+        """The row as messages, none where it fits no schema."""
+        member = self.of_row(row_values)
+        return member.conversation(row_values) if member else Conversation(())
+
+    def unused(self, row_values: Row) -> list[str]:
+        """Name what the columns of the row's schema hold and nothing uses, and other columns that hold anything."""
+        member = self.of_row(row_values)
+        own_fields = member.fields if member else ()
+        other_fields = [name for name in self.fields if name not in own_fields]
+        names = [name for name in other_fields if row_values.get(name) not in (None, "", [])]
+        return [*names, *(member.unused(row_values) if member else [])]
+
+    def segments(self, row_values: Row, template_name: str, tokenizer: Any) -> list[Segment]:
+        """The row's text in order, none where it fits no schema."""
+        member = self.of_row(row_values)
+        return member.segments(row_values, template_name, tokenizer) if member else []
+
+    def turn(self, row_values: Row) -> Turn | None:
+        """The row as one question and its answer, None where it has no question."""
+        member = self.of_row(row_values)
+        return member.turn(row_values) if member else None
+
+
+def describe_schema(schema: Schema) -> str:
+    """Name a schema and its columns."""
+    return f"{schema.name} ({', '.join(schema.required)})"
+
+
+def conversation_segments(conversation: Conversation) -> list[Segment]:
+    """Lay out a conversation for a tokenizer whose chat template does not mark the assistant's words."""
+    segments = []
+    if conversation.tools:
+        segments.append(Segment(f"<|tools|>\n{conversation.tools_text}\n", False))
+    for message in conversation.messages:
+        if message.role != "assistant":
+            segments.append(Segment(f"<|{message.role}|>\n{message.content}\n", False))
+            continue
+        segments.append(Segment("<|assistant|>\n", False))
+        if message.text.strip():
+            segments += [Segment(text, learnt) for text, learnt in message.stretches() if text]
+            segments.append(Segment("", message.trained, ends_turn=True))
+        else:  # a turn without text teaches nothing but to stop
+            segments.append(Segment(message.text, False))
+    return segments
+
+
+def chat_segments(conversation: Conversation, tokenizer: Any) -> list[Segment]:
+    """Lay out a conversation by a chat template that does not mark the assistant's words, one prefix after the other.
+
+    Raises:
+        TemplateError: the template refuses the conversation, or writes an answer otherwise than as it is.
+    """
+    closing_text = tokenizer.convert_ids_to_tokens(closing_token("chat", tokenizer))
+    rendered_before = ""
+    segments: list[Segment] = []
+    for index, message in enumerate(conversation.messages):
+        if message.role != "assistant":
+            continue
+        rendered_text = render_chat(template_messages(conversation.messages[:index]), tokenizer)
+        if not rendered_text.startswith(rendered_before):
+            raise TemplateError("it writes an earlier answer otherwise than as it is")
+        prompt_text = rendered_text[len(rendered_before) :]
+        if segments and prompt_text.lstrip().startswith(closing_text):  # the template's own end of the last answer
+            prompt_text = prompt_text.lstrip().removeprefix(closing_text)
+        elif not segments:
+            prompt_text = drop_doubled_start(prompt_text, tokenizer)
+        has_answer = bool(message.content.strip())
+        segments += [Segment(prompt_text, False), Segment(message.content, has_answer, has_answer)]
+        rendered_before = rendered_text + message.content
+    return segments
+
+
+def first_turn(conversation: Conversation) -> Turn | None:
+    """The first question with its system turn, and the first answer; None where there is none to learn."""
+    earlier_texts: dict[str, list[str]] = {"system": [], "user": []}
+    for message in conversation.messages:
+        if message.role == "assistant":
+            system_text, question_text = ("\n\n".join(earlier_texts[role]) for role in ("system", "user"))
+            return Turn(question_text, "", message.text, system_text) if question_text and message.trained else None
+        earlier_texts["system" if message.role == "system" else "user"].append(message.content)
+    return None
+
+
+def find_candidates(
+    column_names: Sequence[str], column_options: Columns, schema_name: str, origin: str
+) -> list[Schema]:
+    """List the schemas that some row of a dataset may have.
 
     Args:
         column_names: the dataset's columns.
         column_options: the names to look for.
-        schema_name: one of `SCHEMAS`; `auto` takes the first that fits, in their order.
+        schema_name: one of `SCHEMAS`; `auto` allows all of them.
         origin: the dataset in words, for messages.
 
     Raises:
@@ -264,10 +510,14 @@ def detect_schema(column_names: Sequence[str], column_options: Columns, schema_n
     candidates_by_name = _candidate_schemas(column_options)
     if schema_name != "auto":
         candidates_by_name = {schema_name: candidates_by_name[schema_name]}
-    for candidates in candidates_by_name.values():
-        for candidate in candidates:
-            if set(candidate.required) <= set(column_names):
-                return candidate
+    fitting_schemas = [
+        candidate
+        for candidates in candidates_by_name.values()
+        for candidate in candidates
+        if set(candidate.required) <= set(column_names)
+    ]
+    if fitting_schemas:
+        return fitting_schemas
     likeliest_schemas = [candidates[0] for candidates in candidates_by_name.values()]
 
     def missing_share(candidate: Schema) -> float:
@@ -309,30 +559,95 @@ def _describe_non_text(row_values: Row, field_names: Sequence[str]) -> str | Non
     return None
 
 
-def _message_problem(chat_message: Any) -> str | None:
-    if not isinstance(chat_message, Mapping):
-        return f"{chat_message!r:.60} is no message; a message has role and content (or from and value)"
-    role_name = chat_message.get("role") or chat_message.get("from")
-    if not isinstance(role_name, str) or role_name not in CANONICAL_ROLES:
-        return f"role {role_name!r:.40} is unknown; the roles are {', '.join(CANONICAL_ROLES)}"
-    message_content = chat_message.get("content", chat_message.get("value"))
-    if isinstance(message_content, list):
-        if all(
-            isinstance(content_part, Mapping) and isinstance(content_part.get("text"), str)
-            for content_part in message_content
-        ):
-            return None
-        return f"content {message_content!r:.60} has a part that is no text; only text can be trained on"
-    return None if isinstance(message_content, str | None) else f"content {message_content!r:.60} is not text"
+def _message_list_problem(row_values: Row, column_name: str) -> str | None:
+    message_list = row_values.get(column_name)
+    if message_list is not None and not isinstance(message_list, list):
+        return f"column '{column_name}' holds {message_list!r:.60}, not a list of messages"
+    for message_index, message in enumerate(message_list or []):
+        message_problem = describe_message_problem(message)
+        if message_problem:
+            return f"column '{column_name}', message {message_index}: {message_problem}"
+    return None
 
 
-def _message_text(chat_message: Row) -> str:
-    """A message's text; parts of text are joined, and a message without content says nothing."""
-    message_content = chat_message.get("content")
-    if message_content is None:
-        message_content = chat_message.get("value")
-    return (
-        "".join(content_part["text"] for content_part in message_content)
-        if isinstance(message_content, list)
-        else message_content or ""
-    )
+def _messages_pair_problem(row_values: Row, column_names: Sequence[str]) -> str | None:
+    for column_name in column_names:
+        if not isinstance(row_values.get(column_name), str):
+            problem = _message_list_problem(row_values, column_name)
+            if problem:
+                return problem
+    return None
+
+
+def _pair_messages(row_values: Row, column_names: Sequence[str]) -> list[Any]:
+    return [
+        message
+        for column_name in column_names
+        if isinstance(row_values.get(column_name), list)
+        for message in row_values[column_name]
+    ]
+
+
+def _messages_of_pair(row_values: Row, column_names: Sequence[str]) -> list[ChatMessage]:
+    """Prompt and completion as messages; no turn of the prompt is learnt."""
+    messages = []
+    for column_name, role in zip(column_names, ("user", "assistant"), strict=True):
+        value = row_values.get(column_name) or []
+        part = [ChatMessage(role, value, role == "assistant")] if isinstance(value, str) else map(read_message, value)
+        messages += [message if role == "assistant" else replace(message, trained=False) for message in part]
+    return messages
+
+
+def _system_column(row_values: Row) -> str | None:
+    """The text of the first system column that holds any; None where one holds something else."""
+    for column_name in SYSTEM_COLUMNS:
+        value = row_values.get(column_name)
+        if value:
+            return value if isinstance(value, str) else None
+    return ""
+
+
+def _with_system(messages: Sequence[ChatMessage], row_values: Row) -> tuple[ChatMessage, ...]:
+    system_text = _system_column(row_values)
+    if system_text and not any(message.role == "system" for message in messages):
+        return (ChatMessage("system", system_text, False), *messages)
+    return tuple(messages)
+
+
+def _history(row_values: Row) -> list[tuple[str, str]] | None:
+    """Earlier questions and answers, in LLaMA-Factory's form: a list of pairs; None where it is no such list."""
+    pairs = row_values.get("history")
+    if not isinstance(pairs, list):
+        return None
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        return None
+    if not all(isinstance(text, str | None) for pair in pairs for text in pair):
+        return None
+    return [(question or "", answer or "") for question, answer in pairs]
+
+
+def _further_columns(row_values: Row) -> tuple[tuple[Mapping[str, Any], ...], Mapping[str, Any]]:
+    tools = read_tools(*(row_values.get(name) for name in TOOLS_COLUMNS))
+    arguments = row_values.get(TEMPLATE_ARGUMENTS)
+    usable_arguments = isinstance(arguments, Mapping) and not RESERVED_ARGUMENTS & set(arguments)
+    return tools or (), without_nulls(arguments) if usable_arguments else {}
+
+
+def _unused_further_columns(row_values: Row) -> list[str]:
+    names = []
+    tools, functions = (row_values.get(name) for name in TOOLS_COLUMNS)
+    if tools and read_tools(tools) is None:
+        names.append("tools that are no list of tools")
+    elif functions and (tools or read_tools(None, functions) is None):
+        names.append("functions beside tools" if tools else "functions that are no list of functions")
+    arguments = row_values.get(TEMPLATE_ARGUMENTS)
+    if arguments and not _further_columns(row_values)[1]:
+        names.append(f"{TEMPLATE_ARGUMENTS} that a row cannot give")
+    return names
+
+
+def _unused_message_parts(row_values: Row, messages: Sequence[Row]) -> list[str]:
+    names = dict.fromkeys(name for message in messages for name in unused_parts(message))
+    if _system_column(row_values) and any(read_message(message).role == "system" for message in messages):
+        names["system column beside a system message"] = None
+    return list(names)

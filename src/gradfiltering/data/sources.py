@@ -10,7 +10,8 @@ from datasets import Dataset, load_dataset
 from gradfiltering.data.dataset import InstructionDataset, check_rows
 from gradfiltering.data.json_rows import JsonRows, check_column_types
 from gradfiltering.data.loading import LoadedRows, load
-from gradfiltering.data.schemas import Columns, Instruction, Messages, Schema, detect_schema
+from gradfiltering.data.row_contents import choose_schema, count_contents
+from gradfiltering.data.schemas import Columns, Instruction, Mixed, Schema, find_candidates
 from gradfiltering.errors import UserError, attributed_to
 from gradfiltering.options import NonNegativeInt, PositiveInt, ShareBelowOne, options
 from gradfiltering.seeding import derive_seed, numpy_rng
@@ -89,14 +90,15 @@ class LoadedSource:
         return self.limit + (0 if needs_no_more else self.heldout.rows)
 
     def find_schema(self, loaded_rows: LoadedRows) -> Schema:
-        """Find the schema of all rows of a source, each of which is looked at.
+        """Find the schema of all rows of a source, each of which is looked at; files may mix schemas.
 
         Raises:
-            UserError: the columns fit no schema, or a row does not fit the schema of the others.
+            UserError: the columns fit no schema, or a row does not fit its schema.
         """
         column_names = loaded_rows.rows.column_names
         with attributed_to(self, "schema"):
-            schema = detect_schema(column_names, self.columns, self.schema, loaded_rows.origin)
+            candidates = find_candidates(column_names, self.columns, self.schema, loaded_rows.origin)
+        schema = choose_schema(loaded_rows.rows, candidates)
         check_rows(loaded_rows.rows, schema, loaded_rows.describe_row)
         return schema
 
@@ -110,8 +112,8 @@ class LoadedSource:
         defect_kinds = None
         if self.corrupt.any_planted:
             pool, defect_kinds = _plant_defects(pool, set_aside, self.corrupt, schema, seed)
-        # A conversation has a layout of its own, whatever the template of single questions.
-        template = "conversation" if isinstance(schema, Messages) else self.template
+        # A conversation has a layout of its own, which single questions beside it share.
+        template = "conversation" if schema.is_conversational else self.template
         return InstructionDataset(
             rows=pool,
             heldout=heldout_rows,
@@ -121,6 +123,7 @@ class LoadedSource:
             template=template,
             origin=loaded_rows.origin,
             form=loaded_rows.form,
+            contents=count_contents(pool, schema),
         )
 
     def _hold_out(self, all_rows: Rows, pool: Rows, schema: Schema, seed: int) -> tuple[Rows | None, frozenset[int]]:
@@ -129,7 +132,9 @@ class LoadedSource:
             with attributed_to(self.heldout, "path"):
                 loaded_heldout = load(self.heldout.path)
                 heldout_schema = self.find_schema(loaded_heldout)
-            if heldout_schema != schema:
+            pool_schemas = schema.members if isinstance(schema, Mixed) else (schema,)
+            heldout_schemas = heldout_schema.members if isinstance(heldout_schema, Mixed) else (heldout_schema,)
+            if not set(heldout_schemas) <= set(pool_schemas):
                 raise UserError(
                     f"{self.heldout.path} is of the schema {heldout_schema.name} "
                     f"({', '.join(heldout_schema.fields)}) and the data of {schema.name} "

@@ -7,6 +7,7 @@ import numpy as np
 from gradfiltering.data.dataset import InstructionDataset, check_rows
 from gradfiltering.data.examples import Encoder, Examples
 from gradfiltering.data.loading import load
+from gradfiltering.data.schemas import Mixed
 from gradfiltering.errors import UserError
 
 AUTO_FIELD = "auto"
@@ -60,9 +61,11 @@ def validation_rows(dataset: InstructionDataset, validation_path: str | None, ta
             loaded_rows, row_schema = load(validation_path), dataset.schema
         except UserError as error:
             raise UserError(f"the validation file {validation_path} cannot be read as rows: {error}") from error
-        missing_columns = [
-            field_name for field_name in row_schema.required if field_name not in loaded_rows.rows.column_names
-        ]
+        column_names = loaded_rows.rows.column_names
+        possible_schemas = row_schema.members if isinstance(row_schema, Mixed) else (row_schema,)
+        missing_columns = min(
+            ([name for name in schema.required if name not in column_names] for schema in possible_schemas), key=len
+        )
         if missing_columns:
             raise UserError(
                 f"the validation file {validation_path} has no column "

@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from gradfiltering.data.dataset import InstructionDataset
-from gradfiltering.data.encoding import replace_lone_surrogates
 from gradfiltering.distributed.row_measurements import Column, RowMeasurements
 from gradfiltering.evidence.base_model_passes import forward_batches, mean_over_tokens, prepare_base_model
 from gradfiltering.evidence.context import MeasurementContext
@@ -14,6 +13,7 @@ from gradfiltering.evidence.measurers import Measurer
 from gradfiltering.models.causal_model import split_model
 from gradfiltering.models.language_model import from_pretrained
 from gradfiltering.requests import Embeddings
+from gradfiltering.runs.plain_text import replace_lone_surrogates
 
 
 class EmbeddingMeasurer(Measurer[Embeddings]):

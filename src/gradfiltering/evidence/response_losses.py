@@ -4,9 +4,8 @@ import numpy as np
 from datasets import Dataset
 
 from gradfiltering.data.dataset import InstructionDataset
-from gradfiltering.data.encoding import replace_lone_surrogates
 from gradfiltering.data.examples import Examples
-from gradfiltering.data.templates import find_template
+from gradfiltering.data.templates import find_template, tokenize_prompts
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.evidence.base_model_losses import measure_losses
 from gradfiltering.evidence.context import MeasurementContext
@@ -14,6 +13,7 @@ from gradfiltering.evidence.measurers import Measurer
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.requests import ResponseLosses, ResponseLossPair
+from gradfiltering.runs.plain_text import replace_lone_surrogates
 
 NO_QUESTION = "no question that the response could depend on"
 ONE_TOKEN = "a response of one token has no loss by itself"
@@ -69,7 +69,7 @@ def pair_sequences(
             missing_reasons[row_index] = NO_QUESTION
             continue
         prompt, response = replace_lone_surrogates(fill_template(turn, tokenizer)), replace_lone_surrogates(turn.output)
-        joint_ids, prompt_ids, response_ids = tokenizer([prompt + response, prompt, response])["input_ids"]
+        joint_ids, prompt_ids, response_ids = tokenize_prompts([prompt + response, prompt, response], tokenizer)
         response_start, joint_ids = len(prompt_ids), joint_ids[:max_tokens]
         response_ids = response_ids[: max_tokens - response_start + 1] if response_start < max_tokens else []
         supervised_start = max(response_start, 1)

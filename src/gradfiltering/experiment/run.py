@@ -36,7 +36,7 @@ from gradfiltering.reports.experiment_logger import log_run
 from gradfiltering.reports.page.run_page import write_page
 from gradfiltering.reports.screen import print_summary
 from gradfiltering.requests import BaseModelLosses, Evidence, GradientLog
-from gradfiltering.runs.logs import screen
+from gradfiltering.runs.logs import announce, screen
 from gradfiltering.scorers.base import Scores, score_rows
 from gradfiltering.selectors.base import Selection, shortfall_warnings
 
@@ -89,6 +89,7 @@ def run_experiment(experiment: Experiment) -> None:
     check_experiment(experiment)
     with open_run(experiment) as run:
         dataset = run.stages.run("data", experiment.source.load, experiment.seed)
+        report_contents(run, dataset)
         with attributed_to(experiment.method.scorer, "validation", "task"):
             check_requests_of_dataset(experiment.method.requests, dataset)
         experiment.method.budget_rows(len(dataset))  # refuses a budget that the dataset does not have
@@ -110,6 +111,13 @@ def run_experiment(experiment: Experiment) -> None:
         print_summary(run.stages.summary, run.folder.path, screen())
         run_on_rank_zero(write_cards, run.folder.path)
         log_run(run.logger, run.folder.path)
+
+
+def report_contents(run: OpenRun, dataset: InstructionDataset) -> None:
+    """Say how many rows are of each schema and what of them is not used, before anything is computed."""
+    run.stages.add_to_summary(contents=asdict(dataset.contents))
+    for line in dataset.contents.describe():
+        announce(f"{dataset.origin}: {line}")
 
 
 def load_judging_prompts(experiment: Experiment, run: OpenRun, dataset: InstructionDataset) -> list[Prompt]:
@@ -151,6 +159,7 @@ def measure_rows(
         rows = encoder.encode_all(dataset)
     run_on_rank_zero(encoder.show_example, dataset, rows.examples, screen())
     run.stages.add_to_summary(data=rows.examples.summary(len(dataset)))
+    run.stages.add_warnings(rows.examples.warnings())
     write_known_rows(run.folder, dataset, rows.examples)
     context = MeasurementContext(
         base_model=proxy,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from gradfiltering.data.templates import find_template, stop_tokens
+from gradfiltering.data.templates import find_template, stop_tokens, tokenize_prompts
 from gradfiltering.errors import UserError
 from gradfiltering.judging.prompts import Prompt
 from gradfiltering.judging.responses import Response, StopReason
@@ -92,7 +92,7 @@ def generate_responses(
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no end-of-sequence token; set one in its tokenizer_config.json")
     prompt_room = settings.prompt_room(find_context_length(language_model.config, tokenizer))
-    whole_prompts = tokenizer(list(prompt_texts))["input_ids"] if prompt_texts else []
+    whole_prompts = tokenize_prompts(prompt_texts, tokenizer)
     fitted_prompts = [truncate_start(token_ids, prompt_room, tokenizer.bos_token_id) for token_ids in whole_prompts]
     for eval_prompt, token_ids in zip(prompts, fitted_prompts, strict=True):
         if not token_ids:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gradfiltering.reports.plain_text import replace_lone_surrogates
 from gradfiltering.reports.run_files import RunFiles
+from gradfiltering.runs.plain_text import replace_lone_surrogates
 
 RANKED_ROWS = 50  # from each end of the ranking
 MOST_VERDICTS = 1000

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from gradfiltering.errors import UserError
-from gradfiltering.reports.plain_text import replace_lone_surrogates
 from gradfiltering.runs.gradient_log import GradientLogReader
+from gradfiltering.runs.plain_text import replace_lone_surrogates
 from gradfiltering.runs.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE, RunFolder
 
 CANDIDATE = "candidate"

@@ -4,7 +4,7 @@ from datasets import Dataset
 
 from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.file_formats import JSON_LINES
-from gradfiltering.data.schemas import Columns, Instruction, detect_schema
+from gradfiltering.data.schemas import Columns, Instruction, find_candidates
 from gradfiltering.data.sources import DefectPlanter
 from gradfiltering.errors import UserError
 from gradfiltering.options import NonNegativeInt, PositiveInt, options
@@ -39,7 +39,7 @@ class TaskSource:
         clean_rows = task_generator.generate_rows(self.rows, seed, "train")[:row_count]
         if not clean_rows:
             raise UserError(f"{origin} holds no rows; give a positive number", self, ("rows",))
-        schema = detect_schema(list(clean_rows[0]), self.columns, "alpaca", origin)
+        schema = find_candidates(list(clean_rows[0]), self.columns, "alpaca", origin)[0]
         assert isinstance(schema, Instruction)
         planted_rows, defect_kinds = self.corrupt.plant(
             clean_rows,

@@ -15,8 +15,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from gradfiltering.reports.page.charts import COLOUR_VARIABLES, STYLE, Chart
-from gradfiltering.reports.plain_text import replace_lone_surrogates
 from gradfiltering.runs.files import atomic_path
+from gradfiltering.runs.plain_text import replace_lone_surrogates
 
 TEMPLATE_FOLDER = Path(__file__).parent
 # Characters that could end a script element or a line of it, and halves of surrogate pairs, which UTF-8 cannot hold.
