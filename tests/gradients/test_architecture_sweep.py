@@ -6,10 +6,9 @@ from tests.support.architectures import causal_architectures, compare_engines
 TOLERANCE = 1e-9
 # With the engine that serves each: soft caps, windows, sinks, ALiBi, parallel blocks, flattened states, routing.
 SAMPLE = {
-    "gpt2": "fused", "llama": "fused", "qwen2": "fused", "qwen3": "fused", "gemma2": "fused", "gemma3_text": "fused",
-    "mistral": "fused", "phi": "fused", "gpt_neox": "fused", "opt": "fused", "falcon": "fused", "bloom": "fused",
-    "mpt": "fused", "mixtral": "fused", "qwen2_moe": "fused", "gpt_oss": "fused", "cohere2": "fused",
-    "diffllama": "fused", "doge": "fused", "hrm_text": "vmap",
+    "gpt2": "fused", "qwen2": "fused", "gemma2": "fused", "gemma3_text": "fused", "mistral": "fused", "phi": "fused",
+    "opt": "fused", "falcon": "fused", "bloom": "fused", "mpt": "fused", "mixtral": "fused", "qwen2_moe": "fused",
+    "gpt_oss": "fused", "cohere2": "fused", "hrm_text": "vmap",
 }  # fmt: skip
 
 

@@ -157,6 +157,7 @@ def measure_rows(
     encoder = build_encoder(parts, proxy, experiment)
     with attributed_to(experiment.source, "columns"):
         rows = encoder.encode_all(dataset)
+    proxy.check_examples(rows.examples)
     run_on_rank_zero(encoder.show_example, dataset, rows.examples, screen())
     run.stages.add_to_summary(data=rows.examples.summary(len(dataset)))
     run.stages.add_warnings(rows.examples.warnings())
@@ -261,6 +262,7 @@ def train_models(
     measured_with_target = method.scoring_model == "target"
     target = proxy if measured_with_target else load_model(parts, experiment, run)
     target_rows = build_encoder(parts, target, experiment).encode_all(rows.dataset)
+    target.check_examples(target_rows.examples)
     context = FineTuningContext(
         base_model=target,
         examples=target_rows.examples,

@@ -174,7 +174,9 @@ def _is_plainly_linear(layer: Any) -> bool:
     if not isinstance(layer, nn.Linear) or layer.weight.shape != (layer.out_features, layer.in_features):
         return False
     inputs = torch.linspace(-1, 1, layer.in_features).to(layer.weight)[None]
-    return torch.equal(layer(inputs), nn.functional.linear(inputs, layer.weight, layer.bias))
+    outputs = layer(inputs)  # a router gives several
+    product = nn.functional.linear(inputs, layer.weight, layer.bias)
+    return isinstance(outputs, Tensor) and torch.equal(outputs, product)
 
 
 class _StackedForward:
@@ -248,7 +250,7 @@ class _StackedLora(torch.autograd.Function):
         """
         ctx.scaling, ctx.parameter_names, ctx.accumulator, ctx.example_count = settings
         stack_size = len(matrix_a)
-        flat_inputs = inputs.reshape(-1, inputs.shape[-1])
+        flat_inputs = inputs.reshape(-1, inputs.shape[-1]).contiguous()
         # Made in its final shape, as autograd lets nobody change a view that such a function returns.
         output = flat_inputs.new_empty(*inputs.shape[:-1], weight.shape[1])
         flat_output = output.view(-1, weight.shape[1])
@@ -270,7 +272,7 @@ class _StackedLora(torch.autograd.Function):
         stack_size, rank, input_width = matrix_a.shape
         examples = ctx.example_count  # M·B
         output_width = matrix_b.shape[1]
-        flat_gradient = output_gradients[0].reshape(-1, output_width)
+        flat_gradient = output_gradients[0].reshape(-1, output_width).contiguous()
         narrow_gradient = flat_gradient.view(stack_size, -1, output_width) @ (matrix_b * ctx.scaling)
         # Sums over the tokens of all of an example's sequences: [M·B, S·T, ...] -> [M·B, R, ...].
         gradient_b = narrow.view(examples, -1, rank).mT @ flat_gradient.view(examples, -1, output_width)

@@ -11,7 +11,7 @@ from gradfiltering.data.templates import find_template, stop_tokens, tokenize_pr
 from gradfiltering.errors import UserError
 from gradfiltering.judging.prompts import Prompt
 from gradfiltering.judging.responses import Response, StopReason
-from gradfiltering.models.language_model import find_context_length
+from gradfiltering.models.language_model import embedding_count, find_context_length
 from gradfiltering.options import PositiveInt, options
 from gradfiltering.runs.logs import track_progress
 
@@ -99,6 +99,12 @@ def generate_responses(
             raise UserError(
                 f"prompt {eval_prompt.prompt_id!r} of {eval_prompt.prompt_set} has no token under this tokenizer"
             )
+        if max(token_ids) >= embedding_count(language_model):
+            raise UserError(
+                f"prompt {eval_prompt.prompt_id!r} of {eval_prompt.prompt_set} holds the token "
+                f"{tokenizer.convert_ids_to_tokens(max(token_ids))!r}, of which the model has no embedding; give the "
+                "tokenizer the model was trained with, or take the token out of the prompts or of the template"
+            )
     # Longest first: if the memory does not suffice, that shows at once.
     length_order = sorted(range(len(prompts)), key=lambda prompt_index: -len(fitted_prompts[prompt_index]))
     batch_size = settings.batch_size
@@ -149,7 +155,9 @@ def generate_batch(
 ) -> list[NewTokens]:
     """Generate the new tokens of each prompt (the closing one included), with why they end."""
     stop_ids = stop_tokens(tokenizer)
-    pad_id = stop_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    pad_id = tokenizer.pad_token_id
+    if pad_id is None or pad_id >= embedding_count(language_model):
+        pad_id = stop_ids[0]
     padded_width = max(len(token_ids) for token_ids in prompts)
     # Padded by hand: a tokenizer's padding side is shared state that training relies on.
     padding_lengths = [padded_width - len(token_ids) for token_ids in prompts]

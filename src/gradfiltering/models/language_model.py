@@ -1,14 +1,27 @@
 """Causal language models with their tokenizers, loaded by hub id or from a folder."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
-from gradfiltering.errors import UserError
+from gradfiltering.data.examples import Examples
+from gradfiltering.errors import UserError, is_disk_full, is_out_of_memory
+from gradfiltering.models.model_folder import (
+    check_folder_files,
+    check_loaded_weights,
+    check_model_folder,
+    check_quantization,
+    check_tokenizer,
+    describe_loading_error,
+)
 from gradfiltering.options import options
 
 CONTEXT_NAMES = (
@@ -42,9 +55,31 @@ class LanguageModel:
 
     @property
     def pad_id(self) -> int:
-        """Token id to pad with; the end of sequence where the tokenizer has no padding token."""
+        """Token id to pad with; the end of sequence where the tokenizer has no padding token that is embedded."""
         pad_id, end_id = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
-        return int(end_id if pad_id is None else pad_id)
+        return int(end_id if pad_id is None or pad_id >= self.embedding_count else pad_id)
+
+    @property
+    def embedding_count(self) -> int:
+        """Number of tokens that the model embeds; a tokenizer may have more, which no row may use."""
+        return embedding_count(self.model)
+
+    def check_examples(self, examples: Examples) -> None:
+        """Refuse rows with a token that the model has no embedding of.
+
+        Raises:
+            UserError: names the token and a row.
+        """
+        if len(self.tokenizer) <= self.embedding_count:
+            return
+        for example_id, input_ids in zip(examples.example_ids, examples.table["input_ids"], strict=True):
+            if max(input_ids, default=0) >= self.embedding_count:
+                token = self.tokenizer.convert_ids_to_tokens(max(input_ids))
+                raise UserError(
+                    f"row {example_id} holds the token {token!r} ({max(input_ids)}), but {self.name} embeds only "
+                    f"{self.embedding_count}; give the tokenizer the model was trained with, or take the token out of "
+                    "the rows or of the template"
+                )
 
 
 class ModelSource(Protocol):
@@ -83,14 +118,15 @@ class PretrainedModel:
         tokenizer: hub id or folder of the tokenizer, None for the model's own.
         precision: of the weights; `auto` for bf16 where the device multiplies it natively and fp32
             elsewhere.
-        attention: attention implementation; a gradient engine takes the one that suits it.
+        attention: attention implementation, `auto` for the model's default. With `eager` a gradient engine
+            computes eager attention as well; else it takes the implementation that suits it.
         trust_remote_code: run code that comes with the model (off unless the user turns it on).
     """
 
     model: str
     tokenizer: str | None = None
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
-    attention: str = "sdpa"
+    attention: str = "auto"
     trust_remote_code: bool = False
 
     @property
@@ -99,41 +135,78 @@ class PretrainedModel:
         return find_context_length(self._from_pretrained(AutoConfig), self._load_tokenizer())
 
     def check(self) -> None:
-        """Read configuration and tokenizer; both are missing where the weights would be.
+        """Read configuration and tokenizer and, of a folder, the names and shapes of the weights.
 
         Raises:
-            UserError: the folder or hub id cannot be loaded, or tokenizer and model do not fit.
+            UserError: the folder or hub id cannot be loaded, weights are missing or not used, or
+                tokenizer and model do not fit.
         """
-        config = self._from_pretrained(AutoConfig)
-        self._check_vocabulary(self._load_tokenizer(), config.get_text_config().vocab_size)
+        config = self._load_config()
+        tokenizer = self._load_tokenizer()
+        embedded_tokens = config.get_text_config().vocab_size
+        if Path(self.model).is_dir():
+            with _without_progress_bar():
+                embedded_tokens = embedding_count(self._load_weights(device_map="meta"))  # reads no numbers
+        self._check_end_token(tokenizer, embedded_tokens)
 
     def load(self, device: torch.device) -> LanguageModel:
         """Load model and tokenizer with `from_pretrained`.
 
         Raises:
-            UserError: the folder or hub id cannot be loaded, or tokenizer and model do not fit.
+            UserError: see `check`.
         """
+        self._load_config()
         tokenizer = self._load_tokenizer()
         precision = fastest_precision(device) if self.precision == "auto" else self.precision
-        model = self._from_pretrained(AutoModelForCausalLM, dtype=DTYPES[precision], attn_implementation=self.attention)
-        self._check_vocabulary(tokenizer, model.get_input_embeddings().weight.shape[0])
+        arguments: dict[str, Any] = {"dtype": DTYPES[precision], "attn_implementation": self._attention_name}
+        if precision == "fp64":
+            arguments["experts_implementation"] = "eager"  # grouped products know no float64
+        model = self._load_weights(**arguments)
+        self._check_end_token(tokenizer, embedding_count(model))
         model.eval().requires_grad_(False)
         return LanguageModel(model, tokenizer, name=self.model, path=self.model)
 
+    @property
+    def _attention_name(self) -> str | None:
+        return None if self.attention == "auto" else self.attention
+
+    def _load_config(self) -> Any:
+        check_model_folder(Path(self.model))
+        config = self._from_pretrained(AutoConfig)
+        check_quantization(config, self.model)
+        return config
+
+    def _load_weights(self, **arguments: Any) -> Any:
+        with _without_reports():
+            model, loading_info = self._from_pretrained(
+                AutoModelForCausalLM, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
+            )
+        check_loaded_weights(loading_info, self.model, type(model).__name__)
+        return model
+
     def _load_tokenizer(self) -> Any:
         tokenizer_name = self.tokenizer or self.model
-        return from_pretrained(AutoTokenizer, tokenizer_name, trust_remote_code=self.trust_remote_code)
+        check_folder_files(Path(tokenizer_name))
+        tokenizer = from_pretrained(AutoTokenizer, tokenizer_name, trust_remote_code=self.trust_remote_code)
+        check_tokenizer(tokenizer, tokenizer_name)
+        return tokenizer
 
     def _from_pretrained(self, factory: Any, **arguments: Any) -> Any:
         return from_pretrained(factory, self.model, trust_remote_code=self.trust_remote_code, **arguments)
 
-    def _check_vocabulary(self, tokenizer: Any, embedding_count: int) -> None:
-        if len(tokenizer) > embedding_count:
+    def _check_end_token(self, tokenizer: Any, embedded_tokens: int) -> None:
+        """Refuse a tokenizer that ends rows by a token the model has no embedding of."""
+        end_id = tokenizer.eos_token_id
+        if end_id is not None and end_id >= embedded_tokens:
             raise UserError(
-                f"the tokenizer of {self.tokenizer or self.model} has {len(tokenizer)} tokens, but "
-                f"{self.model} embeds only {embedding_count}; give the tokenizer the model was "
-                "trained with"
+                f"the tokenizer of {self.tokenizer or self.model} ends a text with token {end_id}, but {self.model} "
+                f"embeds only {embedded_tokens}; give the tokenizer the model was trained with"
             )
+
+
+def embedding_count(model: Any) -> int:
+    """Number of tokens that a model embeds."""
+    return len(model.get_input_embeddings().weight)
 
 
 def fastest_precision(device: torch.device) -> str:
@@ -168,14 +241,42 @@ def from_pretrained(factory: Any, model_name: str, **arguments: Any) -> Any:
     """Call `factory.from_pretrained`, with a remedy where the name cannot be loaded.
 
     Raises:
-        UserError: no such folder or hub id, or this machine cannot reach it.
+        UserError: no such folder or hub id, this machine cannot reach it, or its files cannot be read.
     """
     try:
         return factory.from_pretrained(model_name, **arguments)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # libraries raise of everything here
+        if isinstance(error, UserError) or is_out_of_memory(error) or is_disk_full(error):
+            raise
+        reason = describe_loading_error(error, model_name)
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"cannot load {model_name}: {str(error).splitlines()[0]}. Give a folder written by "
+            reason
+            or f"cannot load {model_name}: {first_line}. Give a folder written by "
             "save_pretrained, or a hub id that this machine can reach (for a gated model ask for "
             "access on its page, then run `hf auth login`, formerly `huggingface-cli login`, or set "
             "HF_TOKEN)"
         ) from error
+
+
+@contextmanager
+def _without_reports() -> Iterator[None]:
+    """Silence transformers' table of missing and unexpected weights, which an error of ours names."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """Hide the bar of loading weights, where none are."""
+    was_enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            transformers_logging.enable_progress_bar()

@@ -35,7 +35,7 @@ class TinyModel:
     characters: PositiveInt
     pretraining: Pretraining
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "fp32"
-    attention: str = "sdpa"
+    attention: str = "auto"
 
     @property
     def context_length(self) -> int:

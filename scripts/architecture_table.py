@@ -1,0 +1,78 @@
+"""Compare both gradient engines with the loop for every causal architecture of transformers, and write the table.
+
+    OMP_NUM_THREADS=1 python scripts/architecture_table.py "machine in words"
+
+writes docs/architectures.md. Models have two layers and large random weights (tests/support/architectures.py says how
+they are made small), and compute in float64 throughout.
+"""
+
+import argparse
+import datetime
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+import transformers
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.support.architectures import NOT_SMALL, Comparison, causal_architectures, compare_engines  # noqa: E402
+
+INTRODUCTION = """# Architectures and gradient engines
+
+Largest relative difference of a per-example gradient, or of its norm, from a loop over rows of one, in float64: two
+layers, weights of standard deviation 0.5, soft caps of 1, sliding windows of 4 tokens, random sinks, rows of 12, 7 and 9
+tokens padded together, LoRA on all linear layers but the head (on the layers named in the script where PEFT refuses
+that), two adapters. `auto` is the engine that `gradients=auto` takes.
+
+A refusal comes before anything is trained: each engine is compared with the loop on two short rows of the user's own
+model before it is used.
+
+{count} architectures of transformers {transformers} with torch {torch}; {date}; {machine}.
+`python scripts/architecture_table.py "{machine}"`
+
+| architecture | `auto` | fused | vmap |
+|---|---|---|---|
+"""
+
+
+def describe(comparison: Comparison) -> str:
+    """Give a difference, or the reason of a refusal without the name of the model."""
+    if not comparison.refusal:
+        return f"{comparison.difference:.0e}"
+    return comparison.refusal.partition(". Adapt")[0].replace("|", "/")[:160]
+
+
+def main() -> None:
+    """Write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("machine", help="in words")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    lines, not_built = [], [f"- {name}: {reason}" for name, reason in sorted(NOT_SMALL.items())]
+    for model_type in causal_architectures():
+        try:
+            chosen, comparisons = compare_engines(model_type)
+        except Exception as error:  # whatever a configuration made small does not allow
+            first_line = (str(error).splitlines() or [""])[0][:140]
+            not_built.append(f"- {model_type}: {type(error).__name__}: {first_line}")
+            continue
+        described = " | ".join(describe(comparison) for comparison in comparisons.values())
+        lines.append(f"| {model_type} | {chosen or 'none'} | {described} |")
+        print(lines[-1], flush=True)
+    introduction = INTRODUCTION.format(
+        count=len(lines),
+        transformers=transformers.__version__,
+        torch=torch.__version__.partition("+")[0],
+        date=datetime.date.today(),
+        machine=options.machine,
+    )
+    rest = "\n## Not compared\n\nNo small random model could be made of these.\n\n" + "\n".join(not_built)
+    (ROOT / "docs" / "architectures.md").write_text(introduction + "\n".join(lines) + "\n" + rest + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
