@@ -23,9 +23,9 @@ from tests.support.architectures import NOT_SMALL, Comparison, causal_architectu
 INTRODUCTION = """# Architectures and gradient engines
 
 Largest relative difference of a per-example gradient, or of its norm, from a loop over rows of one, in float64: two
-layers, weights of standard deviation 0.5, soft caps of 1, sliding windows of 4 tokens, random sinks, rows of 12, 7 and 9
-tokens padded together, LoRA on all linear layers but the head (on the layers named in the script where PEFT refuses
-that), two adapters. `auto` is the engine that `gradients=auto` takes.
+layers, weights of standard deviation 0.5, soft caps of 1, sliding windows of 4 tokens, random sinks, rows of 12, 7 and
+9 tokens padded together, two adapters, LoRA on all linear layers but the head (on the layers named in
+tests/support/architectures.py where PEFT refuses that). `auto` is the engine that `gradients=auto` takes.
 
 A refusal comes before anything is trained: each engine is compared with the loop on two short rows of the user's own
 model before it is used.
