@@ -5,7 +5,7 @@ import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, field, fields
-from functools import wraps
+from functools import partial, wraps
 from inspect import Parameter, Signature
 from pathlib import Path
 from typing import (
@@ -25,13 +25,15 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic.dataclasses import rebuild_dataclass
-from pydantic_core import ErrorDetails, core_schema
+from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
 
 from gradfiltering.errors import UserError
 
 __all__ = [
+    "Correlation",
     "NonNegativeFloat",
     "NonNegativeInt",
+    "OpenShare",
     "OptionsError",
     "PositiveFloat",
     "PositiveInt",
@@ -50,6 +52,8 @@ NonNegativeFloat = Annotated[float, Ge(0)]
 Share = Annotated[float, Gt(0), Le(1)]  # (0, 1]
 ShareBelowOne = Annotated[float, Ge(0), Lt(1)]  # [0, 1)
 Probability = Annotated[float, Ge(0), Le(1)]  # [0, 1]
+OpenShare = Annotated[float, Gt(0), Lt(1)]  # (0, 1)
+Correlation = Annotated[float, Ge(-1), Le(1)]  # [-1, 1]
 
 _PYDANTIC_CONFIG = ConfigDict(
     strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True, defer_build=True
@@ -113,7 +117,7 @@ def options(cls: _OptionsClass) -> _OptionsClass:
 
 def _signature(cls: Any) -> Signature:
     init_parameters = []
-    for option_field in fields(cls):
+    for option_field in (init_field for init_field in fields(cls) if init_field.init):
         default_value = Parameter.empty if option_field.default is MISSING else option_field.default
         if option_field.default_factory is not MISSING:
             default_value = option_field.default_factory()
@@ -179,11 +183,29 @@ def _explain(cls: type, error_details: ErrorDetails) -> OptionsError:
     value = error_details["input"]
     if raised_error is not None:
         return OptionsError(f"{argument_name}: {raised_error}", cls, (argument_name,), str(raised_error), value)
-    allowed_values = describe_type(get_type_hints(cls, include_extras=True)[argument_name])
-    if len(error_details["loc"]) > 1 and "a list" in allowed_values:
+    type_hint = get_type_hints(cls, include_extras=True)[argument_name]
+    allowed_values = describe_type(type_hint)
+    item_type = _item_type(type_hint, error_details["loc"][1:])
+    if item_type is not None and not error_details["type"].startswith("missing"):
+        item_key = error_details["loc"][1]
+        argument_name += f"[{item_key}]" if isinstance(item_key, int) else f".{item_key}"
+        allowed_values = describe_type(item_type)
+    elif len(error_details["loc"]) > 1 and "a list" in allowed_values:
         allowed_values = f"{allowed_values} ({error_details['msg'].lower()} at item {error_details['loc'][1]})"
     message = f"{argument_name} must be {allowed_values}, got {value!r}"
     return OptionsError(message, cls, (argument_name,), allowed_values, value)
+
+
+def _item_type(type_hint: Any, item_location: tuple[int | str, ...]) -> Any:
+    """Return the type of one item of a list or mapping; None where the annotation is of neither."""
+    while get_origin(type_hint) is Annotated:
+        type_hint = get_args(type_hint)[0]
+    hint_origin, item_types = get_origin(type_hint), get_args(type_hint)
+    if hint_origin not in _CONTAINER_TYPES or not item_types or not item_location:
+        return None
+    if hint_origin is tuple and item_types[-1] is not ...:
+        return item_types[int(item_location[0])] if int(item_location[0]) < len(item_types) else None
+    return item_types[1] if _CONTAINER_TYPES[hint_origin] == "a mapping" else item_types[0]
 
 
 class _InstanceOf:
@@ -209,8 +231,10 @@ def _resolve(type_hint: Any, cls: type) -> Any:
 def _checkable(type_hint: Any) -> Any:
     """Rewrite an annotation so that pydantic takes lists for tuples, text for paths and instances as they are."""
     hint_origin, arguments = get_origin(type_hint), get_args(type_hint)
-    if type_hint is Any or type_hint is ClassVar or hint_origin in (ClassVar, Literal, Callable, type):
+    if type_hint is Any or type_hint is ClassVar or hint_origin in (ClassVar, Callable, type):
         return type_hint
+    if hint_origin is Literal:
+        return Annotated[type_hint, BeforeValidator(partial(_refuse_truth_value, arguments))]
     if type_hint is Path:
         return Annotated[Path, BeforeValidator(lambda value: Path(value) if isinstance(value, str) else value)]
     if hint_origin is Annotated:
@@ -228,6 +252,13 @@ def _checkable(type_hint: Any) -> Any:
     if isinstance(hint_origin, type):  # a generic class of this project
         return Annotated[hint_origin, _InstanceOf]
     return type_hint
+
+
+def _refuse_truth_value(literal_choices: tuple[Any, ...], value: Any) -> Any:
+    """Pass a value on, but not True for a choice that is 1: Python takes the two to be equal."""
+    if isinstance(value, bool) and not any(literal_choice is value for literal_choice in literal_choices):
+        raise PydanticCustomError("literal_error", "is none of the choices")
+    return value
 
 
 def _from_list(container_type: Any, container_class: type) -> Any:

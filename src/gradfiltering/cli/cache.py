@@ -11,6 +11,8 @@ from gradfiltering.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
+MOST_DAYS = 100_000  # no cache is older, and dates do not go on without end
+
 app = typer.Typer(help="Look after the cache of finished results.", no_args_is_help=True)
 CacheFolder = Annotated[
     Path,
@@ -18,6 +20,12 @@ CacheFolder = Annotated[
         "--path", default_factory=default_cache_folder, show_default="where runs keep it", help="Folder of the cache."
     ),
 ]
+
+
+def _check_amount(given_amount: float | None) -> float | None:
+    if given_amount is not None and not 0 <= given_amount <= MOST_DAYS:
+        raise typer.BadParameter(f"must lie between 0 and {MOST_DAYS}")
+    return given_amount
 
 
 @app.command(name="list")
@@ -52,9 +60,12 @@ def verify(cache_folder: CacheFolder) -> None:
 @app.command()
 def prune(
     cache_folder: CacheFolder,
-    older_than: Annotated[float | None, typer.Option(metavar="DAYS", help="Results made before so many days.")] = None,
+    older_than: Annotated[
+        float | None, typer.Option(metavar="DAYS", callback=_check_amount, help="Results made before so many days.")
+    ] = None,
     larger_than: Annotated[
-        float | None, typer.Option(metavar="GIB", help="The oldest results, until the cache is this small.")
+        float | None,
+        typer.Option(metavar="GIB", callback=_check_amount, help="The oldest results, until the cache is this small."),
     ] = None,
     unlinked_only: Annotated[bool, typer.Option("--unlinked", help="Only results no run folder links to.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, delete nothing.")] = False,

@@ -37,7 +37,7 @@ def _parse_named_file(argument_text: str) -> tuple[str, Path]:
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Resamples = Annotated[int, typer.Option("--resamples", min=1, help="Bootstrap resamples.")]
 Confidence = Annotated[float, typer.Option("--confidence", callback=_check_confidence, help="Of the intervals.")]
-Seed = Annotated[int, typer.Option("--seed", help="Of the bootstrap.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the bootstrap.")]
 NamedFile = Annotated[
     list[Any],
     typer.Argument(metavar="NAME=FILE", parser=_parse_named_file, help="verdicts.jsonl of a run, under a name."),
@@ -154,7 +154,7 @@ def harness(
         int | None, typer.Option("--limit", min=1, help="Only the first so many documents of each task.")
     ] = None,
     shot_count: Annotated[
-        int | None, typer.Option("--shots", help="Examples in the prompt; by default as each task says.")
+        int | None, typer.Option("--shots", min=0, help="Examples in the prompt; by default as each task says.")
     ] = None,
     use_chat_template: Annotated[
         bool, typer.Option("--chat", help="Put prompts into the model's chat template.")

@@ -1,7 +1,7 @@
 """From configuration to objects, with errors that name the option and what it may be."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,18 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from gradfiltering.config.option_names import describe_with_options
+from gradfiltering.config.plain_options import (
+    RunSwitches,
+    build_from_options,
+    check_trainer_options,
+    refuse_non_finite,
+)
 from gradfiltering.errors import UserError
 from gradfiltering.experiment.parts import STAGES, Experiment, JudgingParts, ProxyParts, Stage, TargetParts
 
 if TYPE_CHECKING:
+    import lightning as L
+
     from gradfiltering.methods.base import Method
 
 TARGET_DATA = ("subset", "lead")
@@ -29,20 +37,24 @@ def build(node: DictConfig, **further_arguments: Any) -> Any:
     Raises:
         UserError: a value is missing, of the wrong type, or refused by what is built.
     """
+    node_path = str(node._get_full_key(None) or "")
     try:
-        return instantiate(node, _convert_="all", **further_arguments)
+        # Resolved apart: Hydra would resolve what the node refers to in its place, and references name options.
+        plain_node = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+        return instantiate(OmegaConf.create(plain_node), _convert_="all", **further_arguments)
     except MissingMandatoryValue as missing_value:
         option_name = missing_value.full_key
         raise UserError(f"{option_name} is required; give it as {option_name}=VALUE") from missing_value
     except InstantiationException as build_error:
-        root_cause: BaseException | None = build_error
-        while root_cause is not None and not isinstance(root_cause, UserError):
+        inner_path = re.search(r"^full_key: (.*)$", str(build_error), re.MULTILINE)
+        option_path = ".".join(filter(None, [node_path, inner_path[1] if inner_path else ""]))
+        root_cause: BaseException = build_error
+        while root_cause.__cause__ is not None and not isinstance(root_cause, UserError):
             root_cause = root_cause.__cause__
-        if root_cause is None:
-            raise
-        option_path = re.search(r"^full_key: (.*)$", str(build_error), re.MULTILINE)
-        owner_paths = [option_path[1] if option_path else ""]
-        raise UserError(describe_with_options(root_cause, owner_paths, node)) from build_error
+        if isinstance(root_cause, UserError):
+            raise UserError(describe_with_options(root_cause, [option_path], node)) from build_error
+        first_line = str(root_cause).strip().partition("\n")[0]
+        raise UserError(f"{option_path} cannot be built: {first_line}. Mend its options") from build_error
 
 
 def build_experiment(cfg: DictConfig) -> Experiment:
@@ -56,29 +68,32 @@ def build_experiment(cfg: DictConfig) -> Experiment:
     Raises:
         UserError: an option has a value that it cannot have.
     """
+    switches = build_from_options(RunSwitches, {name: name for name in RunSwitches.__dataclass_fields__}, cfg)
     hydra_config = HydraConfig.get()
     overrides = list(hydra_config.overrides.task)
     method = build_method(cfg, overrides)
-    target_model = build(cfg.target.base_model)
+    proxy_model, target_model = build(cfg.proxy.base_model), build(cfg.target.base_model)
     measured_with_target = method.scoring_model == "target"
     objective = build(cfg.proxy.objective)
-    return Experiment(
-        until=_check_stage(cfg.until),
-        seed=cfg.seed,
-        run_folder=Path(cfg.run_dir),
+    experiment = Experiment(
+        until=switches.until,
+        seed=switches.seed,
+        run_folder=Path(switches.run_dir),
         cache=build(cfg.cache),
         config=to_plain(cfg),
         overrides=overrides,
         choices={
             str(option_group): str(chosen_name) for option_group, chosen_name in hydra_config.runtime.choices.items()
         },
-        build_trainer=build(cfg.trainer),
+        build_trainer=build_trainer_builder(cfg),
         build_logger=partial(build, cfg.logger),
-        show_progress=cfg.progress,
+        show_progress=switches.progress,
         source=build(cfg.data),
-        proxy=ProxyParts(
-            base_model=target_model if measured_with_target else build(cfg.proxy.base_model),
-            max_tokens=cfg.target.max_tokens if measured_with_target else cfg.proxy.max_tokens,
+        proxy=build_from_options(
+            ProxyParts,
+            {"max_tokens": "target.max_tokens" if measured_with_target else "proxy.max_tokens"},
+            cfg,
+            base_model=target_model if measured_with_target else proxy_model,
             objective=objective,
             ensemble=build(cfg.ensemble),
             size=build(cfg.adaptive),
@@ -89,24 +104,38 @@ def build_experiment(cfg: DictConfig) -> Experiment:
             batches=build(cfg.batch),
         ),
         method=method,
-        target=TargetParts(
+        target=build_from_options(
+            TargetParts,
+            {"max_tokens": "target.max_tokens", "baselines": "judge.against"},
+            cfg,
             base_model=target_model,
-            max_tokens=cfg.target.max_tokens,
             tuning=build(cfg.target.tuning),
-            baselines=list(cfg.judge.against),
         ),
-        judging=JudgingParts(
+        judging=build_from_options(
+            JudgingParts,
+            {name: f"judge.{name}" for name in ("repeats", "resamples", "confidence")},
+            cfg,
             prompts=build(cfg.eval.sets),
             generation=build(cfg.generation),
             judge=build(cfg.judge.judge),
             other_judges=build(cfg.judge.others),
-            repeats=cfg.judge.repeats,
-            resamples=cfg.judge.resamples,
-            confidence=cfg.judge.confidence,
         ),
         limits=build(cfg.diagnostics),
         page=build(cfg.report),
     )
+    refuse_non_finite(experiment.config)
+    return experiment
+
+
+def build_trainer_builder(cfg: DictConfig) -> "Callable[..., L.Trainer]":
+    """Build the builder of trainers.
+
+    Raises:
+        UserError: an option of the trainer is out of range.
+    """
+    check_trainer_options(cfg)
+    build_trainer: Callable[..., L.Trainer] = build(cfg.trainer)
+    return build_trainer
 
 
 def build_method(cfg: DictConfig, overrides: Sequence[str]) -> "Method":
@@ -125,16 +154,18 @@ def build_method(cfg: DictConfig, overrides: Sequence[str]) -> "Method":
     if cfg.target.data not in TARGET_DATA:
         raise UserError(f"target.data={cfg.target.data} is unknown; choose one of: {', '.join(TARGET_DATA)}")
     selector, last_stage = build(cfg.selector), _check_stage(cfg.until)
+    lead_settings = build(cfg.target.lead)
+    scorer = build(cfg.scorer)
     if cfg.target.data == "subset":
         reaches_selection = STAGES.index(last_stage) >= STAGES.index("select")
-        return ScoreAndSelect(build(cfg.scorer), selector, reaches_selection)
+        return ScoreAndSelect(scorer, selector, reaches_selection)
     if STAGES.index(last_stage) < STAGES.index("target"):
         raise UserError(
             f"until={last_stage} ends before the target is trained, and with target.data=lead it selects its rows "
             "as it trains; give until=target or a later stage, or target.data=subset"
         )
     _refuse_other_selection(overrides)
-    return Lead(build(cfg.target.lead), selector)
+    return Lead(lead_settings, selector)
 
 
 def _refuse_other_selection(overrides: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from rich.console import Console
 
-from gradfiltering.config.build import build, build_experiment
+from gradfiltering.config.build import build_experiment, build_trainer_builder
 from gradfiltering.config.composition import explain_composition
 from gradfiltering.config.locations import configuration_folder
 from gradfiltering.config.option_names import options_named
@@ -63,7 +63,7 @@ def run_task(cfg: DictConfig) -> None:
         UserError: something that the user can mend, with the options concerned.
     """
     screen.announce_run(cfg.run_dir, Console(quiet=not is_rank_zero_at_launch()))
-    with options_named(cfg), connected_processes(build(cfg.trainer)):
+    with options_named(cfg), connected_processes(build_trainer_builder(cfg)):
         from gradfiltering.experiment.run import run_experiment
 
         run_experiment(build_experiment(cfg))

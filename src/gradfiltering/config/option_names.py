@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from hydra.utils import get_object
-from omegaconf import Container, DictConfig, OmegaConf
+from omegaconf import Container, DictConfig, Node, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from gradfiltering.errors import UserError
 from gradfiltering.options import OptionsError
@@ -23,10 +24,14 @@ def options_named(cfg: DictConfig) -> Iterator[None]:
         cfg: the whole configuration of the run.
 
     Raises:
-        UserError: the message with its options and their values.
+        UserError: the message with its options and their values, or an option that refers to one that is not there.
     """
     try:
         yield
+    except OmegaConfBaseException as reference_error:
+        first_line = str(reference_error).partition("\n")[0]
+        option_name = reference_error.full_key or "an option"
+        raise UserError(f"{option_name} has no value: {first_line}; give it a value by itself") from reference_error
     except UserError as user_error:
         if user_error.owner is None:
             raise
@@ -98,11 +103,15 @@ def _is_same(attribute_value: Any, node_value: Any) -> bool:
 
 def _follow_reference(root_node: Container, option_name: str) -> str:
     """Follow an option that repeats another's value, `${judge.max_cost}`, to the option that users type."""
-    parent_path, _, last_name = option_name.rpartition(".")
-    parent_node = OmegaConf.select(root_node, parent_path) if parent_path else root_node
-    if not isinstance(parent_node, DictConfig):
-        return option_name
-    raw_values = OmegaConf.to_container(parent_node, resolve=False)
-    raw_value = raw_values.get(last_name) if isinstance(raw_values, dict) else None
-    referenced_option = re.fullmatch(r"\$\{([\w.]+)\}", str(raw_value))
-    return _follow_reference(root_node, referenced_option[1]) if referenced_option else option_name
+    path_names = option_name.split(".")
+    node: Any = root_node
+    for depth, path_name in enumerate(path_names):
+        if not isinstance(node, DictConfig) or path_name not in node:
+            return option_name
+        raw_node = node._get_node(path_name)
+        raw_value = raw_node._value() if isinstance(raw_node, Node) else None
+        referenced_option = re.fullmatch(r"\$\{([\w.]+)\}", raw_value) if isinstance(raw_value, str) else None
+        if referenced_option:
+            return _follow_reference(root_node, ".".join([referenced_option[1], *path_names[depth + 1 :]]))
+        node = raw_node
+    return option_name

@@ -1,9 +1,11 @@
 """Diagnostics of a run: numbers that show when a score cannot be trusted, and their limits."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from gradfiltering.options import PositiveInt, options
+from annotated_types import Le
+
+from gradfiltering.options import Correlation, NonNegativeFloat, OpenShare, PositiveInt, Probability, options
 
 
 @options
@@ -25,17 +27,17 @@ class DiagnosticLimits:
         confidence: probability mass of those intervals.
     """
 
-    positive_drop_share: float = 0.5
-    median_relative_drop: float = 0.0
-    relative_variance: float = 0.005
-    update_ratio: float = 0.5
-    negative_selected_share: float = 0.0
-    length_correlation: float = 0.7
-    member_agreement: float = 0.1
-    source_spread: float = 0.5
-    easiness: float = 0.5
+    positive_drop_share: Probability = 0.5
+    median_relative_drop: Annotated[float, Le(1)] = 0.0
+    relative_variance: NonNegativeFloat = 0.005
+    update_ratio: NonNegativeFloat = 0.5
+    negative_selected_share: Probability = 0.0
+    length_correlation: Probability = 0.7
+    member_agreement: Correlation = 0.1
+    source_spread: Probability = 0.5
+    easiness: NonNegativeFloat = 0.5
     bootstrap: PositiveInt = 1000
-    confidence: float = 0.95
+    confidence: OpenShare = 0.95
 
 
 @dataclass(frozen=True)

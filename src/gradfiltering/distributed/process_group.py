@@ -125,6 +125,27 @@ def _counting_as_one_process() -> Iterator[None]:
         _working_alone = False
 
 
+def try_trainer(build_trainer: TrainerBuilder) -> "L.Trainer":
+    """Build a trainer without a logger, to see its device and strategy; Lightning prints less from then on.
+
+    Raises:
+        UserError: Lightning refuses the options, or there is no such device.
+    """
+    import lightning
+
+    for library_name in ("lightning.pytorch", "lightning.fabric"):  # they print devices and advice
+        logging.getLogger(library_name).setLevel(logging.WARNING)
+    try:
+        return build_trainer(logger=False)
+    except (ValueError, TypeError, RuntimeError, ImportError) as trainer_error:  # Lightning's own errors are of these
+        first_line = str(trainer_error).strip().partition("\n")[0]
+        raise UserError(
+            f"no such trainer can be made on this machine: {first_line} Choose other options",
+            lightning.Trainer,
+            ("accelerator", "devices", "strategy", "precision"),
+        ) from trainer_error
+
+
 def single_process_trainer(build_trainer: TrainerBuilder) -> TrainerBuilder:
     """Return a builder of trainers that use this process only, for training that rank zero does alone."""
     return partial(build_trainer, devices=1, num_nodes=1, strategy="auto") if _is_connected() else build_trainer
@@ -206,9 +227,7 @@ def _connect(build_trainer: TrainerBuilder) -> list[Any]:
     distributed = _torch_distributed()
     if distributed.is_initialized():  # by an earlier job of this sweep
         return []
-    for library_name in ("lightning.pytorch", "lightning.fabric"):  # they print devices and advice
-        logging.getLogger(library_name).setLevel(logging.WARNING)
-    device_trainer = build_trainer(logger=False)
+    device_trainer = try_trainer(build_trainer)
     if device_trainer.strategy.launcher is None:
         process_count = int(os.environ.get("WORLD_SIZE", 1))
         if process_count > 1:

@@ -7,7 +7,14 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from gradfiltering.errors import UserError
 from gradfiltering.gradients.dropout import Dropout
 from gradfiltering.models.lora import LoraSettings
-from gradfiltering.options import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, options
+from gradfiltering.options import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ShareBelowOne,
+    options,
+)
 
 AUTO = "auto"
 
@@ -63,12 +70,12 @@ class LoraEnsemble:
 
     m: PositiveInt | Literal["auto"]
     batch_size: PositiveInt
-    lr: NonNegativeFloat
+    lr: PositiveFloat
     warmup_steps: NonNegativeInt
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
-    clip_norm: float | None
+    betas: tuple[ShareBelowOne, ShareBelowOne]
+    eps: PositiveFloat
+    weight_decay: NonNegativeFloat
+    clip_norm: PositiveFloat | None
     collect: Literal["snapshot", "online"]
     bucket_batches: PositiveInt
     trajectory_steps: PositiveInt

@@ -27,7 +27,7 @@ class SnapshotPair:
     def _check_order(self) -> Self:
         if self.early >= self.late:
             raise UserError(
-                f"the early epoch ({self.early}) must come before the late one ({self.late})",
+                f"the early epoch ({self.early}) must come before the late one ({self.late}); give others",
                 arguments=("early", "late"),
             )
         return self

@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
 
-from gradfiltering.distributed.process_group import run_on_rank_zero
+from gradfiltering.distributed.process_group import run_on_rank_zero, try_trainer
 from gradfiltering.experiment.parts import Experiment
 from gradfiltering.reports.experiment_logger import close_logger, open_logger
 from gradfiltering.runs.logs import log_to_file
@@ -41,7 +41,7 @@ class OpenRun:
 def open_run(experiment: Experiment) -> Iterator[OpenRun]:
     """Begin a run in its folder; close its log and its logger however the run ends."""
     keep_freed_memory()
-    device = experiment.build_trainer(logger=False).strategy.root_device
+    device = try_trainer(experiment.build_trainer).strategy.root_device
     folder = RunFolder(run_on_rank_zero(lambda: experiment.run_folder))
     masked_config = folder.begin(experiment.config, experiment.seed, device, experiment.overrides)
     with log_to_file(folder.path, str(experiment.config["log_level"])):

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from gradfiltering.options import OpenShare, PositiveInt, options
+
 if TYPE_CHECKING:
     import lightning as L
     from lightning.pytorch.loggers import Logger
@@ -32,7 +34,7 @@ Stage = Literal["proxy", "score", "select", "target", "judge", "report"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
-@dataclass(frozen=True)
+@options
 class ModelParts:
     """A language model that is fine-tuned or scored with.
 
@@ -42,10 +44,10 @@ class ModelParts:
     """
 
     base_model: "ModelSource"
-    max_tokens: int
+    max_tokens: PositiveInt
 
 
-@dataclass(frozen=True)
+@options
 class ProxyParts(ModelParts):
     """The proxy ensemble.
 
@@ -70,7 +72,7 @@ class ProxyParts(ModelParts):
     batches: "BatchSettings"
 
 
-@dataclass(frozen=True)
+@options
 class TargetParts(ModelParts):
     """The model that is fine-tuned on the subset.
 
@@ -83,7 +85,7 @@ class TargetParts(ModelParts):
     baselines: Sequence[str]
 
 
-@dataclass(frozen=True)
+@options
 class JudgingParts:
     """Prompts, answers and verdicts.
 
@@ -101,9 +103,9 @@ class JudgingParts:
     generation: "GenerationSettings"
     judge: "Judge"
     other_judges: "Mapping[str, Judge]"
-    repeats: int
-    resamples: int
-    confidence: float
+    repeats: PositiveInt
+    resamples: PositiveInt
+    confidence: OpenShare
 
 
 @dataclass(frozen=True)

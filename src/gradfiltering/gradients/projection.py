@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gradfiltering.errors import UserError
+from gradfiltering.options import NonNegativeInt, PositiveInt, field, options
 from gradfiltering.seeding import derive_seed
 
 
@@ -26,6 +26,7 @@ class GradientSketch(Protocol):
         ...
 
 
+@options
 class Projection:
     r"""A count sketch of the whole gradient: each coordinate, signed at random, goes into one of K sums.
 
@@ -35,17 +36,14 @@ class Projection:
     needs no matrix. Coordinates are dealt out to the K sums in turn, from a random first one for
     each parameter.
 
-    Args:
+    Attributes:
         width: K.
         seed: of the signs; equal seeds give projections that can be compared.
     """
 
-    def __init__(self, width: int = 1024, seed: int = 0):
-        if width < 1:
-            raise UserError(f"the width of a projection must be positive, got {width}", self, ("width",))
-        self.width = width
-        self.seed = seed
-        self._signs_and_shifts: dict[str, tuple[Tensor, int]] = {}
+    width: PositiveInt = 1024
+    seed: NonNegativeInt = 0
+    _signs_and_shifts: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -75,7 +75,7 @@ class RetrySettings:
     def _check_waits(self) -> Self:
         if self.longest_wait < self.first_wait:
             raise UserError(
-                f"longest_wait ({self.longest_wait:g}) is below first_wait ({self.first_wait:g})",
+                f"longest_wait ({self.longest_wait:g}) is below first_wait ({self.first_wait:g}); give a longer one",
                 owner=self,
                 arguments=("first_wait", "longest_wait"),
             )

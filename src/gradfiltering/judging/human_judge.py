@@ -6,7 +6,9 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
+
+from annotated_types import Ge, Le
 
 from gradfiltering.errors import UserError
 from gradfiltering.judging.base import Judge, Question, Reply
@@ -33,7 +35,7 @@ class PageSettings:
     """
 
     host: str
-    port: NonNegativeInt
+    port: Annotated[int, Ge(0), Le(65535)]
     password_variable: str | None
     open_to_all: bool
 

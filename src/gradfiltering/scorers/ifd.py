@@ -6,7 +6,7 @@ import numpy as np
 from annotated_types import Ge
 
 from gradfiltering.errors import UserError
-from gradfiltering.options import options
+from gradfiltering.options import PositiveFloat, options
 from gradfiltering.requests import Evidence, Request, ResponseLosses
 from gradfiltering.scorers.base import Scorer, Scores
 
@@ -30,7 +30,7 @@ class IFD(Scorer):
     ratio: Literal["perplexity", "loss"] = "perplexity"
     template: str = "plain"
     max_tokens: Annotated[int, Ge(2)] = 1024
-    keep_below: float | None = 1.0
+    keep_below: PositiveFloat | None = 1.0
 
     row_wise: ClassVar[bool] = True
 

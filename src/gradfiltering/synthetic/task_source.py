@@ -25,7 +25,7 @@ class TaskSource:
         corrupt: the defects that are planted.
     """
 
-    rows: NonNegativeInt
+    rows: PositiveInt
     heldout_rows: NonNegativeInt
     limit: PositiveInt | None
     template: str
