@@ -1,10 +1,15 @@
 """The one error a user is meant to read, and how it is shown."""
 
 import errno
+import os
 import re
 import sys
+import tempfile
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+from gradfiltering.masking import mask_text
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # How libraries that raise no OSError say that a write failed: safetensors, and torch's archives.
@@ -80,23 +85,32 @@ def _first_line(error: BaseException) -> str:
     return " ".join((str(error) or type(error).__name__).splitlines()[:1])[:300]
 
 
+def _write_trace(error: BaseException) -> str:
+    """Write the stack trace of an error outside of any run into a file of its own; return its path."""
+    descriptor, trace_path = tempfile.mkstemp(prefix="gradfiltering-", suffix=".log")
+    with os.fdopen(descriptor, "w", encoding="utf-8") as trace_file:
+        trace_file.write(mask_text("".join(traceback.format_exception(error))))
+    return trace_path
+
+
 @contextmanager
 def plain_words(debug: bool = False) -> Iterator[None]:
     """Print an error in one line and exit with 1; with `debug` errors pass as they are.
 
-    An unexpected error keeps its stack trace, on the screen or in the log file that its note names.
+    An unexpected error keeps its stack trace in the run's log, which its note names, or else in a file of its own.
     """
     try:
         yield
     except Exception as error:
         user_error = None if debug else explained(error)
         log_notes = [note for note in getattr(error, "__notes__", ()) if note.startswith(STACK_TRACE_NOTE)]
-        if user_error is None and not debug and log_notes:
-            user_error = UserError(f"unexpected {type(error).__name__}: {_first_line(error)}. {log_notes[0]}")
+        if user_error is None and not debug:
+            trace_note = log_notes[0] if log_notes else f"{STACK_TRACE_NOTE}{_write_trace(error)}"
+            user_error = UserError(f"unexpected {type(error).__name__}: {_first_line(error)}. {trace_note}")
         if user_error is None:
             raise
         from rich.console import Console
         from rich.text import Text
 
-        Console(stderr=True).print(Text.assemble(("error  ", "bold red"), str(user_error)), soft_wrap=True)
+        Console(stderr=True).print(Text.assemble(("error  ", "bold red"), mask_text(str(user_error))), soft_wrap=True)
         sys.exit(1)

@@ -9,8 +9,9 @@ from omegaconf import OmegaConf
 from tests.support.gradient_logs import write_epoch
 
 from gradfiltering.errors import UserError
+from gradfiltering.masking import mask_secrets
 from gradfiltering.requests import EpochLog
-from gradfiltering.runs.run_folder import OUTPUTS, RunFolder, mask_secrets
+from gradfiltering.runs.run_folder import OUTPUTS, RunFolder
 
 CONFIG = {
     "seed": 0, "run_dir": "logs/x", "scorer": {"epsilon": 1e-8, "name": "„gsnr“"}, "list": [1, None, {"a": 2.5}],
@@ -39,10 +40,23 @@ def test_config_reloads_to_what_was_run_without_secrets(run_folder):
 @pytest.mark.parametrize("value", ["x", 12345, ["x"], {"value": "x"}])
 def test_secrets_are_masked_at_every_depth(key, value):
     masked = mask_secrets({"a": [{"b": {key: value}}], key: value})
-    assert masked == {"a": [{"b": {key: "***"}}], key: "***"}
+    hidden = {"value": "***"} if isinstance(value, dict) else ["***"] if isinstance(value, list) else "***"
+    assert masked == {"a": [{"b": {key: hidden}}], key: hidden}
 
 
-@pytest.mark.parametrize("key", ["max_tokens", "tokens", "tokenizer", "micro_batch_tokens", "keys", "max_new_tokens"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "max_tokens",
+        "key_variable",
+        "token_limit_name",
+        "tokens",
+        "tokenizer",
+        "micro_batch_tokens",
+        "keys",
+        "max_new_tokens",
+    ],
+)
 def test_names_that_are_no_secret_stay(key):
     assert mask_secrets({key: 512, "x": {key: "gpt2"}}) == {key: 512, "x": {key: "gpt2"}}
 

@@ -3,20 +3,25 @@
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import hydra
+import yaml
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from rich.console import Console
 
-from gradfiltering.config.build import build_experiment, build_trainer_builder
+from gradfiltering.config.build import build_experiment, build_trainer_builder, to_plain
 from gradfiltering.config.composition import explain_composition
 from gradfiltering.config.locations import configuration_folder
 from gradfiltering.config.option_names import options_named
 from gradfiltering.config.renamed_options import explain_renamed
 from gradfiltering.distributed.process_group import connected_processes, is_rank_zero_at_launch, start_main
 from gradfiltering.errors import UserError, plain_words
+from gradfiltering.masking import mask_secrets, remember_override, remember_secrets
 from gradfiltering.reports import screen
+from gradfiltering.runs.yaml_files import read_yaml
 
 INTERRUPTED_MESSAGE = "stopped; the same command goes on from what is finished"
 
@@ -42,6 +47,8 @@ def launch(overrides: Sequence[str], subcommand: str | None = None) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that errors reach this function, which explains them
     sys.argv[1:] = overrides
     hydra_main = hydra.main(config_path=str(configuration_folder()), config_name="train", version_base="1.3")(task)
+    for override in overrides:
+        remember_override(override)
     with plain_words("debug=true" in overrides):
         explain_renamed(overrides)
         try:
@@ -62,8 +69,21 @@ def run_task(cfg: DictConfig) -> None:
     Raises:
         UserError: something that the user can mend, with the options concerned.
     """
-    screen.announce_run(cfg.run_dir, Console(quiet=not is_rank_zero_at_launch()))
-    with options_named(cfg), connected_processes(build_trainer_builder(cfg)):
-        from gradfiltering.experiment.run import run_experiment
+    with options_named(cfg):
+        remember_secrets(to_plain(cfg))
+        mask_saved_configuration()
+        screen.announce_run(cfg.run_dir, Console(quiet=not is_rank_zero_at_launch()))
+        with connected_processes(build_trainer_builder(cfg)):
+            from gradfiltering.experiment.run import run_experiment
 
-        run_experiment(build_experiment(cfg))
+            run_experiment(build_experiment(cfg))
+
+
+def mask_saved_configuration() -> None:
+    """Mask secrets in what Hydra saved of a job where `hydra.output_subdir` asks for it."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.output_subdir is None:
+        return
+    for file_path in (Path(hydra_config.runtime.output_dir) / hydra_config.output_subdir).glob("*.yaml"):
+        saved_options = mask_secrets(read_yaml(file_path))
+        file_path.write_text(yaml.safe_dump(saved_options, sort_keys=False, allow_unicode=True), encoding="utf-8")

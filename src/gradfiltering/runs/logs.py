@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from gradfiltering.distributed.process_group import rank
 from gradfiltering.errors import STACK_TRACE_NOTE, UserError
+from gradfiltering.masking import mask_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,6 +22,13 @@ LEVELS = ("debug", "info", "warning", "error")
 logger = logging.getLogger(__name__)
 
 
+class _MaskingFormatter(logging.Formatter):
+    """Formats a record, its stack trace included, without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return mask_text(super().format(record))
+
+
 def screen() -> "Console":
     """Return a console that prints on rank zero only; for progress and results, everything else is logged."""
     from rich.console import Console
@@ -31,7 +39,7 @@ def screen() -> "Console":
 def announce(message_text: str) -> None:
     """Print one line of progress, and log it."""
     logger.info(message_text)
-    screen().print(message_text, markup=False)
+    screen().print(mask_text(message_text), markup=False)
 
 
 def track_progress(progress_items: Iterable[Item], bar_title: str) -> Iterable[Item]:
@@ -68,7 +76,7 @@ def log_to_file(run_folder: Path, level_name: str = "info") -> Iterator[Path]:
         logging.FileHandler(log_path, "a", "utf-8", delay=True) if run_folder.is_dir() else logging.NullHandler()
     )
     rank_prefix = f"rank {rank()} " if rank() else ""
-    file_handler.setFormatter(logging.Formatter(rank_prefix + LINE_FORMAT))
+    file_handler.setFormatter(_MaskingFormatter(rank_prefix + LINE_FORMAT))
     file_handler.setLevel(logging.WARNING if rank() else logging.DEBUG)
     root_logger, project_logger = logging.getLogger(), logging.getLogger("gradfiltering")
     earlier_level = project_logger.level

@@ -6,7 +6,6 @@ far as to write the file. A file appears whole or not at all.
 
 import json
 import math
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import yaml
 
 from gradfiltering.distributed.process_group import rank, run_on_rank_zero
 from gradfiltering.errors import UserError
+from gradfiltering.masking import mask_override, mask_secrets, remember_secrets
 from gradfiltering.runs.cache_record import link_result
 from gradfiltering.runs.environment import describe_environment
 from gradfiltering.runs.files import atomic_path, write_json
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 Arguments = ParamSpec("Arguments")
 
-SECRET_NAME = re.compile(r"(api_?key|token|password|secret)$", re.IGNORECASE)
 CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE = "config.yaml", "environment.json", "summary.json"
 GRADIENT_LOG, HELDOUT_GRADIENT_LOG = "gradient_log", "gradient_log_heldout"
 PROJECTIONS, INFLUENCE, ADAPTERS = "projections", "influence", "adapters"
@@ -79,11 +78,9 @@ class RunFolder:
         Raises:
             UserError: the folder holds files of the same names that no run made.
         """
+        remember_secrets(config)
         masked_config: dict[str, Any] = mask_secrets(config)
-        masked_overrides = [
-            f"{option_name}=***" if SECRET_NAME.search(option_name) else f"{option_name}={option_value}"
-            for option_name, _, option_value in (command_override.partition("=") for command_override in overrides)
-        ]
+        masked_overrides = [mask_override(command_override) for command_override in overrides]
 
         def write_beginning() -> None:
             self._remove_earlier_outputs()
@@ -307,20 +304,6 @@ class RunFolder:
     def _read_table(self, file_name: Path | str) -> pd.DataFrame | None:
         file_path = self.path / file_name
         return pq.read_table(file_path).to_pandas() if file_path.is_file() else None
-
-
-def mask_secrets(option_value: Any) -> Any:
-    """Return a copy of a configuration in which values of keys that name a secret are masked."""
-    if isinstance(option_value, dict):
-        return {
-            option_name: "***"
-            if option_entry is not None and SECRET_NAME.search(str(option_name))
-            else mask_secrets(option_entry)
-            for option_name, option_entry in option_value.items()
-        }
-    if isinstance(option_value, list):
-        return [mask_secrets(option_entry) for option_entry in option_value]
-    return option_value
 
 
 def _replace_non_finite(json_value: Any) -> Any:
