@@ -149,7 +149,7 @@ def _write_rows(rows: Any, folder: Path) -> Path:
     if not isinstance(rows, Iterable) or not all(isinstance(row, Mapping) for row in rows):
         raise UserError("rows must be a path, a list of dicts, a datasets.Dataset or a pandas.DataFrame")
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as row_file:
-        row_file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        row_file.writelines(json.dumps(row) + "\n" for row in rows)
     return folder / "rows.jsonl"
 
 

@@ -99,6 +99,9 @@ def plain_words(debug: bool = False) -> Iterator[None]:
 
     An unexpected error keeps its stack trace in the run's log, which its note names, or else in a file of its own.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what a terminal cannot show must not end a run
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
     except Exception as error:

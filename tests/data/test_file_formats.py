@@ -118,6 +118,10 @@ def write_table(path, table, layout):
                 writer.write_table(table)
 
 
+def read_table(path, kind):
+    return pq.read_table(path) if kind == "parquet" else pa.ipc.open_file(path).read_all()
+
+
 @pytest.mark.parametrize(
     ("name", "layout", "read"),
     [
@@ -143,19 +147,128 @@ def test_a_mixture_writes_typed_values_by_the_same_rule(tmp_path, mixture_source
     assert sorted(records.rows, key=lambda row: row["instruction"])[1:] == [{"source": "a", **row} for row in AS_JSON]
 
 
-@pytest.mark.parametrize(
-    ("values", "kind"),
-    [
-        (pa.array([b"x"]), "binary"), (pa.array([[b"x"]]), "binary"), (pa.array([dt.timedelta(1)]), "duration"),
-        (pa.array([{"bytes": b"x", "path": "y"}]), "binary"),
-    ],
-)  # fmt: skip
-def test_columns_that_json_cannot_hold_are_refused_when_read(values, kind, tmp_path, mixture_source, file_source):
-    path = tmp_path / "rows.parquet"
-    pq.write_table(pa.table({"instruction": ["a"], "output": ["b"], "blob": values}), path)
-    for source in (file_source(path), mixture_source({"a": {"path": str(path)}})):
-        with pytest.raises(UserError, match=rf"rows\.parquet: column 'blob' holds {kind}.*drop the column or cast"):
-            source.load(0)
+ODD_COLUMNS = {
+    "bytes": (pa.array([b"x", None]), "blob (binary: not in subset.jsonl)", 1),
+    "lists of bytes": (pa.array([[b"x"], [b"y"]]), "blob (binary: not in subset.jsonl)", 2),
+    "durations": (pa.array([dt.timedelta(1), None]), "blob (duration[us]: not in subset.jsonl)", 1),
+    "images": (pa.array([{"bytes": b"x", "path": "y"}] * 2), "blob (binary: not in subset.jsonl)", 2),
+    "times": (pa.array([dt.datetime(2024, 5, 1, 12, 0, 0, 1)] * 2, pa.timestamp("ns")), "blob", 2),
+    "decimals": (pa.array([Decimal("1.50"), None]), "blob", 1),
+    "nested": (pa.array([{"a": [{"b": None}]}, None]), "blob", 1),
+    "null": (pa.nulls(2), None, 0),
+}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize("case", ODD_COLUMNS)
+def test_unused_columns_of_odd_types_are_named_and_given_back(case, kind, tmp_path, mixture_source, file_source):
+    values, label, count = ODD_COLUMNS[case]
+    path = tmp_path / f"rows.{kind}"
+    table = pa.table({"instruction": ["a", "c"], "output": ["b", "d"], "blob": values})
+    write_table(path, table, kind)
+    records = file_source(path).load(0)
+    assert records.contents.unused == ({label: count} if label else {})
+    write_subset(RunFolder(tmp_path), records, [0, 1], None)
+    back = tmp_path / ("subset_rows.parquet" if kind == "parquet" else "subset.arrow")
+    assert read_table(back, kind)["blob"].to_pylist() == table["blob"].to_pylist()
+    lines = [json.loads(line) for line in (tmp_path / "subset.jsonl").read_text("utf-8").splitlines()]
+    assert [line["output"] for line in lines] == ["b", "d"] and ("blob" in lines[0]) == (label in ("blob", None))
+    mixed = mixture_source({"a": {"path": str(path)}}).load(0)
+    assert sorted(row["output"] for row in mixed.rows) == ["b", "d"]
+    assert label in ("blob", None) or "blob" in str(mixed.contents.unused)
+
+
+def test_a_used_column_of_bytes_is_refused(tmp_path, file_source):
+    pq.write_table(pa.table({"instruction": ["a"], "output": [b"b"]}), tmp_path / "rows.parquet")
+    with pytest.raises(UserError, match=r"rows\.parquet: column 'output' holds binary, which is no text; cast it"):
+        file_source(tmp_path / "rows.parquet").load(0)
+
+
+def test_a_column_that_no_dataset_can_hold_is_named_as_left_out(tmp_path, file_source):
+    months = pa.array([pa.MonthDayNano([1, 2, 3])], pa.month_day_nano_interval())
+    write_table(tmp_path / "rows.arrow", pa.table({"instruction": ["a"], "output": ["b"], "span": months}), "arrow")
+    records = file_source(tmp_path / "rows.arrow").load(0)
+    assert records.contents.unused == {"span (month_day_nano_interval: cannot be read and is not given back)": 1}
+    write_subset(RunFolder(tmp_path), records, [0], None)
+    assert read_table(tmp_path / "subset.arrow", "arrow").column_names == ["instruction", "output"]
+
+
+def test_shards_may_order_columns_otherwise_and_hold_nothing_but_nulls_in_one(tmp_path, file_source):
+    shards = [
+        {"instruction": ["a"], "input": pa.nulls(1), "output": ["b"]},
+        {"output": ["d"], "instruction": ["c"], "input": ["x"]},
+        {"input": pa.array(["y"], pa.large_string()), "output": ["f"], "instruction": ["e"]},
+    ]
+    for number, shard in enumerate(shards):
+        pq.write_table(pa.table(shard), tmp_path / f"{number}.parquet")
+    records = file_source(tmp_path).load(0)
+    assert [(row["instruction"], row["input"], row["output"]) for row in records.rows] == [
+        ("a", None, "b"), ("c", "x", "d"), ("e", "y", "f"),
+    ]  # fmt: skip
+    write_subset(RunFolder(tmp_path / "out"), records, [0, 1, 2], None)
+    assert pq.read_table(tmp_path / "out" / "subset_rows.parquet").to_pylist() == records.rows.to_list()
+
+
+def test_a_shard_of_another_type_or_column_is_refused(tmp_path, file_source):
+    pq.write_table(pa.table({"instruction": ["a"], "output": ["b"]}), tmp_path / "0.parquet")
+    pq.write_table(pa.table({"instruction": ["a"], "output": [["b"]]}), tmp_path / "1.parquet")
+    with pytest.raises(UserError, match=r"1\.parquet differs in a column's type from .*0\.parquet.*cast it"):
+        file_source(tmp_path).load(0)
+    pq.write_table(pa.table({"instruction": ["a"], "answer": ["b"]}), tmp_path / "1.parquet")
+    with pytest.raises(UserError, match=r"give files of the same columns"):
+        file_source(tmp_path).load(0)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize("column", ["output", "note"])
+def test_bytes_that_are_no_utf8_in_a_text_column_name_row_and_column(kind, column, tmp_path, file_source):
+    bad = pa.array([b"fine", b"caf\xe9"]).view(pa.string())
+    table = pa.table({"instruction": ["a", "b"], "output": ["c", "d"], "note": ["e", "f"]})
+    write_table(tmp_path / f"rows.{kind}", table.set_column(table.column_names.index(column), column, bad), kind)
+    with pytest.raises(UserError, match=rf"rows\.{kind}, row 1: column '{column}' holds no valid string: .*UTF-?8"):
+        file_source(tmp_path / f"rows.{kind}").load(0)
+
+
+def test_what_datasets_saved_is_read_in_its_order(tmp_path, file_source):
+    from datasets import Dataset, DatasetDict
+
+    rows = Dataset.from_list([{"instruction": f"{n}", "output": "b"} for n in range(20)])
+    rows.save_to_disk(str(tmp_path / "saved"), num_shards=3)
+    assert [row["instruction"] for row in file_source(tmp_path / "saved").load(0).rows] == [f"{n}" for n in range(20)]
+    DatasetDict({"train": rows, "test": rows.select([0])}).save_to_disk(str(tmp_path / "splits"))
+    with pytest.raises(UserError, match=r"several splits; name the files of one of them \(train: .*train; test"):
+        file_source(tmp_path / "splits").load(0)
+    assert len(load(str(tmp_path / "splits"), split="test").rows) == 1
+    assert len(file_source(tmp_path / "splits" / "train").load(0)) == 20
+    (tmp_path / "saved" / "state.json").write_text("[")
+    with pytest.raises(UserError, match=r"state\.json cannot be read.*save the dataset again"):
+        file_source(tmp_path / "saved").load(0)
+
+
+@pytest.mark.parametrize("readme", ["none", "splits", "patterns"])
+def test_a_copy_of_a_hub_repository_gives_its_splits(readme, tmp_path, file_source):
+    (tmp_path / "data").mkdir()
+    table = pa.Table.from_pylist(ROWS)
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
+        pq.write_table(table, tmp_path / "data" / f"{name}.parquet")
+    listed = {
+        "splits": "- split: train\n    path: data/train-*\n  - split: test\n    path: data/test-*",
+        "patterns": "- split: train\n    path: [data/train-*]",
+    }.get(readme)
+    header = f"---\nlicense: mit\nconfigs:\n- config_name: default\n  data_files:\n  {listed}\n---\n" if listed else ""
+    (tmp_path / "README.md").write_text(header + "# About\n")
+    assert len(load(str(tmp_path), split="train").rows) == 4
+    if readme == "patterns":
+        assert len(file_source(tmp_path).load(0)) == 4
+        return
+    with pytest.raises(
+        UserError,
+        match=r"several splits; name the files of one of them .*(test-00000|train-\*)",
+    ):
+        file_source(tmp_path).load(0)
+    with pytest.raises(UserError, match=r"holds no split dev"):
+        load(str(tmp_path), split="dev")
+    assert len(file_source(tmp_path / "data" / "train-*.parquet").load(0)) == 4
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.jsonl.gz"])

@@ -132,7 +132,7 @@ def test_own_file(tmp_path):
     [
         ("", "holds no prompts"),
         ("{", "line 1, is not valid JSON"),
-        ("[1]", "line 1, row 0: [1] is no row"),
+        ("[1]", "row 0: 1 is no row"),
         ('{"question": "Hello?"}', "line 1: has neither instruction nor prompt (fields: question)"),
         ('{"prompt": "a", "instruction": "b"}', "line 1: has instruction and prompt"),
         ('{"prompt": "a", "output": "b", "reference": "c"}', "line 1: has both output and reference"),

@@ -13,7 +13,7 @@ from gradfiltering.data.templates import (
     template_messages,
     wants_parts,
 )
-from gradfiltering.runs.plain_text import replace_lone_surrogates
+from gradfiltering.runs.plain_text import replace_all_lone_surrogates, replace_lone_surrogates
 
 QUESTION_LEFT_OUT = "the template leaves out the question"
 ANSWER_LEFT_OUT = "the chat template leaves out an answer that is to be learnt"
@@ -59,7 +59,12 @@ def tokenize_by_chat_template(
         closing_token_id: put after a response that the template ends in nothing but text.
         stop_token_ids: tokens that end a response.
     """
-    messages = [_without_surrogates(message) for message in conversation.messages]
+    conversation = Conversation(
+        tuple(_without_surrogates(message) for message in conversation.messages),
+        tuple(replace_all_lone_surrogates(conversation.tools)),
+        replace_all_lone_surrogates(conversation.template_arguments),
+    )
+    messages = conversation.messages
     if not messages:
         return TokenizedRow()
     rendered_messages = template_messages(messages, names_calls="tool_calls" in tokenizer.chat_template)
@@ -74,7 +79,7 @@ def tokenize_by_chat_template(
     except TEMPLATE_ERRORS as error:
         return TokenizedRow(reason=describe_refusal(error))
     shown_text = replace_lone_surrogates(rendered_text)
-    missing_roles = roles_left_out(replace(conversation, messages=tuple(messages)), shown_text)
+    missing_roles = roles_left_out(conversation, shown_text)
     if "user" in missing_roles:
         return TokenizedRow(reason=QUESTION_LEFT_OUT)
     token_ids, marks = encoded["input_ids"], encoded["assistant_masks"]
@@ -131,8 +136,13 @@ def _has_name(tool: Any) -> bool:
 
 
 def _without_surrogates(message: ChatMessage) -> ChatMessage:
-    content = replace_lone_surrogates(message.content)
-    return replace(message, content=content, reasoning=replace_lone_surrogates(message.reasoning))
+    return replace(
+        message,
+        content=replace_lone_surrogates(message.content),
+        reasoning=replace_lone_surrogates(message.reasoning),
+        tool_calls=tuple(replace_all_lone_surrogates(message.tool_calls)),
+        further_fields=replace_all_lone_surrogates(message.further_fields),
+    )
 
 
 def _stretches(marks: Sequence[int]) -> list[_Stretch]:

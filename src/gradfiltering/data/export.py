@@ -15,9 +15,10 @@ from datasets import Dataset
 from gradfiltering.data.conversations import CALLING_ROLES, CANONICAL_ROLES
 from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.file_formats import JSON_LINES, FileFormat
-from gradfiltering.data.json_rows import JsonRows, to_json
+from gradfiltering.data.json_rows import JsonRows, iterate_json_rows, to_json
 from gradfiltering.data.schemas import SYSTEM_COLUMNS, TOOLS_COLUMNS, Instruction, Messages, Mixed, Schema
 from gradfiltering.runs.files import atomic_path, write_json
+from gradfiltering.runs.plain_text import is_encodable
 
 READ_AT_ONCE = 1000  # rows
 # The names LLaMA-Factory has for the roles of a conversation.
@@ -63,12 +64,8 @@ def _write_by_schema(run_dir: Path, mixed_schema: Mixed, selected_rows: Dataset 
 
 def row_to_json_line(row_values: Any) -> str:
     """A row as one line of JSON, readable but for what UTF-8 cannot hold (half a surrogate pair)."""
-    text_stream = to_json(row_values, ascii_only=False)
-    try:
-        text_stream.encode()
-    except UnicodeEncodeError:
-        return to_json(row_values)
-    return text_stream
+    json_text = to_json(row_values, ascii_only=False)
+    return json_text if is_encodable(json_text) else to_json(row_values)
 
 
 def _write_text_rows(output_path: Path, selected_rows: Dataset | JsonRows, file_format: FileFormat) -> None:
@@ -176,4 +173,4 @@ def _tags(row_schema: Messages, selected_rows: Dataset | JsonRows) -> dict[str, 
 
 
 def _iterate_rows(selected_rows: Dataset | JsonRows) -> Iterator[dict[str, Any]]:
-    yield from selected_rows
+    yield from iterate_json_rows(selected_rows)

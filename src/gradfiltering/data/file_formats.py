@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import feather
 
+from gradfiltering.data.dataset_folders import find_split_files
 from gradfiltering.errors import UserError
 
 KIND_BY_SUFFIX = {
@@ -113,25 +114,30 @@ def _is_stream(data_file: DataFile) -> bool:
         return not first_bytes.read(6).startswith((b"ARROW1", b"FEA1"))
 
 
-def find_data_files(path: str) -> list[DataFile]:
+def find_data_files(path: str, split: str | None = None) -> list[DataFile]:
     """The files that a path, folder or glob names, in sorted order and all of one type.
 
     A path that exists is taken literally, whatever characters it holds. In a folder, hidden files and those of other
-    types (a README) are passed over.
+    types (a README) are passed over. A folder that `datasets` saved, and a copy of a dataset repository of the hub
+    (its README may list the files of each split), give the files of a split.
+
+    Args:
+        path: what to read.
+        split: of a folder with several; None takes the only one.
 
     Raises:
-        UserError: nothing is there, nothing readable is there, or the types differ.
+        UserError: nothing is there, nothing readable is there, the types differ, or the splits are several.
     """
     given_path = Path(path).expanduser()
     if given_path.is_file():
         return [_data_file(given_path)]
     if given_path.is_dir():
-        folder_entries = sorted(
-            entry for entry in given_path.iterdir() if entry.is_file() and not entry.name.startswith((".", "_"))
-        )
-        data_files = [
-            _data_file(folder_entry) for folder_entry in folder_entries if _kind_and_compression(folder_entry)[0]
-        ]
+        file_paths = find_split_files(given_path, split)
+        if file_paths is None:
+            file_paths = sorted(
+                entry for entry in given_path.iterdir() if entry.is_file() and not entry.name.startswith((".", "_"))
+            )
+        data_files = [_data_file(file_path) for file_path in file_paths if _kind_and_compression(file_path)[0]]
         if not data_files:
             raise UserError(f"{path} holds no file of a known type; data.path= reads {', '.join(readable_suffixes())}")
     else:
@@ -149,6 +155,19 @@ def find_data_files(path: str) -> list[DataFile]:
             f"one type with a glob, such as data.path='{given_path}/*{data_files[0].path.suffix}'"
         )
     return data_files
+
+
+def detect_text_file(path: Path) -> DataFile:
+    """A text file by its suffix; of another suffix JSON Lines, or a JSON array where it begins with a bracket."""
+    kind, compression = _kind_and_compression(path)
+    if kind not in ("json", "jsonl", "csv", "tsv"):
+        kind = "jsonl"
+    data_file = DataFile(path, kind, compression)
+    if kind == "jsonl":
+        with _open_file(data_file) as byte_stream:
+            if byte_stream.read(1000).lstrip().startswith(b"["):
+                return DataFile(path, "json", compression)
+    return data_file
 
 
 def _kind_and_compression(path: Path) -> tuple[str | None, str | None]:
@@ -223,7 +242,8 @@ def _open_file(data_file: DataFile) -> Iterator[BinaryIO]:
         if isinstance(error, IsADirectoryError):
             raise UserError(f"{data_file.path}: is a folder; name a file in it") from error
         raise UserError(
-            f"{data_file.path} cannot be read: {error}; check permissions and {unpack_hint}, or fetch it again"
+            f"{data_file.path} cannot be read: {one_line(error)}; check permissions and {unpack_hint}, "
+            "or fetch it again"
         ) from error
 
 
@@ -244,7 +264,7 @@ def parse_json(decoded_text: str, row_location: str, error_remedy: str) -> Any:
         )
         raise UserError(f"{row_location} is not valid JSON: {error.msg} at {error_location}. {error_remedy}") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists within lists
-        raise UserError(f"{row_location} cannot be read: {error}. {error_remedy}") from error
+        raise UserError(f"{row_location} cannot be read: {one_line(error)}. {error_remedy}") from error
 
 
 def read_json(path: Path, error_remedy: str) -> Any:
@@ -263,7 +283,7 @@ def _decode_utf8(data_file: DataFile, line_bytes: bytes, row_location: str) -> s
         return line_bytes.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{data_file.path}{row_location} is not UTF-8: {error}. {_CONVERSION_HINT}LATIN1 -t UTF-8"
+            f"{data_file.path}{row_location} is not UTF-8: {one_line(error)}. {_CONVERSION_HINT}LATIN1 -t UTF-8"
         ) from error
 
 
@@ -335,11 +355,11 @@ def _delimited_rows(data_file: DataFile, byte_stream: BinaryIO) -> Iterator[Numb
     except csv.Error as error:
         raise UserError(
             f"{data_file.path}, line {cell_reader.line_num}, is not valid {data_file.kind}: "
-            f"{error}; mend its double quotes"
+            f"{one_line(error)}; mend its double quotes"
         ) from error
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{data_file.path}, after line {cell_reader.line_num}, is not UTF-8: {error}. "
+            f"{data_file.path}, after line {cell_reader.line_num}, is not UTF-8: {one_line(error)}. "
             f"{_CONVERSION_HINT}LATIN1 -t UTF-8"
         ) from error
     finally:
@@ -381,5 +401,10 @@ def _explain_read_errors(data_file: DataFile, record_batches: Iterator[pa.Record
 
 def _unreadable_file(data_file: DataFile, error: Exception) -> UserError:
     return UserError(
-        f"{data_file.path} is no readable {data_file.kind} file: {error}; write it again, or fetch it again"
+        f"{data_file.path} is no readable {data_file.kind} file: {one_line(error)}; write it again, or fetch it again"
     )
+
+
+def one_line(error: Exception) -> str:
+    """The message of a library's error on one line, cut where it is long."""
+    return " ".join(str(error).split())[:300]

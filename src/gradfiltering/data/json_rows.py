@@ -12,8 +12,6 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset
 
-from gradfiltering.errors import UserError
-
 RECORD_COLUMN = "__record__"  # the column of JSON text; no column of a user's typed table is called so
 LINE_COLUMN = "__line__"
 READ_AT_ONCE = 1000  # rows
@@ -104,7 +102,7 @@ def to_json(row_values: Mapping[str, Any], ascii_only: bool = True) -> str:
     """A row as one line of JSON, the one rule for what JSON has no type for.
 
     Dates and times become text in ISO 8601, decimals the text of their digits; a number that is not finite becomes
-    null. Columns of other types (bytes, durations) are refused when a table is read, see `check_types`.
+    null. Columns of other types (bytes, durations) are left out of JSON, see `columns_json_lacks`.
     """
     try:
         return json.dumps(row_values, ensure_ascii=ascii_only, allow_nan=False, default=_as_text)
@@ -112,19 +110,10 @@ def to_json(row_values: Mapping[str, Any], ascii_only: bool = True) -> str:
         return json.dumps(_finite(row_values), ensure_ascii=ascii_only, allow_nan=False)
 
 
-def check_column_types(schema: pa.Schema, table_origin: str) -> None:
-    """Refuses a table with a column that `to_json` cannot write.
-
-    Raises:
-        UserError: the first such column and its type.
-    """
-    for schema_column in schema:
-        type_name = _type_json_lacks(schema_column.type)
-        if type_name is not None:
-            raise UserError(
-                f"{table_origin}: column '{schema_column.name}' holds {type_name}, which subset.jsonl cannot hold; "
-                "drop the column or cast it to text or numbers"
-            )
+def columns_json_lacks(schema: pa.Schema) -> dict[str, str]:
+    """Find the columns that `to_json` cannot write: name -> type in words."""
+    types = {column.name: _type_json_lacks(column.type) for column in schema}
+    return {name: str(arrow_type) for name, arrow_type in types.items() if arrow_type is not None}
 
 
 def _type_json_lacks(arrow_type: pa.DataType) -> pa.DataType | None:
@@ -173,3 +162,22 @@ def rows_from_columns(column_batch: Mapping[str, list]) -> list[dict[str, Any]]:
         dict(zip(column_batch, column_values, strict=True))
         for column_values in zip(*column_batch.values(), strict=True)
     ]
+
+
+def iterate_json_rows(dataset_rows: Dataset | JsonRows) -> Iterator[dict[str, Any]]:
+    """Yield rows with the values that `to_json` can write, and no other columns."""
+    if isinstance(dataset_rows, JsonRows):
+        yield from dataset_rows
+        return
+    json_lacks = columns_json_lacks(dataset_rows.features.arrow_schema)
+    column_names = [name for name in dataset_rows.column_names if name not in json_lacks]
+    if not column_names:
+        yield from ({} for _ in range(len(dataset_rows)))
+        return
+    for batch in dataset_rows.with_format("arrow").select_columns(column_names).iter(READ_AT_ONCE):
+        yield from rows_from_columns({name: batch[name].to_pylist() for name in column_names})
+
+
+def row_at(dataset_rows: Dataset | JsonRows, row_id: int) -> dict[str, Any]:
+    """The row at a position, as `iterate_json_rows` gives it."""
+    return next(iterate_json_rows(dataset_rows.select([row_id])))

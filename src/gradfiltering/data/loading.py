@@ -3,12 +3,13 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 from filelock import FileLock
 
@@ -19,6 +20,7 @@ from gradfiltering.data.file_formats import (
     FileFormat,
     detect_file_format,
     find_data_files,
+    one_line,
     read_text_rows,
     read_typed_batches,
 )
@@ -27,14 +29,13 @@ from gradfiltering.data.json_rows import (
     RECORD_COLUMN,
     JsonRows,
     ValueTypes,
-    check_column_types,
     note_value_types,
     to_json,
 )
 from gradfiltering.errors import UserError
 from gradfiltering.runs.files import atomic_path, explain_failed_writes, hash_key
 
-CACHE_FORMAT = 2  # of the cache; raised when what stands in it changes its meaning
+CACHE_FORMAT = 3  # of the cache; raised when what stands in it changes its meaning
 WRITTEN_AT_ONCE = 2000  # rows
 ROW_SCHEMA = pa.schema([(RECORD_COLUMN, pa.large_string()), (LINE_COLUMN, pa.int64())])
 
@@ -47,11 +48,13 @@ class LoadedRows:
         rows: text formats as `JsonRows`, typed ones as a table.
         origin: the source in words.
         form: what the rows came in, and are given back in.
+        left_out: columns that could not be read, with their types.
     """
 
     rows: Dataset | JsonRows
     origin: str
     form: FileFormat = JSON_LINES
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def describe_row(self, row_position: int) -> str:
         """Name the place of a row, in words."""
@@ -62,7 +65,7 @@ class LoadedRows:
         )
 
 
-def load(path: str, first_rows: int | None = None) -> LoadedRows:
+def load(path: str, first_rows: int | None = None, split: str | None = None) -> LoadedRows:
     """Reads a file, the files of a folder, or those a glob names; every value stays what the file says it is.
 
     The Arrow file lies in the cache of `datasets` (`HF_DATASETS_CACHE`) under a digest of what was read, so that a
@@ -70,13 +73,14 @@ def load(path: str, first_rows: int | None = None) -> LoadedRows:
 
     Args:
         path: what to read.
-        first: only so many rows are asked for; of text files no more are read (a json array is read whole), of typed
-            ones more may come.
+        first_rows: only so many rows are asked for; of text files no more are read (a json array is read whole), of
+            typed ones more may come.
+        split: of a saved dataset or a copy of one of the hub; None takes the only one.
 
     Raises:
         UserError: nothing is there, it cannot be read as rows, or it holds none.
     """
-    data_files = find_data_files(path)
+    data_files = find_data_files(path, split)
     is_typed = data_files[0].kind in TYPED_KINDS
     rows_to_read = None if is_typed else first_rows
     # A digest of the bytes would need the whole file, one of the first rows needs no more than these.
@@ -104,7 +108,24 @@ def load(path: str, first_rows: int | None = None) -> LoadedRows:
     )
     if not len(rows):
         raise UserError(f"{path} is empty; give a file with at least one row")
-    return LoadedRows(rows, path, detect_file_format(data_files[0]))
+    file_format = detect_file_format(data_files[0])
+    left_out = json.loads((cache_folder / "about.json").read_text("utf-8")).get("left_out", {}) if is_typed else {}
+    if file_format.schema is not None and isinstance(rows, Dataset):
+        file_format = replace(file_format, schema=_common_schema(file_format.schema, rows.features.arrow_schema))
+    return LoadedRows(rows, path, file_format, left_out)
+
+
+def _common_schema(first_schema: pa.Schema, row_schema: pa.Schema) -> pa.Schema:
+    """The first file's schema for files of all rows: without columns left out, and in the types that hold all rows."""
+    decoded_schema = _decoded_schema(first_schema)
+    columns = [
+        column
+        if decoded_schema.field(column.name).type == row_schema.field(column.name).type
+        else row_schema.field(column.name)
+        for column in first_schema
+        if column.name in row_schema.names
+    ]
+    return pa.schema(columns, metadata=first_schema.metadata)
 
 
 def cached(cache_key: Mapping[str, Any], write_rows_to: Any) -> Path:
@@ -193,39 +214,93 @@ def _rows_digest(rows: Iterable[tuple[Mapping[str, Any], int]]) -> str:
 
 
 def _write_typed(cache_folder: Path, data_files: list[DataFile]) -> None:
-    """Copies the batches of typed files, dictionary columns as the values they stand for."""
+    """Copy the batches of typed files, dictionary columns as the values they stand for.
+
+    Files may have their columns in another order, and may have nothing but nulls in one. A column of a type that no
+    `Dataset` can hold is left out.
+    """
     opened_files = [(data_file, *read_typed_batches(data_file)) for data_file in data_files]
-    arrow_schema = _decoded_schema(opened_files[0][1])
-    if len(set(arrow_schema.names)) < len(arrow_schema.names):
-        raise UserError(
-            f"{data_files[0].path} has a column name twice ({', '.join(arrow_schema.names)}); rename one of them"
-        )
-    check_column_types(arrow_schema, str(data_files[0].path))
-    try:
-        datasets.Features.from_arrow_schema(arrow_schema)
-    except (ValueError, TypeError, NotImplementedError, KeyError) as error:
-        raise UserError(
-            f"{data_files[0].path}: a column has a type that cannot be read: {error}; drop or cast it"
-        ) from error
+    first_file, whole_schema = data_files[0], _decoded_schema(opened_files[0][1])
+    for data_file, file_schema, _ in opened_files:
+        column_names = file_schema.names
+        if len(set(column_names)) < len(column_names):
+            raise UserError(f"{data_file.path} has a column name twice ({', '.join(column_names)}); rename one of them")
+        if set(column_names) != set(whole_schema.names):
+            raise UserError(
+                f"{data_file.path} has the columns {', '.join(column_names)} and {first_file.path} has "
+                f"{', '.join(whole_schema.names)}; give files of the same columns"
+            )
+        try:
+            whole_schema = pa.unify_schemas([whole_schema, _decoded_schema(file_schema)], promote_options="permissive")
+        except (pa.ArrowException, ValueError) as error:
+            raise UserError(
+                f"{data_file.path} differs in a column's type from {first_file.path}: {one_line(error)}; cast it"
+            ) from error
+    left_out = {column.name: str(column.type) for column in whole_schema if not _is_readable(column)}
+    arrow_schema = pa.schema([column for column in whole_schema if column.name not in left_out])
     with (
         pa.OSFile(str(cache_folder / "rows.arrow"), "wb") as file_sink,
         pa.ipc.new_stream(file_sink, arrow_schema) as batch_writer,
     ):
-        for data_file, file_schema, record_batches in opened_files:
-            if _decoded_schema(file_schema).names != arrow_schema.names:
-                raise UserError(
-                    f"{data_file.path} has the columns {', '.join(file_schema.names)} and {data_files[0].path} has "
-                    f"{', '.join(arrow_schema.names)}; give files of the same columns"
-                )
+        for data_file, _, record_batches in opened_files:
+            row_count = 0
             for record_batch in record_batches:
+                whole_table = pa.Table.from_batches([record_batch]).replace_schema_metadata(None)
+                batch_table = whole_table.select(arrow_schema.names)
+                _check_cells(batch_table, data_file, row_count)
                 try:
-                    batch_table = pa.Table.from_batches([record_batch]).replace_schema_metadata(None).cast(arrow_schema)
+                    batch_table = batch_table.cast(arrow_schema)
                 except (pa.ArrowException, ValueError) as error:
                     raise UserError(
-                        f"{data_file.path} differs in a column's type from {data_files[0].path}: {error}; cast it"
+                        f"{data_file.path} differs in a column's type from {first_file.path}: {one_line(error)}; "
+                        "cast it"
                     ) from error
                 batch_writer.write_table(batch_table)
-    (cache_folder / "about.json").write_text("{}", encoding="utf-8")
+                row_count += len(record_batch)
+    (cache_folder / "about.json").write_text(json.dumps({"left_out": left_out}), encoding="utf-8")
+
+
+def _is_readable(column: pa.Field) -> bool:
+    """Return True for a column of a type that a `Dataset` can hold."""
+    try:
+        datasets.Features.from_arrow_schema(pa.schema([column]))
+    except (ValueError, TypeError, NotImplementedError, KeyError):
+        return False
+    return True
+
+
+def _check_cells(table: pa.Table, data_file: DataFile, first_row: int) -> None:
+    """Refuse cells that are not what their column's type says, such as bytes that are no UTF-8.
+
+    Raises:
+        UserError: names file, column and the first such row.
+    """
+    for column_name in table.column_names:
+        column = table[column_name]
+        try:
+            column.validate(full=True)
+        except pa.ArrowException as error:
+            row = next((row for row in range(len(column)) if not _is_valid(column.slice(row, 1))), 0)
+            raise UserError(
+                f"{data_file.path}, row {first_row + row}: column '{column_name}' holds no valid {column.type}: "
+                f"{one_line(error)}; write it again as UTF-8"
+            ) from error
+        try:
+            if pa.types.is_temporal(column.type) and not pa.types.is_duration(column.type):
+                pc.min_max(column).as_py()
+        except (ValueError, OverflowError, pa.ArrowException) as error:
+            raise UserError(
+                f"{data_file.path}: column '{column_name}' holds times that have no date: {one_line(error)}; "
+                "drop the column or cast it to text"
+            ) from error
+
+
+def _is_valid(column: pa.ChunkedArray) -> bool:
+    try:
+        column.validate(full=True)
+    except pa.ArrowException:
+        return False
+    return True
 
 
 def _decoded_schema(arrow_schema: pa.Schema) -> pa.Schema:

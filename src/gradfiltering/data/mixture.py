@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 
 from gradfiltering.data.dataset import InstructionDataset, hash_content
+from gradfiltering.data.json_rows import columns_json_lacks, row_at
 from gradfiltering.data.loading import LoadedRows, cached, load, open_rows, write_rows
 from gradfiltering.data.sources import LoadedSource
 from gradfiltering.errors import UserError
@@ -93,13 +95,20 @@ class MixtureSource(LoadedSource):
             all_rows = [(name, int(row_id)) for name, row_ids in drawn_ids.items() for row_id in row_ids]
             for row_index in shuffled_order:
                 source_name, row_id = all_rows[row_index]
-                yield {"source": source_name, **loaded_sources[source_name].rows[row_id]}, 0
+                yield {"source": source_name, **row_at(loaded_sources[source_name].rows, row_id)}, 0
 
         def write_mixture(folder: Path) -> None:
             write_rows(folder, draw_rows(), [])
 
         mixed_rows = open_rows(cached(cache_key, write_mixture))
-        return self.make_dataset(LoadedRows(mixed_rows, f"mixture of {', '.join(self.sources)}"), seed)
+        left_out = {
+            name: type_name
+            for loaded in loaded_sources.values()
+            if isinstance(loaded.rows, Dataset)
+            for name, type_name in {**columns_json_lacks(loaded.rows.features.arrow_schema), **loaded.left_out}.items()
+        }
+        origin = f"mixture of {', '.join(self.sources)}"
+        return self.make_dataset(LoadedRows(mixed_rows, origin, left_out=left_out), seed)
 
     def _check_schemas(self, loaded_sources: Mapping[str, LoadedRows]) -> None:
         source_schemas = {name: self.find_schema(loaded) for name, loaded in loaded_sources.items()}

@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from gradfiltering.data.json_rows import READ_AT_ONCE, JsonRows, rows_from_columns
+from gradfiltering.data.json_rows import READ_AT_ONCE, JsonRows, columns_json_lacks, rows_from_columns
 from gradfiltering.data.schemas import NO_SCHEMA, Mixed, Row, Schema, describe_schema
 
 SOURCE_COLUMN = "source"  # read by the diagnostics of sources, and by mixtures
@@ -47,8 +47,16 @@ def choose_schema(dataset_rows: Dataset | JsonRows, candidates: Sequence[Schema]
     return Mixed(used_schemas) if len(used_schemas) > 1 else (*used_schemas, candidates[0])[0]
 
 
-def count_contents(dataset_rows: Dataset | JsonRows, schema: Schema) -> RowContents:
-    """Count the rows of each schema, and what is in them and not used."""
+def count_contents(
+    dataset_rows: Dataset | JsonRows, schema: Schema, left_out: Mapping[str, str] | None = None
+) -> RowContents:
+    """Count the rows of each schema, and what is in them and not used.
+
+    Args:
+        dataset_rows: all rows of a dataset.
+        schema: theirs.
+        left_out: columns that could not be read, with their types.
+    """
     schema_counts: Counter[str] = Counter()
     unused_counts: Counter[str] = Counter()
     ignored_columns = {*schema.fields, SOURCE_COLUMN}
@@ -62,7 +70,11 @@ def count_contents(dataset_rows: Dataset | JsonRows, schema: Schema) -> RowConte
         unused_counts.update(_count_columns(dataset_rows, ignored_columns))
         for row_values in iterate_columns(dataset_rows, schema.fields):
             _count_row(row_values, schema, schema_counts, unused_counts)
-    return RowContents(dict(schema_counts), dict(unused_counts))
+    lost_columns = {
+        f"{name} ({type_name}: cannot be read and is not given back)": len(dataset_rows)
+        for name, type_name in (left_out or {}).items()
+    }
+    return RowContents(dict(schema_counts), {**unused_counts, **lost_columns})
 
 
 def _count_row(row_values: Row, schema: Schema, schema_counts: Counter[str], unused_counts: Counter[str]) -> None:
@@ -80,7 +92,9 @@ def _count_columns(table: Dataset, ignored_columns: set[str]) -> dict[str, int]:
     for batch in table.with_format("arrow").select_columns(column_names).iter(READ_AT_ONCE):
         for name in column_names:
             counts[name] += len(batch[name]) - batch[name].null_count
-    return {name: count for name, count in counts.items() if count}
+    json_lacks = columns_json_lacks(table.features.arrow_schema)
+    labels = {name: f"{name} ({type_name}: not in subset.jsonl)" for name, type_name in json_lacks.items()}
+    return {labels.get(name, name): count for name, count in counts.items() if count}
 
 
 def iterate_columns(dataset_rows: Dataset | JsonRows, column_names: Sequence[str]) -> Iterator[Mapping[str, Any]]:

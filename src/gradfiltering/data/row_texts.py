@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gradfiltering.data.dataset import InstructionDataset
-from gradfiltering.data.json_rows import JsonRows, rows_from_columns
+from gradfiltering.data.json_rows import JsonRows
+from gradfiltering.data.row_contents import iterate_columns
 from gradfiltering.data.schemas import Schema
 from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.files import atomic_path, link_file
@@ -93,5 +94,4 @@ def _iterate_rows(dataset: InstructionDataset) -> Iterator[Mapping[str, Any]]:
     if isinstance(dataset.rows, JsonRows):
         yield from dataset.rows
         return
-    for row_batch in dataset.rows.iter(WRITTEN_AT_ONCE):
-        yield from rows_from_columns(row_batch)
+    yield from iterate_columns(dataset.rows, [*dataset.schema.fields, "source"])

@@ -8,7 +8,7 @@ import numpy as np
 from datasets import Dataset, load_dataset
 
 from gradfiltering.data.dataset import InstructionDataset, check_rows
-from gradfiltering.data.json_rows import JsonRows, check_column_types
+from gradfiltering.data.json_rows import JsonRows, columns_json_lacks
 from gradfiltering.data.loading import LoadedRows, load
 from gradfiltering.data.row_contents import choose_schema, count_contents
 from gradfiltering.data.schemas import Columns, Instruction, Mixed, Schema, find_candidates
@@ -99,6 +99,15 @@ class LoadedSource:
         with attributed_to(self, "schema"):
             candidates = find_candidates(column_names, self.columns, self.schema, loaded_rows.origin)
         schema = choose_schema(loaded_rows.rows, candidates)
+        if isinstance(loaded_rows.rows, Dataset):
+            for name, type_name in columns_json_lacks(loaded_rows.rows.features.arrow_schema).items():
+                if name in schema.fields:
+                    raise UserError(
+                        f"{loaded_rows.origin}: column '{name}' holds {type_name}, which is no text; "
+                        "cast it to text, or name another column",
+                        owner=self.columns,
+                        arguments=schema.options,
+                    )
         check_rows(loaded_rows.rows, schema, loaded_rows.describe_row)
         return schema
 
@@ -123,7 +132,7 @@ class LoadedSource:
             template=template,
             origin=loaded_rows.origin,
             form=loaded_rows.form,
-            contents=count_contents(pool, schema),
+            contents=count_contents(pool, schema, loaded_rows.left_out),
         )
 
     def _hold_out(self, all_rows: Rows, pool: Rows, schema: Schema, seed: int) -> tuple[Rows | None, frozenset[int]]:
@@ -189,7 +198,7 @@ class HubSource(LoadedSource):
         """
         if self.path is not None:
             with attributed_to(self, "path"):
-                return self.make_dataset(load(self.path, self.rows_to_read), seed)
+                return self.make_dataset(load(self.path, self.rows_to_read, self.split), seed)
         origin = f"hub dataset {self.name} [{self.split}]"
         try:
             hub_rows = load_dataset(self.name, self.config, split=self.split)
@@ -201,8 +210,11 @@ class HubSource(LoadedSource):
             ) from error
         if not len(hub_rows):
             raise UserError(f"{origin} holds no rows; name another split", owner=self, arguments=("split",))
-        check_column_types(hub_rows.features.arrow_schema, origin)
-        return self.make_dataset(LoadedRows(hub_rows, origin), seed)
+        if hub_rows._indices is not None:
+            hub_rows = hub_rows.flatten_indices()
+        # Without their features, images and sounds stay the bytes they are.
+        plain_rows = Dataset(hub_rows.data.table.replace_schema_metadata(None))
+        return self.make_dataset(LoadedRows(plain_rows, origin), seed)
 
 
 def _plant_defects(

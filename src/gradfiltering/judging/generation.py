@@ -14,6 +14,7 @@ from gradfiltering.judging.responses import Response, StopReason
 from gradfiltering.models.language_model import embedding_count, find_context_length
 from gradfiltering.options import PositiveInt, options
 from gradfiltering.runs.logs import track_progress
+from gradfiltering.runs.plain_text import replace_lone_surrogates
 
 NewTokens = tuple[list[int], StopReason]
 
@@ -56,7 +57,8 @@ def render_prompts(prompts: Sequence[Prompt], template_name: str, tokenizer: Any
         tokenizer: the model's; the `chat` template is its own.
     """
     render_template = find_template(template_name)
-    return [render_template(eval_prompt.turn, tokenizer) for eval_prompt in prompts]
+    # No tokenizer takes half a surrogate pair; training saw U+FFFD in its place, too.
+    return [replace_lone_surrogates(render_template(eval_prompt.turn, tokenizer)) for eval_prompt in prompts]
 
 
 def generate_responses(

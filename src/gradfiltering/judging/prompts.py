@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from gradfiltering.data.templates import Turn
 from gradfiltering.errors import UserError
-from gradfiltering.judging.json_lines import read_objects
+from gradfiltering.judging.json_lines import read_prompt_rows
 from gradfiltering.options import NonNegativeInt, PositiveInt, options
 from gradfiltering.seeding import numpy_rng
 
@@ -149,14 +149,14 @@ class PublicPrompts:
         else:
             file_path = Path(self.path).expanduser()
             file_path = file_path / file_name if file_path.is_dir() else file_path
-            file_origin, prompt_rows = str(file_path), list(read_objects(file_path))
+            file_origin, prompt_rows = str(file_path), read_prompt_rows(file_path)
         prompts = [
-            self._read_prompt(f"{file_origin}, line {line_number}", row_index, prompt_row)
-            for row_index, (line_number, prompt_row) in enumerate(prompt_rows)
+            self._read_prompt(row_location, row_index, prompt_row)
+            for row_index, (row_location, prompt_row) in enumerate(prompt_rows)
         ]
         return _check_ids(prompts, file_origin)[: self.limit]
 
-    def _download(self, file_name: str) -> list[tuple[int, dict[str, Any]]]:
+    def _download(self, file_name: str) -> list[tuple[str, dict[str, Any]]]:
         # Imported here because it takes seconds, and a run with local prompts does without.
         import datasets
 
@@ -169,7 +169,10 @@ class PublicPrompts:
                 owner=self,
                 arguments=("path",),
             ) from error
-        return [(line_number, dict(prompt_row)) for line_number, prompt_row in enumerate(prompt_rows, start=1)]
+        return [
+            (f"{self.url}, line {line_number}", dict(prompt_row))
+            for line_number, prompt_row in enumerate(prompt_rows, start=1)
+        ]
 
     def _read_prompt(self, row_location: str, row_index: int, prompt_row: Mapping[str, Any]) -> Prompt:
         question_text = _read_question(row_location, prompt_row, self.prompt_field)
@@ -189,10 +192,10 @@ class PublicPrompts:
 
 @options
 class FilePrompts:
-    """Prompts from a user's own JSON Lines file.
+    """Prompts from a user's own file: JSON Lines, a JSON array, csv or tsv.
 
-    Each line holds the question under `instruction` (with an optional `input`) or `prompt`, and
-    optionally a reference answer under `output` or `reference`. A line's id is its field `id`, or
+    Each row holds the question under `instruction` (with an optional `input`) or `prompt`, and
+    optionally a reference answer under `output` or `reference`. A row's id is its field `id`, or
     its position from 0.
 
     Attributes:
@@ -213,8 +216,8 @@ class FilePrompts:
             raise UserError("prompts of your own need the path of a JSON Lines file", owner=self, arguments=("path",))
         file_path = Path(self.path).expanduser()
         prompts = [
-            _read_own_prompt(f"{file_path}, line {line_number}", row_index, prompt_row)
-            for row_index, (line_number, prompt_row) in enumerate(read_objects(file_path))
+            _read_own_prompt(row_location, row_index, prompt_row)
+            for row_index, (row_location, prompt_row) in enumerate(read_prompt_rows(file_path))
         ]
         return _check_ids(prompts, str(file_path))[: self.limit]
 

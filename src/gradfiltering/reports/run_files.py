@@ -10,7 +10,7 @@ import pandas as pd
 
 from gradfiltering.errors import UserError
 from gradfiltering.runs.gradient_log import GradientLogReader
-from gradfiltering.runs.plain_text import replace_lone_surrogates
+from gradfiltering.runs.plain_text import replace_all_lone_surrogates
 from gradfiltering.runs.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE, RunFolder
 
 CANDIDATE = "candidate"
@@ -39,7 +39,7 @@ class RunFiles:
         for name in (SUMMARY_FILE, ENVIRONMENT_FILE):
             if not (self.path / name).is_file():
                 raise UserError(f"{self.path} has no {name}; give the folder of a run")
-        self.summary: dict[str, Any] = _replace_surrogates(self.folder.read_summary())
+        self.summary: dict[str, Any] = replace_all_lone_surrogates(self.folder.read_summary())
         self.environment = self.folder.read_environment()
         self.config: dict[str, Any] = self.folder.read_config() if (self.path / CONFIG_FILE).is_file() else {}
 
@@ -132,13 +132,4 @@ class RunFiles:
 
 def _read_json_lines(path: Path) -> pd.DataFrame:
     with path.open(encoding="utf-8") as file:
-        return pd.DataFrame([_replace_surrogates(json.loads(line)) for line in file])
-
-
-def _replace_surrogates(value: Any) -> Any:
-    """Replace halves of surrogate pairs, which JSON can hold and pandas cannot, in every text of a JSON value."""
-    if isinstance(value, str):
-        return replace_lone_surrogates(value)
-    if isinstance(value, dict):
-        return {replace_lone_surrogates(key): _replace_surrogates(entry) for key, entry in value.items()}
-    return [_replace_surrogates(entry) for entry in value] if isinstance(value, list) else value
+        return pd.DataFrame([replace_all_lone_surrogates(json.loads(line)) for line in file])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gradfiltering.errors import UserError, is_disk_full
+from gradfiltering.runs.plain_text import to_readable_json
 
 WRITE_FAILURES = {
     errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG
@@ -100,7 +101,7 @@ def atomic_path(path: Path, keep_existing: bool = False) -> Iterator[Path]:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented UTF-8 JSON, whole or not at all."""
     with atomic_path(path) as part_path:
-        part_path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        part_path.write_text(to_readable_json(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def link_file(source_path: Path, target_path: Path) -> None:

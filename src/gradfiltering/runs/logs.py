@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from gradfiltering.distributed.process_group import rank
 from gradfiltering.errors import STACK_TRACE_NOTE, UserError
 from gradfiltering.masking import mask_text
+from gradfiltering.runs.plain_text import replace_lone_surrogates
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,7 +40,7 @@ def screen() -> "Console":
 def announce(message_text: str) -> None:
     """Print one line of progress, and log it."""
     logger.info(message_text)
-    screen().print(mask_text(message_text), markup=False)
+    screen().print(replace_lone_surrogates(mask_text(message_text)), markup=False)
 
 
 def track_progress(progress_items: Iterable[Item], bar_title: str) -> Iterable[Item]:
@@ -73,7 +74,9 @@ def log_to_file(run_folder: Path, level_name: str = "info") -> Iterator[Path]:
     if rank() == 0:
         run_folder.mkdir(parents=True, exist_ok=True)
     file_handler = (
-        logging.FileHandler(log_path, "a", "utf-8", delay=True) if run_folder.is_dir() else logging.NullHandler()
+        logging.FileHandler(log_path, "a", "utf-8", delay=True, errors="backslashreplace")
+        if run_folder.is_dir()
+        else logging.NullHandler()
     )
     rank_prefix = f"rank {rank()} " if rank() else ""
     file_handler.setFormatter(_MaskingFormatter(rank_prefix + LINE_FORMAT))

@@ -1,6 +1,36 @@
-"""Text that every file can hold."""
+"""Text that every file can hold: the one rule for half a surrogate pair, which JSON can spell and UTF-8 cannot."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+def is_encodable(text: str) -> bool:
+    """Return True for a text without half a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def replace_lone_surrogates(text: str) -> str:
-    """Replace each half of a surrogate pair, which no UTF-8 file can hold, by U+FFFD as browsers do."""
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    """Replace each half of a surrogate pair by U+FFFD as browsers do; for models, tables, pages and the screen."""
+    return text if is_encodable(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def replace_all_lone_surrogates(value: Any) -> Any:
+    """Replace them in every text of a value made of objects and lists."""
+    if isinstance(value, str):
+        return replace_lone_surrogates(value)
+    if isinstance(value, Mapping):
+        return {replace_lone_surrogates(key): replace_all_lone_surrogates(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [replace_all_lone_surrogates(entry) for entry in value]
+    return value
+
+
+def to_readable_json(value: Any, **options: Any) -> str:
+    """Write JSON as readable text; a value with half a surrogate pair is escaped, so that reading gives it back."""
+    json_text = json.dumps(value, ensure_ascii=False, **options)
+    return json_text if is_encodable(json_text) else json.dumps(value, **options)

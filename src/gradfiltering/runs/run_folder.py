@@ -22,6 +22,7 @@ from gradfiltering.runs.cache_record import link_result
 from gradfiltering.runs.environment import describe_environment
 from gradfiltering.runs.files import atomic_path, write_json
 from gradfiltering.runs.gradient_log import PARQUET_FILE, GradientLogReader, partition_folder
+from gradfiltering.runs.plain_text import replace_lone_surrogates
 from gradfiltering.runs.yaml_files import read_yaml
 
 if TYPE_CHECKING:
@@ -143,7 +144,10 @@ class RunFolder:
         import pyarrow as pa
 
         schema = pa.schema([("example_id", pa.int64()), ("reason", pa.string())])
-        reasons = [{"example_id": example_id, "reason": reason} for example_id, reason in sorted(unscored)]
+        reasons = [
+            {"example_id": example_id, "reason": replace_lone_surrogates(reason)}
+            for example_id, reason in sorted(unscored)
+        ]
         reason_table = pa.Table.from_pylist(reasons, schema=schema)
         self.write(UNSCORED_FILE, lambda part_path: pq.write_table(reason_table, part_path))
 
