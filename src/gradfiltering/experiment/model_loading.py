@@ -4,22 +4,35 @@ from collections.abc import Callable
 
 import lightning as L
 
-from gradfiltering.models.language_model import LanguageModel, LoadableSource, ModelSource, TrainableSource
+from gradfiltering.models.language_model import (
+    ConvertibleSource,
+    LanguageModel,
+    LoadableSource,
+    ModelSource,
+    TrainableSource,
+)
 from gradfiltering.runs.cache import Cache
+from gradfiltering.runs.logs import announce
 
 
 def load_language_model(
     source: ModelSource, cache: Cache, seed: int, trainer: Callable[..., L.Trainer]
 ) -> LanguageModel:
-    """Load a model for the trainer's device, or train a small one that must be trained first.
+    """Load a model for the trainer's device; one that must be trained or converted first comes from the cache.
 
     Args:
         source: describes the model.
-        cache: holds models that were trained from scratch.
+        cache: holds models that were trained from scratch or converted.
         seed: the run's.
         trainer: builds a `lightning.Trainer` from keyword arguments.
     """
     if isinstance(source, TrainableSource):
         return source.train(cache, seed, trainer)
     assert isinstance(source, LoadableSource), "a model source can be loaded or trained"
-    return source.load(trainer().strategy.root_device)
+    device = trainer().strategy.root_device
+    if isinstance(source, ConvertibleSource) and source.conversion_key is not None:
+        if cache.find("base_models", source.conversion_key) is None:
+            announce("converting the model once, into the cache")
+        converted = cache.get_or_compute_on_rank_zero("base_models", source.conversion_key, source.convert)
+        return source.load(device, converted.path)
+    return source.load(device)

@@ -1,7 +1,7 @@
 """Causal language models with their tokenizers, loaded by hub id or from a folder."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +99,21 @@ class LoadableSource(ModelSource, Protocol):
 
     def load(self, device: torch.device) -> LanguageModel:
         """Load the model in a precision that suits the device; it is not moved there."""
+
+
+@runtime_checkable
+class ConvertibleSource(LoadableSource, Protocol):
+    """A model in a file of another form, which is converted once."""
+
+    @property
+    def conversion_key(self) -> Mapping[str, Any] | None:
+        """What the converted model depends on; None where it loads as it is."""
+
+    def convert(self, folder: Path) -> None:
+        """Convert the model into `folder`, which exists and is empty."""
+
+    def load(self, device: torch.device, converted_folder: Path | None = None) -> LanguageModel:
+        """Load the model from its converted folder, or as it is."""
 
 
 @runtime_checkable

