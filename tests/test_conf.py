@@ -20,7 +20,10 @@ from gradfiltering.requests import Request
 CONF = Path(__file__).parents[1] / "conf"
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
 COMBINED = ["[paper_main,bundled]", "[convergence,bundled]"]
-FORWARDS = {"lightning.pytorch.loggers.WandbLogger": "wandb.init"}  # whose signature takes the remaining keywords
+# Whose signatures take the remaining keywords.
+FORWARDS = {
+    "gradfiltering.reports.wandb_logger.RunWandbLogger": ["lightning.pytorch.loggers.WandbLogger", "wandb.init"],
+}
 PLACEHOLDER = "filled in by the test"
 
 FILES = sorted(CONF.rglob("*.yaml"))
@@ -74,8 +77,8 @@ def misfit(node: dict) -> str | None:
     keys = {key for key in node if key not in HYDRA_KEYS}
     parameters = dict(inspect.signature(get_object(target)).parameters)
     known = {name for name, one in parameters.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
-    if target in FORWARDS:
-        known |= set(inspect.signature(get_object(FORWARDS[target])).parameters)
+    for forwarded in FORWARDS.get(target, ()):
+        known |= set(inspect.signature(get_object(forwarded)).parameters)
     if keys - known:
         return f"{target} has no parameter {', '.join(sorted(keys - known))} (it has: {', '.join(sorted(known))})"
     plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

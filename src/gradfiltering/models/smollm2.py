@@ -34,7 +34,7 @@ class SmolLM2:
 
     checkpoint: Literal["instruct", "base"] = "instruct"
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
-    attention: str = "sdpa"
+    attention: str = "auto"
 
     @property
     def public_name(self) -> str:
