@@ -22,6 +22,7 @@ HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
 COMBINED = ["[paper_main,bundled]", "[convergence,bundled]"]
 # Whose signatures take the remaining keywords.
 FORWARDS = {
+    "lightning.pytorch.loggers.WandbLogger": ["wandb.init"],
     "gradfiltering.reports.wandb_logger.RunWandbLogger": ["lightning.pytorch.loggers.WandbLogger", "wandb.init"],
 }
 PLACEHOLDER = "filled in by the test"
