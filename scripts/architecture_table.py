@@ -42,7 +42,7 @@ def describe(comparison: Comparison) -> str:
     """Give a difference, or the reason of a refusal without the name of the model."""
     if not comparison.refusal:
         return f"{comparison.difference:.0e}"
-    return comparison.refusal.partition(". Adapt")[0].replace("|", "/")[:160]
+    return comparison.refusal.partition("; let the engine")[0].replace("|", "/")[:160]
 
 
 def main() -> None:
@@ -60,6 +60,9 @@ def main() -> None:
             first_line = (str(error).splitlines() or [""])[0][:140]
             not_built.append(f"- {model_type}: {type(error).__name__}: {first_line}")
             continue
+        if all("failed: " in comparison.refusal for comparison in comparisons.values()):
+            not_built.append(f"- {model_type}: {describe(next(iter(comparisons.values())))}")
+            continue
         described = " | ".join(describe(comparison) for comparison in comparisons.values())
         lines.append(f"| {model_type} | {chosen or 'none'} | {described} |")
         print(lines[-1], flush=True)
@@ -70,7 +73,7 @@ def main() -> None:
         date=datetime.date.today(),
         machine=options.machine,
     )
-    rest = "\n## Not compared\n\nNo small random model could be made of these.\n\n" + "\n".join(not_built)
+    rest = "\n## Not compared\n\nNo small random model that computes could be made of these.\n\n" + "\n".join(not_built)
     (ROOT / "docs" / "architectures.md").write_text(introduction + "\n".join(lines) + "\n" + rest + "\n", "utf-8")
 
 

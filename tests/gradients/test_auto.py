@@ -51,6 +51,22 @@ def test_a_model_that_no_engine_serves_is_refused_with_both_reasons(make_adapter
     assert "Adapt only linear layers that every token goes through once" in message
 
 
+def test_an_engine_asked_for_by_name_is_refused_with_a_way_out(make_model, make_adapters):
+    base_model = make_model()
+    base_model.transformer.h[1].mlp = base_model.transformer.h[0].mlp
+    model, _, _ = make_adapters(base_model)
+    with pytest.raises(UserError, match=r"is used twice.*; let the engine be chosen automatically") as refusal:
+        FusedEngine(model, ResponseNLL(), 1000).to(CPU)
+    assert "vmap" not in str(refusal.value), "vmap might refuse the model as well"
+
+
+@pytest.mark.parametrize("engine_class", [FusedEngine, VmapEngine])
+def test_attention_that_was_asked_for_stays_eager(engine_class, make_model, make_adapters):
+    model, _, _ = make_adapters(make_model("llama"))
+    engine_class(model, ResponseNLL(), 1000).to(CPU)
+    assert model.get_base_model().config._attn_implementation == "eager"
+
+
 @pytest.mark.parametrize("engine_class", [FusedEngine, VmapEngine])
 def test_a_model_whose_tokens_see_later_ones_is_refused(engine_class, make_adapters):
     from transformers import BertConfig, BertLMHeadModel
@@ -65,6 +81,14 @@ def test_a_model_whose_tokens_see_later_ones_is_refused(engine_class, make_adapt
     model, _, _ = make_adapters(encoder)
     with pytest.raises(UserError, match=r"in BertLMHeadModel a token sees later ones.*is_decoder=true"):
         engine_class(model, ResponseNLL(), 1000).to(CPU)
+
+
+def test_a_model_that_selects_tokens_is_refused(make_adapters):
+    """Among tokens of equal scores the padded length decides: norms of A.X K2 were off by 22 %."""
+    with exact_arithmetic():
+        model, _, _ = make_adapters(small_model("axk2"))
+        with pytest.raises(UserError, match=r"a row's gradient would depend on its batch; choose another model"):
+            choose_engine(model, ResponseNLL(), 1000)
 
 
 class ScrambledEngine(FusedEngine):

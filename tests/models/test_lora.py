@@ -1,9 +1,10 @@
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 
 from gradfiltering.errors import UserError
-from gradfiltering.models.lora import LoraSettings, export_adapter, initial_adapters, update_ratio
+from gradfiltering.models.lora import LoraSettings, export_adapter, initial_adapters, load_adapter, update_ratio
 
 RTOL = 1e-6
 
@@ -94,3 +95,35 @@ def test_settings_out_of_range_are_refused(changes):
     name = next(iter(changes))
     with pytest.raises(UserError, match=rf"{name} must be a .*number, got -?\d"):
         settings(**changes)
+
+
+@pytest.mark.parametrize(
+    ("rename", "words"),
+    [
+        (
+            lambda name: None if "h.1.mlp.c_fc.lora_B" in name else name,
+            r"lacks .*c_fc\.lora_B.*\(1 in all\)",
+        ),
+        (lambda name: name.replace("h.1.", "h.7."), r"lacks .*h\.1\."),
+        (lambda name: f"extra.{name}", "lacks base_model"),
+        (lambda name: name, None),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused(make_model, make_adapters, tmp_path, rename, words):
+    model, adapters, _ = make_adapters(make_model("gpt2"))
+    export_adapter(model, adapters, 1, tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    weights = {rename(name): value for name, value in load_file(path).items() if rename(name)}
+    save_file(weights, path, metadata={"format": "pt"})
+    if words is None:
+        loaded = load_adapter(make_model("gpt2"), tmp_path / "adapter")
+        parameters = dict(loaded.named_parameters())
+        assert all(torch.equal(parameters[name], value[1]) for name, value in adapters.items())
+        return
+    with pytest.raises(UserError, match=words):
+        load_adapter(make_model("gpt2"), tmp_path / "adapter")
+
+
+def test_a_folder_that_is_no_adapter_is_refused(make_model, tmp_path):
+    with pytest.raises(UserError, match=r"cannot load the adapter .*Give an adapter of this base model"):
+        load_adapter(make_model("gpt2"), tmp_path)

@@ -12,6 +12,7 @@ from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.evidence.measurers import Measurer
 from gradfiltering.models.causal_model import split_model
 from gradfiltering.models.language_model import from_pretrained
+from gradfiltering.models.model_folder import check_loaded_weights
 from gradfiltering.requests import Embeddings
 from gradfiltering.runs.plain_text import replace_lone_surrogates
 
@@ -58,7 +59,12 @@ def _embed_by_sentence_encoder(context: MeasurementContext, encoder_name: str) -
     """Average an encoder's states over the tokens of each row's whole text, scaled to length 1."""
     example_ids = context.examples.example_ids
     tokenizer = from_pretrained(AutoTokenizer, encoder_name)
-    encoder = from_pretrained(AutoModel, encoder_name).to(context.device).eval()
+    encoder, loading_info = from_pretrained(AutoModel, encoder_name, output_loading_info=True)
+    # Means are taken over the last states, which no pooler and no head has a part in.
+    missing_keys = {key for key in loading_info["missing_keys"] if not key.startswith("pooler.")}
+    used_weights = {**loading_info, "missing_keys": missing_keys, "unexpected_keys": set()}
+    check_loaded_weights(used_weights, encoder_name, type(encoder).__name__)
+    encoder = encoder.to(context.device).eval()
     max_tokens = min(context.embeddings.max_tokens, tokenizer.model_max_length)
     texts = [row_text(context.dataset, example_id, context.base_model.tokenizer) for example_id in example_ids.tolist()]
     token_ids = tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]

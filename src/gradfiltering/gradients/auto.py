@@ -4,6 +4,7 @@ import logging
 
 from peft import PeftModel
 
+from gradfiltering.errors import UserError
 from gradfiltering.gradients.engine import GradientEngine
 from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.gradients.unsupported import UnsupportedModelError
@@ -24,7 +25,7 @@ def choose_engine(model: PeftModel, objective: Objective, chunk_tokens: int) -> 
         model, objective, chunk_tokens: see `GradientEngine`.
 
     Raises:
-        UnsupportedModelError: no engine serves the model; says why.
+        UserError: no engine serves the model; says why.
     """
     attention = model.get_base_model().config._attn_implementation  # type: ignore[union-attr]
     refusals = []
@@ -33,13 +34,13 @@ def choose_engine(model: PeftModel, objective: Objective, chunk_tokens: int) -> 
             engine = engine_class(model, objective, chunk_tokens)
             engine.to(model.device)
         except UnsupportedModelError as error:
-            logger.info("the %s engine does not serve the model: %s", engine_class.name, error)
-            refusals.append(f"{engine_class.name}: {error}")
+            logger.info("the %s engine does not serve the model: %s", engine_class.name, error.reason)
+            refusals.append(f"{engine_class.name}: {error.reason}")
             model.get_base_model().set_attn_implementation(attention)  # type: ignore[operator]
         else:
             logger.info("per-example gradients by the %s engine", engine.name)
             return engine
-    raise UnsupportedModelError(
+    raise UserError(
         f"no gradient engine serves {type(model.get_base_model()).__name__} ({'; '.join(refusals)}). Adapt only "
         "linear layers that every token goes through once, such as those of the attention, or choose another model"
     )

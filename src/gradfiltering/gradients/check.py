@@ -54,11 +54,13 @@ def check_engine(engine: CheckedEngine) -> None:
     the concern of `EagerAttention`, which compares the attention of each layer.
 
     Raises:
-        UnsupportedModelError: the engine fails, its gradients differ, or a token sees later ones.
+        UnsupportedModelError: the engine fails, or its gradients differ.
+        UserError: a token sees later ones, or padding changes a row, which no engine can make good.
     """
     model, model_name = engine.model, type(engine.base_model).__name__
     adapters = _random_adapters(model, engine.adapter_name)
     batch = _padded_batch(engine.base_model).to(model.device)
+    _refuse_selected_tokens(engine.base_model)
     settings = engine.objective, engine.chunk_tokens
     engine.objective, engine.chunk_tokens = ResponseNLL(), batch.input_ids.numel()
     attention = engine.base_model.config._attn_implementation
@@ -94,6 +96,20 @@ def check_engine(engine: CheckedEngine) -> None:
         )
 
 
+def _refuse_selected_tokens(base_model: Any) -> None:
+    """Refuse sparse attention: which of several tokens with equal scores it selects depends on padding.
+
+    The scores are those of an indexer behind a ReLU, so many are 0. No trial on few tokens would show it.
+    """
+    for module in base_model.modules():
+        if type(module).__name__.endswith("Indexer"):
+            raise UserError(
+                f"{type(base_model).__name__} attends to the tokens that a {type(module).__name__} selects, and among "
+                "tokens of equal scores the padded length decides, so a row's gradient would depend on its batch; "
+                "choose another model"
+            )
+
+
 def _random_adapters(model: PeftModel, adapter_name: str) -> Adapters:
     """Draw one adapter; B is not 0, so that A has a gradient, too."""
     generator = torch.Generator().manual_seed(0)
@@ -125,7 +141,7 @@ def _check_causality(model: PeftModel, batch: Batch) -> None:
     )
     tolerance = CAUSALITY_TOLERANCES.get(next(model.parameters()).dtype, NARROW_CAUSALITY_TOLERANCE)
     if (logits - logits_of_beginning).norm() > tolerance * logits.norm():
-        raise UnsupportedModelError(
+        raise UserError(
             f"in {type(model.get_base_model()).__name__} a token sees later ones, so it cannot learn to predict the "
             "next; give a causal language model (of an encoder such as BERT, one with is_decoder=true)"
         )

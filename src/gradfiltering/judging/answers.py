@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 
 from gradfiltering.data.examples import hash_tokenizer
 from gradfiltering.judging.generation import GenerationSettings, generate_responses, render_prompts
 from gradfiltering.judging.prompts import Prompt
 from gradfiltering.judging.responses import Response, read_responses, write_responses
 from gradfiltering.models.language_model import LanguageModel, find_context_length
+from gradfiltering.models.lora import load_adapter
 from gradfiltering.models.weights import hash_adapter, hash_weights
 from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.files import hash_key
@@ -100,7 +100,7 @@ def _write_answers(
     device: torch.device,
     description: str,
 ) -> None:
-    tuned_model: Any = PeftModel.from_pretrained(language_model.model, str(adapter_folder))
+    tuned_model: Any = load_adapter(language_model.model, adapter_folder)
     tokenizer = language_model.tokenizer
     try:
         tuned_model.to(device)

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
-
 from gradfiltering.errors import UserError
 from gradfiltering.judging.local_judge import load_on_device
 from gradfiltering.models.language_model import LanguageModel, PretrainedModel
+from gradfiltering.models.lora import load_adapter
 from gradfiltering.runs.files import write_json
 from gradfiltering.runs.yaml_files import read_yaml
 
@@ -119,7 +118,7 @@ def load_tuned_model(run_folder: Path, model_name: str, device_name: str) -> Lan
         trust_remote_code=model_options.get("trust_remote_code", False),
     )
     language_model, device = load_on_device(base_model, device_name)
-    tuned_model: Any = PeftModel.from_pretrained(language_model.model, str(adapter_folder))
+    tuned_model: Any = load_adapter(language_model.model, adapter_folder)
     return LanguageModel(
         tuned_model.to(device).eval(),
         language_model.tokenizer,

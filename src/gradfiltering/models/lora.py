@@ -7,16 +7,18 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from gradfiltering.errors import UserError
+from gradfiltering.errors import UserError, is_out_of_memory
 from gradfiltering.options import NonNegativeFloat, PositiveFloat, PositiveInt, options
 from gradfiltering.seeding import derive_seed
 
 logger = logging.getLogger(__name__)
 
+ADAPTER_FILE = "adapter_model.safetensors"
 Adapters = dict[str, Tensor]  # parameter name of the PEFT model -> [M, ...]
 
 
@@ -127,11 +129,43 @@ def export_adapter(model: PeftModel, adapters: Adapters, member_index: int, fold
     }
     folder.mkdir(parents=True)
     saved_state = get_peft_model_state_dict(model, state_dict=member_state)
-    save_file(saved_state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(saved_state, folder / ADAPTER_FILE, metadata={"format": "pt"})
     config = model.peft_config["default"]
     inference_mode, config.inference_mode = config.inference_mode, True
     config.save_pretrained(str(folder))
     config.inference_mode = inference_mode
+
+
+def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
+    """Put the adapter of a PEFT folder on its base model.
+
+    Raises:
+        UserError: the folder cannot be read, or its weights are not those that the adapter has on this
+            model; PEFT would leave out some, and draw others at random.
+    """
+    try:
+        saved_shapes = {name: tuple(value.shape) for name, value in load_file(folder / ADAPTER_FILE).items()}
+        peft_model = PeftModel.from_pretrained(model, str(folder))
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"cannot load the adapter {folder}: {first_line[:300]}. Give an adapter of this base model, as PEFT's "
+            "save_pretrained writes it"
+        ) from error
+    adapter_shapes = {name: tuple(value.shape) for name, value in get_peft_model_state_dict(peft_model).items()}
+    for problem, names in (
+        ("lacks", sorted(adapter_shapes.keys() - saved_shapes.keys())),
+        ("holds what the model has no place for:", sorted(saved_shapes.keys() - adapter_shapes.keys())),
+    ):
+        if names:
+            peft_model.unload()
+            raise UserError(
+                f"the adapter {folder} does not fit the model: it {problem} {', '.join(names[:3])} ({len(names)} in "
+                "all). Give an adapter of this base model"
+            )
+    return peft_model
 
 
 def update_ratio(model: PeftModel, adapters: Adapters, settings: LoraSettings) -> list[float]:
