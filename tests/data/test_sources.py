@@ -243,7 +243,7 @@ def test_task_source_limit_heldout_and_truth(columns):
 def test_task_source_refuses_other_columns_and_no_rows(columns):
     with pytest.raises(UserError, match="no column 'answer'"):
         TaskSource(10, 0, None, "plain", Columns("instruction", "input", "answer"), NOTHING).load(0)
-    with pytest.raises(UserError, match="holds no rows"):
+    with pytest.raises(UserError, match="rows must be a positive whole number, got 0"):
         TaskSource(0, 0, None, "plain", columns, NOTHING).load(0)
 
 

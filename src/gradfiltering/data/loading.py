@@ -33,7 +33,16 @@ from gradfiltering.data.json_rows import (
     to_json,
 )
 from gradfiltering.errors import UserError
-from gradfiltering.runs.files import atomic_path, explain_failed_writes, hash_key
+from gradfiltering.runs.cache_record import (
+    RECORD_FILE,
+    checksum_once,
+    damage_error,
+    find_damaged_files,
+    read_record,
+    write_record,
+)
+from gradfiltering.runs.files import atomic_path, discard_folder, explain_failed_writes, hash_key
+from gradfiltering.runs.logs import announce
 
 CACHE_FORMAT = 3  # of the cache; raised when what stands in it changes its meaning
 WRITTEN_AT_ONCE = 2000  # rows
@@ -134,15 +143,29 @@ def cached(cache_key: Mapping[str, Any], write_rows_to: Any) -> Path:
     It lies in the cache of `datasets`, which may be each machine's own, and not in the cache of results.
     """
     cache_folder = Path(datasets.config.HF_DATASETS_CACHE) / "gradfiltering" / hash_key(cache_key)
-    if not (cache_folder / "about.json").is_file():
+    if not _is_whole(cache_folder):
         with explain_failed_writes(cache_folder):
             cache_folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(cache_folder.with_suffix(".lock")):
-            if not (cache_folder / "about.json").is_file():
+            if not _is_whole(cache_folder):
+                discard_folder(cache_folder)
                 with atomic_path(cache_folder, keep_existing=True) as partial_folder:
                     partial_folder.mkdir()
                     write_rows_to(partial_folder)
+                    write_record(partial_folder, "rows", cache_key, 0.0)
     return cache_folder
+
+
+def _is_whole(cache_folder: Path) -> bool:
+    """Return True where the folder holds what was written there; damage is announced."""
+    try:
+        record = read_record(cache_folder)
+        damaged_files = [] if record is None else find_damaged_files(cache_folder, record["files"], checksum_once)
+    except UserError:
+        damaged_files = [RECORD_FILE]
+    if damaged_files and (cache_folder / RECORD_FILE).is_file():
+        announce(f"{damage_error(cache_folder / damaged_files[0])}; the rows are read again")
+    return not damaged_files and (cache_folder / RECORD_FILE).is_file()
 
 
 def open_rows(cache_folder: Path) -> JsonRows:

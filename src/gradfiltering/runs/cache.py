@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 from filelock import FileLock, Timeout
 
 from gradfiltering.distributed.process_group import rank, run_on_rank_zero
+from gradfiltering.errors import UserError
 from gradfiltering.runs.cache_record import (
     RECORD_FILE,
     checksum_once,
@@ -90,9 +91,6 @@ class Cache:
             compute: fills the (existing, empty) folder that it is called with. Each rank has a folder of its own, of
                 which only that of rank zero is kept.
             *args, **kwargs: further arguments of `compute`.
-
-        Raises:
-            UserError: a file of the cached result is not what was written.
         """
         cached_result = self.find(result_kind, cache_key)
         if cached_result is not None:
@@ -118,11 +116,7 @@ class Cache:
         return run_on_rank_zero(lambda: self.get_or_compute(result_kind, cache_key, compute, *args, **kwargs))
 
     def find(self, result_kind: str, cache_key: CacheKey) -> CachedResult | None:
-        """Find the cached result for `cache_key`; every rank gets the same answer.
-
-        Raises:
-            UserError: one of its files is not what was written.
-        """
+        """Find the cached result for `cache_key`; every rank gets the same answer. A damaged result is none."""
         return run_on_rank_zero(self._find, result_kind, cache_key)
 
     def commit(
@@ -172,12 +166,15 @@ class Cache:
 
     def _find(self, result_kind: str, cache_key: CacheKey) -> CachedResult | None:
         result_folder = self._result_folder(result_kind, cache_key)
-        result_record = read_record(result_folder)
+        try:
+            result_record = read_record(result_folder)
+        except UserError:
+            return _report_damage(result_folder / RECORD_FILE)
         if result_record is None:
             return None
         damaged_files = find_damaged_files(result_folder, result_record["files"], checksum_once)
         if damaged_files and (result_folder / RECORD_FILE).is_file():  # else it was deleted meanwhile
-            raise damage_error(result_folder / damaged_files[0])
+            return _report_damage(result_folder / damaged_files[0])
         return None if damaged_files else CachedResult(result_folder, reused=True, seconds=result_record["seconds"])
 
     def _compute(
@@ -214,12 +211,24 @@ class Cache:
     def _keys(self, result_kind: str) -> list[dict[str, Any]]:
         result_folders = [path.parent for path in sorted((self.folder / result_kind).glob(f"*/{RECORD_FILE}"))]
         result_records = [
-            read_record(result_folder) for result_folder in result_folders if result_folder.suffix != PART_SUFFIX
+            _read_whole_record(result_folder) for result_folder in result_folders if result_folder.suffix != PART_SUFFIX
         ]
         return [result_record["key"] for result_record in result_records if result_record is not None]
 
     def _result_folder(self, result_kind: str, cache_key: CacheKey) -> Path:
         return self.folder / result_kind / hash_key({"stage": result_kind, **cache_key})
+
+
+def _read_whole_record(result_folder: Path) -> dict[str, Any] | None:
+    try:
+        return read_record(result_folder)
+    except UserError:
+        return _report_damage(result_folder / RECORD_FILE)
+
+
+def _report_damage(file_path: Path) -> None:
+    """Say that a result is made again, as one of its files is not what was written."""
+    announce(f"{damage_error(file_path)}; it is made again")
 
 
 class ResumePoint:

@@ -100,9 +100,8 @@ def damage_error(file_path: Path) -> UserError:
         file_path.parent,
     )
     return UserError(
-        f"{file_path} is not what was written there: the disk is failing, or somebody "
-        f"changed the file (a run folder may link to it). Delete {result_folder} to make it anew; "
-        "`gradfiltering cache verify` finds more"
+        f"{file_path} is not what was written there: the disk is failing, or somebody changed the file (a run "
+        f"folder may link to it). `gradfiltering cache verify` looks for more in {result_folder.parent}"
     )
 
 
