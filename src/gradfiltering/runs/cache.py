@@ -169,12 +169,14 @@ class Cache:
         try:
             result_record = read_record(result_folder)
         except UserError:
-            return _report_damage(result_folder / RECORD_FILE)
+            _report_damage(result_folder / RECORD_FILE)
+            return None
         if result_record is None:
             return None
         damaged_files = find_damaged_files(result_folder, result_record["files"], checksum_once)
         if damaged_files and (result_folder / RECORD_FILE).is_file():  # else it was deleted meanwhile
-            return _report_damage(result_folder / damaged_files[0])
+            _report_damage(result_folder / damaged_files[0])
+            return None
         return None if damaged_files else CachedResult(result_folder, reused=True, seconds=result_record["seconds"])
 
     def _compute(
@@ -223,7 +225,8 @@ def _read_whole_record(result_folder: Path) -> dict[str, Any] | None:
     try:
         return read_record(result_folder)
     except UserError:
-        return _report_damage(result_folder / RECORD_FILE)
+        _report_damage(result_folder / RECORD_FILE)
+        return None
 
 
 def _report_damage(file_path: Path) -> None:
