@@ -2,7 +2,9 @@
 
 import sys
 
-from gradfiltering.config.launch import launch
+from gradfiltering.interruption import ending_in_one_sentence
 
 if __name__ == "__main__":
+    with ending_in_one_sentence():
+        from gradfiltering.config.launch import launch
     launch(sys.argv[1:])

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from gradfiltering.interruption import was_stopped
 from gradfiltering.masking import mask_text
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -105,6 +106,8 @@ def plain_words(debug: bool = False) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if was_stopped():  # whatever a library made of the signal
+            raise KeyboardInterrupt from error
         user_error = None if debug else explained(error)
         log_notes = [note for note in getattr(error, "__notes__", ()) if note.startswith(STACK_TRACE_NOTE)]
         if user_error is None and not debug:

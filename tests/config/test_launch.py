@@ -1,7 +1,12 @@
 """What ends a run, and what the screen says of it."""
 
+import os
+import signal
+import time
+
 import pytest
 from tests.support.pipeline import TINY_RUN, run_train
+from tests.support.processes import finish, start
 
 
 def ending(capsys, monkeypatch, tmp_path, error, *overrides):
@@ -29,6 +34,48 @@ def test_debug_keeps_the_trace_on_the_screen(capsys, monkeypatch, tmp_path):
         ending(capsys, monkeypatch, tmp_path, ZeroDivisionError("of all things"), "debug=true")
 
 
+STOPPED = "stopped; what is finished is saved in the cache, and the same command goes on from there"
+
+
 def test_interrupted_run_says_how_to_go_on(capsys, monkeypatch, tmp_path):
     code, shown = ending(capsys, monkeypatch, tmp_path, KeyboardInterrupt())
-    assert code == "stopped; the same command goes on from what is finished" and not shown
+    assert code == 130 and shown == STOPPED
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("swallowed", [False, True])
+def test_a_signal_ends_a_run_with_one_sentence(number, status, swallowed, capsys, monkeypatch, tmp_path):
+    def stop(*_):
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+        except KeyboardInterrupt as interrupt:
+            if swallowed:  # as libraries do that turn every error into their own
+                raise ImportError("half a module") from interrupt
+            raise
+
+    monkeypatch.setattr("gradfiltering.runs.environment.git_commit", stop)
+    code, shown = ending(capsys, monkeypatch, tmp_path, AssertionError("the run went on"))
+    assert code == status and shown == STOPPED
+
+
+def test_the_trace_of_a_stopped_run_is_in_its_log(capsys, monkeypatch, tmp_path):
+    ending(capsys, monkeypatch, tmp_path, KeyboardInterrupt())
+    log = (tmp_path / "run" / "run.log").read_text("utf-8")
+    assert "the run was stopped" in log and "KeyboardInterrupt" in log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("moment", [0.3, 1.0, 3.0, 6.0, 9.0])
+@pytest.mark.parametrize("command", [[], ["-m", "seed=0,1"]])
+def test_a_real_process_stops_at_any_moment(number, status, moment, command, tmp_path):
+    folders = [f"hydra.run.dir={tmp_path / 'r'}", f"hydra.sweep.dir={tmp_path / 's'}", f"cache.path={tmp_path / 'c'}"]
+    process = start(tmp_path / "tmp", "train.py", *command, *folders, "logger=none")
+    time.sleep(moment)
+    process.send_signal(number)
+    done = finish(process)
+    if moment < 0.5 and done.returncode == -number:
+        return  # Python itself was not up yet
+    assert done.returncode == status and "Traceback" not in done.stdout + done.stderr
+    assert done.stderr.strip().endswith(STOPPED)

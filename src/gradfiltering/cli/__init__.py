@@ -8,6 +8,7 @@ import typer
 
 from gradfiltering.cli import cache, judge, report
 from gradfiltering.errors import plain_words
+from gradfiltering.interruption import ending_in_one_sentence
 
 app = typer.Typer(
     help="Which part of my instruction data should I train on, and how do I know?",
@@ -36,9 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments[:1] == ["run"]:
-        from gradfiltering.config.launch import launch
+        with ending_in_one_sentence():
+            from gradfiltering.config.launch import launch
 
         launch(arguments[1:], subcommand="run")
         return
-    with plain_words():
+    with ending_in_one_sentence(), plain_words():
         app(arguments, prog_name="gradfiltering")

@@ -19,11 +19,10 @@ from gradfiltering.config.option_names import options_named
 from gradfiltering.config.renamed_options import explain_renamed
 from gradfiltering.distributed.process_group import connected_processes, is_rank_zero_at_launch, start_main
 from gradfiltering.errors import UserError, plain_words
+from gradfiltering.interruption import ending_in_one_sentence
 from gradfiltering.masking import mask_secrets, remember_override, remember_secrets
 from gradfiltering.reports import screen
 from gradfiltering.runs.yaml_files import read_yaml
-
-INTERRUPTED_MESSAGE = "stopped; the same command goes on from what is finished"
 
 
 def launch(overrides: Sequence[str], subcommand: str | None = None) -> None:
@@ -49,18 +48,12 @@ def launch(overrides: Sequence[str], subcommand: str | None = None) -> None:
     hydra_main = hydra.main(config_path=str(configuration_folder()), config_name="train", version_base="1.3")(task)
     for override in overrides:
         remember_override(override)
-    with plain_words("debug=true" in overrides):
+    with ending_in_one_sentence(is_quiet=not is_rank_zero_at_launch()), plain_words("debug=true" in overrides):
         explain_renamed(overrides)
         try:
             start_main(hydra_main)
         except HydraException as composition_error:
             raise UserError(explain_composition(composition_error)) from composition_error
-        except KeyboardInterrupt:
-            sys.exit(INTERRUPTED_MESSAGE)
-        except SystemExit as ending:
-            if isinstance(ending.__context__, KeyboardInterrupt):  # Lightning ends its training so
-                sys.exit(INTERRUPTED_MESSAGE)
-            raise
 
 
 def run_task(cfg: DictConfig) -> None:

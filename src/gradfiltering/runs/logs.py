@@ -95,6 +95,9 @@ def log_to_file(run_folder: Path, level_name: str = "info") -> Iterator[Path]:
         logger.exception("the run ended by an unexpected error")
         unexpected_error.add_note(f"{STACK_TRACE_NOTE}{log_path}")
         raise
+    except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
+        logger.warning("the run was stopped", exc_info=True)
+        raise
     finally:
         logging.captureWarnings(False)
         project_logger.setLevel(earlier_level)
