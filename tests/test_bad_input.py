@@ -49,7 +49,7 @@ FILES = {
     "short csv line": ("rows.csv", "instruction,output\na,b\nc\n", [], ["line 3, has 1 cells", "mend the line"]),
     "open quote": ("rows.csv", 'instruction,output\na,"b\n', [], ["line 2", "mend its double quotes"]),
     "no parquet": ("rows.parquet", "PAR1 nothing", [], ["no readable parquet file", "write it again"]),
-    "bytes": ("rows.parquet", parquet(blob=[b"x"]), [], ["column 'blob' holds binary", "drop the column or cast"]),
+    "bytes": ("rows.parquet", parquet(output=[b"x"]), [], ["column 'output' holds binary", "cast it to text"]),
     "unknown type": ("rows.txt", "a", [], ["cannot read '.txt' files", "data.path= reads .json"]),
     "folder without data": (".", None, [], ["no file of a known type", "data.path= reads .json"]),
     "no assistant": ("rows.jsonl", TALK % "user", [], ["none of the 1 rows", "1 × no assistant turn", "data.columns"]),

@@ -106,7 +106,7 @@ ODD_BODIES = {
     "counts of 400 digits": (completion("8 7", usage={"prompt_tokens": 10**400, "completion_tokens": 1}), "8 7"),
     "negative counts": (completion("8 7", usage={"prompt_tokens": -1, "completion_tokens": 2.5}), "8 7"),
     "no counts": (completion("8 7", usage=None), "8 7"),
-    "surrogate in the text": (b'{"choices": [{"message": {"content": "8 7\\n\\ud83d"}}]}', "8 7\n?"),
+    "surrogate in the text": (b'{"choices": [{"message": {"content": "8 7\\n\\ud83d"}}]}', "8 7\n\ufffd"),
     "surrogate in the reason": (
         b'{"choices": [{"message": {"content": "8 7"}, "finish_reason": "\\ud83d"}]}', "8 7",
     ),
@@ -133,7 +133,7 @@ def test_odd_bodies_end_no_run(tmp_path, body, text):
 
 def test_verdicts_with_half_a_surrogate_are_written(tmp_path, make_verdict):
     write_verdicts(tmp_path / "v.jsonl", [make_verdict((8.0, 7.0), (7.0, 8.0), reply="8 7 \ud83d")])
-    assert read_verdicts(tmp_path / "v.jsonl")[0].reply == "8 7 ?"
+    assert read_verdicts(tmp_path / "v.jsonl")[0].reply == "8 7 \ud83d"
 
 
 def test_a_reply_is_stored_before_it_is_looked_at(tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ class RowContents:
             lines.append("rows by schema: " + ", ".join(f"{name}: {count}" for name, count in self.schemas.items()))
         if self.unused:
             parts = ", ".join(f"{name} ({count} rows)" for name, count in self.unused.items())
-            lines.append(f"not used, and given back with the selected rows: {parts}")
+            lines.append(f"not used, but given back with the selected rows unless said otherwise: {parts}")
         return lines
 
 

@@ -21,9 +21,10 @@ from tenacity import (
 )
 
 from gradfiltering.errors import UserError
-from gradfiltering.judging.reply_store import StoredReply, encodable
+from gradfiltering.judging.reply_store import StoredReply
 from gradfiltering.judging.spending import Spending
 from gradfiltering.options import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator, options
+from gradfiltering.runs.plain_text import replace_lone_surrogates
 
 RETRIED_STATUSES = {408, 409, 425, 429}  # another attempt may mend these, and any from 500
 FINAL_STATUSES = {401, 402, 403, 404}  # every further request would get these, too
@@ -339,8 +340,10 @@ class ChatSession:
         if not isinstance(reply_text, str):
             raise _TransientFault(f"the reply's content is {self.endpoint.shorten(repr(reply_text))}")
         return StoredReply(
-            text=self.endpoint.redact(encodable(reply_text)),
-            finish_reason=encodable(finish_reason)[:SHOWN_CHARACTERS] if isinstance(finish_reason, str) else None,
+            text=self.endpoint.redact(replace_lone_surrogates(reply_text)),
+            finish_reason=replace_lone_surrogates(finish_reason)[:SHOWN_CHARACTERS]
+            if isinstance(finish_reason, str)
+            else None,
             input_tokens=_read_count(token_usage, "prompt_tokens"),
             output_tokens=_read_count(token_usage, "completion_tokens"),
         )

@@ -16,9 +16,9 @@ Row = TypeVar("Row")
 def write_rows(file_path: Path, json_rows: Iterable[Any]) -> None:
     """Write one dataclass object per line; the file appears under its name only when complete.
 
-    Lone surrogates, which UTF-8 has not, become question marks.
+    Half a surrogate pair, which UTF-8 cannot hold, is escaped, so that reading gives it back.
     """
-    with atomic_path(file_path) as part_path, part_path.open("w", encoding="utf-8", errors="replace") as file_stream:
+    with atomic_path(file_path) as part_path, part_path.open("w", encoding="utf-8") as file_stream:
         for json_row in json_rows:
             file_stream.write(to_readable_json(asdict(json_row), allow_nan=False) + "\n")
 

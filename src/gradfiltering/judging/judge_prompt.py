@@ -14,6 +14,7 @@ from gradfiltering.judging.base import Question
 from gradfiltering.judging.reply_parser import ReplyFormat, parse_scores
 from gradfiltering.judging.verdicts import Scores
 from gradfiltering.options import model_validator, options
+from gradfiltering.runs.plain_text import replace_lone_surrogates
 
 Message = dict[str, str]
 TEMPLATES = Path(__file__).parent / "templates"
@@ -76,7 +77,7 @@ class JudgePrompt:
             quoted_texts["fence"] = make_fence(list(quoted_texts.values()))
         # One pass over the template: placeholders in an answer are never filled.
         return [
-            {"role": role, "content": _encodable(template_section.substitute(quoted_texts))}
+            {"role": role, "content": replace_lone_surrogates(template_section.substitute(quoted_texts))}
             for role, template_section in self._sections
         ]
 
@@ -85,7 +86,7 @@ class JudgePrompt:
         file_name = "again_json.txt" if self.reply == "json" else "again.txt"
         retry_reminder = (TEMPLATES / file_name).read_text("utf-8").strip()
         # An empty turn is refused by some servers.
-        unreadable_reply = _encodable(reply_text.strip() or "(empty)")
+        unreadable_reply = replace_lone_surrogates(reply_text.strip() or "(empty)")
         return [
             *messages,
             {"role": "assistant", "content": unreadable_reply},
@@ -127,11 +128,6 @@ def _split_marks(text: str, forbidden_marks: Sequence[str]) -> str:
         if len(mark) > 1:
             text = text.replace(mark, mark[0] + INVISIBLE + mark[1:])
     return _TURN_MARKS.sub(lambda mark_match: mark_match[0][0] + INVISIBLE + mark_match[0][1:], text)
-
-
-def _encodable(text: str) -> str:
-    """Replace lone surrogates, which no encoding has, by question marks."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _read_template(template_path: Path, needs_fence: bool) -> list[tuple[str, Template]]:

@@ -6,11 +6,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from gradfiltering.judging.sqlite_table import SqliteTable
-
-
-def encodable(text: str) -> str:
-    """Replace lone surrogates, which no file and no encoding can hold, by question marks."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+from gradfiltering.runs.plain_text import replace_lone_surrogates
 
 
 @dataclass(frozen=True)
@@ -89,7 +85,8 @@ class ReplyStore:
     def put_all(self, keyed_replies: Sequence[tuple[ReplyKey, StoredReply]]) -> None:
         """Store replies; they are on the disk when this returns."""
         reply_rows = [
-            (*astuple(reply_key), encodable(reply.text), *astuple(reply)[1:]) for reply_key, reply in keyed_replies
+            (*astuple(reply_key), replace_lone_surrogates(reply.text), *astuple(reply)[1:])
+            for reply_key, reply in keyed_replies
         ]
         self._table.insert(
             f"INSERT OR IGNORE INTO replies ({_KEY_COLUMNS}, {_REPLY_COLUMNS}) VALUES ({_PARAMETERS})",

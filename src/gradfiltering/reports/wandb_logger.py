@@ -18,7 +18,7 @@ INDIFFERENT_OPTIONS = {"run_dir", "until", "debug", "progress", "logger", "train
 LONGEST_NAME = 100
 ARTIFACT_FILES = {
     "scores": ("scores.parquet", "unscored.parquet"),
-    "subset": ("subset.*", "subset_rows.parquet", "dataset_info.json", "README.md"),
+    "subset": ("subset.*", "subset_*.jsonl", "subset_rows.parquet", "dataset_info.json", "README.md"),
     "adapter": ("target/candidate/adapter/*", "target/candidate/curve.csv"),
 }
 ARTIFACT_SOURCES = {"scores": ["dataset"], "subset": ["dataset", "scores"], "adapter": ["subset"]}
