@@ -1,7 +1,9 @@
 """Several processes give what one gives: log, adapters, scores, subset, targets and answers."""
 
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -242,3 +244,35 @@ def test_processes_that_the_trainer_does_not_use_are_an_error(cache, tmp_path):
     command = [*TORCHRUN, "2", "train.py", *SMALL, "trainer=cpu", "data.rows=24"]
     done = launch(tmp_path / "tmp", *command, *at(tmp_path / "run", cache))
     assert done.returncode != 0 and "add trainer=ddp" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["other rank", "rank zero"])
+def test_a_rank_that_is_killed_ends_the_others_within_seconds(victim, tmp_path):
+    run = tmp_path / "run"
+    folders = [f"run_dir={run}", f"hydra.run.dir={run}", f"cache.path={tmp_path / 'cache'}"]
+    process = start(tmp_path / "tmp", "train.py", "trainer=ddp_cpu", "logger=none", *folders)
+    deadline = time.monotonic() + 120
+    while not (run / "run.log").is_file() or "stage" not in (run / "run.log").read_text("utf-8"):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    others = [int(child) for child in children if b"train.py" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    time.sleep(3)
+    killed_at = time.monotonic()
+    os.kill(others[0] if victim == "other rank" else process.pid, signal.SIGKILL)
+    done = finish(process)
+    while any(Path(f"/proc/{other}").exists() and "Z" not in state_of(other) for other in others):
+        assert time.monotonic() - killed_at < 60
+        time.sleep(0.1)
+    assert time.monotonic() - killed_at < 60 and "Traceback" not in done.stdout + done.stderr
+    if victim == "other rank":
+        assert done.returncode == 1
+        assert "the process of rank 1 died (exit status -9), so the others are ended, too" in done.stderr
+
+
+def state_of(process_id: int) -> str:
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "Z"

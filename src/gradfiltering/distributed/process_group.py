@@ -13,13 +13,15 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from gradfiltering.errors import UserError
+from gradfiltering.interruption import was_stopped
 
 if TYPE_CHECKING:
     import lightning as L
@@ -37,6 +39,10 @@ ERROR_REPORT_TIMEOUT = timedelta(seconds=30)  # for rank zero to meet the error 
 CHILD_GRACE_SECONDS = 2  # for child processes to leave Lightning's fit, which answers a signal with a stack trace
 ERROR_REPORTED = "gradfiltering: rank zero reports the error"
 
+WATCH_SECONDS = 0.5  # between two looks at the other processes
+DEATH_GRACE_SECONDS = 5  # for this process to meet the same error, or the broken connection, by itself
+
+_child_processes: list[Any] = []  # that this process started, over all jobs of a sweep
 _working_alone = False  # rank zero is doing something that the other ranks wait for
 
 
@@ -183,15 +189,74 @@ def connected_processes(build_trainer: TrainerBuilder) -> Iterator[None]:
     Raises:
         UserError: the trainer does not fit the processes that were started.
     """
-    child_processes = _connect(build_trainer)
+    _child_processes.extend(_connect(build_trainer))
+    child_processes = _child_processes
+    work_ended = threading.Event()
+    if world_size() > 1:
+        threading.Thread(target=_watch_other_ranks, args=(work_ended, os.getppid()), daemon=True).start()
     try:
         yield
     except BaseException as rank_error:
+        work_ended.set()
+        death_notice = "" if isinstance(rank_error, UserError) or was_stopped() else _describe_dead_child(wait=True)
+        if death_notice:
+            for child_process in child_processes:
+                child_process.kill()
+            raise UserError(death_notice) from rank_error
         if isinstance(rank_error, UserError) and world_size() > 1:
             _leave_report_to_rank_zero(rank_error)
         for child_process in child_processes:
             _stop_child(child_process)
         raise
+    finally:
+        work_ended.set()
+
+
+@contextmanager
+def _without_lightning_observer() -> Iterator[None]:
+    """Keep Lightning from killing all processes without a word when one dies; `_watch_other_ranks` says which."""
+    from lightning.pytorch.strategies.launchers import subprocess_script
+
+    launch_observer = subprocess_script._launch_process_observer
+    subprocess_script._launch_process_observer = lambda child_processes: None
+    try:
+        yield
+    finally:
+        subprocess_script._launch_process_observer = launch_observer
+
+
+def _watch_other_ranks(work_ended: threading.Event, parent_process: int) -> None:
+    """End this process when another rank has died: a collective that waits for it may wait for days.
+
+    Rank zero watches the processes it started, the others watch who started them.
+    """
+    while not work_ended.wait(WATCH_SECONDS):
+        if rank() > 0 and os.getppid() != parent_process:
+            os._exit(1)
+        death_notice = _describe_dead_child()
+        if death_notice and not work_ended.wait(DEATH_GRACE_SECONDS) and not was_stopped():
+            print(f"error  {death_notice}", file=sys.stderr, flush=True)
+            for child_process in _child_processes:
+                child_process.kill()
+            os._exit(1)
+
+
+def _describe_dead_child(wait: bool = False) -> str:
+    """Say which of the processes that this one started has died; empty where none has.
+
+    Args:
+        wait: give a process whose connection is gone already a moment to end.
+    """
+    for child_rank, child_process in enumerate(_child_processes, 1):
+        if wait:
+            with suppress(subprocess.TimeoutExpired):
+                child_process.wait(WATCH_SECONDS)
+        if child_process.poll():
+            return (
+                f"the process of rank {child_rank} died (exit status {child_process.returncode}), so the others are "
+                "ended, too; what is finished is saved in the cache, and the same command goes on from there"
+            )
+    return ""
 
 
 def _leave_report_to_rank_zero(rank_error: UserError) -> None:
@@ -239,7 +304,8 @@ def _connect(build_trainer: TrainerBuilder) -> list[Any]:
         )
     ddp_strategy: Any = build_trainer(logger=False, strategy=DDPStrategy(timeout=COLLECTIVE_TIMEOUT)).strategy
     try:
-        ddp_strategy.launcher.launch(ddp_strategy.setup_environment)
+        with _without_lightning_observer():
+            ddp_strategy.launcher.launch(ddp_strategy.setup_environment)
     except ValueError as launch_error:  # Lightning's words about devices, nodes and processes
         raise UserError(
             f"trainer.devices or trainer.num_nodes does not fit the launch: {launch_error}"
