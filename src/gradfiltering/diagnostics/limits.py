@@ -22,6 +22,9 @@ class DiagnosticLimits:
         length_correlation: most |Spearman| of score and response length.
         member_agreement: least mean Spearman between two members' own rankings.
         source_spread: least effective number of sources of the subset, as a share of the pool's.
+        chance_loss_share: most loss of the proxy without adapters, as a share of what guessing among
+            its tokens costs; above it the proxy knows little of the rows.
+        unknown_token_share: most share of the rows' tokens that are unknown to the proxy.
         easiness: least ratio of the subset's loss under the base model to the pool's.
         bootstrap: resamples of the intervals where planted kinds are known.
         confidence: probability mass of those intervals.
@@ -35,6 +38,8 @@ class DiagnosticLimits:
     length_correlation: Probability = 0.7
     member_agreement: Correlation = 0.1
     source_spread: Probability = 0.5
+    chance_loss_share: NonNegativeFloat = 0.75
+    unknown_token_share: Probability = 0.05
     easiness: NonNegativeFloat = 0.5
     bootstrap: PositiveInt = 1000
     confidence: OpenShare = 0.95

@@ -8,8 +8,10 @@ import numpy as np
 from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.examples import Encoder, Rows
 from gradfiltering.data.row_texts import write_row_texts
+from gradfiltering.data.unknown_tokens import unknown_token_share
 from gradfiltering.diagnostics.ensemble import diagnose_ensemble
 from gradfiltering.diagnostics.planted_truth import compare_with_truth
+from gradfiltering.diagnostics.proxy_knowledge import diagnose_proxy_knowledge
 from gradfiltering.diagnostics.subset import diagnose_selection, diagnose_sources
 from gradfiltering.distributed.process_group import run_on_rank_zero
 from gradfiltering.errors import attributed_to
@@ -207,7 +209,15 @@ def measure_rows(
 def add_measurements_to_summary(
     experiment: Experiment, run: OpenRun, evidence: Evidence, context: MeasurementContext
 ) -> None:
-    """Add costs and diagnostics of the ensemble to the summary."""
+    """Add costs and diagnostics of proxy and ensemble to the summary."""
+    if BaseModelLosses() in evidence.results:
+        knowledge = diagnose_proxy_knowledge(
+            row_losses=evidence.get(BaseModelLosses()).row_losses,
+            embedded_tokens=context.base_model.embedding_count,
+            unknown_token_share=unknown_token_share(context.examples, context.base_model.tokenizer),
+            limits=experiment.limits,
+        )
+        run.stages.add_diagnostics(knowledge.values, knowledge.warnings)
     if GradientLog() in evidence.results:
         ensemble_report = context.reports.ensemble
         run.stages.add_to_summary(proxy=ensemble_report.summary())

@@ -12,7 +12,7 @@ SOURCES_PRINTED = 20
 LEFT_COLUMNS = ("stage", "source", "kind", "model", "against", "prompts", "")
 FILE_MEANINGS = {
     "report.html": "what was selected and why: open it in a browser",
-    "subset.jsonl": "the selected rows, ready to train on",
+    "subset.jsonl": "the selected rows",
     "scores.parquet": "score and rank of every row",
     "unscored.parquet": "rows without a score, with the reason",
     "verdicts.jsonl": "every pairwise verdict",
@@ -29,6 +29,8 @@ def print_summary(run_summary: Mapping[str, Any], folder: Path, console: Console
     """Print stages, selection, diagnostics with their warnings, PWS, and the files of the run."""
     run_diagnostics = run_summary["diagnostics"]
     console.rule("[bold]gradfiltering")
+    if not run_diagnostics.get("proxy_knows_rows", True):
+        console.print(Text("The proxy knows little of these rows: do not rely on their scores", "bold red"))
     console.print(_build_stages(run_summary))
     if "positive_drop_share" in run_diagnostics:
         console.print(_build_ensemble(run_diagnostics))

@@ -152,6 +152,8 @@ def check_diagnostics(run_files: RunFiles) -> pd.DataFrame:
         ("negative_selected_share", "at most", "Negative scores among the selected"),
         ("length_correlation", "at most", "Does the score follow length? (|Spearman|)"),
         ("source_spread", "at least", "Do the selected rows cover the sources? (effective share)"),
+        ("chance_loss_share", "at most", "Does the proxy know the rows? (its loss against guessing)"),
+        ("unknown_token_share", "at most", "Tokens that the proxy does not know (share)"),
         ("easiness", "at least", "Are the selected rows trivially easy? (loss against the pool's)"),
     ):
         value, diagnostic_limit = values.get(name), limits.get(name)

@@ -102,6 +102,7 @@ def _collect_context(run_files: RunFiles, rows: RowMeasurements, sample: row_exp
     return {
         "name": "/".join(run_files.path.resolve().parts[-2:]),
         "headline": answer_section.format_headline(run_files),
+        "proxy_knows_rows": run_files.diagnostics.get("proxy_knows_rows", True),
         "verdicts": answer_section.summarise_verdicts(run_files),
         "judge": answer_section.tabulate_judge(run_files),
         "metrics": answer_section.tabulate_metrics(run_files),
