@@ -47,10 +47,12 @@ def test_nothing_judged_has_no_score(verdicts):
 
 def test_all_wins_and_all_losses_are_the_ends_of_the_scale():
     surely = 2 * 0.5**9
+    low = pytest.approx(2 * 0.025 ** (1 / 9))  # Clopper and Pearson: of nine wins, a share of 0.66 is possible
+    high = pytest.approx(2 - 2 * 0.025 ** (1 / 9))
     best = pairwise_winning_score(["win"] * 9, 100, 0.95, 0)
-    assert best == PWS(2.0, 2.0, 2.0, 9, 0, 0, 0, bca_low=2.0, bca_high=2.0, sign_p=surely, detectable=None)
+    assert best == PWS(2.0, low, 2.0, 9, 0, 0, 0, bca_low=low, bca_high=2.0, sign_p=surely, detectable=None)
     worst = pairwise_winning_score(["loss"] * 9, 100, 0.95, 0)
-    assert worst == PWS(0.0, 0.0, 0.0, 0, 0, 9, 0, bca_low=0.0, bca_high=0.0, sign_p=surely, detectable=None)
+    assert worst == PWS(0.0, 0.0, high, 0, 0, 9, 0, bca_low=0.0, bca_high=high, sign_p=surely, detectable=None)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import numpy as np
 
 from gradfiltering.data.examples import Examples
 
-BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # how a sentencepiece tokenizer spells a byte outside its vocabulary
+# How a sentencepiece tokenizer spells a byte outside its vocabulary; line breaks and tabs are always spelt so.
+BYTE_TOKEN = re.compile(r"<0x(?!0[9AD])[0-9A-F]{2}>")
 CHUNK_ROWS = 10_000
 
 
@@ -21,8 +22,7 @@ def unknown_token_share(examples: Examples, tokenizer: Any) -> float:
     special_ids = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
     unknown_ids = {tokenizer.unk_token_id} - special_ids - {None}
     unknown_ids |= {token_id for token, token_id in tokenizer.get_vocab().items() if BYTE_TOKEN.fullmatch(token)}
-    newline_ids = set(tokenizer.convert_tokens_to_ids(["<0x0A>", "<0x09>"]))  # how such a tokenizer spells line breaks
-    sought_ids = np.asarray(sorted(unknown_ids - newline_ids), dtype=np.int64)
+    sought_ids = np.asarray(sorted(unknown_ids), dtype=np.int64)
     if not len(sought_ids) or not len(examples):
         return 0.0
     unknown_tokens = total_tokens = 0
