@@ -26,3 +26,11 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"the public data sets are not on this machine ({SHARED})")
     return SHARED
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Let reports of tests about half surrogate pairs pass between processes, which encode them as UTF-8."""
+    report = yield
+    report.sections = [(title, text.encode("utf-8", "replace").decode()) for title, text in report.sections]
+    return report

@@ -32,10 +32,10 @@ def names_secret(option_name: str) -> bool:
     Names of counts and of environment variables are no secrets: `max_tokens`, `key_variable`, `token_limit_name`.
     """
     last_part = re.split(r"[.@/]", option_name)[-1]
-    words = [word.lower() for word in _WORD.findall(last_part)]
-    if not words or words[-1] in _HARMLESS_LAST_WORDS:
+    name_words = [word.lower() for word in _WORD.findall(last_part)]
+    if not name_words or name_words[-1] in _HARMLESS_LAST_WORDS:
         return False
-    return words[-1] in _LAST_WORDS or not _STRONG_WORDS.isdisjoint(words)
+    return name_words[-1] in _LAST_WORDS or not _STRONG_WORDS.isdisjoint(name_words)
 
 
 def mask_secrets(option_value: Any) -> Any:

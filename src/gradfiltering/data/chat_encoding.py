@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from gradfiltering.data.conversations import ChatMessage, Conversation
@@ -70,12 +71,14 @@ def tokenize_by_chat_template(
     rendered_messages = template_messages(messages, names_calls="tool_calls" in tokenizer.chat_template)
     if wants_parts(tokenizer):
         rendered_messages = content_parts(rendered_messages)
-    options = {**conversation.template_arguments, "tools": list(conversation.tools) or None}
+    render = partial(
+        tokenizer.apply_chat_template,
+        rendered_messages,
+        **{**conversation.template_arguments, "tools": list(conversation.tools) or None},
+    )
     try:
-        rendered_text = tokenizer.apply_chat_template(rendered_messages, tokenize=False, **options)
-        encoded = tokenizer.apply_chat_template(
-            rendered_messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, **options
-        )
+        rendered_text = render(tokenize=False)
+        encoded = render(tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
     except TEMPLATE_ERRORS as error:
         return TokenizedRow(reason=describe_refusal(error))
     shown_text = replace_lone_surrogates(rendered_text)

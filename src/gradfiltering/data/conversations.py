@@ -257,18 +257,21 @@ def _split_call(content: str) -> tuple[str, tuple[Mapping[str, Any], ...]]:
 
 
 def _what_is_trained(message: Mapping[str, Any], content_size: int) -> tuple[bool, tuple[tuple[int, int], ...] | None]:
-    """Whether a turn is learnt, and which stretches of its content (axolotl's ends are inclusive); None for all."""
+    """Return whether a turn is learnt, and which stretches of its content; None for all of it.
+
+    The ends of axolotl's stretches are inclusive.
+    """
     flags = [message[name] for name in TRAINING_FLAGS if message.get(name) is not None]
     details = next((message[name] for name in TRAINING_DETAILS if message.get(name) is not None), None)
     trained = all(flags) if flags else details is None or bool(details)
     if not details:
         return trained, None
     learnt_characters = [False] * content_size
-    for wanted in (True, False):  # what is not to be learnt wins over what is
+    for is_learnt in (True, False):  # what is not to be learnt wins over what is
         for detail in details:
-            if detail["train"] is wanted:
+            if detail["train"] is is_learnt:
                 for position in range(detail["begin_offset"], min(detail["end_offset"] + 1, content_size)):
-                    learnt_characters[position] = wanted
+                    learnt_characters[position] = is_learnt
     return trained, tuple(_runs(learnt_characters))
 
 

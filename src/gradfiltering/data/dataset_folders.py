@@ -48,9 +48,9 @@ def _choose_split(folder: Path, splits: Mapping[str, Sequence[Path]], split: str
     if split is None and len(splits) == 1:
         return list(next(iter(splits.values())))
     if split is None or split not in splits:
-        places = "; ".join(f"{name}: {_common_place(files)}" for name, files in splits.items())
+        split_paths = "; ".join(f"{name}: {_common_place(files)}" for name, files in splits.items())
         problem = "holds several splits" if split is None else f"holds no split {split}"
-        raise UserError(f"{folder} {problem}; name the files of one of them ({places})")
+        raise UserError(f"{folder} {problem}; name the files of one of them ({split_paths})")
     return list(splits[split])
 
 
@@ -87,15 +87,17 @@ def _splits_of_readme(folder: Path) -> dict[str, list[Path]]:
 def _patterns_by_split(data_files: Any) -> list[tuple[str, list[str]]]:
     if isinstance(data_files, str):
         return [("train", [data_files])]
-    found = []
+    split_patterns = []
     for entry in data_files if isinstance(data_files, list) else []:
         if isinstance(entry, str):
-            found.append(("train", [entry]))
+            split_patterns.append(("train", [entry]))
         elif isinstance(entry, dict):
             patterns = entry.get("path")
             patterns = [patterns] if isinstance(patterns, str) else patterns if isinstance(patterns, list) else []
-            found.append((str(entry.get("split", "train")), [text for text in patterns if isinstance(text, str)]))
-    return found
+            split_patterns.append(
+                (str(entry.get("split", "train")), [text for text in patterns if isinstance(text, str)])
+            )
+    return split_patterns
 
 
 def _matching_files(folder: Path, pattern: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""What the rows of a dataset hold: how many are of each schema, and what of them is not read."""
+"""Contents of the rows of a dataset: how many are of each schema, and what of them is not read."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence

@@ -24,7 +24,7 @@ LENGTHS, PROMPT_TOKENS = (7, 5), 2
 
 
 class CheckedEngine(Protocol):
-    """What the comparison needs of an engine."""
+    """An engine as the comparison needs it."""
 
     name: ClassVar[str]
     model: PeftModel

@@ -107,7 +107,7 @@ class ConvertibleSource(LoadableSource, Protocol):
 
     @property
     def conversion_key(self) -> Mapping[str, Any] | None:
-        """What the converted model depends on; None where it loads as it is."""
+        """Everything that the converted model depends on; None where it loads as it is."""
 
     def convert(self, folder: Path) -> None:
         """Convert the model into `folder`, which exists and is empty."""

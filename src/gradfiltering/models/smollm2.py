@@ -57,7 +57,7 @@ class SmolLM2:
 
     @property
     def conversion_key(self) -> Mapping[str, Any] | None:
-        """What the converted model depends on; None where the hub has the model as it is needed."""
+        """Everything that the converted model depends on; None where the hub has the model as it is needed."""
         if self.packaged_file is None:
             return None
         package_version = metadata.version(PACKAGE)

@@ -76,8 +76,9 @@ def compare_jobs(folder: Path, sweep_jobs: Sequence[SweepJob], console: Console)
         {title: [pair.to_json() for pair in comparisons] for title, comparisons in pair_comparisons.items()},
     )
     for title, title_comparisons in pair_comparisons.items():
-        headings = ("jobs", "prompts", "PWS difference", "interval", "p", "p (Holm)", "could be found")
-        table = Table(*headings, title=f"Candidates against {title}", title_justify="left")
+        table = Table(title=f"Candidates against {title}", title_justify="left")
+        for heading in ("jobs", "prompts", "PWS difference", "interval", "p", "p (Holm)", "could be found"):
+            table.add_column(heading)
         for pair in sorted(title_comparisons, key=lambda pair: pair.p)[:COMPARISONS_PRINTED]:
             table.add_row(
                 f"{pair.first_name} – {pair.second_name}",

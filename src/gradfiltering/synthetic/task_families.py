@@ -113,9 +113,14 @@ def _word_lists(family_name: str) -> list[Slots]:
     generator = numpy_rng("task items", family_name)
     items = []
     for _ in range(LIST_ITEMS):
-        words = [WORDS[index] for index in generator.permutation(len(WORDS))[: generator.integers(3, 5)]]
-        item = {"words": ", ".join(words), "first": words[0], "second": words[1], "last": words[-1]}
-        items.append({**item, "reversed": ", ".join(words[::-1]), "sorted": ", ".join(sorted(words))})
+        listed_words = [WORDS[index] for index in generator.permutation(len(WORDS))[: generator.integers(3, 5)]]
+        item = {
+            "words": ", ".join(listed_words),
+            "first": listed_words[0],
+            "second": listed_words[1],
+            "last": listed_words[-1],
+        }
+        items.append({**item, "reversed": ", ".join(listed_words[::-1]), "sorted": ", ".join(sorted(listed_words))})
     return items
 
 
@@ -129,17 +134,20 @@ def _stories(family_name: str) -> list[Slots]:
     generator = numpy_rng("task items", family_name)
     items = []
     for _ in range(LIST_ITEMS):
-        people, things, colours = (
+        people, objects, colours = (
             [values[index] for index in generator.permutation(len(values))[:2]] for values in (NAMES, THINGS, COLOURS)
         )
-        asked, other = zip(people, things, colours, strict=True)
-        story = f"{asked[0]} has a {asked[2]} {asked[1]} and {other[0]} has a {other[2]} {other[1]}."
+        asked_person, other_person = zip(people, objects, colours, strict=True)
+        story = (
+            f"{asked_person[0]} has a {asked_person[2]} {asked_person[1]} and "
+            f"{other_person[0]} has a {other_person[2]} {other_person[1]}."
+        )
         if generator.random() >= 0.5:
-            asked, other = other, asked
+            asked_person, other_person = other_person, asked_person
         # "whose", "hue" and "what" are answers, so that a mistake can change them and leave the story as it is.
-        item = {"story": story, "name": asked[0], "thing": asked[1]}
-        item |= {"whose": asked[0], "what": asked[1], "hue": asked[2]}
-        items.append({**item, "not_whose": other[0], "not_what": other[1], "not_hue": other[2]})
+        item = {"story": story, "name": asked_person[0], "thing": asked_person[1]}
+        item |= {"whose": asked_person[0], "what": asked_person[1], "hue": asked_person[2]}
+        items.append({**item, "not_whose": other_person[0], "not_what": other_person[1], "not_hue": other_person[2]})
     return items
 
 
@@ -156,8 +164,8 @@ def _misspell_plural(item: Slots, generator: np.random.Generator) -> Slots:
 
 
 def _pick_other_words(item: Slots, generator: np.random.Generator) -> Slots:
-    words = item["words"].split(", ")
-    return {slot: _draw_other(words, item[slot], generator) for slot in ("first", "second", "last")}
+    listed_words = item["words"].split(", ")
+    return {slot: _draw_other(listed_words, item[slot], generator) for slot in ("first", "second", "last")}
 
 
 def _misread_story(item: Slots, generator: np.random.Generator) -> Slots:
@@ -168,10 +176,10 @@ def _misread_story(item: Slots, generator: np.random.Generator) -> Slots:
 
 
 def _swap_words(slot: str, item: Slots, generator: np.random.Generator) -> Slots:
-    words = item[slot].split(", ")
-    first, second = generator.permutation(len(words))[:2]
-    words[first], words[second] = words[second], words[first]
-    return {slot: ", ".join(words)}
+    listed_words = item[slot].split(", ")
+    first, second = generator.permutation(len(listed_words))[:2]
+    listed_words[first], listed_words[second] = listed_words[second], listed_words[first]
+    return {slot: ", ".join(listed_words)}
 
 
 def _miscalculate(item: Slots, generator: np.random.Generator) -> Slots:

@@ -167,8 +167,8 @@ def line_chart(
         line_marks = line_marks.encode(order="order:Q")
     chart_layers = [line_marks]
     if "low" in data:
-        band_ends = {"y": alt.Y("low:Q", title=chart_labels.y_title), "y2": "high:Q"}
-        chart_layers.insert(0, base_chart.mark_area(opacity=0.18).encode(x=x, color=colour, **band_ends))
+        low_end = alt.Y("low:Q", title=chart_labels.y_title)
+        chart_layers.insert(0, base_chart.mark_area(opacity=0.18).encode(x=x, color=colour, y=low_end, y2="high:Q"))
     many_points = bool((data.groupby("series").size() > FEW_POINTS).any())
     point_marks = base_chart.mark_point(filled=True, size=45, opacity=0 if many_points else 1)
     tooltip = _tooltip(chart_labels, data)
@@ -233,8 +233,8 @@ def interval_chart(
     colour, shape = _series_encodings(data, palette_indices or {})
     base_chart, chart_layers = alt.Chart(data), []
     if "low" in data:
-        whisker_ends = {"x": alt.X("low:Q", title=chart_labels.x_title), "x2": "high:Q"}
-        chart_layers.append(base_chart.mark_rule(strokeWidth=2).encode(y=y, color=colour, **whisker_ends))
+        low_end = alt.X("low:Q", title=chart_labels.x_title)
+        chart_layers.append(base_chart.mark_rule(strokeWidth=2).encode(y=y, color=colour, x=low_end, x2="high:Q"))
     point_marks = base_chart.mark_point(filled=True, size=80, opacity=1)
     tooltip = _tooltip(chart_labels, data)
     chart_layers.append(point_marks.encode(x=x, y=y, color=colour, shape=shape, tooltip=tooltip))
