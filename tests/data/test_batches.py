@@ -158,7 +158,7 @@ def test_labels_cover_the_response_and_its_end_and_nothing_of_the_prompt(example
             row = examples.table[int(np.searchsorted(examples.example_ids, example_id))]
             supervised = torch.nonzero(labels != IGNORED).flatten().tolist()
             assert supervised == list(range(*row["supervised"]))
-            if not row["truncated"]:
+            if not row["lost_tokens"]:
                 assert labels[supervised[-1]] == tokenizer.eos_token_id
                 assert tokenizer.decode(labels[supervised[:-1]]) == "right " * (1 + example_id * 7 % 11)
             seen += 1

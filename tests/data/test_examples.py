@@ -30,7 +30,7 @@ def test_ids_are_prompt_response_and_end(tokenizer, cache, make_records):
         assert row["input_ids"] == [*prompt, *response, tokenizer.eos_token_id]
         assert row["supervised"] == [len(prompt), len(prompt) + len(response) + 1]
         assert (row["tokens"], row["response_tokens"]) == (len(row["input_ids"]), len(response) + 1)
-        assert not row["truncated"]
+        assert row["lost_tokens"] == 0
     assert encoded.lengths.tolist() == [len(row["input_ids"]) for row in encoded.table]
     assert encoded.response_tokens.tolist() == encoded.table["response_tokens"][:]
 
@@ -67,20 +67,7 @@ def test_a_long_response_behind_a_short_prompt_loses_its_end(over, tokenizer, ca
     row = encoded.table[0]
     assert row["input_ids"] == whole[: len(whole) - over]
     assert row["response_tokens"] == len(response) + 1 - over and row["supervised"][0] == len(prompt)
-    assert encoded.truncated == int(over > 0) == int(row["truncated"])
-
-
-@pytest.mark.parametrize("max_tokens", [12, 20, 39])
-def test_a_long_prompt_loses_its_middle_and_the_response_stays_whole(max_tokens, tokenizer, cache, make_records):
-    records = make_records([("".join(map(chr, range(65, 105))), "", "xyz")])
-    prompt, response = prompt_and_response(tokenizer, records, 0)
-    encoded = Encoder(tokenizer, max_tokens, cache).encode(records)
-    ids = encoded.table[0]["input_ids"]
-    kept = max_tokens - len(response) - 1
-    head = kept - kept // 2
-    assert ids[kept:] == [*response, tokenizer.eos_token_id] and len(ids) == max_tokens
-    assert ids[:head] == prompt[:head] and ids[head:kept] == prompt[-(kept // 2) :]
-    assert encoded.truncated == 1 and encoded.unscored == []
+    assert encoded.truncated == int(over > 0) and encoded.lost_tokens == row["lost_tokens"] == over
 
 
 def test_no_token_of_the_response_is_left_where_the_context_holds_one_token(tokenizer, cache, make_records):
@@ -121,8 +108,8 @@ def test_select_keeps_ids_and_ascending_order(tokenizer, cache, make_records):
 def test_summary_counts_rows_tokens_and_cuts(tokenizer, cache, make_records):
     encoded = Encoder(tokenizer, 512, cache).encode(make_records(ROWS))
     assert encoded.summary(4) == {
-        "examples": 4, "unscored": 1, "unscored_reasons": {EMPTY_RESPONSE: 1}, "truncated": 0,
-        "tokens": int(encoded.lengths.sum()), "not_shown": {},
+        "examples": 4, "unscored": 1, "unscored_reasons": {EMPTY_RESPONSE: 1}, "truncated": {"rows": 0, "tokens": 0},
+        "max_tokens": 512, "tokens": int(encoded.lengths.sum()), "not_shown": {},
     }  # fmt: skip
 
 
@@ -157,8 +144,10 @@ def test_every_row_is_scored_or_unscored_with_a_reason(rows, max_tokens, aside, 
     for row in encoded.table:
         prompt, response = prompt_and_response(tokenizer, records, row["example_id"])
         whole = [*prompt, *response, tokenizer.eos_token_id]
-        assert row["truncated"] == (len(whole) > max_tokens)
-        assert row["truncated"] or row["input_ids"] == whole
+        assert row["lost_tokens"] == len(whole) - row["tokens"] and (row["lost_tokens"] > 0) == (
+            len(whole) > max_tokens
+        )
+        assert row["lost_tokens"] or row["input_ids"] == whole
         start, stop = row["supervised"]
         assert row["input_ids"][start:stop] == [*response, tokenizer.eos_token_id][: stop - start]
         assert stop == len(row["input_ids"]), "the response closes the row, cut or not"

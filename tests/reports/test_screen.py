@@ -1,9 +1,11 @@
 import io
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from gradfiltering.reports.data_lines import describe_cut_rows
 from gradfiltering.reports.screen import FILE_MEANINGS, print_summary
 
 ENSEMBLE = {
@@ -18,7 +20,9 @@ PROXY = {
         "backbone": {"seconds": 12.34, "flops": None, "peak_bytes": 123 * 2**20},
         "proxy": {"seconds": 56.78, "flops": 7, "peak_bytes": 2345 * 2**20},
     },
-    "data": {"examples": 2000, "unscored": 17, "truncated": 0, "tokens": 9},
+    "data": {
+        "examples": 2000, "unscored": 17, "truncated": {"rows": 145, "tokens": 1234}, "max_tokens": 128, "tokens": 5000
+    },
     "diagnostics": {"warnings": ["norms rose [bold]everywhere[/]; raise ensemble.lr"], **ENSEMBLE},
 }  # fmt: skip
 SELECT = deepcopy(PROXY) | {
@@ -132,3 +136,17 @@ def test_existing_files_are_listed_with_their_folder(tmp_path):
     text = shown(PROXY, folder)
     assert str(folder) in text
     assert FILE_MEANINGS["subset.jsonl"] in text and FILE_MEANINGS["verdicts.jsonl"] not in text
+
+
+def test_the_first_lines_say_how_much_was_cut():
+    console = Console(record=True, width=200, file=io.StringIO())
+    print_summary(PROXY, Path("folder"), console)
+    assert console.export_text().splitlines()[1] == (
+        "145 of 1,983 rows were cut to 128 tokens and lost 1,234 tokens, 19.8% of all"
+    )
+
+
+def test_nothing_is_said_of_cuts_where_a_run_of_an_old_version_did_not_count_them():
+    assert describe_cut_rows({"data": {"examples": 4, "unscored": 0, "truncated": 3, "tokens": 9}}) is None
+    whole = {"examples": 4, "unscored": 0, "truncated": {"rows": 0, "tokens": 0}, "max_tokens": 512, "tokens": 9}
+    assert describe_cut_rows({"data": whole}) == "No row was cut: each fits into 512 tokens"

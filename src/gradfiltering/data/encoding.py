@@ -1,6 +1,7 @@
 """From a row's segments to token ids and the spans of them that are supervised, cut to a length."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from gradfiltering.data.chat_encoding import (
@@ -13,6 +14,7 @@ from gradfiltering.data.chat_encoding import (
     tokenize_by_chat_template,
 )
 from gradfiltering.data.conversations import Conversation
+from gradfiltering.data.row_cutting import QuestionPart, merge_prompt_pieces, shorten_questions
 from gradfiltering.data.schemas import (
     EMPTY_RESPONSE,
     NO_ASSISTANT,
@@ -34,7 +36,6 @@ from gradfiltering.runs.plain_text import replace_lone_surrogates
 
 NO_RESPONSE = "no response token: the chat template marks none, or nothing precedes it"
 NO_RESPONSE_LEFT = "no response token left in max_tokens"
-UNSUPERVISED_SHARE = 4  # a piece of prompt longer than max_tokens over this gives way before the response does
 
 
 def tokenize_rows(dataset_rows: Sequence[Row], schema: Schema, template: str, tokenizer: Any) -> list[TokenizedRow]:
@@ -138,66 +139,120 @@ def find_reason(row_values: Row, schema: Schema) -> str:
     return ""
 
 
-def cut_to_length(text_pieces: Sequence[TokenPiece], max_tokens: int) -> tuple[list[int], list[int], bool]:
-    """Cut a row to `max_tokens` from the side that costs least.
+def shorten_row(
+    row_values: Row, schema: Schema, template: str, tokenizer: Any, text_pieces: Sequence[TokenPiece], max_tokens: int
+) -> Sequence[TokenPiece]:
+    """Tokenise a row that is too long once more, with its questions shortened by as much as they can give.
 
-    What follows the last supervised token goes first, since it teaches nothing. Then each long piece of prompt gives
-    up its middle, down to a share of `max_tokens`, so that its opening and its end (where a template's markers stand)
-    and the response stay. A row that is still too long loses its end.
+    Questions, system turns, and answers that are not learnt lose their middle, and a mark stands in its place; the
+    template is written around what is left, whole.
 
     Args:
-        text_pieces: the row's tokens in pieces.
+        row_values: the row.
+        schema: of the dataset.
+        template: name of the template.
+        tokenizer: of the model.
+        text_pieces: the whole row as `tokenize_rows` made it.
         max_tokens: longest row.
 
     Returns:
-        Token ids; the supervised spans as start, stop, start, stop, …; True if anything was cut. Position 0 is in no
-        span, since nothing precedes it to predict it from.
+        Pieces, for `cut_to_length`; its answers are whole.
     """
-    merged_pieces = _merge_prompt_pieces(text_pieces)
-    total_tokens = sum(len(token_ids) for token_ids, _ in merged_pieces)
-    was_cut = total_tokens > max_tokens
-    if was_cut:
-        if merged_pieces and not merged_pieces[-1][1]:
-            total_tokens -= len(merged_pieces.pop()[0])
-        merged_pieces = _shorten_prompts(
-            merged_pieces, total_tokens - max_tokens, max(1, max_tokens // UNSUPERVISED_SHARE)
-        )
-    kept_tokens: list[int] = []
+    conversation = schema.conversation(row_values)
+    if conversation is None:  # a text asks nothing
+        return text_pieces
+    closing_token_id = closing_token(template, tokenizer)
+    if marks_assistant(tokenizer) and (schema.is_conversational or template == "conversation"):
+        stop_token_ids = set(stop_tokens(tokenizer))
+        parts = _shortenable_messages(conversation)
+
+        def tokenize_messages(texts: Sequence[str]) -> Sequence[TokenPiece]:
+            messages = list(conversation.messages)
+            for part, text in zip(parts, texts, strict=True):
+                messages[part.position] = replace(messages[part.position], content=text)
+            shortened = replace(conversation, messages=tuple(messages))
+            return tokenize_by_chat_template(shortened, tokenizer, closing_token_id, stop_token_ids).pieces
+
+        return shorten_questions(text_pieces, parts, tokenize_messages, tokenizer, max_tokens)
+    segments = schema.segments(row_values, template, tokenizer)
+    parts = _shortenable_stretches(segments, _question_texts(row_values, schema, conversation))
+
+    def tokenize_segments(texts: Sequence[str]) -> Sequence[TokenPiece]:
+        segment_texts = [segment.text for segment in segments]
+        for part, text in reversed(list(zip(parts, texts, strict=True))):
+            whole = segment_texts[part.position]
+            segment_texts[part.position] = whole[: part.start] + text + whole[part.start + len(part.text) :]
+        shortened = [replace(segment, text=text) for segment, text in zip(segments, segment_texts, strict=True)]
+        return _tokenize_segments([shortened], closing_token_id, tokenizer)[0]
+
+    return shorten_questions(text_pieces, parts, tokenize_segments, tokenizer, max_tokens)
+
+
+def _shortenable_messages(conversation: Conversation) -> list[QuestionPart]:
+    parts, answers_before = [], 0
+    for position, message in enumerate(conversation.messages):
+        if message.role == "assistant" and message.trained:
+            answers_before += 1
+        else:
+            parts.append(QuestionPart(message.content, position, 0, answers_before))
+    return parts
+
+
+def _question_texts(row_values: Row, schema: Schema, conversation: Conversation) -> list[str]:
+    """What a person or a system wrote, in the order of the templates, and answers that are not learnt."""
+    row_schema = schema.of_row(row_values)
+    messages = [message for message in conversation.messages if message.role != "assistant" or not message.trained]
+    texts = [message.content for message in messages]
+    if isinstance(row_schema, Instruction) and row_schema.input is not None:
+        # The question of the conversation is instruction and input in one, and templates put them apart.
+        texts[-1:] = [row_values.get(row_schema.instruction) or "", row_values.get(row_schema.input) or ""]
+    return [text.strip() for text in texts if text.strip()]
+
+
+def _shortenable_stretches(segments: Sequence[Segment], question_texts: Sequence[str]) -> list[QuestionPart]:
+    """Where the questions stand in the segments, one after the other."""
+    parts = []
+    position, start, answers_before = 0, 0, [0]
+    for segment in segments:
+        answers_before.append(answers_before[-1] + (segment.supervised and bool(segment.text)))
+    for question_text in question_texts:
+        for later_position in range(position, len(segments)):
+            segment = segments[later_position]
+            search_start = start if later_position == position else 0
+            question_start = -1 if segment.supervised else segment.text.find(question_text, search_start)
+            if question_start >= 0:
+                parts.append(
+                    QuestionPart(question_text, later_position, question_start, answers_before[later_position])
+                )
+                position, start = later_position, question_start + len(question_text)
+                break
+    return parts
+
+
+def cut_to_length(text_pieces: Sequence[TokenPiece], max_tokens: int) -> tuple[list[int], list[int]]:
+    """Cut the end off a row that is longer than `max_tokens`; it then ends in an answer, or in a part of one.
+
+    What follows the last answer goes too, since it teaches nothing; an answer that lost its end has no end token, so
+    that nobody learns to stop there.
+
+    Args:
+        text_pieces: the row's tokens in pieces, its questions shortened as far as they go.
+        max_tokens: longest row.
+
+    Returns:
+        Token ids; the supervised spans as start, stop, start, stop, …. Position 0 is in no span, since nothing
+        precedes it to predict it from.
+    """
+    merged_pieces = merge_prompt_pieces(text_pieces)
+    is_long = sum(len(token_ids) for token_ids, _ in merged_pieces) > max_tokens
+    left_tokens: list[int] = []
     supervised_spans: list[int] = []
     for token_ids, supervised in merged_pieces:
-        span_start = max(len(kept_tokens), 1)
-        kept_tokens += token_ids
-        if supervised and min(len(kept_tokens), max_tokens) > span_start:
-            supervised_spans += [span_start, min(len(kept_tokens), max_tokens)]
-    return kept_tokens[:max_tokens], supervised_spans, was_cut
-
-
-def _merge_prompt_pieces(text_pieces: Sequence[TokenPiece]) -> list[TokenPiece]:
-    """Neighbouring unsupervised pieces as one; empty ones left out."""
-    merged_pieces: list[TokenPiece] = []
-    for token_ids, supervised in text_pieces:
-        if merged_pieces and not supervised and not merged_pieces[-1][1]:
-            merged_pieces[-1] = (merged_pieces[-1][0] + token_ids, False)
-        elif token_ids:
-            merged_pieces.append((token_ids, supervised))
-    return merged_pieces
-
-
-def _shorten_prompts(text_pieces: list[TokenPiece], excess_tokens: int, minimum_size: int) -> list[TokenPiece]:
-    """Take up to `excess_tokens` from the middle of unsupervised pieces, the longest first.
-
-    No piece becomes shorter than `minimum_size`.
-    """
-    piece_sizes = [len(token_ids) for token_ids, _ in text_pieces]
-    prompt_indices = [index for index, (_, supervised) in enumerate(text_pieces) if not supervised]
-    for piece_index in sorted(prompt_indices, key=lambda index: -piece_sizes[index]):
-        removed_tokens = min(max(excess_tokens, 0), max(piece_sizes[piece_index] - minimum_size, 0))
-        piece_sizes[piece_index] -= removed_tokens
-        excess_tokens -= removed_tokens
-    shortened_pieces = []
-    for (token_ids, supervised), piece_size in zip(text_pieces, piece_sizes, strict=True):
-        if piece_size < len(token_ids):
-            tail_size = piece_size // 2
-            token_ids = token_ids[: piece_size - tail_size] + token_ids[len(token_ids) - tail_size :]
-        shortened_pieces.append((token_ids, supervised))
-    return shortened_pieces
+        span_start = max(len(left_tokens), 1)
+        left_tokens += token_ids
+        span_stop = min(len(left_tokens), max_tokens)
+        if supervised and span_stop > span_start:
+            supervised_spans += [span_start, span_stop]
+    if is_long:
+        left_tokens = left_tokens[: supervised_spans[-1] if supervised_spans else max_tokens]
+    return left_tokens, supervised_spans

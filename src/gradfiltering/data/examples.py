@@ -18,7 +18,14 @@ from rich.console import Console
 from rich.text import Text
 
 from gradfiltering.data.dataset import InstructionDataset, hash_content
-from gradfiltering.data.encoding import NO_RESPONSE, NO_RESPONSE_LEFT, cut_to_length, find_reason, tokenize_rows
+from gradfiltering.data.encoding import (
+    NO_RESPONSE,
+    NO_RESPONSE_LEFT,
+    cut_to_length,
+    find_reason,
+    shorten_row,
+    tokenize_rows,
+)
 from gradfiltering.data.json_rows import RECORD_COLUMN, JsonRows, rows_from_columns
 from gradfiltering.data.schemas import Columns, Schema
 from gradfiltering.data.templates import find_template
@@ -27,7 +34,8 @@ from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.files import hash_key
 
 ENCODED_FILE = "tokens.arrow"
-ENCODING_VERSION = 3  # raise it when the same rows would be encoded otherwise
+ENCODING_VERSION = 4  # raise it when the same rows would be encoded otherwise
+LENGTH_PERCENTILE = 99
 SHOWN_CHARACTERS = 600  # of each stretch of the example on the screen
 # Options of a tokenizer that say where it lies, how it pads, or what stands in the hash anyway.
 WITHOUT_EFFECT = re.compile(
@@ -43,7 +51,7 @@ ENCODED = Features(
         "supervised": SequenceFeature(Value("int32")),
         "tokens": Value("int32"),
         "response_tokens": Value("int32"),
-        "truncated": Value("bool"),
+        "lost_tokens": Value("int32"),
         "reason": Value("string"),
         "not_shown": SequenceFeature(Value("string")),
     }
@@ -57,10 +65,13 @@ class Examples:
     Attributes:
         table: one row an example: `example_id`, `input_ids` (each response closed by its end token), `supervised`
             (the spans of `input_ids` to learn, as start, stop, start, stop, …), `tokens`, `response_tokens` (those
-            in the spans), `truncated`.
+            in the spans), `lost_tokens` (cut off, 0 for a whole row).
         example_ids: [N] int64, ascending.
         lengths: [N] int32, all tokens.
         response_tokens: [N] int32.
+        truncated: number of rows that were cut.
+        lost_tokens: number of tokens that they lost.
+        max_tokens: the longest that an example could be.
         unscored: example id and reason of every row left out.
         not_shown: what rows hold and the model does not see -> number of examples.
     """
@@ -70,6 +81,8 @@ class Examples:
     lengths: np.ndarray
     response_tokens: np.ndarray
     truncated: int
+    lost_tokens: int
+    max_tokens: int
     unscored: list[tuple[int, str]]
     not_shown: Mapping[str, int] = field(default_factory=dict)
 
@@ -93,7 +106,8 @@ class Examples:
             "examples": dataset_rows,
             "unscored": len(unscored),
             "unscored_reasons": dict(Counter(unscored_reason for _, unscored_reason in unscored)),
-            "truncated": self.truncated,
+            "truncated": {"rows": self.truncated, "tokens": self.lost_tokens},
+            "max_tokens": self.max_tokens,
             "tokens": self.tokens,
             "not_shown": dict(self.not_shown),
         }
@@ -110,13 +124,15 @@ class Examples:
         """The examples with these ids, in ascending order of id."""
         row_positions = np.flatnonzero(np.isin(self.example_ids, np.asarray(example_ids)))
         selected_table = self.table.select(row_positions)
+        lost_tokens = np.asarray(selected_table.with_format("numpy")["lost_tokens"][:])
         return replace(
             self,
             table=selected_table,
             example_ids=self.example_ids[row_positions],
             lengths=self.lengths[row_positions],
             response_tokens=self.response_tokens[row_positions],
-            truncated=int(np.sum(selected_table.with_format("numpy")["truncated"][:])),
+            truncated=int(np.count_nonzero(lost_tokens)),
+            lost_tokens=int(lost_tokens.sum()),
             unscored=[],
             not_shown={},
         )
@@ -175,7 +191,7 @@ def _slow_rules(tokenizer: Any) -> str:
 class Encoder:
     """Tokenise rows for one model: the prompt by template, every response closed by the token that ends it there.
 
-    A row longer than `max_tokens` is cut as `encoding.cut_to_length` says.
+    A row longer than `max_tokens` is cut as `encoding.shorten_row` and `encoding.cut_to_length` say.
 
     Args:
         tokenizer: a `transformers` tokenizer with an end-of-sequence token.
@@ -230,7 +246,9 @@ class Encoder:
                 owner=Columns,
                 arguments=dataset.schema.options,
             )
-        return _examples(encoded_rows.select(np.flatnonzero(is_scorable)).remove_columns("reason"), unscored)
+        return _examples(
+            encoded_rows.select(np.flatnonzero(is_scorable)).remove_columns("reason"), unscored, self.max_tokens
+        )
 
     def encode_heldout(self, dataset: InstructionDataset) -> Examples | None:
         """Tokenise the held-out rows, leaving out those without a response; None where none is held out."""
@@ -240,7 +258,7 @@ class Encoder:
         scorable_positions = np.flatnonzero(_scorable(encoded_rows))
         if not len(scorable_positions):
             return None
-        return _examples(encoded_rows.select(scorable_positions).remove_columns("reason"), unscored=[])
+        return _examples(encoded_rows.select(scorable_positions).remove_columns("reason"), [], self.max_tokens)
 
     def _map(self, dataset_rows: Dataset | JsonRows, dataset: InstructionDataset) -> Dataset:
         schema = dataset.schema
@@ -283,6 +301,22 @@ class Encoder:
         return Dataset.from_file(str(cached_result.path / ENCODED_FILE))
 
 
+def find_max_tokens(tokenizer: Any, context_length: int, dataset: InstructionDataset, cache: Cache) -> int:
+    """Find the longest example worth training on: all that the model reads, or the 99th percentile of the rows.
+
+    Where that percentile is the longest row, as it is of fewer than a hundred, no row is cut that the model could read.
+
+    Args:
+        tokenizer: of the model.
+        context_length: tokens that the model reads at once.
+        dataset: its rows are tokenised; an encoder with the same length finds them in the cache.
+        cache: of tokenised tables.
+    """
+    lengths = Encoder(tokenizer, context_length, cache).encode(dataset).lengths
+    percentile = int(np.percentile(lengths, LENGTH_PERCENTILE, method="higher"))
+    return context_length if percentile == lengths.max() else percentile
+
+
 def encode_rows(
     batch: dict[str, list], indices: list[int], tokenizer: Any, template: str, schema: Schema, max_tokens: int
 ) -> dict[str, list]:
@@ -291,17 +325,21 @@ def encode_rows(
     encoded_rows: dict[str, list] = {column_name: [] for column_name in ENCODED}
     tokenized_rows = tokenize_rows(dataset_rows, schema, template, tokenizer)
     for example_id, row_values, tokenized_row in zip(indices, dataset_rows, tokenized_rows, strict=True):
-        token_ids, supervised_spans, was_cut = cut_to_length(tokenized_row.pieces, max_tokens)
+        text_pieces = tokenized_row.pieces
+        whole_tokens = sum(len(piece_ids) for piece_ids, _ in text_pieces)
+        if whole_tokens > max_tokens:
+            text_pieces = shorten_row(row_values, schema, template, tokenizer, text_pieces, max_tokens)
+        token_ids, supervised_spans = cut_to_length(text_pieces, max_tokens)
         unscored_reason = find_reason(row_values, schema) or tokenized_row.reason
         supervised_count = sum(supervised_spans[1::2]) - sum(supervised_spans[::2])
         if not unscored_reason and not supervised_count:
-            unscored_reason = NO_RESPONSE_LEFT if was_cut else NO_RESPONSE
+            unscored_reason = NO_RESPONSE_LEFT if whole_tokens > max_tokens else NO_RESPONSE
         encoded_rows["example_id"].append(example_id)
         encoded_rows["input_ids"].append(token_ids)
         encoded_rows["supervised"].append(supervised_spans)
         encoded_rows["tokens"].append(len(token_ids))
         encoded_rows["response_tokens"].append(supervised_count)
-        encoded_rows["truncated"].append(was_cut)
+        encoded_rows["lost_tokens"].append(whole_tokens - len(token_ids))
         encoded_rows["reason"].append(unscored_reason)
         encoded_rows["not_shown"].append(list(tokenized_row.not_shown))
     return encoded_rows
@@ -312,17 +350,20 @@ def _scorable(encoded_rows: Dataset) -> np.ndarray:
     return np.asarray(encoded_rows.with_format("arrow")["reason"][:]) == ""
 
 
-def _examples(row_table: Dataset, unscored: list[tuple[int, str]]) -> Examples:
+def _examples(row_table: Dataset, unscored: list[tuple[int, str]], max_tokens: int) -> Examples:
     not_shown = Counter(name for names in row_table["not_shown"] for name in names)
     row_table = row_table.remove_columns("not_shown")
     numpy_columns = row_table.with_format("numpy")
     response_tokens = np.asarray(numpy_columns["response_tokens"][:], dtype=np.int32)
+    lost_tokens = np.asarray(numpy_columns["lost_tokens"][:])
     return Examples(
         table=row_table,
         example_ids=np.asarray(numpy_columns["example_id"][:], dtype=np.int64),
         lengths=np.asarray(numpy_columns["tokens"][:], dtype=np.int32),
         response_tokens=response_tokens,
-        truncated=int(np.sum(numpy_columns["truncated"][:])),
+        truncated=int(np.count_nonzero(lost_tokens)),
+        lost_tokens=int(lost_tokens.sum()),
+        max_tokens=max_tokens,
         unscored=unscored,
         not_shown=dict(sorted(not_shown.items())),
     )

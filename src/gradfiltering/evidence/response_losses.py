@@ -89,6 +89,8 @@ def pair_sequences(
         lengths=np.asarray([len(ids) for ids in input_ids], dtype=np.int32),
         response_tokens=span_bounds[:, 1] - span_bounds[:, 0],
         truncated=0,
+        lost_tokens=0,
+        max_tokens=max_tokens,
         unscored=[],
     )
     return sequences, missing_reasons

@@ -40,11 +40,11 @@ class ModelParts:
 
     Attributes:
         base_model: loads the frozen model.
-        max_tokens: longest example.
+        max_tokens: longest example; `auto` takes the model's context or the data's 99th percentile, the shorter.
     """
 
     base_model: "ModelSource"
-    max_tokens: PositiveInt
+    max_tokens: PositiveInt | Literal["auto"]
 
 
 @options

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from gradfiltering.data.dataset import InstructionDataset
-from gradfiltering.data.examples import Encoder, Rows
+from gradfiltering.data.examples import Encoder, Examples, Rows, find_max_tokens
 from gradfiltering.data.row_texts import write_row_texts
 from gradfiltering.data.unknown_tokens import unknown_token_share
 from gradfiltering.diagnostics.ensemble import diagnose_ensemble
@@ -146,9 +146,17 @@ def load_model(parts: ModelParts, experiment: Experiment, run: OpenRun) -> Langu
     return load_language_model(parts.base_model, experiment.cache, experiment.seed, run.build_trainer)
 
 
-def build_encoder(parts: ModelParts, model: LanguageModel, experiment: Experiment) -> Encoder:
-    """Build the encoder that tokenises rows for a model."""
-    return Encoder(model.tokenizer, min(parts.max_tokens, model.context_length), experiment.cache)
+def build_encoder(
+    parts: ModelParts, model: LanguageModel, experiment: Experiment, dataset: InstructionDataset
+) -> Encoder:
+    """Build the encoder that tokenises rows for a model, no longer than the model reads."""
+    max_tokens, context_length = parts.max_tokens, model.context_length
+    if max_tokens == "auto":
+        max_tokens = find_max_tokens(model.tokenizer, context_length, dataset, experiment.cache)
+        announce(f"examples have up to {max_tokens:,} tokens; the model reads {context_length:,}")
+    elif max_tokens > context_length:
+        announce(f"examples have up to {context_length:,} tokens, not {max_tokens:,}: the model reads no more")
+    return Encoder(model.tokenizer, min(max_tokens, context_length), experiment.cache)
 
 
 def measure_rows(
@@ -156,8 +164,8 @@ def measure_rows(
 ) -> MeasuredRows:
     """Tokenise the rows, measure what the method requests and no more, and score them."""
     parts, method = experiment.proxy, experiment.method
-    encoder = build_encoder(parts, proxy, experiment)
     with attributed_to(experiment.source, "columns"):
+        encoder = build_encoder(parts, proxy, experiment, dataset)
         rows = encoder.encode_all(dataset)
     proxy.check_examples(rows.examples)
     run_on_rank_zero(encoder.show_example, dataset, rows.examples, screen())
@@ -271,7 +279,9 @@ def train_models(
     method, parts = experiment.method, experiment.target
     measured_with_target = method.scoring_model == "target"
     target = proxy if measured_with_target else load_model(parts, experiment, run)
-    target_rows = build_encoder(parts, target, experiment).encode_all(rows.dataset)
+    target_rows = build_encoder(parts, target, experiment, rows.dataset).encode_all(rows.dataset)
+    if target_rows.examples.truncated and not measured_with_target:
+        run.stages.add_warnings([warn_of_cut_target_rows(target_rows.examples)])
     target.check_examples(target_rows.examples)
     context = FineTuningContext(
         base_model=target,
@@ -296,6 +306,14 @@ def train_models(
         experiment.seed,
     )
     return TunedTarget(target, {CANDIDATE: candidate, **fine_tune_all(baseline_sets, context)})
+
+
+def warn_of_cut_target_rows(examples: Examples) -> str:
+    """Warn that the target does not read all of its rows."""
+    return (
+        f"the target was trained on rows cut to {examples.max_tokens:,} tokens: {examples.truncated:,} of "
+        f"{len(examples):,} lost {examples.lost_tokens:,} tokens; allow longer examples, or take another target"
+    )
 
 
 def judge_models(

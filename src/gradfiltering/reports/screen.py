@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gradfiltering.reports.data_lines import describe_cut_rows
+
 SOURCES_PRINTED = 20
 LEFT_COLUMNS = ("stage", "source", "kind", "model", "against", "prompts", "")
 FILE_MEANINGS = {
@@ -31,6 +33,9 @@ def print_summary(run_summary: Mapping[str, Any], folder: Path, console: Console
     console.rule("[bold]gradfiltering")
     if not run_diagnostics.get("proxy_knows_rows", True):
         console.print(Text("The proxy knows little of these rows: do not rely on their scores", "bold red"))
+    cut_rows = describe_cut_rows(run_summary)
+    if cut_rows is not None:
+        console.print(Text(cut_rows))
     console.print(_build_stages(run_summary))
     if "positive_drop_share" in run_diagnostics:
         console.print(_build_ensemble(run_diagnostics))
