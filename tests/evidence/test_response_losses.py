@@ -24,7 +24,7 @@ RTOL = 1e-4  # float32 forward passes in other batches
 def test_rows_without_two_losses_say_why(base_model, rows, measure):
     request = ResponseLosses("plain", 24)
     odd_rows = [*rows[:2], {**rows[0], "output": "1"}, {**rows[0], "instruction": "Say " * 40}]
-    losses = measure(request, base_model, odd_rows)
+    losses = measure(request, base_model, odd_rows, max_tokens=512)
     assert losses.missing_reasons == {2: ONE_TOKEN, 3: CUT_OFF}
     assert np.isnan(losses.alone).tolist() == [False, False, True, True]
     losses = measure(request, base_model, [{"text": "It is."}], schema=Text("text"))
