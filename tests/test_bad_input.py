@@ -73,6 +73,17 @@ OPTIONS = {
     "unknown group": (["nonsense=3"], ["no option nonsense", "ensemble", "scorer"]),
     "unknown option of a group": (["scorer=best"], ["scorer/best", "raw_drop", "gsnr"]),
     "not a value": (["scorer=[a"], ["[a"]),
+    "null for a group": (["scorer=null"], ["scorer=null", "name of one of its options", "gsnr, gsnr_rank"]),
+    "number for a group": (["proxy=7"], ["proxy=7", "name of one of its options: gpt2, smollm2, tiny"]),
+    "mapping for a group": (["selector={a: 1}"], ["selector={a: 1}", "name of one of its options", "top"]),
+    "null among choices": (["-m", "scorer=gsnr,null"], ["scorer=gsnr,null", "name of one of its options"]),
+    "address without quotes": (["judge.base_url=http://a/v1?b=c"], ["judge.base_url=http://a/v1?b=", "into quotes"]),
+    "no cache": (["cache.path=null"], ["cache.path=null: give the name of a folder"]),
+    "null for a number": (["seed=null"], ["seed=null: give a non-negative whole number"]),
+    "truth for a number": (["selector.fraction=true"], ["selector.fraction=true: give a number in (0, 1]"]),
+    "number in quotes": (["selector.fraction='0.5'"], ["selector.fraction='0.5': give a number in (0, 1]"]),
+    "no value at all": (["scorer"], ["scorer cannot be read", "give it as name=value"]),
+    "no scorer": (["~scorer"], ["scorer is missing; a run needs it"]),
     "missing value": (["data=file"], ["data.path is required", "data.path=VALUE"]),
     "text for a number": (["data.limit=abc"], ["data.limit=abc", "positive whole number or null"]),
     "half a member": (["ensemble.m=2.5"], ["ensemble.m=2.5", "a positive whole number or auto"]),
@@ -212,6 +223,16 @@ def test_a_full_disk_ends_a_run_in_plain_words(cache, tmp_path, capsys):
         error = refused(capsys, tmp_path, *options, cache)
     assert_holds(error, ["cannot write", "File too large", "Free some space", "run_dir=", "cache.path="])
     assert not list((tmp_path / "run").glob("*.part")), "half a file stayed behind"
+
+
+@pytest.mark.parametrize("option", ["run_dir", "cache.path"])
+def test_a_file_in_the_way_of_a_folder_is_named(option, tmp_path, capsys):
+    (tmp_path / "file").write_text("not a folder")
+    folders = {"run_dir": tmp_path / "run", "cache.path": tmp_path / "cache", option: tmp_path / "file"}
+    with pytest.raises(SystemExit) as ended:
+        run_train(*(f"{name}={folder}" for name, folder in folders.items()), *SMALL_MODELS, *SMALL_TASKS)
+    assert ended.value.code == 1
+    assert_holds(" ".join(capsys.readouterr().err.split()), [str(tmp_path / "file"), "Not a directory", "cache.path="])
 
 
 WRITERS = {

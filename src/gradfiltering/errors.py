@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from gradfiltering.interruption import was_stopped
 from gradfiltering.masking import mask_text
 
+UNUSABLE_PATH = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
+}  # fmt: skip
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # How libraries that raise no OSError say that a write failed: safetensors, and torch's archives.
 _FULL_WORDS = re.compile(r"os error (28|27|122)\b|No space left on device|PytorchStreamWriter|unexpected pos \d+ vs")
@@ -64,7 +67,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def explained(error: BaseException) -> UserError | None:
-    """Put a lack of memory or disk space into plain words; None for any error that no user can mend."""
+    """Put a lack of memory or disk space, or an unusable path, into plain words; None where no user can mend it."""
     if isinstance(error, UserError):
         return error
     first_line = _first_line(error)
@@ -78,6 +81,11 @@ def explained(error: BaseException) -> UserError | None:
         return UserError(
             f"the disk is full: {first_line}. Free some space, or place the run elsewhere with run_dir=, "
             "the cache with cache.path= and the cache of read files with the environment variable HF_DATASETS_CACHE"
+        )
+    if isinstance(error, OSError) and error.errno in UNUSABLE_PATH and error.filename is not None:
+        return UserError(
+            f"{error.filename} cannot be used: {error.strerror}. Look at what stands there and at its permissions, or "
+            "place the run elsewhere with run_dir= and the cache with cache.path="
         )
     return None
 

@@ -286,6 +286,18 @@ UNUSED = {
     ),
     "tools of another form": ({"messages": TWO_TURNS, "tools": "none"}, {"tools that are no list of tools": 1}),
     "flags of users": ({"messages": [user("a", train=True), assistant("b")]}, {"training flags of user messages": 1}),
+    "calls of users": (
+        {"messages": [user("a", tool_calls=[CALL]), assistant("b")]},
+        {"tool calls of user messages": 1},
+    ),
+    "two system columns": (
+        {"messages": TWO_TURNS, "system": "a", "system_prompt": "b"},
+        {"system_prompt beside system": 1},
+    ),
+    "two system columns of an instruction": (
+        {**ALPACA, "system": "a", "system_prompt": "b"},
+        {"system_prompt beside system": 1},
+    ),
     "content and value": (
         {"messages": [user("a", value="c"), assistant("b")]},
         {"message field value beside content": 1},

@@ -51,6 +51,12 @@ class TestSelectionDiagnostics:
             found["score_spearman"]["bare_loss"], spearmanr([3, 2, 1, -1, 0], BARE.row_losses).statistic, rtol=RTOL
         )
 
+    @pytest.mark.parametrize(("given", "is_constant"), [([0, 0, 0, 0, 0], True), ([0, 0, 0, 0, 1e-300], False)])
+    def test_equal_scores_are_named(self, given, is_constant):
+        found = diagnose_selection(EVIDENCE, [2, 5], scores(given), BARE, QUIET)
+        assert found.values["score_is_constant"] is is_constant
+        assert any("every row has the same score" in text for text in found.warnings) is is_constant
+
     def test_correlation_with_the_statistics_behind_the_score(self):
         columns = {"g_late": np.asarray([5.0, 4, 3, 2, 1]), "variance_late": np.full(5, np.nan)}
         given = scores([1, 2, 3, 4, 5], **columns)

@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
@@ -29,12 +30,8 @@ def composed(overrides: Sequence[str]) -> Iterator[DictConfig]:
     Raises:
         UserError: an override names no option.
     """
-    explain_renamed(overrides)
-    try:
-        with initialize_config_dir(str(configuration_folder()), version_base="1.3"):
-            cfg = compose("train", list(overrides), return_hydra_config=True)
-    except HydraException as composition_error:
-        raise UserError(explain_composition(composition_error)) from composition_error
+    with composition_explained(overrides), initialize_config_dir(str(configuration_folder()), version_base="1.3"):
+        cfg = compose("train", list(overrides), return_hydra_config=True)
     run_folder = Path(cfg.hydra.run.dir).absolute()
     run_folder.mkdir(parents=True, exist_ok=True)
     hydra_state = HydraConfig.instance()
@@ -50,8 +47,55 @@ def composed(overrides: Sequence[str]) -> Iterator[DictConfig]:
         hydra_state.cfg = earlier_cfg
 
 
+@contextmanager
+def composition_explained(overrides: Sequence[str]) -> Iterator[None]:
+    """Put what Hydra refuses of a command line into words of cause and remedy.
+
+    Args:
+        overrides: all that the command line says.
+
+    Raises:
+        UserError: an option that is renamed, unknown or unreadable, or a group that is given no name.
+    """
+    explain_renamed(overrides)
+    refuse_unnamed_choices(overrides)
+    try:
+        yield
+    except HydraException as composition_error:
+        raise UserError(explain_composition(composition_error)) from composition_error
+
+
+def refuse_unnamed_choices(overrides: Sequence[str]) -> None:
+    """Refuse a group of options that is given null, a number or a truth value in the place of a name.
+
+    Raises:
+        UserError: names the group and its choices.
+    """
+    for override in overrides:
+        group_name, _, given_value = override.partition("=")
+        group_folder = configuration_folder() / group_name.lstrip("+").partition("@")[0]
+        given_names = [given_value] if given_value[:1] in "[{" else given_value.split(",")
+        is_choice = bool(group_name and given_value) and group_folder.is_dir()
+        if is_choice and not all(map(_may_be_name, given_names)):
+            choices = ", ".join(sorted(path.stem for path in group_folder.glob("*.yaml")))
+            raise UserError(f"{override}: a group takes the name of one of its options: {choices}")
+
+
+def _may_be_name(given_value: str) -> bool:
+    try:
+        return isinstance(yaml.safe_load(given_value), str | list)
+    except yaml.YAMLError:  # Hydra says what it cannot read
+        return True
+
+
 def explain_composition(composition_error: HydraException) -> str:
     """Return why the configuration does not compose, and what could be given."""
+    if isinstance(composition_error, OverrideParseException):
+        reason = str(composition_error).partition("\n")[0]
+        return (
+            f"{composition_error.override} cannot be read ({reason}); give it as name=value, and put a value that "
+            "holds = , : ~ { } [ ] or spaces into quotes of its own, such as 'name=\"value\"'"
+        )
     root_cause = composition_error.__cause__
     if isinstance(root_cause, ConfigAttributeError | ConfigKeyError) and root_cause.parent_node is not None:
         option_group = str(root_cause.full_key).rpartition(".")[0]

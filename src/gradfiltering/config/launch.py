@@ -8,17 +8,15 @@ from pathlib import Path
 import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from omegaconf import DictConfig
 from rich.console import Console
 
 from gradfiltering.config.build import build_experiment, build_trainer_builder, to_plain
-from gradfiltering.config.composition import explain_composition
+from gradfiltering.config.composition import composition_explained
 from gradfiltering.config.locations import configuration_folder
 from gradfiltering.config.option_names import options_named
-from gradfiltering.config.renamed_options import explain_renamed
 from gradfiltering.distributed.process_group import connected_processes, is_rank_zero_at_launch, start_main
-from gradfiltering.errors import UserError, plain_words
+from gradfiltering.errors import plain_words
 from gradfiltering.interruption import ending_in_one_sentence
 from gradfiltering.masking import mask_secrets, remember_override, remember_secrets
 from gradfiltering.reports import screen
@@ -48,12 +46,12 @@ def launch(overrides: Sequence[str], subcommand: str | None = None) -> None:
     hydra_main = hydra.main(config_path=str(configuration_folder()), config_name="train", version_base="1.3")(task)
     for override in overrides:
         remember_override(override)
-    with ending_in_one_sentence(is_quiet=not is_rank_zero_at_launch()), plain_words("debug=true" in overrides):
-        explain_renamed(overrides)
-        try:
-            start_main(hydra_main)
-        except HydraException as composition_error:
-            raise UserError(explain_composition(composition_error)) from composition_error
+    with (
+        ending_in_one_sentence(is_quiet=not is_rank_zero_at_launch()),
+        plain_words("debug=true" in overrides),
+        composition_explained(overrides),
+    ):
+        start_main(hydra_main)
 
 
 def run_task(cfg: DictConfig) -> None:

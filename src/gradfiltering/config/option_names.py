@@ -5,14 +5,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import yaml
 from hydra.utils import get_object
 from omegaconf import Container, DictConfig, Node, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from gradfiltering.errors import UserError
 from gradfiltering.options import OptionsError
 
 _SHOWN_TYPES = (int, float, str, bool)
+_READS_AS_VALUE = re.compile(r"|null|true|false|[+-]?(nan|inf|[\d_]*\.?[\d_]+(e[+-]?\d+)?)", re.IGNORECASE)
 _COMPARED_TYPES = (*_SHOWN_TYPES, type(None))
 
 
@@ -31,6 +33,8 @@ def options_named(cfg: DictConfig) -> Iterator[None]:
     except OmegaConfBaseException as reference_error:
         first_line = str(reference_error).partition("\n")[0]
         option_name = reference_error.full_key or "an option"
+        if isinstance(reference_error, ConfigAttributeError | ConfigKeyError):
+            raise UserError(f"{option_name} is missing; a run needs it, so do not take it away") from reference_error
         raise UserError(f"{option_name} has no value: {first_line}; give it a value by itself") from reference_error
     except UserError as user_error:
         if user_error.owner is None:
@@ -75,13 +79,22 @@ def describe_with_options(user_error: UserError, owner_paths: Sequence[str], nod
     if not option_names:
         return str(user_error)
     if isinstance(user_error, OptionsError) and user_error.allowed:
-        return f"{option_names[0]}={user_error.value}: give {user_error.allowed}"
+        return f"{option_names[0]}={as_typed(user_error.value)}: give {user_error.allowed}"
     option_values = {option_name: OmegaConf.select(root_node, option_name) for option_name in option_names}
     described_options = [
-        f"{option_name}={option_value}" if type(option_value) in _SHOWN_TYPES else option_name
+        f"{option_name}={as_typed(option_value)}" if type(option_value) in _SHOWN_TYPES else option_name
         for option_name, option_value in option_values.items()
     ]
     return f"{user_error} ({', '.join(described_options)})"
+
+
+def as_typed(option_value: Any) -> str:
+    """Write a value as a user types it: `null`, `true`, and text that reads as another value in quotes."""
+    if option_value is None or isinstance(option_value, bool):
+        return str(yaml.safe_dump(option_value)).split()[0]
+    if not isinstance(option_value, str) or not _READS_AS_VALUE.fullmatch(option_value):
+        return str(option_value)
+    return repr(option_value)
 
 
 def _list_targets(node: DictConfig, node_path: str = "") -> Iterator[tuple[str, DictConfig]]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from annotated_types import Ge
 from omegaconf import DictConfig, OmegaConf
 
+from gradfiltering.config.option_names import as_typed
 from gradfiltering.errors import UserError
 from gradfiltering.experiment.parts import Stage
 from gradfiltering.options import NonNegativeInt, OptionsError, PositiveInt, model_validator, options
@@ -85,7 +86,7 @@ def build_from_options(
         argument = refused.arguments[0] if refused.arguments else ""
         option_name = option_names.get(argument, argument)
         allowed_values = refused.allowed or str(refused)
-        raise UserError(f"{option_name}={option_values.get(argument)}: give {allowed_values}") from refused
+        raise UserError(f"{option_name}={as_typed(option_values.get(argument))}: give {allowed_values}") from refused
 
 
 def check_trainer_options(cfg: DictConfig) -> None:

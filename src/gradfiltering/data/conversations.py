@@ -191,6 +191,8 @@ def unused_parts(message: Mapping[str, Any]) -> Iterator[str]:
             yield f"training flags of {role_name} messages"
         if any(message.get(name) for name in REASONING_FIELDS):
             yield f"reasoning of {role_name} messages"
+        if message.get("tool_calls") or message.get("function_call"):
+            yield f"tool calls of {role_name} messages"
     if message.get("content") and message.get("value"):
         yield "message field value beside content"
 
@@ -223,8 +225,8 @@ def without_nulls(value: Any) -> Any:
 
 
 def _content_of(message: Mapping[str, Any]) -> Any:
-    content = message.get("content")
-    return message.get("value") if content is None else content
+    content, value = message.get("content"), message.get("value")
+    return content if value is None or content else value
 
 
 def _tool_calls(message: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:

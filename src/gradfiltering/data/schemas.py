@@ -207,9 +207,7 @@ class Instruction:
             names += ["history"] if row_values.get("history") else []
         elif row_values.get("history") and _history(row_values) is None:
             names.append("history that is no list of question and answer")
-        if _system_column(row_values) is None and any(row_values.get(name) for name in SYSTEM_COLUMNS):
-            names.append("system that is no text")
-        return names
+        return names + _unused_system_columns(row_values)
 
     def segments(self, row_values: Row, template_name: str, tokenizer: Any) -> list[Segment]:
         """The row's text in order: each question by the template, each answer closed."""
@@ -334,7 +332,7 @@ class Messages:
 
     def problem(self, row_values: Row) -> str | None:
         """Say why a row is not of this schema; None where it is."""
-        return _message_list_problem(row_values, self.column) or _describe_non_text(row_values, ("system",))
+        return _message_list_problem(row_values, self.column) or _describe_non_text(row_values, SYSTEM_COLUMNS)
 
     def conversation(self, row_values: Row) -> Conversation:
         """The messages; a system turn beside them comes first."""
@@ -343,8 +341,11 @@ class Messages:
 
     def unused(self, row_values: Row) -> list[str]:
         """Name what the read columns hold and nothing uses."""
-        names = _unused_message_parts(row_values, row_values.get(self.column) or [])
-        return [*names, *_unused_further_columns(row_values)]
+        return [
+            *_unused_message_parts(row_values, row_values.get(self.column) or []),
+            *_unused_further_columns(row_values),
+            *_unused_system_columns(row_values),
+        ]
 
     def segments(self, row_values: Row, template_name: str, tokenizer: Any) -> list[Segment]:
         """Our own layout, the one that the `chat` template writes for a tokenizer without a template."""
@@ -605,6 +606,13 @@ def _system_column(row_values: Row) -> str | None:
         if value:
             return value if isinstance(value, str) else None
     return ""
+
+
+def _unused_system_columns(row_values: Row) -> list[str]:
+    filled_columns = [name for name in SYSTEM_COLUMNS if row_values.get(name)]
+    if filled_columns and _system_column(row_values) is None:
+        return ["system that is no text"]
+    return [f"{name} beside {filled_columns[0]}" for name in filled_columns[1:]]
 
 
 def _with_system(messages: Sequence[ChatMessage], row_values: Row) -> tuple[ChatMessage, ...]:

@@ -50,6 +50,7 @@ def diagnose_selection(
     warnings = []
     if scores is not None:
         is_scored = np.isin(evidence.example_ids, scores.example_ids)
+        values["score_is_constant"] = len(scores.score) > 1 and len(np.unique(scores.score)) == 1
         score_meaning = meaning_below_zero(scores)
         if score_meaning is not None:
             selected_scores = scores.score[is_selected[is_scored]]
@@ -90,6 +91,11 @@ def meaning_below_zero(scores: Scores) -> str | None:
 
 def _list_score_warnings(values: dict[str, Any], score_meaning: str | None, limits: DiagnosticLimits) -> list[str]:
     warnings = []
+    if values["score_is_constant"]:
+        warnings.append(
+            "every row has the same score, so that the subset is a matter of row numbers; look for an option that is "
+            "so large or small that nothing else counts, or take another scorer"
+        )
     negative_share = values.get("negative_selected_share", 0.0)
     if negative_share > limits.negative_selected_share:
         warnings.append(

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from gradfiltering.distributed.process_group import rank, run_on_rank_zero
 from gradfiltering.errors import UserError
+from gradfiltering.options import OptionsError
 from gradfiltering.runs.cache_record import (
     RECORD_FILE,
     checksum_once,
@@ -73,6 +74,8 @@ class Cache:
     """
 
     def __init__(self, path: Path | str):
+        if not isinstance(path, str | Path):
+            raise OptionsError(f"path must be a folder, got {path!r}", Cache, ("path",), "the name of a folder", path)
         self.folder = Path(path)
 
     def get_or_compute(
