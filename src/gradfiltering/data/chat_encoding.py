@@ -105,7 +105,7 @@ def tokenize_by_chat_template(
             learnt[stretch.start : stretch.stop] = learnt_tokens
         if turn.content.strip() and not stretch_text.strip():
             return TokenizedRow(reason=ANSWER_LEFT_OUT)
-    not_shown += _parts_left_out(messages, conversation, shown_text, tokenizer)
+    not_shown += parts_left_out(conversation, shown_text, tokenizer)
     trained_turns = [turn.trained for turn in turns] if turns else [True] * len(marked_stretches)
     pieces = _close_responses(
         list(zip(token_ids, learnt, strict=True)), stretches, trained_turns, closing_token_id, stop_token_ids, tokenizer
@@ -183,11 +183,10 @@ def _learnt_tokens(turn: ChatMessage, offsets: Sequence[tuple[int, int]], render
     ]
 
 
-def _parts_left_out(
-    messages: Sequence[ChatMessage], conversation: Conversation, shown_text: str, tokenizer: Any
-) -> list[str]:
-    """Name the parts of a conversation, beside the words of the others, that the template does not show."""
-    answers = [message for message in messages if message.role == "assistant"]
+def parts_left_out(conversation: Conversation, shown_text: str, tokenizer: Any) -> list[str]:
+    """Name the parts of a conversation, beside the words of the others, that the chat template does not show."""
+    chat_template = str(tokenizer.chat_template)
+    answers = [message for message in conversation.messages if message.role == "assistant"]
     call_names = [call["function"]["name"] for message in answers for call in message.tool_calls]
     parts_shown = {
         "the whole of an answer": all(contains_text(shown_text, message.content) for message in answers),
@@ -195,16 +194,16 @@ def _parts_left_out(
         "tool calls": all(name in shown_text for name in call_names),
         "tools": shows_tools(conversation, shown_text),
     }
-    further_names = {name for message in messages for name in message.further_fields}
+    further_names = {name for message in conversation.messages for name in message.further_fields}
     unnamed_fields = [
         f"message field {name}"
         for name in sorted(further_names)
-        if not re.search(rf"\b{re.escape(name)}\b", tokenizer.chat_template)
+        if not re.search(rf"\b{re.escape(name)}\b", chat_template)
     ]
     unnamed_arguments = [
         f"chat_template_kwargs {name}"
         for name in sorted(conversation.template_arguments)
-        if not re.search(rf"\b{re.escape(name)}\b", tokenizer.chat_template)
+        if not re.search(rf"\b{re.escape(name)}\b", chat_template)
     ]
     return [*(name for name, is_shown in parts_shown.items() if not is_shown), *unnamed_fields, *unnamed_arguments]
 

@@ -13,7 +13,7 @@ from gradfiltering.data.json_rows import READ_AT_ONCE, JsonRows
 from gradfiltering.data.row_contents import RowContents, iterate_columns
 from gradfiltering.data.schemas import Columns as Columns
 from gradfiltering.data.schemas import Instruction, Schema, Text
-from gradfiltering.data.templates import Turn
+from gradfiltering.data.templates import AUTO, Turn, has_chat_template
 from gradfiltering.errors import UserError
 
 
@@ -66,7 +66,7 @@ class InstructionDataset:
         schema: the columns of question and answer, and the text that is supervised.
         kinds: the planted kind of each of the N rows where it is known. Kept apart from the rows: no scorer sees it.
         set_aside: positions in `rows` that are held out from training (listed as unscored).
-        template: name of the prompt template.
+        template: name of the prompt template; `auto` for the one that suits each model (`template_for`).
         origin: the source in words, for messages and provenance.
         form: what the rows came in, and the subset is given back in.
         contents: how many rows are of each schema, and what of them is not used.
@@ -91,6 +91,20 @@ class InstructionDataset:
         if "source" not in self.rows.column_names:
             return None
         return [str(source_name) for source_name in self.rows["source"][:]]
+
+    def template_for(self, tokenizer: Any) -> str:
+        """Return the name of the prompt template under a tokenizer.
+
+        `auto` is the tokenizer's own chat template where it has one; else the Alpaca prompt, and for conversations a
+        plain layout of roles. Whole texts are taken as they are.
+        """
+        if self.template != AUTO:
+            return self.template
+        if isinstance(self.schema, Text):
+            return "verbatim"
+        if has_chat_template(tokenizer):
+            return "chat"
+        return "conversation" if self.schema.is_conversational else "alpaca"
 
     def heldout_turns(self) -> list[Turn] | None:
         """The held-out rows with a response, or None where nothing with a question is held out.

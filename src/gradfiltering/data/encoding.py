@@ -9,6 +9,7 @@ from gradfiltering.data.chat_encoding import (
     TokenizedRow,
     TokenPiece,
     describe_refusal,
+    parts_left_out,
     roles_left_out,
     shows_tools,
     tokenize_by_chat_template,
@@ -24,10 +25,12 @@ from gradfiltering.data.schemas import (
     Row,
     Schema,
     Segment,
+    chat_segments,
 )
 from gradfiltering.data.templates import (
     TEMPLATE_ERRORS,
     closing_token,
+    has_chat_template,
     marks_assistant,
     stop_tokens,
     tokenize_prompts,
@@ -57,8 +60,12 @@ def tokenize_rows(dataset_rows: Sequence[Row], schema: Schema, template: str, to
         if uses_chat_template and conversation is not None:
             tokenized_rows.append(tokenize_by_chat_template(conversation, tokenizer, closing_token_id, stop_token_ids))
             continue
+        takes_chat_template = template == "chat" and schema.is_multi_turn(row_values) and has_chat_template(tokenizer)
         try:
-            segments = schema.segments(row_values, template, tokenizer)
+            if takes_chat_template and conversation is not None:
+                segments = chat_segments(conversation, tokenizer)
+            else:
+                segments = schema.segments(row_values, template, tokenizer)
         except TEMPLATE_ERRORS as error:
             tokenized_rows.append(TokenizedRow(reason=describe_refusal(error)))
             continue
@@ -67,7 +74,12 @@ def tokenize_rows(dataset_rows: Sequence[Row], schema: Schema, template: str, to
     pieces_of_rows = iter(_tokenize_segments(segments_of_rows, closing_token_id, tokenizer))
     segments_in_order = iter(segments_of_rows)
     return [
-        _check_segments(schema.conversation(row_values), next(segments_in_order), next(pieces_of_rows))
+        _check_segments(
+            schema.conversation(row_values),
+            next(segments_in_order),
+            next(pieces_of_rows),
+            tokenizer if template == "chat" and schema.is_multi_turn(row_values) else None,
+        )
         if tokenized_row is None
         else tokenized_row
         for row_values, tokenized_row in zip(dataset_rows, tokenized_rows, strict=True)
@@ -105,9 +117,19 @@ def _merge_answers(text_pieces: Sequence[TokenPiece]) -> list[TokenPiece]:
 
 
 def _check_segments(
-    conversation: Conversation | None, segments: Sequence[Segment], text_pieces: Sequence[TokenPiece]
+    conversation: Conversation | None,
+    segments: Sequence[Segment],
+    text_pieces: Sequence[TokenPiece],
+    chat_tokenizer: Any | None,
 ) -> TokenizedRow:
-    """Hold the text of segments against what the row says."""
+    """Hold the text of segments against what the row says.
+
+    Args:
+        conversation: the row as messages; None for a text.
+        segments: the row as text.
+        text_pieces: the row as tokens.
+        chat_tokenizer: the tokenizer whose chat template laid out the whole conversation; None for another layout.
+    """
     if conversation is None:
         return TokenizedRow(text_pieces)
     whole_text = "".join(segment.text for segment in segments)
@@ -115,6 +137,9 @@ def _check_segments(
     if "user" in missing_roles:
         return TokenizedRow(reason=QUESTION_LEFT_OUT)
     not_shown = [f"{role} turns" for role in sorted(missing_roles)]
+    if chat_tokenizer is not None and has_chat_template(chat_tokenizer):
+        not_shown += parts_left_out(conversation, whole_text, chat_tokenizer)
+        return TokenizedRow(text_pieces, not_shown=not_shown)
     if not shows_tools(conversation, whole_text):
         not_shown.append("tools")
     if conversation.template_arguments:

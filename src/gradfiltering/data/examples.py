@@ -28,13 +28,13 @@ from gradfiltering.data.encoding import (
 )
 from gradfiltering.data.json_rows import RECORD_COLUMN, JsonRows, rows_from_columns
 from gradfiltering.data.schemas import Columns, Schema
-from gradfiltering.data.templates import find_template
+from gradfiltering.data.templates import find_template, layout_name
 from gradfiltering.errors import UserError
 from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.files import hash_key
 
 ENCODED_FILE = "tokens.arrow"
-ENCODING_VERSION = 4  # raise it when the same rows would be encoded otherwise
+ENCODING_VERSION = 5  # raise it when the same rows would be encoded otherwise
 LENGTH_PERCENTILE = 99
 SHOWN_CHARACTERS = 600  # of each stretch of the example on the screen
 # Options of a tokenizer that say where it lies, how it pads, or what stands in the hash anyway.
@@ -214,7 +214,8 @@ class Encoder:
         """Print the schema found and the first example as the model will see it; its response stands out."""
         schema, first_example = dataset.schema, examples.table[0]
         present_columns = ", ".join(name for name in schema.fields if name in dataset.rows.column_names)
-        console.print(Text(f"{dataset.origin}: schema {schema.name} ({present_columns}), template {dataset.template}"))
+        template = describe_template(dataset, self.tokenizer)
+        console.print(Text(f"{dataset.origin}: schema {schema.name} ({present_columns}), template {template}"))
         token_ids = first_example["input_ids"]
         piece_bounds = [0, *first_example["supervised"], len(token_ids)]
         example_text = Text()
@@ -261,13 +262,13 @@ class Encoder:
         return _examples(encoded_rows.select(scorable_positions).remove_columns("reason"), [], self.max_tokens)
 
     def _map(self, dataset_rows: Dataset | JsonRows, dataset: InstructionDataset) -> Dataset:
-        schema = dataset.schema
-        find_template(dataset.template)
+        schema, template = dataset.schema, dataset.template_for(self.tokenizer)
+        find_template(template)
         cache_key = {
             "code": ENCODING_VERSION,
             "rows": hash_content(dataset_rows, schema.fields),
             "tokenizer": hash_tokenizer(self.tokenizer),
-            "template": dataset.template,
+            "template": template,
             "schema": repr(schema),
             "max_tokens": self.max_tokens,
         }
@@ -279,7 +280,7 @@ class Encoder:
         row_table = all_columns.select_columns([name for name in needed_columns if name in all_columns.column_names])
         encoding_options = {
             "tokenizer": self.tokenizer,
-            "template": dataset.template,
+            "template": template,
             "schema": schema,
             "max_tokens": self.max_tokens,
         }
@@ -315,6 +316,13 @@ def find_max_tokens(tokenizer: Any, context_length: int, dataset: InstructionDat
     lengths = Encoder(tokenizer, context_length, cache).encode(dataset).lengths
     percentile = int(np.percentile(lengths, LENGTH_PERCENTILE, method="higher"))
     return context_length if percentile == lengths.max() else percentile
+
+
+def describe_template(dataset: InstructionDataset, tokenizer: Any) -> str:
+    """Name the template of a dataset's rows under a tokenizer, in words."""
+    layout = layout_name(dataset.template_for(tokenizer), tokenizer)
+    meaning = {"chat": " (the model's own)", "roles": " (a plain layout; the model has no chat template for them)"}
+    return layout + meaning.get(layout, "")
 
 
 def encode_rows(

@@ -18,6 +18,7 @@ from gradfiltering.data.conversations import (
 from gradfiltering.data.templates import (
     Turn,
     closing_token,
+    contains_text,
     drop_doubled_start,
     find_template,
     render_chat,
@@ -122,6 +123,9 @@ class Schema(Protocol):
     def conversation(self, row_values: Row) -> Conversation | None:
         """The row as messages; None for a text without turns."""
 
+    def is_multi_turn(self, row_values: Row) -> bool:
+        """True for a row that a chat template lays out as a whole, and not as one question."""
+
     def unused(self, row_values: Row) -> list[str]:
         """Name what the read columns hold and nothing uses."""
 
@@ -199,6 +203,10 @@ class Instruction:
             ]
         return Conversation(_with_system(messages, row_values), *further)
 
+    def is_multi_turn(self, row_values: Row) -> bool:
+        """True where there are earlier questions, or prompt and completion are messages."""
+        return self._is_message_pair(row_values) or bool(_history(row_values))
+
     def unused(self, row_values: Row) -> list[str]:
         """Name what the read columns hold and nothing uses."""
         names = _unused_further_columns(row_values)
@@ -218,8 +226,6 @@ class Instruction:
         last_turn = self._last_turn(row_values)
         turns = [*earlier_turns, Turn(last_turn.instruction, last_turn.input, last_turn.output)]
         turns[0] = Turn(turns[0].instruction, turns[0].input, turns[0].output, system_text)
-        if template_name == "chat" and earlier_turns and getattr(tokenizer, "chat_template", None):
-            return chat_segments(self.conversation(row_values), tokenizer)
         prompt_texts = [find_template(template_name)(turn, tokenizer) for turn in turns]
         found_segments = []
         for prompt_text, turn in zip(prompt_texts, turns, strict=True):
@@ -284,6 +290,10 @@ class Text:
         """None: a text has no turns."""
         return None
 
+    def is_multi_turn(self, row_values: Row) -> bool:
+        """False: a text has no turns."""
+        return False
+
     def unused(self, row_values: Row) -> list[str]:
         """Nothing: the text is all that is read."""
         return []
@@ -338,6 +348,10 @@ class Messages:
         """The messages; a system turn beside them comes first."""
         messages = [read_message(message) for message in row_values.get(self.column) or []]
         return Conversation(_with_system(messages, row_values), *_further_columns(row_values))
+
+    def is_multi_turn(self, row_values: Row) -> bool:
+        """True: messages are a conversation, be it of one question."""
+        return True
 
     def unused(self, row_values: Row) -> list[str]:
         """Name what the read columns hold and nothing uses."""
@@ -415,6 +429,11 @@ class Mixed:
         member = self.of_row(row_values)
         return member.conversation(row_values) if member else Conversation(())
 
+    def is_multi_turn(self, row_values: Row) -> bool:
+        """True where the row's own schema says so."""
+        member = self.of_row(row_values)
+        return member is not None and member.is_multi_turn(row_values)
+
     def unused(self, row_values: Row) -> list[str]:
         """Name what the columns of the row's schema hold and nothing uses, and other columns that hold anything."""
         member = self.of_row(row_values)
@@ -458,29 +477,72 @@ def conversation_segments(conversation: Conversation) -> list[Segment]:
 
 
 def chat_segments(conversation: Conversation, tokenizer: Any) -> list[Segment]:
-    """Lay out a conversation by a chat template that does not mark the assistant's words, one prefix after the other.
+    """Lay out a conversation by a chat template that does not mark the assistant's words.
+
+    An answer begins where the template, given the messages before it, asks for it, and ends in the template's end of
+    turn. So it holds all that the template writes of it: reasoning and tool calls, too.
 
     Raises:
-        TemplateError: the template refuses the conversation, or writes an answer otherwise than as it is.
+        TemplateError: the template refuses the conversation, or writes it otherwise than one answer after the other.
     """
+    messages = template_messages(conversation.messages, names_calls="tool_calls" in str(tokenizer.chat_template))
+    options = {**conversation.template_arguments, "tools": list(conversation.tools) or None}
+    whole_text = render_chat(messages, tokenizer, add_generation_prompt=False, **options)
     closing_text = tokenizer.convert_ids_to_tokens(closing_token("chat", tokenizer))
-    rendered_before = ""
     segments: list[Segment] = []
+    position = 0
     for index, message in enumerate(conversation.messages):
-        if message.role != "assistant":
+        if message.role != "assistant" or not message.text.strip():
             continue
-        rendered_text = render_chat(template_messages(conversation.messages[:index]), tokenizer)
-        if not rendered_text.startswith(rendered_before):
+        content = messages[index]["content"]
+        prompt = render_chat(messages[:index], tokenizer, **options) if index else whole_text.partition(content)[0]
+        if len(prompt) < position or not whole_text.startswith(prompt):
             raise TemplateError("it writes an earlier answer otherwise than as it is")
-        prompt_text = rendered_text[len(rendered_before) :]
-        if segments and prompt_text.lstrip().startswith(closing_text):  # the template's own end of the last answer
-            prompt_text = prompt_text.lstrip().removeprefix(closing_text)
-        elif not segments:
-            prompt_text = drop_doubled_start(prompt_text, tokenizer)
-        has_answer = bool(message.content.strip())
-        segments += [Segment(prompt_text, False), Segment(message.content, has_answer, has_answer)]
-        rendered_before = rendered_text + message.content
+        answer, ending = _written_answer(whole_text[len(prompt) :], content, closing_text)
+        if not contains_text(answer, message.content):
+            raise TemplateError("it leaves out an answer")
+        prompt_text = whole_text[position : len(prompt)]
+        segments.append(Segment(prompt_text if segments else drop_doubled_start(prompt_text, tokenizer), False))
+        segments += [*_answer_segments(message, answer), Segment("", message.trained, ends_turn=True)]
+        position = len(prompt) + len(ending)
+    if conversation.messages and conversation.messages[-1].role != "assistant":
+        segments.append(Segment(whole_text[position:], False))
     return segments
+
+
+def _written_answer(text_after: str, content: str, closing_text: str) -> tuple[str, str]:
+    """Find what a chat template wrote of an answer in the text that begins with it.
+
+    Returns:
+        The answer as it is to be learnt, and the text up to where the rest of the conversation begins.
+    """
+    begun = next((text for text in (content, content.strip()) if text and text_after.startswith(text)), "")
+    end_of_answer = text_after.find(closing_text, len(begun))
+    if end_of_answer < 0:
+        if not begun:
+            raise TemplateError("it does not show where an answer ends")
+        return begun, begun
+    answer = text_after[:end_of_answer]
+    if begun and not answer.removeprefix(begun).strip():
+        answer = begun
+    return answer, text_after[: end_of_answer + len(closing_text)]
+
+
+def _answer_segments(message: ChatMessage, answer: str) -> list[Segment]:
+    """An answer as the stretches of it that are learnt or not."""
+    if not message.trained or message.trained_stretches is None:
+        return [Segment(answer, message.trained)]
+    content_start = answer.find(message.content)
+    if content_start < 0:
+        raise TemplateError("it alters an answer of which only stretches are to be learnt")
+    segments = []
+    position = 0
+    for start, stop in message.trained_stretches:
+        segments.append(Segment(answer[position : content_start + start], False))
+        segments.append(Segment(answer[content_start + start : content_start + stop], True))
+        position = content_start + stop
+    segments.append(Segment(answer[position:], False))
+    return [segment for segment in segments if segment.text]
 
 
 def first_turn(conversation: Conversation) -> Turn | None:

@@ -12,6 +12,7 @@ from gradfiltering.data.json_rows import JsonRows, columns_json_lacks
 from gradfiltering.data.loading import LoadedRows, load
 from gradfiltering.data.row_contents import choose_schema, count_contents
 from gradfiltering.data.schemas import Columns, Instruction, Mixed, Schema, find_candidates
+from gradfiltering.data.templates import AUTO
 from gradfiltering.errors import UserError, attributed_to
 from gradfiltering.options import NonNegativeInt, PositiveInt, ShareBelowOne, options
 from gradfiltering.seeding import derive_seed, numpy_rng
@@ -66,7 +67,7 @@ class LoadedSource:
 
     Attributes:
         limit: only the first so many rows, None for all.
-        template: name of the prompt template.
+        template: name of the prompt template, or `auto` for the model's own chat template, else Alpaca's.
         schema: one of `SCHEMAS`.
         columns: names of the columns that hold a row's question and answer.
         heldout: the rows that are kept for evaluation.
@@ -121,8 +122,9 @@ class LoadedSource:
         defect_kinds = None
         if self.corrupt.any_planted:
             pool, defect_kinds = _plant_defects(pool, set_aside, self.corrupt, schema, seed)
-        # A conversation has a layout of its own, which single questions beside it share.
-        template = "conversation" if schema.is_conversational else self.template
+        # A conversation takes the chat template or a layout of its own, which single questions beside it share.
+        has_own_layout = schema.is_conversational and self.template not in (AUTO, "chat")
+        template = "conversation" if has_own_layout else self.template
         return InstructionDataset(
             rows=pool,
             heldout=heldout_rows,

@@ -15,6 +15,7 @@ from gradfiltering.errors import UserError
 ENTRY_POINTS = "gradfiltering.templates"  # templates of other packages
 GENERATION_BLOCK = re.compile(r"{%-?\s*generation\b")
 SAMPLE_QUESTION = "a question 4711"  # put through one to see whether it is shown
+AUTO = "auto"  # the template that suits rows and tokenizer
 PART_AS_TEXT = re.compile(r"""['"]type['"]: ?['"]text['"]""")
 SAMPLE_ANSWER = "answer"  # put through a chat template to see how it ends a turn
 # What a chat template raises, Jinja's own errors and those of the expressions in it.
@@ -95,6 +96,24 @@ def conversation(turn: Turn, tokenizer: Any) -> str:
 def verbatim(turn: Turn, tokenizer: Any) -> str:
     """The prompt as it is, for rows whose prompt already ends where the response begins."""
     return (f"{turn.system}\n\n" if turn.system else "") + turn.instruction + turn.input
+
+
+def has_chat_template(tokenizer: Any) -> bool:
+    """Return True for a tokenizer with a chat template of its own."""
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def layout_name(template: str, tokenizer: Any) -> str:
+    """Name what a template comes to under a tokenizer: `chat` and `conversation` are `roles` where it offers no better.
+
+    Args:
+        template: its name, `auto` aside.
+        tokenizer: of the model that will see the text.
+    """
+    uses_chat_template = {"chat": has_chat_template, "conversation": marks_assistant}.get(template)
+    if uses_chat_template is None:
+        return template
+    return "chat" if uses_chat_template(tokenizer) else "roles"
 
 
 def marks_assistant(tokenizer: Any) -> bool:
@@ -263,7 +282,7 @@ def available_templates() -> dict[str, PromptTemplate]:
 
 
 def find_template(name: str) -> PromptTemplate:
-    """Return the template of that name.
+    """Return the template of that name; `auto` is none, since it depends on a model (`InstructionDataset.template_for`).
 
     Raises:
         UserError: no such template.
