@@ -282,7 +282,7 @@ def available_templates() -> dict[str, PromptTemplate]:
 
 
 def find_template(name: str) -> PromptTemplate:
-    """Return the template of that name; `auto` is none, since it depends on a model (`InstructionDataset.template_for`).
+    """Return the template of that name; `auto` names none (see `InstructionDataset.template_for`).
 
     Raises:
         UserError: no such template.

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from gradfiltering.data.dataset import InstructionDataset
-from gradfiltering.data.examples import Encoder, Examples, Rows, find_max_tokens
+from gradfiltering.data.examples import Encoder, Examples, Rows, describe_template, find_max_tokens
 from gradfiltering.data.row_texts import write_row_texts
+from gradfiltering.data.templates import layout_name
 from gradfiltering.data.unknown_tokens import unknown_token_share
 from gradfiltering.diagnostics.ensemble import diagnose_ensemble
 from gradfiltering.diagnostics.planted_truth import compare_with_truth
@@ -122,6 +123,20 @@ def report_contents(run: OpenRun, dataset: InstructionDataset) -> None:
         announce(f"{dataset.origin}: {line}")
 
 
+def report_template(run: OpenRun, dataset: InstructionDataset, role: str, model: LanguageModel) -> None:
+    """Say by which prompt template a model sees the rows: each model has its own where it is `auto`.
+
+    Args:
+        run: the open run.
+        dataset: the rows.
+        role: proxy or target.
+        model: the model with its tokenizer.
+    """
+    layout = layout_name(dataset.template_for(model.tokenizer), model.tokenizer)
+    run.stages.add_to_summary(templates={**run.stages.summary.get("templates", {}), role: layout})
+    announce(f"prompt template of the {role}: {describe_template(dataset, model.tokenizer)}")
+
+
 def load_judging_prompts(experiment: Experiment, run: OpenRun, dataset: InstructionDataset) -> list[Prompt]:
     """Load the prompts of the judge, where the run gets that far, and refuse judging that could not succeed."""
     if not experiment.reaches("judge"):
@@ -168,6 +183,7 @@ def measure_rows(
         encoder = build_encoder(parts, proxy, experiment, dataset)
         rows = encoder.encode_all(dataset)
     proxy.check_examples(rows.examples)
+    report_template(run, dataset, method.scoring_model, proxy)
     run_on_rank_zero(encoder.show_example, dataset, rows.examples, screen())
     run.stages.add_to_summary(data=rows.examples.summary(len(dataset)))
     run.stages.add_warnings(rows.examples.warnings())
@@ -283,6 +299,8 @@ def train_models(
     if target_rows.examples.truncated and not measured_with_target:
         run.stages.add_warnings([warn_of_cut_target_rows(target_rows.examples)])
     target.check_examples(target_rows.examples)
+    if not measured_with_target:
+        report_template(run, rows.dataset, "target", target)
     context = FineTuningContext(
         base_model=target,
         examples=target_rows.examples,
@@ -330,7 +348,7 @@ def judge_models(
         adapter_folders={name: model.adapter_folder for name, model in target.models.items()},
         language_model=target.base_model,
         prompts=prompts,
-        template_name=dataset.template,
+        template_name=dataset.template_for(target.base_model.tokenizer),
         settings=judging.generation,
         cache=experiment.cache,
         device=run.device,

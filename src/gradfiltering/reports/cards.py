@@ -95,7 +95,7 @@ def build_model_card(run_files: RunFiles, model: str, adapter_config: Mapping[st
         f"{target_result['steps']} updates",
         "LoRA": f"rank {adapter_config.get('r')}, alpha {adapter_config.get('lora_alpha')}, modules {modules}",
         "options": ", ".join(f"{name} {tuning_options[name]}" for name in TUNING_OPTIONS if name in tuning_options),
-        "prompt": f"template `{run_files.config.get('data', {}).get('template', 'auto')}`; loss on the response alone",
+        "prompt": f"template `{_target_template(run_files)}`; loss on the response alone",
         "training loss at the end": f"{target_result['final_loss']:.4f} nats per response token",
         "held-out loss at the end": "not measured"
         if heldout_loss is None
@@ -115,6 +115,12 @@ def build_model_card(run_files: RunFiles, model: str, adapter_config: Mapping[st
         *_close_card(run_files),
     ]
     return ModelCard(_join_sections(card_data, card_sections))
+
+
+def _target_template(run_files: RunFiles) -> str:
+    """Name the prompt template that the target was trained with, or the option where the run did not note it."""
+    asked = run_files.config.get("data", {}).get("template", "auto")
+    return str(run_files.summary.get("templates", {}).get("target", asked))
 
 
 def _list_selection_facts(run_files: RunFiles) -> dict[str, Any]:

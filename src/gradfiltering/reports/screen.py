@@ -12,6 +12,10 @@ from gradfiltering.reports.data_lines import describe_cut_rows
 
 SOURCES_PRINTED = 20
 LEFT_COLUMNS = ("stage", "source", "kind", "model", "against", "prompts", "")
+LAYOUT_MEANINGS = {
+    "chat": "the model's own chat template",
+    "roles": "a plain layout of roles, since the model has no chat template that serves",
+}
 FILE_MEANINGS = {
     "report.html": "what was selected and why: open it in a browser",
     "subset.jsonl": "the selected rows",
@@ -37,6 +41,8 @@ def print_summary(run_summary: Mapping[str, Any], folder: Path, console: Console
     if cut_rows is not None:
         console.print(Text(cut_rows))
     console.print(_build_stages(run_summary))
+    if "templates" in run_summary:
+        console.print(Text.assemble(("Prompt template", "bold"), f"  {describe_templates(run_summary)}"))
     if "positive_drop_share" in run_diagnostics:
         console.print(_build_ensemble(run_diagnostics))
     if "selection" in run_summary:
@@ -59,6 +65,13 @@ def print_summary(run_summary: Mapping[str, Any], folder: Path, console: Console
     for name, meaning in FILE_MEANINGS.items():
         if (folder / name).exists():
             console.print(f"  {name:<18} {meaning}")
+
+
+def describe_templates(run_summary: Mapping[str, Any]) -> str:
+    """Say by which prompt template each model of a run saw the rows, in words."""
+    layouts = run_summary["templates"]
+    words = {role: LAYOUT_MEANINGS.get(layout, layout) for role, layout in layouts.items()}
+    return "; ".join(f"{role}: {layout}" for role, layout in words.items())
 
 
 def _new_table(title: str, *headings: str) -> Table:
