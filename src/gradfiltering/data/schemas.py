@@ -500,7 +500,7 @@ def chat_segments(conversation: Conversation, tokenizer: Any) -> list[Segment]:
             raise TemplateError("it writes an earlier answer otherwise than as it is")
         answer, ending = _written_answer(whole_text[len(prompt) :], content, closing_text)
         if not contains_text(answer, message.content):
-            raise TemplateError("it leaves out an answer")
+            raise TemplateError("it leaves out or rewrites an answer")
         prompt_text = whole_text[position : len(prompt)]
         segments.append(Segment(prompt_text if segments else drop_doubled_start(prompt_text, tokenizer), False))
         segments += [*_answer_segments(message, answer), Segment("", message.trained, ends_turn=True)]
