@@ -13,8 +13,8 @@ QUESTION = {"instruction": "One?", "input": "", "output": "right"}
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
 CALLING = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.thinking %}{{ '(' + m.thinking + ')' }}"
-    "{% endif %}{{ m.content }}{% for call in m.tool_calls or [] %}{{ '!' + call.function.name }}{% endfor %}{{ '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% endif %}{{ m.content }}{% for call in m.tool_calls or [] %}{{ '!' + call.function.name }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 REWRITING = (
     "{% for m in messages %}{{ m.role + ':' }}{% if m.role == 'assistant' and not loop.last %}{{ '...' }}{% else %}"

@@ -1,6 +1,7 @@
 """Fine-tuning of a target: exact under micro-batching, one start for all, an honest curve, a loadable adapter."""
 
 import csv
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from gradfiltering.data.examples import Rows
 from gradfiltering.errors import UserError
 from gradfiltering.finetuning.fine_tune import attach_untrained_adapter, fine_tune, fine_tune_all
 from gradfiltering.models.causal_model import token_nll
+from gradfiltering.models.lora import load_adapter
 from gradfiltering.models.objectives import ResponseNLL
 
 RTOL, ATOL = 1e-4, 1e-6
@@ -137,6 +139,20 @@ def test_update_follows_the_mean_over_supervised_tokens(base_model, rows, tmp_pa
 def test_rows_that_leave_no_response_are_an_error(tune_all, tmp_path):
     with pytest.raises(UserError, match=r"candidate.*max_tokens"):
         tune_all({"candidate": [999]}, "run")
+
+
+@pytest.mark.parametrize("public_name", ["some/model", "/home/me/model", None])
+def test_adapters_of_a_run_carry_the_public_name(public_name, rows, base_model, tmp_path):
+    for run_name, name in (("a", "other/name"), ("b", public_name)):  # the second run takes what the first trained
+        named_model = replace(base_model, public_name=name)
+        training = make_training(named_model, rows, tmp_path / run_name, tmp_path / "cache")
+        fine_tune_all({"candidate": ALL_IDS[:6]}, training)
+    config_files = [tmp_path / run_name / "target/candidate/adapter/adapter_config.json" for run_name in "ab"]
+    names = [json.loads(config_file.read_text("utf-8"))["base_model_name_or_path"] for config_file in config_files]
+    assert names == ["other/name", public_name]
+    for folder in ("a", "b"):
+        adapter = load_adapter(base_model.model, tmp_path / folder / "target/candidate/adapter")
+        adapter.unload()
 
 
 def test_rows_trained_before_are_taken_from_the_cache(tune_all, tmp_path):

@@ -70,6 +70,7 @@ def test_converted_tokenizer_reads_as_that_of_the_file(converted):
 @pytest.mark.slow
 def test_converted_model_knows_the_capital_of_france(converted):
     language_model = SmolLM2(precision="fp32").load(CPU, converted)
+    assert language_model.public_name == "HuggingFaceTB/SmolLM2-135M-Instruct" and language_model.path == str(converted)
     assert language_model.name == "HuggingFaceTB/SmolLM2-135M-Instruct" and language_model.context_length == 8192
     tokenizer = language_model.tokenizer
     prompt = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_tensors="pt", return_dict=True)

@@ -121,6 +121,11 @@ def test_what_was_not_run_is_not_mentioned(tmp_path):
     assert not any(title in text for title in ("Selection", "Planted truth", "Target models", "Pairwise"))
 
 
+def test_the_prompt_template_of_each_model_is_named(tmp_path):
+    text = " ".join(shown({**PROXY, "templates": {"proxy": "alpaca", "target": "chat"}}, tmp_path).split())
+    assert "Prompt template proxy: alpaca; target: the model's own chat template" in text
+
+
 def test_a_selection_without_scorer_or_ensemble(tmp_path):
     summary = deepcopy(SELECT)
     summary["diagnostics"] = {"warnings": []}

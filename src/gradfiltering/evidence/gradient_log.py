@@ -92,4 +92,5 @@ def _export_adapters(trained_ensemble: TrainedEnsemble, epoch: int, run_folder: 
         else:
             write_adapter = partial(export_adapter, trained_ensemble.model, adapters, member_index)
             run_folder.write(run_folder.adapter_folder(member_id, epoch), write_adapter)
+        run_folder.name_base_model(run_folder.adapter_folder(member_id, epoch), trained_ensemble.base_model.public_name)
     return update_ratio(trained_ensemble.model, adapters, trained_ensemble.settings.lora)

@@ -123,8 +123,8 @@ def report_contents(run: OpenRun, dataset: InstructionDataset) -> None:
         announce(f"{dataset.origin}: {line}")
 
 
-def report_template(run: OpenRun, dataset: InstructionDataset, role: str, model: LanguageModel) -> None:
-    """Say by which prompt template a model sees the rows: each model has its own where it is `auto`.
+def report_model(run: OpenRun, dataset: InstructionDataset, role: str, model: LanguageModel) -> None:
+    """Note a model, and say by which prompt template it sees the rows: each has its own where that is `auto`.
 
     Args:
         run: the open run.
@@ -132,6 +132,9 @@ def report_template(run: OpenRun, dataset: InstructionDataset, role: str, model:
         role: proxy or target.
         model: the model with its tokenizer.
     """
+    run.stages.add_to_summary(
+        base_models={**run.stages.summary.get("base_models", {}), role: {"name": model.name, "path": model.path}}
+    )
     layout = layout_name(dataset.template_for(model.tokenizer), model.tokenizer)
     run.stages.add_to_summary(templates={**run.stages.summary.get("templates", {}), role: layout})
     announce(f"prompt template of the {role}: {describe_template(dataset, model.tokenizer)}")
@@ -183,7 +186,7 @@ def measure_rows(
         encoder = build_encoder(parts, proxy, experiment, dataset)
         rows = encoder.encode_all(dataset)
     proxy.check_examples(rows.examples)
-    report_template(run, dataset, method.scoring_model, proxy)
+    report_model(run, dataset, method.scoring_model, proxy)
     run_on_rank_zero(encoder.show_example, dataset, rows.examples, screen())
     run.stages.add_to_summary(data=rows.examples.summary(len(dataset)))
     run.stages.add_warnings(rows.examples.warnings())
@@ -300,7 +303,7 @@ def train_models(
         run.stages.add_warnings([warn_of_cut_target_rows(target_rows.examples)])
     target.check_examples(target_rows.examples)
     if not measured_with_target:
-        report_template(run, rows.dataset, "target", target)
+        report_model(run, rows.dataset, "target", target)
     context = FineTuningContext(
         base_model=target,
         examples=target_rows.examples,

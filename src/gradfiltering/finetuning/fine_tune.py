@@ -229,6 +229,9 @@ def train_or_reuse(
     for name in MODEL_FILES:
         if (cached_model.path / name).exists():
             context.run_folder.link(cached_model.path / name, Path(TARGET) / model_name / name)
+    context.run_folder.name_base_model(
+        context.run_folder.target_folder(model_name) / ADAPTER, context.base_model.public_name
+    )
     result = FineTuningResult(**json.loads((cached_model.path / RESULT_FILE).read_text("utf-8")))
     return TrainedModel(cached_model.path, replace(result, reused=cached_model.reused))
 

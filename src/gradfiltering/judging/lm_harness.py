@@ -11,6 +11,7 @@ from gradfiltering.judging.local_judge import load_on_device
 from gradfiltering.models.language_model import LanguageModel, PretrainedModel
 from gradfiltering.models.lora import load_adapter
 from gradfiltering.runs.files import write_json
+from gradfiltering.runs.run_folder import RunFolder
 from gradfiltering.runs.yaml_files import read_yaml
 
 SHOWN_TASKS = 3  # task names of like spelling that an error lists
@@ -108,9 +109,11 @@ def load_tuned_model(run_folder: Path, model_name: str, device_name: str) -> Lan
         models = ", ".join(sorted(folder.parent.name for folder in folders)) or "none"
         raise UserError(f"{adapter_folder} is no adapter of a run; models in {run_folder}: {models}")
     adapter_config = json.loads(adapter_path.read_text("utf-8"))
+    noted_models = RunFolder(run_folder).read_summary().get("base_models", {})
     model_options = read_yaml(config_path)["target"]["base_model"]
     base_model = PretrainedModel(
-        model=adapter_config["base_model_name_or_path"],
+        # A model that this project trained or converted has no name that it can be loaded by.
+        model=noted_models.get("target", {}).get("path") or adapter_config["base_model_name_or_path"],
         # A base model trained by this project has its own tokenizer and no code.
         tokenizer=model_options.get("tokenizer"),
         precision=model_options["precision"],

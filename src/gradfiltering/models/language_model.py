@@ -39,6 +39,8 @@ class LanguageModel:
         path: the folder or hub id `from_pretrained` loads it by.
         seconds: time spent training it, 0 for a model that this project did not train.
         reused: False for a model that was trained just now.
+        public_name: hub id, or the folder that the user named, for whoever loads an adapter of it; None for a model
+            that this project trained.
     """
 
     model: nn.Module
@@ -47,6 +49,7 @@ class LanguageModel:
     path: str
     seconds: float = 0.0
     reused: bool = True
+    public_name: str | None = None
 
     @property
     def context_length(self) -> int:
@@ -179,7 +182,7 @@ class PretrainedModel:
         model = self._load_weights(**arguments)
         self._check_end_token(tokenizer, embedding_count(model))
         model.eval().requires_grad_(False)
-        return LanguageModel(model, tokenizer, name=self.model, path=self.model)
+        return LanguageModel(model, tokenizer, name=self.model, path=self.model, public_name=self.model)
 
     @property
     def _attention_name(self) -> str | None:

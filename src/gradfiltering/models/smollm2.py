@@ -97,7 +97,7 @@ class SmolLM2:
         if converted_folder is None:
             return self._from_hub().load(device)
         source = PretrainedModel(str(converted_folder), precision=self.precision, attention=self.attention)
-        return replace(source.load(device), name=self.public_name)
+        return replace(source.load(device), name=self.public_name, public_name=self.public_name)
 
     def _from_hub(self) -> PretrainedModel:
         return PretrainedModel(self.public_name, precision=self.precision, attention=self.attention)

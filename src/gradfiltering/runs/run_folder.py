@@ -35,6 +35,7 @@ Arguments = ParamSpec("Arguments")
 CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE = "config.yaml", "environment.json", "summary.json"
 GRADIENT_LOG, HELDOUT_GRADIENT_LOG = "gradient_log", "gradient_log_heldout"
 PROJECTIONS, INFLUENCE, ADAPTERS = "projections", "influence", "adapters"
+ADAPTER_CONFIG_FILE = "adapter_config.json"  # PEFT's
 PROJECTION_FILE = "projections.npy"
 TRAJECTORY_FILE, TRUTH_FILE = "trajectory.parquet", "truth.parquet"
 SCORES_FILE, UNSCORED_FILE = "scores.parquet", "unscored.parquet"
@@ -220,6 +221,17 @@ class RunFolder:
     def link_adapter(self, cached_folder: Path, member: int, epoch: int) -> None:
         """Put a member's cached adapter into the run folder."""
         self.link(cached_folder, self.adapter_folder(member, epoch))
+
+    def name_base_model(self, adapter_folder: Path, public_name: str | None) -> None:
+        """Write the name that others know a base model by into the configuration of an adapter of this run.
+
+        Args:
+            adapter_folder: in the run folder.
+            public_name: hub id or folder; None for a model that nobody else has.
+        """
+        if rank() == 0:
+            config_file = adapter_folder / ADAPTER_CONFIG_FILE
+            write_json(config_file, {**_read_json(config_file), "base_model_name_or_path": public_name})
 
     def read_trajectory(self) -> pd.DataFrame | None:
         """Read `member`, `step`, `sketch` (64 numbers), `norm` and `update_norm` of the recorded steps."""

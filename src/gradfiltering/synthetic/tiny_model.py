@@ -85,4 +85,4 @@ class TinyModel:
         source = PretrainedModel(str(cached.path), precision=self.precision, attention=self.attention)
         language_model = source.load(trainer().strategy.root_device)
         name = f"tiny {self.architecture} ({self.layers} layers, width {self.width})"
-        return replace(language_model, name=name, seconds=cached.seconds, reused=cached.reused)
+        return replace(language_model, name=name, seconds=cached.seconds, reused=cached.reused, public_name=None)

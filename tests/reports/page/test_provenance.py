@@ -33,6 +33,14 @@ def test_facts_name_the_data_by_its_fingerprint(bare):
     assert found["commit"].endswith("with local changes")
 
 
+def test_facts_name_the_template_of_each_model(bare):
+    assert provenance.list_facts(RunFiles(bare))["value"]["prompt template"] == "not noted"
+    add_summary(bare, templates={"proxy": "roles", "target": "verbatim"})
+    assert provenance.list_facts(RunFiles(bare))["value"]["prompt template"] == (
+        "proxy: a plain layout of roles, since the model has no chat template that serves; target: verbatim"
+    )
+
+
 def test_each_method_used_is_cited_once(whole, bare):
     found = bibtex_of(RunFiles(whole))
     keys = [line.split("{")[1].rstrip(",") for line in found.splitlines() if line.startswith("@")]
