@@ -27,13 +27,13 @@ REWRITING = (
 def encode(make_tokenizer, write_rows, file_source, cache):
     """Encodes rows by the automatic template under a tokenizer with a chat template; pieces are (text, learnt)."""
 
-    def run(rows, chat_template):
+    def run(rows, chat_template, max_tokens=512):
         tokenizer = make_tokenizer()
         marks = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
         tokenizer.add_tokens([AddedToken(mark, special=True) for mark in marks])
         tokenizer.chat_template = chat_template
         dataset = replace(file_source(write_rows(rows)), template="auto").load(0)
-        examples = Encoder(tokenizer, 512, cache).encode(dataset)
+        examples = Encoder(tokenizer, max_tokens, cache).encode(dataset)
         pieces = []
         for row in examples.table:
             bounds = [0, *row["supervised"], len(row["input_ids"])]
@@ -144,3 +144,11 @@ def test_questions_beside_conversations_share_the_chat_template(encode):
     assert pieces[0] == pieces[1] == [
         ("<|im_start|>user\nOne?<|im_end|>\n<|im_start|>assistant\n", False), ("right<|im_end|>", True),
     ]  # fmt: skip
+
+
+def test_a_long_question_loses_its_middle_and_never_the_template(encode):
+    talk = [{"role": "user", "content": "One? " * 200}, *TALK[2:]]
+    pieces = encode([{"messages": talk}], unmarked(CHATML), max_tokens=300)[3][0]
+    whole_text = "".join(text for text, _ in pieces)
+    assert whole_text.startswith("<|im_start|>user\nOne?") and whole_text.count("<|im_start|>assistant\n") == 2
+    assert [text for text, is_learnt in pieces if is_learnt] == ["right<|im_end|>", "wrong<|im_end|>"]

@@ -60,12 +60,8 @@ def tokenize_rows(dataset_rows: Sequence[Row], schema: Schema, template: str, to
         if uses_chat_template and conversation is not None:
             tokenized_rows.append(tokenize_by_chat_template(conversation, tokenizer, closing_token_id, stop_token_ids))
             continue
-        takes_chat_template = template == "chat" and schema.is_multi_turn(row_values) and has_chat_template(tokenizer)
         try:
-            if takes_chat_template and conversation is not None:
-                segments = chat_segments(conversation, tokenizer)
-            else:
-                segments = schema.segments(row_values, template, tokenizer)
+            segments = _lay_out(row_values, schema, template, tokenizer)
         except TEMPLATE_ERRORS as error:
             tokenized_rows.append(TokenizedRow(reason=describe_refusal(error)))
             continue
@@ -78,12 +74,24 @@ def tokenize_rows(dataset_rows: Sequence[Row], schema: Schema, template: str, to
             schema.conversation(row_values),
             next(segments_in_order),
             next(pieces_of_rows),
-            tokenizer if template == "chat" and schema.is_multi_turn(row_values) else None,
+            tokenizer if _takes_whole_chat_template(row_values, schema, template, tokenizer) else None,
         )
         if tokenized_row is None
         else tokenized_row
         for row_values, tokenized_row in zip(dataset_rows, tokenized_rows, strict=True)
     ]
+
+
+def _takes_whole_chat_template(row_values: Row, schema: Schema, template: str, tokenizer: Any) -> bool:
+    """True where the chat template lays out all turns of a row at once, though it does not mark the assistant's."""
+    return template == "chat" and has_chat_template(tokenizer) and schema.is_multi_turn(row_values)
+
+
+def _lay_out(row_values: Row, schema: Schema, template: str, tokenizer: Any) -> list[Segment]:
+    conversation = schema.conversation(row_values)
+    if conversation is not None and _takes_whole_chat_template(row_values, schema, template, tokenizer):
+        return chat_segments(conversation, tokenizer)
+    return schema.segments(row_values, template, tokenizer)
 
 
 def _tokenize_segments(
@@ -137,7 +145,7 @@ def _check_segments(
     if "user" in missing_roles:
         return TokenizedRow(reason=QUESTION_LEFT_OUT)
     not_shown = [f"{role} turns" for role in sorted(missing_roles)]
-    if chat_tokenizer is not None and has_chat_template(chat_tokenizer):
+    if chat_tokenizer is not None:
         not_shown += parts_left_out(conversation, whole_text, chat_tokenizer)
         return TokenizedRow(text_pieces, not_shown=not_shown)
     if not shows_tools(conversation, whole_text):
@@ -199,7 +207,7 @@ def shorten_row(
             return tokenize_by_chat_template(shortened, tokenizer, closing_token_id, stop_token_ids).pieces
 
         return shorten_questions(text_pieces, parts, tokenize_messages, tokenizer, max_tokens)
-    segments = schema.segments(row_values, template, tokenizer)
+    segments = _lay_out(row_values, schema, template, tokenizer)
     parts = _shortenable_stretches(segments, _question_texts(row_values, schema, conversation))
 
     def tokenize_segments(texts: Sequence[str]) -> Sequence[TokenPiece]:
