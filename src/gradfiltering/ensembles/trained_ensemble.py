@@ -130,6 +130,7 @@ class TrainedEnsemble:
             self.costs.count_reused(self.member_cache.training_results(member_ids, plan.first))
             if plan.first == plan.last:
                 continue
+            self.member_cache.cache.check_writable()
             self.prepare_engine(member_ids)
             data = self._training_data(member_ids, plan.first)
             stack_trainer.train(self.load_state(member_ids, plan.first), data, plan.last)

@@ -42,6 +42,7 @@ def measure_losses(context: MeasurementContext, objective: Objective, examples: 
     }
     cached = context.cache.find("base_model_losses", key)
     if cached is None:
+        context.cache.check_writable()
         start_time = time.monotonic()
         losses = _compute_losses(context, objective, examples)
         cached = context.cache.commit(

@@ -104,6 +104,7 @@ class EnsemblePasses:
 
     def _run_pass(self, member_ids: Sequence[int], epoch: int, gradient_sketch: GradientSketch | None = None) -> None:
         """Measure all rows with the parameters frozen, and store the results member by member."""
+        self.cache.check_writable()
         start_time = time.monotonic()
         # Members that are measured alike, such as all snapshots before training, are measured once.
         distinct_measurements = {

@@ -147,6 +147,7 @@ class HumanJudge(Judge):
 
         if is_complete():
             return
+        rating_store.check_writable()
         page_password = self.page.choose_password()
         with serve_page(RatingPage(pairs, rating_store, page_password), self.page.host, self.page.port) as page_url:
             access_text = "no password" if page_password is None else f"password {page_password}"

@@ -110,6 +110,8 @@ class LocalJudge(Judge):
                         f"judge={self.name} ({self.base_model.model}): {len(pending_turns):,} questions, "
                         f"{stored_count:,} more answered by stored replies"
                     )
+                if pending_turns:
+                    reply_store.check_writable()
                 # Longest first: if the memory does not suffice, that shows at once.
                 pending_turns.sort(key=lambda pending_turn: -len(pending_turn.token_ids))
                 for start in range(0, len(pending_turns), self.batch_size):

@@ -129,6 +129,7 @@ class OpenAIJudge(Judge):
                 estimate_basis=f"{len(conversations) - len(unfinished):,} questions answered by stored replies",
             )
             if unfinished:
+                reply_store.check_writable()
                 asyncio.run(self._ask_all(unfinished, reply_store))
             return [conversation.final_reply or Reply("not asked", None) for conversation in conversations]
         finally:

@@ -72,6 +72,10 @@ class RatingStore:
         )
         self._table = SqliteTable(database_path, table_definition, "ratings", "Name another file of ratings")
 
+    def check_writable(self) -> None:
+        """Raise a UserError where ratings could not be stored; called before any is asked for."""
+        self._table.check_writable()
+
     def add_choice(self, pair_id: str, rater: str, rater_choice: Choice) -> None:
         """Store a rater's choice on the page."""
         pair_label: Label = "tie"

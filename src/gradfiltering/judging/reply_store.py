@@ -74,6 +74,10 @@ class ReplyStore:
         self._pending: list[tuple[ReplyKey, StoredReply]] = []
         self._write_lock = asyncio.Lock()
 
+    def check_writable(self) -> None:
+        """Raise a UserError where replies could not be stored; called before any is asked for."""
+        self._table.check_writable()
+
     def get(self, reply_key: ReplyKey) -> StoredReply | None:
         """Look up the reply to a question; None if there was none yet."""
         key_condition = " AND ".join(f"{field.name} = ?" for field in fields(ReplyKey))

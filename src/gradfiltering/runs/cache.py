@@ -2,15 +2,17 @@
 
 A result is a folder named by a digest of its key. It is written under a name that ends in `.part` and renamed into
 place, so a folder without that suffix is whole. Several processes of a run need one shared cache folder: rank zero
-looks, announces and commits, and all ranks read the same path.
+looks, announces and commits, and all ranks read the same path. A cache that cannot be written serves runs that need
+nothing more than it holds.
 """
 
 import json
+import logging
 import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
@@ -30,9 +32,12 @@ from gradfiltering.runs.cache_record import (
 )
 from gradfiltering.runs.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from gradfiltering.runs.files import (
+    NOT_PERMITTED,
     PART_SUFFIX,
     atomic_path,
+    clear_leftovers,
     discard_folder,
+    discard_quietly,
     explain_failed_writes,
     hash_key,
     temporary_path,
@@ -46,6 +51,8 @@ if TYPE_CHECKING:
 Arguments = ParamSpec("Arguments")
 CacheKey = Mapping[str, Any]
 RESUME_KIND = "interrupted"  # folder of what interrupted work would go on from
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -143,12 +150,28 @@ class Cache:
         """Delete a result, if it is there."""
         run_on_rank_zero(discard_folder, self._result_folder(result_kind, cache_key))
 
+    def check_writable(self) -> None:
+        """Make sure, before long work, that its result can be stored.
+
+        Raises:
+            UserError: the cache cannot be written.
+        """
+
+        def write_and_delete() -> None:
+            probe_path = temporary_path(self.folder / "probe")
+            with explain_failed_writes(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                probe_path.touch()
+                probe_path.unlink()
+
+        run_on_rank_zero(write_and_delete)
+
     @contextmanager
     def lock(self, result_kind: str, cache_key: CacheKey) -> Iterator[None]:
         """Hold the making of a result; whoever wants it as well waits, and is told for whom.
 
         The lock is the operating system's, so it is free again the moment its owner ends, however it ends. The same
-        process may hold it several times.
+        process may hold it several times. Where the cache cannot be written nothing is made, and no lock is needed.
         """
         lock_path = self.folder / "locks" / f"{result_kind}-{hash_key({'stage': result_kind, **cache_key})}.lock"
         with _ResultLock(lock_path).held():
@@ -188,7 +211,13 @@ class Cache:
         """Fill a folder on every rank and rename that of rank zero into place."""
         result_folder = self._result_folder(result_kind, cache_key)
         started_at = time.monotonic()
-        run_on_rank_zero(discard_folder, result_folder)  # without its record it is no result
+
+        def make_room() -> None:
+            with explain_failed_writes(result_folder):
+                discard_folder(result_folder)  # without its record it is no result
+                clear_leftovers(result_folder.parent)
+
+        run_on_rank_zero(make_room)
         part_folder = temporary_path(result_folder)
         try:
             with explain_failed_writes(result_folder):
@@ -205,7 +234,7 @@ class Cache:
 
             return run_on_rank_zero(rename_into_place)
         finally:
-            discard_folder(part_folder)
+            discard_quietly(part_folder)
 
     def _replace(self, result_kind: str, cache_key: CacheKey, write: Callable[[Path], object]) -> None:
         with atomic_path(self._result_folder(result_kind, cache_key)) as part_folder:
@@ -266,9 +295,9 @@ class ResumePoint:
         return run_on_rank_zero(self._load)
 
     def delete(self) -> None:
-        """Delete the checkpoint, if there is one; the work is done."""
+        """Delete the checkpoint, if there is one and the cache can be written; the work is done."""
         if rank() == 0:
-            discard_folder(self._cache._result_folder(RESUME_KIND, self._resume_key))
+            discard_quietly(self._cache._result_folder(RESUME_KIND, self._resume_key))
 
     def _load(self) -> Checkpoint | None:
         cached_result = self._cache._find(RESUME_KIND, self._resume_key)
@@ -286,28 +315,43 @@ class _ResultLock:
     def held(self) -> Iterator[None]:
         """Hold the lock on rank zero while the block runs on all ranks."""
         acquired_locks: list[FileLock] = []
-        run_on_rank_zero(lambda: acquired_locks.append(self._acquire()))
+        run_on_rank_zero(lambda: acquired_locks.extend(self._acquire()))
         try:
             yield
         finally:
             for file_lock in acquired_locks:
                 self._release(file_lock)
 
-    def _acquire(self) -> FileLock:
-        with explain_failed_writes(self.lock_path):
-            self.lock_path.parent.mkdir(parents=True, exist_ok=True)
+    def _acquire(self) -> list[FileLock]:
+        """Acquire the lock, after waiting for it; no lock where the folder cannot be written."""
         file_lock = FileLock(self.lock_path, timeout=0, is_singleton=True)
         try:
-            file_lock.acquire()
-        except Timeout:
-            announce(f"waiting for {self._describe_owner()}, which makes {self.lock_path.stem}")
-            file_lock.acquire(timeout=-1)
-        write_json(self.owner_path, {"host": platform.node(), "process": os.getpid(), "since": time.time()})
-        return file_lock
+            with explain_failed_writes(self.lock_path):
+                self.lock_path.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    file_lock.acquire()
+                except Timeout:
+                    announce(f"waiting for {self._describe_owner()}, which makes {self.lock_path.stem}")
+                    file_lock.acquire(timeout=-1)
+                try:
+                    write_json(
+                        self.owner_path, {"host": platform.node(), "process": os.getpid(), "since": time.time()}
+                    )
+                except BaseException:
+                    file_lock.release()
+                    raise
+        except UserError as write_error:
+            system_error = write_error.__cause__
+            if isinstance(system_error, OSError) and system_error.errno in NOT_PERMITTED:
+                logger.info("no lock %s: %s", self.lock_path, system_error)
+                return []
+            raise
+        return [file_lock]
 
     def _release(self, file_lock: FileLock) -> None:
         if file_lock.lock_counter == 1:
-            self.owner_path.unlink(missing_ok=True)
+            with suppress(OSError):  # only those who wait would read it
+                self.owner_path.unlink(missing_ok=True)
         file_lock.release()
 
     def _describe_owner(self) -> str:

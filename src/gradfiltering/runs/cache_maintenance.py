@@ -1,12 +1,10 @@
 """Maintenance of the cache: list results, explain why one was not found again, verify, prune.
 
 Resume points of killed runs are listed as `interrupted` and pruned as any result. Files that a killed process was
-writing or deleting are no result; whatever rule is given, `prune_entries` deletes them once nobody has touched them for
-a day.
+writing or deleting are no result; whatever rule is given, `prune_entries` deletes them: at once where the process was
+this machine's, else once nobody has touched them for a day.
 """
 
-import shutil
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,10 +16,9 @@ from rich.table import Table
 
 from gradfiltering.errors import UserError
 from gradfiltering.runs.cache_record import RECORD_FILE, find_damaged_files, list_result_files, read_record
-from gradfiltering.runs.files import PART_SUFFIX, discard_folder
+from gradfiltering.runs.files import PART_SUFFIX, delete_path, discard_folder, list_leftovers
 
 GIB, MIB = 2**30, 2**20
-IN_USE_SECONDS = 24 * 3600  # a half-written file touched since then may be in use
 COMPARED_RESULTS = 3  # nearest results of its kind that a result is compared with
 DIGITS = 12  # of a result's name on the screen
 
@@ -83,14 +80,10 @@ def _read_or_guess_record(record_path: Path) -> dict[str, Any]:
         return guessed_record
 
 
-def list_leftovers(cache_folder: Path) -> list[Path]:
-    """List files and folders that a killed process was writing or deleting, if nobody has touched them for a day."""
-    oldest_in_use = time.time() - IN_USE_SECONDS
-    return [
-        part_path
-        for part_path in sorted(cache_folder.glob(f"*/*{PART_SUFFIX}"))
-        if max(path.lstat().st_mtime for path in [part_path, *part_path.rglob("*")]) < oldest_in_use
-    ]
+def list_cache_leftovers(cache_folder: Path) -> list[Path]:
+    """List files and folders that killed processes were writing or deleting."""
+    kind_folders = sorted(path for path in cache_folder.glob("*") if path.is_dir())
+    return [leftover_path for kind_folder in kind_folders for leftover_path in list_leftovers(kind_folder)]
 
 
 def compare_keys(first_value: Any, second_value: Any, field_path: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -191,11 +184,11 @@ def prune_entries(
         output_console.print(f"{cache_entry.short_name} {cache_entry.size_bytes / MIB:.1f} MiB")
         if not dry_run:
             discard_folder(cache_entry.path)
-    leftover_paths = list_leftovers(cache_folder)
+    leftover_paths = list_cache_leftovers(cache_folder)
     for leftover_path in leftover_paths:
         output_console.print(f"half-written {leftover_path.relative_to(cache_folder)}")
         if not dry_run:
-            shutil.rmtree(leftover_path) if leftover_path.is_dir() else leftover_path.unlink()
+            delete_path(leftover_path)
     outcome_words = "would be deleted" if dry_run else "deleted"
     total_bytes = sum(cache_entry.size_bytes for cache_entry in cache_entries)
     output_console.print(f"{len(cache_entries)} results, {total_bytes / GIB:.2f} GiB {outcome_words}")

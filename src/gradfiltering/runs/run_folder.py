@@ -6,8 +6,8 @@ far as to write the file. A file appears whole or not at all.
 
 import json
 import math
-import shutil
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
@@ -20,7 +20,7 @@ from gradfiltering.errors import UserError
 from gradfiltering.masking import mask_override, mask_secrets, remember_secrets
 from gradfiltering.runs.cache_record import link_result
 from gradfiltering.runs.environment import describe_environment
-from gradfiltering.runs.files import atomic_path, write_json
+from gradfiltering.runs.files import atomic_path, clear_leftovers, delete_path, explain_failed_writes, write_json
 from gradfiltering.runs.gradient_log import PARQUET_FILE, GradientLogReader, partition_folder
 from gradfiltering.runs.plain_text import replace_lone_surrogates
 from gradfiltering.runs.yaml_files import read_yaml
@@ -95,17 +95,22 @@ class RunFolder:
         return masked_config
 
     def _remove_earlier_outputs(self) -> None:
-        earlier_outputs = [file_path for output_pattern in OUTPUTS for file_path in self.path.glob(output_pattern)]
+        if not self.path.is_dir():
+            return
+        earlier_outputs = [  # links that lead nowhere, too
+            file_path
+            for file_path in sorted(self.path.iterdir())
+            if any(fnmatchcase(file_path.name, output_pattern) for output_pattern in OUTPUTS)
+        ]
         if earlier_outputs and not (self.path / ENVIRONMENT_FILE).is_file():
             raise UserError(
                 f"run_dir={self.path} holds {earlier_outputs[0].name}, which no earlier run made and this one would "
                 "replace; give another folder"
             )
         for file_path in earlier_outputs:
-            if file_path.is_dir():
-                shutil.rmtree(file_path)
-            else:
-                file_path.unlink()
+            with explain_failed_writes(file_path):
+                delete_path(file_path)
+        clear_leftovers(self.path)
 
     def read_config(self) -> dict[str, Any]:
         """Read the resolved configuration, secrets masked."""
