@@ -43,9 +43,9 @@ def failing(monkeypatch):
     monkeypatch.setattr("gradfiltering.experiment.run.measure_rows", fail)
 
 
-def run_to_its_end(*overrides) -> int:
+def run_to_its_end(*overrides, flags=()) -> int:
     try:
-        run_train(*TINY_RUN, "logger=csv", *overrides)
+        run_train(*flags, *TINY_RUN, "logger=csv", *overrides)
     except SystemExit as ended:
         return ended.code
     return 0
@@ -68,7 +68,8 @@ def test_no_file_of_a_sweep_holds_a_secret(logger, tmp_path, capsys):
     sweep = tmp_path / "sweep"
     swept = f"+extra.hub_token={SECRET}a,{SECRET}b"
     folders = [f"hydra.sweep.dir={sweep}", f"cache.path={tmp_path / 'cache'}", "until=select", f"logger={logger}"]
-    assert run_to_its_end("-m", *folders, "report.page=true", swept, *secret_options()) == 0
+    overrides = [*folders, "report.page=true", swept, *secret_options()]
+    assert run_to_its_end(*overrides, flags=["-m"]) == 0
     assert SECRET not in "".join(capsys.readouterr())
     assert (sweep / "multirun.yaml").is_file() and (sweep / "sweep.json").is_file()
     assert (sweep / "1" / "config.yaml").is_file()

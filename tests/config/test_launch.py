@@ -8,6 +8,9 @@ import pytest
 from tests.support.pipeline import TINY_RUN, run_train
 from tests.support.processes import finish, start
 
+from gradfiltering import interruption
+from gradfiltering.interruption import ending_in_one_sentence
+
 
 def ending(capsys, monkeypatch, tmp_path, error, *overrides):
     def fail(*_):
@@ -57,6 +60,50 @@ def test_a_signal_ends_a_run_with_one_sentence(number, status, swallowed, capsys
     monkeypatch.setattr("gradfiltering.runs.environment.git_commit", stop)
     code, shown = ending(capsys, monkeypatch, tmp_path, AssertionError("the run went on"))
     assert code == status and shown == STOPPED
+
+
+class Careless:
+    """Meets the signal where Python drops every error."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __del__(self):
+        os.kill(os.getpid(), self.number)
+        time.sleep(0.01)  # the handler runs here
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_python_drops_ends_a_run_all_the_same(number, status, capsys):
+    with pytest.raises(SystemExit) as ended, ending_in_one_sentence():
+        careless = Careless(number)
+        del careless
+        time.sleep(30)
+    assert ended.value.code == status and capsys.readouterr().err.strip() == STOPPED
+
+
+def test_a_second_signal_interrupts_an_end_that_takes_long(monkeypatch, capsys):
+    monkeypatch.setattr(interruption, "PATIENCE_SECONDS", 0)
+    with pytest.raises(SystemExit) as ended, ending_in_one_sentence():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(30)
+        finally:
+            time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+    assert ended.value.code == 130 and capsys.readouterr().err.strip() == STOPPED
+
+
+def test_errors_in_del_are_shown_as_ever(capsys):
+    class Failing:
+        def __del__(self):
+            raise ZeroDivisionError
+
+    with ending_in_one_sentence():
+        failing = Failing()
+        del failing
+    assert "ZeroDivisionError" in capsys.readouterr().err
 
 
 def test_the_trace_of_a_stopped_run_is_in_its_log(capsys, monkeypatch, tmp_path):

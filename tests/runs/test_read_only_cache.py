@@ -40,7 +40,11 @@ def test_a_run_needs_no_more_than_to_read_a_whole_cache(place):
         assert (place / "second" / name).read_bytes() == (place / "first" / name).read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["base_models", "base_model_losses", "members", "gradient_log", "targets", "answers"])
+@pytest.mark.parametrize(
+    "kind",
+    ["members", "gradient_log"]
+    + [pytest.param(kind, marks=pytest.mark.slow) for kind in ("base_models", "base_model_losses", "targets", "answers")],
+)
 def test_a_missing_result_is_refused_before_it_is_computed(kind, place, tmp_path, capsys, monkeypatch):
     shutil.copytree(place / "cache", tmp_path / "cache")
     shutil.rmtree(tmp_path / "cache" / kind)

@@ -20,6 +20,7 @@ from gradfiltering.errors import plain_words
 from gradfiltering.interruption import ending_in_one_sentence
 from gradfiltering.masking import mask_secrets, remember_override, remember_secrets
 from gradfiltering.reports import screen
+from gradfiltering.runs.files import atomic_path
 from gradfiltering.runs.yaml_files import read_yaml
 
 
@@ -77,4 +78,5 @@ def mask_saved_configuration() -> None:
         return
     for file_path in (Path(hydra_config.runtime.output_dir) / hydra_config.output_subdir).glob("*.yaml"):
         saved_options = mask_secrets(read_yaml(file_path))
-        file_path.write_text(yaml.safe_dump(saved_options, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        with atomic_path(file_path) as part_path:
+            part_path.write_text(yaml.safe_dump(saved_options, sort_keys=False, allow_unicode=True), encoding="utf-8")

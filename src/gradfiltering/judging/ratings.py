@@ -66,11 +66,11 @@ class RatingStore:
     def __init__(self, database_path: Path, seed: int):
         self.path = database_path
         self.seed = seed
-        table_definition = (
-            "ratings (pair TEXT, rater TEXT, label TEXT NOT NULL, "
-            "at TEXT DEFAULT CURRENT_TIMESTAMP, PRIMARY KEY (pair, rater))"
+        column_definitions = (
+            "pair TEXT, rater TEXT, label TEXT NOT NULL, at TEXT DEFAULT CURRENT_TIMESTAMP, PRIMARY KEY (pair, rater)"
         )
-        self._table = SqliteTable(database_path, table_definition, "ratings", "Name another file of ratings")
+        remedy = "Name another file of ratings"
+        self._table = SqliteTable(database_path, "ratings", column_definitions, ["pair", "rater", "label"], remedy)
 
     def check_writable(self) -> None:
         """Raise a UserError where ratings could not be stored; called before any is asked for."""
@@ -86,7 +86,7 @@ class RatingStore:
 
     def add_all(self, new_ratings: Sequence[tuple[str, str, Label]]) -> None:
         """Store (pair id, rater, label) on the disk. The first rating of a pair stands."""
-        self._table.insert("INSERT OR IGNORE INTO ratings (pair, rater, label) VALUES (?, ?, ?)", new_ratings)
+        self._table.insert(new_ratings)
 
     def labels_by_rater(self, answer_pairs: Sequence[AnswerPair] | None) -> dict[str, dict[str, str]]:
         """Return labels of these pairs (None: of all) by rater and pair id."""

@@ -50,7 +50,6 @@ class StoredReply:
 
 _KEY_COLUMNS = ", ".join(field.name for field in fields(ReplyKey))
 _REPLY_COLUMNS = ", ".join(field.name for field in fields(StoredReply))
-_PARAMETERS = ", ".join("?" * (len(fields(ReplyKey)) + len(fields(StoredReply))))
 
 
 class ReplyStore:
@@ -61,16 +60,17 @@ class ReplyStore:
     """
 
     def __init__(self, database_path: Path):
-        table_definition = (
-            "replies (judge TEXT, model TEXT, prompt_hash TEXT, slot_order INTEGER, "
+        column_definitions = (
+            "judge TEXT, model TEXT, prompt_hash TEXT, slot_order INTEGER, "
             "repeat INTEGER, attempt INTEGER, text TEXT NOT NULL, finish_reason TEXT, "
             "input_tokens INTEGER, output_tokens INTEGER, "
-            f"arrived TEXT DEFAULT CURRENT_TIMESTAMP, PRIMARY KEY ({_KEY_COLUMNS}))"
+            f"arrived TEXT DEFAULT CURRENT_TIMESTAMP, PRIMARY KEY ({_KEY_COLUMNS})"
         )
+        written_columns = [field.name for field in (*fields(ReplyKey), *fields(StoredReply))]
         failure_remedy = (
             "Free some space, or name another file of replies; nothing more is asked, since its answer would be lost"
         )
-        self._table = SqliteTable(database_path, table_definition, "replies", failure_remedy)
+        self._table = SqliteTable(database_path, "replies", column_definitions, written_columns, failure_remedy)
         self._pending: list[tuple[ReplyKey, StoredReply]] = []
         self._write_lock = asyncio.Lock()
 
@@ -92,10 +92,7 @@ class ReplyStore:
             (*astuple(reply_key), replace_lone_surrogates(reply.text), *astuple(reply)[1:])
             for reply_key, reply in keyed_replies
         ]
-        self._table.insert(
-            f"INSERT OR IGNORE INTO replies ({_KEY_COLUMNS}, {_REPLY_COLUMNS}) VALUES ({_PARAMETERS})",
-            reply_rows,
-        )
+        self._table.insert(reply_rows)
 
     async def put(self, reply_key: ReplyKey, reply: StoredReply) -> None:
         """Store a reply; return when it is on the disk.

@@ -4,17 +4,23 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from gradfiltering.errors import UserError
-from gradfiltering.runs.files import explain_failed_writes
+from gradfiltering.runs.files import explain_failed_writes, hash_key
 
 LOCK_SECONDS = 60.0
+CHECKSUM = "checksum"  # column of a row's digest; null in rows of early versions
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 logger = logging.getLogger(__name__)
+
+
+def _row_checksum(row_values: Sequence[str | int | None]) -> str:
+    """Return a digest of a row, the same for values as they are written and as SQLite gives them back."""
+    return hash_key([None if value is None else str(value) for value in row_values])
 
 
 class SqliteTable:
@@ -22,17 +28,26 @@ class SqliteTable:
 
     Args:
         database_path: the file; made, with its folder, when it is not there.
-        table_definition: name and columns, as they stand in a CREATE TABLE.
-        row_noun: the rows in words, for errors.
+        table_name: name of the table: the rows in words.
+        column_definitions: columns and primary key, as they stand in a CREATE TABLE.
+        checked_columns: columns that rows are written with; a checksum of them stands in each row.
         failure_remedy: advice for when they cannot be written.
 
     Raises:
         UserError: the file cannot be opened, is damaged, or is none of SQLite's.
     """
 
-    def __init__(self, database_path: Path, table_definition: str, row_noun: str, failure_remedy: str):
+    def __init__(
+        self,
+        database_path: Path,
+        table_name: str,
+        column_definitions: str,
+        checked_columns: Sequence[str],
+        failure_remedy: str,
+    ):
         self.path = database_path
-        self._row_noun = row_noun
+        self._table_name = table_name
+        self._checked_columns = checked_columns
         self._remedy = failure_remedy
         self._lock = threading.Lock()
         with explain_failed_writes(database_path), self._explained():
@@ -40,7 +55,9 @@ class SqliteTable:
             # No write-ahead log: it needs shared memory, which network file systems lack.
             self._connection = sqlite3.connect(database_path, timeout=LOCK_SECONDS, check_same_thread=False)
             self._connection.execute("PRAGMA synchronous = FULL")
-            self._connection.execute(f"CREATE TABLE IF NOT EXISTS {table_definition}")
+            self._connection.execute(
+                f"CREATE TABLE IF NOT EXISTS {table_name} ({CHECKSUM} TEXT, {column_definitions})"
+            )
             self._connection.commit()
             self._check_intact()
 
@@ -49,6 +66,18 @@ class SqliteTable:
         ((first_complaint, *_),) = self._connection.execute("PRAGMA integrity_check(1)").fetchall()
         if first_complaint != "ok":
             raise self._damage_error(" ".join(str(first_complaint).split()))
+        rows = self._connection.execute(f"SELECT * FROM {self._table_name}")
+        column_names = [description[0] for description in rows.description]
+        if CHECKSUM not in column_names:  # a file of an early version
+            with suppress(sqlite3.OperationalError):  # read-only, or another process was faster
+                self._connection.execute(f"ALTER TABLE {self._table_name} ADD COLUMN {CHECKSUM} TEXT")
+                self._connection.commit()
+            return
+        for row in rows:
+            row_values = dict(zip(column_names, row, strict=True))
+            checksum = row_values.pop(CHECKSUM)
+            if checksum is not None and checksum != _row_checksum([row_values[name] for name in self._checked_columns]):
+                raise self._damage_error("a row is not what was written")
 
     def check_writable(self) -> None:
         """Make sure, before anything is asked that costs money or time, that the answers can be stored.
@@ -68,14 +97,23 @@ class SqliteTable:
         with self._explained(), self._lock:
             return self._connection.execute(select_query, query_values).fetchall()
 
-    def insert(self, insert_statement: str, new_rows: Sequence[Sequence[Any]]) -> None:
-        """Write rows in one transaction, all of them or none.
+    def insert(self, new_rows: Sequence[Sequence[Any]]) -> None:
+        """Write rows in one transaction, all of them or none; a row whose key is there already stays as it is.
+
+        Args:
+            new_rows: a value for each of the checked columns.
 
         Raises:
             UserError: they cannot be written.
         """
+        checked_rows = [(*row, _row_checksum(row)) for row in new_rows]
+        written_columns = [*self._checked_columns, CHECKSUM]
+        statement = (
+            f"INSERT OR IGNORE INTO {self._table_name} ({', '.join(written_columns)}) "
+            f"VALUES ({', '.join('?' * len(written_columns))})"
+        )
         with self._explained(), self._lock, self._connection:
-            self._connection.executemany(insert_statement, new_rows)
+            self._connection.executemany(statement, checked_rows)
 
     def close(self) -> None:
         """Close the file; a failure is logged, since it must not hide why the work ended."""
@@ -92,11 +130,11 @@ class SqliteTable:
             is_damaged = getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE or "decode to UTF-8" in str(error)
             if is_damaged:
                 raise self._damage_error(str(error)) from error
-            raise UserError(f"cannot keep {self._row_noun} in {self.path}: {error}. {self._remedy}") from error
+            raise UserError(f"cannot keep {self._table_name} in {self.path}: {error}. {self._remedy}") from error
 
     def _damage_error(self, complaint: str) -> UserError:
         return UserError(
-            f"the file of {self._row_noun} {self.path} is damaged, or none of SQLite's: {complaint}. Restore it from a "
+            f"the file of {self._table_name} {self.path} is damaged, or none of SQLite's: {complaint}. Restore it from a "
             f"copy, save what can be read with `sqlite3 {self.path} .recover`, or move it away to begin anew without "
-            f"its {self._row_noun}"
+            f"its {self._table_name}"
         )

@@ -1,5 +1,6 @@
 """Numbers, tables and figures of a run in its experiment logger."""
 
+import logging
 import os
 import sys
 import warnings
@@ -15,6 +16,8 @@ from gradfiltering.distributed.process_group import rank
 from gradfiltering.reports.logger_tables import build_logger_tables, to_markdown, write_csv
 from gradfiltering.reports.run_files import RunFiles
 from gradfiltering.reports.wandb_logger import RunWandbLogger
+
+logger = logging.getLogger(__name__)
 
 SUMMARY_PARTS = ("data", "proxy", "selection", "diagnostics", "target", "metrics", "pws", "cost")
 HARMLESS_WARNINGS = (
@@ -84,12 +87,17 @@ def log_histogram(run_logger: Logger, name: str, values: np.ndarray) -> None:
 def close_logger(run_logger: Logger) -> None:
     """Close the run, so that the next job of a sweep opens its own; after an error it is marked as failed."""
     failed = sys.exc_info()[0] is not None
-    if isinstance(run_logger, WandbLogger):
-        import wandb
+    try:
+        if isinstance(run_logger, WandbLogger):
+            import wandb
 
-        wandb.finish(exit_code=int(failed))
-    else:
-        run_logger.finalize("failed" if failed else "success")
+            wandb.finish(exit_code=int(failed))
+        else:
+            run_logger.finalize("failed" if failed else "success")
+    except Exception:
+        if not failed:  # else it must not hide why the run ended
+            raise
+        logger.warning("the experiment logger cannot be closed", exc_info=True)
 
 
 def silence_libraries() -> None:

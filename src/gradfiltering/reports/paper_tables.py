@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from gradfiltering.reports.sweep_jobs import DATASET_NAMES, MODEL_SIZES, NOT_KNOWN, SweepJob
-from gradfiltering.runs.files import atomic_path
+from gradfiltering.runs.files import atomic_path, delete_symbolic_link
 from gradfiltering.statistics.winning_score import ALL_SETS
 
 # arXiv 2601.13697: 2 datasets x 2 sizes x 3 fractions x 2 prompt sets, against the model tuned on all data.
@@ -72,6 +72,7 @@ class PaperTable:
 
     def write(self, folder: Path) -> None:
         """Write `<name>.tex`, `<name>.md` and `<name>.csv`."""
+        delete_symbolic_link(folder)
         for suffix, text in (("tex", self.to_latex()), ("md", self.to_markdown()), ("csv", self.to_csv())):
             with atomic_path(folder / f"{self.name}.{suffix}") as part:
                 part.write_text(text, encoding="utf-8")

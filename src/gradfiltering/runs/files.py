@@ -133,6 +133,13 @@ def clear_leftovers(folder: Path) -> None:
         _delete_quietly(leftover_path)
 
 
+def delete_symbolic_link(path: Path) -> None:
+    """Delete a symbolic link, so that nothing is written where it leads; anything else stays."""
+    if path.is_symlink():
+        with explain_failed_writes(path):
+            path.unlink(missing_ok=True)
+
+
 def delete_path(path: Path) -> None:
     """Delete a file, a folder, or a symbolic link itself and not what it leads to."""
     if path.is_dir() and not path.is_symlink():
@@ -192,7 +199,7 @@ def atomic_path(path: Path, keep_existing: bool = False) -> Iterator[Path]:
             yield part_path
             if path.is_dir() and keep_existing:
                 return
-            if path.is_dir():
+            if path.is_dir() or path.is_symlink():
                 discard_folder(path)
             part_path.replace(path)
     finally:

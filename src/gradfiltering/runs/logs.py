@@ -1,14 +1,16 @@
 """The log file of a run, and the few lines that pass it by to the screen."""
 
 import logging
+import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from gradfiltering.distributed.process_group import rank
 from gradfiltering.errors import STACK_TRACE_NOTE, UserError
 from gradfiltering.masking import mask_text
+from gradfiltering.runs.files import delete_symbolic_link, explain_failed_writes
 from gradfiltering.runs.plain_text import replace_lone_surrogates
 
 if TYPE_CHECKING:
@@ -21,6 +23,29 @@ LINE_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 LEVELS = ("debug", "info", "warning", "error")
 
 logger = logging.getLogger(__name__)
+
+
+class _RunLogHandler(logging.FileHandler):
+    """Writes the log of a run; where that fails, one line on the screen says so and the run goes on."""
+
+    _has_failed = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # of opening the file
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (a method of the library)
+        if not self._has_failed:
+            self._has_failed = True
+            write_error = sys.exc_info()[1]
+            screen().print(f"cannot write {self.baseFilename}: {write_error}; lines are missing there", markup=False)
+
+    def close(self) -> None:
+        """Close the file; what cannot be written any more must not hide why the run ended."""
+        with suppress(OSError):
+            super().close()
 
 
 class _MaskingFormatter(logging.Formatter):
@@ -72,9 +97,11 @@ def log_to_file(run_folder: Path, level_name: str = "info") -> Iterator[Path]:
         raise UserError(f"the log level {level_name} is unknown; choose one of: {', '.join(LEVELS)}")
     log_path = run_folder / LOG_FILE
     if rank() == 0:
-        run_folder.mkdir(parents=True, exist_ok=True)
+        with explain_failed_writes(run_folder):
+            run_folder.mkdir(parents=True, exist_ok=True)
+        delete_symbolic_link(log_path)
     file_handler = (
-        logging.FileHandler(log_path, "a", "utf-8", delay=True, errors="backslashreplace")
+        _RunLogHandler(log_path, "a", "utf-8", delay=True, errors="backslashreplace")
         if run_folder.is_dir()
         else logging.NullHandler()
     )

@@ -20,7 +20,14 @@ from gradfiltering.errors import UserError
 from gradfiltering.masking import mask_override, mask_secrets, remember_secrets
 from gradfiltering.runs.cache_record import link_result
 from gradfiltering.runs.environment import describe_environment
-from gradfiltering.runs.files import atomic_path, clear_leftovers, delete_path, explain_failed_writes, write_json
+from gradfiltering.runs.files import (
+    atomic_path,
+    clear_leftovers,
+    delete_path,
+    delete_symbolic_link,
+    explain_failed_writes,
+    write_json,
+)
 from gradfiltering.runs.gradient_log import PARQUET_FILE, GradientLogReader, partition_folder
 from gradfiltering.runs.plain_text import replace_lone_surrogates
 from gradfiltering.runs.yaml_files import read_yaml
@@ -51,6 +58,7 @@ OUTPUTS = (
     UNSCORED_FILE, "subset.*", "subset_rows.parquet", SELECTION_FILE, DATASET_INFO_FILE, CARD_FILE, TARGET, RESPONSES,
     VERDICTS_FILE, ROWS_FILE, REPORT_FILE, FIGURES, SUMMARY_FILE,
 )  # fmt: skip
+LOGGER_FOLDERS = ("metrics", "tensorboard", "wandb", "lightning_logs")
 
 
 class RunFolder:
@@ -110,6 +118,8 @@ class RunFolder:
         for file_path in earlier_outputs:
             with explain_failed_writes(file_path):
                 delete_path(file_path)
+        for folder_name in LOGGER_FOLDERS:  # what loggers wrote stays, but not a link that they would write through
+            delete_symbolic_link(self.path / folder_name)
         clear_leftovers(self.path)
 
     def read_config(self) -> dict[str, Any]:

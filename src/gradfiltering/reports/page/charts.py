@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import vl_convert
 
-from gradfiltering.runs.files import atomic_path
+from gradfiltering.runs.files import atomic_path, delete_symbolic_link
 
 FIGURE_WIDTH = 620  # pixels
 PIXELS_PER_POINT = 2
@@ -347,6 +347,7 @@ def round_number(value: float, digits: int = SIGNIFICANT_DIGITS) -> float | None
 
 def write_figures(charts: Sequence[Chart], folder: Path) -> None:
     """Write `<name>.png` and `<name>.svg` of each chart."""
+    delete_symbolic_link(folder)
     style = {**STYLE, "background": "white", "font": "sans-serif"}
     for chart in charts:
         specification = chart.specification()
