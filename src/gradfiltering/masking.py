@@ -79,7 +79,7 @@ def remember_secrets(option_value: Any, is_secret: bool = False) -> None:
 def remember_override(override: str) -> None:
     """Remember the value of an override that names a secret, and the values of a sweep over it."""
     option_name, equals_sign, option_value = override.partition("=")
-    if equals_sign and names_secret(option_name.lstrip("+~")):
+    if equals_sign and _path_names_secret(option_name):
         remember_secrets([option_value, *option_value.split(",")], is_secret=True)
 
 
@@ -97,10 +97,21 @@ def mask_override(override: str) -> str:
     """Mask an override of the command line: `NAME=VALUE` as a whole, and entries of a mapping in its value."""
     option_name, equals_sign, option_value = override.partition("=")
     if equals_sign and re.fullmatch(r"[\w.@/+~-]+", option_name):
-        if names_secret(option_name.lstrip("+~")):
+        if _path_names_secret(option_name):
             return f"{option_name}={MASK}"
-        return f"{option_name}={_ENTRY.sub(_mask_match, mask_text(option_value))}"
+        return f"{option_name}={_ENTRY.sub(_mask_entry, mask_text(option_value))}"
     return mask_text(override)
+
+
+def _path_names_secret(option_path: str) -> bool:
+    """Return True where the option, or anything that it belongs to, is named like a secret: `headers.X-Team`."""
+    return any(names_secret(path_part) for path_part in option_path.lstrip("+~").split("."))
+
+
+def _mask_entry(match: re.Match[str]) -> str:
+    if names_secret(match["name"]):
+        return _mask_match(match)
+    return match[0][: match.start("value") - match.start()] + _ENTRY.sub(_mask_entry, match["value"])
 
 
 def _mask_match(match: re.Match[str]) -> str:

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from gradfiltering.errors import UserError
-from gradfiltering.masking import mask_secrets
+from gradfiltering.masking import mask_secrets, remember_secrets
 
 OWN_RUN_FOLDER = "${hydra:runtime.output_dir}"
 JOB_NUMBERS = ("${hydra.job.num}", "${hydra.job.id}")
@@ -30,7 +30,9 @@ class CoveringSweeper(BasicSweeper):
         """Run the sweep; `multirun.yaml` in its folder holds no secrets."""
         assert self.config is not None, "set by `setup`"
         self._whole_config = self.config
-        masked_config = OmegaConf.create(mask_secrets(OmegaConf.to_container(self.config, resolve=False)))
+        plain_config = OmegaConf.to_container(self.config, resolve=False)
+        remember_secrets(plain_config)
+        masked_config = OmegaConf.create(mask_secrets(plain_config))
         masked_config.hydra.sweep.dir = self.config.hydra.sweep.dir
         self.config = masked_config
         return super().sweep(arguments)

@@ -117,7 +117,7 @@ def test_a_file_of_an_early_version_is_read_and_gets_checksums(tmp_path):
     assert read_all(path)[:3] == [REPLY, REPLY, None]
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE replies SET text = 'other' WHERE checksum IS NOT NULL")
-    with pytest.raises(UserError, match="is damaged.*a row is not what was written"):
+    with pytest.raises(UserError, match=r"is damaged.*a row is not what was written"):
         read_all(path)
 
 
@@ -131,6 +131,6 @@ def test_a_full_disk_is_no_damage(stored, monkeypatch):
     with closing(ReplyStore(stored.with_name("other"))) as replies:
         connection = replies._table._connection
         connection.execute(f"PRAGMA max_page_count = {connection.execute('PRAGMA page_count').fetchone()[0]}")
-        with pytest.raises(UserError, match="database or disk is full. Free some space") as refused:
+        with pytest.raises(UserError, match=r"database or disk is full\. Free some space") as refused:
             asyncio.run(replies.put(reply_key(1), StoredReply("a" * 20000, None, None, None)))
     assert "damaged" not in str(refused.value)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def naming_process(path):
     """A process that has named a temporary path, and lives until its input ends; and the path."""
     command = [sys.executable, "-c", NAME_A_PART, str(path)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    return process, path.with_name(os.path.basename(process.stdout.readline().strip()))
+    return process, path.with_name(Path(process.stdout.readline().strip()).name)
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def test_parts_of_unknown_processes_stay_for_a_day(name, is_folder, tmp_path):
     assert list_leftovers(tmp_path) == [part]
 
 
-@pytest.mark.parametrize("name", ["movie.part", "a.part", "a.1234567.part", "a.0000aaaa-1-12345678.part", "12345678.part"])
+@pytest.mark.parametrize("name", ["movie.part", "a.part", "a.1234567.part", "a.0000aaaa-1-12345678.part"])
 def test_files_with_other_names_are_never_leftovers(name, tmp_path):
     (tmp_path / name).touch()
     os.utime(tmp_path / name, (0, 0))
@@ -279,14 +280,14 @@ def test_an_error_is_not_hidden_by_a_logger_that_cannot_be_closed():
 
 @pytest.mark.parametrize("obstacle", ["a folder of its name", "a full disk"])
 def test_a_log_that_cannot_be_written_is_told_once(obstacle, tmp_path, capsys):
-    if obstacle == "a full disk" and not os.path.exists("/dev/full"):
+    if obstacle == "a full disk" and not Path("/dev/full").exists():
         pytest.skip("this system has no full disk to write to")
     if obstacle == "a folder of its name":
         (tmp_path / "run.log").mkdir()
     with pytest.raises(ZeroDivisionError), log_to_file(tmp_path):
         if obstacle == "a full disk":
             (handler,) = [handler for handler in logging.getLogger().handlers if "RunLog" in type(handler).__name__]
-            handler.stream = open("/dev/full", "w")  # noqa: SIM115 (the handler closes it)
+            handler.stream = Path("/dev/full").open("w")
         for _ in range(3):
             logging.getLogger("gradfiltering.x").error("hello")
         raise ZeroDivisionError

@@ -43,7 +43,10 @@ def test_a_run_needs_no_more_than_to_read_a_whole_cache(place):
 @pytest.mark.parametrize(
     "kind",
     ["members", "gradient_log"]
-    + [pytest.param(kind, marks=pytest.mark.slow) for kind in ("base_models", "base_model_losses", "targets", "answers")],
+    + [
+        pytest.param(kind, marks=pytest.mark.slow)
+        for kind in ("base_models", "base_model_losses", "targets", "answers")
+    ],
 )
 def test_a_missing_result_is_refused_before_it_is_computed(kind, place, tmp_path, capsys, monkeypatch):
     shutil.copytree(place / "cache", tmp_path / "cache")
@@ -69,7 +72,7 @@ def raising(error):
 def test_a_damaged_result_is_not_made_again_in_a_read_only_cache(tmp_path):
     path = Cache(tmp_path).get_or_compute("base_models", KEY, write_result).path
     (path / "weights.txt").write_text("other!")
-    with read_only(tmp_path), pytest.raises(UserError, match="cannot write.*(Read-only|Permission)"):
+    with read_only(tmp_path), pytest.raises(UserError, match=r"cannot write.*(Read-only|Permission)"):
         Cache(tmp_path).get_or_compute("base_models", KEY, write_result)
 
 
@@ -104,7 +107,7 @@ def test_stored_replies_and_ratings_are_read_where_they_cannot_be_written(tmp_pa
             replies.check_writable()
         replies.close()
         ratings.close()
-        with pytest.raises(UserError, match="cannot .*new"):
+        with pytest.raises(UserError, match=r"cannot .*new"):
             ReplyStore(tmp_path / "new.sqlite")
 
 
@@ -120,7 +123,7 @@ def test_rows_that_were_read_need_no_lock(stored, tmp_path, monkeypatch):
         load(rows)
     with read_only(tmp_path / "hf"):
         if stored == "nothing":
-            with pytest.raises(UserError, match="cannot write.*HF_DATASETS_CACHE"):
+            with pytest.raises(UserError, match=r"cannot write.*HF_DATASETS_CACHE"):
                 load(rows)
         else:
             assert load(rows).rows[0]["output"] == "b"

@@ -55,9 +55,7 @@ class SqliteTable:
             # No write-ahead log: it needs shared memory, which network file systems lack.
             self._connection = sqlite3.connect(database_path, timeout=LOCK_SECONDS, check_same_thread=False)
             self._connection.execute("PRAGMA synchronous = FULL")
-            self._connection.execute(
-                f"CREATE TABLE IF NOT EXISTS {table_name} ({CHECKSUM} TEXT, {column_definitions})"
-            )
+            self._connection.execute(f"CREATE TABLE IF NOT EXISTS {table_name} ({CHECKSUM} TEXT, {column_definitions})")
             self._connection.commit()
             self._check_intact()
 
@@ -134,7 +132,7 @@ class SqliteTable:
 
     def _damage_error(self, complaint: str) -> UserError:
         return UserError(
-            f"the file of {self._table_name} {self.path} is damaged, or none of SQLite's: {complaint}. Restore it from a "
-            f"copy, save what can be read with `sqlite3 {self.path} .recover`, or move it away to begin anew without "
+            f"the file of {self._table_name} {self.path} is damaged, or none of SQLite's: {complaint}. Restore it from "
+            f"a copy, save what can be read with `sqlite3 {self.path} .recover`, or move it away to begin anew without "
             f"its {self._table_name}"
         )

@@ -334,9 +334,7 @@ class _ResultLock:
                     announce(f"waiting for {self._describe_owner()}, which makes {self.lock_path.stem}")
                     file_lock.acquire(timeout=-1)
                 try:
-                    write_json(
-                        self.owner_path, {"host": platform.node(), "process": os.getpid(), "since": time.time()}
-                    )
+                    write_json(self.owner_path, {"host": platform.node(), "process": os.getpid(), "since": time.time()})
                 except BaseException:
                     file_lock.release()
                     raise

@@ -76,7 +76,10 @@ def _host_digest() -> str:
     """Return eight hex digits of what shares its process numbers: a machine since its start, or a container."""
     host_facts = [platform.node()]
     with suppress(OSError):
-        host_facts += [Path("/proc/sys/kernel/random/boot_id").read_text("utf-8"), os.readlink("/proc/self/ns/pid")]
+        host_facts += [
+            Path("/proc/sys/kernel/random/boot_id").read_text("utf-8"),
+            str(Path("/proc/self/ns/pid").readlink()),
+        ]
     return hashlib.sha256("\n".join(host_facts).encode()).hexdigest()[:8]
 
 

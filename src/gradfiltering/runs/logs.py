@@ -31,12 +31,14 @@ class _RunLogHandler(logging.FileHandler):
     _has_failed = False
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Write a record; the file is opened by the first."""
         try:
             super().emit(record)
         except OSError:  # of opening the file
             self.handleError(record)
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (a method of the library)
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say once that the log cannot be written, in place of a stack trace for each record."""
         if not self._has_failed:
             self._has_failed = True
             write_error = sys.exc_info()[1]
