@@ -287,7 +287,7 @@ def test_a_log_that_cannot_be_written_is_told_once(obstacle, tmp_path, capsys):
     with pytest.raises(ZeroDivisionError), log_to_file(tmp_path):
         if obstacle == "a full disk":
             (handler,) = [handler for handler in logging.getLogger().handlers if "RunLog" in type(handler).__name__]
-            handler.stream = Path("/dev/full").open("w")
+            handler.stream = Path("/dev/full").open("w")  # noqa: SIM115 (the handler closes it)
         for _ in range(3):
             logging.getLogger("gradfiltering.x").error("hello")
         raise ZeroDivisionError

@@ -12,7 +12,7 @@ import pytest
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """Nothing below `folder` can be written meanwhile: by permissions, or by a mount for root, whom they do not bind."""
+    """Keep anybody from writing below `folder`: by permissions, or by a mount for root, whom they do not bind."""
     if os.geteuid() == 0:
         bound = subprocess.run(["mount", "--bind", str(folder), str(folder)], capture_output=True, text=True)
         if bound.returncode:
