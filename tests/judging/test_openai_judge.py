@@ -270,5 +270,5 @@ def test_bad_options_are_refused(tmp_path, options, message):
 
 def test_a_file_that_cannot_hold_replies_is_named(tmp_path):
     (tmp_path / "r").write_text("this is no database, not at all, whatever its name may say")
-    with pytest.raises(UserError, match=r"cannot keep replies in .*/r"):
+    with pytest.raises(UserError, match=r"the file of replies .*/r is damaged, or none of SQLite.s"):
         make_judge("http://x/v1", tmp_path / "r").answer_questions(questions(1))
