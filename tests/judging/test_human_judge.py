@@ -16,9 +16,10 @@ from tests.support.command import run_command
 from gradfiltering.errors import UserError
 from gradfiltering.judging.base import PairJudge, Question, Reply
 from gradfiltering.judging.human_judge import HumanJudge, PageSettings, _make_pair
+from gradfiltering.judging.page_server import serve
 from gradfiltering.judging.pair_judging import judge_pairs
 from gradfiltering.judging.prompts import Prompt
-from gradfiltering.judging.rating_page import RatingPage, serve_page
+from gradfiltering.judging.rating_page import RatingPage
 from gradfiltering.judging.ratings import (
     AnswerPair,
     RatingStore,
@@ -108,7 +109,7 @@ def test_two_raters_in_a_browser_lose_nothing_and_see_answers_as_text(tmp_path, 
                 await page.until("document.readyState === 'complete' && typeof shown !== 'undefined' && shown !== null")
         await page.until("!document.getElementById('done').hidden")
 
-    with serve_page(RatingPage(PAIRS, cache, "pass"), "127.0.0.1", 0) as url:
+    with serve(RatingPage(PAIRS, cache, "pass").application, "127.0.0.1", 0) as url:
         for rater in chosen:
             asyncio.run(drive(tmp_path / rater, url, lambda page, rater=rater: script(page, rater)))
     assert cache.labels_by_rater(PAIRS) == chosen
@@ -125,7 +126,7 @@ def test_sides_and_order_are_drawn_per_rater_and_stay(cache):
 
 
 def test_a_rating_is_on_the_disk_before_the_next_pair_is_shown_and_a_restart_goes_on(cache):
-    with serve_page(RatingPage(PAIRS, cache, None), "127.0.0.1", 0) as url:
+    with serve(RatingPage(PAIRS, cache, None).application, "127.0.0.1", 0) as url:
         client = Client(url)
         assert client.log_in("ann") == 200
         for count in range(4):
@@ -137,7 +138,7 @@ def test_a_rating_is_on_the_disk_before_the_next_pair_is_shown_and_a_restart_goe
             assert json.loads(reply[1])["done"] == count + 1
             client.call("api/rate", {"pair": state["shown"]["pair"], "choice": "left"})  # a second click
     assert list(cache.labels_by_rater(PAIRS)["ann"].values()) == ["tie"] * 4
-    with serve_page(RatingPage(PAIRS, cache, None), "127.0.0.1", 0) as url:
+    with serve(RatingPage(PAIRS, cache, None).application, "127.0.0.1", 0) as url:
         client = Client(url)
         assert client.call("api/state")[0] == 401
         client.log_in("ann")
@@ -146,7 +147,7 @@ def test_a_rating_is_on_the_disk_before_the_next_pair_is_shown_and_a_restart_goe
 
 def test_nobody_gets_in_without_the_password_and_nothing_odd_is_kept(cache, monkeypatch):
     monkeypatch.setattr("gradfiltering.judging.rating_page.WRONG_PASSWORD_SECONDS", 0)
-    with serve_page(RatingPage(PAIRS, cache, "pass"), "127.0.0.1", 0) as url:
+    with serve(RatingPage(PAIRS, cache, "pass").application, "127.0.0.1", 0) as url:
         client = Client(url)
         assert client.log_in("ann", "wrong") == client.log_in("ann", "\ud800") == client.log_in(" ", "pass") == 403
         assert client.call("api/state")[0] == client.call("api/rate", {"pair": "x", "choice": "tie"})[0] == 401
@@ -170,7 +171,7 @@ def test_nobody_gets_in_without_the_password_and_nothing_odd_is_kept(cache, monk
 
 
 def human(tmp_path, **options):
-    page = PageSettings("127.0.0.1", 0, password_variable=None, open_to_all=True)
+    page = PageSettings("127.0.0.1", 0, [], password_variable=None, open_to_all=True)
     given = dict(
         ratings=str(tmp_path / "r.sqlite"),
         raters=2,
@@ -192,7 +193,7 @@ RESPONSES = {
 
 def test_a_run_waits_for_its_raters_and_writes_the_same_verdicts_as_any_judge(tmp_path, capsys, monkeypatch):
     addresses, ready = [], threading.Event()
-    original = serve_page
+    original = serve
 
     def watched(*arguments):
         context = original(*arguments)
@@ -208,7 +209,7 @@ def test_a_run_waits_for_its_raters_and_writes_the_same_verdicts_as_any_judge(tm
 
         return Watched()
 
-    monkeypatch.setattr("gradfiltering.judging.human_judge.serve_page", watched)
+    monkeypatch.setattr("gradfiltering.judging.human_judge.serve", watched)
     verdicts = []
     run = threading.Thread(
         target=lambda: verdicts.extend(judge_pairs(human(tmp_path), PROMPTS, RESPONSES, "candidate", 1)), daemon=True

@@ -10,10 +10,11 @@ from typing import Annotated, Self
 
 from annotated_types import Ge, Le
 
-from gradfiltering.errors import UserError
+from gradfiltering.errors import UserError, attributed_to
 from gradfiltering.judging.base import Judge, Question, Reply
+from gradfiltering.judging.page_server import open_socket, serve
 from gradfiltering.judging.prompts import Prompt
-from gradfiltering.judging.rating_page import RatingPage, serve_page
+from gradfiltering.judging.rating_page import RatingPage
 from gradfiltering.judging.ratings import AnswerPair, RatingStore, import_sheet, majority_label, write_sheet
 from gradfiltering.judging.verdicts import HUMAN, Scores
 from gradfiltering.options import NonNegativeInt, PositiveInt, model_validator, options
@@ -28,7 +29,9 @@ class PageSettings:
 
     Attributes:
         host: network interface to serve on; 127.0.0.1 keeps the page on this machine.
-        port: port; 0 takes a free one.
+        port: port, at most 65535; 0 takes a free one.
+        host_names: further names by which raters reach the page, such as that of a server with TLS before it. Requests
+            under other names are refused.
         password_variable: environment variable with the page's password; None draws a password and
             prints it.
         open_to_all: serve without a password.
@@ -36,11 +39,18 @@ class PageSettings:
 
     host: str
     port: Annotated[int, Ge(0), Le(65535)]
+    host_names: Sequence[str]
     password_variable: str | None
     open_to_all: bool
 
     @model_validator(mode="after")
     def _check_access(self) -> Self:
+        if not self.host.strip():
+            raise UserError(
+                "the host is empty, which would open the page to the network; give 127.0.0.1, or 0.0.0.0 to do so",
+                owner=self,
+                arguments=("host",),
+            )
         if self.open_to_all and self.password_variable is not None:
             raise UserError(
                 "open_to_all and password_variable exclude each other; give one of them",
@@ -97,8 +107,18 @@ class HumanJudge(Judge):
     seed: NonNegativeInt
 
     def check_feasible(self, prompts: Sequence[Prompt], questions_per_prompt: int, max_answer_tokens: int) -> None:
-        """Refuse a password or a sheet that is not there."""
+        """Refuse a password or a sheet that is not there, a sheet without a file name, and an address that is taken."""
         self.page.choose_password()
+        for rater in self.export:
+            if not rater.strip() or not rater.isprintable() or set(rater) & set("/\\"):
+                raise UserError(
+                    f"{rater!r} cannot be part of a file's name; give a rater's name without slashes",
+                    owner=self,
+                    arguments=("export",),
+                )
+        if not self.export:
+            with attributed_to(self.page, "host", "port"):
+                open_socket(self.page.host, self.page.port).close()
         for sheet_path in self._sheet_paths():
             if not sheet_path.is_file():
                 raise UserError(f"no such file of ratings: {sheet_path}", owner=self, arguments=("sheets",))
@@ -149,7 +169,11 @@ class HumanJudge(Judge):
             return
         rating_store.check_writable()
         page_password = self.page.choose_password()
-        with serve_page(RatingPage(pairs, rating_store, page_password), self.page.host, self.page.port) as page_url:
+        rating_page = RatingPage(pairs, rating_store, page_password, self.page.host, self.page.host_names)
+        with (
+            attributed_to(self.page, "host", "port"),
+            serve(rating_page.application, self.page.host, self.page.port) as page_url,
+        ):
             access_text = "no password" if page_password is None else f"password {page_password}"
             if self.page.password_variable is not None:
                 access_text = f"password in {self.page.password_variable}"

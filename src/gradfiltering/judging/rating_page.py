@@ -1,15 +1,13 @@
 """The page on which people compare answers: blind, on loopback, behind a password."""
 
+import asyncio
+import math
 import secrets
-import socket
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
@@ -19,13 +17,19 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from gradfiltering.errors import UserError
+from gradfiltering.judging.guess_limit import GuessLimit
+from gradfiltering.judging.page_server import REQUEST_SECONDS, HostCheck
 from gradfiltering.judging.ratings import AnswerPair, Choice, RatingStore, is_swapped, order_for_rater
+from gradfiltering.judging.reply_store import encodable
 
 TEMPLATES = Path(__file__).parent / "templates"
 LARGEST_REQUEST = 10_000  # bytes
 LONGEST_NAME = 60  # characters
 WRONG_PASSWORD_SECONDS = 0.5
+# Wrong passwords within five minutes, after which every further one is refused unread.
+GUESSES_PER_ADDRESS, GUESSES_IN_ALL, GUESS_SPAN_SECONDS = 10, 100, 300.0
+SESSION_SECONDS = 12 * 3600
+MOST_SESSIONS = 1000  # the oldest ends when another begins
 SECURITY_HEADERS = {
     # Nothing but the page's own script and style runs, whatever an answer holds.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -39,25 +43,40 @@ SECURITY_HEADERS = {
 class RatingPage:
     """Content of the page, and its web application.
 
-    Sessions are signed cookies that other sites cannot send. A rating must carry the session's own
-    token in the header `X-CSRF-Token`, which only the page's script can read.
+    Sessions are signed cookies that other sites cannot send; they end when the rater logs out, after
+    `SESSION_SECONDS`, and with the program. A rating must carry the session's own token in the header
+    `X-CSRF-Token`, which only the page's script can read. Requests must name the page as their host.
 
     Args:
         answer_pairs: pairs to be rated.
         rating_store: store of the ratings.
         password: password that raters give; None lets everybody in.
+        served_host: host that the page is served on.
+        host_names: further names by which raters reach it.
+        clock: gives the time in seconds, for the ends of sessions and the limit of guesses.
     """
 
-    def __init__(self, answer_pairs: Sequence[AnswerPair], rating_store: RatingStore, password: str | None):
+    def __init__(
+        self,
+        answer_pairs: Sequence[AnswerPair],
+        rating_store: RatingStore,
+        password: str | None,
+        served_host: str = "127.0.0.1",
+        host_names: Sequence[str] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self.pairs = {answer_pair.pair_id: answer_pair for answer_pair in answer_pairs}
         self.store = rating_store
         self.password = password
+        self._clock = clock
+        self._guess_limit = GuessLimit(GUESSES_PER_ADDRESS, GUESSES_IN_ALL, GUESS_SPAN_SECONDS, clock)
+        self._session_ends: dict[str, float] = {}  # by the session's name, oldest first
         # The secret is drawn anew each time, so sessions end with the program.
         session_middleware = Middleware(
             SessionMiddleware,
             secret_key=secrets.token_urlsafe(32),
             session_cookie="session",
-            max_age=None,
+            max_age=SESSION_SECONDS,
             same_site="strict",
         )
         self.application = Starlette(
@@ -67,9 +86,14 @@ class RatingPage:
                 Route("/page.css", _serve_file("rating.css")),
                 Route("/api/state", self.show_state),
                 Route("/api/login", self.log_in, methods=["POST"]),
+                Route("/api/logout", self.log_out, methods=["POST"]),
                 Route("/api/rate", self.rate_pair, methods=["POST"]),
             ],
-            middleware=[Middleware(BaseHTTPMiddleware, dispatch=_add_security_headers), session_middleware],
+            middleware=[
+                Middleware(BaseHTTPMiddleware, dispatch=_add_security_headers),
+                Middleware(HostCheck, served_host=served_host, host_names=host_names),
+                session_middleware,
+            ],
         )
 
     async def log_in(self, http_request: Request) -> Response:
@@ -81,28 +105,38 @@ class RatingPage:
         )
         if not rater or len(rater) > LONGEST_NAME or not rater.isprintable():
             return _refuse(403, "wrong password, or no name")
+        address = http_request.client.host if http_request.client else ""
+        if (wait_seconds := self._guess_limit.wait_seconds(address)) > 0:
+            refusal = _refuse(429, "too many wrong passwords; try again in some minutes")
+            refusal.headers["Retry-After"] = str(math.ceil(wait_seconds))
+            return refusal
         if self.password is not None and not secrets.compare_digest(
             given_password.encode("utf-8", "surrogatepass"), self.password.encode()
         ):
-            await run_in_threadpool(time.sleep, WRONG_PASSWORD_SECONDS)  # slows guessing down
+            self._guess_limit.add_wrong_guess(address)  # before anything is awaited, so that guesses at once count
+            await asyncio.sleep(WRONG_PASSWORD_SECONDS)  # slows guessing down
             return _refuse(403, "wrong password, or no name")
-        http_request.session.update(rater=rater, csrf_token=secrets.token_urlsafe(24))
+        http_request.session.clear()
+        http_request.session.update(name=self._start_session(), rater=rater, csrf_token=secrets.token_urlsafe(24))
+        return JSONResponse({"ok": True})
+
+    async def log_out(self, http_request: Request) -> Response:
+        """End the session, for whoever holds its cookie."""
+        if refusal := self._check_session(http_request, needs_token=True):
+            return refusal
+        self._session_ends.pop(http_request.session["name"], None)
+        http_request.session.clear()
         return JSONResponse({"ok": True})
 
     async def show_state(self, http_request: Request) -> Response:
         """Send the rater's progress and next pair."""
-        if "rater" not in http_request.session:
-            return _refuse(401, "log in")
-        return await self._state_response(http_request)
+        return self._check_session(http_request, needs_token=False) or await self._state_response(http_request)
 
     async def rate_pair(self, http_request: Request) -> Response:
         """Store a rating, then send the next pair."""
+        if refusal := self._check_session(http_request, needs_token=True):
+            return refusal
         session = http_request.session
-        if "rater" not in session:
-            return _refuse(401, "log in")
-        csrf_token = http_request.headers.get("x-csrf-token", "")
-        if not secrets.compare_digest(csrf_token.encode(), session["csrf_token"].encode()):
-            return _refuse(403, "this request does not come from the page")
         request_body = await _read_body(http_request)
         pair_id, choice = str(request_body.get("pair")), str(request_body.get("choice"))
         choices: dict[str, Choice] = {name: name for name in get_args(Choice)}
@@ -110,6 +144,27 @@ class RatingPage:
             return _refuse(400, "not understood")
         await run_in_threadpool(self.store.add_choice, pair_id, session["rater"], choices[choice])
         return await self._state_response(http_request)
+
+    def _start_session(self) -> str:
+        """Begin a session and forget those that have ended; return its name."""
+        now = self._clock()
+        self._session_ends = {name: end for name, end in self._session_ends.items() if end > now}
+        while len(self._session_ends) >= MOST_SESSIONS:
+            del self._session_ends[next(iter(self._session_ends))]
+        session_name = secrets.token_urlsafe(24)
+        self._session_ends[session_name] = now + SESSION_SECONDS
+        return session_name
+
+    def _check_session(self, http_request: Request, needs_token: bool) -> Response | None:
+        """Refuse a request without a session that goes on, or without its token where one is needed."""
+        session = http_request.session
+        if self._session_ends.get(session.get("name", ""), 0.0) <= self._clock():
+            session.clear()
+            return _refuse(401, "log in")
+        csrf_token = http_request.headers.get("x-csrf-token", "")
+        if needs_token and not secrets.compare_digest(csrf_token.encode(), session["csrf_token"].encode()):
+            return _refuse(403, "this request does not come from the page")
+        return None
 
     async def _state_response(self, http_request: Request) -> Response:
         rater = http_request.session["rater"]
@@ -128,37 +183,11 @@ class RatingPage:
                 pair_sides.reverse()
             shown_pair = {
                 "pair": answer_pair.pair_id,
-                "question": answer_pair.question,
-                "left": pair_sides[0],
-                "right": pair_sides[1],
+                "question": encodable(answer_pair.question),
+                "left": encodable(pair_sides[0]),
+                "right": encodable(pair_sides[1]),
             }
         return {"rater": rater, "done": len(rated), "total": len(answer_pairs), "shown": shown_pair}
-
-
-@contextmanager
-def serve_page(page: RatingPage, host: str, port: int) -> Iterator[str]:
-    """Serve the page while the block runs.
-
-    Yields:
-        The page's address.
-
-    Raises:
-        UserError: the port is taken, or the host is not this machine's.
-    """
-    try:
-        server_socket = socket.create_server((host, port))
-    except OSError as error:
-        raise UserError(f"cannot serve on host {host}, port {port} ({error}); port 0 is any") from error
-    server_config = uvicorn.Config(page.application, log_config=None, lifespan="off", server_header=False)
-    page_server = uvicorn.Server(server_config)
-    server_thread = threading.Thread(target=page_server.run, args=([server_socket],), daemon=True)
-    server_thread.start()
-    try:
-        yield f"http://{host}:{server_socket.getsockname()[1]}/"
-    finally:
-        page_server.should_exit = True
-        server_thread.join()
-        server_socket.close()
 
 
 async def _add_security_headers(http_request: Request, call_next: RequestResponseEndpoint) -> Response:
@@ -175,14 +204,15 @@ def _serve_file(file_name: str) -> Any:
 
 
 async def _read_body(http_request: Request) -> dict[str, Any]:
-    """Read a small JSON object; an empty one where the body is anything else."""
+    """Read a small JSON object; an empty one where the body is anything else, or does not come in time."""
     body_length = http_request.headers.get("content-length", "")
     is_json = http_request.headers.get("content-type") == "application/json"
     if not is_json or not body_length.isdecimal() or int(body_length) > LARGEST_REQUEST:
         return {}
     try:
-        request_body = await http_request.json()
-    except (ValueError, RecursionError):
+        async with asyncio.timeout(REQUEST_SECONDS):
+            request_body = await http_request.json()
+    except (ValueError, RecursionError, TimeoutError):
         return {}
     return request_body if isinstance(request_body, dict) else {}
 

@@ -17,6 +17,8 @@ from gradfiltering.seeding import derive_seed
 
 Choice = Literal["left", "right", "tie"]  # as a rater sees the pair
 Label = Literal["first", "second", "tie"]  # as the pair is stored
+# A spreadsheet takes a cell that begins with one of these for a formula; an apostrophe before it makes it text.
+FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")
 COLUMNS = ("pair", "rater", "prompt_set", "prompt_id", "question", "left", "right", "choice")
 
 
@@ -114,7 +116,8 @@ def majority_label(pair_labels: Sequence[str]) -> Label:
 def write_sheet(sheet_path: Path, answer_pairs: Sequence[AnswerPair], rating_store: RatingStore, rater: str) -> None:
     """Write a rater's sheet for other tools: blind, in the rater's own sides and order.
 
-    The column `choice` takes left, right or tie; choices made already stand in it.
+    The column `choice` takes left, right or tie; choices made already stand in it. Texts that a
+    spreadsheet would run as formulas have an apostrophe before them (see `escape_formula`).
     """
     pair_labels = rating_store.labels_by_rater(answer_pairs).get(rater, {})
     with (
@@ -130,9 +133,8 @@ def write_sheet(sheet_path: Path, answer_pairs: Sequence[AnswerPair], rating_sto
             side_choices = {left_side[0]: "left", right_side[0]: "right", "tie": "tie"}
             rater_choice = side_choices.get(pair_labels.get(answer_pair.pair_id, ""), "")
             prompt_cells = (answer_pair.prompt_set, answer_pair.prompt_id, answer_pair.question)
-            sheet_writer.writerow(
-                (answer_pair.pair_id, rater, *prompt_cells, left_side[1], right_side[1], rater_choice)
-            )
+            text_cells = (rater, *prompt_cells, left_side[1], right_side[1])
+            sheet_writer.writerow((answer_pair.pair_id, *map(escape_formula, text_cells), rater_choice))
 
 
 def import_sheet(sheet_path: Path, answer_pairs: Sequence[AnswerPair], rating_store: RatingStore) -> int:
@@ -159,11 +161,22 @@ def import_sheet(sheet_path: Path, answer_pairs: Sequence[AnswerPair], rating_st
                 )
             for row_number, sheet_row in enumerate(sheet_rows, start=1):
                 if pair_label := _read_label(f"{sheet_path}, row {row_number}", sheet_row, pairs_by_id):
-                    new_ratings.append((sheet_row["pair"], sheet_row["rater"].strip(), pair_label))
+                    rater = restore_formula(sheet_row["rater"]).strip()
+                    new_ratings.append((sheet_row["pair"], rater, pair_label))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{sheet_path}: cannot be read ({error})") from error
     rating_store.add_all(new_ratings)
     return len(new_ratings)
+
+
+def escape_formula(cell_text: str) -> str:
+    """Put an apostrophe before a text that a spreadsheet would run, and before one that begins like an escaped one."""
+    return f"'{cell_text}" if cell_text.lstrip("' ").startswith(FORMULA_STARTS) else cell_text
+
+
+def restore_formula(cell_text: str) -> str:
+    """Return the text that `escape_formula` was given, or that a spreadsheet without the apostrophe saved."""
+    return cell_text[1:] if cell_text.startswith("'") and escape_formula(cell_text) != cell_text else cell_text
 
 
 def _read_label(
@@ -180,7 +193,7 @@ def _read_label(
         raise UserError(f"{row_location}: pair {sheet_row['pair']!r} is not of this run, or the rater is missing")
     if rater_choice == "tie":
         return "tie"
-    left_side = _normalize_text(sheet_row["left"] or "")
+    left_side = _normalize_text(restore_formula(sheet_row["left"] or ""))
     first_text, second_text = _normalize_text(answer_pair.first), _normalize_text(answer_pair.second)
     if left_side not in (first_text, second_text):
         raise UserError(f"{row_location}: the left answer is none of this pair's; was the sheet's text changed?")

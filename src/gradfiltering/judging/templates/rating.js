@@ -51,6 +51,7 @@ at("login").addEventListener("submit", async (event) => {
   at("refused").textContent = reply.ok ? "" : (await reply.json()).error;
   if (reply.ok) refresh();
 });
+at("logout").addEventListener("click", async () => { await call("api/logout", {}); location.reload(); });
 for (const button of document.querySelectorAll("[data-choice]")) {
   button.addEventListener("click", () => rate(button.dataset.choice));
 }
