@@ -20,7 +20,7 @@ from starlette.routing import Route
 from gradfiltering.judging.guess_limit import GuessLimit
 from gradfiltering.judging.page_server import REQUEST_SECONDS, HostCheck
 from gradfiltering.judging.ratings import AnswerPair, Choice, RatingStore, is_swapped, order_for_rater
-from gradfiltering.judging.reply_store import encodable
+from gradfiltering.runs.plain_text import replace_lone_surrogates
 
 TEMPLATES = Path(__file__).parent / "templates"
 LARGEST_REQUEST = 10_000  # bytes
@@ -183,9 +183,9 @@ class RatingPage:
                 pair_sides.reverse()
             shown_pair = {
                 "pair": answer_pair.pair_id,
-                "question": encodable(answer_pair.question),
-                "left": encodable(pair_sides[0]),
-                "right": encodable(pair_sides[1]),
+                "question": replace_lone_surrogates(answer_pair.question),
+                "left": replace_lone_surrogates(pair_sides[0]),
+                "right": replace_lone_surrogates(pair_sides[1]),
             }
         return {"rater": rater, "done": len(rated), "total": len(answer_pairs), "shown": shown_pair}
 
