@@ -284,7 +284,7 @@ def test_half_a_surrogate_in_an_answer_is_shown(store):
         rater = Rater(urlsplit(url))
         assert rater.log_in() == 200
         shown = json.loads(rater.call("/api/state")[1])["shown"]
-        assert shown["question"] == "Q ??" and {shown["left"], shown["right"]} == {"one ?", "two"}
+        assert shown["question"] == "Q \ufffd?" and {shown["left"], shown["right"]} == {"one \ufffd", "two"}
 
 
 FORMULAS = [
