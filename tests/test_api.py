@@ -57,6 +57,12 @@ def test_every_form_of_rows_gives_the_same_selection(tmp_path):
     [
         ({"rows": "gone.jsonl"}, "no such file"),
         ({"rows": [1]}, "rows must be a path"),
+        ({"rows": (row for row in ROWS)}, "rows must be a path, .* got generator"),
+        ({"rows": datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS))}, "of one split, .* got DatasetDict"),
+        ({"rows": datasets.Dataset.from_list(ROWS).to_iterable_dataset()}, "not streamed.* got IterableDataset"),
+        ({"rows": [*ROWS, {"a": {1}}]}, "row 20 cannot be written as JSON: Object of type set"),
+        ({"rows": pd.DataFrame([["a", "b"]], columns=["a", "a"])}, "cannot be written as parquet: Duplicate column"),
+        ({"rows": ROWS, "proxy": None}, "proxy must be a name or a folder, got None"),
         ({"fraction": 0}, "selector.fraction=0"),
         ({"ensemble": {"q": 3}}, "no option ensemble.q"),
         ({"scorer": "best"}, "scorer/best"),

@@ -5,7 +5,10 @@ import re
 import subprocess
 import sys
 
+import pytest
 from tests.support.pipeline import ROOT
+
+from gradfiltering.interruption import STOPPED_MESSAGE
 
 LARGE = {
     "torch", "lightning", "transformers", "peft", "datasets", "torchmetrics", "wandb", "pandas", "scipy", "sklearn",
@@ -26,6 +29,17 @@ def large_imports(lines):
     found = [match.group(1) for line in lines if (match := IMPORTED.match(line.rstrip()))]
     assert "hydra" in found, "the imports were not seen"
     return {name.partition(".")[0] for name in found} & LARGE
+
+
+@pytest.mark.parametrize("arguments", [["run", "seed=1"], ["cache", "list"]], ids=["run", "cache"])
+def test_ctrl_c_while_the_command_is_imported_is_one_sentence(arguments, tmp_path):
+    (tmp_path / "hydra.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    (tmp_path / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    variables = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT / 'src'}"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "gradfiltering", *arguments], env=variables, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", f"{STOPPED_MESSAGE}\n")
 
 
 def test_help_loads_no_large_library():

@@ -3,7 +3,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -78,7 +78,11 @@ def run_experiment(overrides: Sequence[str] = ()) -> RunResult:
     """
     from gradfiltering.config.launch import run_task
 
-    if isinstance(overrides, str) or any(override_text in ("-m", "--multirun") for override_text in overrides):
+    if (
+        not isinstance(overrides, Sequence)
+        or isinstance(overrides, str)
+        or any(override_text in ("-m", "--multirun") for override_text in overrides)
+    ):
         raise UserError("give a list of NAME=VALUE; for a sweep use `gradfiltering run -m` on the command line")
     with composed(overrides) as run_config:
         run_task(run_config)
@@ -130,6 +134,8 @@ def select_rows(
 
 def _proxy_overrides(proxy: str | Path) -> list[str]:
     named_proxies = {conf_file.stem for conf_file in (configuration_folder() / "proxy").glob("*.yaml")}
+    if not isinstance(proxy, str | Path):
+        raise UserError(f"proxy must be a name or a folder, got {proxy!r}")
     if str(proxy) in named_proxies:
         return [f"proxy={proxy}"]
     model_name = Path(proxy).absolute() if Path(proxy).is_dir() else proxy
@@ -140,17 +146,32 @@ def _write_rows(rows: Any, folder: Path) -> Path:
     """Write rows to a file, unless they are in one."""
     if isinstance(rows, str | Path):
         return Path(rows).absolute()
-    if _library_of(rows) == "pandas":
-        rows.to_parquet(folder / "rows.parquet", index=False)
+    if _library_of(rows) == "pandas" and type(rows).__name__ == "DataFrame":
+        try:
+            rows.to_parquet(folder / "rows.parquet", index=False)
+        except (TypeError, ValueError) as error:  # pyarrow's errors are ValueErrors or TypeErrors
+            raise UserError(f"the table cannot be written as parquet: {error}; mend or drop that column") from error
         return folder / "rows.parquet"
-    if _library_of(rows) == "datasets":
+    if _library_of(rows) == "datasets" and hasattr(rows, "select") and hasattr(rows, "to_parquet"):
         rows.to_parquet(folder / "rows.parquet")
         return folder / "rows.parquet"
-    if not isinstance(rows, Iterable) or not all(isinstance(row, Mapping) for row in rows):
-        raise UserError("rows must be a path, a list of dicts, a datasets.Dataset or a pandas.DataFrame")
+    if not isinstance(rows, Sequence) or not all(isinstance(row, Mapping) for row in rows):
+        raise UserError(
+            "rows must be a path, a list of dicts, a datasets.Dataset (of one split, not streamed) or a "
+            f"pandas.DataFrame, got {type(rows).__name__}"
+        )
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as row_file:
-        row_file.writelines(json.dumps(row) + "\n" for row in rows)
+        row_file.writelines(_to_json_line(row_index, row) for row_index, row in enumerate(rows))
     return folder / "rows.jsonl"
+
+
+def _to_json_line(row_index: int, row: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(row if isinstance(row, dict) else dict(row)) + "\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"row {row_index} cannot be written as JSON: {error}; give text, numbers, lists and dicts"
+        ) from error
 
 
 def _take_rows(rows: Any, example_ids: list[int], folder: Path) -> Any:
