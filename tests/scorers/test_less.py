@@ -103,7 +103,7 @@ def test_with_one_task_turns_are_the_plain_order():
     ("changes", "message"),
     [
         ({"checkpoints": []}, "give different epochs"),
-        ({"checkpoints": [0, 1]}, "checkpoints must be a list.*greater than 0"),
+        ({"checkpoints": [0, 1]}, r"checkpoints\[0\] must be a positive whole number"),
         ({"checkpoints": [1, 1]}, "give different epochs"),
         ({"checkpoints": 2}, "checkpoints must be a list"),
         ({"members": 0}, "members must be a positive"),

@@ -13,7 +13,7 @@ def brute_force(scores, size):
 @pytest.mark.parametrize("fraction", [0.04, 0.2, 0.5, 1.0])
 def test_takes_the_best_share_of_all_rows(fraction, ids, scores, evidence):
     chosen = TopSelector(fraction, None).select(evidence(ids, 0), 25, scores).example_ids
-    assert chosen == brute_force(scores, min(round(fraction * 25), len(ids)))
+    assert chosen == brute_force(scores, min(int(fraction * 25 + 0.5), len(ids)))
     outside = np.setdiff1d(ids, chosen)
     inside = np.isin(ids, chosen)
     assert len(outside) == 0 or scores.score[inside].min() >= scores.score[~inside].max()

@@ -22,7 +22,7 @@ def test_the_second_chooses_among_what_the_first_chose(ids, scores, evidence):
     rows = np.searchsorted(ids, wide)
     narrow = FacilityLocationSelector(0.2, None, "euclidean").select(evidence(wide, embeddings=points[rows]), 25, None)
     assert found.example_ids == narrow.example_ids and set(found.example_ids) <= set(wide)
-    assert found.facts["first_selected"] == 12 and len(found.example_ids) == 5
+    assert found.facts["first_selected"] == 13 and len(found.example_ids) == 5
 
 
 def test_needs_are_those_of_both():

@@ -128,6 +128,8 @@ UNTOUCHING: dict[str, Any] = {
     "diagnostics.length_correlation": 0.9,
     "diagnostics.member_agreement": 0.9,
     "diagnostics.source_spread": 0.9,
+    "diagnostics.chance_loss_share": 0.9,
+    "diagnostics.unknown_token_share": 0.9,
     "diagnostics.easiness": 0.9,
     "diagnostics.bootstrap": 9,
     "diagnostics.confidence": 0.9,
