@@ -121,11 +121,11 @@ def _signature(cls: Any) -> Signature:
         default_value = Parameter.empty if option_field.default is MISSING else option_field.default
         if option_field.default_factory is not MISSING:
             default_value = option_field.default_factory()
-        parameter_kind = Parameter.POSITIONAL_OR_KEYWORD
+        parameter_kind = Parameter.KEYWORD_ONLY if option_field.kw_only else Parameter.POSITIONAL_OR_KEYWORD
         init_parameters.append(
             Parameter(option_field.name, parameter_kind, default=default_value, annotation=option_field.type)
         )
-    return Signature(init_parameters)
+    return Signature(sorted(init_parameters, key=lambda parameter: parameter.kind))
 
 
 def describe_type(type_hint: Any) -> str:

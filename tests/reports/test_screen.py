@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from gradfiltering.reports.data_lines import describe_cut_rows
+from gradfiltering.reports.data_lines import describe_cut_rows, describe_hygiene
 from gradfiltering.reports.screen import FILE_MEANINGS, print_summary
 
 ENSEMBLE = {
@@ -155,3 +155,15 @@ def test_nothing_is_said_of_cuts_where_a_run_of_an_old_version_did_not_count_the
     assert describe_cut_rows({"data": {"examples": 4, "unscored": 0, "truncated": 3, "tokens": 9}}) is None
     whole = {"examples": 4, "unscored": 0, "truncated": {"rows": 0, "tokens": 0}, "max_tokens": 512, "tokens": 9}
     assert describe_cut_rows({"data": whole}) == "No row was cut: each fits into 512 tokens"
+
+
+def test_signs_of_poor_rows_are_counted_in_a_line():
+    counts = {"exact_duplicate": 2, "near_duplicate": 0, "refusal": 1234}
+    hygiene = {"rows": 5000, "counts": counts, "dropped": 0}
+    line = "Signs of poor rows, of 5,000: exact duplicate 2, refusal 1,234; none was dropped"
+    assert describe_hygiene({"hygiene": hygiene}) == line
+    dropped = describe_hygiene({"hygiene": hygiene | {"dropped": 1236}})
+    assert dropped == line.replace("none was dropped", "1,236 were dropped")
+    clean = hygiene | {"counts": dict.fromkeys(counts, 0)}
+    assert describe_hygiene({"hygiene": clean}) == "None of 5,000 rows shows a sign of poor quality"
+    assert describe_hygiene({}) is None

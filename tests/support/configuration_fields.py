@@ -95,6 +95,7 @@ TOUCHING: dict[str, tuple[Any, set[str]]] = {
     "data.corrupt.truncated": (0.2, DATA),
     "data.corrupt.duplicate": (0.2, DATA),
     "data.corrupt.ambiguous": (0.2, DATA),
+    "data.drop": (["exact_duplicate"], {"base_model_losses", *ENSEMBLE, *MODELS}),
     "data.rows": (50, DATA),
     # Held-out rows are measured and never trained on.
     "data.heldout_rows": (7, {"tokens", "base_model_losses", "gradient_log", "target_tokens", *MODELS}),

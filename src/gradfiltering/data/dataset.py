@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,6 +70,8 @@ class InstructionDataset:
         origin: the source in words, for messages and provenance.
         form: what the rows came in, and the subset is given back in.
         contents: how many rows are of each schema, and what of them is not used.
+        drop: signs of poor rows (see `row_hygiene`) that a row is left out for.
+        dropped: rows that are left out, with the reason (listed as unscored).
     """
 
     rows: Dataset | JsonRows
@@ -81,6 +83,8 @@ class InstructionDataset:
     origin: str
     form: FileFormat
     contents: RowContents = field(default_factory=RowContents)
+    drop: Sequence[str] = ()
+    dropped: Mapping[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -232,11 +232,11 @@ class Encoder:
         """
         encoded_rows = self._map(dataset.rows, dataset)
         is_scorable = _scorable(encoded_rows)
-        is_scorable[list(dataset.set_aside)] = False
+        is_scorable[[*dataset.set_aside, *dataset.dropped]] = False
         unscored_positions = np.flatnonzero(~is_scorable)
         reason_texts = encoded_rows.select(unscored_positions)["reason"][:]
         unscored = [
-            (row_position, unscored_reason or SET_ASIDE)
+            (row_position, unscored_reason or dataset.dropped.get(row_position, SET_ASIDE))
             for row_position, unscored_reason in zip(unscored_positions.tolist(), reason_texts, strict=True)
         ]
         if not is_scorable.any():

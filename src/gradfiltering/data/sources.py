@@ -1,6 +1,7 @@
 """Sources of rows: a file, a folder, the hub. One class for each option of the `data` group."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import field
 from typing import Any, Literal, Protocol, TypeAlias
 
 import datasets
@@ -11,6 +12,7 @@ from gradfiltering.data.dataset import InstructionDataset, check_rows
 from gradfiltering.data.json_rows import JsonRows, columns_json_lacks
 from gradfiltering.data.loading import LoadedRows, load
 from gradfiltering.data.row_contents import choose_schema, count_contents
+from gradfiltering.data.row_hygiene import HygieneName
 from gradfiltering.data.schemas import Columns, Instruction, Mixed, Schema, find_candidates
 from gradfiltering.data.templates import AUTO
 from gradfiltering.errors import UserError, attributed_to
@@ -72,6 +74,7 @@ class LoadedSource:
         columns: names of the columns that hold a row's question and answer.
         heldout: the rows that are kept for evaluation.
         corrupt: the defects that are planted.
+        drop: signs of poor rows that a row is left out for.
     """
 
     limit: PositiveInt | None
@@ -80,6 +83,7 @@ class LoadedSource:
     columns: Columns
     heldout: Heldout
     corrupt: DefectPlanter
+    drop: Sequence[HygieneName] = field(default=(), kw_only=True)
 
     @property
     def rows_to_read(self) -> int | None:
@@ -135,6 +139,7 @@ class LoadedSource:
             origin=loaded_rows.origin,
             form=loaded_rows.form,
             contents=count_contents(pool, schema, loaded_rows.left_out),
+            drop=self.drop,
         )
 
     def _hold_out(self, all_rows: Rows, pool: Rows, schema: Schema, seed: int) -> tuple[Rows | None, frozenset[int]]:

@@ -1,12 +1,13 @@
 """The experiment, from rows to report."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.examples import Encoder, Examples, Rows, describe_template, find_max_tokens
+from gradfiltering.data.row_hygiene import check_hygiene
 from gradfiltering.data.row_texts import write_row_texts
 from gradfiltering.data.templates import layout_name
 from gradfiltering.data.unknown_tokens import unknown_token_share
@@ -98,6 +99,7 @@ def run_experiment(experiment: Experiment) -> None:
         experiment.method.budget_rows(len(dataset))  # refuses a budget that the dataset does not have
         # Prompts are loaded now, so that a missing file shows before anything is trained.
         prompts = load_judging_prompts(experiment, run, dataset)
+        dataset = report_hygiene(experiment, run, dataset, prompts)
 
         proxy = run.stages.run("base_model", load_model, experiment.proxy, experiment, run)
         rows = measure_rows(experiment, run, dataset, proxy)
@@ -138,6 +140,17 @@ def report_model(run: OpenRun, dataset: InstructionDataset, role: str, model: La
     layout = layout_name(dataset.template_for(model.tokenizer), model.tokenizer)
     run.stages.add_to_summary(templates={**run.stages.summary.get("templates", {}), role: layout})
     announce(f"prompt template of the {role}: {describe_template(dataset, model.tokenizer)}")
+
+
+def report_hygiene(
+    experiment: Experiment, run: OpenRun, dataset: InstructionDataset, prompts: Sequence[Prompt]
+) -> InstructionDataset:
+    """Count the rows that show signs of poor quality, and return the dataset with those left out that are to be."""
+    evaluation_turns = [*(dataset.heldout_turns() or ()), *(prompt.turn for prompt in prompts)]
+    hygiene = check_hygiene(dataset, [turn.question for turn in evaluation_turns], experiment.cache)
+    dropped = hygiene.rows_to_drop(dataset.drop)
+    run.stages.add_to_summary(hygiene={"rows": len(dataset), "counts": hygiene.counts, "dropped": len(dropped)})
+    return replace(dataset, dropped=dropped)
 
 
 def load_judging_prompts(experiment: Experiment, run: OpenRun, dataset: InstructionDataset) -> list[Prompt]:

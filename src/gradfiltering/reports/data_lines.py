@@ -19,3 +19,20 @@ def describe_cut_rows(run_summary: Mapping[str, Any]) -> str | None:
         f"{truncated['rows']:,} of {scored_rows:,} rows were cut to {limit} and lost {truncated['tokens']:,} tokens, "
         f"{truncated['tokens'] / total_tokens:.1%} of all"
     )
+
+
+def describe_hygiene(run_summary: Mapping[str, Any]) -> str | None:
+    """Say how many rows show signs of poor quality; None where they were not counted."""
+    hygiene = run_summary.get("hygiene")
+    if hygiene is None:
+        return None
+    shown_counts = [f"{name.replace('_', ' ')} {count:,}" for name, count in hygiene["counts"].items() if count]
+    if not shown_counts:
+        return f"None of {hygiene['rows']:,} rows shows a sign of poor quality"
+    dropped_words = f"{hygiene['dropped']:,} were dropped" if hygiene["dropped"] else "none was dropped"
+    return f"Signs of poor rows, of {hygiene['rows']:,}: {', '.join(shown_counts)}; {dropped_words}"
+
+
+def describe_data(run_summary: Mapping[str, Any]) -> list[str]:
+    """The lines that are known."""
+    return [line for line in (describe_cut_rows(run_summary), describe_hygiene(run_summary)) if line is not None]

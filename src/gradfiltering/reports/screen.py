@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gradfiltering.reports.data_lines import describe_cut_rows
+from gradfiltering.reports.data_lines import describe_data
 
 SOURCES_PRINTED = 20
 LEFT_COLUMNS = ("stage", "source", "kind", "model", "against", "prompts", "")
@@ -37,9 +37,8 @@ def print_summary(run_summary: Mapping[str, Any], folder: Path, console: Console
     console.rule("[bold]gradfiltering")
     if not run_diagnostics.get("proxy_knows_rows", True):
         console.print(Text("The proxy knows little of these rows: do not rely on their scores", "bold red"))
-    cut_rows = describe_cut_rows(run_summary)
-    if cut_rows is not None:
-        console.print(Text(cut_rows))
+    for line in describe_data(run_summary):
+        console.print(Text(line))
     console.print(_build_stages(run_summary))
     if "templates" in run_summary:
         console.print(Text.assemble(("Prompt template", "bold"), f"  {describe_templates(run_summary)}"))

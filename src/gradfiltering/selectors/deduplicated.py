@@ -1,14 +1,12 @@
 """Selection without near-duplicates."""
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import Ge
 
-from gradfiltering.errors import UserError
-from gradfiltering.options import PositiveInt, Share, model_validator, options
+from gradfiltering.options import PositiveInt, Share, options
 from gradfiltering.requests import Evidence, Request, RowTokens
 from gradfiltering.scorers.base import Scores
 from gradfiltering.selectors.base import Budget, Selection, Selector, check_inner_budget
@@ -38,14 +36,6 @@ class DeduplicatedSelector(Budget):
     threshold: Share = 0.8
     permutations: Annotated[int, Ge(MIN_PERMUTATIONS)] = 128
     shingle: PositiveInt = 3
-
-    @model_validator(mode="after")
-    def _check_library(self) -> "DeduplicatedSelector":
-        if find_spec("datasketch") is None:
-            raise UserError(
-                "near-duplicates are found by the package datasketch; install it with pip install gradfiltering[dedup]"
-            )
-        return self
 
     @property
     def requests(self) -> frozenset[Request[Any]]:

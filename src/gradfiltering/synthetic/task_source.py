@@ -1,9 +1,12 @@
 """The bundled tasks as a dataset source."""
 
+from collections.abc import Sequence
+
 from datasets import Dataset
 
 from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.file_formats import JSON_LINES
+from gradfiltering.data.row_hygiene import HygieneName
 from gradfiltering.data.schemas import Columns, Instruction, find_candidates
 from gradfiltering.data.sources import DefectPlanter
 from gradfiltering.errors import UserError
@@ -23,6 +26,7 @@ class TaskSource:
         template: name of the prompt template.
         columns: names of the columns that hold instruction, input and output.
         corrupt: the defects that are planted.
+        drop: signs of poor rows that a row is left out for.
     """
 
     rows: PositiveInt
@@ -31,6 +35,7 @@ class TaskSource:
     template: str
     columns: Columns
     corrupt: DefectPlanter
+    drop: Sequence[HygieneName] = ()
 
     def load(self, seed: int) -> InstructionDataset:
         """Generate training rows (with planted kinds) and clean held-out rows."""
@@ -58,4 +63,5 @@ class TaskSource:
             template=self.template,
             origin=origin,
             form=JSON_LINES,
+            drop=self.drop,
         )

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from gradfiltering.options import NonNegativeInt, options
-from gradfiltering.reports.data_lines import describe_cut_rows
+from gradfiltering.reports.data_lines import describe_data
 from gradfiltering.reports.page import answer_section, convergence_curves, ensemble_health, provenance, row_explorer
 from gradfiltering.reports.page.charts import Chart, write_figures
 from gradfiltering.reports.page.html_rendering import write_html
@@ -102,7 +102,7 @@ def _collect_context(run_files: RunFiles, rows: RowMeasurements, sample: row_exp
     """Collect the words and tables of the template."""
     return {
         "name": "/".join(run_files.path.resolve().parts[-2:]),
-        "cut_rows": describe_cut_rows(run_files.summary),
+        "data_lines": describe_data(run_files.summary),
         "headline": answer_section.format_headline(run_files),
         "proxy_knows_rows": run_files.diagnostics.get("proxy_knows_rows", True),
         "verdicts": answer_section.summarise_verdicts(run_files),

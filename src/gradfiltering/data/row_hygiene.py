@@ -1,0 +1,337 @@
+"""Signs of poor rows, each counted by a check of its own: duplicates, refusals, unfinished answers and the like.
+
+A hit is a sign and no proof: rows are counted, and left out only where the user says so.
+"""
+
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+
+from gradfiltering.data.dataset import InstructionDataset, hash_content
+from gradfiltering.data.row_contents import iterate_columns
+from gradfiltering.data.row_texts import prompt_and_response
+from gradfiltering.runs.cache import Cache
+from gradfiltering.runs.plain_text import replace_lone_surrogates
+
+HYGIENE_FILE = "hygiene.npz"
+HYGIENE_VERSION = 1  # raise it when a check finds other rows
+EVALUATION_PROMPT = "evaluation_prompt"
+
+HygieneName = Literal[
+    "exact_duplicate", "near_duplicate", "empty_answer", "one_word_answer", "refusal", "unfinished_answer",
+    "repetition", "unexpected_language", "evaluation_prompt",
+]  # fmt: skip
+HYGIENE_NAMES: tuple[HygieneName, ...] = get_args(HygieneName)
+
+# Characters of scripts that put no blanks between words: each counts as a word.
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
+
+REFUSAL_OPENING = 250  # characters of an answer in which a refusal stands
+REFUSAL = re.compile(
+    r"(^|[.,;!?:]\s+|\bbut )as an? (ai|artificial intelligence|(large )?language model)\b"
+    r"(?!-| (researcher|engineer|expert))"
+    r"|\b(i'm|i am) (just |only )?an? (ai|artificial intelligence|(large )?language model)\b"
+    r"|^((i'm|i am) )?(very |so |truly )?sorry,?( but)? i (cannot|can't|can not|am unable|am not able|do not|don't)\b"
+    r"|^(unfortunately,? |i apologi[sz]e,? but )?i ((cannot|can't|can not|will not|won't|am unable to|am not able to)"
+    r" (assist|help|fulfill|comply|provide|generate|create|answer|complete|perform|process|access|browse|discuss)"
+    r"|do not have (access|the ability|personal))\b"
+    r"|^(unfortunately,? )?i'm (unable|not able) to\b|^i'm not (comfortable|programmed)\b",
+    re.IGNORECASE,
+)
+
+# Words that no sentence ends with.
+OPEN_WORDS = {
+    "a", "an", "the", "and", "or", "nor", "because", "although", "whereas", "unless", "my", "your", "our", "their",
+    "whose", "than", "as", "into", "upon", "between", "among",
+}  # fmt: skip
+SENTENCE_END = re.compile(r"[.!?\u2026\u3002\uff01\uff1f\u061f\u06d4\u0964]")
+EARLIER_SENTENCE = re.compile(
+    r"[a-z\u00df-\u00ff\u0430-\u044f\)\"'][.!?]\s+[^\W\d_]|[\u3002\uff01\uff1f\u0964\u06d4]\s*\w"
+)
+LIST_ITEM = re.compile(r"\s*(?:[-*+\u2022\u2013]|\(?\d{1,3}[.):]|\(?(?:[a-zA-Z]|[ivx]+)[.)])\s+")
+CODE_LINE = re.compile(
+    r"[;{}]\s*$|^\s*(def|class|return|import|from \w+ import|function|var|let|const|public|private|elif|else:|#include"
+    r"|SELECT|INSERT|FROM|WHERE|CREATE|UPDATE|</?\w+[^>]*>)\b|^\s*</?\w+[^>]*>|\w\([^)]*\)\s*:?\s*$"
+    r"|^\s*[\w.\[\]]+ ?[-+*/]?=(?!=) ?\S"
+    r"|^(\t| {2,})\S|\\(frac|sqrt|begin)|=>|->"
+)
+MIN_PROSE_WORDS = 8
+SIGN_OFF_WORDS = 3  # "Yours sincerely,"
+NO_PROSE_END = re.compile(r"([#@]|https?:|www\.|\S+\.\S+)\S*$|=[^.]*$")  # a hashtag, an address, a formula
+LONGEST_SMALL_WORD = 3  # "and" in a title
+SENTENCE_BREAK = re.compile(r"(?<=[.!?:\u3002])\s*")
+
+MIN_REPEATED_WORDS = 24
+REPEATED_SHARE = 0.6  # of the runs of four words, those that stand there again
+LOOP = re.compile(r"([^\W\d_])\1{19,}|([^\W\d_]{2,8})\2{9,}")
+
+LANGUAGE_CHARACTERS = 400  # of an answer that are looked at
+MIN_LETTERS = 60
+MIN_LETTERS_OTHER_SCRIPT = 10
+USUAL_SHARE = 0.05  # a language of so many rows is usual
+SURE = 0.97
+
+SHINGLE_WORDS = 3
+NEAR_SIMILARITY = 0.8  # Jaccard, of shingles
+PERMUTATIONS = 128
+
+
+@dataclass(frozen=True)
+class RowText:
+    """A row as plain text; the question is all that stands before the last answer."""
+
+    question: str
+    answer: str
+
+
+class HygieneCheck(Protocol):
+    """A check of all rows of a dataset at once."""
+
+    def __call__(self, rows: Sequence[RowText]) -> np.ndarray:
+        """Return [N] bool: True for a row that shows the sign."""
+
+
+@dataclass(frozen=True)
+class RowHygiene:
+    """Which rows show which signs.
+
+    Attributes:
+        hits: name of a check -> [N] bool.
+    """
+
+    hits: Mapping[str, np.ndarray]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows by sign, in the order of the checks."""
+        return {name: int(self.hits[name].sum()) for name in HYGIENE_NAMES}
+
+    def rows_to_drop(self, names: Sequence[str]) -> dict[int, str]:
+        """Row -> the first of these signs that it shows, as a reason."""
+        reasons: dict[int, str] = {}
+        for name in names:
+            for row_id in np.flatnonzero(self.hits[name]).tolist():
+                reasons.setdefault(row_id, f"dropped: {name.replace('_', ' ')}")
+        return reasons
+
+
+def check_hygiene(dataset: InstructionDataset, prompt_questions: Sequence[str], cache: Cache) -> RowHygiene:
+    """Check all candidate rows of a dataset, or take what is known of them from the cache.
+
+    Args:
+        dataset: its candidate rows are checked.
+        prompt_questions: questions of the evaluation; a row that asks one of them shows the sign `evaluation_prompt`.
+        cache: of results.
+    """
+    cache_key = {
+        "code": HYGIENE_VERSION,
+        "rows": hash_content(dataset.rows, dataset.schema.fields),
+        "schema": repr(dataset.schema),
+        "prompts": sorted({normalize_question(question) for question in prompt_questions}),
+    }
+
+    def check_all_rows(folder: Path) -> None:
+        rows = read_row_texts(dataset)
+        hits = {name: check(rows) for name, check in CHECKS.items()}
+        hits[EVALUATION_PROMPT] = find_evaluation_prompts(rows, prompt_questions)
+        with (folder / HYGIENE_FILE).open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **hits)
+
+    cached_result = cache.get_or_compute_on_rank_zero("row_hygiene", cache_key, check_all_rows)
+    with np.load(cached_result.path / HYGIENE_FILE) as stored_hits:
+        hits: dict[str, np.ndarray] = {name: stored_hits[name] for name in HYGIENE_NAMES}
+    hits[EVALUATION_PROMPT][list(dataset.set_aside)] = False  # these are the evaluation's own
+    return RowHygiene(hits)
+
+
+def read_row_texts(dataset: InstructionDataset) -> list[RowText]:
+    """Read question and answer of each row."""
+    row_texts = []
+    for row_values in iterate_columns(dataset.rows, dataset.schema.fields):
+        question, answer = prompt_and_response(dataset.schema, row_values)
+        row_texts.append(RowText(replace_lone_surrogates(question), replace_lone_surrogates(answer)))
+    return row_texts
+
+
+def find_evaluation_prompts(rows: Sequence[RowText], prompt_questions: Sequence[str]) -> np.ndarray:
+    """Find the rows that ask what the evaluation asks, letters' case and blanks aside. [N] bool."""
+    asked_questions = {normalize_question(question) for question in prompt_questions} - {""}
+    return np.array([normalize_question(row.question) in asked_questions for row in rows], dtype=bool)
+
+
+def normalize_question(question: str) -> str:
+    """A question in lower case with single blanks."""
+    return " ".join(question.casefold().split())
+
+
+def find_exact_duplicates(rows: Sequence[RowText]) -> np.ndarray:
+    """Find the rows whose question and answer an earlier row has. [N] bool."""
+    seen_rows: set[RowText] = set()
+    repeats = np.zeros(len(rows), dtype=bool)
+    for row_id, row in enumerate(rows):
+        repeats[row_id] = row in seen_rows
+        seen_rows.add(row)
+    return repeats
+
+
+def find_near_duplicates(rows: Sequence[RowText]) -> np.ndarray:
+    """Find the rows that nearly repeat an earlier row, exact duplicates aside. [N] bool.
+
+    The estimated Jaccard similarity of runs of three words is 0.8 or more (MinHash with banding, Broder 1997).
+    """
+    from datasketch import MinHash, MinHashLSH
+
+    lookup_index = MinHashLSH(threshold=NEAR_SIMILARITY, num_perm=PERMUTATIONS)
+    sketches: dict[int, MinHash] = {}
+    near_rows = np.zeros(len(rows), dtype=bool)
+    empty_sketch = MinHash(num_perm=PERMUTATIONS, hashfunc=zlib.crc32)
+    for row_id in np.flatnonzero(~find_exact_duplicates(rows)).tolist():
+        words = WORD.findall(f"{rows[row_id].question} {rows[row_id].answer}".lower())
+        starts = range(max(1, len(words) - SHINGLE_WORDS + 1))
+        shingles = {" ".join(words[start : start + SHINGLE_WORDS]).encode() for start in starts}
+        sketch = empty_sketch.copy()
+        sketch.update_batch(sorted(shingles))
+        if any(sketches[other].jaccard(sketch) >= NEAR_SIMILARITY for other in lookup_index.query(sketch)):
+            near_rows[row_id] = True
+        else:
+            lookup_index.insert(row_id, sketch, check_duplication=False)
+            sketches[row_id] = sketch
+    return near_rows
+
+
+def is_empty(answer: str) -> bool:
+    """True for an answer of blanks."""
+    return not answer.strip()
+
+
+def is_one_word(answer: str) -> bool:
+    """True for an answer of one word, number or sign."""
+    return len(answer.split()) == 1 and len(WORD.findall(answer)) <= 1
+
+
+def is_refusal(answer: str) -> bool:
+    """True for an English answer that opens by refusing."""
+    return REFUSAL.search(answer.strip()[:REFUSAL_OPENING].replace("\u2019", "'")) is not None
+
+
+def is_unfinished(answer: str) -> bool:
+    """True for an answer that breaks off: in mid-sentence, in mid-list, or inside a block of code.
+
+    A missing full stop alone is no sign, since many answers are titles, names, lists, formulas or code. One of these
+    is: the answer ends in a comma or in a word that no sentence ends with; its last paragraph holds a finished sentence
+    before the one that is not; the items of its list end in full stops and the last one does not.
+    """
+    if answer.count("```") % 2:
+        return True
+    lines = [line for line in answer.strip().splitlines() if line.strip()]
+    if not lines or len(WORD.findall(answer)) < MIN_PROSE_WORDS:
+        return False
+    last_line = lines[-1].strip()
+    if any(CODE_LINE.search(line) for line in lines[-3:]) or "```" in last_line:
+        return False
+    last_character = last_line[-1]
+    if last_character == ",":
+        return len(last_line.split()) > SIGN_OFF_WORDS and EARLIER_SENTENCE.search(answer) is not None
+    last_words = SENTENCE_BREAK.split(last_line)[-1].split()
+    if not last_character.isalpha() or NO_PROSE_END.search(last_line):
+        return False
+    if len(last_words) > SIGN_OFF_WORDS and last_words[-1] in OPEN_WORDS:
+        return True
+    if is_title(last_words):
+        return False
+    list_items = [line.strip() for line in lines if LIST_ITEM.match(line)]
+    if LIST_ITEM.match(lines[-1]):
+        other_items = list_items[:-1]
+        return len(other_items) >= 2 and all(SENTENCE_END.match(item[-1]) for item in other_items)
+    return EARLIER_SENTENCE.search(last_line) is not None
+
+
+def is_title(words: Sequence[str]) -> bool:
+    """True for words of which most of the long ones are in capitals: a title, a name, a signature."""
+    long_words = [word for word in words if len(word) > LONGEST_SMALL_WORD]
+    return sum(word[0].isupper() for word in long_words) > len(long_words) / 2
+
+
+def is_code(text: str) -> bool:
+    """True for a text of which a third of the lines look like code."""
+    lines = text.splitlines()
+    return sum(CODE_LINE.search(line) is not None for line in lines) * 3 > len(lines)
+
+
+def is_repetitive(answer: str) -> bool:
+    """True for an answer that says the same over and over: most of its runs of four words stand there again.
+
+    Numbers, single letters and code repeat by their nature and are not looked at.
+    """
+    if LOOP.search(answer):
+        return True
+    if is_code(answer):
+        return False
+    words = [
+        word for word in WORD.findall(answer.lower()) if not word.isdigit() and (len(word) > 1 or not word.isascii())
+    ]
+    if len(words) < MIN_REPEATED_WORDS:
+        return False
+    runs = list(zip(words, words[1:], words[2:], words[3:], strict=False))
+    return 1 - len(set(runs)) / len(runs) >= REPEATED_SHARE
+
+
+def find_unexpected_languages(rows: Sequence[RowText]) -> np.ndarray:
+    """Find the rows whose answer is in a language that few rows are in. [N] bool.
+
+    A language of 5 % of the rows or more is usual. Short answers, code, and answers of which the identifier is not
+    sure count as usual.
+    """
+    languages = [identify_language(row.answer) for row in rows]
+    language_counts = Counter(filter(None, languages))
+    usual_rows = max(1.0, USUAL_SHARE * sum(language_counts.values()))
+    usual_languages = {language for language, count in language_counts.items() if count > usual_rows}
+    if not usual_languages:
+        return np.zeros(len(rows), dtype=bool)
+    return np.array([bool(language) and language not in usual_languages for language in languages], dtype=bool)
+
+
+def identify_language(text: str) -> str | None:
+    """Return the ISO 639 code of a text's language; None where it is too short, code, or not clear."""
+    sample = text.strip()[:LANGUAGE_CHARACTERS]
+    letters = sum(character.isalpha() for character in sample)
+    latin_letters = sum(character.isascii() and character.isalpha() for character in sample)
+    least_letters = MIN_LETTERS if latin_letters > letters / 2 else MIN_LETTERS_OTHER_SCRIPT
+    if letters < least_letters or letters < 0.6 * len(sample):
+        return None
+    if is_code(sample):
+        return None
+    language, confidence = _load_language_identifier().classify(sample)
+    return language if confidence >= SURE else None
+
+
+@lru_cache(maxsize=1)
+def _load_language_identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+def _of_answers(is_hit: Callable[[str], bool]) -> HygieneCheck:
+    """A check that looks at one answer at a time."""
+    return lambda rows: np.array([is_hit(row.answer) for row in rows], dtype=bool)
+
+
+CHECKS: Mapping[str, HygieneCheck] = {
+    "exact_duplicate": find_exact_duplicates,
+    "near_duplicate": find_near_duplicates,
+    "empty_answer": _of_answers(is_empty),
+    "one_word_answer": _of_answers(is_one_word),
+    "refusal": _of_answers(is_refusal),
+    "unfinished_answer": _of_answers(is_unfinished),
+    "repetition": _of_answers(is_repetitive),
+    "unexpected_language": find_unexpected_languages,
+}
