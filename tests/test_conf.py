@@ -277,8 +277,6 @@ RANKERS = [one for one in OPTIONS if one.parent.name in ("scorer", "selector")]
 
 @pytest.mark.parametrize("file", RANKERS, ids=name_of)
 def test_every_method_can_be_built_and_says_what_it_needs(file):
-    if file.stem == "deduplicated":
-        pytest.importorskip("datasketch", reason="the optional extra dedup is not installed")
     method = build(composed(group_override(file))[file.parent.name])
     assert all(isinstance(request, Request) for request in method.requests)
     assert hasattr(method, "row_wise") or isinstance(method.uses_scores, bool)
@@ -287,8 +285,6 @@ def test_every_method_can_be_built_and_says_what_it_needs(file):
 @pytest.mark.parametrize("file", RANKERS, ids=name_of)
 def test_conf_has_the_defaults_of_the_class(file):
     """Files that set a variant (ifd_loss) or parts (fused_rank) differ from the class in these alone."""
-    if file.stem == "deduplicated":
-        pytest.importorskip("datasketch", reason="the optional extra dedup is not installed")
     if file.stem not in ("ifd_loss", "fused_rank"):
         method = build(composed(group_override(file))[file.parent.name])
         assert method == type(method)()

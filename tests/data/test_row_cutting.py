@@ -182,3 +182,16 @@ def test_the_length_follows_the_context_and_the_99th_percentile(make_records, to
     many = make_records([short] * 300 + [long])
     assert find_max_tokens(tokenizer, 512, many, cache) == Encoder(tokenizer, 512, cache).encode(many).lengths.min()
     assert find_max_tokens(tokenizer, 30, few, cache) == 30
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA2, unmarked(CHATML)], ids=["chatml", "llama2", "unmarked"])
+def test_a_long_input_under_a_chat_template_is_marked(template, encode, chatty):
+    tokenizer = chatty(template)
+    rows = [{"instruction": "Sum it up.", "input": LONG_QUESTION, "output": "right"}]
+    cut, whole = encode(rows, tokenizer, 300, "chat")
+    prompts, answers = parts_of(cut, tokenizer)
+    whole_prompts, whole_answers = parts_of(whole, tokenizer)
+    head, tail = prompts[0].split(CUT_MARK)
+    assert whole_prompts[0].startswith(head) and whole_prompts[0].endswith(tail) and answers == whole_answers
+    assert "Sum it up.\n\nStart" in head and "end" in tail
+    check_counts(cut, whole)

@@ -4,7 +4,6 @@ import pytest
 from gradfiltering.errors import UserError
 from gradfiltering.requests import RowTokens
 from gradfiltering.scorers.base import Scores
-from gradfiltering.selectors import deduplicated
 from gradfiltering.selectors.deduplicated import DeduplicatedSelector, token_shingles
 from gradfiltering.selectors.random import RandomSelector
 from gradfiltering.selectors.top import TopSelector
@@ -24,7 +23,6 @@ def rows():
 
 
 def make(inner=None, threshold=0.8):
-    pytest.importorskip("datasketch", reason="the optional extra dedup is not installed")
     return DeduplicatedSelector(None, 4, inner or TopSelector(None, 4), threshold, 128, 3)
 
 
@@ -55,7 +53,7 @@ def test_shingles():
     assert len(token_shingles([1, 2, 3, 1, 2, 3], 3)) == 3 and len(token_shingles([1, 2], 3)) == 1
 
 
-def test_settings_needs_and_the_missing_package(monkeypatch):
+def test_settings_and_needs():
     assert make().requests == {RowTokens()} and make().uses_scores
     with pytest.raises(UserError, match="inner is to select 3 rows and the whole 4"):
         make(TopSelector(None, 3)).budget_rows(10)
@@ -64,6 +62,3 @@ def test_settings_needs_and_the_missing_package(monkeypatch):
     with pytest.raises(UserError, match="permutations must be a whole number of at least 64"):
         DeduplicatedSelector(None, 4, TopSelector(None, 4), 0.8, 8, 3)
     DeduplicatedSelector(None, 4, TopSelector(None, 4), 1.0, 64, 3).distinct_rows([[1], [2]], np.asarray([0]))
-    monkeypatch.setattr(deduplicated, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install gradfiltering\[dedup\]"):
-        make()
