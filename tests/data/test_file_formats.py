@@ -14,6 +14,7 @@ from datasets import load_dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gradfiltering.data.export import name_run
 from gradfiltering.data.loading import load
 from gradfiltering.data.schemas import Columns
 from gradfiltering.errors import UserError
@@ -83,7 +84,7 @@ def test_every_type_gives_the_same_rows_and_the_subset_in_the_same_type(kind, tm
         back = load_dataset(reader, data_files=str(out / name), split="train", cache_dir=cache, **options)
         assert back.to_list() == ROWS[1:]
     assert [json.loads(line) for line in (out / "subset.jsonl").read_text("utf-8").split("\n")[:-1]] == ROWS[1:]
-    entry = json.loads((out / "dataset_info.json").read_text("utf-8"))["subset"]
+    entry = json.loads((out / "dataset_info.json").read_text("utf-8"))[name_run(out)]
     assert entry == {
         "file_name": "subset.jsonl", "formatting": "alpaca",
         "columns": {"prompt": "instruction", "query": "input", "response": "output"},

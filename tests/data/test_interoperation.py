@@ -6,6 +6,7 @@ import json
 import pytest
 from datasets import load_dataset
 
+from gradfiltering.data.export import name_run
 from gradfiltering.methods.subset_files import write_subset
 from gradfiltering.runs.run_folder import RunFolder
 
@@ -90,7 +91,7 @@ def llama_factory_turns(entry, row):
 )
 def test_llama_factory_finds_prompt_and_response(kind, turns, subset):
     folder, read = subset([ROWS[kind]] * 3)
-    entry = json.loads((folder / "dataset_info.json").read_text("utf-8"))["subset"]
+    entry = json.loads((folder / "dataset_info.json").read_text("utf-8"))[name_run(folder)]
     assert llama_factory_turns(entry, read[0]) == turns
 
 
@@ -99,6 +100,6 @@ def test_a_field_that_no_chosen_row_has_is_not_named(field, subset):
     """LLaMA-Factory would look for it in the subset and fail."""
     plain = ROWS["alpaca without input" if field == "input" else "messages"]
     folder, read = subset([plain, plain, {**plain, field: "x"}])
-    entry = json.loads((folder / "dataset_info.json").read_text("utf-8"))["subset"]
+    entry = json.loads((folder / "dataset_info.json").read_text("utf-8"))[name_run(folder)]
     assert field not in read.column_names and field not in entry["columns"].values()
     assert llama_factory_turns(entry, read[0]) == ("", ["a"], "b")

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gradfiltering.data.examples import Encoder
+from gradfiltering.data.export import name_run
 from gradfiltering.data.schemas import EMPTY_RESPONSE, NO_ASSISTANT, NO_SCHEMA
 from gradfiltering.errors import UserError
 from gradfiltering.methods.subset_files import write_subset
@@ -98,10 +99,11 @@ def test_rows_are_given_back_as_they_came_and_by_schema(kind, tmp_path, write_ro
     without_nulls = [{name: value for name, value in row.items() if value is not None} for row in lines]
     assert without_nulls == ROWS[:3] and (kind == "parquet" or lines == ROWS[:3])
     entries = json.loads((tmp_path / "dataset_info.json").read_text("utf-8"))
+    run_name = name_run(tmp_path)
     assert {name: (entry["file_name"], entry["formatting"]) for name, entry in entries.items()} == {
-        "subset_messages": ("subset_messages.jsonl", "sharegpt"),
-        "subset_instruction_output": ("subset_instruction_output.jsonl", "alpaca"),
-        "subset_conversations": ("subset_conversations.jsonl", "sharegpt"),
+        f"{run_name}_messages": ("subset_messages.jsonl", "sharegpt"),
+        f"{run_name}_instruction_output": ("subset_instruction_output.jsonl", "alpaca"),
+        f"{run_name}_conversations": ("subset_conversations.jsonl", "sharegpt"),
     }
     alone = json.loads((tmp_path / "subset_conversations.jsonl").read_text("utf-8"))
     assert alone["conversations"] == SHAREGPT

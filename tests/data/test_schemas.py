@@ -12,6 +12,7 @@ from rich.console import Console
 from gradfiltering.data.batches import IGNORED, collate
 from gradfiltering.data.encoding import cut_to_length
 from gradfiltering.data.examples import Encoder
+from gradfiltering.data.export import name_run
 from gradfiltering.data.json_rows import JsonRows
 from gradfiltering.data.schemas import NO_ASSISTANT, Columns, find_candidates
 from gradfiltering.data.templates import Turn, find_template
@@ -140,7 +141,7 @@ def test_half_a_surrogate_pair_is_tokenised_as_a_replacement(make_records, cache
 def test_llama_factory_is_told_the_names_of_roles_and_parts(write_rows, file_source, tmp_path):
     rows = [{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "s"}]
     write_subset(RunFolder(tmp_path), file_source(write_rows(rows)).load(0), [0], None)
-    assert json.loads((tmp_path / "dataset_info.json").read_text("utf-8"))["subset"] == {
+    assert json.loads((tmp_path / "dataset_info.json").read_text("utf-8"))[name_run(tmp_path)] == {
         "file_name": "subset.jsonl", "formatting": "sharegpt",
         "columns": {"messages": "conversations", "system": "system"},
         "tags": {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt"},

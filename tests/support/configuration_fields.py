@@ -165,6 +165,7 @@ UNTOUCHING: dict[str, Any] = {
     "logger.settings.disable_git": False,
     "logger.settings.disable_code": False,
     "logger.settings.x_save_requirements": True,
+    "export.format": "messages",
     "report.rows": 9,
     "report.figures": False,
     "target.tuning.checkpoint_minutes": 3,

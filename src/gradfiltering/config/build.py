@@ -122,6 +122,7 @@ def build_experiment(cfg: DictConfig) -> Experiment:
         ),
         limits=build(cfg.diagnostics),
         page=build(cfg.report),
+        export=build(cfg.export),
     )
     refuse_non_finite(experiment.config)
     return experiment

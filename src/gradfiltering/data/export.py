@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,16 +18,26 @@ from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.file_formats import JSON_LINES, FileFormat
 from gradfiltering.data.json_rows import JsonRows, iterate_json_rows, to_json
 from gradfiltering.data.schemas import SYSTEM_COLUMNS, TOOLS_COLUMNS, Instruction, Messages, Mixed, Schema
+from gradfiltering.data.training_formats import ExportSettings, export_warnings, holds_messages
 from gradfiltering.runs.files import atomic_path, write_json
 from gradfiltering.runs.plain_text import is_encodable
 
 READ_AT_ONCE = 1000  # rows
+NATIVE = ExportSettings()
 # The names LLaMA-Factory has for the roles of a conversation.
 ROLE_TAGS = {"user": "user_tag", "assistant": "assistant_tag", "system": "system_tag", "tool": "observation_tag"}
 
 
-def write_rows(run_dir: Path, dataset: InstructionDataset, selected_row_ids: Sequence[int]) -> None:
-    """Writes `subset.jsonl`, the same rows in the form of file they came in, and `dataset_info.json`."""
+def write_rows(
+    run_dir: Path,
+    dataset: InstructionDataset,
+    selected_row_ids: Sequence[int],
+    export: ExportSettings = NATIVE,
+) -> None:
+    """Writes `subset.jsonl`, the same rows in the form of file they came in, and `dataset_info.json`.
+
+    Another format than `native` gets a file of its own beside these, and the only entry of `dataset_info.json`.
+    """
     selected_rows, file_format = dataset.rows.select(selected_row_ids), dataset.form
     _write_text_rows(run_dir / "subset.jsonl", selected_rows, JSON_LINES)
     if isinstance(selected_rows, Dataset) and file_format.schema is not None:
@@ -35,18 +46,47 @@ def write_rows(run_dir: Path, dataset: InstructionDataset, selected_row_ids: Seq
         _write_typed_rows(run_dir / file_name, selected_rows, file_format)
     elif file_format != JSON_LINES:
         _write_text_rows(run_dir / f"subset{file_format.suffix}", selected_rows, file_format)
-    if isinstance(dataset.schema, Mixed):
-        write_json(run_dir / "dataset_info.json", _write_by_schema(run_dir, dataset.schema, selected_rows))
+    run_name = name_run(run_dir)
+    if export.format != "native":
+        entries = _write_exported(run_dir, dataset.schema, selected_rows, export)
+    elif isinstance(dataset.schema, Mixed):
+        entries = _write_by_schema(run_dir, dataset.schema, selected_rows)
     else:
-        entry = llama_factory_entry(dataset.schema, selected_rows, "subset.jsonl")
-        write_json(run_dir / "dataset_info.json", {"subset": entry})
+        entries = {"": llama_factory_entry(dataset.schema, selected_rows, "subset.jsonl")}
+    named_entries = {"_".join(filter(None, (run_name, suffix))): entry for suffix, entry in entries.items()}
+    write_json(run_dir / "dataset_info.json", named_entries)
+
+
+def name_run(run_dir: Path) -> str:
+    """Name a run by the last two parts of its folder, as its page does, with letters, digits, `.`, `_` and `-`."""
+    return re.sub(r"[^\w.-]+", "-", "_".join(run_dir.resolve().parts[-2:]), flags=re.ASCII).strip("-_")
+
+
+def _write_exported(
+    run_dir: Path, schema: Schema, selected_rows: Dataset | JsonRows, export: ExportSettings
+) -> dict[str, Any]:
+    """Write the rows in the layout of other trainers.
+
+    Returns:
+        The entry of `dataset_info.json`; none where LLaMA-Factory has no reader for the layout.
+    """
+    exported_rows = export.export(list(_iterate_rows(selected_rows)), schema).rows
+    file_name = f"subset_{export.format}.jsonl"
+    table = JsonRows.from_list(exported_rows)
+    _write_text_rows(run_dir / file_name, table, JSON_LINES)
+    if export.format == "messages":
+        return {"": llama_factory_entry(Messages("messages"), table, file_name)}
+    if holds_messages(exported_rows):
+        return {}
+    pair_schema = Instruction("prompt_completion", "prompt", None, "completion")
+    return {"": llama_factory_entry(pair_schema, table, file_name)}
 
 
 def _write_by_schema(run_dir: Path, mixed_schema: Mixed, selected_rows: Dataset | JsonRows) -> dict[str, Any]:
     """Write the rows of each schema into a file of their own: LLaMA-Factory reads one schema a file.
 
     Returns:
-        The entries of `dataset_info.json`.
+        The entries of `dataset_info.json` by the columns of the schema.
     """
     ids_by_schema: dict[Schema, list[int]] = {}
     for row_id, row_values in enumerate(_iterate_rows(selected_rows)):
@@ -56,10 +96,17 @@ def _write_by_schema(run_dir: Path, mixed_schema: Mixed, selected_rows: Dataset 
     entries = {}
     for row_schema, row_ids in ids_by_schema.items():
         rows_of_schema = selected_rows.select(row_ids)
-        entry_name = "_".join(["subset", *row_schema.required])
-        _write_text_rows(run_dir / f"{entry_name}.jsonl", rows_of_schema, JSON_LINES)
-        entries[entry_name] = llama_factory_entry(row_schema, rows_of_schema, f"{entry_name}.jsonl")
+        column_names = "_".join(row_schema.required)
+        file_name = f"subset_{column_names}.jsonl"
+        _write_text_rows(run_dir / file_name, rows_of_schema, JSON_LINES)
+        entries[column_names] = llama_factory_entry(row_schema, rows_of_schema, file_name)
     return entries
+
+
+def warn_of_export(dataset: InstructionDataset, selected_row_ids: Sequence[int], export: ExportSettings) -> list[str]:
+    """Count what the files of a subset cannot express, or leave out."""
+    selected_rows = dataset.rows.select(selected_row_ids)
+    return export_warnings(list(_iterate_rows(selected_rows)), dataset.schema, export)
 
 
 def row_to_json_line(row_values: Any) -> str:

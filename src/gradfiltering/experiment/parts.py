@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
     from gradfiltering.data.sources import DatasetSource
+    from gradfiltering.data.training_formats import ExportSettings
     from gradfiltering.diagnostics.limits import DiagnosticLimits
     from gradfiltering.ensembles.batch_settings import BatchSettings
     from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
@@ -130,6 +131,7 @@ class Experiment:
         judging: of the fine-tuned models.
         limits: beyond which a diagnostic is a warning.
         page: contents of the report.
+        export: layouts that the subset is written in.
     """
 
     until: Stage
@@ -149,6 +151,7 @@ class Experiment:
     judging: JudgingParts
     limits: "DiagnosticLimits"
     page: "PageSettings"
+    export: "ExportSettings"
 
     def reaches(self, stage: Stage) -> bool:
         """Return True if the run gets as far as `stage`."""

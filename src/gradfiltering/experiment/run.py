@@ -7,6 +7,7 @@ import numpy as np
 
 from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.examples import Encoder, Examples, Rows, describe_template, find_max_tokens
+from gradfiltering.data.export import warn_of_export
 from gradfiltering.data.row_hygiene import check_hygiene
 from gradfiltering.data.row_texts import write_row_texts
 from gradfiltering.data.templates import layout_name
@@ -96,6 +97,8 @@ def run_experiment(experiment: Experiment) -> None:
         report_contents(run, dataset)
         with attributed_to(experiment.method.scorer, "validation", "task"):
             check_requests_of_dataset(experiment.method.requests, dataset)
+        if experiment.reaches("select"):
+            experiment.export.check(dataset.schema)
         experiment.method.budget_rows(len(dataset))  # refuses a budget that the dataset does not have
         # Prompts are loaded now, so that a missing file shows before anything is trained.
         prompts = load_judging_prompts(experiment, run, dataset)
@@ -291,7 +294,8 @@ def write_selection(
 ) -> None:
     """Write the subset into the run folder, and its facts and diagnostics into the summary."""
     total_rows = len(rows.dataset)
-    write_subset(run.folder, rows.dataset, selection.example_ids, scores, selection.trace)
+    write_subset(run.folder, rows.dataset, selection.example_ids, scores, selection.trace, experiment.export)
+    run.stages.add_warnings(warn_of_export(rows.dataset, selection.example_ids, experiment.export))
     run.stages.add_to_summary(selection=selection.summary(experiment.choices, total_rows, scores))
     run.stages.add_warnings(shortfall_warnings(experiment.method.budget_rows(total_rows), selection))
     selected_ids, limits = selection.example_ids, experiment.limits

@@ -6,7 +6,8 @@ import numpy as np
 
 from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.examples import Examples
-from gradfiltering.data.export import write_rows
+from gradfiltering.data.export import NATIVE, write_rows
+from gradfiltering.data.training_formats import ExportSettings
 from gradfiltering.runs.run_folder import RunFolder
 from gradfiltering.scorers.base import Scores
 
@@ -36,13 +37,14 @@ def write_subset(
     selected_ids: Sequence[int],
     scores: Scores | None,
     trace: Mapping[str, np.ndarray] | None = None,
+    export: ExportSettings = NATIVE,
 ) -> None:
     """Write the selected rows as they came in, and `subset.parquet` with ids and scores.
 
     The rows go into `subset.jsonl` and a file of the input's own type, the selector's steps (its
-    trace) into `selection.parquet`.
+    trace) into `selection.parquet`, and another format of export into a file of its own.
     """
-    run_folder.write_files(write_rows, dataset, selected_ids)
+    run_folder.write_files(write_rows, dataset, selected_ids, export)
     example_ids = np.asarray(selected_ids, dtype=np.int64)
     subset_scores = np.full(len(example_ids), np.nan)
     if scores is not None:

@@ -55,8 +55,8 @@ CURVE_COLUMNS = ("step", "examples_seen", "tokens_seen", "seconds", "train_loss"
 # What a new run in the folder removes; subset rows come in the input's own file type, too.
 OUTPUTS = (
     GRADIENT_LOG, HELDOUT_GRADIENT_LOG, PROJECTIONS, INFLUENCE, TRAJECTORY_FILE, ADAPTERS, TRUTH_FILE, SCORES_FILE,
-    UNSCORED_FILE, "subset.*", "subset_rows.parquet", SELECTION_FILE, DATASET_INFO_FILE, CARD_FILE, TARGET, RESPONSES,
-    VERDICTS_FILE, ROWS_FILE, REPORT_FILE, FIGURES, SUMMARY_FILE,
+    UNSCORED_FILE, "subset.*", "subset_*.jsonl", "subset_rows.parquet", SELECTION_FILE, DATASET_INFO_FILE, CARD_FILE,
+    TARGET, RESPONSES, VERDICTS_FILE, ROWS_FILE, REPORT_FILE, FIGURES, SUMMARY_FILE,
 )  # fmt: skip
 LOGGER_FOLDERS = ("metrics", "tensorboard", "wandb", "lightning_logs")
 
