@@ -42,7 +42,7 @@ def export(write_rows, file_source, tmp_path):
         dataset = file_source(write_rows(rows)).load(0)
         folder = tmp_path / "runs" / "night 1"
         write_subset(RunFolder(folder), dataset, range(len(rows)), None, export=settings)
-        exported_file = folder / f"subset_{settings.format}.jsonl"
+        exported_file = folder / f"subset_as_{settings.format}.jsonl"
         lines = exported_file.read_text("utf-8").splitlines() if exported_file.is_file() else []
         return folder, [json.loads(line) for line in lines], warn_of_export(dataset, range(len(rows)), settings)
 
@@ -62,7 +62,7 @@ def test_every_kind_of_row_becomes_messages(kind, export):
     assert exported == [{"messages": messages}] * 2 and warnings == []
     assert [json.loads(line) for line in (folder / "subset.jsonl").read_text("utf-8").splitlines()] == [row, row]
     entry = entry_of(folder)
-    assert entry["file_name"] == "subset_messages.jsonl"
+    assert entry["file_name"] == "subset_as_messages.jsonl"
     texts = [message["content"] for message in messages if message["role"] != "system"]
     system = "s" if messages[0] == SYSTEM else ""
     turns = llama_factory_turns({**entry, "file_name": "subset.jsonl"}, exported[0])
@@ -75,7 +75,7 @@ def test_trl_renders_what_the_conversation_says(kind, settings, export, make_tok
     trl = pytest.importorskip("trl.data_utils", reason="TRL is not installed: pip install trl")
     row, messages = CONVERSATIONS[kind]
     folder, _, _ = export([row], settings)
-    path = str(folder / f"subset_{settings.format}.jsonl")
+    path = str(folder / f"subset_as_{settings.format}.jsonl")
     read = load_dataset("json", data_files=path, split="train", cache_dir=str(tmp_path / "hf"))[0]
     is_single = len(messages) == 2
     assert trl.is_conversational(read) == (settings is MESSAGES or not is_single)

@@ -71,7 +71,7 @@ def _write_exported(
         The entry of `dataset_info.json`; none where LLaMA-Factory has no reader for the layout.
     """
     exported_rows = export.export(list(_iterate_rows(selected_rows)), schema).rows
-    file_name = f"subset_{export.format}.jsonl"
+    file_name = f"subset_as_{export.format}.jsonl"
     table = JsonRows.from_list(exported_rows)
     _write_text_rows(run_dir / file_name, table, JSON_LINES)
     if export.format == "messages":

@@ -19,8 +19,8 @@ LAYOUT_MEANINGS = {
 FILE_MEANINGS = {
     "report.html": "what was selected and why: open it in a browser",
     "subset.jsonl": "the selected rows",
-    "subset_messages.jsonl": "the same as conversations, for other trainers",
-    "subset_prompt_completion.jsonl": "the same as prompts with completions, for other trainers",
+    "subset_as_messages.jsonl": "the same as conversations, for other trainers",
+    "subset_as_prompt_completion.jsonl": "the same as prompts with completions, for other trainers",
     "scores.parquet": "score and rank of every row",
     "unscored.parquet": "rows without a score, with the reason",
     "verdicts.jsonl": "every pairwise verdict",
