@@ -132,7 +132,9 @@ def test_stretches_are_exported_as_axolotl_counts_them(export):
     _, exported, warnings = export([{"messages": talk}], MESSAGES)
     assert exported[0]["messages"][1]["train_detail"] == details and len(warnings) == 1
     warning = export([{"messages": talk}], PAIRS)[2][0]
-    assert warning.startswith("1 of 1 selected rows mark") and warning.endswith("axolotl does not, given messages")
+    assert warning.startswith("1 of 1 selected rows mark") and warning.endswith(
+        "export messages and train with axolotl"
+    )
 
 
 def test_tools_calls_and_reasoning_are_exported(export):

@@ -74,11 +74,10 @@ def export_warnings(dataset_rows: Sequence[Row], schema: Schema, settings: Expor
     flagged_count = sum(_flags_that_are_lost(row_values, schema, settings.format) for row_values in dataset_rows)
     if flagged_count:
         remedies = {
-            "native": "axolotl does not (message_field_training and message_field_training_detail name the marks), nor "
-            "would either of prompts with completions",
-            "messages": "axolotl does not (message_field_training: train, message_field_training_detail: train_detail), "
-            "nor would either of prompts with completions",
-            "prompt_completion": "axolotl does not, given messages",
+            "native": "export prompts with completions, or train with axolotl (message_field_training)",
+            "messages": "export prompts with completions, or train with axolotl (message_field_training: train, "
+            "message_field_training_detail: train_detail)",
+            "prompt_completion": "export messages and train with axolotl",
         }
         warnings.append(
             f"{flagged_count} of {len(dataset_rows)} selected rows mark what is not to be learnt of their answers, and "
