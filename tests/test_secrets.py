@@ -76,6 +76,23 @@ def test_no_file_of_a_sweep_holds_a_secret(logger, tmp_path, capsys):
     assert files_with_secret(sweep) == []
 
 
+def test_a_trace_shown_with_debug_holds_no_secret(failing, tmp_path, capsys):
+    run_dirs = [f"run_dir={tmp_path}", f"hydra.run.dir={tmp_path}"]
+    assert run_to_its_end(*run_dirs, "debug=true", *secret_options()) == 1
+    shown = "".join(capsys.readouterr())
+    assert SECRET not in shown and "Traceback (most recent call last)" in shown and "ZeroDivisionError" in shown
+
+
+def test_folders_named_by_overrides_hold_no_secret(tmp_path, monkeypatch):
+    monkeypatch.setattr("gradfiltering.config.launch.run_task", lambda cfg: None)
+    monkeypatch.setattr("gradfiltering.config.sweep_callback.SweepTable.on_multirun_end", lambda *_, **__: None)
+    subfolder = "hydra.sweep.subdir='job_${hydra.job.override_dirname}'"
+    run_train("-m", f"hydra.sweep.dir={tmp_path}", subfolder, "run_dir=${hydra:runtime.output_dir}",
+              "seed=0,1", *secret_options()[:4])  # fmt: skip
+    names = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
+    assert len(names) == 2 and "seed=0" in names[0] and "seed=1" in names[1] and SECRET not in "".join(names)
+
+
 def test_an_error_of_composition_shows_no_secret(tmp_path, capsys):
     assert run_to_its_end(f"judge.nothing_token={SECRET}", f"hydra.run.dir={tmp_path}") == 1
     assert run_to_its_end(f"+a.token={SECRET}(", f"hydra.run.dir={tmp_path}") == 1

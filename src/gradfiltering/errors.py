@@ -104,7 +104,7 @@ def _write_trace(error: BaseException) -> str:
 
 @contextmanager
 def plain_words(debug: bool = False) -> Iterator[None]:
-    """Print an error in one line and exit with 1; with `debug` errors pass as they are.
+    """Print an error in one line and exit with 1; with `debug` show its stack trace, without secrets.
 
     An unexpected error keeps its stack trace in the run's log, which its note names, or else in a file of its own.
     """
@@ -121,8 +121,9 @@ def plain_words(debug: bool = False) -> Iterator[None]:
         if user_error is None and not debug:
             trace_note = log_notes[0] if log_notes else f"{STACK_TRACE_NOTE}{_write_trace(error)}"
             user_error = UserError(f"unexpected {type(error).__name__}: {_first_line(error)}. {trace_note}")
-        if user_error is None:
-            raise
+        if user_error is None:  # shown here, as whoever else shows it knows of no secrets
+            print(mask_text("".join(traceback.format_exception(error))), file=sys.stderr, end="")
+            sys.exit(1)
         from rich.console import Console
         from rich.text import Text
 

@@ -33,8 +33,9 @@ def test_unexpected_error_is_one_line_and_its_trace_is_logged(capsys, monkeypatc
 
 
 def test_debug_keeps_the_trace_on_the_screen(capsys, monkeypatch, tmp_path):
-    with pytest.raises(ZeroDivisionError):
-        ending(capsys, monkeypatch, tmp_path, ZeroDivisionError("of all things"), "debug=true")
+    code, shown = ending(capsys, monkeypatch, tmp_path, ZeroDivisionError("of all things"), "debug=true")
+    assert code == 1 and shown.startswith("Traceback (most recent call last)")
+    assert "in fail" in shown and "ZeroDivisionError: of all things" in shown
 
 
 STOPPED = "stopped; what is finished is saved in the cache, and the same command goes on from there"

@@ -21,7 +21,7 @@ def test_unexpected_error_is_one_line_on_the_screen(tmp_path, capsys):
 
 
 def test_debug_passes_unexpected_errors_on(tmp_path):
-    with pytest.raises(ZeroDivisionError), plain_words(debug=True), log_to_file(tmp_path):
+    with pytest.raises(SystemExit), plain_words(debug=True), log_to_file(tmp_path):
         divmod(1, 0)
 
 

@@ -18,10 +18,12 @@ from gradfiltering.config.option_names import options_named
 from gradfiltering.distributed.process_group import connected_processes, is_rank_zero_at_launch, start_main
 from gradfiltering.errors import plain_words
 from gradfiltering.interruption import ending_in_one_sentence
-from gradfiltering.masking import mask_secrets, remember_override, remember_secrets
+from gradfiltering.masking import mask_override, mask_secrets, remember_override, remember_secrets
 from gradfiltering.reports import screen
 from gradfiltering.runs.files import atomic_path
 from gradfiltering.runs.yaml_files import read_yaml
+
+DIRNAME_EXCLUSIONS = "hydra.job.config.override_dirname.exclude_keys"
 
 
 def launch(overrides: Sequence[str], subcommand: str | None = None) -> None:
@@ -43,7 +45,7 @@ def launch(overrides: Sequence[str], subcommand: str | None = None) -> None:
             del sys.argv[1 : 1 + len(subcommand_words)]
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that errors reach this function, which explains them
-    sys.argv[1:] = overrides
+    sys.argv[1:] = [*overrides, *keep_secrets_out_of_folder_names(overrides)]
     hydra_main = hydra.main(config_path=str(configuration_folder()), config_name="train", version_base="1.3")(task)
     for override in overrides:
         remember_override(override)
@@ -53,6 +55,19 @@ def launch(overrides: Sequence[str], subcommand: str | None = None) -> None:
         composition_explained(overrides),
     ):
         start_main(hydra_main)
+
+
+def keep_secrets_out_of_folder_names(overrides: Sequence[str]) -> list[str]:
+    """Return the override that keeps secrets out of folders named by `hydra.job.override_dirname`, where there are any.
+
+    The folders of jobs that differ in nothing but a secret are the same then, which the sweeper refuses.
+    """
+    secret_names = [
+        override.partition("=")[0].lstrip("+~") for override in overrides if mask_override(override) != override
+    ]
+    if not secret_names or any(DIRNAME_EXCLUSIONS in override for override in overrides):
+        return []
+    return [f"{DIRNAME_EXCLUSIONS}=[{','.join(secret_names)}]"]
 
 
 def run_task(cfg: DictConfig) -> None:
