@@ -299,11 +299,13 @@ def test_what_a_gradient_log_lacks(ask, words, tmp_path, capsys):
     assert_holds(" ".join(capsys.readouterr().err.split()), words)
 
 
-def test_debug_keeps_the_stack_trace(tmp_path):
-    with pytest.raises(UserError, match="until=selection"):
+def test_debug_shows_the_stack_trace(tmp_path, capsys):
+    with pytest.raises(SystemExit):
         run_train("until=selection", "debug=true", f"hydra.run.dir={tmp_path}")
+    assert "UserError: until=selection: give one of" in capsys.readouterr().err
     with pytest.raises(SystemExit), plain_words(debug=True):
         np.zeros(10**15)
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
 def test_a_budget_that_the_rows_cannot_fill_is_warned_of(cache, tmp_path):

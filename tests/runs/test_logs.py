@@ -20,9 +20,11 @@ def test_unexpected_error_is_one_line_on_the_screen(tmp_path, capsys):
     assert screen.startswith("error unexpected ZeroDivisionError") and screen.endswith(str(tmp_path / "run.log"))
 
 
-def test_debug_passes_unexpected_errors_on(tmp_path):
+def test_debug_shows_the_trace_of_an_unexpected_error(tmp_path, capsys):
     with pytest.raises(SystemExit), plain_words(debug=True), log_to_file(tmp_path):
         divmod(1, 0)
+    screen = capsys.readouterr().err
+    assert screen.startswith("Traceback (most recent call last)") and "ZeroDivisionError" in screen
 
 
 def test_user_error_is_logged_in_one_line(tmp_path):
