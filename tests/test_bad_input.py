@@ -13,7 +13,7 @@ from tests.support.disk import files_up_to
 from tests.support.gradient_logs import write_epoch
 from tests.support.pipeline import SMALL_MODELS, SMALL_RUN, SMALL_TASKS, run_train, summary, tiny_gpt2
 
-from gradfiltering.errors import UserError, plain_words
+from gradfiltering.errors import plain_words
 from gradfiltering.requests import EpochLog
 from gradfiltering.runs.files import atomic_path, write_json
 from gradfiltering.runs.gradient_log import GradientLogReader
