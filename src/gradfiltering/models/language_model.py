@@ -24,6 +24,8 @@ from gradfiltering.models.model_folder import (
 )
 from gradfiltering.options import options
 
+PROBE_TOKENS = 8
+CAUSAL_TOLERANCE = 1e-4  # of the spread of the logits; encoders with random weights differ by 1e-3
 CONTEXT_NAMES = (
     "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length",
 )  # fmt: skip
@@ -182,6 +184,7 @@ class PretrainedModel:
         model = self._load_weights(**arguments)
         self._check_end_token(tokenizer, embedding_count(model))
         model.eval().requires_grad_(False)
+        check_is_causal(model, self.model)
         return LanguageModel(model, tokenizer, name=self.model, path=self.model, public_name=self.model)
 
     @property
@@ -227,6 +230,35 @@ def embedding_count(model: Any) -> int:
     return len(model.get_input_embeddings().weight)
 
 
+def check_is_causal(model: Any, model_name: str) -> None:
+    """Refuse an encoder that transformers loads as a language model: it sees the tokens that it is to predict.
+
+    Its configuration alone does not tell: GPT-NeoX says `is_decoder: false`, too, and is causal. So where it may be
+    an encoder, two texts that differ in their last token are compared in the predictions of the tokens before.
+
+    Raises:
+        UserError: these predictions differ.
+    """
+    config = model.config
+    may_be_encoder = getattr(config, "is_decoder", None) is False or getattr(config, "causal", None) is False
+    if config.model_type == "xlnet" or (may_be_encoder and _sees_later_tokens(model)):
+        raise UserError(
+            f"{model_name} is an encoder ({type(model).__name__}): its predictions depend on the tokens that follow, "
+            "so that losses and gradients mean nothing; give a causal language model, or, for one that was trained as "
+            'a decoder, set "is_decoder": true in its config.json'
+        )
+
+
+@torch.no_grad()
+def _sees_later_tokens(model: Any) -> bool:
+    token_ids = torch.arange(PROBE_TOKENS, device=model.device).remainder(embedding_count(model)).repeat(2, 1)
+    token_ids[1, -1] = embedding_count(model) - 1
+    logits = model(input_ids=token_ids, attention_mask=torch.ones_like(token_ids)).logits.double()
+    earlier_logits = logits[:, :-1]  # [2, T - 1, V]
+    largest_difference = (earlier_logits[0] - earlier_logits[1]).abs().max()
+    return bool(largest_difference > CAUSAL_TOLERANCE * earlier_logits.std())
+
+
 def fastest_precision(device: torch.device) -> str:
     """Return `bf16` where a device multiplies it natively, else `fp32`."""
     if device.type == "cuda":
@@ -267,7 +299,7 @@ def from_pretrained(factory: Any, model_name: str, **arguments: Any) -> Any:
         if isinstance(error, UserError) or is_out_of_memory(error) or is_disk_full(error):
             raise
         reason = describe_loading_error(error, model_name)
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        first_line = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(
             reason
             or f"cannot load {model_name}: {first_line}. Give a folder written by "
