@@ -271,6 +271,30 @@ def test_a_rank_that_is_killed_ends_the_others_within_seconds(victim, tmp_path):
         assert "the process of rank 1 died (exit status -9), so the others are ended, too" in done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_all_processes_with_one_sentence(number, status, tmp_path):
+    run = tmp_path / "run"
+    folders = [f"run_dir={run}", f"hydra.run.dir={run}", f"cache.path={tmp_path / 'cache'}"]
+    process = start(tmp_path / "tmp", "train.py", "trainer=ddp_cpu", "logger=none", *folders)
+    deadline = time.monotonic() + 120
+    while not (run / "run.log").is_file() or "stage" not in (run / "run.log").read_text("utf-8"):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    others = [int(child) for child in children if b"train.py" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    assert others
+    time.sleep(3)
+    process.send_signal(number)
+    done = finish(process)
+    assert done.returncode == status and "Traceback" not in done.stdout + done.stderr
+    assert done.stderr.count("stopped; what is finished is saved in the cache") == 1
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{other}").exists() and "Z" not in state_of(other) for other in others):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def state_of(process_id: int) -> str:
     try:
         return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0]
