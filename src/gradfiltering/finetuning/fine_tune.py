@@ -161,7 +161,7 @@ def fine_tune(
             remaining_rounds = schedule.remaining_rounds
             rounds = itertools.count() if remaining_rounds is None else range(remaining_rounds)
             context.build_trainer(max_epochs=1).fit(module, rounds)
-        model.save_pretrained(str(output_folder / ADAPTER), safe_serialization=True)
+        model.save_pretrained(str(output_folder / ADAPTER), safe_serialization=True, save_embedding_layers=False)
     write_curve(module.progress.curve, output_folder / CURVE_FILE)
     last_point = module.progress.curve[-1]
     return FineTuningResult(

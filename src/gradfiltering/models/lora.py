@@ -128,7 +128,8 @@ def export_adapter(model: PeftModel, adapters: Adapters, member_index: int, fold
         for parameter_name, stacked in adapters.items()
     }
     folder.mkdir(parents=True)
-    saved_state = get_peft_model_state_dict(model, state_dict=member_state)
+    # By default PEFT asks the hub for the size of the base model's vocabulary.
+    saved_state = get_peft_model_state_dict(model, state_dict=member_state, save_embedding_layers=False)
     save_file(saved_state, folder / ADAPTER_FILE, metadata={"format": "pt"})
     config = model.peft_config["default"]
     inference_mode, config.inference_mode = config.inference_mode, True
