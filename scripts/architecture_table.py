@@ -27,8 +27,9 @@ layers, weights of standard deviation 0.5, soft caps of 1, sliding windows of 4 
 9 tokens padded together, two adapters, LoRA on all linear layers but the head (on the layers named in
 tests/support/architectures.py where PEFT refuses that). `auto` is the engine that `gradients=auto` takes.
 
-A refusal comes before anything is trained: each engine is compared with the loop on two short rows of the user's own
-model before it is used.
+Models that are encoders by default (BERT, RoBERTa and their like) stand here with `is_decoder: true`, without which
+they are refused. A refusal comes before anything is trained: each engine is compared with the loop on two short rows
+of the user's own model before it is used.
 
 {count} architectures of transformers {transformers} with torch {torch}; {date}; {machine}.
 `python scripts/architecture_table.py "{machine}"`

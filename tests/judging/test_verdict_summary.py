@@ -13,6 +13,7 @@ from gradfiltering.judging.verdict_summary import (
     summarize_bias,
     summarize_steadiness,
     tally_verdicts,
+    warn_of_unreadable_verdicts,
 )
 from gradfiltering.judging.verdicts import write_verdicts
 from gradfiltering.statistics.length_control import RIDGE
@@ -163,3 +164,12 @@ def test_outcomes_are_read_from_runs(tmp_path, make_verdict):
     assert read_outcomes({"a": tmp_path / "verdicts.jsonl"}, "full") == {"a": {("tasks", "0"): 1, ("tasks", "1"): -1}}
     with pytest.raises(UserError, match=r"against 'lead' \(opponents: full, random\)"):
         read_outcomes({"a": tmp_path / "verdicts.jsonl"}, "lead")
+
+
+def test_a_baseline_without_a_readable_verdict_is_named():
+    scores = {
+        "full": {"vicuna": {"value": None, "unparsed": 3}, "all": {"value": None, "unparsed": 3}},
+        "random": {"vicuna": {"value": None, "unparsed": 3}, "all": {"value": 1.5, "unparsed": 3}},
+    }
+    (warning,) = warn_of_unreadable_verdicts(scores)
+    assert warning.startswith("no verdict against full could be read (3 of them)") and "another judge" in warning

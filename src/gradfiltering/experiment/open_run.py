@@ -15,6 +15,7 @@ from gradfiltering.reports.experiment_logger import close_logger, open_logger
 from gradfiltering.runs.logs import log_to_file
 from gradfiltering.runs.memory import keep_freed_memory
 from gradfiltering.runs.run_folder import RunFolder
+from gradfiltering.runs.run_lock import hold_run_folder
 from gradfiltering.runs.stages import StageRunner
 
 
@@ -43,16 +44,17 @@ def open_run(experiment: Experiment) -> Iterator[OpenRun]:
     keep_freed_memory()
     device = try_trainer(experiment.build_trainer).strategy.root_device
     folder = RunFolder(run_on_rank_zero(lambda: experiment.run_folder))
-    masked_config = folder.begin(experiment.config, experiment.seed, device, experiment.overrides)
-    with log_to_file(folder.path, str(experiment.config["log_level"])):
-        logger = open_logger(experiment.build_logger, masked_config)
-        build_trainer = partial(
-            experiment.build_trainer,
-            logger=logger,
-            default_root_dir=folder.path,
-            enable_progress_bar=experiment.show_progress,
-        )
-        try:
-            yield OpenRun(folder, StageRunner(folder, device), logger, build_trainer, device)
-        finally:
-            close_logger(logger)
+    with hold_run_folder(folder.path):
+        masked_config = folder.begin(experiment.config, experiment.seed, device, experiment.overrides)
+        with log_to_file(folder.path, str(experiment.config["log_level"])):
+            logger = open_logger(experiment.build_logger, masked_config)
+            build_trainer = partial(
+                experiment.build_trainer,
+                logger=logger,
+                default_root_dir=folder.path,
+                enable_progress_bar=experiment.show_progress,
+            )
+            try:
+                yield OpenRun(folder, StageRunner(folder, device), logger, build_trainer, device)
+            finally:
+                close_logger(logger)

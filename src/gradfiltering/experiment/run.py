@@ -32,7 +32,7 @@ from gradfiltering.judging.pair_judging import check_judging, judge_pairs
 from gradfiltering.judging.prompts import Prompt, load_prompts
 from gradfiltering.judging.reference_metrics import measure_all_responses
 from gradfiltering.judging.responses import write_responses
-from gradfiltering.judging.verdict_summary import summarize_verdicts
+from gradfiltering.judging.verdict_summary import summarize_verdicts, warn_of_unreadable_verdicts
 from gradfiltering.judging.verdicts import write_verdicts
 from gradfiltering.methods.subset_files import write_known_rows, write_scores, write_subset
 from gradfiltering.models.language_model import LanguageModel
@@ -378,18 +378,20 @@ def judge_models(
     # A judge may cost money: rank 0 asks it, once.
     verdicts = run_on_rank_zero(judge_pairs, judging.judge, prompts, answers.responses, CANDIDATE, judging.repeats)
     run_on_rank_zero(write_verdicts, run.folder.verdicts_file, verdicts)
+    verdict_summary = summarize_verdicts(
+        verdicts,
+        prompts,
+        answers.responses,
+        judging.other_judges,
+        judging.resamples,
+        judging.confidence,
+        experiment.seed,
+    )
+    run.stages.add_warnings(warn_of_unreadable_verdicts(verdict_summary["pws"]))
     run.stages.add_to_summary(
         metrics=measure_all_responses(prompts, answers.responses),
         answers={"reused_seconds": answers.reused_seconds},
-        **summarize_verdicts(
-            verdicts,
-            prompts,
-            answers.responses,
-            judging.other_judges,
-            judging.resamples,
-            judging.confidence,
-            experiment.seed,
-        ),
+        **verdict_summary,
     )
 
 

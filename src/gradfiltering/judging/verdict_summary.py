@@ -88,6 +88,20 @@ def summarize_verdicts(
     return {"pws": pws_summary, "judge": judge_summary}
 
 
+def warn_of_unreadable_verdicts(pws_summary: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """Warn of each baseline against which no reply of the judge could be read.
+
+    Args:
+        pws_summary: pairwise winning scores by baseline and prompt set, as they stand in `summary.json`.
+    """
+    return [
+        f"no verdict against {baseline} could be read ({by_set['all']['unparsed']} of them): there is no score. "
+        "Look at the replies in verdicts.jsonl, and choose another judge or prompts that it can judge"
+        for baseline, by_set in pws_summary.items()
+        if by_set["all"]["value"] is None
+    ]
+
+
 def tally_verdicts(
     verdicts: Iterable[Verdict], resamples: int, confidence: float, seed: int
 ) -> dict[str, dict[str, PWS]]:
