@@ -12,7 +12,17 @@ from gradfiltering.data.loading import load
 from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.cache_maintenance import damaged_files_of, list_entries, verify_entries
 
-STAGES = {"base_models", "tokens", "base_model_losses", "members", "gradient_log", "projections", "targets", "answers"}
+STAGES = {
+    "base_models",
+    "tokens",
+    "base_model_losses",
+    "members",
+    "gradient_log",
+    "projections",
+    "targets",
+    "answers",
+    "row_hygiene",
+}
 WHOLE = [*TINY_RUN, "ensemble.m=1", "selector=spice", "projection.width=8"]
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
-from tests.support.configuration_fields import EVERYTHING, LEFT_OUT, TEXT, TOUCHING, UNTOUCHING
+from tests.support.configuration_fields import EVERYTHING, LEFT_OUT, PROXY_TEXT, TEXT, TOUCHING, UNTOUCHING
 from tests.support.pipeline import ROOT, run_train
 
 from gradfiltering.ensembles.stack_state import StackState
@@ -209,7 +209,7 @@ def test_fields_that_no_result_depends_on_touch_nothing(usual, look_up):
 @pytest.mark.slow
 def test_an_earlier_end_looks_for_less_and_nothing_else(usual, look_up):
     found = look_up("until=select")
-    assert set(found) == {"base_model", "tokens", "base_model_losses", "members", "gradient_log", "projections"}
+    assert set(found) == {"row_hygiene", *PROXY_TEXT} - {"candidate"}
     assert all(found[stage] == usual[stage] for stage in found)
 
 

@@ -1,5 +1,7 @@
 """The lock on a run folder, so that two runs do not write into it at once."""
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +37,8 @@ def hold_run_folder(run_folder: Path) -> Iterator[None]:
 def _acquire(run_folder: Path) -> FileLock:
     file_lock = FileLock(run_folder / LOCK_FILE, timeout=0)
     with explain_failed_writes(run_folder):
+        if run_folder.exists() and not run_folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         run_folder.mkdir(parents=True, exist_ok=True)
         try:
             file_lock.acquire()
