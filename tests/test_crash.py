@@ -20,7 +20,7 @@ OFTEN = ["ensemble.checkpoint_minutes=1e-9", "target.tuning.checkpoint_minutes=1
 KILLS, SEED = 20, 0
 STORED = {
     "locks", "base_models", "tokens", "base_model_losses", "members", "interrupted", "gradient_log",
-    "targets", "answers",
+    "targets", "answers", "row_hygiene",
 }  # fmt: skip
 EPOCHS_OF_MEMBERS = 4
 
@@ -68,7 +68,7 @@ def reference(tmp_path_factory) -> tuple[list[str], dict[str, Any]]:
 def kind(operation: str) -> str:
     """What an operation is about: a stage's folder in the cache, or a file or folder of the run."""
     parts = operation.split(" ", 1)[1].split("/")
-    return re.sub(r"\.[0-9a-f]{8}\.part$", "", "/".join(parts[:2]))
+    return re.sub(r"\.[0-9a-f]{8}-\d+-\d+-[0-9a-f]{8}\.part$", "", "/".join(parts[:2]))
 
 
 def moments(operations: list[str]) -> list[int]:
@@ -77,7 +77,8 @@ def moments(operations: list[str]) -> list[int]:
     by_kind = defaultdict(list)
     for number, operation in enumerate(operations):
         by_kind[kind(operation)].append(number)
-    stored = sorted(name for name in by_kind if name.startswith("cache/"))
+    # A probe is an empty file that shows whether the cache can be written; it is deleted at once.
+    stored = sorted(name for name in by_kind if name.startswith("cache/") and name != "cache/probe")
     assert {name.removeprefix("cache/") for name in stored} == STORED, "a stage keeps nothing, or one is new"
     others = sorted(by_kind.keys() - set(stored))
     return [rng.choice(by_kind[name]) for name in stored + rng.sample(others, KILLS - len(stored))]
