@@ -18,7 +18,13 @@ import transformers
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.support.architectures import NOT_SMALL, Comparison, causal_architectures, compare_engines  # noqa: E402
+from tests.support.architectures import (  # noqa: E402
+    NOT_SMALL,
+    Comparison,
+    NotSmallError,
+    causal_architectures,
+    compare_engines,
+)
 
 INTRODUCTION = """# Architectures and gradient engines
 
@@ -57,12 +63,8 @@ def main() -> None:
     for model_type in causal_architectures():
         try:
             chosen, comparisons = compare_engines(model_type)
-        except Exception as error:  # whatever a configuration made small does not allow
-            first_line = (str(error).splitlines() or [""])[0][:140]
-            not_built.append(f"- {model_type}: {type(error).__name__}: {first_line}")
-            continue
-        if all("failed: " in comparison.refusal for comparison in comparisons.values()):
-            not_built.append(f"- {model_type}: {describe(next(iter(comparisons.values())))}")
+        except NotSmallError as error:
+            not_built.append(f"- {model_type}: {error}")
             continue
         described = " | ".join(describe(comparison) for comparison in comparisons.values())
         lines.append(f"| {model_type} | {chosen or 'none'} | {described} |")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -246,9 +247,8 @@ def test_processes_that_the_trainer_does_not_use_are_an_error(cache, tmp_path):
     assert done.returncode != 0 and "add trainer=ddp" in done.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("victim", ["other rank", "rank zero"])
-def test_a_rank_that_is_killed_ends_the_others_within_seconds(victim, tmp_path):
+def started_on_two_ranks(tmp_path: Path) -> tuple[subprocess.Popen, list[int]]:
+    """A run whose stages have begun, and the numbers of its other processes."""
     run = tmp_path / "run"
     folders = [f"run_dir={run}", f"hydra.run.dir={run}", f"cache.path={tmp_path / 'cache'}"]
     process = start(tmp_path / "tmp", "train.py", "trainer=ddp_cpu", "logger=none", *folders)
@@ -258,6 +258,14 @@ def test_a_rank_that_is_killed_ends_the_others_within_seconds(victim, tmp_path):
         time.sleep(0.2)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     others = [int(child) for child in children if b"train.py" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    assert others, "no other process was started"
+    return process, others
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["other rank", "rank zero"])
+def test_a_rank_that_is_killed_ends_the_others_within_seconds(victim, tmp_path):
+    process, others = started_on_two_ranks(tmp_path)
     time.sleep(3)
     killed_at = time.monotonic()
     os.kill(others[0] if victim == "other rank" else process.pid, signal.SIGKILL)
@@ -274,16 +282,7 @@ def test_a_rank_that_is_killed_ends_the_others_within_seconds(victim, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_all_processes_with_one_sentence(number, status, tmp_path):
-    run = tmp_path / "run"
-    folders = [f"run_dir={run}", f"hydra.run.dir={run}", f"cache.path={tmp_path / 'cache'}"]
-    process = start(tmp_path / "tmp", "train.py", "trainer=ddp_cpu", "logger=none", *folders)
-    deadline = time.monotonic() + 120
-    while not (run / "run.log").is_file() or "stage" not in (run / "run.log").read_text("utf-8"):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.2)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    others = [int(child) for child in children if b"train.py" in Path(f"/proc/{child}/cmdline").read_bytes()]
-    assert others
+    process, others = started_on_two_ranks(tmp_path)
     time.sleep(3)
     process.send_signal(number)
     done = finish(process)

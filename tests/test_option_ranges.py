@@ -77,7 +77,8 @@ RIGHT = {  # (end of an option's name, value) -> why the value is right
         (f"diagnostics.{name}", 0): "a limit at the end of its range"
         for name in (
             "positive_drop_share", "median_relative_drop", "relative_variance", "update_ratio", "easiness",
-            "negative_selected_share", "length_correlation", "member_agreement", "source_spread",
+            "negative_selected_share", "length_correlation", "member_agreement", "source_spread", "chance_loss_share",
+            "unknown_token_share",
         )
     },
     **{

@@ -27,11 +27,11 @@ def was_stopped() -> bool:
 
 def _stop(signal_number: int, frame: FrameType | None) -> None:
     """Raise for the first signal, and for one that comes while the end takes long; others do not disturb the end."""
-    now = time.monotonic()
+    current_time = time.monotonic()
     is_first = not _received_signals
     _received_signals.append(signal_number)
-    if is_first or now - _raised_at[-1] > PATIENCE_SECONDS:
-        _raised_at.append(now)
+    if is_first or current_time - _raised_at[-1] > PATIENCE_SECONDS:
+        _raised_at.append(current_time)
         raise KeyboardInterrupt
 
 

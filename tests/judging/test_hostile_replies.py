@@ -203,7 +203,7 @@ def test_bad_addresses_are_refused_when_built(tmp_path, url):
      "https://müller.example/v1", "http://host.:65535/v1"],
 )  # fmt: skip
 def test_good_addresses_are_taken(tmp_path, url):
-    make_judge(url, tmp_path / "r")
+    assert make_judge(url, tmp_path / "r").endpoint.base_url == url
 
 
 @pytest.mark.parametrize(

@@ -241,8 +241,10 @@ def test_half_a_request_is_given_up(store, monkeypatch, half_request):
         page = urlsplit(url)
         with socket.create_connection((page.hostname, page.port), timeout=HANG_SECONDS) as client:
             client.sendall(half_request.replace("{port}", str(page.port)).encode())
-            while client.recv(65536):  # ends when the server closes; a server that waits for ever makes it time out
-                pass
+            received = iter(lambda: client.recv(65536), b"")  # ends when the server closes, else in a timeout
+            replies = b"".join(received)
+    complete_requests = half_request.count("\r\n\r\nGET")
+    assert replies.count(b"HTTP/1.1 200") == complete_requests, "only a whole request is answered"
 
 
 @pytest.mark.parametrize(

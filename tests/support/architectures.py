@@ -199,14 +199,29 @@ class Comparison:
     refusal: str = ""
 
 
+class NotSmallError(Exception):
+    """No small random model of an architecture computes per-example gradients, even one row at a time."""
+
+
 def compare_engines(model_type: str) -> tuple[str, dict[str, Comparison]]:
-    """Compare each engine with the loop, and say which `auto` takes (empty for none)."""
+    """Compare each engine with the loop, and say which `auto` takes (empty for none).
+
+    Raises:
+        NotSmallError: there is nothing to compare with; an error of an engine passes as it is.
+    """
     with exact_arithmetic():
-        targets = STATE_SPACE_TARGETS.get(model_type, "all-linear")
-        settings = LoraSettings(rank=2, alpha=4, target_modules=targets, init_b_std=0.3)
-        model = settings.attach(small_model(model_type))
-        adapters = {name: value.double() for name, value in initial_adapters(model, settings, (0, 1), 0).items()}
-        expected = None
+        try:
+            targets = STATE_SPACE_TARGETS.get(model_type, "all-linear")
+            settings = LoraSettings(rank=2, alpha=4, target_modules=targets, init_b_std=0.3)
+            model = settings.attach(small_model(model_type))
+            adapters = {name: value.double() for name, value in initial_adapters(model, settings, (0, 1), 0).items()}
+            attention = model.get_base_model().config._attn_implementation
+            set_attention(model.get_base_model(), EAGER)
+            expected = _example_gradients(LoopEngine(model, ResponseNLL(), 10_000), adapters)
+            set_attention(model.get_base_model(), attention)
+        except Exception as error:  # whatever a configuration made small does not allow
+            first_line = (str(error).splitlines() or [""])[0]
+            raise NotSmallError(f"{type(error).__name__}: {first_line[:140]}") from error
         comparisons = {}
         for engine_class in (FusedEngine, VmapEngine):
             try:
@@ -215,10 +230,6 @@ def compare_engines(model_type: str) -> tuple[str, dict[str, Comparison]]:
             except UserError as error:
                 comparisons[engine_class.name] = Comparison(refusal=str(error))
                 continue
-            if expected is None:
-                set_attention(model.get_base_model(), EAGER)
-                expected = _example_gradients(LoopEngine(model, ResponseNLL(), 10_000), adapters)
-                engine.prepare_model()
             comparisons[engine.name] = Comparison(_largest_difference(_example_gradients(engine, adapters), expected))
         try:
             chosen = choose_engine(model, ResponseNLL(), 10_000).name

@@ -83,7 +83,7 @@ def tokenize_rows(dataset_rows: Sequence[Row], schema: Schema, template: str, to
 
 
 def _takes_whole_chat_template(row_values: Row, schema: Schema, template: str, tokenizer: Any) -> bool:
-    """True where the chat template lays out all turns of a row at once, though it does not mark the assistant's."""
+    """Return True where the chat template lays out all turns at once, though it does not mark the assistant's."""
     return template == "chat" and has_chat_template(tokenizer) and schema.is_multi_turn(row_values)
 
 
@@ -213,8 +213,9 @@ def shorten_row(
     def tokenize_segments(texts: Sequence[str]) -> Sequence[TokenPiece]:
         segment_texts = [segment.text for segment in segments]
         for part, text in reversed(list(zip(parts, texts, strict=True))):
-            whole = segment_texts[part.position]
-            segment_texts[part.position] = whole[: part.start] + text + whole[part.start + len(part.text) :]
+            earlier_text = segment_texts[part.position]
+            text_after = earlier_text[part.start + len(part.text) :]
+            segment_texts[part.position] = earlier_text[: part.start] + text + text_after
         shortened = [replace(segment, text=text) for segment, text in zip(segments, segment_texts, strict=True)]
         return _tokenize_segments([shortened], closing_token_id, tokenizer)[0]
 
@@ -232,7 +233,7 @@ def _shortenable_messages(conversation: Conversation) -> list[QuestionPart]:
 
 
 def _question_texts(row_values: Row, schema: Schema, conversation: Conversation) -> list[str]:
-    """What a person or a system wrote, in the order of the templates, and answers that are not learnt."""
+    """List what a person or a system wrote, in the order of the templates, and answers that are not learnt."""
     row_schema = schema.of_row(row_values)
     messages = [message for message in conversation.messages if message.role != "assistant" or not message.trained]
     texts = [message.content for message in messages]
@@ -243,7 +244,7 @@ def _question_texts(row_values: Row, schema: Schema, conversation: Conversation)
 
 
 def _shortenable_stretches(segments: Sequence[Segment], question_texts: Sequence[str]) -> list[QuestionPart]:
-    """Where the questions stand in the segments, one after the other."""
+    """Find the questions in the segments, one after the other."""
     parts = []
     position, start, answers_before = 0, 0, [0]
     for segment in segments:

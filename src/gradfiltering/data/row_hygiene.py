@@ -101,7 +101,7 @@ class HygieneCheck(Protocol):
 
 @dataclass(frozen=True)
 class RowHygiene:
-    """Which rows show which signs.
+    """The signs that rows show.
 
     Attributes:
         hits: name of a check -> [N] bool.
@@ -115,7 +115,7 @@ class RowHygiene:
         return {name: int(self.hits[name].sum()) for name in HYGIENE_NAMES}
 
     def rows_to_drop(self, names: Sequence[str]) -> dict[int, str]:
-        """Row -> the first of these signs that it shows, as a reason."""
+        """Return, for each row that shows one of these signs, the first of them as a reason."""
         reasons: dict[int, str] = {}
         for name in names:
             for row_id in np.flatnonzero(self.hits[name]).tolist():
@@ -168,7 +168,7 @@ def find_evaluation_prompts(rows: Sequence[RowText], prompt_questions: Sequence[
 
 
 def normalize_question(question: str) -> str:
-    """A question in lower case with single blanks."""
+    """Return a question in lower case with single blanks."""
     return " ".join(question.casefold().split())
 
 
@@ -194,12 +194,12 @@ def find_near_duplicates(rows: Sequence[RowText]) -> np.ndarray:
     near_rows = np.zeros(len(rows), dtype=bool)
     empty_sketch = MinHash(num_perm=PERMUTATIONS, hashfunc=zlib.crc32)
     for row_id in np.flatnonzero(~find_exact_duplicates(rows)).tolist():
-        words = WORD.findall(f"{rows[row_id].question} {rows[row_id].answer}".lower())
-        starts = range(max(1, len(words) - SHINGLE_WORDS + 1))
-        shingles = {" ".join(words[start : start + SHINGLE_WORDS]).encode() for start in starts}
+        row_words = WORD.findall(f"{rows[row_id].question} {rows[row_id].answer}".lower())
+        starts = range(max(1, len(row_words) - SHINGLE_WORDS + 1))
+        shingles = {" ".join(row_words[start : start + SHINGLE_WORDS]).encode() for start in starts}
         sketch = empty_sketch.copy()
         sketch.update_batch(sorted(shingles))
-        if any(sketches[other].jaccard(sketch) >= NEAR_SIMILARITY for other in lookup_index.query(sketch)):
+        if any(sketches[earlier_row].jaccard(sketch) >= NEAR_SIMILARITY for earlier_row in lookup_index.query(sketch)):
             near_rows[row_id] = True
         else:
             lookup_index.insert(row_id, sketch, check_duplication=False)
@@ -208,22 +208,22 @@ def find_near_duplicates(rows: Sequence[RowText]) -> np.ndarray:
 
 
 def is_empty(answer: str) -> bool:
-    """True for an answer of blanks."""
+    """Return True for an answer of blanks."""
     return not answer.strip()
 
 
 def is_one_word(answer: str) -> bool:
-    """True for an answer of one word, number or sign."""
+    """Return True for an answer of one word, number or sign."""
     return len(answer.split()) == 1 and len(WORD.findall(answer)) <= 1
 
 
 def is_refusal(answer: str) -> bool:
-    """True for an English answer that opens by refusing."""
+    """Return True for an English answer that opens by refusing."""
     return REFUSAL.search(answer.strip()[:REFUSAL_OPENING].replace("\u2019", "'")) is not None
 
 
 def is_unfinished(answer: str) -> bool:
-    """True for an answer that breaks off: in mid-sentence, in mid-list, or inside a block of code.
+    """Return True for an answer that breaks off: in mid-sentence, in mid-list, or inside a block of code.
 
     A missing full stop alone is no sign, since many answers are titles, names, lists, formulas or code. One of these
     is: the answer ends in a comma or in a word that no sentence ends with; its last paragraph holds a finished sentence
@@ -254,20 +254,20 @@ def is_unfinished(answer: str) -> bool:
     return EARLIER_SENTENCE.search(last_line) is not None
 
 
-def is_title(words: Sequence[str]) -> bool:
-    """True for words of which most of the long ones are in capitals: a title, a name, a signature."""
-    long_words = [word for word in words if len(word) > LONGEST_SMALL_WORD]
+def is_title(line_words: Sequence[str]) -> bool:
+    """Return True for words of which most of the long ones are in capitals: a title, a name, a signature."""
+    long_words = [word for word in line_words if len(word) > LONGEST_SMALL_WORD]
     return sum(word[0].isupper() for word in long_words) > len(long_words) / 2
 
 
 def is_code(text: str) -> bool:
-    """True for a text of which a third of the lines look like code."""
+    """Return True for a text of which a third of the lines look like code."""
     lines = text.splitlines()
     return sum(CODE_LINE.search(line) is not None for line in lines) * 3 > len(lines)
 
 
 def is_repetitive(answer: str) -> bool:
-    """True for an answer that says the same over and over: most of its runs of four words stand there again.
+    """Return True for an answer that says the same over and over: most of its runs of four words stand there again.
 
     Numbers, single letters and code repeat by their nature and are not looked at.
     """
@@ -275,13 +275,13 @@ def is_repetitive(answer: str) -> bool:
         return True
     if is_code(answer):
         return False
-    words = [
+    answer_words = [
         word for word in WORD.findall(answer.lower()) if not word.isdigit() and (len(word) > 1 or not word.isascii())
     ]
-    if len(words) < MIN_REPEATED_WORDS:
+    if len(answer_words) < MIN_REPEATED_WORDS:
         return False
-    runs = list(zip(words, words[1:], words[2:], words[3:], strict=False))
-    return 1 - len(set(runs)) / len(runs) >= REPEATED_SHARE
+    word_runs = list(zip(answer_words, answer_words[1:], answer_words[2:], answer_words[3:], strict=False))
+    return 1 - len(set(word_runs)) / len(word_runs) >= REPEATED_SHARE
 
 
 def find_unexpected_languages(rows: Sequence[RowText]) -> np.ndarray:
@@ -321,7 +321,7 @@ def _load_language_identifier() -> Any:
 
 
 def _of_answers(is_hit: Callable[[str], bool]) -> HygieneCheck:
-    """A check that looks at one answer at a time."""
+    """Make a check that looks at one answer at a time."""
     return lambda rows: np.array([is_hit(row.answer) for row in rows], dtype=bool)
 
 

@@ -486,8 +486,16 @@ def chat_segments(conversation: Conversation, tokenizer: Any) -> list[Segment]:
         TemplateError: the template refuses the conversation, or writes it otherwise than one answer after the other.
     """
     messages = template_messages(conversation.messages, names_calls="tool_calls" in str(tokenizer.chat_template))
-    options = {**conversation.template_arguments, "tools": list(conversation.tools) or None}
-    whole_text = render_chat(messages, tokenizer, add_generation_prompt=False, **options)
+
+    def render(first_messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
+        return render_chat(
+            first_messages,
+            tokenizer,
+            add_generation_prompt,
+            **{**conversation.template_arguments, "tools": list(conversation.tools) or None},
+        )
+
+    whole_text = render(messages, add_generation_prompt=False)
     closing_text = tokenizer.convert_ids_to_tokens(closing_token("chat", tokenizer))
     segments: list[Segment] = []
     position = 0
@@ -495,7 +503,7 @@ def chat_segments(conversation: Conversation, tokenizer: Any) -> list[Segment]:
         if message.role != "assistant" or not message.text.strip():
             continue
         content = messages[index]["content"]
-        prompt = render_chat(messages[:index], tokenizer, **options) if index else whole_text.partition(content)[0]
+        prompt = render(messages[:index], True) if index else whole_text.partition(content)[0]
         if len(prompt) < position or not whole_text.startswith(prompt):
             raise TemplateError("it writes an earlier answer otherwise than as it is")
         answer, ending = _written_answer(whole_text[len(prompt) :], content, closing_text)
@@ -516,15 +524,15 @@ def _written_answer(text_after: str, content: str, closing_text: str) -> tuple[s
     Returns:
         The answer as it is to be learnt, and the text up to where the rest of the conversation begins.
     """
-    begun = next((text for text in (content, content.strip()) if text and text_after.startswith(text)), "")
-    end_of_answer = text_after.find(closing_text, len(begun))
+    opening = next((text for text in (content, content.strip()) if text and text_after.startswith(text)), "")
+    end_of_answer = text_after.find(closing_text, len(opening))
     if end_of_answer < 0:
-        if not begun:
+        if not opening:
             raise TemplateError("it does not show where an answer ends")
-        return begun, begun
+        return opening, opening
     answer = text_after[:end_of_answer]
-    if begun and not answer.removeprefix(begun).strip():
-        answer = begun
+    if opening and not answer.removeprefix(opening).strip():
+        answer = opening
     return answer, text_after[: end_of_answer + len(closing_text)]
 
 

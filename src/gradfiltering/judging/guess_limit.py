@@ -23,15 +23,15 @@ class GuessLimit:
 
     def wait_seconds(self, address: str) -> float:
         """Return how long an address has to wait for its next guess; 0 where it has not."""
-        now = self._clock()
-        while self._wrong_guesses and self._wrong_guesses[0][0] <= now - self.span_seconds:
+        current_time = self._clock()
+        while self._wrong_guesses and self._wrong_guesses[0][0] <= current_time - self.span_seconds:
             self._wrong_guesses.popleft()
         own_times = [guess_time for guess_time, guess_address in self._wrong_guesses if guess_address == address]
         waits = [0.0]
         if len(own_times) >= self.per_address:
-            waits.append(own_times[-self.per_address] + self.span_seconds - now)
+            waits.append(own_times[-self.per_address] + self.span_seconds - current_time)
         if len(self._wrong_guesses) >= self.in_all:
-            waits.append(self._wrong_guesses[0][0] + self.span_seconds - now)
+            waits.append(self._wrong_guesses[0][0] + self.span_seconds - current_time)
         return max(waits)
 
     def add_wrong_guess(self, address: str) -> None:

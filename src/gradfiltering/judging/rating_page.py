@@ -147,12 +147,12 @@ class RatingPage:
 
     def _start_session(self) -> str:
         """Begin a session and forget those that have ended; return its name."""
-        now = self._clock()
-        self._session_ends = {name: end for name, end in self._session_ends.items() if end > now}
+        current_time = self._clock()
+        self._session_ends = {name: end for name, end in self._session_ends.items() if end > current_time}
         while len(self._session_ends) >= MOST_SESSIONS:
             del self._session_ends[next(iter(self._session_ends))]
         session_name = secrets.token_urlsafe(24)
-        self._session_ends[session_name] = now + SESSION_SECONDS
+        self._session_ends[session_name] = current_time + SESSION_SECONDS
         return session_name
 
     def _check_session(self, http_request: Request, needs_token: bool) -> Response | None:

@@ -119,8 +119,8 @@ def build_model_card(run_files: RunFiles, model: str, adapter_config: Mapping[st
 
 def _target_template(run_files: RunFiles) -> str:
     """Name the prompt template that the target was trained with, or the option where the run did not note it."""
-    asked = run_files.config.get("data", {}).get("template", "auto")
-    return str(run_files.summary.get("templates", {}).get("target", asked))
+    configured_template = run_files.config.get("data", {}).get("template", "auto")
+    return str(run_files.summary.get("templates", {}).get("target", configured_template))
 
 
 def _list_selection_facts(run_files: RunFiles) -> dict[str, Any]:

@@ -71,8 +71,7 @@ def print_summary(run_summary: Mapping[str, Any], folder: Path, console: Console
 def describe_templates(run_summary: Mapping[str, Any]) -> str:
     """Say by which prompt template each model of a run saw the rows, in words."""
     layouts = run_summary["templates"]
-    words = {role: LAYOUT_MEANINGS.get(layout, layout) for role, layout in layouts.items()}
-    return "; ".join(f"{role}: {layout}" for role, layout in words.items())
+    return "; ".join(f"{role}: {LAYOUT_MEANINGS.get(layout, layout)}" for role, layout in layouts.items())
 
 
 def _new_table(title: str, *headings: str) -> Table:
@@ -148,19 +147,17 @@ def _build_targets(run_summary: Mapping[str, Any]) -> Table:
     for name in metric_names:
         table.add_column(name.split("_")[0], justify="right")
     for model, target_result in run_summary["target"].items():
-        heldout = "–" if target_result["heldout_loss"] is None else f"{target_result['heldout_loss']:.3f}"
-        metric_means = []
-        for name in metric_names:
-            values = [sets[name] for sets in model_metrics.get(model, {}).values() if sets.get(name) is not None]
-            metric_means.append(f"{sum(values) / len(values):.3f}" if values else "–")
-        table.add_row(
+        cells = [
             model,
             str(target_result["examples"]),
             str(target_result["steps"]),
             f"{target_result['final_loss']:.3f}",
-            heldout,
-            *metric_means,
-        )
+            "–" if target_result["heldout_loss"] is None else f"{target_result['heldout_loss']:.3f}",
+        ]
+        for name in metric_names:
+            values = [sets[name] for sets in model_metrics.get(model, {}).values() if sets.get(name) is not None]
+            cells.append(f"{sum(values) / len(values):.3f}" if values else "–")
+        table.add_row(*cells)
     return table
 
 

@@ -183,7 +183,7 @@ def list_missing_parts(run_files: RunFiles) -> list[str]:
         "No target model was trained, so there is no convergence to show.": not run_files.curves,
         "Nothing was judged, so this run does not show whether the subset is better.": not summary.get("pws"),
     }
-    return [words for words, is_missing in parts.items() if is_missing]
+    return [sentence for sentence, is_missing in parts.items() if is_missing]
 
 
 def format_number(value: float | None, digits: int = 3) -> str:
