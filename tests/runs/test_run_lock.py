@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,3 +45,22 @@ def test_a_killed_run_frees_the_folder(tmp_path):
         process.wait()
     with hold_run_folder(tmp_path):
         pass
+
+
+def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path):
+    outside, run_folder = tmp_path / "outside", tmp_path / "run"
+    outside.write_text("mine")
+    run_folder.mkdir()
+    (run_folder / LOCK_FILE).symlink_to(outside)
+    with hold_run_folder(run_folder):
+        assert not (run_folder / LOCK_FILE).is_symlink()
+    assert outside.read_text() == "mine"
+
+
+def test_an_error_is_not_hidden_by_cleaning_up(tmp_path, monkeypatch):
+    def refuse(path, missing_ok=False):
+        raise PermissionError("read-only")
+
+    with pytest.raises(ZeroDivisionError), hold_run_folder(tmp_path):
+        monkeypatch.setattr(Path, "unlink", refuse)
+        raise ZeroDivisionError

@@ -174,8 +174,12 @@ def exact_arithmetic():
         torch.set_default_dtype(default_dtype)
 
 
-# PEFT refuses all linear layers of state-space models.
-STATE_SPACE_TARGETS = {
+# Where not all linear layers can be adapted: PEFT refuses those of state-space models, and fails at routers that are
+# linear layers and return more than one tensor.
+NAMED_TARGETS = {
+    "llama4": ["q_proj", "k_proj", "v_proj", "o_proj"],
+    "llama4_text": ["q_proj", "k_proj", "v_proj", "o_proj"],
+    "phimoe": ["q_proj", "k_proj", "v_proj", "o_proj"],
     "falcon_h1": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     "falcon_mamba": ["in_proj"],
     "mamba": ["in_proj"],
@@ -211,7 +215,7 @@ def compare_engines(model_type: str) -> tuple[str, dict[str, Comparison]]:
     """
     with exact_arithmetic():
         try:
-            targets = STATE_SPACE_TARGETS.get(model_type, "all-linear")
+            targets = NAMED_TARGETS.get(model_type, "all-linear")
             settings = LoraSettings(rank=2, alpha=4, target_modules=targets, init_b_std=0.3)
             model = settings.attach(small_model(model_type))
             adapters = {name: value.double() for name, value in initial_adapters(model, settings, (0, 1), 0).items()}

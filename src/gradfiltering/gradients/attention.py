@@ -87,7 +87,7 @@ def attend_short_rows(
     if sinks is not None:
         weights = weights[..., :-1]
     output = weights @ flat_value  # [B·heads, T, T] -> [B·heads, T, D]
-    return output.view(batch_size, head_count, token_count, -1).transpose(1, 2), None
+    return output.view(batch_size, head_count, token_count, -1).transpose(1, 2).contiguous(), None
 
 
 class EagerAttention:

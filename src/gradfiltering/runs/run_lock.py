@@ -3,14 +3,14 @@
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from gradfiltering.distributed.process_group import run_on_rank_zero
 from gradfiltering.errors import UserError
-from gradfiltering.runs.files import explain_failed_writes
+from gradfiltering.runs.files import delete_symbolic_link, explain_failed_writes
 
 LOCK_FILE = ".run.lock"  # of the run folder, gone when the run ends
 
@@ -30,7 +30,8 @@ def hold_run_folder(run_folder: Path) -> Iterator[None]:
         yield
     finally:
         for file_lock in held_locks:
-            Path(file_lock.lock_file).unlink(missing_ok=True)
+            with suppress(OSError):  # a lock file that stays locks nothing, and must not hide why the run ended
+                Path(file_lock.lock_file).unlink(missing_ok=True)
             file_lock.release()
 
 
@@ -40,6 +41,7 @@ def _acquire(run_folder: Path) -> FileLock:
         if run_folder.exists() and not run_folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         run_folder.mkdir(parents=True, exist_ok=True)
+        delete_symbolic_link(run_folder / LOCK_FILE)
         try:
             file_lock.acquire()
         except Timeout as error:
