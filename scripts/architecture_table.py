@@ -9,6 +9,7 @@ they are made small), and compute in float64 throughout.
 import argparse
 import datetime
 import sys
+import textwrap
 import warnings
 from pathlib import Path
 
@@ -44,12 +45,15 @@ of the user's own model before it is used.
 |---|---|---|---|
 """
 
+REASON_CHARACTERS = 160
+
 
 def describe(comparison: Comparison) -> str:
     """Give a difference, or the reason of a refusal without the name of the model."""
     if not comparison.refusal:
         return f"{comparison.difference:.0e}"
-    return comparison.refusal.partition("; let the engine")[0].replace("|", "/")[:160]
+    reason = comparison.refusal.partition("; let the engine")[0].replace("|", "/")
+    return textwrap.shorten(reason, REASON_CHARACTERS, placeholder=" …")
 
 
 def main() -> None:
