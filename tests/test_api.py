@@ -31,7 +31,7 @@ def empty_folder(tmp_path_factory, monkeypatch, cache):
 
 
 def test_rows_of_a_list_come_back_with_scores_and_a_page(empty_folder, tmp_path):
-    selection = select_rows(ROWS, fraction=0.2, **OPTIONS)
+    selection = select_rows(ROWS, fraction=0.2, proxy="tiny", **OPTIONS)
     assert len(selection.rows) == 4 and selection.rows == [ROWS[example_id] for example_id in selection.example_ids]
     assert set(selection.scores["example_id"]) == set(range(20)) and {"score", "rank"} <= {*selection.scores}
     assert not list(empty_folder.iterdir()), "something stayed in the working folder"
@@ -44,7 +44,7 @@ def test_every_form_of_rows_gives_the_same_selection(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     forms = [ROWS, path, pd.DataFrame(ROWS), datasets.Dataset.from_list(ROWS)]
-    selections = [select_rows(rows, scorer="random", fraction=0.2, **OPTIONS) for rows in forms]
+    selections = [select_rows(rows, proxy="tiny", scorer="random", fraction=0.2, **OPTIONS) for rows in forms]
     assert len({tuple(selection.example_ids) for selection in selections}) == 1
     expected = selections[0].rows
     assert selections[1].rows == expected

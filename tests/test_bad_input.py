@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from tests.support.disk import files_up_to
 from tests.support.gradient_logs import write_epoch
-from tests.support.pipeline import SMALL_MODELS, SMALL_RUN, SMALL_TASKS, run_train, summary, tiny_gpt2
+from tests.support.pipeline import SMALL_MODELS, SMALL_RUN, SMALL_TASKS, TINY_MODELS, run_train, summary, tiny_gpt2
 
 from gradfiltering.errors import plain_words
 from gradfiltering.requests import EpochLog
@@ -155,8 +155,8 @@ def test_bad_file(case, cache, tmp_path, capsys):
     folder.mkdir()
     if content is not None:
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    always = [*SMALL_MODELS, cache, "data=file", f"data.path={folder / name}", "scorer=random", "until=select"]
-    always.append("selector.fraction=1")
+    rows = ["data=file", f"data.path={folder / name}"]
+    always = [*TINY_MODELS, *SMALL_MODELS, cache, *rows, "scorer=random", "selector.fraction=1"]
     assert_holds(refused(capsys, tmp_path, *always, *options), words)
 
 
@@ -312,7 +312,8 @@ def test_a_budget_that_the_rows_cannot_fill_is_warned_of(cache, tmp_path):
     rows = [{"instruction": f"Say {n}.", "output": f"{n}" if n % 4 else ""} for n in range(40)]
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     run_train(
-        *SMALL_MODELS, *SMALL_RUN, cache, "logger=none", "data=file", f"data.path={tmp_path / 'rows.jsonl'}",
+        *TINY_MODELS, *SMALL_MODELS, *SMALL_RUN, cache, "logger=none", "data=file",
+        f"data.path={tmp_path / 'rows.jsonl'}",
         "scorer=random", "selector.fraction=0.9", "until=select", f"hydra.run.dir={tmp_path / 'run'}",
     )  # fmt: skip
     found = json.loads((tmp_path / "run" / "summary.json").read_text("utf-8"))

@@ -305,3 +305,54 @@ PAIRS = [one for one in OPTIONS if one.parent.name == "epochs" and one.stem != "
 def test_an_epoch_pairs_name_says_what_it_holds(file):
     epochs = composed(group_override(file)).epochs
     assert file.stem == f"e{epochs.early}_e{epochs.late}"
+
+
+REAL_ROWS = ["file", "hub", "mixture", "alpaca", "alpaca_gpt4"]
+
+
+def models_and_end(*overrides: str) -> tuple[str, str, str]:
+    """The proxy, the target and the last stage that the command line would run with."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=["run_dir=a_folder", *overrides], return_hydra_config=True)
+    choices = cfg.hydra.runtime.choices
+    return choices["proxy"], choices["target"], cfg.until
+
+
+@pytest.mark.parametrize("dataset", REAL_ROWS)
+def test_rows_of_a_user_bring_a_real_model_and_end_with_the_selection(dataset):
+    assert models_and_end(f"data={dataset}") == ("smollm2", "smollm2", "select")
+
+
+def test_the_bundled_tasks_keep_the_tiny_models_and_the_whole_experiment():
+    assert models_and_end() == models_and_end("data=tasks") == ("tiny", "tiny", "report")
+
+
+@pytest.mark.parametrize("dataset", REAL_ROWS)
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["proxy=tiny"], ("tiny", "smollm2", "select")),
+        (["target=llama2_7b"], ("smollm2", "llama2_7b", "select")),
+        (["until=report"], ("smollm2", "smollm2", "report")),
+        (["proxy=gpt2", "target=tiny", "until=target"], ("gpt2", "tiny", "target")),
+    ],
+)
+def test_what_the_command_line_names_wins_over_what_data_brings(dataset, given, expected):
+    assert models_and_end(*given, f"data={dataset}") == models_and_end(f"data={dataset}", *given) == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["experiment=alpaca_small"], ("tiny", "tiny", "report")),
+        (["experiment=paper_main", "data=alpaca", "target=llama2_7b"], ("gpt2", "llama2_7b", "report")),
+        (["experiment=[paper_main,bundled]"], ("tiny", "tiny", "report")),
+        (["experiment=convergence"], ("gpt2", "llama2_13b", "target")),
+        (["experiment=[convergence,bundled]"], ("tiny", "tiny", "target")),
+        (["experiment=shootout", "data=alpaca"], ("smollm2", "smollm2", "report")),
+        (["experiment=shootout"], ("tiny", "tiny", "report")),
+        (["experiment=ablation", "data=alpaca"], ("smollm2", "smollm2", "select")),
+    ],
+)
+def test_an_experiment_keeps_its_models_and_its_last_stage(overrides, expected):
+    assert models_and_end(*overrides) == expected

@@ -20,7 +20,8 @@ API_CALL = f"""
 import gradfiltering as gf
 rows = [{{"instruction": "Say it.", "input": "", "output": str(number)}} for number in range(20)]
 options = [option.partition("=") for option in {SMALL_MODELS!r} if option.startswith("proxy.")]
-selection = gf.select_rows(rows, fraction=0.1, scorer="random", **{{name: int(value) for name, _, value in options}})
+sizes = {{name: int(value) for name, _, value in options}}
+selection = gf.select_rows(rows, fraction=0.1, proxy="tiny", scorer="random", **sizes)
 assert len(selection.rows) == 2 and "site" in gf.__file__, gf.__file__
 """
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from tests.support.pipeline import ROOT, SMALL_MODELS, SMALL_RUN
+from tests.support.pipeline import ROOT, SMALL_MODELS, SMALL_RUN, TINY_MODELS
 
 EXAMPLE = ROOT / "examples" / "outside_package"
 ROW = '[[rows]]\ninstruction = "Say {number}."\noutput = "{word} it is"\n'
@@ -28,9 +28,9 @@ def test_every_part_of_it_is_found_by_name(site, cache, tmp_path):
     rows.write_text("".join(ROW.format(number=number, word="w" * (number + 1)) for number in range(30)))
     run = tmp_path / "run"
     overrides = [
-        f"run_dir={run}", f"hydra.run.dir={run}", cache, *SMALL_MODELS, *SMALL_RUN, "logger=none", "data=file",
-        f"data.path={rows}", "data.template=interview", "data.heldout.share=0.2", "scorer=short_words", "judge=shorter",
-        "selector.fraction=0.1", "judge.resamples=50",
+        f"run_dir={run}", f"hydra.run.dir={run}", cache, *TINY_MODELS, *SMALL_MODELS, *SMALL_RUN, "logger=none",
+        "until=report", "data=file", f"data.path={rows}", "data.template=interview", "data.heldout.share=0.2",
+        "scorer=short_words", "judge=shorter", "selector.fraction=0.1", "judge.resamples=50",
     ]  # fmt: skip
     paths = os.pathsep.join([str(site), str(ROOT / "src")])
     command = [sys.executable, "-m", "gradfiltering", "run", *overrides]

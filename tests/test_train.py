@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
-from tests.support.pipeline import ROOT, SMALL_MODELS, SMALL_RUN, SMALL_TASKS, run_train, summary, tiny_gpt2
+from tests.support.pipeline import ROOT, SMALL_MODELS, SMALL_RUN, SMALL_TASKS, TINY_MODELS, run_train, summary
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
 SMALL = [*SMALL_MODELS, *SMALL_RUN, *SMALL_TASKS]
@@ -214,7 +214,8 @@ def test_real_alpaca_rows_and_vicuna_prompts(shared_data, cache, tmp_path):
     text = tmp_path / "prose.txt"
     text.write_text((shared_data / "text" / "alice_11.txt").read_text("utf-8")[:60000], encoding="utf-8")
     run_train(
-        *SMALL_MODELS, *SMALL_RUN, cache, "logger=none", "data=alpaca", f"data.path={tmp_path / 'alpaca.json'}",
+        *TINY_MODELS, *SMALL_MODELS, *SMALL_RUN, cache, "logger=none", "data=alpaca", "until=report",
+        f"data.path={tmp_path / 'alpaca.json'}",
         "data.limit=40", "data.heldout.rows=8", f"proxy.base_model.text=[{text}]", f"target.base_model.text=[{text}]",
         "ensemble.m=3", "ensemble.batch_size=8", "eval=[vicuna,heldout]", f"eval.path={shared_data / 'eval'}",
         "eval.limit=4", f"run_dir={tmp_path / 'run'}", f"hydra.run.dir={tmp_path / 'run'}",
@@ -258,8 +259,8 @@ def test_readme_commands_run(command, cache, tmp_path, monkeypatch):
     small = [*SMALL_MODELS, *SMALL_RUN, cache, "logger=none"]
     if not any(one.startswith("data=") for one in overrides):
         small += ["data.rows=40", "data.heldout_rows=5", "eval.limit=3"]
-    if "proxy=gpt2" in overrides:
-        small = [*SMALL_RUN, cache, "logger=none", f"proxy.model={tiny_gpt2(tmp_path / 'gpt2')}", *SMALL_MODELS[5:]]
+    else:
+        small += TINY_MODELS
     if not any(one.startswith("ensemble.m=") for one in overrides):
         small.append("ensemble.m=2")
     run_train(*overrides, *small, *(["hydra.sweep.dir=out"] if "-m" in overrides else ["hydra.run.dir=out"]))

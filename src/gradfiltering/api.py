@@ -92,7 +92,7 @@ def run_experiment(overrides: Sequence[str] = ()) -> RunResult:
 def select_rows(
     rows: "str | Path | Sequence[Mapping[str, Any]] | datasets.Dataset | pd.DataFrame",
     fraction: float = 0.1,
-    proxy: str | Path = "tiny",
+    proxy: str | Path = "smollm2",
     scorer: str = "gsnr",
     **options: Any,
 ) -> RowSelection:

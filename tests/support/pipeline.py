@@ -10,6 +10,7 @@ import lightning as L
 
 ROOT = Path(__file__).parents[2]
 
+TINY_MODELS = ["proxy=tiny", "target=tiny"]  # for a user's rows, whose default is a real model
 SMALL_MODELS = [
     "proxy.base_model.layers=1", "proxy.base_model.width=32", "proxy.base_model.heads=2",
     "proxy.base_model.characters=60000", "proxy.base_model.pretraining.steps=20",
