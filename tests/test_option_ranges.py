@@ -62,6 +62,8 @@ RIGHT = {  # (end of an option's name, value) -> why the value is right
     ("input_million", 0): "0: free",
     ("output_million", 0): "0: free",
     ("judge.port", 0): "0: a free port",
+    ("least_kappa", 0): "no worse than chance",
+    ("least_kappa", -1): "never called unusable",
     ("weights.ifd", 0): "the other part alone counts",
     ("weights.learnability", 0): "the other part alone counts",
     ("weights.ifd", -1): "the other way round",

@@ -10,9 +10,17 @@ def test_whole_run_leaves_subset_verdicts_and_page(tmp_path):
         *TINY_RUN,
         "report.page=true",
         "report.figures=false",
+        "judge.labelled_pairs=bundled",
+        "judge.labelled_limit=5",
     )
     results = summary(tmp_path / "run")
     assert results["selection"]["selected"] == 6
     assert set(results["pws"]) == {"full", "random"}
+    stage_names = [stage["name"] for stage in results["stages"]]
+    assert stage_names.index("judge_check") < stage_names.index("base_model"), "before anything is trained"
+    # The judge by references has none for these pairs.
+    assert results["judge_agreement"]["pairs"] == 5 and results["judge_agreement"]["unreadable_share"] == 1.0
+    assert not results["judge_agreement"]["usable"]
+    assert any("verdicts of the judge reference are unusable" in text for text in results["diagnostics"]["warnings"])
     for name in ("subset.jsonl", "scores.parquet", "verdicts.jsonl", "report.html", "README.md"):
         assert (tmp_path / "run" / name).is_file(), name

@@ -118,6 +118,7 @@ def build_experiment(cfg: DictConfig) -> Experiment:
             prompts=build(cfg.eval.sets),
             generation=build(cfg.generation),
             judge=build(cfg.judge.judge),
+            check=build(cfg.judge.check),
             other_judges=build(cfg.judge.others),
         ),
         limits=build(cfg.diagnostics),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gradfiltering.gradients.projection import Projection
     from gradfiltering.judging.base import Judge
     from gradfiltering.judging.generation import GenerationSettings
+    from gradfiltering.judging.judge_check import JudgeCheck
     from gradfiltering.judging.prompts import PromptLoader
     from gradfiltering.methods.base import Method
     from gradfiltering.models.language_model import ModelSource
@@ -94,6 +95,7 @@ class JudgingParts:
         prompts: loaders of prompt sets by name.
         generation: of the targets' answers.
         judge: gives the verdicts.
+        check: holds the judge against labelled pairs first.
         other_judges: stored judgements of the same answers by name, to measure agreement.
         repeats: times that each pair is judged.
         resamples: of the bootstrap.
@@ -103,6 +105,7 @@ class JudgingParts:
     prompts: "Mapping[str, PromptLoader]"
     generation: "GenerationSettings"
     judge: "Judge"
+    check: "JudgeCheck"
     other_judges: "Mapping[str, Judge]"
     repeats: PositiveInt
     resamples: PositiveInt

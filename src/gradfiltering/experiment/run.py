@@ -103,6 +103,7 @@ def run_experiment(experiment: Experiment) -> None:
         # Prompts are loaded now, so that a missing file shows before anything is trained.
         prompts = load_judging_prompts(experiment, run, dataset)
         dataset = report_hygiene(experiment, run, dataset, prompts)
+        check_judge(experiment, run)
 
         proxy = run.stages.run("base_model", load_model, experiment.proxy, experiment, run)
         rows = measure_rows(experiment, run, dataset, proxy)
@@ -173,6 +174,16 @@ def load_judging_prompts(experiment: Experiment, run: OpenRun, dataset: Instruct
     )
     run.stages.add_warnings(warn_of_judging_on_validation(experiment, prompts))
     return prompts
+
+
+def check_judge(experiment: Experiment, run: OpenRun) -> None:
+    """Hold the judge against labelled pairs before anything is trained, where it is to be checked and used."""
+    judging = experiment.judging
+    if judging.check.labelled_pairs is None or not experiment.reaches("judge"):
+        return
+    agreement = run.stages.run("judge_check", run_on_rank_zero, judging.check.measure, judging.judge, experiment.seed)
+    run.stages.add_to_summary(judge_agreement=asdict(agreement))
+    run.stages.add_warnings(agreement.warnings())
 
 
 def load_model(parts: ModelParts, experiment: Experiment, run: OpenRun) -> LanguageModel:

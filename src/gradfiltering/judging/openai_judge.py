@@ -118,7 +118,6 @@ class OpenAIJudge(Judge):
         """
         reply_store = ReplyStore(self.replies_path)
         try:
-            self.spending = Spending(self.limits)
             conversations = [self.conversation.start(question) for question in questions]
             for conversation in conversations:
                 self._replay_stored(conversation, reply_store)
@@ -208,7 +207,10 @@ class OpenAIJudge(Judge):
             f"judge={self.name} ({self.request.model}): {request_count:,} requests, about "
             f"{input_tokens:,} tokens in and at most {output_tokens:,} out, {cost_text} ({estimate_basis})"
         )
-        self.limits.check_estimate(request_count, cost_estimate, estimate_basis)
+        # What the judge has been asked before in this run counts, too.
+        self.limits.check_estimate(
+            self.spending.requests + request_count, self.spending.cost + cost_estimate, estimate_basis
+        )
 
     def _report(self, failures: Sequence[str]) -> None:
         report_text = f"judge={self.name}: {self.spending.requests:,} requests sent"

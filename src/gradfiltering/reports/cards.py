@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import CardData, DatasetCard, DatasetCardData, ModelCard, ModelCardData
 
+from gradfiltering.reports.judge_lines import describe_judge, verdicts_are_usable
 from gradfiltering.reports.page.answer_section import format_interval
 from gradfiltering.reports.references import format_bibtex
 from gradfiltering.reports.run_files import CANDIDATE, RunFiles
@@ -175,6 +176,10 @@ def _compare_with_baselines(run_summary: Mapping[str, Any]) -> list[str]:
             counts = f"{score['wins']} / {score['ties']} / {score['losses']}"
             lines.append(f"| {baseline} | {prompt_set} | {format_interval(score)} | {counts} |")
     introduction = "A target tuned on the subset, compared with others, judged pairwise in both orders, with intervals:"
+    judge_line = describe_judge(run_summary)
+    if judge_line is not None:
+        warning_mark = "" if verdicts_are_usable(run_summary) else "> **Warning:** "
+        introduction = f"{warning_mark}{judge_line}.\n\n{introduction}"
     return [f"## Results of training on it\n\n{introduction}\n\n" + "\n".join(lines)]
 
 

@@ -19,7 +19,7 @@ from gradfiltering.reports.wandb_logger import RunWandbLogger
 
 logger = logging.getLogger(__name__)
 
-SUMMARY_PARTS = ("data", "proxy", "selection", "diagnostics", "target", "metrics", "pws", "cost")
+SUMMARY_PARTS = ("data", "proxy", "selection", "diagnostics", "target", "metrics", "pws", "judge_agreement", "cost")
 HARMLESS_WARNINGS = (
     ".*in eval mode at the start of training.*",  # dropout is off on purpose
     ".*does not have many workers.*",  # rows are tokenised already

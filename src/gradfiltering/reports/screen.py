@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradfiltering.reports.data_lines import describe_data
+from gradfiltering.reports.judge_lines import describe_judge, verdicts_are_usable
 
 SOURCES_PRINTED = 20
 LEFT_COLUMNS = ("stage", "source", "kind", "model", "against", "prompts", "")
@@ -39,6 +40,9 @@ def print_summary(run_summary: Mapping[str, Any], folder: Path, console: Console
     console.rule("[bold]gradfiltering")
     if not run_diagnostics.get("proxy_knows_rows", True):
         console.print(Text("The proxy knows little of these rows: do not rely on their scores", "bold red"))
+    judge_line = describe_judge(run_summary)
+    if judge_line is not None:
+        console.print(Text(judge_line, "" if verdicts_are_usable(run_summary) else "bold red"))
     for line in describe_data(run_summary):
         console.print(Text(line))
     console.print(_build_stages(run_summary))
@@ -55,7 +59,7 @@ def print_summary(run_summary: Mapping[str, Any], folder: Path, console: Console
     if "target" in run_summary:
         console.print(_build_targets(run_summary))
     if "pws" in run_summary:
-        console.print(_build_winning_scores(run_summary["pws"]))
+        console.print(_build_winning_scores(run_summary["pws"], verdicts_are_usable(run_summary)))
         # Imported here because it brings numerical libraries along, and the start of a run does without.
         from gradfiltering.reports.verdict_tables import build_trust_table
 
@@ -161,8 +165,10 @@ def _build_targets(run_summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def _build_winning_scores(winning_scores: Mapping[str, Any]) -> Table:
+def _build_winning_scores(winning_scores: Mapping[str, Any], is_usable: bool) -> Table:
     title = "Pairwise winning score of the candidate (1 = on a par)"
+    if not is_usable:
+        title += ": unusable, its judge agrees too little with known preferences"
     table = _new_table(title, "against", "prompts", "PWS", "interval", "win / tie / loss", "unparsed")
     for baseline, sets in winning_scores.items():
         for prompt_set, score in sets.items():

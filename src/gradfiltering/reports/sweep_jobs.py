@@ -9,6 +9,7 @@ import pandas as pd
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from gradfiltering.errors import UserError
+from gradfiltering.reports.judge_lines import verdicts_are_usable
 from gradfiltering.reports.run_files import RunFiles
 from gradfiltering.runs.yaml_files import read_yaml
 
@@ -80,8 +81,15 @@ class SweepJob(RunFiles):
         size = next((label for word, label in MODEL_SIZES.items() if word in model.lower()), None)
         return size or Path(model).name or "tiny"
 
+    @property
+    def has_usable_verdicts(self) -> bool:
+        """False where the judge agreed too little with known preferences."""
+        return verdicts_are_usable(self.summary)
+
     def winning_scores(self, baseline: str) -> dict[str, float]:
-        """Pairwise winning score against a baseline by prompt set, `all` among them."""
+        """Pairwise winning score against a baseline by prompt set, `all` among them; none of an unusable judge."""
+        if not self.has_usable_verdicts:
+            return {}
         sets = self.summary.get("pws", {}).get(baseline, {})
         return {name: score["value"] for name, score in sets.items() if score.get("value") is not None}
 

@@ -74,6 +74,9 @@ def _build_row(sweep_job: SweepJob) -> dict[str, Any]:
         row["clean_selected"] = planted_truth["share"]["clean"]["selected"]
     row["warnings"] = len(sweep_job.diagnostics.get("warnings", []))
     row["heldout_loss"] = sweep_job.summary.get("target", {}).get("candidate", {}).get("heldout_loss")
+    if "judge_agreement" in sweep_job.summary:
+        row["judge_kappa"] = sweep_job.summary["judge_agreement"]["kappa"]
+        row["judge_usable"] = sweep_job.has_usable_verdicts
     for baseline, sets in sweep_job.summary.get("pws", {}).items():
         row[f"pws_{baseline}"] = sets["all"]["value"]
         row.update({f"pws_{baseline}_{end}": sets["all"][end] for end in ("low", "high")})
@@ -100,6 +103,8 @@ def _format_rows(
 
 
 def _format_cell(row: dict[str, Any], column: str) -> str:
+    if column == "pws" and not row.get("judge_usable", True):
+        return f"unusable judge, kappa {row['judge_kappa']:.2f}"
     if column == "pws":
         baseline_names = [name[4:-4] for name in row if name.startswith("pws_") and name.endswith("_low")]
         return "\n".join(

@@ -99,7 +99,9 @@ def _group_by_answers(sweep_jobs: Sequence[SweepJob]) -> list[tuple[str, list[Sw
     """Group the jobs, two at least, whose baseline of a name gave the same answers."""
     job_groups: dict[tuple[str, str], list[SweepJob]] = {}
     for sweep_job in sweep_jobs:
-        for path in sorted(sweep_job.path.glob("responses/*.jsonl")) if sweep_job.verdicts is not None else []:
+        if sweep_job.verdicts is None or not sweep_job.has_usable_verdicts:
+            continue
+        for path in sorted(sweep_job.path.glob("responses/*.jsonl")):
             if path.stem != CANDIDATE:
                 digest = hashlib.sha256(path.read_bytes()).hexdigest()
                 job_groups.setdefault((path.stem, digest), []).append(sweep_job)

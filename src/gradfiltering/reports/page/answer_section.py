@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gradfiltering.reports.judge_lines import verdicts_are_usable
 from gradfiltering.reports.page.charts import Chart, ChartLabels, ReferenceLine, interval_chart
 from gradfiltering.reports.run_files import RunFiles
 
@@ -28,9 +29,16 @@ def format_headline(run_files: RunFiles) -> str:
 def summarise_verdicts(run_files: RunFiles) -> list[dict[str, Any]]:
     """Collect the verdicts over all prompts for each baseline, with their meaning in words."""
     return [
-        {"baseline": baseline, **sets["all"], "meaning": interpret_interval(sets["all"])}
+        {"baseline": baseline, **sets["all"], "meaning": interpret_verdicts(run_files.summary, sets["all"])}
         for baseline, sets in run_files.summary.get("pws", {}).items()
     ]
+
+
+def interpret_verdicts(run_summary: Mapping[str, Any], score: Mapping[str, Any]) -> str:
+    """Say in words what a pairwise winning score shows, which is nothing where its judge is not to be relied on."""
+    if not verdicts_are_usable(run_summary):
+        return "unusable: its judge agrees too little with known preferences"
+    return interpret_interval(score)
 
 
 def interpret_interval(score: Mapping[str, Any]) -> str:
@@ -47,7 +55,9 @@ def interpret_interval(score: Mapping[str, Any]) -> str:
 
 
 def draw_winning_scores(run_files: RunFiles) -> Chart | None:
-    """Draw the pairwise winning scores with their intervals."""
+    """Draw the pairwise winning scores with their intervals, unless their judge is not to be relied on."""
+    if not verdicts_are_usable(run_files.summary):
+        return None
     lines = []
     for baseline, sets in run_files.summary.get("pws", {}).items():
         shown_sets = sets if len(sets) > 2 else {"all": sets["all"]}  # a single set and the pool are equal

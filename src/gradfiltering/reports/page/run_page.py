@@ -9,6 +9,7 @@ import pandas as pd
 
 from gradfiltering.options import NonNegativeInt, options
 from gradfiltering.reports.data_lines import describe_data
+from gradfiltering.reports.judge_lines import describe_judge, verdicts_are_usable
 from gradfiltering.reports.page import answer_section, convergence_curves, ensemble_health, provenance, row_explorer
 from gradfiltering.reports.page.charts import Chart, write_figures
 from gradfiltering.reports.page.html_rendering import write_html
@@ -105,6 +106,8 @@ def _collect_context(run_files: RunFiles, rows: RowMeasurements, sample: row_exp
         "data_lines": describe_data(run_files.summary),
         "headline": answer_section.format_headline(run_files),
         "proxy_knows_rows": run_files.diagnostics.get("proxy_knows_rows", True),
+        "judge_line": describe_judge(run_files.summary),
+        "judge_is_usable": verdicts_are_usable(run_files.summary),
         "verdicts": answer_section.summarise_verdicts(run_files),
         "judge": answer_section.tabulate_judge(run_files),
         "metrics": answer_section.tabulate_metrics(run_files),

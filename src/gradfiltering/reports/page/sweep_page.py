@@ -127,6 +127,8 @@ def write_sweep_page(
     table = pd.DataFrame(sweep_rows)
     clean_share = table["clean_selected"] if "clean_selected" in table else pd.Series(np.nan, table.index)
     table["noise"] = 1 - clean_share.astype(float)
+    unusable_jobs = [not sweep_job.has_usable_verdicts for sweep_job in sweep_jobs]
+    table.loc[unusable_jobs, [name for name in table.columns if name.startswith("pws_")]] = np.nan
     table["method"] = [sweep_job.method for sweep_job in sweep_jobs]
     table["M"] = [sweep_job.member_count for sweep_job in sweep_jobs]
     table["snapshots"] = [sweep_job.epoch_pair for sweep_job in sweep_jobs]
@@ -164,6 +166,7 @@ def write_sweep_page(
             for sweep_job, (_, row) in zip(sweep_jobs, table.iterrows(), strict=True)
         ],
         "has_options": bool((table["options"] != "").any()),
+        "unusable_count": sum(unusable_jobs),
         "missing_count": first_texts.count(NO_JOB),
         "unmeasured_count": first_texts.count(NOT_MEASURED),
     }
