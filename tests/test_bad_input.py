@@ -74,7 +74,7 @@ OPTIONS = {
     "unknown option of a group": (["scorer=best"], ["scorer/best", "raw_drop", "gsnr"]),
     "not a value": (["scorer=[a"], ["[a"]),
     "null for a group": (["scorer=null"], ["scorer=null", "name of one of its options", "gsnr, gsnr_rank"]),
-    "number for a group": (["proxy=7"], ["proxy=7", "name of one of its options: gpt2, smollm2, tiny"]),
+    "number for a group": (["proxy=7"], ["proxy=7", "name of one of its options: gpt2, qwen2_5_0_5b, smollm2"]),
     "mapping for a group": (["selector={a: 1}"], ["selector={a: 1}", "name of one of its options", "top"]),
     "null among choices": (["-m", "scorer=gsnr,null"], ["scorer=gsnr,null", "name of one of its options"]),
     "address without quotes": (["judge.base_url=http://a/v1?b=c"], ["judge.base_url=http://a/v1?b=", "into quotes"]),

@@ -74,8 +74,8 @@ def explained(error: BaseException) -> UserError | None:
     if is_out_of_memory(error):
         return UserError(
             f"memory ran out: {first_line}. Lower batch.tokens, target.tuning.micro_batch_tokens or "
-            "generation.batch_size (no training result depends on them), or ensemble.m, or choose a smaller proxy or "
-            "target"
+            "generation.batch_size (no training result depends on them), or ensemble.m, set "
+            "target.tuning.gradient_checkpointing=true, or choose a smaller proxy or target"
         )
     if is_disk_full(error):
         return UserError(

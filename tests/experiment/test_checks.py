@@ -53,6 +53,18 @@ def test_answers_without_room_for_a_prompt_are_refused(until, is_refused):
         check_experiment(experiment_of(method, until, max_new_tokens=256))
 
 
+@pytest.mark.parametrize(("method", "is_refused"), [(ScoreAndSelect(GSNR(), TOP), True), (LEAD, False)])
+def test_a_quantised_model_is_refused_as_proxy_only(method, is_refused):
+    experiment = experiment_of(method, "target")
+    experiment.proxy.base_model.quantization = "4bit"
+    if is_refused:
+        with pytest.raises(UserError, match=r"proxy's weights would be quantised \(4bit\).*only a target") as refusal:
+            check_experiment(experiment)
+        assert refusal.value.owner is experiment.proxy.base_model
+    else:
+        check_experiment(experiment)
+
+
 def test_unknown_baselines_are_refused_where_the_run_trains_any():
     method = ScoreAndSelect(GSNR(), TOP)
     with pytest.raises(UserError, match=r"unknown baselines \['half'\]"):

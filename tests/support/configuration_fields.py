@@ -139,6 +139,7 @@ UNTOUCHING: dict[str, Any] = {
     "ensemble.checkpoint_minutes": 3,
     "scorer.ddof": 1,  # scales every variance alike
     "target.tuning.micro_batch_tokens": 300,
+    "target.tuning.gradient_checkpointing": True,
     "target.max_new_tokens": 9,
     "target.base_model.attention": "eager",
     "data.columns.prompt": "other",

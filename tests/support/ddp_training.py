@@ -52,8 +52,8 @@ ENSEMBLE = partial(
     clip_norm=0.5, bucket_batches=2, trajectory_steps=2, checkpoint_minutes=10, lora=LORA,
 )  # fmt: skip
 TUNING = FineTuningSettings(
-    epochs=2, batch_size=7, micro_batch_tokens=120, lr=0.01, schedule="cosine", warmup_share=0.1, weight_decay=0.0,
-    clip_norm=0.1, records=5, checkpoint_minutes=10, lora=LORA,
+    epochs=2, batch_size=7, micro_batch_tokens=120, gradient_checkpointing=False, lr=0.01, schedule="cosine",
+    warmup_share=0.1, weight_decay=0.0, clip_norm=0.1, records=5, checkpoint_minutes=10, lora=LORA,
 )  # fmt: skip
 # Of a cluster's rows, one trains in a round, fewer than there are processes; or all do, in two updates.
 SAMPLE_RATES = (0.05, 1.0)

@@ -14,6 +14,7 @@ from gradfiltering.finetuning.settings import FineTuningSettings
 from gradfiltering.models.language_model import LanguageModel, PretrainedModel
 from gradfiltering.models.lora import LoraSettings
 from gradfiltering.models.objectives import ResponseNLL
+from gradfiltering.models.quantization import Quantization
 from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.run_folder import RunFolder
 from gradfiltering.synthetic.planted_defects import PlantedDefects
@@ -27,8 +28,8 @@ ROW_COUNT = 21
 def tuning_settings(**changes: Any) -> FineTuningSettings:
     """Settings under which the small target learns something in a second."""
     settings = FineTuningSettings(
-        epochs=2, batch_size=6, micro_batch_tokens=4096, lr=0.01, schedule="cosine", warmup_share=0.1,
-        weight_decay=0.0, clip_norm=1.0, records=5, checkpoint_minutes=10,
+        epochs=2, batch_size=6, micro_batch_tokens=4096, gradient_checkpointing=False, lr=0.01, schedule="cosine",
+        warmup_share=0.1, weight_decay=0.0, clip_norm=1.0, records=5, checkpoint_minutes=10,
         lora=LoraSettings(rank=2, alpha=4, target_modules="all-linear", init_b_std=0.0),
     )  # fmt: skip
     return replace(settings, **changes)
@@ -40,12 +41,14 @@ def make_small_dataset(row_count: int) -> InstructionDataset:
     return TaskSource(row_count, 5, None, "plain", columns, PlantedDefects(0, 0, 0, 0, 0, 0)).load(seed=0)
 
 
-def load_small_target(dataset: InstructionDataset, folder: Path) -> LanguageModel:
+def load_small_target(
+    dataset: InstructionDataset, folder: Path, quantization: Quantization | None = None, **shape: Any
+) -> LanguageModel:
     """An untrained model with a tokenizer of the dataset's own text."""
     tokenizer = train_tokenizer([row["instruction"] + " " + row["output"] for row in dataset.rows], 300)
-    new_model(SHAPE, tokenizer, 0).save_pretrained(folder / "base")
+    new_model(SHAPE | shape, tokenizer, 0).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
-    pretrained = PretrainedModel(str(folder / "base"), None, "fp32", "sdpa", trust_remote_code=False)
+    pretrained = PretrainedModel(str(folder / "base"), None, "fp32", "sdpa", False, quantization)
     return pretrained.load(torch.device("cpu"))
 
 

@@ -7,6 +7,7 @@ from gradfiltering.evidence.measurers import check_requests
 from gradfiltering.experiment.parts import Experiment
 from gradfiltering.finetuning.training_sets import check_baselines
 from gradfiltering.judging.prompts import Prompt
+from gradfiltering.models.language_model import ModelSource
 from gradfiltering.requests import TaskGradients
 
 
@@ -28,12 +29,31 @@ def check_experiment(experiment: Experiment) -> None:
         with attributed_to(proxy.ensemble, "m"):
             method.scorer.check_members(fewest_members)
     check_requests(method.requests, proxy.ensemble)
+    if method.scoring_model == "proxy":
+        refuse_quantized_proxy(proxy.base_model)
     proxy.base_model.check()
     if experiment.reaches("target"):
         check_baselines(target.baselines)
         target.base_model.check()
     if experiment.reaches("judge"):
         experiment.judging.generation.prompt_room(target.base_model.context_length)
+
+
+def refuse_quantized_proxy(base_model: ModelSource) -> None:
+    """Refuse a proxy whose weights would be quantised.
+
+    Raises:
+        UserError: they would be.
+    """
+    quantization = getattr(base_model, "quantization", None)
+    if quantization is not None:
+        raise UserError(
+            f"the proxy's weights would be quantised ({quantization}), and per-example gradients of members on such "
+            "weights have not been shown to be right; leave its quantization out (only a target can have one), and "
+            "take a smaller proxy where memory is short",
+            owner=base_model,
+            arguments=("quantization",),
+        )
 
 
 def warn_of_judging_on_validation(experiment: Experiment, prompts: Sequence[Prompt]) -> list[str]:

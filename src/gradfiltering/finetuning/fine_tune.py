@@ -4,7 +4,7 @@ import csv
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,21 +14,22 @@ import lightning as L
 from peft import PeftModel
 
 from gradfiltering.data.examples import Examples, hash_examples
-from gradfiltering.errors import UserError
+from gradfiltering.errors import UserError, attributed_to
 from gradfiltering.finetuning.settings import FineTuningSettings
 from gradfiltering.finetuning.training_loop import CurvePoint, FineTuningModule
 from gradfiltering.finetuning.update_schedule import EpochSchedule, UpdateSchedule
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.lora import initial_adapters
 from gradfiltering.models.objectives import Objective
+from gradfiltering.models.recomputed_layers import recompute_layers
 from gradfiltering.models.weights import count_matmul_weights, hash_weights
 from gradfiltering.runs.cache import Cache, ResumePoint
 from gradfiltering.runs.run_folder import ADAPTER, CURVE_FILE, POOL_FILE, ROUNDS_FILE, TARGET, RunFolder
 from gradfiltering.seeding import derive_seed
 
 TRAINING_VERSION = 2  # raise it when the same rows and settings would train another adapter
-# Settings on which no adapter depends: the time between checkpoints, and the size of micro-batches.
-SETTINGS_WITHOUT_EFFECT = ("checkpoint_minutes", "micro_batch_tokens")
+# Settings on which no adapter depends: the time between checkpoints, and how much is computed or stored at once.
+SETTINGS_WITHOUT_EFFECT = ("checkpoint_minutes", "micro_batch_tokens", "gradient_checkpointing")
 RESULT_FILE = "result.json"
 MODEL_FILES = (ADAPTER, CURVE_FILE, ROUNDS_FILE, POOL_FILE)
 
@@ -160,7 +161,8 @@ def fine_tune(
         if schedule.progress < schedule.length:
             remaining_rounds = schedule.remaining_rounds
             rounds = itertools.count() if remaining_rounds is None else range(remaining_rounds)
-            context.build_trainer(max_epochs=1).fit(module, rounds)
+            with attributed_to(settings, "gradient_checkpointing"), _recomputed_layers(model, settings):
+                context.build_trainer(max_epochs=1).fit(module, rounds)
         model.save_pretrained(str(output_folder / ADAPTER), safe_serialization=True, save_embedding_layers=False)
     write_curve(module.progress.curve, output_folder / CURVE_FILE)
     last_point = module.progress.curve[-1]
@@ -173,6 +175,10 @@ def fine_tune(
         heldout_loss=last_point.heldout_loss,
         flops=4 * count_matmul_weights(base_model.model) * last_point.tokens_seen,
     )
+
+
+def _recomputed_layers(model: PeftModel, settings: FineTuningSettings) -> AbstractContextManager[None]:
+    return recompute_layers(model) if settings.gradient_checkpointing else nullcontext()
 
 
 def fine_tune_all(training_sets: Mapping[str, Sequence[int]], context: FineTuningContext) -> dict[str, TrainedModel]:

@@ -19,6 +19,8 @@ class FineTuningSettings:
         batch_size: examples of one update.
         micro_batch_tokens: padded tokens computed at once; gradients accumulate over them, no
             result depends on it.
+        gradient_checkpointing: compute the activations of each layer again in the backward pass instead of storing
+            them: far less memory, a third more work, the same result.
         lr: peak learning rate of AdamW.
         schedule: decay of the learning rate to zero after the warm-up, or `constant`.
         warmup_share: share of the training spent on a linear warm-up.
@@ -33,6 +35,7 @@ class FineTuningSettings:
     epochs: PositiveInt
     batch_size: PositiveInt
     micro_batch_tokens: PositiveInt
+    gradient_checkpointing: bool
     lr: PositiveFloat
     schedule: Literal["constant", "linear", "cosine"]
     warmup_share: ShareBelowOne

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from gradfiltering.data.examples import Examples
-from gradfiltering.errors import UserError, is_disk_full, is_out_of_memory
+from gradfiltering.errors import UserError, attributed_to, is_disk_full, is_out_of_memory
 from gradfiltering.models.model_folder import (
     check_folder_files,
     check_loaded_weights,
@@ -22,7 +22,13 @@ from gradfiltering.models.model_folder import (
     check_tokenizer,
     describe_loading_error,
 )
-from gradfiltering.options import options
+from gradfiltering.models.quantization import (
+    Quantization,
+    check_quantization_package,
+    keep_weight_layout,
+    quantized_loading_arguments,
+)
+from gradfiltering.options import model_validator, options
 
 PROBE_TOKENS = 8
 CAUSAL_TOLERANCE = 1e-4  # of the spread of the logits; encoders with random weights differ by 1e-3
@@ -141,6 +147,8 @@ class PretrainedModel:
         attention: attention implementation, `auto` for the model's default. With `eager` a gradient engine
             computes eager attention as well; else it takes the implementation that suits it.
         trust_remote_code: run code that comes with the model (off unless the user turns it on).
+        quantization: `4bit` or `8bit` quantises the linear layers as they are loaded, for adapters that are trained on
+            them (see `quantized_loading_arguments`); None leaves them as they are.
     """
 
     model: str
@@ -148,6 +156,13 @@ class PretrainedModel:
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     attention: str = "auto"
     trust_remote_code: bool = False
+    quantization: Quantization | None = None
+
+    @model_validator(mode="after")
+    def _refuse_quantized_float64(self) -> Any:
+        if self.quantization and self.precision == "fp64":
+            raise ValueError(f"quantization {self.quantization} computes in bf16 or fp32, not in fp64; choose another")
+        return self
 
     @property
     def context_length(self) -> int:
@@ -158,9 +173,12 @@ class PretrainedModel:
         """Read configuration and tokenizer and, of a folder, the names and shapes of the weights.
 
         Raises:
-            UserError: the folder or hub id cannot be loaded, weights are missing or not used, or
-                tokenizer and model do not fit.
+            UserError: the folder or hub id cannot be loaded, weights are missing or not used, tokenizer and model do
+                not fit, or a package is missing.
         """
+        if self.quantization:
+            with attributed_to(self, "quantization"):
+                check_quantization_package()
         config = self._load_config()
         tokenizer = self._load_tokenizer()
         embedded_tokens = config.get_text_config().vocab_size
@@ -170,7 +188,7 @@ class PretrainedModel:
         self._check_end_token(tokenizer, embedded_tokens)
 
     def load(self, device: torch.device) -> LanguageModel:
-        """Load model and tokenizer with `from_pretrained`.
+        """Load model and tokenizer with `from_pretrained`; a quantised model is put on the device.
 
         Raises:
             UserError: see `check`.
@@ -181,7 +199,11 @@ class PretrainedModel:
         arguments: dict[str, Any] = {"dtype": DTYPES[precision], "attn_implementation": self._attention_name}
         if precision == "fp64":
             arguments["experts_implementation"] = "eager"  # grouped products know no float64
+        if self.quantization:
+            with attributed_to(self, "quantization"):
+                arguments |= quantized_loading_arguments(self.quantization, DTYPES[precision], device)
         model = self._load_weights(**arguments)
+        keep_weight_layout(model)
         self._check_end_token(tokenizer, embedding_count(model))
         model.eval().requires_grad_(False)
         check_is_causal(model, self.model)

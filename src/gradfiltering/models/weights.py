@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from gradfiltering.models.quantization import weight_shape
+
 BASE_MODEL_LOCATION = ("base_model_name_or_path", "revision")  # in an adapter's configuration
 
 
@@ -30,9 +32,9 @@ def hash_adapter(folder: Path) -> str:
 
 
 def count_matmul_weights(model: nn.Module) -> int:
-    """Count the weights in matrix products: all matrices, a tied embedding once for the logits."""
+    """Count the weights in matrix products: all matrices, quantised ones too, a tied embedding once for the logits."""
     matrix_sizes = {
-        id(weight): weight.numel()
+        id(weight): weight_shape(weight).numel()
         for parameter_name, weight in model.named_parameters()
         if weight.dim() == 2 and "wpe" not in parameter_name
     }
