@@ -108,6 +108,8 @@ TOUCHING: dict[str, tuple[Any, set[str]]] = {
 UNTOUCHING: dict[str, Any] = {
     "debug": True,
     "batch.tokens": 300,
+    "batch.memory_limit": "1GB",
+    "memory.limit": "1GB",
     "adaptive.start": 4,
     "adaptive.step": 3,
     "adaptive.limit": 9,

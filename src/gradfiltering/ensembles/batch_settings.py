@@ -1,18 +1,21 @@
 """Division of work into batches; no result depends on it."""
 
-from typing import Literal
+from functools import cached_property
+from typing import Literal, Self
 
 import torch
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from gradfiltering.distributed.process_group import gather_from_ranks
+from gradfiltering.errors import UserError
 from gradfiltering.gradients.engine import GradientEngine
 from gradfiltering.gradients.memory import find_fitting_tokens
 from gradfiltering.models.lora import Adapters
-from gradfiltering.options import NonNegativeInt, PositiveInt, options
+from gradfiltering.options import NonNegativeInt, PositiveInt, model_validator, options
 
 FORWARD_TOKENS = 4096  # padded tokens of one batch in a forward pass, where the number is left open
 
-_fitting_tokens: dict[tuple[str, ...], int] = {}  # numbers of tokens that this process has tried out
+_fitting_tokens: dict[tuple[str, ...], int] = {}  # numbers of tokens that this process has tried
 
 
 @options
@@ -22,10 +25,32 @@ class BatchSettings:
     Attributes:
         tokens: padded tokens computed at once, over members and examples; `auto` for as many as pay and fit.
         workers: processes that prepare batches.
+        memory_limit: most memory that one chunk of `auto` takes, in bytes or as `8GB`; None for half of what is free.
     """
 
     tokens: PositiveInt | Literal["auto"] = "auto"
     workers: NonNegativeInt = 0
+    memory_limit: PositiveInt | str | None = None
+
+    @model_validator(mode="after")
+    def _check_memory_limit(self) -> Self:
+        try:
+            limit_bytes = self.memory_limit_bytes
+        except ValidationError:
+            limit_bytes = 0
+        if limit_bytes is not None and limit_bytes < 1:
+            raise UserError(
+                f"{self.memory_limit} is no amount of memory; give bytes, or a number with a unit such as 8GB",
+                arguments=("memory_limit",),
+            )
+        return self
+
+    @cached_property
+    def memory_limit_bytes(self) -> int | None:
+        """The limit in bytes."""
+        if self.memory_limit is None:
+            return None
+        return int(TypeAdapter(ByteSize).validate_python(self.memory_limit))
 
     @property
     def forward_tokens(self) -> int:
@@ -37,7 +62,7 @@ class BatchSettings:
     ) -> int:
         """Return the padded tokens computed at once with gradients: the same number on every rank.
 
-        The jobs of a sweep try out what fits once for each size of stack.
+        The jobs of a sweep plan and try what fits once for each size of stack.
 
         Args:
             engine: computes gradients.
@@ -49,10 +74,17 @@ class BatchSettings:
         if self.tokens != "auto":
             return self.tokens
         shapes = sorted((name, tuple(stacked.shape)) for name, stacked in adapters.items())
-        trial_key = (model_hash, type(engine).__name__, repr(shapes), str(row_width), str(device))
+        trial_key = (
+            model_hash,
+            type(engine).__name__,
+            repr(shapes),
+            str(row_width),
+            str(device),
+            str(self.memory_limit),
+        )
         if trial_key not in _fitting_tokens:
             engine.to(device)
             device_adapters = {name: stacked.to(device) for name, stacked in adapters.items()}
-            fitting_tokens = find_fitting_tokens(engine, device_adapters, row_width, device)
+            fitting_tokens = find_fitting_tokens(engine, device_adapters, row_width, device, self.memory_limit_bytes)
             _fitting_tokens[trial_key] = min(gather_from_ranks(fitting_tokens))
         return _fitting_tokens[trial_key]
