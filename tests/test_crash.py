@@ -15,12 +15,13 @@ from tests.support.pipeline import TINY_RUN, summary
 
 from gradfiltering.runs.cache_maintenance import damaged_files_of, list_entries
 
+UPPER_LAYER = ["proxy.base_model.layers=2", "ensemble.lora.layers=last_1"]  # what the lower one hands on is stored
 # A checkpoint after every step.
 OFTEN = ["ensemble.checkpoint_minutes=1e-9", "target.tuning.checkpoint_minutes=1e-9"]
 KILLS, SEED = 20, 0
 STORED = {
     "locks", "base_models", "tokens", "base_model_losses", "members", "interrupted", "gradient_log",
-    "targets", "answers", "row_hygiene",
+    "targets", "answers", "row_hygiene", "frozen_prefix",
 }  # fmt: skip
 EPOCHS_OF_MEMBERS = 4
 
@@ -34,7 +35,7 @@ def command(place: Path, run: str = "run", *overrides: str) -> list[str]:
     """Run folder and store both lie below `place`."""
     folder = place / run
     places = [f"cache.path={place / 'cache'}", f"run_dir={folder}", f"hydra.run.dir={folder}"]
-    return [*TINY_RUN, "trainer=cpu", *OFTEN, *overrides, *places]
+    return [*TINY_RUN, "trainer=cpu", *UPPER_LAYER, *OFTEN, *overrides, *places]
 
 
 def start(tmp_path: Path, name: str, *overrides: str, run: str = "run", halt_at: int | None = None) -> Training:

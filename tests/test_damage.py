@@ -1,5 +1,6 @@
 """A byte that flipped in a stored file is found by `verify`, and a run that would read the file makes it again."""
 
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,8 +23,11 @@ STAGES = {
     "targets",
     "answers",
     "row_hygiene",
+    "frozen_prefix",
 }
-WHOLE = [*TINY_RUN, "ensemble.m=1", "selector=spice", "projection.width=8"]
+READ_BY = {"frozen_prefix": ["gradient_log", "projections"]}  # results without which a run reads a stage again
+UPPER_LAYER = ["proxy.base_model.layers=2", "ensemble.lora.layers=last_1"]
+WHOLE = [*TINY_RUN, *UPPER_LAYER, "ensemble.m=1", "selector=spice", "projection.width=8"]
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +101,8 @@ def test_a_run_makes_a_damaged_result_again(stage, place, capsys):
     with file.open("r+b") as stream:  # as a failing disk would; run folders link to the same file
         stream.seek(len(before) // 2)
         stream.write(bytes([before[len(before) // 2] ^ 1]))
+    for reader in READ_BY.get(stage, []):
+        shutil.rmtree(place / "cache" / reader)
     run_train(*options(place))
     assert f"{file} is not what was written there" in " ".join(capsys.readouterr().out.split())
     assert file.read_bytes() == before and not damaged_files_of(entry_of(place, file))

@@ -39,6 +39,7 @@ NOTHING = "null: no limit, or the measure is left out"
 RIGHT = {  # (end of an option's name, value) -> why the value is right
     ("seed", 0): "a seed like another",
     ("batch.workers", 0): "0: rows are read in the process itself",
+    ("batch.prefix_limit", 0): "0: what frozen layers hand on is not kept",
     ("warmup_steps", 0): "0: no warm-up",
     ("warmup_share", 0): "0: no warm-up",
     ("weight_decay", 0): "0: no decay",

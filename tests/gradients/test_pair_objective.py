@@ -1,6 +1,6 @@
 """An objective whose example is two sequences, added as a class: engines need to know nothing of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -42,12 +42,25 @@ def pairs(make_batch):
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 60, 10_000])
-@pytest.mark.parametrize("engine_type", [FusedEngine, VmapEngine])
-def test_gradients_are_those_of_the_whole_pair(make_model, make_adapters, pairs, engine_type, chunk_tokens):
-    model, adapters, _ = make_adapters(make_model("llama"))
+@pytest.mark.parametrize(
+    ("engine_type", "layers"), [(FusedEngine, "all"), (FusedEngine, 1), (VmapEngine, "all"), (VmapEngine, 1)]
+)
+@pytest.mark.parametrize("are_given", [False, True], ids=["no states", "states given"])
+def test_gradients_are_those_of_the_whole_pair(
+    make_model, make_adapters, pairs, engine_type, layers, are_given, chunk_tokens
+):
+    model, adapters, _ = make_adapters(make_model("llama"), layers=layers)
     engine = engine_type(model, Preference(), chunk_tokens)
     engine.to(torch.device("cpu"))
-    measured = engine.measure(adapters, pairs, with_mean_gradient=True)
+    given_pairs = pairs
+    if are_given:
+        layer = model.get_base_model().model.layers[1]
+        states = []
+        hook = layer.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))
+        model.get_base_model()(input_ids=pairs.input_ids.flatten(0, 1))
+        hook.remove()
+        given_pairs = replace(pairs, prefix_states=states[0].view(*pairs.input_ids.shape, -1))
+    measured = engine.measure(adapters, given_pairs, with_mean_gradient=True)
     for member in range(3):
         parameters = {name: stacked[member].clone().requires_grad_() for name, stacked in adapters.items()}
         losses = Preference()(FunctionalModel(model, parameters), pairs)

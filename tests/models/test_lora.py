@@ -1,9 +1,15 @@
+import re
+
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from gradfiltering.errors import UserError
+from gradfiltering.models.adapted_layers import first_adapted_layer
 from gradfiltering.models.lora import LoraSettings, export_adapter, initial_adapters, load_adapter, update_ratio
 
 RTOL = 1e-6
@@ -83,6 +89,95 @@ def test_update_ratio_equals_the_explicit_products(make_model, make_adapters):
             layer = model.get_submodule(name.split(".lora_A")[0]).get_base_layer()
             weights += float(layer.weight.square().sum())
         assert ratios[member] == pytest.approx((updates / weights) ** 0.5, rel=1e-9)
+
+
+def adapted_layers(model):
+    names = [name for name, module in model.get_base_model().named_modules() if isinstance(module, LoraLayer)]
+    return sorted({int(name.split(".h.")[1].split(".")[0]) for name in names}), len(names)
+
+
+def twelve_layers():
+    config = GPT2Config(
+        vocab_size=64, n_positions=32, n_embd=16, n_layer=12, n_head=2, bos_token_id=0, eos_token_id=0
+    )  # fmt: skip
+    return GPT2LMHeadModel(config).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("choice", "layers"),
+    [
+        ("all", list(range(12))), ("last_1", [11]), ("last_12", list(range(12))), (3, [9, 10, 11]), (0.25, [9, 10, 11]),
+        (0.26, [8, 9, 10, 11]), (1.0, list(range(12))), ([11, 0, 1], [0, 1, 11]), ([1], [1]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_only_the_chosen_layers_have_adapters(choice, layers):
+    model = settings(layers=choice).attach(twelve_layers())
+    assert adapted_layers(model) == (layers, 4 * len(layers))  # 4 modules a layer
+    assert first_adapted_layer(model) == layers[0]
+    assert {name.split(".lora_")[0] for name in initial_adapters(model, settings(layers=choice), [0], 0)} == {
+        f"base_model.model.{name}" for name, module in model.get_base_model().named_modules()
+        if isinstance(module, LoraLayer)
+    }  # fmt: skip
+
+
+def test_a_member_starts_in_its_layers_as_with_all_layers(make_model):
+    whole = initial_adapters(settings().attach(make_model()), settings(), [1], seed=0)
+    upper = settings(layers=1)
+    start = initial_adapters(upper.attach(make_model()), upper, [1], seed=0)
+    assert len(start) == len(whole) / 2
+    assert all(torch.equal(value, whole[name]) for name, value in start.items())
+
+
+@pytest.mark.parametrize("choice", ["last_1", [0]], ids=str)
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_adapters_of_some_layers_load_in_plain_peft(make_model, make_adapters, tmp_path, architecture, choice):
+    model, adapters, _ = make_adapters(make_model(architecture, torch.float32), layers=choice)
+    ids = torch.arange(1, 9)[None]
+    inside = torch.func.functional_call(
+        model, {name: value[1] for name, value in adapters.items()}, (), {"input_ids": ids}
+    ).logits
+    export_adapter(model, adapters, 1, tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(make_model(architecture, torch.float32), str(tmp_path / "adapter")).eval()
+    torch.testing.assert_close(loaded(input_ids=ids).logits, inside, rtol=RTOL, atol=1e-6)
+    lora_names = [name for name, _ in loaded.named_parameters() if "lora_" in name]
+    assert sorted(lora_names) == sorted(adapters)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"layers": "last_13"}, "layers is last_13: it asks for the last 13 layers, and the model has 12 (GPT2LMHead"),
+        ({"layers": 13}, "layers is 13: it asks for the last 13 layers, and the model has 12"),
+        ({"layers": [3, 12, 40]}, "it names layers that do not exist (12, 40); the model has 0 to 11"),
+        ({"layers": 1, "target_modules": ["c_attn", "lm_head"]}, "target_modules names lm_head, outside of the layers"),
+    ],
+    ids=str,
+)
+def test_layers_that_do_not_exist_are_refused_with_those_that_do(changes, words):
+    with pytest.raises(UserError, match=re.escape(words)) as caught:
+        settings(**changes).attach(twelve_layers())
+    assert "layers" in caught.value.arguments
+
+
+def test_a_model_without_a_list_of_layers_is_refused(make_model):
+    model = make_model()
+    model.transformer.h = nn.Sequential(*model.transformer.h)
+    with pytest.raises(UserError, match="GPT2LMHeadModel has no list of layers to choose from; adapt all layers"):
+        settings(layers=1).attach(model)
+
+
+@pytest.mark.parametrize("choice", ["first_2", "last_0", "last_", "8", [], 0, -1, 1.5, 0.0, [-1], True, None], ids=str)
+def test_a_choice_of_layers_out_of_range_is_refused(choice):
+    with pytest.raises(UserError, match="layers"):
+        settings(layers=choice)
+
+
+def test_all_layers_keep_the_key_they_had_and_equal_choices_share_theirs():
+    assert "layers" not in settings().cache_key()
+    assert settings(layers="last_2").cache_key() == settings(layers=2).cache_key()
+    keys = [settings(layers=choice).cache_key() for choice in ("all", 1, 2, 0.5, [0], [1])]
+    assert all(keys.count(key) == 1 for key in keys)
 
 
 def test_unknown_target_modules_are_refused(make_model):

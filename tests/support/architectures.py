@@ -2,10 +2,11 @@
 
 import contextlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from peft import PeftModel
 from tests.reference.gradients import LoopEngine
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -214,18 +215,7 @@ def compare_engines(model_type: str) -> tuple[str, dict[str, Comparison]]:
         NotSmallError: there is nothing to compare with; an error of an engine passes as it is.
     """
     with exact_arithmetic():
-        try:
-            targets = NAMED_TARGETS.get(model_type, "all-linear")
-            settings = LoraSettings(rank=2, alpha=4, target_modules=targets, init_b_std=0.3)
-            model = settings.attach(small_model(model_type))
-            adapters = {name: value.double() for name, value in initial_adapters(model, settings, (0, 1), 0).items()}
-            attention = model.get_base_model().config._attn_implementation
-            set_attention(model.get_base_model(), EAGER)
-            expected = _example_gradients(LoopEngine(model, ResponseNLL(), 10_000), adapters)
-            set_attention(model.get_base_model(), attention)
-        except Exception as error:  # whatever a configuration made small does not allow
-            first_line = (str(error).splitlines() or [""])[0]
-            raise NotSmallError(f"{type(error).__name__}: {first_line[:140]}") from error
+        model, adapters, expected = _measure_by_loop(model_type, "all")
         comparisons = {}
         for engine_class in (FusedEngine, VmapEngine):
             try:
@@ -242,8 +232,52 @@ def compare_engines(model_type: str) -> tuple[str, dict[str, Comparison]]:
     return chosen, comparisons
 
 
-def _example_gradients(engine: GradientEngine, adapters: Adapters) -> tuple[Tensor, dict[str, Tensor]]:
-    """Measure norms [M, B], and all gradients, parameter name -> [M, B, ...]."""
+def compare_frozen_prefix(model_type: str) -> Comparison:
+    """Compare the fused engine with the loop where only the last of two layers has adapters.
+
+    The states of the first layer are given, with the last token's in the place of padding, as the cache gives them.
+
+    Returns:
+        The difference, also where the prefix is refused and the gradients are those of all layers.
+
+    Raises:
+        NotSmallError: there is nothing to compare with.
+    """
+    with exact_arithmetic():
+        model, adapters, expected = _measure_by_loop(model_type, "last_1")
+        try:
+            engine = FusedEngine(model, ResponseNLL(), 10_000)
+            engine.to(CPU)
+        except UserError as error:
+            return Comparison(refusal=str(error))
+        batch = _batch()
+        if engine.prefix is not None:
+            states = engine.compute_prefix_states(engine.prefix, batch.input_ids)
+            for row, length in enumerate(LENGTHS):
+                states[row, length:] = states[row, length - 1]
+            batch = replace(batch, prefix_states=states)
+        found = _example_gradients(engine, adapters, batch)
+    return Comparison(_largest_difference(found, expected), engine.prefix_refusal)
+
+
+def _measure_by_loop(model_type: str, layers: str) -> tuple[PeftModel, Adapters, tuple[Tensor, dict[str, Tensor]]]:
+    """Build a small model with two adapters, and measure their gradients one row at a time."""
+    try:
+        targets = NAMED_TARGETS.get(model_type, "all-linear")
+        settings = LoraSettings(rank=2, alpha=4, target_modules=targets, init_b_std=0.3, layers=layers)
+        model = settings.attach(small_model(model_type))
+        adapters = {name: value.double() for name, value in initial_adapters(model, settings, (0, 1), 0).items()}
+        attention = model.get_base_model().config._attn_implementation
+        set_attention(model.get_base_model(), EAGER)
+        expected = _example_gradients(LoopEngine(model, ResponseNLL(), 10_000), adapters)
+        set_attention(model.get_base_model(), attention)
+    except Exception as error:  # whatever a configuration made small does not allow
+        first_line = (str(error).splitlines() or [""])[0]
+        raise NotSmallError(f"{type(error).__name__}: {first_line[:140]}") from error
+    return model, adapters, expected
+
+
+def _batch() -> Batch:
     generator = torch.Generator().manual_seed(0)
     input_ids = torch.randint(1, VOCABULARY, (len(LENGTHS), max(LENGTHS)), generator=generator)
     labels = input_ids.clone()
@@ -251,14 +285,20 @@ def _example_gradients(engine: GradientEngine, adapters: Adapters) -> tuple[Tens
         input_ids[row, length:] = 0
         labels[row, length:] = IGNORED
         labels[row, :prompt] = IGNORED
+    return Batch(input_ids, labels, torch.arange(len(LENGTHS)))
+
+
+def _example_gradients(
+    engine: GradientEngine, adapters: Adapters, batch: Batch | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Measure norms [M, B], and all gradients, parameter name -> [M, B, ...]."""
     gradients: dict[str, Tensor] = {}
 
     def collect(parameter_name: str, example_gradients: Tensor) -> Tensor:
         gradients[parameter_name] = example_gradients.detach().clone()
         return example_gradients.flatten(2).sum(2)
 
-    batch = Batch(input_ids, labels, torch.arange(len(LENGTHS)))
-    measured = engine.measure(adapters, batch, with_mean_gradient=True, statistics={"collect": collect})
+    measured = engine.measure(adapters, batch or _batch(), with_mean_gradient=True, statistics={"collect": collect})
     return measured.grad_norm, gradients
 
 

@@ -82,9 +82,9 @@ def make_model(monkeypatch) -> Callable:
 
 @pytest.fixture
 def make_adapters() -> Callable:
-    def make(model, members=(0, 1, 2), targets="all-linear", rank=3, seed=0):
+    def make(model, members=(0, 1, 2), targets="all-linear", rank=3, seed=0, layers="all"):
         """Adapters in mid-training: B is not zero, so A has a gradient as well."""
-        settings = LoraSettings(rank=rank, alpha=6, target_modules=targets, init_b_std=0.1)
+        settings = LoraSettings(rank=rank, alpha=6, target_modules=targets, init_b_std=0.1, layers=layers)
         attached = settings.attach(model)
         dtype = next(model.parameters()).dtype
         start = initial_adapters(attached, settings, members, seed)

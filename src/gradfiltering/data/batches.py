@@ -1,7 +1,8 @@
 """Batches of like length: which rows each member trains on at each step, and how a pass over all rows is cut."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,22 +24,38 @@ class Batch:
         input_ids: [B, T] or [M, B, T] int64.
         labels: the same shape; the token id at response positions, `IGNORED` elsewhere.
         example_id: [B] or [M, B] int64.
+        prefix_states: [..., T, D] hidden states that the layers without adapters end in, None where they are not known.
     """
 
     input_ids: Tensor
     labels: Tensor
     example_id: Tensor
+    prefix_states: Tensor | None = field(default=None, kw_only=True)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Name -> each tensor that is there."""
+        values = {tensor_field.name: getattr(self, tensor_field.name) for tensor_field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
 
     def to(self, device: torch.device) -> "Batch":
         """The batch with its tensors on `device`; the ids stay where they are."""
-        return Batch(
-            self.input_ids.to(device, non_blocking=True), self.labels.to(device, non_blocking=True), self.example_id
-        )
+        moved_tensors = {
+            name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items() if name != "example_id"
+        }
+        return replace(self, **moved_tensors)
 
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         """Apply a function, such as a slice along the examples, to each tensor of the batch."""
-        changed_tensors = {field.name: function(getattr(self, field.name)) for field in fields(self)}
-        return replace(self, **changed_tensors)
+        return replace(self, **{name: function(tensor) for name, tensor in self.tensors.items()})
+
+
+class RowStates(Protocol):
+    """Hidden states of each row, kept somewhere."""
+
+    def read(self, row_positions: np.ndarray, padded_length: int) -> Tensor:
+        """Return [rows, padded_length, D] states; those of padding are any finite numbers."""
+        ...
 
 
 def collate(rows: dict[str, list], pad_id: int, shape: tuple[int, ...]) -> Batch:
@@ -133,6 +150,7 @@ class MemberBatches(Dataset):
         pad_id: token id for padding.
         share: the rows of each member's batch that this process takes; B is 0 where none is left for it.
         steps_done: steps of the epoch that an interrupted run had taken.
+        row_states: the rows' `prefix_states`; None for none.
     """
 
     def __init__(
@@ -144,18 +162,20 @@ class MemberBatches(Dataset):
         pad_id: int,
         share: WorkShare = ALL_WORK,
         steps_done: int = 0,
+        row_states: RowStates | None = None,
     ):
         self.examples = examples
         self.steps = list(zip(*(buckets.epoch(member, epoch) for member in members), strict=True))[steps_done:]
         self.pad_id = pad_id
         self.share = share
+        self.row_states = row_states
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __getitem__(self, step: int) -> Batch:
         rows = [self.share(member_rows) for member_rows in self.steps[step]]
-        return collate(self.examples.table[np.concatenate(rows)], self.pad_id, (len(rows), len(rows[0])))
+        return _make_batch(self.examples, np.concatenate(rows), self.pad_id, (len(rows), len(rows[0])), self.row_states)
 
 
 class LengthBatches(Dataset):
@@ -167,13 +187,21 @@ class LengthBatches(Dataset):
         pad_id: token id for padding.
         rows: positions of the rows to go through, None for all.
         share: the batches that this process takes.
+        row_states: the rows' `prefix_states`; None for none.
     """
 
     def __init__(
-        self, examples: Examples, tokens: int, pad_id: int, rows: np.ndarray | None = None, share: WorkShare = ALL_WORK
+        self,
+        examples: Examples,
+        tokens: int,
+        pad_id: int,
+        rows: np.ndarray | None = None,
+        share: WorkShare = ALL_WORK,
+        row_states: RowStates | None = None,
     ):
         self.examples = examples
         self.pad_id = pad_id
+        self.row_states = row_states
         self.cuts: list[np.ndarray] = []
         rows = np.arange(len(examples)) if rows is None else rows
         row_order = rows[np.argsort(examples.lengths[rows], kind="stable")]
@@ -193,7 +221,17 @@ class LengthBatches(Dataset):
 
     def __getitem__(self, slot_index: int) -> Batch:
         rows = self.cuts[slot_index]
-        return collate(self.examples.table[rows], self.pad_id, (len(rows),))
+        return _make_batch(self.examples, rows, self.pad_id, (len(rows),), self.row_states)
+
+
+def _make_batch(
+    examples: Examples, rows: np.ndarray, pad_id: int, shape: tuple[int, ...], row_states: RowStates | None
+) -> Batch:
+    batch = collate(examples.table[rows], pad_id, shape)
+    if row_states is None:
+        return batch
+    prefix_states = row_states.read(rows, batch.input_ids.shape[-1])  # [rows, T, D]
+    return replace(batch, prefix_states=prefix_states.view(*batch.input_ids.shape, -1))
 
 
 def make_batch_loader(batches: Dataset, workers: int) -> DataLoader:

@@ -148,10 +148,19 @@ class Rows:
 
 def hash_examples(examples: Examples) -> str:
     """Digest of ids, tokens and the spans to learn."""
-    digest = hashlib.sha256(np.ascontiguousarray(examples.example_ids).tobytes())
-    numpy_columns = examples.table.select_columns(["input_ids", "supervised"]).with_format("arrow")
-    for batch in numpy_columns.iter(10_000):
-        for column_name in ("input_ids", "supervised"):
+    return _hash_columns(examples, ("input_ids", "supervised"), np.ascontiguousarray(examples.example_ids).tobytes())
+
+
+def hash_tokens(examples: Examples) -> str:
+    """Digest of the rows' tokens, in their order."""
+    return _hash_columns(examples, ("input_ids",))
+
+
+def _hash_columns(examples: Examples, column_names: Sequence[str], first_bytes: bytes = b"") -> str:
+    digest = hashlib.sha256(first_bytes)
+    arrow_columns = examples.table.select_columns(list(column_names)).with_format("arrow")
+    for batch in arrow_columns.iter(10_000):
+        for column_name in column_names:
             column = batch[column_name].combine_chunks()
             digest.update(column.value_lengths().to_numpy(zero_copy_only=False).tobytes())
             digest.update(column.flatten().to_numpy(zero_copy_only=False).tobytes())

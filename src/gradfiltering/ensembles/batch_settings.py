@@ -26,31 +26,38 @@ class BatchSettings:
         tokens: padded tokens computed at once, over members and examples; `auto` for as many as pay and fit.
         workers: processes that prepare batches.
         memory_limit: most memory that one chunk of `auto` takes, in bytes or as `8GB`; None for half of what is free.
+        prefix_limit: the most that is kept on the disk, for one set of rows, of what the layers below the first adapter
+            hand on, in bytes or as `20GB`; where it would be more, these layers are gone through anew for each batch.
     """
 
     tokens: PositiveInt | Literal["auto"] = "auto"
     workers: NonNegativeInt = 0
     memory_limit: PositiveInt | str | None = None
+    prefix_limit: NonNegativeInt | str = "20GB"
 
     @model_validator(mode="after")
-    def _check_memory_limit(self) -> Self:
-        try:
-            limit_bytes = self.memory_limit_bytes
-        except ValidationError:
-            limit_bytes = 0
-        if limit_bytes is not None and limit_bytes < 1:
-            raise UserError(
-                f"{self.memory_limit} is no amount of memory; give bytes, or a number with a unit such as 8GB",
-                arguments=("memory_limit",),
-            )
+    def _check_limits(self) -> Self:
+        for name, least_bytes in (("memory_limit", 1), ("prefix_limit", 0)):
+            try:
+                limit_bytes = _parse_bytes(getattr(self, name))
+            except ValidationError:
+                limit_bytes = -1
+            if limit_bytes is not None and limit_bytes < least_bytes:
+                raise UserError(
+                    f"{getattr(self, name)} is no amount of memory; give bytes, or a number with a unit such as 8GB",
+                    arguments=(name,),
+                )
         return self
 
     @cached_property
     def memory_limit_bytes(self) -> int | None:
-        """The limit in bytes."""
-        if self.memory_limit is None:
-            return None
-        return int(TypeAdapter(ByteSize).validate_python(self.memory_limit))
+        """The limit of a chunk in bytes."""
+        return _parse_bytes(self.memory_limit)
+
+    @property
+    def prefix_limit_bytes(self) -> int:
+        """The limit of kept states in bytes."""
+        return _parse_bytes(self.prefix_limit) or 0
 
     @property
     def forward_tokens(self) -> int:
@@ -88,3 +95,7 @@ class BatchSettings:
             fitting_tokens = find_fitting_tokens(engine, device_adapters, row_width, device, self.memory_limit_bytes)
             _fitting_tokens[trial_key] = min(gather_from_ranks(fitting_tokens))
         return _fitting_tokens[trial_key]
+
+
+def _parse_bytes(amount: int | str | None) -> int | None:
+    return None if amount is None else int(TypeAdapter(ByteSize).validate_python(amount))

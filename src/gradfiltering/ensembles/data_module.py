@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import lightning as L
 from torch.utils.data import DataLoader
 
-from gradfiltering.data.batches import LengthBuckets, MemberBatches, make_batch_loader
+from gradfiltering.data.batches import LengthBuckets, MemberBatches, RowStates, make_batch_loader
 from gradfiltering.data.examples import Examples
 from gradfiltering.distributed.row_measurements import share_of_this_rank
 
@@ -20,6 +20,7 @@ class EnsembleDataModule(L.LightningDataModule):
         pad_id: token id for padding.
         workers: processes that prepare batches.
         earlier_epochs: epochs that were trained before.
+        row_states: what the layers below the first adapter hand on of each row; None where it is not kept.
 
     Attributes:
         earlier_steps: steps of the first epoch that were taken by a run that was interrupted.
@@ -33,6 +34,7 @@ class EnsembleDataModule(L.LightningDataModule):
         pad_id: int,
         workers: int,
         earlier_epochs: int = 0,
+        row_states: RowStates | None = None,
     ):
         super().__init__()
         self.examples = examples
@@ -41,6 +43,7 @@ class EnsembleDataModule(L.LightningDataModule):
         self.pad_id = pad_id
         self.workers = workers
         self.earlier_epochs = earlier_epochs
+        self.row_states = row_states
         self.earlier_steps = 0
 
     @property
@@ -70,5 +73,6 @@ class EnsembleDataModule(L.LightningDataModule):
             self.pad_id,
             share_of_this_rank(),
             self.skipped_steps,
+            self.row_states,
         )
         return make_batch_loader(batches, self.workers)

@@ -114,7 +114,7 @@ class LoraEnsemble:
 
     def training_key(self) -> dict[str, Any]:
         """Return the settings that tell trained members apart in the cache."""
-        return asdict(self)
+        return {**asdict(self), "lora": self.lora.cache_key()}
 
     def training_dropout(self, member_ids: Sequence[int], epoch: int, seed: int) -> Dropout | None:
         """Return the dropout of an epoch's training steps, None for none."""

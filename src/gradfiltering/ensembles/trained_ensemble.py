@@ -15,10 +15,12 @@ from gradfiltering.ensembles.batch_settings import BatchSettings
 from gradfiltering.ensembles.data_module import EnsembleDataModule
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.ensembles.member_cache import MemberCache
+from gradfiltering.ensembles.prefix_states import PrefixStates, keep_prefix_states
 from gradfiltering.ensembles.stack_state import StackState
 from gradfiltering.ensembles.stack_training import StackTrainer
 from gradfiltering.gradients.dropout import Dropout
 from gradfiltering.gradients.engine import GradientEngine
+from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.lora import Adapters, initial_adapters
 from gradfiltering.runs.cache import CachedResult
@@ -42,6 +44,7 @@ class EnsembleCosts:
 
     Attributes:
         tokens: tokens put through forward and backward, over members, padding not counted.
+        frozen_tokens: tokens put through the layers below the first adapter.
         batch_tokens: padded tokens computed at once; None where nothing had to be computed.
         trained: epochs of members that were trained; an ensemble may train fewer than it logs.
         logged: epochs of members that were measured.
@@ -50,6 +53,7 @@ class EnsembleCosts:
     """
 
     tokens: int = 0
+    frozen_tokens: int = 0
     batch_tokens: int | None = None
     trained: int = 0
     logged: int = 0
@@ -134,6 +138,8 @@ class TrainedEnsemble:
             self.prepare_engine(member_ids)
             data = self._training_data(member_ids, plan.first)
             stack_trainer.train(self.load_state(member_ids, plan.first), data, plan.last)
+            if data.row_states is None:
+                self.costs.frozen_tokens += self.examples.tokens * len(member_ids) * (plan.last - plan.first)
             self.costs.count_training(self.member_cache.training_results(member_ids, plan.last), self.examples.tokens)
 
     def load_state(self, trained_member_ids: Sequence[int], epoch: int) -> StackState:
@@ -176,6 +182,28 @@ class TrainedEnsemble:
         self.engine.chunk_tokens = self.costs.batch_tokens = self._batch_tokens
         return max(1, self._batch_tokens // len(member_ids))
 
+    def keep_prefix_states(self, examples: Examples) -> PrefixStates | None:
+        """Return what the layers below the first adapter hand on of each row, from the cache.
+
+        Every rank calls it, after `prepare_engine`.
+
+        Returns:
+            None where there are no such layers, the engine does not go on from them, or they would take too much.
+        """
+        if not isinstance(self.engine, FusedEngine) or self.engine.prefix is None:
+            return None
+        prefix_states = keep_prefix_states(
+            cache=self.member_cache.cache,
+            engine=self.engine,
+            examples=examples,
+            model_hash=self.member_cache.ensemble_key["base_model"],
+            pad_id=self.base_model.pad_id,
+            batches=self.batches,
+        )
+        if prefix_states is not None and prefix_states.is_new:
+            self.costs.frozen_tokens += examples.tokens
+        return prefix_states
+
     def _training_data(self, member_ids: Sequence[int], earlier_epochs: int) -> EnsembleDataModule:
         settings = self.settings
         buckets = LengthBuckets.of(self.examples.lengths, settings.batch_size, settings.bucket_batches, self.seed)
@@ -186,4 +214,5 @@ class TrainedEnsemble:
             pad_id=self.base_model.pad_id,
             workers=self.batches.workers,
             earlier_epochs=earlier_epochs,
+            row_states=self.keep_prefix_states(self.examples),
         )

@@ -47,11 +47,13 @@ class WorkReport:
         costs: of training and measuring, in this run.
         seconds: time that both took in this run.
         matmul_weights: weights of the base model in matrix products.
+        frozen_weights: those of them that lie below the first adapter.
     """
 
     costs: EnsembleCosts = field(default_factory=EnsembleCosts)
     seconds: float = 0.0
     matmul_weights: int = 0
+    frozen_weights: int = 0
 
     @property
     def reused(self) -> bool:
@@ -62,9 +64,11 @@ class WorkReport:
     def flops(self) -> int:
         """An estimate: 4 per weight in a matrix product and token, forward and backward through the activations.
 
-        Attention scores and the adapters themselves are not counted.
+        Below the first adapter there is no backward, and the forward may be shared. Attention scores and the adapters
+        themselves are not counted.
         """
-        return 4 * self.matmul_weights * self.costs.tokens
+        adapted_weights = self.matmul_weights - self.frozen_weights
+        return 4 * adapted_weights * self.costs.tokens + 2 * self.frozen_weights * self.costs.frozen_tokens
 
     def summary(self) -> dict[str, Any]:
         """Return the report's part of `summary.json`."""

@@ -139,8 +139,16 @@ class EnsemblePasses:
         statistics: dict[str, GradientStatistic] = {} if gradient_sketch is None else {"sketch": gradient_sketch}
         more_columns = {} if gradient_sketch is None else {"sketch": Column((gradient_sketch.width,), np.float32)}
         row_recorder = log_recorder(self.examples, len(member_ids), more_columns)
+        row_states = trained_ensemble.keep_prefix_states(self.examples)
+        if row_states is None:
+            shares_layers = trained_ensemble.engine.prefix is not None
+            trained_ensemble.costs.frozen_tokens += self.examples.tokens * (1 if shares_layers else len(member_ids))
         batches = LengthBatches(
-            self.examples, batch_tokens, trained_ensemble.base_model.pad_id, share=share_of_this_rank()
+            self.examples,
+            batch_tokens,
+            trained_ensemble.base_model.pad_id,
+            share=share_of_this_rank(),
+            row_states=row_states,
         )
         batch_loader = make_batch_loader(batches, trained_ensemble.batches.workers)
         for batch in track_progress(batch_loader, f"epoch {epoch}: {self.row_description}"):

@@ -13,7 +13,7 @@ from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.evidence.ensemble_passes import EnsemblePasses, attach_ensemble
 from gradfiltering.evidence.measurers import ENSEMBLE_STAGE, Measurer
 from gradfiltering.models.lora import export_adapter, update_ratio
-from gradfiltering.models.weights import count_matmul_weights
+from gradfiltering.models.weights import count_frozen_weights, count_matmul_weights
 from gradfiltering.requests import BaseModelLosses, EpochLog, GradientLog, GradientLogPair
 from gradfiltering.runs.gradient_log import read_members
 from gradfiltering.runs.run_folder import TRAJECTORY_FILE, RunFolder
@@ -40,6 +40,7 @@ class GradientLogMeasurer(Measurer[GradientLog]):
         logs: dict[int, EpochLog] = {}
         with attach_ensemble(context, report.costs, context.heldout) as trained_ensemble:
             report.engine = trained_ensemble.engine.name
+            report.frozen_weights = count_frozen_weights(trained_ensemble.model)
             trained_ensemble.train([snapshots.early, snapshots.late])
             for epoch in (snapshots.early, snapshots.late):
                 logs[epoch] = _log_rows(trained_ensemble, epoch, context.run_folder)

@@ -14,7 +14,7 @@ from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.evidence.ensemble_passes import EnsemblePasses, attach_ensemble
 from gradfiltering.evidence.measurers import TASK_GRADIENT_STAGE, Measurer
 from gradfiltering.gradients.adam_direction import AdamProjection
-from gradfiltering.models.weights import count_matmul_weights
+from gradfiltering.models.weights import count_frozen_weights, count_matmul_weights
 from gradfiltering.requests import CheckpointGradients, TaskGradients
 from gradfiltering.runs.gradient_log import PARQUET_FILE, read_members
 from gradfiltering.runs.run_folder import PROJECTION_FILE, RunFolder
@@ -47,6 +47,7 @@ class TaskGradientMeasurer(Measurer[TaskGradients]):
         ensemble_settings = take_members(request, context.ensemble)
         result = CheckpointGradients([], [], tasks, [], {})
         with attach_ensemble(context, report.costs, validation_examples, ensemble_settings) as trained_ensemble:
+            report.frozen_weights = count_frozen_weights(trained_ensemble.model)
             trained_ensemble.train(request.checkpoints)
             row_passes = EnsemblePasses(trained_ensemble, context.examples, "all rows")
             validation_passes = EnsemblePasses(trained_ensemble, validation_examples, "validation rows")

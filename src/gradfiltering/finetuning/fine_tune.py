@@ -107,7 +107,7 @@ class FineTuningContext:
     @cached_property
     def shared_key(self) -> dict[str, Any]:
         """Part of a cache key that all models of a run share."""
-        settings = asdict(self.settings)
+        settings = {**asdict(self.settings), "lora": self.settings.lora.cache_key()}
         return {
             "code": TRAINING_VERSION,
             "base_model": hash_weights(self.base_model.model),

@@ -1,5 +1,6 @@
 """The comparison of an engine with one row at a time, on a tiny batch, before it is used."""
 
+from dataclasses import replace
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from gradfiltering.data.batches import IGNORED, Batch
 from gradfiltering.errors import UserError, is_out_of_memory
 from gradfiltering.gradients.attention import EAGER, set_attention
+from gradfiltering.gradients.prefix import FrozenPrefix
 from gradfiltering.gradients.statistics import GradientMeasurement
 from gradfiltering.gradients.unsupported import UnsupportedModelError
 from gradfiltering.models.causal_model import FunctionalModel
@@ -20,6 +22,8 @@ TOLERANCES = {torch.float64: 1e-3, torch.float32: 1e-2}
 NARROW_TOLERANCE = 0.3  # bf16, fp16
 CAUSALITY_TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-3}  # of the logits of two tokens
 NARROW_CAUSALITY_TOLERANCE = 0.05
+PREFIX_TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}  # the same operations in batches of another size
+NARROW_PREFIX_TOLERANCE = 0.05
 LENGTHS, PROMPT_TOKENS = (7, 5), 2
 
 
@@ -43,6 +47,15 @@ class CheckedEngine(Protocol):
         self, adapters: Adapters, batch: Batch, with_mean_gradient: bool, statistics: Any
     ) -> GradientMeasurement:
         """Measure a batch."""
+
+
+class PrefixedEngine(CheckedEngine, Protocol):
+    """An engine that can go on from what the frozen layers hand on."""
+
+    prefix: FrozenPrefix | None
+
+    def compute_prefix_states(self, prefix: FrozenPrefix, input_ids: Tensor) -> Tensor:
+        """Compute what enters the first adapted layer."""
 
 
 def check_engine(engine: CheckedEngine) -> None:
@@ -94,6 +107,56 @@ def check_engine(engine: CheckedEngine) -> None:
             f"in a trial with {model_name} the gradients of the {engine.name} engine differ from those of one row at "
             f"a time by {relative_error:.1g} of their norm"
         )
+
+
+def compare_prefix(engine: PrefixedEngine, prefix: FrozenPrefix) -> str:
+    """Compare gradients that go on from a frozen prefix with those through all layers, on two padded rows.
+
+    Args:
+        engine: was checked by `check_engine`, and has no prefix.
+        prefix: of its model.
+
+    Returns:
+        Why the prefix cannot be used; empty where the gradients are equal to rounding.
+    """
+    model, model_name = engine.model, type(engine.base_model).__name__
+    adapters = {name: value[None] for name, value in _random_adapters(model, engine.adapter_name).items()}
+    batch = _padded_batch(engine.base_model).to(model.device)
+    settings = engine.objective, engine.chunk_tokens
+    engine.objective, engine.chunk_tokens = ResponseNLL(), batch.input_ids.numel()
+    example_gradients: list[Adapters] = []
+
+    def collect(parameter_name: str, gradients: Tensor) -> Tensor:
+        example_gradients[-1][parameter_name] = gradients[0].double()
+        return gradients.flatten(2).sum(2)
+
+    try:
+        states = engine.compute_prefix_states(prefix, batch.input_ids)
+        for row, length in enumerate(LENGTHS):  # padding has states of any kind
+            states[row, length:] = states[row, length - 1]
+        # A model that remembers anything of the frozen layers remembers other rows by now.
+        engine.compute_prefix_states(prefix, batch.input_ids.flip(1))
+        engine.prefix = prefix
+        for compared_batch in (replace(batch, prefix_states=states), batch):
+            example_gradients.append({})
+            engine.measure(adapters, compared_batch, False, {"collect": collect})
+            engine.prefix = None
+    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or is_out_of_memory(error):
+            raise
+        reason = error.reason if isinstance(error, UnsupportedModelError) else str(error).splitlines()[0][:200]
+        return f"{model_name} cannot go on from what its frozen layers hand on: {reason}"
+    finally:
+        engine.prefix = None
+        engine.objective, engine.chunk_tokens = settings
+    shared, whole = (torch.cat([own[name].flatten(1) for name in sorted(own)], 1) for own in example_gradients)
+    relative_error = float(((shared - whole).norm(dim=1) / whole.norm(dim=1).clamp(min=1e-30)).max())
+    if relative_error <= PREFIX_TOLERANCES.get(next(model.parameters()).dtype, NARROW_PREFIX_TOLERANCE):
+        return ""
+    return (
+        f"gradients of {model_name} that go on from what its frozen layers hand on differ by {relative_error:.1g} of "
+        "their norm"
+    )
 
 
 def _refuse_selected_tokens(base_model: Any) -> None:

@@ -3,6 +3,7 @@
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +14,7 @@ from gradfiltering.data.batches import Batch
 from gradfiltering.errors import UserError
 from gradfiltering.gradients.check import check_engine
 from gradfiltering.gradients.dropout import Dropout, expand_adapters
+from gradfiltering.gradients.prefix import FrozenPrefix
 from gradfiltering.gradients.statistics import (
     DropoutAccumulator,
     GradientAccumulator,
@@ -40,6 +42,8 @@ class GradientEngine(ABC):
     Attributes:
         name: of the engine, for messages and summaries.
         adapter_name: the PEFT model's active adapter; stacked adapters take its place.
+        prefix: the layers below the first adapted one, where the engine can go on from what they hand
+            on; None where each batch goes through all layers. No result depends on it.
     """
 
     name: ClassVar[str]
@@ -51,6 +55,7 @@ class GradientEngine(ABC):
         self.objective = objective
         self.chunk_tokens = chunk_tokens
         self.adapter_name = str(model.active_adapter)
+        self.prefix: FrozenPrefix | None = None
         self._checked_device: torch.device | None = None
 
     @property
@@ -85,7 +90,8 @@ class GradientEngine(ABC):
 
         Args:
             adapters: parameter name -> [M, ...].
-            batch: [M, B, T], or [B, T] for the same examples under every member.
+            batch: [M, B, T], or [B, T] for the same examples under every member. Its `prefix_states` are
+                used where the engine can; else they are made where members share rows.
             with_mean_gradient: also return the mean gradient, the one a training step uses.
             statistics: name -> what else to compute from each example's gradient.
             dropout: of the adapters' inputs, with one stream of masks a member; None for none.
@@ -117,6 +123,7 @@ class GradientEngine(ABC):
         statistics: Mapping[str, GradientStatistic],
         dropout: Dropout | None,
     ) -> GradientMeasurement:
+        batch = self._add_prefix_states(batch)
         stack_size, examples = member_count(adapters), batch.example_id.shape[-1]
         example_tokens = _tokens_per_example(batch)
         chunk_members = max(1, min(stack_size, self.chunk_tokens // example_tokens))
@@ -146,6 +153,10 @@ class GradientEngine(ABC):
                     )
             stack_results.append(_join_examples(chunk_results))
         return _join_members(stack_results, examples if with_mean_gradient else None)
+
+    def _add_prefix_states(self, batch: Batch) -> Batch:
+        """Compute what enters the first adapted layer, once for all members of the batch."""
+        return batch if batch.prefix_states is None else replace(batch, prefix_states=None)
 
     def _measure_with_dropout(
         self, adapters: Adapters, batch: Batch, accumulator: DropoutAccumulator

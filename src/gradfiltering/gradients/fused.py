@@ -12,8 +12,10 @@ and thrown away; their sum over examples is the training gradient, so that recor
 pass.
 """
 
+import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,12 +27,16 @@ from transformers.pytorch_utils import Conv1D
 
 from gradfiltering.data.batches import Batch
 from gradfiltering.gradients.attention import EAGER, SDPA, SDPA_ARGUMENTS, EagerAttention, set_attention
+from gradfiltering.gradients.check import compare_prefix
 from gradfiltering.gradients.engine import GradientEngine
+from gradfiltering.gradients.prefix import FrozenPrefix, find_prefix
 from gradfiltering.gradients.statistics import GradientAccumulator, GradientMeasurement
 from gradfiltering.gradients.unsupported import UnsupportedModelError
 from gradfiltering.models.causal_model import SplitModel, split_model
 from gradfiltering.models.lora import Adapters, member_count
 from gradfiltering.models.objectives import Objective
+
+logger = logging.getLogger(__name__)
 
 TRIAL_IDS = torch.arange(14).view(2, 7)
 
@@ -43,6 +49,10 @@ class FusedEngine(GradientEngine):
             model (float32 over bfloat16): they are rounded for the products, their summed gradients
             are float32.
         record_statistics: False leaves out all per-example statistics, to find out what they cost.
+
+    Attributes:
+        prefix_refusal: why layers without adapters are gone through for each member; empty where they
+            are not, or there are none.
 
     Raises:
         UnsupportedModelError: an adapted layer is not plainly linear, or its adapter not plain LoRA.
@@ -59,6 +69,7 @@ class FusedEngine(GradientEngine):
     ):
         super().__init__(model, objective, chunk_tokens)
         self.record_statistics = record_statistics
+        self.prefix_refusal = ""
         self.layers = _find_lora_layers(model, self.adapter_name)
         for module in model.modules():
             for child_name, child in module.named_children():
@@ -69,12 +80,57 @@ class FusedEngine(GradientEngine):
         self._split_model: SplitModel | None = None
 
     def to(self, device: torch.device) -> None:
-        """Move and check the base model as every engine does; the check needs statistics."""
-        record_statistics, self.record_statistics = self.record_statistics, True
+        """Move and check the base model as every engine does, and find the frozen prefix.
+
+        The prefix is used where the gradients of two short rows with it equal those without.
+        """
+        is_checked = device == self._checked_device
+        record_statistics, self.record_statistics = self.record_statistics, True  # the check needs them
         try:
+            if not is_checked:
+                self.prefix = None
             super().to(device)
+            if not is_checked:
+                self._take_prefix()
         finally:
             self.record_statistics = record_statistics
+
+    def _take_prefix(self) -> None:
+        prefix = find_prefix(self.model)
+        if prefix is None:
+            return
+        self.prefix_refusal = compare_prefix(self, prefix)
+        if self.prefix_refusal:
+            logger.info("layers %s are gone through for each member: %s", prefix.layer_range, self.prefix_refusal)
+            return
+        self.prefix = prefix
+        logger.info("layers %s have no adapter and are gone through once for all members", prefix.layer_range)
+
+    def compute_prefix_states(self, prefix: FrozenPrefix, input_ids: Tensor) -> Tensor:
+        """Compute the hidden states that enter the first adapted layer.
+
+        Args:
+            prefix: of the model.
+            input_ids: [rows, T] int64, right-padded, on the engine's device.
+
+        Returns:
+            [rows, T, D].
+        """
+        with self._eager_attention.replacing():
+            return prefix.compute(input_ids)
+
+    def _add_prefix_states(self, batch: Batch) -> Batch:
+        is_shared = batch.example_id.dim() == 1
+        if self.prefix is None:
+            return super()._add_prefix_states(batch)
+        if batch.prefix_states is not None or not is_shared:
+            return batch  # rows of each member's own go through all layers once anyway
+        sequences = batch.input_ids.flatten(0, -2)  # [rows, T]
+        most_sequences = max(1, self.chunk_tokens // sequences.shape[1])
+        states = torch.cat(
+            [self.compute_prefix_states(self.prefix, chunk) for chunk in sequences.split(most_sequences)]
+        )
+        return replace(batch, prefix_states=states.view(*batch.input_ids.shape, -1))
 
     @torch.no_grad()
     def prepare_model(self) -> None:
@@ -101,10 +157,17 @@ class FusedEngine(GradientEngine):
             accumulator.statistics = {}
         if self._split_model is None:
             self._split_model = split_model(self.model)
+        prefix_states = flat_batch.prefix_states
+        replaced_layers = (
+            self.prefix.replaced_by(prefix_states.flatten(0, -3))  # [M·B·S, T, D]
+            if self.prefix is not None and prefix_states is not None
+            else nullcontext()
+        )
         with (
             torch.enable_grad(),
             self._eager_attention.replacing(),
             self._stacked(adapters, accumulator, flat_batch),
+            replaced_layers,
         ):
             loss = self.objective(self._split_model, flat_batch)
             loss.sum().backward()

@@ -1,7 +1,6 @@
 """Per-example gradients by `torch.func`: vmap over members of vmap over examples of grad."""
 
 import re
-from dataclasses import fields
 from typing import Any
 
 from torch import Tensor
@@ -27,7 +26,6 @@ class VmapEngine(GradientEngine):
 
     def _measure_chunk(self, adapters: Adapters, batch: Batch, accumulator: GradientAccumulator) -> GradientMeasurement:
         batch_type: Any = type(batch)
-        batch_tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
 
         def example_loss(adapter: Adapters, example: dict[str, Tensor]) -> Tensor:
             example_batch = batch_type(**{name: value[None] for name, value in example.items()})
@@ -37,7 +35,7 @@ class VmapEngine(GradientEngine):
         shared_rows = batch.example_id.dim() == 1
         over_members = vmap(over_examples, in_dims=(0, None if shared_rows else 0))
         try:
-            gradients, loss = over_members(adapters, batch_tensors)
+            gradients, loss = over_members(adapters, batch.tensors)
         except RuntimeError as error:
             if not re.search("vmap|transform", str(error)):  # memory, for instance
                 raise

@@ -2,18 +2,36 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from gradfiltering.errors import UserError, is_out_of_memory
-from gradfiltering.options import NonNegativeFloat, PositiveFloat, PositiveInt, options
+from gradfiltering.models.adapted_layers import (
+    ALL_LAYERS,
+    LAST_LAYERS,
+    choose_layers,
+    count_last_layers,
+    find_layers,
+    index_of_layer,
+)
+from gradfiltering.options import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Share,
+    model_validator,
+    options,
+)
 from gradfiltering.seeding import derive_seed
 
 logger = logging.getLogger(__name__)
@@ -34,12 +52,37 @@ class LoraSettings:
         init_b_std: standard deviation of B's initial values. 0 is the usual start, in which only B
             has a gradient and norms rise as B grows; a positive value gives A a gradient from the
             first step.
+        layers: which of the model's layers have adapters: `all`; the last eight as `last_8` or 8; the
+            last quarter, rounded up, as 0.25; or a list of indices from 0.
     """
 
     rank: PositiveInt
     alpha: PositiveFloat
     target_modules: str | Sequence[str]
     init_b_std: NonNegativeFloat
+    layers: str | PositiveInt | Share | Sequence[NonNegativeInt] = ALL_LAYERS
+
+    @model_validator(mode="after")
+    def _check_layers(self) -> Self:
+        is_unknown_text = (
+            isinstance(self.layers, str) and self.layers != ALL_LAYERS and not LAST_LAYERS.fullmatch(self.layers)
+        )
+        if is_unknown_text or self.layers == []:
+            raise UserError(
+                f"layers must be {ALL_LAYERS}, last_8, a number such as 8, a share such as 0.25, or a list of indices, "
+                f"got {self.layers!r}",
+                arguments=("layers",),
+            )
+        return self
+
+    def cache_key(self) -> dict[str, Any]:
+        """Return the settings that tell adapters apart; adapters in all layers have the key they always had."""
+        settings = asdict(self)
+        layers = settings.pop("layers")
+        if layers == ALL_LAYERS:
+            return settings
+        last_count = count_last_layers(layers)
+        return {**settings, "layers": layers if last_count is None else last_count}
 
     def attach(self, model: nn.Module) -> PeftModel:
         """Wrap `model` with LoRA layers of this shape.
@@ -48,8 +91,13 @@ class LoraSettings:
         parameters, which PEFT would adapt, too.
 
         Raises:
-            UserError: no module of the model matches `target_modules`, or one must not be adapted.
+            UserError: no module of the model matches `target_modules`, one must not be adapted, or the
+                model does not have the `layers`.
         """
+        peft_model = self._attach_to_all_layers(model)
+        return peft_model if self.layers == ALL_LAYERS else self._detach_other_layers(peft_model)
+
+    def _attach_to_all_layers(self, model: nn.Module) -> PeftModel:
         if not isinstance(self.target_modules, str):
             return self._attach_to(model, list(self.target_modules))
         peft_model = self._attach_to(model, self.target_modules)
@@ -59,6 +107,43 @@ class LoraSettings:
         logger.info("not adapted, since they are no linear layers: %s", ", ".join(sorted(config.target_parameters)))
         linear_modules = sorted(config.target_modules)
         return self._attach_to(peft_model.unload(), linear_modules)
+
+    def _detach_other_layers(self, peft_model: PeftModel) -> PeftModel:
+        """Keep the adapters of the chosen layers only."""
+        base_model: Any = peft_model.get_base_model()
+        module_names = [name for name, module in base_model.named_modules() if isinstance(module, LoraLayer)]
+        model_name, layer_list = type(base_model).__name__, find_layers(base_model)
+        peft_model.unload()
+        if layer_list is None:
+            raise UserError(
+                f"{model_name} has no list of layers to choose from; adapt {ALL_LAYERS} layers", self, ("layers",)
+            )
+        try:
+            chosen_layers = choose_layers(self.layers, len(layer_list.layers))
+        except ValueError as error:
+            raise UserError(
+                f"layers is {self.layers}: it {error} ({model_name}, {layer_list.name})", self, ("layers",)
+            ) from error
+        layer_indices = {name: index_of_layer(name, layer_list) for name in module_names}
+        outside_names = [name for name, layer_index in layer_indices.items() if layer_index is None]
+        if outside_names and not isinstance(self.target_modules, str):
+            raise UserError(
+                f"target_modules names {', '.join(outside_names)}, outside of the layers {layer_list.name}; leave it "
+                f"out, or adapt {ALL_LAYERS} layers",
+                self,
+                ("target_modules", "layers"),
+            )
+        if outside_names:
+            logger.info("not adapted, since they lie outside of the layers: %s", ", ".join(outside_names))
+        chosen_names = [name for name, layer_index in layer_indices.items() if layer_index in chosen_layers]
+        if not chosen_names:
+            raise UserError(
+                f"none of the layers {chosen_layers} of {model_name} has a module that target_modules names "
+                f"({self.target_modules}); choose other layers",
+                self,
+                ("layers", "target_modules"),
+            )
+        return self._attach_to(base_model, chosen_names)
 
     def _attach_to(self, model: nn.Module, target_modules: str | list[str]) -> PeftModel:
         config = LoraConfig(

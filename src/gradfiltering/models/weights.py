@@ -5,8 +5,10 @@ import json
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from torch import nn
 
+from gradfiltering.models.adapted_layers import find_layers, first_adapted_layer
 from gradfiltering.models.quantization import weight_shape
 
 BASE_MODEL_LOCATION = ("base_model_name_or_path", "revision")  # in an adapter's configuration
@@ -41,3 +43,12 @@ def count_matmul_weights(model: nn.Module) -> int:
     embedding = model.get_input_embeddings().weight  # type: ignore[operator]
     output_layer = model.get_output_embeddings().weight  # type: ignore[operator]
     return sum(matrix_sizes.values()) - (0 if embedding is output_layer else embedding.numel())
+
+
+def count_frozen_weights(model: PeftModel) -> int:
+    """Count the weights in matrix products of the layers below the first adapted one."""
+    layer_list = find_layers(model.get_base_model())
+    if layer_list is None:
+        return 0
+    frozen_layers = layer_list.layers[: first_adapted_layer(model)]
+    return sum(weight_shape(weight).numel() for weight in frozen_layers.parameters() if weight.dim() == 2)
