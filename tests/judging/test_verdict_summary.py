@@ -131,10 +131,18 @@ def test_published_reviews_under_length_control(review_files):
     bias = summarize_bias([review.verdict for review in reviews], lengths, 1000, 0.95, seed=0)
     points = np.array([{"win": 1, "tie": 0.5, "loss": 0}[review.verdict.verdict] for review in reviews])
     differences = np.array([one - other for one, other in lengths])
-    theta, phi = slow.logistic(points, np.tanh(differences / differences.std()), RIDGE)
-    assert bias.length_controlled.value == pytest.approx(2 / (1 + np.exp(-theta)), abs=FIT_TOLERANCE)
-    assert bias.length_controlled.length_effect == pytest.approx(phi, abs=1e-3)
-    assert bias.length_controlled.value < 1.203, "the longer answer wins 71 %, and the candidate writes longer ones"
+    ratios = np.array([np.log((1 + one) / (1 + other)) for one, other in lengths])
+    sets = np.array([review.verdict.prompt_set for review in reviews])
+    for pull, controlled in (
+        (np.tanh(differences / differences.std()), bias.length_controlled),
+        (ratios, bias.length_controlled_log_ratio),
+    ):
+        *intercepts, phi = slow.logistic(points, pull, RIDGE, sets)
+        shares = np.unique(sets, return_counts=True)[1] / len(sets)
+        expected = sum(share * 2 / (1 + np.exp(-theta)) for share, theta in zip(shares, intercepts, strict=True))
+        assert controlled.value == pytest.approx(expected, abs=FIT_TOLERANCE)
+        assert controlled.length_effect == pytest.approx(phi, abs=1e-3)
+        assert controlled.value < 1.203, "the longer answer wins 71 %, and the candidate writes longer ones"
 
 
 WIN, TIE, LOSS = ((9.0, 1.0), (1.0, 9.0)), ((5.0, 5.0), (5.0, 5.0)), ((1.0, 9.0), (9.0, 1.0))

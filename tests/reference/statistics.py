@@ -35,14 +35,15 @@ def sign_test(wins: int, losses: int) -> float:
     return min(1.0, sum(chance for chance in chances if chance <= chances[wins] * (1 + 1e-12)))
 
 
-def logistic(wins: np.ndarray, pull: np.ndarray, ridge: float) -> np.ndarray:
-    """Intercept and slope by a general minimiser of the ridged negative log-likelihood."""
+def logistic(wins: np.ndarray, pull: np.ndarray, ridge: float, sets: np.ndarray) -> np.ndarray:
+    """Intercept of each set and slope, by a general minimiser of the ridged negative log-likelihood."""
+    names, set_numbers = np.unique(sets, return_inverse=True)
 
     def loss(coefficients):
-        score = coefficients[0] + coefficients[1] * pull
+        score = coefficients[set_numbers] + coefficients[-1] * pull
         return (np.logaddexp(0, score) - wins * score).sum() + ridge * (coefficients**2).sum() / 2
 
-    return optimize.minimize(loss, np.zeros(2), method="BFGS", options={"gtol": 1e-9}).x
+    return optimize.minimize(loss, np.zeros(len(names) + 1), method="BFGS", options={"gtol": 1e-9}).x
 
 
 def cohen_kappa(one: Sequence[str], other: Sequence[str]) -> float:

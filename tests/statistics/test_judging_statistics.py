@@ -9,7 +9,7 @@ from tests.reference import statistics as slow
 
 from gradfiltering.errors import UserError
 from gradfiltering.statistics.intervals import detectable_difference, sign_test
-from gradfiltering.statistics.length_control import RIDGE, fit_logistic, length_controlled
+from gradfiltering.statistics.length_control import RIDGE, fit_logistic, length_controlled, measure_length_pull
 from gradfiltering.statistics.paired_comparison import compare_candidates, correct_by_holm
 from gradfiltering.statistics.winning_score import pairwise_winning_score
 
@@ -72,26 +72,44 @@ def test_logistic_regression_agrees_with_a_general_minimiser():
     rng = np.random.default_rng(0)
     wins, pull = rng.choice([0.0, 0.5, 1.0], size=200), np.tanh(rng.normal(size=200))
     weights = rng.multinomial(200, np.full(200, 1 / 200), size=3)
-    for weight, fitted in zip(weights, fit_logistic(wins, pull, weights), strict=True):
-        expected = slow.logistic(np.repeat(wins, weight), np.repeat(pull, weight), RIDGE)
-        np.testing.assert_allclose(fitted, expected, rtol=0, atol=FIT_TOLERANCE)
+    sets = rng.integers(3, size=200)
+    in_set = (sets == np.arange(3)[:, None]).astype(float)
+    for weight, *fitted in zip(weights, *fit_logistic(wins, pull, in_set, weights), strict=True):
+        repeated = [np.repeat(values, weight) for values in (wins, pull, sets)]
+        expected = slow.logistic(repeated[0], repeated[1], RIDGE, repeated[2])
+        np.testing.assert_allclose(np.concatenate([fitted[0], [fitted[1]]]), expected, rtol=0, atol=FIT_TOLERANCE)
 
 
-def test_length_control_takes_out_length_and_nothing_else():
+@pytest.mark.parametrize(("form", "strength"), [("tanh", 2.0), ("log_ratio", 8.0)])
+def test_length_control_takes_out_length_and_nothing_else(form, strength):
     rng = np.random.default_rng(3)
-    lengths = rng.normal(40, 100, size=4000)  # the candidate is longer on average
-    chance = 1 / (1 + np.exp(-2.0 * np.tanh(lengths / lengths.std())))  # and only length decides
+    lengths = np.stack([rng.normal(640, 70, size=4000), rng.normal(600, 70, size=4000)], axis=1)
+    pull = measure_length_pull(lengths, form)  # the candidate is longer on average
+    chance = 1 / (1 + np.exp(-strength * pull))  # and only length decides
     outcomes = np.where(rng.random(4000) < chance, 1, -1)
     raw = outcomes.mean() + 1
-    controlled = length_controlled(outcomes, lengths, 300, 0.95, seed=0)
-    assert (
-        raw > 1.1 and controlled.low < 1 < controlled.high and controlled.length_effect == pytest.approx(2.0, abs=0.2)
-    )
+    one_set = np.zeros(4000)
+    controlled = length_controlled(outcomes, lengths, one_set, form, 300, 0.95, seed=0)
+    assert raw > 1.1 and controlled.low < 1 < controlled.high
+    assert controlled.length_effect == pytest.approx(strength, rel=0.1)
     # Where lengths do not differ there is nothing to take out, up to the ridge.
-    same = length_controlled(outcomes, np.zeros(4000), 300, 0.95, seed=0)
+    same = length_controlled(outcomes, np.ones((4000, 2)), one_set, form, 300, 0.95, seed=0)
     assert same.value == pytest.approx(raw, abs=1e-4) and same.length_effect == 0
     for sign in (1, -1):  # one side always wins: finite, and near the end of the scale
-        assert abs(length_controlled(np.full(50, sign), lengths[:50], 50, 0.95, 0).value - 1) > 0.95
+        decided = length_controlled(np.full(50, sign), lengths[:50], one_set[:50], form, 50, 0.95, 0)
+        assert abs(decided.value - 1) > 0.95
+
+
+def test_length_control_gives_each_prompt_set_its_own_intercept():
+    """Where sets differ in length and in the candidate's chances, one intercept takes the difference for length's."""
+    rng, sets = np.random.default_rng(5), np.repeat([0, 1], 3000)
+    lengths = np.stack([rng.normal(600, 60, 6000) + 100 * sets, rng.normal(600, 60, 6000)], axis=1)
+    chance = np.where(sets == 1, 0.7, 0.3)  # length decides nothing
+    outcomes = np.where(rng.random(6000) < chance, 1, -1)
+    pooled = length_controlled(outcomes, lengths, np.zeros(6000), "tanh", 50, 0.95, seed=0)
+    by_set = length_controlled(outcomes, lengths, sets, "tanh", 200, 0.95, seed=0)
+    assert pooled.length_effect > 0.5 and abs(by_set.length_effect) < 0.2
+    assert by_set.low < 1.0 < by_set.high
 
 
 def test_holm_by_hand():

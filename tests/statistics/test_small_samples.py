@@ -13,7 +13,7 @@ from gradfiltering.scorers.base import Scores
 from gradfiltering.statistics.agreement import measure_agreements
 from gradfiltering.statistics.intervals import share_interval, sign_test, single_outcome_interval
 from gradfiltering.statistics.judge_bias import measure_judge_bias
-from gradfiltering.statistics.length_control import length_controlled
+from gradfiltering.statistics.length_control import LENGTH_FORMS, length_controlled
 from gradfiltering.statistics.paired_comparison import compare_candidates
 from gradfiltering.statistics.rank_correlation import spearman_correlation
 from gradfiltering.statistics.winning_score import pairwise_winning_score
@@ -154,9 +154,18 @@ def test_one_class_has_no_auc(kinds):
     assert found["truth"]["auc"] == {}
 
 
+@pytest.mark.parametrize("form", LENGTH_FORMS)
 @pytest.mark.parametrize("outcome", [1, 0, -1])
-def test_length_control_of_one_outcome_is_not_certain(outcome):
-    controlled = length_controlled(np.full(5, outcome), np.array([3.0, -2.0, 9.0, 4.0, 1.0]), 100, 0.95, seed=0)
+def test_length_control_of_one_outcome_is_not_certain(outcome, form):
+    controlled = length_controlled(
+        np.full(5, outcome),
+        np.array([[3.0, 1.0], [2.0, 4.0], [9.0, 1.0], [4.0, 2.0], [1.0, 1.0]]),
+        np.zeros(5),
+        form,
+        100,
+        0.95,
+        0,
+    )
     name = {1: "win", 0: "tie", -1: "loss"}[outcome]
     score = pairwise_winning_score([name] * 5, 10, 0.95, seed=0)
     assert (controlled.low, controlled.high) == (score.low, score.high)
@@ -168,7 +177,9 @@ def test_without_a_judged_prompt_there_is_no_score(verdicts):
     score = pairwise_winning_score(verdicts, 100, 0.95, seed=0)
     assert (score.value, score.low, score.high, score.bca_low, score.sign_p, score.detectable) == (None,) * 6
     assert score.unparsed == len(verdicts)
-    bias = measure_judge_bias(np.full((len(verdicts), 2), np.nan), np.zeros((len(verdicts), 2)), 10, 0.95, 0)
+    bias = measure_judge_bias(
+        np.full((len(verdicts), 2), np.nan), np.zeros((len(verdicts), 2)), np.zeros(len(verdicts)), 10, 0.95, 0
+    )
     assert (bias.contradiction_rate, bias.first_slot_share, bias.longer_wins_share) == (None, None, None)
     assert bias.length_controlled is None
     json.dumps([asdict(score), asdict(bias)], allow_nan=False)

@@ -31,8 +31,9 @@ def rescore_files(
         counts wins, ties, losses, unparsed; pws with its percentile and BCa intervals, the sign
         test's p-value and the detectable difference; contradiction_rate, first_slot_share; and,
         None where the answers are not known, longer_wins_share, the mean answer lengths in
-        characters and the length-controlled PWS. Several opponents are never mixed: a file with
-        more than one has an entry `file/opponent` for each, and so has the pool.
+        characters and the length-controlled PWS, by both forms of the regressor. Several
+        opponents are never mixed: a file with more than one has an entry `file/opponent` for each,
+        and so has the pool.
 
     Raises:
         UserError: a file cannot be read, holds no verdict, or is named twice.
@@ -63,7 +64,7 @@ def _score_reviews(reviews: Sequence[Review], resamples: int, confidence: float,
         confidence,
         derive_seed(seed, "length"),
     )
-    controlled = judge_bias.length_controlled
+    bias_record = asdict(judge_bias)
     return {
         **{field_name: getattr(winning_score, field_name) for field_name in ("wins", "ties", "losses", "unparsed")},
         "pws": winning_score.value,
@@ -74,7 +75,7 @@ def _score_reviews(reviews: Sequence[Review], resamples: int, confidence: float,
         },
         "candidate_mean_characters": judge_bias.candidate_mean_length,
         "against_mean_characters": judge_bias.against_mean_length,
-        "length_controlled": None if controlled is None else asdict(controlled),
+        **{name: bias_record[name] for name in ("length_controlled", "length_controlled_log_ratio")},
     }
 
 

@@ -159,6 +159,7 @@ def summarize_bias(
     return measure_judge_bias(
         np.array(signs, dtype=float).reshape(-1, 2),
         None if lengths is None else np.array(lengths).reshape(-1, 2),
+        np.array([verdict.prompt_set for verdict in verdicts], dtype=str),
         resamples,
         confidence,
         seed,

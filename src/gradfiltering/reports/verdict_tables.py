@@ -30,7 +30,12 @@ def build_trust_table(winning_scores: Mapping[str, Any], judge_behaviour: Mappin
     table_rows: dict[str, Sequence[str]] = {
         "wins and losses by chance alone (sign test)": _format_sign_tests([score["sign_p"] for score in pooled]),
         "difference from 1 that 4 of 5 runs would find": [format_number(score["detectable"]) for score in pooled],
-        "PWS, were answers of like length": [format_interval(judged["length_controlled"]) for judged in behaviours],
+        "PWS, were answers of like length (tanh)": [
+            format_interval(judged["length_controlled"]) for judged in behaviours
+        ],
+        "the same by the ratio of lengths": [
+            format_interval(judged.get("length_controlled_log_ratio")) for judged in behaviours
+        ],
         "longer answer wins": [_format_share(judged["longer_wins_share"], judged["decided"]) for judged in behaviours],
         "mean characters, candidate / opponent": [_format_lengths(judged) for judged in behaviours],
         "orders contradict each other": [

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradfiltering.statistics.length_control import LengthControlled, length_controlled
+from gradfiltering.statistics.length_control import LENGTH_FORMS, LengthControlled, length_controlled
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,10 @@ class JudgeBias:
             count as not won by the longer). None without lengths or when none was decided.
         candidate_mean_length: mean length of the candidate's answers, in the unit given.
         against_mean_length: mean length of the opponent's answers.
-        length_controlled: PWS had the answers been of like length. None without lengths or when
-            nothing was judged.
+        length_controlled: PWS had the answers been of like length, with a regressor that saturates
+            (tanh). None without lengths or when nothing was judged.
+        length_controlled_log_ratio: the same with the logarithm of the ratio of lengths. The two
+            may differ a good deal; that is what is not known.
     """
 
     judged: int
@@ -34,10 +36,16 @@ class JudgeBias:
     candidate_mean_length: float | None
     against_mean_length: float | None
     length_controlled: LengthControlled | None
+    length_controlled_log_ratio: LengthControlled | None
 
 
 def measure_judge_bias(
-    order_signs: np.ndarray, lengths: np.ndarray | None, resamples: int, confidence: float, seed: int
+    order_signs: np.ndarray,
+    lengths: np.ndarray | None,
+    prompt_sets: np.ndarray,
+    resamples: int,
+    confidence: float,
+    seed: int,
 ) -> JudgeBias:
     """Measure contradictions between orders, preference for a slot, and the pull of length.
 
@@ -46,6 +54,7 @@ def measure_judge_bias(
             behind, with its answer shown first and shown second; NaN without scores.
         lengths: [N, 2] lengths of the candidate's and the opponent's answers; None where the
             answers are unknown.
+        prompt_sets: [N] set of each verdict's prompt.
         resamples: bootstrap resamples of the length-controlled score.
         confidence: probability mass of its interval.
         seed: seed of the bootstrap.
@@ -56,11 +65,14 @@ def measure_judge_bias(
     decided = outcomes != 0
     # In the second order the opponent's answer is shown first.
     slot_signs = order_signs * np.array([1, -1])
-    longer_wins, controlled = None, None
+    longer_wins, controlled, by_ratio = None, None, None
     if lengths is not None and len(outcomes):
         differences = (lengths[:, 0] - lengths[:, 1])[is_judged]
         longer_wins = (np.sign(differences) == outcomes)[decided]
-        controlled = length_controlled(outcomes, differences, resamples, confidence, seed)
+        controlled, by_ratio = (
+            length_controlled(outcomes, lengths[is_judged], prompt_sets[is_judged], form, resamples, confidence, seed)
+            for form in LENGTH_FORMS
+        )
     return JudgeBias(
         judged=len(outcomes),
         contradiction_rate=_mean(order_signs.prod(1) < 0),
@@ -70,6 +82,7 @@ def measure_judge_bias(
         candidate_mean_length=_mean(None if lengths is None else lengths[:, 0]),
         against_mean_length=_mean(None if lengths is None else lengths[:, 1]),
         length_controlled=controlled,
+        length_controlled_log_ratio=by_ratio,
     )
 
 

@@ -1,13 +1,16 @@
 """PWS with the pull of answer length removed (after Dubois et al., 2024, AlpacaEval)."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from scipy.special import expit
 
 from gradfiltering.statistics.intervals import percentile_interval, single_outcome_interval
 
-RIDGE = 0.01  # keeps both coefficients finite where one side always wins
+LengthForm = Literal["tanh", "log_ratio"]
+LENGTH_FORMS: tuple[LengthForm, ...] = get_args(LengthForm)
+RIDGE = 0.01  # keeps the coefficients finite where one side always wins
 NEWTON_STEPS = 25
 MAX_RESAMPLES = 1000  # a refit costs more than a recount, and an interval needs no more than these
 RESAMPLES_AT_ONCE = 100
@@ -33,67 +36,93 @@ class LengthControlled:
 
 def length_controlled(
     outcomes: np.ndarray,
-    length_differences: np.ndarray,
+    lengths: np.ndarray,
+    prompt_sets: np.ndarray,
+    form: LengthForm,
     resamples: int,
     confidence: float,
     seed: int,
 ) -> LengthControlled:
-    r"""Fit \(P(\text{win}) = \sigma(\theta + \phi \tanh(d / s_d))\); PWS at d = 0 is \(2\sigma(\theta)\).
+    r"""Fit \(P(\text{win}) = \sigma(\theta_k + \phi x)\) with an intercept for each prompt set k.
 
-    d is the difference of lengths and s_d its standard deviation; a tie counts as half a win, as it
-    does in PWS. With one opponent and one judgement per prompt the difficulty of single prompts,
-    which AlpacaEval fits over many models, cannot be told.
+    The regressor x is \(\tanh(d / s_d)\), d the difference of lengths and \(s_d\) its standard deviation, or the
+    logarithm of the ratio of lengths (each plus 1). How much of a lead is length depends on the form, so both are
+    reported. PWS at x = 0 is \(2\sigma(\theta_k)\), averaged over the prompts; a tie counts as half a win, as it does
+    in PWS. With one opponent and one judgement per prompt the difficulty of single prompts, which AlpacaEval fits over
+    many models, cannot be told.
 
     Args:
         outcomes: [N] 1, 0 or -1.
-        length_differences: [N] the candidate's answer length minus the opponent's.
-        resamples: bootstrap resamples (at most `MAX_RESAMPLES` are drawn).
+        lengths: [N, 2] lengths of the candidate's and the opponent's answers.
+        prompt_sets: [N] name or number of each prompt's set.
+        form: of the regressor.
+        resamples: bootstrap resamples (at most `MAX_RESAMPLES` are drawn), of the prompts of each set.
         confidence: probability mass of the interval.
         seed: of the bootstrap.
     """
-    wins = (outcomes + 1) / 2
-    row_count, spread = len(wins), length_differences.std()
-    length_pull = np.tanh(length_differences / spread) if spread > 0 else np.zeros(row_count)
-    theta, phi = fit_logistic(wins, length_pull, np.ones((1, row_count)))[0]
-    rng = np.random.default_rng(seed)
-    drawn_thetas = []
+    wins, length_pull = (outcomes + 1) / 2, measure_length_pull(lengths, form)
+    set_rows, set_sizes = np.unique(prompt_sets, return_inverse=True, return_counts=True)[1:]
+    in_set = (set_rows == np.arange(len(set_sizes))[:, None]).astype(float)  # [K, N]
+    set_shares = set_sizes / set_sizes.sum()
+
+    def score_without_length(intercepts: np.ndarray) -> np.ndarray:
+        return 2 * expit(intercepts) @ set_shares  # [R, K] -> [R]
+
+    intercepts, slopes = fit_logistic(wins, length_pull, in_set, np.ones((1, len(wins))))
+    rng, drawn_scores = np.random.default_rng(seed), []
     for start in range(0, min(resamples, MAX_RESAMPLES), RESAMPLES_AT_ONCE):
         draw_count = min(RESAMPLES_AT_ONCE, min(resamples, MAX_RESAMPLES) - start)
-        row_shares = np.full(row_count, 1 / row_count)
-        row_weights = rng.multinomial(row_count, row_shares, size=draw_count)  # [R, N]
-        drawn_thetas.append(fit_logistic(wins, length_pull, row_weights)[:, 0])
-    low, high = percentile_interval(2 * expit(np.concatenate(drawn_thetas)), confidence)
+        row_weights = np.zeros((draw_count, len(wins)))
+        for members, set_size in zip(in_set.astype(bool), set_sizes.tolist(), strict=True):
+            row_weights[:, members] = rng.multinomial(set_size, np.full(set_size, 1 / set_size), size=draw_count)
+        drawn_scores.append(score_without_length(fit_logistic(wins, length_pull, in_set, row_weights)[0]))
+    low, high = percentile_interval(np.concatenate(drawn_scores), confidence)
     if np.ptp(outcomes) == 0:  # every resample was the same
-        low, high = single_outcome_interval(float(outcomes[0]) + 1, row_count, 0.0, 2.0, confidence)
-    return LengthControlled(float(2 * expit(theta)), low, high, float(phi))
+        low, high = single_outcome_interval(float(outcomes[0]) + 1, len(wins), 0.0, 2.0, confidence)
+    return LengthControlled(float(score_without_length(intercepts)[0]), low, high, float(slopes[0]))
 
 
-def fit_logistic(wins: np.ndarray, length_pull: np.ndarray, row_weights: np.ndarray) -> np.ndarray:
+def measure_length_pull(lengths: np.ndarray, form: LengthForm) -> np.ndarray:
+    """Compute the regressor of each pair of answers, [N, 2] lengths -> [N]; 0 for answers of like length."""
+    if form == "log_ratio":
+        logarithms = np.log1p(lengths)
+        return logarithms[:, 0] - logarithms[:, 1]
+    differences = lengths[:, 0] - lengths[:, 1]
+    spread = differences.std()
+    return np.tanh(differences / spread) if spread > 0 else np.zeros(len(differences))
+
+
+def fit_logistic(
+    wins: np.ndarray, length_pull: np.ndarray, in_set: np.ndarray, row_weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Fit R weighted logistic regressions by Newton's method on the ridged likelihood, at once.
 
     Args:
         wins: [N] from 0 to 1.
         length_pull: [N] the one regressor.
+        in_set: [K, N] 1 where a row is of a set, each row of one.
         row_weights: [R, N] how often each row counts.
 
     Returns:
-        [R, 2] intercept and slope.
+        [R, K] an intercept for each set, and [R] the slope.
     """
-    coefficients = np.zeros((len(row_weights), 2))
+    intercepts, slopes = np.zeros((len(row_weights), len(in_set))), np.zeros((len(row_weights), 1))
     for _ in range(NEWTON_STEPS):
-        win_chance = expit(coefficients[:, :1] + coefficients[:, 1:] * length_pull)  # [R, N]
+        win_chance = expit(intercepts @ in_set + slopes * length_pull)  # [R, N]
         residuals = row_weights * (wins - win_chance)
         curvature = row_weights * win_chance * (1 - win_chance)
-        gradient = np.stack([residuals.sum(1), residuals @ length_pull], axis=1)
-        gradient -= RIDGE * coefficients  # [R, 2]
-        # The Hessian [[a, b], [b, c]] is inverted by hand.
-        a, b = curvature.sum(1) + RIDGE, curvature @ length_pull
-        c = curvature @ length_pull**2 + RIDGE
-        intercept_step = c * gradient[:, 0] - b * gradient[:, 1]
-        slope_step = a * gradient[:, 1] - b * gradient[:, 0]
-        newton_step = np.stack([intercept_step, slope_step], axis=1) / (a * c - b**2)[:, None]
+        intercept_gradient = residuals @ in_set.T - RIDGE * intercepts  # [R, K]
+        slope_gradient = (residuals @ length_pull)[:, None] - RIDGE * slopes  # [R, 1]
+        # The Hessian is diagonal but for its last row and column, so Schur's complement inverts it.
+        diagonal, border = curvature @ in_set.T + RIDGE, (curvature * length_pull) @ in_set.T  # [R, K] each
+        corner = (curvature @ length_pull**2)[:, None] + RIDGE  # [R, 1]
+        complement = corner - (border**2 / diagonal).sum(1, keepdims=True)
+        slope_step = slope_gradient - (border * intercept_gradient / diagonal).sum(1, keepdims=True)
+        slope_step /= complement
+        intercept_step = (intercept_gradient - border * slope_step) / diagonal
         # A full step may overshoot where one side nearly always wins.
-        coefficients += np.clip(newton_step, -2, 2)
-        if np.abs(newton_step).max() < 1e-10:
+        intercepts += np.clip(intercept_step, -2, 2)
+        slopes += np.clip(slope_step, -2, 2)
+        if max(np.abs(intercept_step).max(), np.abs(slope_step).max()) < 1e-10:
             break
-    return coefficients
+    return intercepts, slopes[:, 0]

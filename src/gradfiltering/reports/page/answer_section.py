@@ -93,7 +93,8 @@ def tabulate_judge(run_files: RunFiles) -> pd.DataFrame:
                 "orders contradict": format_number(judge_behaviour.get("contradiction_rate")),
                 "longer answer wins": format_number(judge_behaviour.get("longer_wins_share")),
                 "mean length, candidate / other": " / ".join(format_number(length, 1) for length in mean_lengths),
-                "PWS at equal length": format_interval(level),
+                "PWS at equal length (tanh)": format_interval(level),
+                "PWS at equal length (log ratio)": format_interval(judge_behaviour.get("length_controlled_log_ratio")),
             }
     return pd.DataFrame.from_dict(table, orient="index")
 
