@@ -107,6 +107,17 @@ def test_log_adapters_and_choice_under_torchrun(cache, tmp_path, processes, coll
 
 
 @pytest.mark.slow
+def test_the_extra_member_in_two_processes_is_that_of_one(cache, tmp_path):
+    few = ["data.rows=41", "heldout_member.train=true", "until=score"]
+    one, two = one_process(tmp_path / "one", cache, *few), tmp_path / "two"
+    run_in_processes(tmp_path / "tmp", "train.py", *SMALL, "trainer=ddp_cpu", *few, *at(two, tmp_path / "cache"))
+    losses = [summary(folder)["diagnostics"]["heldout_loss"] for folder in (one, two)]
+    assert losses[0].keys() == {"bare", "1", "2"}
+    np.testing.assert_allclose(list(losses[1].values()), list(losses[0].values()), rtol=LOG_RTOL)
+    assert summary(two)["heldout_member"]["trained"] == 2 and files_of(one) == files_of(two)
+
+
+@pytest.mark.slow
 def test_influences_in_two_processes_with_a_cache_of_their_own(cache, tmp_path):
     few = ["data.rows=25", "until=select", "selector.fraction=0.2", "scorer=less", "projection.width=32"]
     one, two = one_process(tmp_path / "one", cache, *few), tmp_path / "two"

@@ -6,7 +6,7 @@ from scipy.stats import spearmanr
 from tests.diagnostics.limits import QUIET
 
 from gradfiltering.diagnostics.ensemble import diagnose_ensemble
-from gradfiltering.requests import EpochLog, GradientLogPair, LossMeasurement
+from gradfiltering.requests import EpochLog, GradientLogPair
 
 RTOL = 1e-6  # logged norms are float32
 EARLY = [[2.0, 2.0, 1.0, 4.0], [2.0, 4.0, 1.0, 4.0]]
@@ -26,10 +26,9 @@ def log():
     return make
 
 
-def ensemble(log, limits=QUIET, bare=2.0, update_ratio=0.1, heldout=(1.8, 1.5)):
-    heldout_losses = {} if heldout is None else dict(zip((1, 2), heldout, strict=True))
+def ensemble(log, limits=QUIET, update_ratio=0.1):
     ratios = {1: [0.01, 0.03], 2: [update_ratio] * 2}
-    return diagnose_ensemble(log, 1, 2, ratios, heldout_losses, LossMeasurement(np.ones(4), bare), limits)
+    return diagnose_ensemble(log, 1, 2, ratios, limits)
 
 
 class TestEnsembleDiagnostics:
@@ -43,7 +42,6 @@ class TestEnsembleDiagnostics:
         np.testing.assert_allclose(found["relative_variance"]["1"], 0.0, atol=0)
         np.testing.assert_allclose(found["update_ratio"]["1"], 0.02, rtol=RTOL)
         np.testing.assert_allclose(found["train_loss"]["2"], np.mean(LATE) / 2, rtol=RTOL)
-        assert found["heldout_loss"] == {"bare": 2.0, "1": 1.8, "2": 1.5}
 
     def test_agreement_is_the_mean_over_pairs_of_the_members_own_drops(self, log):
         rng = np.random.default_rng(0)
@@ -99,15 +97,3 @@ class TestEnsembleDiagnostics:
         assert ensemble(log(), replace(QUIET, member_agreement=agreement)).warnings == []
         (warning,) = ensemble(log(), replace(QUIET, member_agreement=agreement + 1e-6)).warnings
         assert f"Spearman {agreement:.2f} only" in warning and "more members" in warning
-
-    @pytest.mark.parametrize(
-        ("bare", "heldout", "warns"),
-        [
-            (2.0, (1.0, 1.99), False), (2.0, (1.0, 2.0), True), (2.0, (1.0, 2.5), True), (None, (1.0, 2.5), False),
-            (2.0, None, False), (2.0, (1.0, float("nan")), True),
-        ],
-    )  # fmt: skip
-    def test_a_proxy_that_learned_nothing_is_reported(self, bare, heldout, warns, log):
-        warnings = ensemble(log(), bare=bare, heldout=heldout).warnings
-        assert len(warnings) == int(warns)
-        assert not warns or ("held-out loss did not fall" in warnings[0] and "learning rate" in warnings[0])

@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from gradfiltering.reports.data_lines import describe_cut_rows, describe_hygiene
+from gradfiltering.reports.data_lines import (
+    describe_cut_rows,
+    describe_data,
+    describe_heldout_loss,
+    describe_hygiene,
+    describe_proxy,
+)
 from gradfiltering.reports.screen import FILE_MEANINGS, print_summary
 
 ENSEMBLE = {
@@ -86,7 +92,8 @@ JUDGE = deepcopy(SELECT) | {
 }
 
 PROXY_SAYS = ["backbone", "12.3", "reused", "123 MiB", "56.8", "2,345 MiB", "23% of rows", "-0.187", "0.0123 (epoch 1)",
-              "bare: 2.345, 2: 1.987", "norms rose [bold]everywhere[/]; raise ensemble.lr"]  # fmt: skip
+              "Held-out loss of the proxy: 2.35 before, 1.99 after epoch 2",
+              "norms rose [bold]everywhere[/]; raise ensemble.lr"]  # fmt: skip
 SELECT_SAYS = ["199 of 2000 selected, 17 not scored", "top by gsnr", "Spearman of score and response_tokens", "-0.73",
                "clean", "74.1%", "91.2%", "85.3% – 96.4%",
                "AUC of clean over planted: scorer 0.678 [0.611, 0.733]"]  # fmt: skip
@@ -167,3 +174,28 @@ def test_signs_of_poor_rows_are_counted_in_a_line():
     clean = hygiene | {"counts": dict.fromkeys(counts, 0)}
     assert describe_hygiene({"hygiene": clean}) == "None of 5,000 rows shows a sign of poor quality"
     assert describe_hygiene({}) is None
+
+
+@pytest.mark.parametrize(
+    ("origin", "rows"),
+    [("extra_member", "1,040 rows that this extra member never saw"), ("dataset", "1,040 rows set aside by the data")],
+)
+def test_the_heldout_loss_is_told_with_its_rows(origin, rows):
+    losses = {"bare": 2.314, "1": 2.046, "2": 1.981}
+    diagnostics = {"heldout_loss": losses, "heldout_rows": {"count": 1040, "origin": origin}}
+    line = f"Held-out loss of the proxy: 2.31 before, 2.05 after epoch 1, 1.98 after epoch 2 ({rows})"
+    assert describe_heldout_loss({"diagnostics": diagnostics}) == line
+    assert describe_data({"diagnostics": diagnostics}) == [line]
+    assert describe_heldout_loss({"diagnostics": {}}) is None
+    nothing = describe_heldout_loss({"diagnostics": {"heldout_loss": {"bare": None}}})
+    assert nothing == "Held-out loss of the proxy: not measured, since no row was held out"
+
+
+def test_what_the_proxy_knows_is_told_against_guessing():
+    diagnostics = {"base_loss": 9.6, "chance_loss": 6.93, "unknown_token_share": 0.123}
+    line = (
+        "The proxy without adapters predicts the responses at 9.60 nats a token, guessing at 6.93; 12.3% of the rows' "
+        "tokens are unknown to it"
+    )
+    assert describe_proxy({"diagnostics": diagnostics}) == line
+    assert describe_proxy({"diagnostics": {}}) is None

@@ -54,6 +54,7 @@ TOUCHING: dict[str, tuple[Any, set[str]]] = {
     "ensemble.collect": ("online", ENSEMBLE),
     "ensemble.bucket_batches": (3, ENSEMBLE),
     "ensemble.trajectory_steps": (3, ENSEMBLE),
+    "heldout_member.train": (True, {"base_model_losses", "members", "gradient_log"}),  # besides those of the ensemble
     "ensemble.lora.rank": (3, ENSEMBLE),
     "ensemble.lora.alpha": (3, ENSEMBLE),
     "ensemble.lora.target_modules": (["c_attn"], ENSEMBLE),
@@ -118,6 +119,7 @@ UNTOUCHING: dict[str, Any] = {
     "adaptive.limit": 9,
     "adaptive.stability": 0.9,
     "adaptive.resamples": 9,
+    "heldout_member.share": 0.3,  # the bundled tasks have held-out rows
     "embeddings.max_tokens": 99,
     "embeddings.centre": False,
     "eval.path": "nowhere",

@@ -99,6 +99,7 @@ def build_experiment(cfg: DictConfig) -> Experiment:
             size=build(cfg.adaptive),
             build_engine=partial(build(cfg.gradients), objective=objective),
             snapshots=build(cfg.epochs),
+            heldout_member=build(cfg.heldout_member),
             projection=build(cfg.projection),
             embeddings=build(cfg.embeddings),
             batches=build(cfg.batch),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gradfiltering.diagnostics.limits import DiagnosticLimits, Diagnostics
-from gradfiltering.requests import EpochLog, GradientLogPair, LossMeasurement
+from gradfiltering.requests import EpochLog, GradientLogPair
 from gradfiltering.statistics.rank_correlation import spearman_correlation
 
 TINY = np.finfo(float).tiny
@@ -18,26 +18,21 @@ def diagnose_ensemble(
     early_epoch: int,
     late_epoch: int,
     update_ratios: Mapping[int, Sequence[float]],
-    heldout_losses: Mapping[int, float],
-    base_losses: LossMeasurement,
     limits: DiagnosticLimits,
 ) -> Diagnostics:
-    """Measure drop, variance, growth, agreement and losses of an ensemble.
+    """Measure drop, variance, growth, agreement and training loss of an ensemble.
 
     Args:
         logs: gradient log of the run at both snapshots.
         early_epoch: epoch of the early snapshot.
         late_epoch: epoch of the late snapshot.
         update_ratios: epoch -> ‖ΔW‖/‖W‖ of each member.
-        heldout_losses: epoch -> mean held-out loss, nats per response token.
-        base_losses: losses under the base model without adapters.
         limits: when to warn.
     """
     early_norm = logs.early.grad_norm.astype(np.float64).mean(0)  # [M, N] -> [N]
     late_norm = logs.late.grad_norm.astype(np.float64).mean(0)
     relative_drop = (early_norm - late_norm) / np.maximum(early_norm, TINY)
     log_by_epoch = {str(early_epoch): logs.early, str(late_epoch): logs.late}
-    losses_by_epoch = {str(epoch): loss for epoch, loss in heldout_losses.items()}
     values: dict[str, Any] = {
         "positive_drop_share": float((relative_drop > 0).mean()),
         "median_relative_drop": float(np.median(relative_drop)),
@@ -47,7 +42,6 @@ def diagnose_ensemble(
         "train_loss": {
             epoch: float(snapshot_log.loss.mean(dtype=np.float64)) for epoch, snapshot_log in log_by_epoch.items()
         },
-        "heldout_loss": {"bare": base_losses.heldout_loss, **losses_by_epoch},
     }
     return Diagnostics(values, _list_warnings(values, early_epoch, late_epoch, limits))
 
@@ -99,13 +93,5 @@ def _list_warnings(values: dict[str, Any], early_epoch: int, late_epoch: int, li
         warnings.append(
             f"the members' rankings agree at Spearman {agreement:.2f} only (limit "
             f"{limits.member_agreement}); train more members, or train longer"
-        )
-    base_loss = values["heldout_loss"]["bare"]
-    late_loss = values["heldout_loss"].get(str(late_epoch))
-    if base_loss is not None and late_loss is not None and not late_loss < base_loss:
-        warnings.append(
-            f"the proxy's held-out loss did not fall ({base_loss:.3f} without adapters, "
-            f"{late_loss:.3f} at epoch {late_epoch}); raise the learning rate if it hardly moved, "
-            "lower the rate if the loss rose"
         )
     return warnings

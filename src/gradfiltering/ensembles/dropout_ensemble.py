@@ -1,6 +1,7 @@
 """One trained member, measured M times with dropout: Monte-Carlo dropout (Gal and Ghahramani, ICML 2016)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 from gradfiltering.ensembles.lora_ensemble import DropoutPass, LoraEnsemble, SnapshotMeasurement
@@ -29,6 +30,10 @@ class DropoutEnsemble(LoraEnsemble):
     def _check_collect(self) -> Self:
         self._refuse_online("a training step measures each row once, and the passes are several")
         return self
+
+    def single_member(self) -> Self:
+        """Return the settings of one member that is trained alike and measured without dropout."""
+        return replace(super().single_member(), dropout=0.0)
 
     @property
     def trained_member_ids(self) -> range:

@@ -1,8 +1,8 @@
 """The LoRA ensemble: M independently initialised adapters, and the settings that all ensembles share."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 from gradfiltering.errors import UserError
 from gradfiltering.gradients.dropout import Dropout
@@ -119,6 +119,10 @@ class LoraEnsemble:
     def training_dropout(self, member_ids: Sequence[int], epoch: int, seed: int) -> Dropout | None:
         """Return the dropout of an epoch's training steps, None for none."""
         return None
+
+    def single_member(self) -> Self:
+        """Return the settings of one member that is trained alike and measured once, after the epoch, as it is."""
+        return replace(self, m=1, collect="snapshot")
 
     def _refuse_online(self, reason: str) -> None:
         """Refuse norms of the training steps, for an ensemble that cannot be measured by them."""

@@ -1,5 +1,6 @@
 """Everything that measurers work with, and the reports that they leave beside the evidence."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -104,6 +105,28 @@ class EnsembleReport(WorkReport):
 
 
 @dataclass
+class HeldoutMemberReport(WorkReport):
+    """The extra member that the held-out loss is of.
+
+    Attributes:
+        training_rows: rows that it was trained on.
+        heldout_rows: rows that it never saw.
+        base_loss: mean loss of these under the base model without adapters, nats per response token.
+        losses: epoch -> their mean loss under the member.
+    """
+
+    training_rows: int = 0
+    heldout_rows: int = 0
+    base_loss: float = math.nan
+    losses: dict[int, float] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the report's part of `summary.json`."""
+        rows = {"training_rows": self.training_rows, "heldout_rows": self.heldout_rows}
+        return {**rows, **super().summary()}
+
+
+@dataclass
 class TaskGradientReport(WorkReport):
     """Gradients at checkpoints: their costs, and a description of each request's."""
 
@@ -119,6 +142,7 @@ class MeasurementReports:
     """Reports that measurers fill as they work."""
 
     ensemble: EnsembleReport = field(default_factory=EnsembleReport)
+    heldout_member: HeldoutMemberReport | None = None
     task_gradients: TaskGradientReport = field(default_factory=TaskGradientReport)
 
 

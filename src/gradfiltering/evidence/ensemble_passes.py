@@ -24,7 +24,7 @@ from gradfiltering.gradients.statistics import GradientStatistic
 from gradfiltering.requests import EpochLog
 from gradfiltering.runs.cache import CachedResult
 from gradfiltering.runs.files import write_json
-from gradfiltering.runs.gradient_log import PARQUET_FILE, write_member
+from gradfiltering.runs.gradient_log import PARQUET_FILE, read_members, write_member
 from gradfiltering.runs.logs import track_progress
 from gradfiltering.runs.run_folder import PROJECTION_FILE
 
@@ -60,6 +60,10 @@ class EnsemblePasses:
             self._run_pass(missing_members, epoch)
         logs = self.find_logs(member_ids, epoch)
         return [result.path / PARQUET_FILE for result in logs.values() if result is not None]
+
+    def measure_mean_loss(self, member_ids: Sequence[int], epoch: int) -> float:
+        """Return the mean loss over members and rows at an epoch, in nats per response token."""
+        return float(np.mean(read_members(self.measure_logs(member_ids, epoch)).loss, dtype=np.float64))
 
     def online_logs(self, member_ids: Sequence[int], epoch: int) -> list[Path]:
         """Return the file of each member's gradient log that training recorded in an epoch."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gradfiltering.data.training_formats import ExportSettings
     from gradfiltering.diagnostics.limits import DiagnosticLimits
     from gradfiltering.ensembles.batch_settings import BatchSettings
+    from gradfiltering.ensembles.heldout_member import HeldoutMember
     from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
     from gradfiltering.ensembles.snapshots import SnapshotPair
     from gradfiltering.ensembles.trained_ensemble import BuildEngine
@@ -59,6 +60,7 @@ class ProxyParts(ModelParts):
         size: the search for the number of members, where it is `auto`.
         build_engine: builds the gradient engine.
         snapshots: the pair of snapshots that are compared, or the search for it.
+        heldout_member: one more member, for the held-out loss.
         projection: of the gradients.
         embeddings: vectors that say which rows are alike.
         batches: division of work.
@@ -69,6 +71,7 @@ class ProxyParts(ModelParts):
     size: "AdaptiveSize"
     build_engine: "BuildEngine"
     snapshots: "SnapshotPair | SettlingSnapshots"
+    heldout_member: "HeldoutMember"
     projection: "Projection"
     embeddings: "EmbeddingSettings"
     batches: "BatchSettings"

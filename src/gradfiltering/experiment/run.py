@@ -13,6 +13,7 @@ from gradfiltering.data.row_texts import write_row_texts
 from gradfiltering.data.templates import layout_name
 from gradfiltering.data.unknown_tokens import unknown_token_share
 from gradfiltering.diagnostics.ensemble import diagnose_ensemble
+from gradfiltering.diagnostics.heldout_loss import HeldoutLosses, diagnose_heldout_loss
 from gradfiltering.diagnostics.planted_truth import compare_with_truth
 from gradfiltering.diagnostics.proxy_knowledge import diagnose_proxy_knowledge
 from gradfiltering.diagnostics.subset import diagnose_selection, diagnose_sources
@@ -20,6 +21,7 @@ from gradfiltering.distributed.process_group import run_on_rank_zero
 from gradfiltering.errors import attributed_to
 from gradfiltering.evidence.adaptive_size import measure_settled_evidence
 from gradfiltering.evidence.context import MeasurementContext
+from gradfiltering.evidence.heldout_member import measure_heldout_member
 from gradfiltering.evidence.measurers import check_requests_of_dataset
 from gradfiltering.experiment.checks import check_experiment, warn_of_judging_on_validation
 from gradfiltering.experiment.model_loading import load_language_model
@@ -251,6 +253,8 @@ def measure_rows(
         selected_rows=method.budget_rows(len(dataset)),
         run_stage=run.stages.run,
     )
+    if GradientLog() in evidence.results:
+        measure_heldout_loss(experiment, run, context)
     add_measurements_to_summary(experiment, run, evidence, context)
     scores = None
     if scorer is not None and experiment.reaches("score"):
@@ -258,6 +262,31 @@ def measure_rows(
         write_scores(run.folder, scores, rows.examples.unscored)
         run.stages.add_to_summary(data=rows.examples.summary(len(dataset), scores.unscored))
     return MeasuredRows(dataset, rows, evidence, scores)
+
+
+def measure_heldout_loss(experiment: Experiment, run: OpenRun, context: MeasurementContext) -> None:
+    """Train and measure one more member on a split of its own, where the ensemble's held-out loss needs it."""
+    settings = experiment.proxy.heldout_member
+    split = settings.split(context.examples, context.heldout is not None, context.seed)
+    if split is not None:
+        report = run.stages.run("heldout_member", measure_heldout_member, context, split)
+        context.reports.heldout_member = report
+        run.stages.add_to_summary(heldout_member=report.summary())
+    elif context.heldout is None and settings.train:
+        announce(f"no held-out loss: {len(context.examples)} rows are too few to hold some of them out")
+
+
+def collect_heldout_losses(evidence: Evidence, context: MeasurementContext) -> HeldoutLosses | None:
+    """Collect the losses of the extra member, or else of the ensemble, on rows that they were not trained on."""
+    extra_member = context.reports.heldout_member
+    if extra_member is not None:
+        return HeldoutLosses(
+            extra_member.base_loss, extra_member.losses, extra_member.heldout_rows, origin="extra_member"
+        )
+    base_loss = evidence.get(BaseModelLosses()).heldout_loss
+    if context.heldout is None or base_loss is None:
+        return None
+    return HeldoutLosses(base_loss, context.reports.ensemble.heldout_losses, len(context.heldout), origin="dataset")
 
 
 def add_measurements_to_summary(
@@ -280,11 +309,12 @@ def add_measurements_to_summary(
             early_epoch=context.snapshots.early,
             late_epoch=context.snapshots.late,
             update_ratios=ensemble_report.update_ratios,
-            heldout_losses=ensemble_report.heldout_losses,
-            base_losses=evidence.get(BaseModelLosses()),
             limits=experiment.limits,
         )
-        run.stages.add_diagnostics(findings.values, findings.warnings)
+        heldout_losses = collect_heldout_losses(evidence, context)
+        heldout_findings = diagnose_heldout_loss(heldout_losses, context.snapshots.early, context.snapshots.late)
+        for ensemble_findings in (findings, heldout_findings):
+            run.stages.add_diagnostics(ensemble_findings.values, ensemble_findings.warnings)
     if context.reports.task_gradients.requests:
         run.stages.add_to_summary(influence=context.reports.task_gradients.summary())
 

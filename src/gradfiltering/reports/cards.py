@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import CardData, DatasetCard, DatasetCardData, ModelCard, ModelCardData
 
+from gradfiltering.reports.data_lines import describe_heldout_loss, describe_proxy
 from gradfiltering.reports.judge_lines import describe_judge, verdicts_are_usable
 from gradfiltering.reports.page.answer_section import format_interval
 from gradfiltering.reports.references import format_bibtex
@@ -62,7 +63,7 @@ def build_dataset_card(run_files: RunFiles) -> DatasetCard:
         'rows = load_dataset("json", data_files="subset.jsonl", split="train")\n```\n\n'
         "`dataset_info.json` describes the file for LLaMA-Factory.",
         "## Selection\n\n" + _format_facts(_list_selection_facts(run_files)),
-        "## Before you trust it\n\n" + _format_diagnostics(run_files.diagnostics),
+        "## Before you trust it\n\n" + _format_diagnostics(run_files.summary),
         *_compare_with_baselines(run_files.summary),
         *_close_card(run_files),
     ]
@@ -154,7 +155,11 @@ def _format_method(selection_summary: Mapping[str, Any]) -> str:
     return f"selector {selection_summary['selector']}"
 
 
-def _format_diagnostics(diagnostics: Mapping[str, Any]) -> str:
+def _format_diagnostics(run_summary: Mapping[str, Any]) -> str:
+    diagnostics = run_summary["diagnostics"]
+    proxy_lines = "".join(
+        f"- {line}\n" for line in (describe_proxy(run_summary), describe_heldout_loss(run_summary)) if line
+    )
     card_facts = {
         description: f"{diagnostics[name]:.3f}"
         for name, description in DIAGNOSTIC_WORDS.items()
@@ -164,7 +169,8 @@ def _format_diagnostics(diagnostics: Mapping[str, Any]) -> str:
     if length_correlation is not None:
         card_facts["Spearman of score and response length"] = f"{length_correlation:+.3f}"
     warning_quotes = "\n".join(f"> **Warning:** {warning_text}\n" for warning_text in diagnostics.get("warnings", []))
-    return f"{_format_facts(card_facts)}\n\n{warning_quotes or 'No limit of a diagnostic was crossed.'}".strip()
+    warning_words = warning_quotes or "No limit of a diagnostic was crossed."
+    return f"{proxy_lines}{_format_facts(card_facts)}\n\n{warning_words}".strip()
 
 
 def _compare_with_baselines(run_summary: Mapping[str, Any]) -> list[str]:

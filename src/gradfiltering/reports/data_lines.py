@@ -33,6 +33,43 @@ def describe_hygiene(run_summary: Mapping[str, Any]) -> str | None:
     return f"Signs of poor rows, of {hygiene['rows']:,}: {', '.join(shown_counts)}; {dropped_words}"
 
 
+def describe_proxy(run_summary: Mapping[str, Any]) -> str | None:
+    """Say how well the proxy predicts the rows: without adapters, against guessing, and after training.
+
+    None where it was not measured.
+    """
+    diagnostics = run_summary.get("diagnostics", {})
+    if "chance_loss" not in diagnostics:
+        return None
+    return (
+        f"The proxy without adapters predicts the responses at {diagnostics['base_loss']:.2f} nats a token, guessing "
+        f"at {diagnostics['chance_loss']:.2f}; {diagnostics['unknown_token_share']:.1%} of the rows' tokens are "
+        "unknown to it"
+    )
+
+
+def describe_heldout_loss(run_summary: Mapping[str, Any]) -> str | None:
+    """Say how the proxy's held-out loss fell; None where no gradients were logged, or by an old version."""
+    diagnostics = run_summary.get("diagnostics", {})
+    losses = dict(diagnostics.get("heldout_loss", {}))
+    base_loss = losses.pop("bare", None)
+    if "heldout_loss" not in diagnostics:
+        return None
+    if base_loss is None:
+        return "Held-out loss of the proxy: not measured, since no row was held out"
+    rows = diagnostics.get("heldout_rows", {})
+    meaning = "that this extra member never saw" if rows.get("origin") == "extra_member" else "set aside by the data"
+    row_words = f" ({rows['count']:,} rows {meaning})" if rows else ""
+    after = "".join(f", {loss:.2f} after epoch {epoch}" for epoch, loss in losses.items() if loss is not None)
+    return f"Held-out loss of the proxy: {base_loss:.2f} before{after}{row_words}"
+
+
 def describe_data(run_summary: Mapping[str, Any]) -> list[str]:
     """The lines that are known."""
-    return [line for line in (describe_cut_rows(run_summary), describe_hygiene(run_summary)) if line is not None]
+    lines = (
+        describe_cut_rows(run_summary),
+        describe_hygiene(run_summary),
+        describe_proxy(run_summary),
+        describe_heldout_loss(run_summary),
+    )
+    return [line for line in lines if line is not None]

@@ -101,9 +101,6 @@ def _build_ensemble(run_diagnostics: Mapping[str, Any]) -> Table:
     variances = {name: value for name, value in run_diagnostics["relative_variance"].items() if value is not None}
     printed_values = ", ".join(f"{value:.4f} (epoch {name})" for name, value in variances.items())
     table.add_row("members' disagreement V/G²", printed_values or "one member")
-    losses = {name: value for name, value in run_diagnostics["heldout_loss"].items() if value is not None}
-    printed_values = ", ".join(f"{name}: {value:.3f}" for name, value in losses.items())
-    table.add_row("held-out loss", printed_values or "nothing held out")
     return table
 
 

@@ -134,10 +134,12 @@ def count_saved_seconds(run_summary: Mapping[str, Any]) -> float:
     Where a run trains an ensemble and measures influences as well, the latter find the former's members in the cache:
     the members are counted once, and not at all where this run trained them.
     """
-    member_summary = run_summary.get("proxy") or run_summary.get("influence") or {}
+    member_summaries = [run_summary.get("proxy") or run_summary.get("influence") or {}]
+    member_summaries.append(run_summary.get("heldout_member", {}))
+    member_seconds = [member_summary.get("reused_seconds", 0.0) for member_summary in member_summaries]
     target_seconds = [target["seconds"] for target in run_summary.get("target", {}).values() if target.get("reused")]
     answer_seconds = run_summary.get("answers", {}).get("reused_seconds", 0.0)
-    return float(member_summary.get("reused_seconds", 0.0) + sum(target_seconds) + answer_seconds)
+    return float(sum(member_seconds) + sum(target_seconds) + answer_seconds)
 
 
 def check_diagnostics(run_files: RunFiles) -> pd.DataFrame:
