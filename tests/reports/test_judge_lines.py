@@ -14,7 +14,7 @@ from gradfiltering.reports.judge_lines import describe_judge, verdicts_are_usabl
 from gradfiltering.reports.page.answer_section import draw_winning_scores, summarise_verdicts
 from gradfiltering.reports.page.run_page import write_page
 from gradfiltering.reports.run_files import RunFiles
-from gradfiltering.reports.screen import print_summary
+from gradfiltering.reports.screen import format_details, print_result
 from gradfiltering.reports.sweep_jobs import read_jobs
 from gradfiltering.reports.sweep_table import write_sweep
 
@@ -49,7 +49,7 @@ def judged_run(folder: Path, agreement=None) -> Path:
 
 def shown_lines(folder: Path) -> str:
     stream = io.StringIO()
-    print_summary(RunFiles(folder).summary, folder, Console(file=stream, width=200))
+    print_result(RunFiles(folder).summary, folder, Console(file=stream, width=200))
     return stream.getvalue()
 
 
@@ -71,9 +71,12 @@ def test_the_line_says_what_was_measured(agreement, line, usable):
 
 
 def test_the_screen_opens_with_an_unusable_judge(tmp_path):
-    text = shown_lines(judged_run(tmp_path / "run", UNUSABLE))
-    assert UNUSABLE_LINE in "\n".join(text.splitlines()[1:3])
-    assert "(1 = on a par): unusable, its judge agrees too little" in " ".join(text.split())
+    folder = judged_run(tmp_path / "run", UNUSABLE)
+    text = shown_lines(folder)
+    assert UNUSABLE_LINE.partition(" (")[0] in "\n".join(text.splitlines()[1:3])
+    assert "Against full" not in text and "choose another judge" in text
+    details = format_details(RunFiles(folder).summary)
+    assert "(1 = on a par): unusable, its judge agrees too little" in " ".join(details.split())
     usable = shown_lines(judged_run(tmp_path / "other", USABLE))
     assert "kappa 0.81" in "\n".join(usable.splitlines()[1:3]) and "unusable" not in usable
 

@@ -1,6 +1,5 @@
 import io
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -12,7 +11,13 @@ from gradfiltering.reports.data_lines import (
     describe_hygiene,
     describe_proxy,
 )
-from gradfiltering.reports.screen import FILE_MEANINGS, print_summary
+from gradfiltering.reports.screen import (
+    FILE_MEANINGS,
+    describe_next_step,
+    describe_verdict,
+    format_details,
+    print_result,
+)
 
 ENSEMBLE = {
     "positive_drop_share": 0.23, "median_relative_drop": -0.187, "relative_variance": {"1": 0.0123, "2": None},
@@ -91,6 +96,7 @@ JUDGE = deepcopy(SELECT) | {
     },
 }
 
+HYGIENE_WORDS = ("exact_duplicate", "near_duplicate", "empty_answer", "one_word_answer", "refusal", "repetition")
 PROXY_SAYS = ["backbone", "12.3", "reused", "123 MiB", "56.8", "2,345 MiB", "23% of rows", "-0.187", "0.0123 (epoch 1)",
               "Held-out loss of the proxy: 2.35 before, 1.99 after epoch 2",
               "norms rose [bold]everywhere[/]; raise ensemble.lr"]  # fmt: skip
@@ -105,10 +111,14 @@ JUDGE_SAYS = ["candidate", "198", "31", "1.234", "1.567", "1983", "0.876", "0.30
               "other.json │ no judgement of these answers in it"]  # fmt: skip
 
 
-def shown(summary, folder):
+def shown(summary, folder, width=80):
     stream = io.StringIO()
-    print_summary(summary, folder, Console(file=stream, width=160))
+    print_result(summary, folder, Console(file=stream, width=width))
     return stream.getvalue()
+
+
+def flowing(text):
+    return " ".join(text.split())  # rich may break a line anywhere
 
 
 @pytest.mark.parametrize(
@@ -116,29 +126,103 @@ def shown(summary, folder):
     [(PROXY, PROXY_SAYS), (SELECT, PROXY_SAYS + SELECT_SAYS), (JUDGE, PROXY_SAYS + SELECT_SAYS + JUDGE_SAYS)],
     ids=["until=proxy", "until=select", "until=judge"],
 )
-def test_the_numbers_of_a_run_are_printed(summary, said, tmp_path):
-    text = shown(summary, tmp_path)
-    flowing = " ".join(text.split())  # rich may break a line anywhere
-    missing = [part for part in said if part not in flowing]
-    assert not missing, text
+def test_the_log_has_all_numbers_of_a_run(summary, said):
+    text = format_details(summary)
+    assert not [part for part in said if part not in flowing(text)], text
+    assert "\x1b" not in text
 
 
-def test_what_was_not_run_is_not_mentioned(tmp_path):
-    text = shown(PROXY, tmp_path)
+def test_details_do_not_mention_what_was_not_run():
+    text = format_details(PROXY)
     assert not any(title in text for title in ("Selection", "Planted truth", "Target models", "Pairwise"))
 
 
-def test_the_prompt_template_of_each_model_is_named(tmp_path):
-    text = " ".join(shown({**PROXY, "templates": {"proxy": "alpaca", "target": "chat"}}, tmp_path).split())
+def test_details_name_the_prompt_template_of_each_model():
+    text = flowing(format_details({**PROXY, "templates": {"proxy": "alpaca", "target": "chat"}}))
     assert "Prompt template proxy: alpaca; target: the model's own chat template" in text
 
 
-def test_a_selection_without_scorer_or_ensemble(tmp_path):
+def test_details_of_a_selection_without_scorer_or_ensemble():
     summary = deepcopy(SELECT)
     summary["diagnostics"] = {"warnings": []}
     summary["selection"] |= {"scorer": None, "selector": "random"}
-    text = shown(summary, tmp_path)
+    text = format_details(summary)
     assert "random" in text and " by " not in text and "Proxy ensemble" not in text
+
+
+def test_result_of_a_judged_run_reads_as_people_speak(tmp_path):
+    for name in ("report.html", "subset.jsonl", "scores.parquet", "verdicts.jsonl"):
+        (tmp_path / name).write_text("")
+    text = shown(JUDGE, tmp_path).replace(str(tmp_path), "FOLDER")
+    assert text == (
+        "──────────────────────────────────── Result ────────────────────────────────────\n"
+        "199 of 2,000 rows selected by gsnr; 17 could not be scored\n"
+        "Against all rows: better, winning score 1.20 (1.15 – 1.26; even: 1)\n"
+        "! norms rose [bold]everywhere[/]\n"
+        "145 of 1,983 rows were cut to 128 tokens and lost 1,234 tokens, 19.8% of all\n"
+        "Files in FOLDER\n"
+        "  report.html     what was selected and why, for a browser\n"
+        "  subset.jsonl    the selected rows\n"
+        "  scores.parquet  score and rank of every row\n"
+        "Next  open report.html: it says what to change for each warning (!)\n"
+    )
+
+
+def test_result_never_takes_more_than_twenty_lines(tmp_path):
+    for name in FILE_MEANINGS:
+        (tmp_path / name).write_text("")
+    summary = deepcopy(JUDGE) | {"hygiene": {"rows": 9000, "dropped": 0, "counts": dict.fromkeys(HYGIENE_WORDS, 1234)}}
+    summary["pws"]["random"] = summary["pws"]["full"]
+    summary["diagnostics"]["warnings"] = [f"warning {number} " + 30 * "about something " for number in range(9)]
+    summary["diagnostics"] |= {"base_loss": 9.6, "chance_loss": 6.93, "unknown_token_share": 0.31}
+    for proxy_knows_rows, doubt in ((True, "7 more warnings are"), (False, "9 warnings are")):
+        summary["diagnostics"]["proxy_knows_rows"] = proxy_knows_rows
+        lines = shown(summary, tmp_path).replace(str(tmp_path), "FOLDER").splitlines()
+        assert len(lines) <= 20 and max(map(len, lines)) <= 80, "\n".join(lines)
+        assert f"! {doubt} in report.html" in lines
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        ((1.2, 1.1, 1.3), "better, winning score 1.20 (1.10 – 1.30; even: 1)"),
+        ((0.8, 0.7, 0.9), "worse, winning score 0.80 (0.70 – 0.90; even: 1)"),
+        ((1.0, 0.9, 1.1), "no difference shown, winning score 1.00 (0.90 – 1.10; even: 1)"),
+        ((1.0, None, None), "too few prompts to tell (winning score 1.00)"),
+        ((None, None, None), "no verdict could be read"),
+    ],
+)
+def test_verdict_says_what_the_interval_shows(ends, said):
+    summary = deepcopy(JUDGE)
+    summary["pws"]["full"]["all"] |= dict(zip(("value", "low", "high"), ends, strict=True))
+    assert describe_verdict(summary)[1] == f"Against all rows: {said}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"proxy_knows_rows": False, "warnings": ["w"]}, "take a proxy that knows such rows"),
+        ({"warnings": ["w"]}, "open summary.json: it says what to change for each warning"),
+        ({"warnings": []}, "train on subset.jsonl"),
+    ],
+)
+def test_next_step_follows_from_what_is_known(changes, said):
+    summary = deepcopy(JUDGE)
+    summary["diagnostics"] |= changes
+    assert describe_next_step(summary, "summary.json").startswith(said)
+
+
+def test_next_step_before_judging_is_a_test_or_the_rest():
+    summary = deepcopy(SELECT)
+    summary["diagnostics"]["warnings"] = []
+    assert "until=report" in describe_next_step(summary, "report.html")
+    assert "until=select" in describe_next_step(PROXY, "report.html")
+
+
+def test_a_proxy_that_knows_little_is_named_first(tmp_path):
+    summary = deepcopy(SELECT)
+    summary["diagnostics"]["proxy_knows_rows"] = False
+    assert shown(summary, tmp_path).splitlines()[1].startswith("The proxy knows little of these rows")
 
 
 def test_existing_files_are_listed_with_their_folder(tmp_path):
@@ -147,15 +231,7 @@ def test_existing_files_are_listed_with_their_folder(tmp_path):
     (folder / "subset.jsonl").write_text("")
     text = shown(PROXY, folder)
     assert str(folder) in text
-    assert FILE_MEANINGS["subset.jsonl"] in text and FILE_MEANINGS["verdicts.jsonl"] not in text
-
-
-def test_the_first_lines_say_how_much_was_cut():
-    console = Console(record=True, width=200, file=io.StringIO())
-    print_summary(PROXY, Path("folder"), console)
-    assert console.export_text().splitlines()[1] == (
-        "145 of 1,983 rows were cut to 128 tokens and lost 1,234 tokens, 19.8% of all"
-    )
+    assert FILE_MEANINGS["subset.jsonl"] in text and FILE_MEANINGS["report.html"] not in text
 
 
 def test_nothing_is_said_of_cuts_where_a_run_of_an_old_version_did_not_count_them():

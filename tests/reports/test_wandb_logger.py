@@ -157,7 +157,7 @@ def test_a_killed_job_goes_on_in_its_own_run(cache, tmp_path):
     command = [sys.executable, "train.py", *asked, f"hydra.run.dir={folder}"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     for line in process.stdout:
-        if "stage target" in line:
+        if "training the target model" in line:
             break
     process.kill()
     process.stdout.close()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from gradfiltering.runs.progress import run_display
 from gradfiltering.runs.run_folder import RunFolder
 from gradfiltering.runs.stages import StageRunner
 
@@ -37,8 +38,9 @@ def test_summary_is_there_after_every_step(stages):
 
 
 def test_stage_passes_arguments_and_result_on(stages, capsys):
-    assert stages.run("score", divmod, 7, 2) == (3, 1)
-    assert "stage score" in capsys.readouterr().out
+    with run_display():
+        assert stages.run("score", divmod, 7, 2) == (3, 1)
+    assert capsys.readouterr().out == "scoring the rows\n"
     assert read_summary(stages)["cost"]["score"]["flops"] is None
     assert read_summary(stages)["stages"][0]["reused"] is False
 

@@ -87,7 +87,6 @@ def build_experiment(cfg: DictConfig) -> Experiment:
         },
         build_trainer=build_trainer_builder(cfg),
         build_logger=partial(build, cfg.logger),
-        show_progress=switches.progress,
         source=build(cfg.data),
         proxy=build_from_options(
             ProxyParts,

@@ -4,12 +4,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
-from rich.console import Console
 
 from gradfiltering.config.build import build_experiment, build_trainer_builder, to_plain
 from gradfiltering.config.composition import composition_explained
@@ -20,7 +21,9 @@ from gradfiltering.errors import plain_words
 from gradfiltering.interruption import ending_in_one_sentence
 from gradfiltering.masking import mask_override, mask_secrets, remember_override, remember_secrets
 from gradfiltering.reports import screen
+from gradfiltering.runs import logs
 from gradfiltering.runs.files import atomic_path
+from gradfiltering.runs.progress import run_display
 from gradfiltering.runs.yaml_files import read_yaml
 
 DIRNAME_EXCLUSIONS = "hydra.job.config.override_dirname.exclude_keys"
@@ -79,11 +82,21 @@ def run_task(cfg: DictConfig) -> None:
     with options_named(cfg):
         remember_secrets(to_plain(cfg))
         mask_saved_configuration()
-        screen.announce_run(cfg.run_dir, Console(quiet=not is_rank_zero_at_launch()))
-        with connected_processes(build_trainer_builder(cfg)):
-            from gradfiltering.experiment.run import run_experiment
+        with run_display(show_bars=cfg.progress is not False, **describe_launch()) as display:
+            if is_rank_zero_at_launch():
+                screen.announce_run(cfg.run_dir, logs.screen())
+            display.begin_stage("libraries")
+            with connected_processes(build_trainer_builder(cfg)):
+                from gradfiltering.experiment.run import run_experiment
 
-            run_experiment(build_experiment(cfg))
+                run_experiment(build_experiment(cfg))
+
+
+def describe_launch() -> dict[str, Any]:
+    """Return how the screen tells this job from others: by its number where a launcher runs several at once."""
+    hydra_config = HydraConfig.get()
+    runs_alone = hydra_config.mode != RunMode.MULTIRUN or hydra_config.launcher._target_.endswith("BasicLauncher")
+    return {"live": runs_alone, "label": "" if runs_alone else f"job {hydra_config.job.num}: "}
 
 
 def mask_saved_configuration() -> None:

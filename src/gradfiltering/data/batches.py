@@ -234,6 +234,11 @@ def _make_batch(
     return replace(batch, prefix_states=prefix_states.view(*batch.input_ids.shape, -1))
 
 
+def batch_rows(batch: Batch) -> int:
+    """Number of rows of a [B, T] batch."""
+    return len(batch.example_id)
+
+
 def make_batch_loader(batches: Dataset, workers: int) -> DataLoader:
     """A loader over ready-made batches, in their order."""
     return DataLoader(

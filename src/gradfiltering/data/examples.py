@@ -32,6 +32,7 @@ from gradfiltering.data.templates import find_template, layout_name
 from gradfiltering.errors import UserError
 from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.files import hash_key
+from gradfiltering.runs.progress import progress_bar
 
 ENCODED_FILE = "tokens.arrow"
 ENCODING_VERSION = 5  # raise it when the same rows would be encoded otherwise
@@ -287,7 +288,7 @@ class Encoder:
         else:
             all_columns, needed_columns = dataset_rows, schema.fields
         row_table = all_columns.select_columns([name for name in needed_columns if name in all_columns.column_names])
-        encoding_options = {
+        encoding_options: dict[str, Any] = {
             "tokenizer": self.tokenizer,
             "template": template,
             "schema": schema,
@@ -295,17 +296,22 @@ class Encoder:
         }
 
         def build(cache_folder: Path) -> None:
-            row_table.map(
-                encode_rows,
-                with_indices=True,
-                batched=True,
-                remove_columns=row_table.column_names,
-                features=ENCODED,
-                cache_file_name=str(cache_folder / ENCODED_FILE),
-                new_fingerprint=hash_key(cache_key),
-                fn_kwargs=encoding_options,
-                desc="tokenising",
-            )
+            with progress_bar("tokenising", len(row_table)) as bar:
+
+                def encode_and_count(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
+                    encoded_rows = encode_rows(batch, indices, **encoding_options)
+                    bar.advance(len(indices))
+                    return encoded_rows
+
+                row_table.map(
+                    encode_and_count,
+                    with_indices=True,
+                    batched=True,
+                    remove_columns=row_table.column_names,
+                    features=ENCODED,
+                    cache_file_name=str(cache_folder / ENCODED_FILE),
+                    new_fingerprint=hash_key(cache_key),
+                )
 
         cached_result = self.cache.get_or_compute_on_rank_zero("tokens", cache_key, build)
         return Dataset.from_file(str(cached_result.path / ENCODED_FILE))

@@ -43,6 +43,7 @@ from gradfiltering.runs.cache_record import (
 )
 from gradfiltering.runs.files import atomic_path, discard_folder, explain_failed_writes, hash_key
 from gradfiltering.runs.logs import announce
+from gradfiltering.runs.progress import track
 
 CACHE_FORMAT = 3  # of the cache; raised when what stands in it changes its meaning
 WRITTEN_AT_ONCE = 2000  # rows
@@ -199,7 +200,7 @@ def write_rows(
             row_texts.clear()
             line_numbers.clear()
 
-        for row_position, (row_values, line_number) in enumerate(rows):
+        for row_position, (row_values, line_number) in enumerate(track(rows, "reading rows")):
             note_value_types(value_types, row_values, row_position)
             row_texts.append(to_json(row_values))
             line_numbers.append(line_number)

@@ -19,6 +19,7 @@ from gradfiltering.data.row_contents import iterate_columns
 from gradfiltering.data.row_texts import prompt_and_response
 from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.plain_text import replace_lone_surrogates
+from gradfiltering.runs.progress import progress_bar, track
 
 HYGIENE_FILE = "hygiene.npz"
 HYGIENE_VERSION = 1  # raise it when a check finds other rows
@@ -139,8 +140,12 @@ def check_hygiene(dataset: InstructionDataset, prompt_questions: Sequence[str], 
     }
 
     def check_all_rows(folder: Path) -> None:
-        rows = read_row_texts(dataset)
-        hits = {name: check(rows) for name, check in CHECKS.items()}
+        with progress_bar("looking for signs of poor rows", len(CHECKS), "checks") as bar:
+            rows = read_row_texts(dataset)
+            hits: dict[str, np.ndarray] = {}
+            for name, check in CHECKS.items():
+                hits[name] = check(rows)
+                bar.advance()
         hits[EVALUATION_PROMPT] = find_evaluation_prompts(rows, prompt_questions)
         with (folder / HYGIENE_FILE).open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **hits)
@@ -193,7 +198,8 @@ def find_near_duplicates(rows: Sequence[RowText]) -> np.ndarray:
     sketches: dict[int, MinHash] = {}
     near_rows = np.zeros(len(rows), dtype=bool)
     empty_sketch = MinHash(num_perm=PERMUTATIONS, hashfunc=zlib.crc32)
-    for row_id in np.flatnonzero(~find_exact_duplicates(rows)).tolist():
+    distinct_rows = np.flatnonzero(~find_exact_duplicates(rows)).tolist()
+    for row_id in track(distinct_rows, "looking for near duplicates"):
         row_words = WORD.findall(f"{rows[row_id].question} {rows[row_id].answer}".lower())
         starts = range(max(1, len(row_words) - SHINGLE_WORDS + 1))
         shingles = {" ".join(row_words[start : start + SHINGLE_WORDS]).encode() for start in starts}
@@ -290,7 +296,7 @@ def find_unexpected_languages(rows: Sequence[RowText]) -> np.ndarray:
     A language of 5 % of the rows or more is usual. Short answers, code, and answers of which the identifier is not
     sure count as usual.
     """
-    languages = [identify_language(row.answer) for row in rows]
+    languages = [identify_language(row.answer) for row in track(rows, "looking for unexpected languages")]
     language_counts = Counter(filter(None, languages))
     usual_rows = max(1.0, USUAL_SHARE * sum(language_counts.values()))
     usual_languages = {language for language, count in language_counts.items() if count > usual_rows}

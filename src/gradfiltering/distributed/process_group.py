@@ -43,6 +43,7 @@ WATCH_SECONDS = 0.5  # between two looks at the other processes
 DEATH_GRACE_SECONDS = 5  # for this process to meet the same error, or the broken connection, by itself
 
 _child_processes: list[Any] = []  # that this process started, over all jobs of a sweep
+_exit_calls: list[Callable[[], None]] = []  # of this process, before it ends without unwinding
 _working_alone = False  # rank zero is doing something that the other ranks wait for
 
 
@@ -213,6 +214,16 @@ def connected_processes(build_trainer: TrainerBuilder) -> Iterator[None]:
 
 
 @contextmanager
+def call_before_hard_exit(function: Callable[[], None]) -> Iterator[None]:
+    """Call a function, such as one that mends the terminal, if this process must end at once while the block runs."""
+    _exit_calls.append(function)
+    try:
+        yield
+    finally:
+        _exit_calls.remove(function)
+
+
+@contextmanager
 def _without_lightning_observer() -> Iterator[None]:
     """Keep Lightning from killing all processes without a word when one dies; `_watch_other_ranks` says which."""
     from lightning.pytorch.strategies.launchers import subprocess_script
@@ -235,6 +246,8 @@ def _watch_other_ranks(work_ended: threading.Event, parent_process: int) -> None
             os._exit(1)
         death_notice = _describe_dead_child()
         if death_notice and not work_ended.wait(DEATH_GRACE_SECONDS) and not was_stopped():
+            for mend_terminal in list(_exit_calls):
+                mend_terminal()
             print(f"error  {death_notice}", file=sys.stderr, flush=True)
             for child_process in _child_processes:
                 child_process.kill()

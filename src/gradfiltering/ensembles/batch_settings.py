@@ -12,6 +12,7 @@ from gradfiltering.gradients.engine import GradientEngine
 from gradfiltering.gradients.memory import find_fitting_tokens
 from gradfiltering.models.lora import Adapters
 from gradfiltering.options import NonNegativeInt, PositiveInt, model_validator, options
+from gradfiltering.runs.progress import progress_bar
 
 FORWARD_TOKENS = 4096  # padded tokens of one batch in a forward pass, where the number is left open
 
@@ -92,7 +93,10 @@ class BatchSettings:
         if trial_key not in _fitting_tokens:
             engine.to(device)
             device_adapters = {name: stacked.to(device) for name, stacked in adapters.items()}
-            fitting_tokens = find_fitting_tokens(engine, device_adapters, row_width, device, self.memory_limit_bytes)
+            with progress_bar("trying out how much fits into memory"):
+                fitting_tokens = find_fitting_tokens(
+                    engine, device_adapters, row_width, device, self.memory_limit_bytes
+                )
             _fitting_tokens[trial_key] = min(gather_from_ranks(fitting_tokens))
         return _fitting_tokens[trial_key]
 

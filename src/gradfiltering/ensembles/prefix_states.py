@@ -19,7 +19,8 @@ from gradfiltering.distributed.row_measurements import share_of_this_rank
 from gradfiltering.ensembles.batch_settings import FORWARD_TOKENS, BatchSettings
 from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.runs.cache import Cache, CachedResult
-from gradfiltering.runs.logs import announce, track_progress
+from gradfiltering.runs.logs import announce
+from gradfiltering.runs.progress import track
 
 PREFIX_VERSION = 1  # raise it when the same rows would have other states
 FROZEN_PREFIX = "frozen_prefix"  # kind of result
@@ -144,9 +145,10 @@ def _write_states(rank_folder: Path, engine: FusedEngine, examples: Examples, pa
         for rows in LengthBatches(examples, FORWARD_TOKENS, pad_id, shard_rows[shard_number]).cuts
     ]
     raw_type = np.dtype(RAW_TYPES[prefix.state_dtype])
-    for shard_number, shard_pieces in groupby(
-        track_progress(pieces, f"frozen layers {prefix.layer_range}"), key=itemgetter(0)
-    ):
+    own_rows = sum(len(rows) for _, rows in pieces)
+    description = f"computing the frozen layers {prefix.layer_range} once"
+    tracked_pieces = track(pieces, description, own_rows, amount_of=lambda piece: len(piece[1]))
+    for shard_number, shard_pieces in groupby(tracked_pieces, key=itemgetter(0)):
         lengths = examples.lengths[shard_rows[shard_number]].astype(np.int64)
         starts = dict(zip(shard_rows[shard_number].tolist(), (np.cumsum(lengths) - lengths).tolist(), strict=True))
         shard = np.empty((lengths.sum(), prefix.state_width), raw_type)

@@ -118,7 +118,7 @@ class ProxyEnsemble(L.LightningModule):
                 owner=type(self.settings),
                 arguments=("lr", "clip_norm"),
             )
-        self.log("proxy/loss", loss_sum / total_rows, prog_bar=True)
+        self.log("proxy/loss", loss_sum / total_rows)
         self.log("proxy/grad_norm", norm_sum / total_rows)
         if measurement is None:  # a small batch: nothing to add, but the average waits for every process
             return torch.stack([(stacked_value * 0).sum() for stacked_value in self.stacked]).sum()

@@ -25,6 +25,7 @@ from gradfiltering.gradients.engine import GradientEngine
 from gradfiltering.requests import EpochLog
 from gradfiltering.runs.cache import ResumePoint
 from gradfiltering.runs.gradient_log import write_member
+from gradfiltering.runs.progress import ProgressBar, progress_bar
 
 ONLINE_LOG_FILE = "online.parquet"  # beside a trained member
 RECORDER_PREFIX = "recorder/"
@@ -116,12 +117,15 @@ class StackTrainer:
             progress = progress if all(saved_steps) else None
         if progress is not None:
             initial_state, data.earlier_steps = progress.state, progress.steps_done
-        trainer = self.build_trainer(
-            max_epochs=last_epoch - data.earlier_epochs,
-            callbacks=[_MemberSaver(self, progress)],
-            reload_dataloaders_every_n_epochs=1,
-        )
-        trainer.fit(ProxyEnsemble(self.engine, initial_state, self.settings, data.member_ids), datamodule=data)
+        epochs = last_epoch - data.earlier_epochs
+        description = f"training {_count_members(data.member_ids)}"
+        with progress_bar(description, epochs * data.steps_per_epoch - data.earlier_steps, "steps") as bar:
+            trainer = self.build_trainer(
+                max_epochs=epochs,
+                callbacks=[_MemberSaver(self, progress, bar)],
+                reload_dataloaders_every_n_epochs=1,
+            )
+            trainer.fit(ProxyEnsemble(self.engine, initial_state, self.settings, data.member_ids), datamodule=data)
 
     def finish_interrupted_epochs(self, examples: Examples) -> None:
         """Store the members of epochs that a killed run had ended; it may have stored some of them.
@@ -159,6 +163,10 @@ class StackTrainer:
             )
 
 
+def _count_members(member_ids: Sequence[int]) -> str:
+    return "1 member" if len(member_ids) == 1 else f"{len(member_ids)} members"
+
+
 def _write_online_log(folder: Path, log: EpochLog, member_index: int) -> None:
     write_member(folder / ONLINE_LOG_FILE, log, member_index)
 
@@ -166,11 +174,12 @@ def _write_online_log(folder: Path, log: EpochLog, member_index: int) -> None:
 class _MemberSaver(L.Callback):
     """Stores every member at the end of every epoch and, now and then within one, a checkpoint to resume from."""
 
-    def __init__(self, stack_trainer: StackTrainer, progress: EpochProgress | None):
+    def __init__(self, stack_trainer: StackTrainer, progress: EpochProgress | None, bar: ProgressBar):
         self.stack_trainer = stack_trainer
         self.settings = stack_trainer.settings
         self.member_cache = stack_trainer.member_cache
         self.earlier_progress = progress
+        self.bar = bar
         self.epoch_start = self.last_save = time.monotonic()
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -195,6 +204,7 @@ class _MemberSaver(L.Callback):
         assert isinstance(module, ProxyEnsemble)
         data = _data_module(trainer)
         steps_done = batch_idx + 1 + data.skipped_steps
+        self.bar.advance()
         for member_index, member_id in enumerate(module.member_ids):
             if steps_done in self.member_cache.steps_to_save(member_id, data.epoch):
                 self.member_cache.commit_member(

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from gradfiltering.data.batches import Batch, LengthBatches, make_batch_loader
+from gradfiltering.data.batches import Batch, LengthBatches, batch_rows, make_batch_loader
 from gradfiltering.data.examples import Examples
 from gradfiltering.distributed.row_measurements import share_of_this_rank
 from gradfiltering.evidence.context import MeasurementContext
+from gradfiltering.runs.progress import track
 
 
 def prepare_base_model(context: MeasurementContext) -> nn.Module:
@@ -21,7 +22,9 @@ def forward_batches(context: MeasurementContext, examples: Examples) -> Iterator
     batches = LengthBatches(
         examples, context.batches.forward_tokens, context.base_model.pad_id, share=share_of_this_rank()
     )
-    for batch in make_batch_loader(batches, context.batches.workers):
+    own_rows = sum(len(row_positions) for row_positions in batches.cuts)
+    batch_loader = make_batch_loader(batches, context.batches.workers)
+    for batch in track(batch_loader, "measuring rows without adapters", own_rows, amount_of=batch_rows):
         yield batch.to(context.device)
 
 

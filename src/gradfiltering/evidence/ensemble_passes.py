@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gradfiltering.data.batches import LengthBatches, make_batch_loader
+from gradfiltering.data.batches import LengthBatches, batch_rows, make_batch_loader
 from gradfiltering.data.examples import Examples, hash_examples
 from gradfiltering.distributed.row_measurements import Column, share_of_this_rank
 from gradfiltering.ensembles.batch_settings import FORWARD_TOKENS
@@ -25,7 +25,7 @@ from gradfiltering.requests import EpochLog
 from gradfiltering.runs.cache import CachedResult
 from gradfiltering.runs.files import write_json
 from gradfiltering.runs.gradient_log import PARQUET_FILE, read_members, write_member
-from gradfiltering.runs.logs import track_progress
+from gradfiltering.runs.progress import track
 from gradfiltering.runs.run_folder import PROJECTION_FILE
 
 LOG_VERSION = 1  # raise it when the same adapters would be measured otherwise
@@ -129,6 +129,13 @@ class EnsemblePasses:
                 )
         self.ensemble.costs.count_pass(stored_logs, self.examples.tokens, pass_seconds)
 
+    def _describe_pass(self, epoch: int) -> str:
+        return (
+            f"measuring {self.row_description} before training"
+            if epoch == 0
+            else (f"measuring {self.row_description} after epoch {epoch}")
+        )
+
     def _measure_rows(
         self, member_ids: Sequence[int], epoch: int, gradient_sketch: GradientSketch | None
     ) -> tuple[EpochLog, np.ndarray | None]:
@@ -155,7 +162,8 @@ class EnsemblePasses:
             row_states=row_states,
         )
         batch_loader = make_batch_loader(batches, trained_ensemble.batches.workers)
-        for batch in track_progress(batch_loader, f"epoch {epoch}: {self.row_description}"):
+        own_rows = sum(len(row_positions) for row_positions in batches.cuts)
+        for batch in track(batch_loader, self._describe_pass(epoch), own_rows, amount_of=batch_rows):
             measurement = trained_ensemble.engine.measure(
                 adapters,
                 batch.to(trained_ensemble.device),

@@ -12,7 +12,7 @@ from gradfiltering.models.language_model import (
     TrainableSource,
 )
 from gradfiltering.runs.cache import Cache
-from gradfiltering.runs.logs import announce
+from gradfiltering.runs.progress import progress_bar
 
 
 def load_language_model(
@@ -31,8 +31,7 @@ def load_language_model(
     assert isinstance(source, LoadableSource), "a model source can be loaded or trained"
     device = trainer().strategy.root_device
     if isinstance(source, ConvertibleSource) and source.conversion_key is not None:
-        if cache.find("base_models", source.conversion_key) is None:
-            announce("converting the model once, into the cache")
-        converted = cache.get_or_compute_on_rank_zero("base_models", source.conversion_key, source.convert)
+        with progress_bar("converting the model once, into the cache"):
+            converted = cache.get_or_compute_on_rank_zero("base_models", source.conversion_key, source.convert)
         return source.load(device, converted.path)
     return source.load(device)

@@ -52,7 +52,7 @@ def open_run(experiment: Experiment) -> Iterator[OpenRun]:
                 experiment.build_trainer,
                 logger=logger,
                 default_root_dir=folder.path,
-                enable_progress_bar=experiment.show_progress,
+                enable_progress_bar=False,  # the run's own display shows it
             )
             try:
                 yield OpenRun(folder, StageRunner(folder, device), logger, build_trainer, device)

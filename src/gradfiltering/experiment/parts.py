@@ -129,7 +129,6 @@ class Experiment:
         choices: option group -> the name that was chosen.
         build_trainer: builds a `lightning.Trainer` from further keyword arguments.
         build_logger: builds the experiment logger.
-        show_progress: True for progress bars.
         source: of the rows.
         proxy: the ensemble that rows are scored with.
         method: selects the subset.
@@ -149,7 +148,6 @@ class Experiment:
     choices: Mapping[str, str]
     build_trainer: "Callable[..., L.Trainer]"
     build_logger: "Callable[[], Logger]"
-    show_progress: bool
     source: "DatasetSource"
     proxy: ProxyParts
     method: "Method"

@@ -1,5 +1,6 @@
 """The experiment, from rows to report."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -27,6 +28,7 @@ from gradfiltering.experiment.checks import check_experiment, warn_of_judging_on
 from gradfiltering.experiment.model_loading import load_language_model
 from gradfiltering.experiment.open_run import OpenRun, open_run
 from gradfiltering.experiment.parts import Experiment, ModelParts
+from gradfiltering.experiment.stage_list import list_stages
 from gradfiltering.finetuning.fine_tune import FineTuningContext, TrainedModel, fine_tune_all
 from gradfiltering.finetuning.training_sets import CANDIDATE, build_baseline_sets
 from gradfiltering.judging.answers import generate_answers
@@ -41,11 +43,13 @@ from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.reports.cards import write_cards
 from gradfiltering.reports.experiment_logger import log_run
 from gradfiltering.reports.page.run_page import write_page
-from gradfiltering.reports.screen import print_summary
+from gradfiltering.reports.screen import format_details, print_result
 from gradfiltering.requests import BaseModelLosses, Evidence, GradientLog
 from gradfiltering.runs.logs import announce, screen
 from gradfiltering.scorers.base import Scores, score_rows
 from gradfiltering.selectors.base import Selection, shortfall_warnings
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,9 @@ def run_experiment(experiment: Experiment) -> None:
     """
     check_experiment(experiment)
     with open_run(experiment) as run:
+        run.stages.set_plan(list_stages(experiment), {})
         dataset = run.stages.run("data", experiment.source.load, experiment.seed)
+        run.stages.set_plan(list_stages(experiment, dataset), {})
         report_contents(run, dataset)
         with attributed_to(experiment.method.scorer, "validation", "task"):
             check_requests_of_dataset(experiment.method.requests, dataset)
@@ -119,8 +125,10 @@ def run_experiment(experiment: Experiment) -> None:
                 run.stages.run("judge", judge_models, experiment, run, dataset, target, prompts)
         if experiment.page.page:
             run.stages.run("report", run_on_rank_zero, write_run_page, experiment, run, dataset)
-        print_summary(run.stages.summary, run.folder.path, screen())
         run_on_rank_zero(write_cards, run.folder.path)
+        run.stages.end()
+        logger.info("results\n%s", format_details(run.stages.summary))
+        print_result(run.stages.summary, run.folder.path, screen())
         log_run(run.logger, run.folder.path)
 
 

@@ -17,6 +17,7 @@ from gradfiltering.data.examples import Examples, hash_examples
 from gradfiltering.errors import UserError, attributed_to
 from gradfiltering.finetuning.settings import FineTuningSettings
 from gradfiltering.finetuning.training_loop import CurvePoint, FineTuningModule
+from gradfiltering.finetuning.training_sets import CANDIDATE
 from gradfiltering.finetuning.update_schedule import EpochSchedule, UpdateSchedule
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.lora import initial_adapters
@@ -24,6 +25,7 @@ from gradfiltering.models.objectives import Objective
 from gradfiltering.models.recomputed_layers import recompute_layers
 from gradfiltering.models.weights import count_matmul_weights, hash_weights
 from gradfiltering.runs.cache import Cache, ResumePoint
+from gradfiltering.runs.progress import progress_bar
 from gradfiltering.runs.run_folder import ADAPTER, CURVE_FILE, POOL_FILE, ROUNDS_FILE, TARGET, RunFolder
 from gradfiltering.seeding import derive_seed
 
@@ -31,6 +33,7 @@ TRAINING_VERSION = 2  # raise it when the same rows and settings would train ano
 # Settings on which no adapter depends: the time between checkpoints, and how much is computed or stored at once.
 SETTINGS_WITHOUT_EFFECT = ("checkpoint_minutes", "micro_batch_tokens", "gradient_checkpointing")
 RESULT_FILE = "result.json"
+ROW_WORDS = {CANDIDATE: "the selected rows", "full": "all rows", "random": "random rows"}
 MODEL_FILES = (ADAPTER, CURVE_FILE, ROUNDS_FILE, POOL_FILE)
 
 
@@ -161,7 +164,13 @@ def fine_tune(
         if schedule.progress < schedule.length:
             remaining_rounds = schedule.remaining_rounds
             rounds = itertools.count() if remaining_rounds is None else range(remaining_rounds)
-            with attributed_to(settings, "gradient_checkpointing"), _recomputed_layers(model, settings):
+            unit = "rows" if remaining_rounds is None else "steps"
+            with (
+                attributed_to(settings, "gradient_checkpointing"),
+                _recomputed_layers(model, settings),
+                progress_bar(describe_training(model_name), schedule.length - schedule.progress, unit) as bar,
+            ):
+                module.bar = bar
                 context.build_trainer(max_epochs=1).fit(module, rounds)
         model.save_pretrained(str(output_folder / ADAPTER), safe_serialization=True, save_embedding_layers=False)
     write_curve(module.progress.curve, output_folder / CURVE_FILE)
@@ -179,6 +188,11 @@ def fine_tune(
 
 def _recomputed_layers(model: PeftModel, settings: FineTuningSettings) -> AbstractContextManager[None]:
     return recompute_layers(model) if settings.gradient_checkpointing else nullcontext()
+
+
+def describe_training(model_name: str) -> str:
+    """Say in words which rows a model is trained on, for the screen."""
+    return f"training on {ROW_WORDS[model_name]}" if model_name in ROW_WORDS else f"training {model_name}"
 
 
 def fine_tune_all(training_sets: Mapping[str, Sequence[int]], context: FineTuningContext) -> dict[str, TrainedModel]:

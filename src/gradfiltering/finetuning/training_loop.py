@@ -24,6 +24,7 @@ from gradfiltering.models.causal_model import SplitModel, split_model
 from gradfiltering.models.objectives import Objective
 from gradfiltering.runs.cache import ResumePoint
 from gradfiltering.runs.checkpoint import Checkpoint
+from gradfiltering.runs.progress import ProgressBar
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 
@@ -112,6 +113,7 @@ class FineTuningModule(L.LightningModule):
         self.objective = objective
         self.settings = settings
         self.resume_point = resume_point
+        self.bar: ProgressBar | None = None  # of the rest of the schedule
         self.progress = TrainingProgress()
         self.curve_marks = np.linspace(0, schedule.length, settings.records).round()
         self.started_at = self.saved_at = time.monotonic()
@@ -171,6 +173,8 @@ class FineTuningModule(L.LightningModule):
         )
         if marks_after > marks_before:
             self._record_curve_point()
+        if self.bar is not None:
+            self.bar.advance(schedule.progress - progress_before)
         self.trainer.should_stop = schedule.progress >= schedule.length
 
     def on_train_batch_end(self, *_: object) -> None:
@@ -235,7 +239,7 @@ class FineTuningModule(L.LightningModule):
         self.progress.examples_seen += len(row_indices)
         self.progress.tokens_seen += int(self.examples.lengths[row_indices].sum())
         self.progress.recent_losses.append(update_loss)
-        self.log(f"target/{self.model_name}/train_loss", update_loss, prog_bar=True)
+        self.log(f"target/{self.model_name}/train_loss", update_loss)
         return example_losses, gradient
 
     def _accumulate_gradients(self, row_indices: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from gradfiltering.judging.prompts import Prompt
 from gradfiltering.judging.verdicts import Scores
-from gradfiltering.runs.logs import track_progress
+from gradfiltering.runs.progress import track
 
 
 @dataclass(frozen=True)
@@ -96,5 +96,5 @@ class PairJudge(Judge):
         """Reply to each question, in their order."""
         return [
             self.compare_answers(question.prompt, question.first_answer, question.second_answer)
-            for question in track_progress(questions, "judging")
+            for question in track(questions, "judging", unit="comparisons")
         ]

@@ -13,8 +13,8 @@ from gradfiltering.judging.prompts import Prompt
 from gradfiltering.judging.responses import Response, StopReason
 from gradfiltering.models.language_model import embedding_count, find_context_length
 from gradfiltering.options import PositiveInt, options
-from gradfiltering.runs.logs import track_progress
 from gradfiltering.runs.plain_text import replace_lone_surrogates
+from gradfiltering.runs.progress import track
 
 NewTokens = tuple[list[int], StopReason]
 
@@ -113,7 +113,7 @@ def generate_responses(
     prompt_batches = [length_order[start : start + batch_size] for start in range(0, len(length_order), batch_size)]
     new_token_lists: dict[int, NewTokens] = {}
     with plain_decoding(language_model):
-        for batch_indexes in track_progress(prompt_batches, description):
+        for batch_indexes in track(prompt_batches, description, len(prompts), "answers", len):
             batch_prompts = [fitted_prompts[prompt_index] for prompt_index in batch_indexes]
             new_tokens = generate_batch(language_model, tokenizer, batch_prompts, settings.max_new_tokens)
             new_token_lists.update(zip(batch_indexes, new_tokens, strict=True))

@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 from jinja2.exceptions import TemplateError
-from rich.markup import escape
-from rich.progress import Progress
 
 from gradfiltering.data.examples import hash_tokenizer
 from gradfiltering.errors import UserError
@@ -25,6 +23,7 @@ from gradfiltering.models.language_model import LanguageModel, PretrainedModel
 from gradfiltering.models.weights import hash_weights
 from gradfiltering.options import PositiveInt, options
 from gradfiltering.runs.logs import announce
+from gradfiltering.runs.progress import progress_bar
 
 LOCAL_VERSION = 1  # raise it when the same model and words would get another reply
 
@@ -90,8 +89,8 @@ class LocalJudge(Judge):
         weights_hash = hash_weights(language_model.model)
         identity = [LOCAL_VERSION, weights_hash, hash_tokenizer(language_model.tokenizer)]
         device_model: Any = language_model.model.to(device)
-        with plain_decoding(device_model), Progress(transient=True) as progress:
-            task = progress.add_task(escape(f"judging by {self.base_model.model}"), total=len(conversations))
+        description = f"judging by {self.base_model.model}"
+        with plain_decoding(device_model), progress_bar(description, len(conversations), "comparisons") as bar:
             for attempt in range(self.conversation.max_attempts):
                 stored_count = 0
                 pending_turns: list[_Turn] = []
@@ -118,7 +117,7 @@ class LocalJudge(Judge):
                     turn_batch = pending_turns[start : start + self.batch_size]
                     self._ask_batch(device_model, language_model.tokenizer, turn_batch, reply_store)
                     finished = [item for item in conversations if item.final_reply is not None]
-                    progress.update(task, completed=len(finished))
+                    bar.complete(len(finished))
 
     def _next_turn(
         self, conversation: Conversation, language_model: LanguageModel, identity: Sequence[Any]

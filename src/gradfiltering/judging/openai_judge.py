@@ -7,9 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from rich.markup import escape
-from rich.progress import Progress
-
 from gradfiltering.errors import UserError
 from gradfiltering.judging.base import Judge, Question, Reply
 from gradfiltering.judging.chat_endpoint import ChatEndpoint, ChatSession, NoReply
@@ -20,6 +17,7 @@ from gradfiltering.judging.reply_store import ReplyKey, ReplyStore
 from gradfiltering.judging.spending import LimitReached, Spending, SpendingLimits, estimate_tokens
 from gradfiltering.options import NonNegativeFloat, model_validator, options
 from gradfiltering.runs.logs import announce
+from gradfiltering.runs.progress import progress_bar
 
 
 @options
@@ -158,8 +156,7 @@ class OpenAIJudge(Judge):
     async def _ask_all(self, conversations: Sequence[Conversation], reply_store: ReplyStore) -> None:
         fatal_errors: list[Exception] = []
         failures: list[str] = []
-        with Progress(transient=True) as progress:
-            task = progress.add_task(escape(f"judging by {self.request.model}"), total=len(conversations))
+        with progress_bar(f"judging by {self.request.model}", len(conversations), "comparisons") as bar:
 
             async def finish(conversation: Conversation, session: ChatSession) -> None:
                 try:
@@ -171,7 +168,7 @@ class OpenAIJudge(Judge):
                     conversation.final_reply = Reply(f"not judged: {error}", None)
                 except Exception as error:
                     fatal_errors.append(error)  # requests under way may end and be stored: they are paid for
-                progress.advance(task)
+                bar.advance()
 
             async with self.endpoint.connect(self.spending) as session:
                 await asyncio.gather(*(finish(conversation, session) for conversation in conversations))

@@ -1,6 +1,8 @@
-"""Text on the screen at the start and at the end of a run."""
+"""Text on the screen at the start and at the end of a run, and the tables behind it for the log."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gradfiltering.reports.data_lines import describe_data
+from gradfiltering.reports.data_lines import (
+    describe_cut_rows,
+    describe_data,
+    describe_heldout_loss,
+    describe_hygiene,
+    describe_proxy,
+)
 from gradfiltering.reports.judge_lines import describe_judge, verdicts_are_usable
 
 SOURCES_PRINTED = 20
@@ -18,58 +26,169 @@ LAYOUT_MEANINGS = {
     "roles": "a plain layout of roles, since the model has no chat template that serves",
 }
 FILE_MEANINGS = {
-    "report.html": "what was selected and why: open it in a browser",
+    "report.html": "what was selected and why, for a browser",
     "subset.jsonl": "the selected rows",
-    "subset_as_messages.jsonl": "the same as conversations, for other trainers",
-    "subset_as_prompt_completion.jsonl": "the same as prompts with completions, for other trainers",
+    "subset_as_messages.jsonl": "the same as conversations",
+    "subset_as_prompt_completion.jsonl": "the same as prompts with completions",
     "scores.parquet": "score and rank of every row",
-    "unscored.parquet": "rows without a score, with the reason",
-    "verdicts.jsonl": "every pairwise verdict",
-    "summary.json": "all numbers of this run",
 }
+OPPONENT_WORDS = {"full": "all rows", "random": "random rows"}
+ALL_SETS = "all"  # prompt sets together
+ON_A_PAR = 1.0
+DOUBTS_PRINTED = 2
+CLAUSE_END = re.compile(r"(?<=.{12}): |(?<=.{12}); |(?<=.{12})\. ", re.DOTALL)
+DETAIL_WIDTH = 120
 
 
 def announce_run(folder: str, console: Console) -> None:
     """Announce a run and its folder, before anything that takes long to import."""
-    console.print(Text.assemble(("gradfiltering", "bold"), f" writes to {folder}; loading libraries …"), soft_wrap=True)
+    console.print(Text.assemble(("gradfiltering", "bold"), f" writes to {folder}"), soft_wrap=True)
 
 
-def print_summary(run_summary: Mapping[str, Any], folder: Path, console: Console) -> None:
-    """Print stages, selection, diagnostics with their warnings, PWS, and the files of the run."""
-    run_diagnostics = run_summary["diagnostics"]
-    console.rule("[bold]gradfiltering")
-    if not run_diagnostics.get("proxy_knows_rows", True):
+def print_result(run_summary: Mapping[str, Any], folder: Path, console: Console) -> None:
+    """Print what came out, in at most 20 lines of 80 columns: verdict, doubts, rows, files, and what to do next."""
+    details_file = "report.html" if (folder / "report.html").exists() else "summary.json"
+    console.rule("[bold]Result")
+    if not run_summary["diagnostics"].get("proxy_knows_rows", True):
         console.print(Text("The proxy knows little of these rows: do not rely on their scores", "bold red"))
+        for line in (describe_proxy(run_summary), describe_heldout_loss(run_summary)):
+            if line is not None:
+                console.print(Text(line))
     judge_line = describe_judge(run_summary)
     if judge_line is not None:
-        console.print(Text(judge_line, "" if verdicts_are_usable(run_summary) else "bold red"))
+        # What stands in brackets is on the page.
+        console.print(Text(judge_line.partition(" (")[0], "" if verdicts_are_usable(run_summary) else "bold red"))
+    for line in describe_verdict(run_summary):
+        console.print(Text(line, "bold"))
+    for line in describe_doubts(run_summary["diagnostics"], details_file):
+        doubt = Text.assemble(("! ", "bold yellow"), line)
+        doubt.truncate(console.width, overflow="ellipsis")
+        console.print(doubt)
+    for line in (describe_cut_rows(run_summary), describe_hygiene(run_summary)):
+        if line is not None:
+            console.print(Text(line))
+    console.print(Text.assemble(("Files", "bold"), f" in {folder}"), soft_wrap=True)
+    present_files = {name: meaning for name, meaning in FILE_MEANINGS.items() if (folder / name).exists()}
+    name_width = max(map(len, present_files), default=0)
+    for name, meaning in present_files.items():
+        console.print(Text(f"  {name:<{name_width}}  {meaning}"))
+    console.print(Text.assemble(("Next", "bold"), f"  {describe_next_step(run_summary, details_file)}"))
+
+
+def describe_verdict(run_summary: Mapping[str, Any]) -> list[str]:
+    """Say whether the selected rows are better, or how far the run got."""
+    if "selection" not in run_summary:
+        return ["No rows were selected: the run was to end before"]
+    selection_summary = run_summary["selection"]
+    method = f" by {selection_summary['scorer']}" if selection_summary["scorer"] else ""
+    data_summary = run_summary["data"]
+    selected_words = f"{selection_summary['selected']:,} of {data_summary['examples']:,} rows selected{method}"
+    if data_summary["unscored"]:
+        selected_words += f"; {data_summary['unscored']:,} could not be scored"
+    if "pws" not in run_summary:
+        return [f"{selected_words}; not yet tested against other rows"]
+    if not verdicts_are_usable(run_summary):
+        return [selected_words]
+    return [
+        selected_words,
+        *(
+            f"Against {OPPONENT_WORDS.get(baseline, baseline)}: {_describe_score(sets[ALL_SETS])}"
+            for baseline, sets in run_summary["pws"].items()
+        ),
+    ]
+
+
+def _describe_score(score: Mapping[str, Any]) -> str:
+    """Say what a pairwise winning score shows, with its interval."""
+    if score["value"] is None:
+        return "no verdict could be read"
+    if score["low"] is None:
+        return f"too few prompts to tell (winning score {score['value']:.2f})"
+    meaning = "no difference shown"
+    if score["low"] > ON_A_PAR:
+        meaning = "better"
+    elif score["high"] < ON_A_PAR:
+        meaning = "worse"
+    return f"{meaning}, winning score {score['value']:.2f} ({score['low']:.2f} – {score['high']:.2f}; even: 1)"
+
+
+def describe_doubts(run_diagnostics: Mapping[str, Any], details_file: str) -> list[str]:
+    """Say in short what the run warns of.
+
+    Args:
+        run_diagnostics: of the summary.
+        details_file: has the warnings in full, with remedies.
+    """
+    warnings = run_diagnostics.get("warnings", [])
+    # What the proxy does not know stands above, and weighs more than the rest.
+    printed_count = DOUBTS_PRINTED if run_diagnostics.get("proxy_knows_rows", True) else 0
+    doubts = [CLAUSE_END.split(warning_text, maxsplit=1)[0] for warning_text in warnings[:printed_count]]
+    more_count = len(warnings) - len(doubts)
+    if more_count:
+        counted = f"{more_count} more" if doubts else str(more_count)
+        doubts.append(f"{counted} {'warnings are' if more_count > 1 else 'warning is'} in {details_file}")
+    return doubts
+
+
+def describe_next_step(run_summary: Mapping[str, Any], details_file: str) -> str:
+    """Say what to do with the result.
+
+    Args:
+        run_summary: of the run.
+        details_file: has everything that the screen leaves out.
+    """
+    run_diagnostics = run_summary["diagnostics"]
+    if not run_diagnostics.get("proxy_knows_rows", True):
+        return "take a proxy that knows such rows, such as proxy=smollm2"
+    if "selection" not in run_summary:
+        return "give the same command with until=select; what is done is not done again"
+    if run_diagnostics.get("warnings") and verdicts_are_usable(run_summary):
+        return f"open {details_file}: it says what to change for each warning (!)"
+    if "pws" not in run_summary:
+        return f"open {details_file}; to test the rows before you train on them, add until=report to the command"
+    if not verdicts_are_usable(run_summary):
+        return "choose another judge; the answers are not generated again"
+    scores = [sets[ALL_SETS] for sets in run_summary["pws"].values()]
+    if all(score["low"] is not None and score["low"] > ON_A_PAR for score in scores):
+        return f"train on subset.jsonl; {details_file} says how sure this is"
+    return f"open {details_file} before you train on subset.jsonl: no advantage is shown yet"
+
+
+def format_details(run_summary: Mapping[str, Any]) -> str:
+    """Format stages, selection, diagnostics and verdicts as tables of text, for the log."""
+    console = Console(file=StringIO(), width=DETAIL_WIDTH, color_system=None)
+    run_diagnostics = run_summary["diagnostics"]
+    for table in _build_details(run_summary, run_diagnostics):
+        console.print(table)
+    for warning_text in run_diagnostics.get("warnings", []):
+        console.print(Text(f"warning  {warning_text}"))
+    text_stream = console.file
+    assert isinstance(text_stream, StringIO)
+    return text_stream.getvalue()
+
+
+def _build_details(run_summary: Mapping[str, Any], run_diagnostics: Mapping[str, Any]) -> Iterator[Table | Text]:
     for line in describe_data(run_summary):
-        console.print(Text(line))
-    console.print(_build_stages(run_summary))
+        yield Text(line)
+    yield _build_stages(run_summary)
     if "templates" in run_summary:
-        console.print(Text.assemble(("Prompt template", "bold"), f"  {describe_templates(run_summary)}"))
+        yield Text(f"Prompt template  {describe_templates(run_summary)}")
     if "positive_drop_share" in run_diagnostics:
-        console.print(_build_ensemble(run_diagnostics))
+        yield _build_ensemble(run_diagnostics)
     if "selection" in run_summary:
-        console.print(_build_selection(run_summary))
+        yield _build_selection(run_summary)
     if "sources" in run_diagnostics:
-        console.print(_build_sources(run_diagnostics["sources"]))
+        yield _build_sources(run_diagnostics["sources"])
     if "truth" in run_diagnostics:
-        console.print(_build_truth(run_diagnostics["truth"]))
+        yield _build_truth(run_diagnostics["truth"])
     if "target" in run_summary:
-        console.print(_build_targets(run_summary))
+        yield _build_targets(run_summary)
     if "pws" in run_summary:
-        console.print(_build_winning_scores(run_summary["pws"], verdicts_are_usable(run_summary)))
+        yield _build_winning_scores(run_summary["pws"], verdicts_are_usable(run_summary))
         # Imported here because it brings numerical libraries along, and the start of a run does without.
         from gradfiltering.reports.verdict_tables import build_trust_table
 
-        console.print(build_trust_table(run_summary["pws"], run_summary["judge"]))
-    for warning_text in run_diagnostics.get("warnings", []):
-        console.print(Text.assemble(("warning  ", "bold yellow"), warning_text))
-    console.print(Text.assemble(("Files", "bold"), f" in {folder}"), soft_wrap=True)
-    for name, meaning in FILE_MEANINGS.items():
-        if (folder / name).exists():
-            console.print(f"  {name:<18} {meaning}")
+        yield build_trust_table(run_summary["pws"], run_summary["judge"])
 
 
 def describe_templates(run_summary: Mapping[str, Any]) -> str:

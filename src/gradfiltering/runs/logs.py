@@ -2,21 +2,20 @@
 
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from gradfiltering.distributed.process_group import rank
 from gradfiltering.errors import STACK_TRACE_NOTE, UserError
 from gradfiltering.masking import mask_text
 from gradfiltering.runs.files import delete_symbolic_link, explain_failed_writes
 from gradfiltering.runs.plain_text import replace_lone_surrogates
+from gradfiltering.runs.progress import current_console
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-Item = TypeVar("Item")
 
 LOG_FILE = "run.log"  # in the run folder
 LINE_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -58,7 +57,10 @@ class _MaskingFormatter(logging.Formatter):
 
 
 def screen() -> "Console":
-    """Return a console that prints on rank zero only; for progress and results, everything else is logged."""
+    """Return a console that prints on rank zero only, above a live display; everything but results is logged, too."""
+    live_console = current_console()
+    if live_console is not None:
+        return live_console
     from rich.console import Console
 
     return Console(soft_wrap=True, highlight=False, quiet=rank() > 0)
@@ -68,13 +70,6 @@ def announce(message_text: str) -> None:
     """Print one line of progress, and log it."""
     logger.info(message_text)
     screen().print(replace_lone_surrogates(mask_text(message_text)), markup=False)
-
-
-def track_progress(progress_items: Iterable[Item], bar_title: str) -> Iterable[Item]:
-    """Pass items on and show a progress bar on rank zero meanwhile; it goes when they end."""
-    from rich.progress import track
-
-    return track(progress_items, description=bar_title, transient=True, disable=rank() > 0)
 
 
 @contextmanager

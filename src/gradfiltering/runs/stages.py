@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from gradfiltering.distributed.process_group import rank
 from gradfiltering.runs.environment import peak_memory_bytes, reset_peak_memory
+from gradfiltering.runs.progress import current_display
 from gradfiltering.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -35,6 +35,15 @@ class StageRunner:
         self.summary: dict[str, Any] = {"stages": [], "cost": {}, "diagnostics": {"warnings": []}}
         self.run_folder.write_summary(self.summary)
 
+    def set_plan(self, stage_names: Sequence[str], planned_seconds: Mapping[str, float]) -> None:
+        """Say which stages the run has, so that the screen can count them, and how long they are expected to take.
+
+        Args:
+            stage_names: of all stages in their order, ended ones included.
+            planned_seconds: stage -> seconds; empty where nothing is known.
+        """
+        current_display().set_plan(stage_names, planned_seconds)
+
     def run(
         self, stage_name: str, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Result:
@@ -45,10 +54,7 @@ class StageRunner:
             function: the work.
             *args, **kwargs: arguments of the function.
         """
-        if rank() == 0:
-            from rich.console import Console
-
-            Console().print(f"[bold]stage[/bold] {stage_name}")
+        current_display().begin_stage(stage_name)
         logger.info("stage %s begins", stage_name)
         reset_peak_memory(self.device)
         started_at = time.monotonic()
@@ -56,11 +62,16 @@ class StageRunner:
         seconds = round(time.monotonic() - started_at, 3)
         reused, flops = getattr(result, "reused", False), getattr(result, "flops", None)
         peak_bytes = peak_memory_bytes(self.device)
+        current_display().stage_reused = bool(reused)
         self.summary["stages"].append({"name": stage_name, "seconds": seconds, "reused": reused})
         self.summary["cost"][stage_name] = {"seconds": seconds, "flops": flops, "peak_bytes": peak_bytes}
         logger.info("stage %s took %s s", stage_name, seconds)
         self.run_folder.write_summary(self.summary)
         return result
+
+    def end(self) -> None:
+        """Say that no further stage follows."""
+        current_display().end_stage()
 
     def add_to_summary(self, **summary_parts: Any) -> None:
         """Add top-level parts to the summary."""

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrain
 from gradfiltering.data.templates import Turn, alpaca
 from gradfiltering.errors import UserError
 from gradfiltering.options import PositiveFloat, PositiveInt, options
+from gradfiltering.runs.progress import ProgressBar, progress_bar
 from gradfiltering.seeding import derive_seed, numpy_rng
 from gradfiltering.synthetic.task_generator import prose
 
@@ -154,16 +155,21 @@ class Blocks(Dataset):
 class CausalPretraining(L.LightningModule):
     """Next-token training of all weights of a small model."""
 
-    def __init__(self, model: torch.nn.Module, settings: Pretraining):
+    def __init__(self, model: torch.nn.Module, settings: Pretraining, bar: ProgressBar):
         super().__init__()
+        self.bar = bar
         self.model = model
         self.settings = settings
 
     def training_step(self, input_ids: Tensor, index: int) -> Tensor:
         """Mean next-token loss of a [B, T] batch, in nats."""
         loss = self.model(input_ids=input_ids, labels=input_ids).loss
-        self.log("pretrain/loss", loss, prog_bar=True)
+        self.log("pretrain/loss", loss)
         return loss
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Show the step."""
+        self.bar.advance()
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine decay, stepped every update."""
@@ -205,9 +211,9 @@ def pretrain(
     encoded = tokenizer(documents, add_special_tokens=False)["input_ids"]
     stream = np.concatenate([np.asarray([*ids, tokenizer.eos_token_id], dtype=np.int32) for ids in encoded])
     windows = Blocks(stream, settings.block, settings.steps * settings.batch_size, seed)
-    module = CausalPretraining(model, settings)
-    trainer(max_steps=settings.steps, gradient_clip_val=1.0, log_every_n_steps=20).fit(
-        module, DataLoader(windows, batch_size=settings.batch_size)
-    )
+    with progress_bar("training the tiny model from scratch, once", settings.steps, "steps") as bar:
+        trainer(max_steps=settings.steps, gradient_clip_val=1.0, log_every_n_steps=20).fit(
+            CausalPretraining(model, settings, bar), DataLoader(windows, batch_size=settings.batch_size)
+        )
     model.save_pretrained(folder)  # type: ignore[operator]
     tokenizer.save_pretrained(folder)
