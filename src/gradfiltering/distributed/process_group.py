@@ -328,6 +328,8 @@ def _connect(build_trainer: TrainerBuilder) -> list[Any]:
 
 
 def _is_connected() -> bool:
+    if "torch.distributed" not in sys.modules:  # asked before anything large is imported, too
+        return False
     distributed = _torch_distributed()
     return bool(distributed.is_available() and distributed.is_initialized())
 
