@@ -115,6 +115,7 @@ def test_tables_read_back_as_they_were_written(run_folder):
     ids = np.array([0, 2], dtype=np.int64)
     run_folder.write_scores({"example_id": ids, "score": np.array([0.5, np.nan]), "rank": ids})
     run_folder.write_unscored([(3, "empty"), (1, "no response")])
+    run_folder.write_hygiene({"refusal": np.array([True, False]), "repetition": np.array([False, False])})
     run_folder.write_truth(["clean", "noise"])
     run_folder.write_subset(ids, np.array([0.5, np.nan]))
     run_folder.write_selection({"gain": np.array([2.0, 1.0])})
@@ -123,6 +124,8 @@ def test_tables_read_back_as_they_were_written(run_folder):
         opened.read_scores(), pd.DataFrame({"example_id": ids, "score": [0.5, np.nan], "rank": ids})
     )
     assert opened.read_unscored().to_dict("list") == {"example_id": [1, 3], "reason": ["no response", "empty"]}
+    signs = {"example_id": [0, 1], "refusal": [True, False], "repetition": [False, False]}
+    assert opened.read_hygiene().to_dict("list") == signs
     assert opened.read_truth()["kind"].tolist() == ["clean", "noise"]
     assert opened.read_subset()["example_id"].tolist() == [0, 2]
     assert opened.read_selection()["gain"].tolist() == [2.0, 1.0]
@@ -130,7 +133,8 @@ def test_tables_read_back_as_they_were_written(run_folder):
 
 def test_files_that_a_run_did_not_reach_read_as_none(run_folder):
     opened = RunFolder(run_folder.path)
-    tables = (opened.read_scores, opened.read_truth, opened.read_subset, opened.read_selection, opened.read_rows)
+    tables = (opened.read_scores, opened.read_truth, opened.read_subset, opened.read_selection, opened.read_rows,
+              opened.read_hygiene)  # fmt: skip
     assert [read() for read in tables] == [None] * len(tables)
     assert opened.read_trajectory() is None and opened.read_gradient_log() is None
     assert opened.read_curves() == {} and len(opened.read_unscored()) == 0

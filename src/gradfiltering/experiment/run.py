@@ -159,9 +159,10 @@ def report_model(run: OpenRun, dataset: InstructionDataset, role: str, model: La
 def report_hygiene(
     experiment: Experiment, run: OpenRun, dataset: InstructionDataset, prompts: Sequence[Prompt]
 ) -> InstructionDataset:
-    """Count the rows that show signs of poor quality, and return the dataset with those left out that are to be."""
+    """List the rows that show signs of poor quality, and return the dataset without those that are to be left out."""
     evaluation_turns = [*(dataset.heldout_turns() or ()), *(prompt.turn for prompt in prompts)]
     hygiene = check_hygiene(dataset, [turn.question for turn in evaluation_turns], experiment.cache)
+    run.folder.write_hygiene(hygiene.hits)
     dropped = hygiene.rows_to_drop(dataset.drop)
     run.stages.add_to_summary(hygiene={"rows": len(dataset), "counts": hygiene.counts, "dropped": len(dropped)})
     return replace(dataset, dropped=dropped)

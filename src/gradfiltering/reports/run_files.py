@@ -82,6 +82,18 @@ class RunFiles:
         return dict(zip(unscored["example_id"].tolist(), unscored["reason"].tolist(), strict=True))
 
     @cached_property
+    def hygiene_signs(self) -> dict[int, list[str]]:
+        """Signs of poor quality that a row shows, by example id; rows without any are left out."""
+        hygiene = self.folder.read_hygiene()
+        if hygiene is None:
+            return {}
+        signs_by_row: dict[int, list[str]] = {}
+        for name in hygiene.columns.drop("example_id"):
+            for example_id in hygiene.loc[hygiene[name], "example_id"].tolist():
+                signs_by_row.setdefault(example_id, []).append(name.replace("_", " "))
+        return signs_by_row
+
+    @cached_property
     def planted_kinds(self) -> list[str] | None:
         """The planted kind of each row, where known."""
         truth = self.folder.read_truth()

@@ -45,7 +45,7 @@ PROJECTIONS, INFLUENCE, ADAPTERS = "projections", "influence", "adapters"
 ADAPTER_CONFIG_FILE = "adapter_config.json"  # PEFT's
 PROJECTION_FILE = "projections.npy"
 TRAJECTORY_FILE, TRUTH_FILE = "trajectory.parquet", "truth.parquet"
-SCORES_FILE, UNSCORED_FILE = "scores.parquet", "unscored.parquet"
+SCORES_FILE, UNSCORED_FILE, HYGIENE_FILE = "scores.parquet", "unscored.parquet", "hygiene.parquet"
 SUBSET_FILE, SUBSET_ROWS_FILE, SELECTION_FILE = "subset.parquet", "subset.jsonl", "selection.parquet"
 ROWS_FILE, DATASET_INFO_FILE, CARD_FILE = "rows.parquet", "dataset_info.json", "README.md"
 TARGET, ADAPTER, CURVE_FILE, ROUNDS_FILE, POOL_FILE = "target", "adapter", "curve.csv", "rounds.parquet", "pool.parquet"
@@ -55,8 +55,8 @@ CURVE_COLUMNS = ("step", "examples_seen", "tokens_seen", "seconds", "train_loss"
 # What a new run in the folder removes; subset rows come in the input's own file type, too.
 OUTPUTS = (
     GRADIENT_LOG, HELDOUT_GRADIENT_LOG, PROJECTIONS, INFLUENCE, TRAJECTORY_FILE, ADAPTERS, TRUTH_FILE, SCORES_FILE,
-    UNSCORED_FILE, "subset.*", "subset_*.jsonl", "subset_rows.parquet", SELECTION_FILE, DATASET_INFO_FILE, CARD_FILE,
-    TARGET, RESPONSES, VERDICTS_FILE, ROWS_FILE, REPORT_FILE, FIGURES, SUMMARY_FILE,
+    UNSCORED_FILE, HYGIENE_FILE, "subset.*", "subset_*.jsonl", "subset_rows.parquet", SELECTION_FILE,
+    DATASET_INFO_FILE, CARD_FILE, TARGET, RESPONSES, VERDICTS_FILE, ROWS_FILE, REPORT_FILE, FIGURES, SUMMARY_FILE,
 )  # fmt: skip
 LOGGER_FOLDERS = ("metrics", "tensorboard", "wandb", "lightning_logs")
 
@@ -166,6 +166,15 @@ class RunFolder:
         ]
         reason_table = pa.Table.from_pylist(reasons, schema=schema)
         self.write(UNSCORED_FILE, lambda part_path: pq.write_table(reason_table, part_path))
+
+    def read_hygiene(self) -> pd.DataFrame | None:
+        """Read `example_id` of every row and, for each sign of a poor row, a truth value."""
+        return self._read_table(HYGIENE_FILE)
+
+    def write_hygiene(self, hits: Mapping[str, "NDArray[np.bool_]"]) -> None:
+        """Write which rows show which signs: [N] truth values by sign."""
+        row_count = len(next(iter(hits.values())))
+        self.write_table(HYGIENE_FILE, {"example_id": list(range(row_count)), **hits})
 
     def read_truth(self) -> pd.DataFrame | None:
         """Read `example_id` and the planted `kind` of each row, where it is known."""

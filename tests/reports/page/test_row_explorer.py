@@ -92,3 +92,12 @@ def test_a_row_without_a_score_comes_last_and_says_why(tmp_path):
     run = RunFiles(folder)
     found = collect_row_data(run, measure_rows(run), sample_rows(run, measure_rows(run), "all"), None)
     assert found["numbers"]["score"]["values"][0] is None and found["reason"] == {0: "empty response"}
+
+
+def test_a_row_tells_its_signs_of_poor_quality(tmp_path):
+    folder = write_bare(tmp_path / "run", plain_rows(3))
+    signs = {"one_word_answer": np.array([False, True, False]), "refusal": np.array([False, True, True])}
+    RunFolder(folder).write_hygiene(signs)
+    run = RunFiles(folder)
+    found = collect_row_data(run, measure_rows(run), sample_rows(run, measure_rows(run), "all"), None)
+    assert found["signs"] == {1: "one word answer, refusal", 2: "refusal"}

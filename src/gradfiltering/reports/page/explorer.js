@@ -223,6 +223,7 @@
       facts.append(pair);
     }
     inside.append(facts);
+    if (i in data.signs) inside.append(make("p", `Signs of a poor row: ${data.signs[i]}.`, "note"));
     if (i in data.reason) inside.append(make("p", `Not scored: ${data.reason[i]}.`, "note"));
     ["prompt", "response"].forEach((key, place) => {
       inside.append(make("h3", key === "prompt" ? "Prompt" : "Response"));

@@ -130,6 +130,11 @@ def collect_row_data(
             for position, row_id in enumerate(row_ids.tolist())
             if row_id in run_files.unscored_reasons
         },
+        "signs": {
+            position: ", ".join(run_files.hygiene_signs[row_id])
+            for position, row_id in enumerate(row_ids.tolist())
+            if row_id in run_files.hygiene_signs
+        },
         "log": _collect_measurements(run_files, row_ids),
     }
 
