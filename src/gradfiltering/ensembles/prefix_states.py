@@ -41,6 +41,7 @@ class PrefixStates:
         lengths: [N] tokens of each row.
         first_rows: position of the first row of each shard.
         is_new: False where an earlier run or pass made them.
+        seconds: how long they took to make.
     """
 
     folder: Path
@@ -49,6 +50,7 @@ class PrefixStates:
     lengths: np.ndarray
     first_rows: np.ndarray
     is_new: bool
+    seconds: float
     _shards: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -67,6 +69,7 @@ class PrefixStates:
             lengths=np.load(folder / LENGTHS_FILE),
             first_rows=np.asarray(index["first_rows"]),
             is_new=not cached_result.reused,
+            seconds=cached_result.seconds,
         )
 
     def read(self, row_positions: np.ndarray, padded_length: int) -> Tensor:

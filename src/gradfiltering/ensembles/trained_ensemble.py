@@ -206,6 +206,9 @@ class TrainedEnsemble:
 
     def _training_data(self, member_ids: Sequence[int], earlier_epochs: int) -> EnsembleDataModule:
         settings = self.settings
+        row_states = self.keep_prefix_states(self.examples)
+        if row_states is not None and row_states.is_new:
+            self.costs.made_seconds += row_states.seconds
         buckets = LengthBuckets.of(self.examples.lengths, settings.batch_size, settings.bucket_batches, self.seed)
         return EnsembleDataModule(
             examples=self.examples,
@@ -214,5 +217,5 @@ class TrainedEnsemble:
             pad_id=self.base_model.pad_id,
             workers=self.batches.workers,
             earlier_epochs=earlier_epochs,
-            row_states=self.keep_prefix_states(self.examples),
+            row_states=row_states,
         )
