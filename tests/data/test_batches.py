@@ -1,5 +1,6 @@
+import math
 from collections import Counter
-from itertools import pairwise
+from itertools import combinations, pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -124,6 +125,33 @@ def test_a_pass_covers_every_row_once_within_the_budget(lengths, tokens):
     for batch, following in pairwise(cut):
         longer = (len(batch) + 1) * lengths[following[0]]
         assert longer > tokens, "a batch was cut although the next row would have fitted"
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=9),
+    tokens=st.integers(1, 200),
+    overhead=st.integers(0, 100),
+)
+def test_cuts_by_cost_are_the_cheapest_of_all(lengths, tokens, overhead):
+    """Compared with every way to cut the rows, in order of length, into batches within the budget."""
+    rows = SimpleNamespace(lengths=np.asarray(lengths))
+    batches = LengthBatches(rows, tokens, PAD, rows=np.arange(len(lengths)), batch_overhead=overhead)
+    cut = [[lengths[row] for row in batch] for batch in batches.cuts]
+    assert sorted(row for batch in batches.cuts for row in batch.tolist()) == list(range(len(lengths)))
+
+    def cost(parts):
+        padded_tokens = [len(part) * max(part) for part in parts]
+        allowed = all(padded <= tokens or len(part) == 1 for padded, part in zip(padded_tokens, parts, strict=True))
+        return sum(padded_tokens) + overhead * len(parts) if allowed else math.inf
+
+    rising = sorted(lengths)
+    every_way = [
+        [rising[start:end] for start, end in pairwise((0, *ends, len(rising)))]
+        for count in range(len(rising))
+        for ends in combinations(range(1, len(rising)), count)
+    ]
+    assert cost(cut) == min(cost(parts) for parts in every_way)
 
 
 def test_a_pass_over_some_rows_takes_only_those(examples):

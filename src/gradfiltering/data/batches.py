@@ -188,6 +188,8 @@ class LengthBatches(Dataset):
         rows: positions of the rows to go through, None for all.
         share: the batches that this process takes.
         row_states: the rows' `prefix_states`; None for none.
+        batch_overhead: padded tokens that take as long as one more batch does; with it, rows are cut where padding and
+            overhead come to least. None fills each batch, which is as good where the rows fill many.
     """
 
     def __init__(
@@ -198,23 +200,19 @@ class LengthBatches(Dataset):
         rows: np.ndarray | None = None,
         share: WorkShare = ALL_WORK,
         row_states: RowStates | None = None,
+        batch_overhead: int | None = None,
     ):
         self.examples = examples
         self.pad_id = pad_id
         self.row_states = row_states
-        self.cuts: list[np.ndarray] = []
         rows = np.arange(len(examples)) if rows is None else rows
         row_order = rows[np.argsort(examples.lengths[rows], kind="stable")]
-        first_position = 0
-        for end_position in range(1, len(row_order) + 1):
-            batch_is_full = (
-                end_position == len(row_order)
-                or (end_position + 1 - first_position) * int(examples.lengths[row_order[end_position]]) > tokens
-            )
-            if batch_is_full:
-                self.cuts.append(row_order[first_position:end_position])
-                first_position = end_position
-        self.cuts = share(self.cuts)
+        sorted_lengths = examples.lengths[row_order]
+        if batch_overhead is None:
+            ends = _fill_batches(sorted_lengths, tokens)
+        else:
+            ends = _cut_cheapest(sorted_lengths, tokens, batch_overhead)
+        self.cuts: list[np.ndarray] = share(np.split(row_order, ends[:-1]) if ends else [])
 
     def __len__(self) -> int:
         return len(self.cuts)
@@ -237,6 +235,41 @@ def _make_batch(
 def batch_rows(batch: Batch) -> int:
     """Number of rows of a [B, T] batch."""
     return len(batch.example_id)
+
+
+def _fill_batches(lengths: np.ndarray, tokens: int) -> list[int]:
+    """Return where each batch ends, filled one after the other; lengths rise."""
+    ends, first_position = [], 0
+    for end_position in range(1, len(lengths) + 1):
+        is_last = end_position == len(lengths)
+        if is_last or (end_position + 1 - first_position) * int(lengths[end_position]) > tokens:
+            ends.append(end_position)
+            first_position = end_position
+    return ends
+
+
+def _cut_cheapest(lengths: np.ndarray, tokens: int, batch_overhead: int) -> list[int]:
+    """Return where each batch ends, such that padded tokens and overheads are fewest; lengths rise.
+
+    The cheapest way to cut the first n rows is the cheapest over all last batches, each after the cheapest way to cut
+    the rows before it.
+    """
+    row_count = len(lengths)
+    least_cost = np.zeros(row_count + 1, dtype=np.int64)
+    last_batch_start = np.zeros(row_count + 1, dtype=np.int64)
+    for end_position in range(1, row_count + 1):
+        width = int(lengths[end_position - 1])
+        first_start = max(0, end_position - max(1, tokens // max(1, width)))
+        starts = np.arange(first_start, end_position)
+        costs = least_cost[starts] + (end_position - starts) * width + batch_overhead
+        cheapest = int(np.argmin(costs))
+        least_cost[end_position], last_batch_start[end_position] = costs[cheapest], starts[cheapest]
+    ends = []
+    end_position = row_count
+    while end_position > 0:
+        ends.append(end_position)
+        end_position = int(last_batch_start[end_position])
+    return ends[::-1]
 
 
 def make_batch_loader(batches: Dataset, workers: int) -> DataLoader:

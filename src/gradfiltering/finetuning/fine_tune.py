@@ -29,7 +29,7 @@ from gradfiltering.runs.progress import progress_bar
 from gradfiltering.runs.run_folder import ADAPTER, CURVE_FILE, POOL_FILE, ROUNDS_FILE, TARGET, RunFolder
 from gradfiltering.seeding import derive_seed
 
-TRAINING_VERSION = 2  # raise it when the same rows and settings would train another adapter
+TRAINING_VERSION = 3  # raise it when the same rows and settings would train another adapter
 # Settings on which no adapter depends: the time between checkpoints, and how much is computed or stored at once.
 SETTINGS_WITHOUT_EFFECT = ("checkpoint_minutes", "micro_batch_tokens", "gradient_checkpointing")
 RESULT_FILE = "result.json"

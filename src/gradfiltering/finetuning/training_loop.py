@@ -27,6 +27,9 @@ from gradfiltering.runs.checkpoint import Checkpoint
 from gradfiltering.runs.progress import ProgressBar
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
+# Padded tokens that take as long as one more micro-batch: measured with SmolLM2-135M on a processor, guessed for GPUs.
+BATCH_OVERHEAD = {"cpu": 256}
+GPU_BATCH_OVERHEAD = 2048
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,7 @@ class FineTuningModule(L.LightningModule):
         self.curve_marks = np.linspace(0, schedule.length, settings.records).round()
         self.started_at = self.saved_at = time.monotonic()
         self._checkpoint: Checkpoint | None = None
+        self._split_model: SplitModel | None = None
 
     @property
     def trained_parameters(self) -> dict[str, torch.nn.Parameter]:
@@ -142,6 +146,7 @@ class FineTuningModule(L.LightningModule):
         """Start the clock and measure the untrained adapter."""
         self.saved_at = time.monotonic()
         self.started_at = self.saved_at - self.progress.seconds
+        self._split_model = split_model(self.model)  # logits of prompts and padding are never computed
         if not self.progress.curve:
             self._record_curve_point()
 
@@ -249,9 +254,10 @@ class FineTuningModule(L.LightningModule):
             self.examples.response_tokens[row_indices].sum(),
         )
         measurements = RowMeasurements(np.sort(example_ids), ["loss"])
+        assert self._split_model is not None, "made when training starts"
         with self._without_gradient_averaging():
             for batch in self._cut_batches(self.examples, row_indices):
-                batch_losses = self.objective(SplitModel(self.model), batch.to(self.device))  # [B]
+                batch_losses = self.objective(self._split_model, batch.to(self.device))  # [B]
                 batch_rows = np.searchsorted(self.examples.example_ids, batch.example_id.numpy())
                 token_counts = torch.from_numpy(self.examples.response_tokens[batch_rows]).to(batch_losses)
                 self.manual_backward((batch_losses * token_counts).sum() / update_tokens)
@@ -278,16 +284,20 @@ class FineTuningModule(L.LightningModule):
         """Return the mean over held-out rows of the objective, None where nothing is held out."""
         if self.heldout is None:
             return None
-        model, measurements = split_model(self.model), RowMeasurements(self.heldout.example_ids, ["loss"])
+        assert self._split_model is not None, "made when training starts"
+        measurements = RowMeasurements(self.heldout.example_ids, ["loss"])
         for batch in self._cut_batches(self.heldout, np.arange(len(self.heldout))):
-            batch_losses = self.objective(model, batch.to(self.device))
+            batch_losses = self.objective(self._split_model, batch.to(self.device))
             measurements.record(batch.example_id.numpy(), loss=batch_losses.float().cpu().numpy())
         return float(measurements.gather()["loss"].mean())
 
     def _cut_batches(self, examples: Examples, row_indices: np.ndarray) -> Iterator[Batch]:
         """Yield this rank's share of some rows in batches of like length, within the token budget."""
         own_rows = share_of_this_rank()(row_indices)
-        batches = LengthBatches(examples, self.settings.micro_batch_tokens, self.pad_id, own_rows)
+        batch_overhead = BATCH_OVERHEAD.get(self.device.type, GPU_BATCH_OVERHEAD)
+        batches = LengthBatches(
+            examples, self.settings.micro_batch_tokens, self.pad_id, own_rows, batch_overhead=batch_overhead
+        )
         return (batches[batch_index] for batch_index in range(len(batches)))
 
     def _record_curve_point(self) -> None:
