@@ -153,6 +153,15 @@ def try_trainer(build_trainer: TrainerBuilder) -> "L.Trainer":
         ) from trainer_error
 
 
+def find_device(build_trainer: TrainerBuilder) -> "torch.device":
+    """Find the device of the trainers that a builder builds.
+
+    Raises:
+        UserError: Lightning refuses the options, or there is no such device.
+    """
+    return try_trainer(build_trainer).strategy.root_device
+
+
 def single_process_trainer(build_trainer: TrainerBuilder) -> TrainerBuilder:
     """Return a builder of trainers that use this process only, for training that rank zero does alone."""
     return partial(build_trainer, devices=1, num_nodes=1, strategy="auto") if _is_connected() else build_trainer

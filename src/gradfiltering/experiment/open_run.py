@@ -1,60 +1,84 @@
 """An open run: its folder, its stages and its logger."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-import lightning as L
-import torch
-from lightning.pytorch.loggers import Logger
-
-from gradfiltering.distributed.process_group import run_on_rank_zero, try_trainer
+from gradfiltering.distributed.process_group import find_device, run_on_rank_zero
 from gradfiltering.experiment.parts import Experiment
-from gradfiltering.reports.experiment_logger import close_logger, open_logger
 from gradfiltering.runs.logs import log_to_file
 from gradfiltering.runs.memory import keep_freed_memory
 from gradfiltering.runs.run_folder import RunFolder
 from gradfiltering.runs.run_lock import hold_run_folder
 from gradfiltering.runs.stages import StageRunner
 
+if TYPE_CHECKING:
+    import lightning as L
+    import torch
+    from lightning.pytorch.loggers import Logger
 
-@dataclass(frozen=True)
+
 class OpenRun:
     """A run that has begun.
 
-    Attributes:
+    Args:
+        experiment: its parts.
         folder: the run folder.
-        stages: runs the stages and writes the summary.
-        logger: the experiment logger.
-        build_trainer: builds a `lightning.Trainer` with this logger.
+        masked_config: the resolved configuration without secrets, for the logger.
         device: of the run's trainers.
+
+    Attributes:
+        stages: runs the stages and writes the summary.
     """
 
-    folder: RunFolder
-    stages: StageRunner
-    logger: Logger
-    build_trainer: Callable[..., L.Trainer]
-    device: torch.device
+    def __init__(
+        self, experiment: Experiment, folder: RunFolder, masked_config: dict[str, Any], device: "torch.device"
+    ):
+        self.experiment = experiment
+        self.folder = folder
+        self.masked_config = masked_config
+        self.device = device
+        self.stages = StageRunner(folder, device)
+
+    @cached_property
+    def logger(self) -> "Logger":
+        """The experiment logger, opened when it is first needed: its libraries take seconds to load."""
+        from gradfiltering.reports.experiment_logger import open_logger
+
+        return open_logger(self.experiment.build_logger, self.masked_config)
+
+    def build_trainer(self, **trainer_options: Any) -> "L.Trainer":
+        """Build a `lightning.Trainer` with this logger, from further keyword arguments."""
+        return self.experiment.build_trainer(
+            logger=self.logger,
+            default_root_dir=self.folder.path,
+            enable_progress_bar=False,  # the run's own display shows what goes on
+            **trainer_options,
+        )
+
+    def close(self) -> None:
+        """Close the logger, where it was opened."""
+        if "logger" in vars(self):
+            from gradfiltering.reports.experiment_logger import close_logger
+
+            close_logger(self.logger)
 
 
 @contextmanager
 def open_run(experiment: Experiment) -> Iterator[OpenRun]:
     """Begin a run in its folder; close its log and its logger however the run ends."""
+    import datasets
+
+    datasets.disable_progress_bars()
     keep_freed_memory()
-    device = try_trainer(experiment.build_trainer).strategy.root_device
+    device = find_device(experiment.build_trainer)
     folder = RunFolder(run_on_rank_zero(lambda: experiment.run_folder))
     with hold_run_folder(folder.path):
         masked_config = folder.begin(experiment.config, experiment.seed, device, experiment.overrides)
         with log_to_file(folder.path, str(experiment.config["log_level"])):
-            logger = open_logger(experiment.build_logger, masked_config)
-            build_trainer = partial(
-                experiment.build_trainer,
-                logger=logger,
-                default_root_dir=folder.path,
-                enable_progress_bar=False,  # the run's own display shows it
-            )
+            run = OpenRun(experiment, folder, masked_config, device)
             try:
-                yield OpenRun(folder, StageRunner(folder, device), logger, build_trainer, device)
+                yield run
             finally:
-                close_logger(logger)
+                run.close()

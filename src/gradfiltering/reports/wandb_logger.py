@@ -57,6 +57,7 @@ class RunWandbLogger(WandbLogger):
             **options,
         )
         self.artifacts = artifacts
+        self._wandb_init.pop("anonymous", None)  # Lightning sends it unasked, and W&B warns of it
 
     def log_frame(self, name: str, table: pd.DataFrame) -> None:
         """Log a table; missing values are None."""
