@@ -136,7 +136,11 @@ def build_trainer_builder(cfg: DictConfig) -> "Callable[..., L.Trainer]":
         UserError: an option of the trainer is out of range.
     """
     check_trainer_options(cfg)
-    build_trainer: Callable[..., L.Trainer] = build(cfg.trainer)
+
+    def build_trainer(**trainer_options: Any) -> "L.Trainer":
+        trainer_builder: Callable[..., L.Trainer] = build(cfg.trainer)
+        return trainer_builder(**trainer_options)
+
     return build_trainer
 
 

@@ -2,9 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from peft import PeftModel
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble, SnapshotMeasurement
 from gradfiltering.ensembles.stack_state import StackState, concatenate_members
@@ -13,8 +11,12 @@ from gradfiltering.models.lora import Adapters, export_adapter
 from gradfiltering.runs.cache import Cache, CachedResult, ResumePoint
 from gradfiltering.runs.files import hash_key
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 MEMBER_VERSION = 1  # raise it when the same settings would train other adapters
 MEMBERS = "members"  # kind of result
+ONLINE_LOG_FILE = "online.parquet"  # beside a trained member
 STATE_FILE, ADAPTER_FOLDER, TRAJECTORY_FILE = "state.safetensors", "adapter", "trajectory.parquet"
 # Neither the number of members nor the time between checkpoints changes the training of one of them.
 IRRELEVANT_SETTINGS = ("m", "checkpoint_minutes")
@@ -132,7 +134,7 @@ class MemberCache:
         self,
         key: Mapping[str, Any],
         state: StackState,
-        model: PeftModel,
+        model: "PeftModel",
         seconds: float,
         trajectory: Sequence[TrajectoryPoint] | None = None,
         write_more: Callable[[Path], None] | None = None,

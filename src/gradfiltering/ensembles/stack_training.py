@@ -17,7 +17,7 @@ from gradfiltering.data.examples import Examples
 from gradfiltering.ensembles.data_module import EnsembleDataModule
 from gradfiltering.ensembles.log_recorder import build_log, log_recorder
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
-from gradfiltering.ensembles.member_cache import MemberCache
+from gradfiltering.ensembles.member_cache import ONLINE_LOG_FILE, MemberCache
 from gradfiltering.ensembles.proxy_ensemble import ProxyEnsemble
 from gradfiltering.ensembles.stack_state import StackState
 from gradfiltering.ensembles.trajectory import TrajectoryPoint
@@ -27,7 +27,6 @@ from gradfiltering.runs.cache import ResumePoint
 from gradfiltering.runs.gradient_log import write_member
 from gradfiltering.runs.progress import ProgressBar, progress_bar
 
-ONLINE_LOG_FILE = "online.parquet"  # beside a trained member
 RECORDER_PREFIX = "recorder/"
 
 

@@ -3,21 +3,17 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import lightning as L
 import torch
-from peft import PeftModel
 
 from gradfiltering.data.batches import LengthBuckets
 from gradfiltering.data.examples import Examples
 from gradfiltering.ensembles.batch_settings import BatchSettings
-from gradfiltering.ensembles.data_module import EnsembleDataModule
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.ensembles.member_cache import MemberCache
 from gradfiltering.ensembles.prefix_states import PrefixStates, keep_prefix_states
 from gradfiltering.ensembles.stack_state import StackState
-from gradfiltering.ensembles.stack_training import StackTrainer
 from gradfiltering.gradients.dropout import Dropout
 from gradfiltering.gradients.engine import GradientEngine
 from gradfiltering.gradients.fused import FusedEngine
@@ -25,11 +21,17 @@ from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.lora import Adapters, initial_adapters
 from gradfiltering.runs.cache import CachedResult
 
+if TYPE_CHECKING:
+    import lightning as L
+    from peft import PeftModel
+
+    from gradfiltering.ensembles.data_module import EnsembleDataModule
+
 
 class BuildEngine(Protocol):
     """Builds a gradient engine around a model with LoRA layers."""
 
-    def __call__(self, *, model: PeftModel, chunk_tokens: int) -> GradientEngine:
+    def __call__(self, *, model: "PeftModel", chunk_tokens: int) -> GradientEngine:
         """Build the engine.
 
         Args:
@@ -104,14 +106,14 @@ class TrainedEnsemble:
     """
 
     base_model: LanguageModel
-    model: PeftModel
+    model: "PeftModel"
     examples: Examples
     settings: LoraEnsemble
     engine: GradientEngine
     member_cache: MemberCache
     batches: BatchSettings
     seed: int
-    build_trainer: Callable[..., L.Trainer]
+    build_trainer: "Callable[..., L.Trainer]"
     costs: EnsembleCosts
     row_width: int
     _batch_tokens: int | None = None
@@ -123,6 +125,8 @@ class TrainedEnsemble:
 
     def train(self, epochs: Sequence[int]) -> None:
         """Train every member from where the cache has it, so that it exists after all of these epochs."""
+        from gradfiltering.ensembles.stack_training import StackTrainer
+
         stack_trainer = StackTrainer(self.settings, self.engine, self.member_cache, self.model, self.build_trainer)
         stack_trainer.finish_interrupted_epochs(self.examples)
         plans = {
@@ -204,7 +208,9 @@ class TrainedEnsemble:
             self.costs.frozen_tokens += examples.tokens
         return prefix_states
 
-    def _training_data(self, member_ids: Sequence[int], earlier_epochs: int) -> EnsembleDataModule:
+    def _training_data(self, member_ids: Sequence[int], earlier_epochs: int) -> "EnsembleDataModule":
+        from gradfiltering.ensembles.data_module import EnsembleDataModule
+
         settings = self.settings
         row_states = self.keep_prefix_states(self.examples)
         if row_states is not None and row_states.is_new:

@@ -4,9 +4,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning as L
 import torch
 
 from gradfiltering.data.dataset import InstructionDataset
@@ -22,6 +21,9 @@ from gradfiltering.models.weights import hash_weights
 from gradfiltering.options import PositiveInt, options
 from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    import lightning as L
 
 
 @options
@@ -185,7 +187,7 @@ class MeasurementContext:
     cache: Cache
     run_folder: RunFolder
     seed: int
-    build_trainer: Callable[..., L.Trainer]
+    build_trainer: "Callable[..., L.Trainer]"
     reports: MeasurementReports = field(default_factory=MeasurementReports)
 
     @cached_property

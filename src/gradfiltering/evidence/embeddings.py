@@ -1,9 +1,10 @@
 """Embeddings of rows: mean hidden states of the proxy, or vectors of a sentence encoder."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.distributed.row_measurements import Column, RowMeasurements
@@ -15,6 +16,9 @@ from gradfiltering.models.language_model import from_pretrained
 from gradfiltering.models.model_folder import check_loaded_weights
 from gradfiltering.requests import Embeddings
 from gradfiltering.runs.plain_text import replace_lone_surrogates
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class EmbeddingMeasurer(Measurer[Embeddings]):
@@ -57,6 +61,8 @@ def _embed_by_proxy(context: MeasurementContext) -> np.ndarray:
 
 def _embed_by_sentence_encoder(context: MeasurementContext, encoder_name: str) -> np.ndarray:
     """Average an encoder's states over the tokens of each row's whole text, scaled to length 1."""
+    from transformers import AutoModel, AutoTokenizer
+
     example_ids = context.examples.example_ids
     tokenizer = from_pretrained(AutoTokenizer, encoder_name)
     encoder, loading_info = from_pretrained(AutoModel, encoder_name, output_loading_info=True)
@@ -87,7 +93,7 @@ def _embed_by_sentence_encoder(context: MeasurementContext, encoder_name: str) -
     return row_recorder.gather()["embedding"][0]
 
 
-def row_text(dataset: InstructionDataset, example_id: int, tokenizer: PreTrainedTokenizerBase) -> str:
+def row_text(dataset: InstructionDataset, example_id: int, tokenizer: "PreTrainedTokenizerBase") -> str:
     """Join a row's prompt and response to one text, without the words of a template."""
     segments = dataset.schema.segments(dataset.rows[example_id], "plain", tokenizer)
     return replace_lone_surrogates("".join(segment.text for segment in segments))

@@ -14,8 +14,7 @@ from gradfiltering.distributed.row_measurements import Column, share_of_this_ran
 from gradfiltering.ensembles.batch_settings import FORWARD_TOKENS
 from gradfiltering.ensembles.log_recorder import build_log, log_recorder
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
-from gradfiltering.ensembles.member_cache import MemberCache
-from gradfiltering.ensembles.stack_training import ONLINE_LOG_FILE
+from gradfiltering.ensembles.member_cache import ONLINE_LOG_FILE, MemberCache
 from gradfiltering.ensembles.trained_ensemble import EnsembleCosts, TrainedEnsemble
 from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.gradients.attention import set_attention

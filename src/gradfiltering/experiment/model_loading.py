@@ -1,8 +1,7 @@
 """Loading of the proxy and the target."""
 
 from collections.abc import Callable
-
-import lightning as L
+from typing import TYPE_CHECKING
 
 from gradfiltering.models.language_model import (
     ConvertibleSource,
@@ -14,9 +13,12 @@ from gradfiltering.models.language_model import (
 from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.progress import progress_bar
 
+if TYPE_CHECKING:
+    import lightning as L
+
 
 def load_language_model(
-    source: ModelSource, cache: Cache, seed: int, trainer: Callable[..., L.Trainer]
+    source: ModelSource, cache: Cache, seed: int, trainer: "Callable[..., L.Trainer]"
 ) -> LanguageModel:
     """Load a model for the trainer's device; one that must be trained or converted first comes from the cache.
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from gradfiltering.methods.base import Method
     from gradfiltering.models.language_model import ModelSource
     from gradfiltering.models.objectives import Objective
-    from gradfiltering.reports.page.run_page import PageSettings
+    from gradfiltering.reports.page.settings import PageSettings
     from gradfiltering.runs.cache import Cache
 
 Stage = Literal["proxy", "score", "select", "target", "judge", "report"]

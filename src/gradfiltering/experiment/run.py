@@ -40,9 +40,6 @@ from gradfiltering.judging.verdict_summary import summarize_verdicts, warn_of_un
 from gradfiltering.judging.verdicts import write_verdicts
 from gradfiltering.methods.subset_files import write_known_rows, write_scores, write_subset
 from gradfiltering.models.language_model import LanguageModel
-from gradfiltering.reports.cards import write_cards
-from gradfiltering.reports.experiment_logger import log_run
-from gradfiltering.reports.page.run_page import write_page
 from gradfiltering.reports.screen import format_details, print_result
 from gradfiltering.requests import BaseModelLosses, Evidence, GradientLog
 from gradfiltering.runs.logs import announce, screen
@@ -125,11 +122,11 @@ def run_experiment(experiment: Experiment) -> None:
                 run.stages.run("judge", judge_models, experiment, run, dataset, target, prompts)
         if experiment.page.page:
             run.stages.run("report", run_on_rank_zero, write_run_page, experiment, run, dataset)
-        run_on_rank_zero(write_cards, run.folder.path)
+        run_on_rank_zero(write_run_cards, run)
         run.stages.end()
         logger.info("results\n%s", format_details(run.stages.summary))
         print_result(run.stages.summary, run.folder.path, screen())
-        log_run(run.logger, run.folder.path)
+        log_results(run)
 
 
 def report_contents(run: OpenRun, dataset: InstructionDataset) -> None:
@@ -447,5 +444,21 @@ def judge_models(
 
 def write_run_page(experiment: Experiment, run: OpenRun, dataset: InstructionDataset) -> None:
     """Write the page of the run, and the rows' texts that it shows."""
+    from gradfiltering.reports.page.run_page import write_page
+
     write_row_texts(run.folder.path, dataset, experiment.cache)
     write_page(run.folder.path, experiment.page.rows, experiment.page.figures)
+
+
+def write_run_cards(run: OpenRun) -> None:
+    """Write the cards of subset and adapter."""
+    from gradfiltering.reports.cards import write_cards
+
+    write_cards(run.folder.path)
+
+
+def log_results(run: OpenRun) -> None:
+    """Log what the run left in its experiment logger."""
+    from gradfiltering.reports.experiment_logger import log_run
+
+    log_run(run.logger, run.folder.path)

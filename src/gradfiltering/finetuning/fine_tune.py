@@ -8,26 +8,27 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
-
-import lightning as L
-from peft import PeftModel
+from typing import TYPE_CHECKING, Any
 
 from gradfiltering.data.examples import Examples, hash_examples
 from gradfiltering.errors import UserError, attributed_to
 from gradfiltering.finetuning.settings import FineTuningSettings
-from gradfiltering.finetuning.training_loop import CurvePoint, FineTuningModule
 from gradfiltering.finetuning.training_sets import CANDIDATE
 from gradfiltering.finetuning.update_schedule import EpochSchedule, UpdateSchedule
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.lora import initial_adapters
 from gradfiltering.models.objectives import Objective
-from gradfiltering.models.recomputed_layers import recompute_layers
 from gradfiltering.models.weights import count_matmul_weights, hash_weights
 from gradfiltering.runs.cache import Cache, ResumePoint
 from gradfiltering.runs.progress import progress_bar
 from gradfiltering.runs.run_folder import ADAPTER, CURVE_FILE, POOL_FILE, ROUNDS_FILE, TARGET, RunFolder
 from gradfiltering.seeding import derive_seed
+
+if TYPE_CHECKING:
+    import lightning as L
+    from peft import PeftModel
+
+    from gradfiltering.finetuning.training_loop import CurvePoint
 
 TRAINING_VERSION = 3  # raise it when the same rows and settings would train another adapter
 # Settings on which no adapter depends: the time between checkpoints, and how much is computed or stored at once.
@@ -105,7 +106,7 @@ class FineTuningContext:
     cache: Cache
     run_folder: RunFolder
     seed: int
-    build_trainer: Callable[..., L.Trainer]
+    build_trainer: "Callable[..., L.Trainer]"
 
     @cached_property
     def shared_key(self) -> dict[str, Any]:
@@ -143,6 +144,8 @@ def fine_tune(
         resume_point: where checkpoints are saved; None to save none.
         schedule: decides the rows of each update; None for passes over all examples.
     """
+    from gradfiltering.finetuning.training_loop import FineTuningModule
+
     settings, base_model = context.settings, context.base_model
     if schedule is None:
         schedule = EpochSchedule(len(examples), settings.epochs, settings.batch_size, context.seed)
@@ -186,7 +189,9 @@ def fine_tune(
     )
 
 
-def _recomputed_layers(model: PeftModel, settings: FineTuningSettings) -> AbstractContextManager[None]:
+def _recomputed_layers(model: "PeftModel", settings: FineTuningSettings) -> AbstractContextManager[None]:
+    from gradfiltering.models.recomputed_layers import recompute_layers
+
     return recompute_layers(model) if settings.gradient_checkpointing else nullcontext()
 
 
@@ -257,7 +262,9 @@ def train_or_reuse(
 
 
 @contextmanager
-def attach_untrained_adapter(base_model: LanguageModel, settings: FineTuningSettings, seed: int) -> Iterator[PeftModel]:
+def attach_untrained_adapter(
+    base_model: LanguageModel, settings: FineTuningSettings, seed: int
+) -> "Iterator[PeftModel]":
     """Attach the untrained adapter that every model of a run starts from; detach it at the end."""
     model = settings.lora.attach(base_model.model)
     try:
@@ -269,8 +276,10 @@ def attach_untrained_adapter(base_model: LanguageModel, settings: FineTuningSett
         model.unload()
 
 
-def write_curve(curve: Sequence[CurvePoint], output_path: Path) -> None:
+def write_curve(curve: "Sequence[CurvePoint]", output_path: Path) -> None:
     """Write a convergence curve as CSV."""
+    from gradfiltering.finetuning.training_loop import CurvePoint
+
     with output_path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(CurvePoint)])
         writer.writeheader()

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from gradfiltering.gradients.unsupported import UnsupportedModelError
 
@@ -173,6 +172,8 @@ def _find_own_attention(module: nn.Module) -> Callable[..., Any]:
 
 @contextmanager
 def _eager_function(function: Callable[..., Any]) -> Iterator[None]:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
     ALL_ATTENTION_FUNCTIONS[EAGER] = function
     try:
         yield

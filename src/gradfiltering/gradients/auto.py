@@ -1,8 +1,7 @@
 """Choice of the gradient engine by what the model allows."""
 
 import logging
-
-from peft import PeftModel
+from typing import TYPE_CHECKING
 
 from gradfiltering.errors import UserError
 from gradfiltering.gradients.engine import GradientEngine
@@ -11,10 +10,13 @@ from gradfiltering.gradients.unsupported import UnsupportedModelError
 from gradfiltering.gradients.vmap import VmapEngine
 from gradfiltering.models.objectives import Objective
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 logger = logging.getLogger(__name__)
 
 
-def choose_engine(model: PeftModel, objective: Objective, chunk_tokens: int) -> GradientEngine:
+def choose_engine(model: "PeftModel", objective: Objective, chunk_tokens: int) -> GradientEngine:
     """Build the fused engine where it serves the model, else the vmap engine, and log which and why.
 
     Each engine is tried on two short rows. The fused engine is ruled out by adapted layers that are

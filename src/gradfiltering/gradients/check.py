@@ -1,10 +1,9 @@
 """The comparison of an engine with one row at a time, on a tiny batch, before it is used."""
 
 from dataclasses import replace
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 
 from gradfiltering.data.batches import IGNORED, Batch
@@ -16,6 +15,9 @@ from gradfiltering.gradients.unsupported import UnsupportedModelError
 from gradfiltering.models.causal_model import FunctionalModel
 from gradfiltering.models.lora import Adapters
 from gradfiltering.models.objectives import Objective, ResponseNLL
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 # Largest relative error of an example's gradient. Rounding stays far below it, a term left out does not.
 TOLERANCES = {torch.float64: 1e-3, torch.float32: 1e-2}
@@ -31,7 +33,7 @@ class CheckedEngine(Protocol):
     """An engine as the comparison needs it."""
 
     name: ClassVar[str]
-    model: PeftModel
+    model: "PeftModel"
     adapter_name: str
     objective: Objective
     chunk_tokens: int
@@ -173,7 +175,7 @@ def _refuse_selected_tokens(base_model: Any) -> None:
             )
 
 
-def _random_adapters(model: PeftModel, adapter_name: str) -> Adapters:
+def _random_adapters(model: "PeftModel", adapter_name: str) -> Adapters:
     """Draw one adapter; B is not 0, so that A has a gradient, too."""
     generator = torch.Generator().manual_seed(0)
     return {
@@ -195,7 +197,7 @@ def _padded_batch(base_model: Any) -> Batch:
 
 
 @torch.no_grad()
-def _check_causality(model: PeftModel, batch: Batch) -> None:
+def _check_causality(model: "PeftModel", batch: Batch) -> None:
     """Refuse a model in which a token sees later ones, as padding would then change an example."""
     whole_row, beginning = batch.input_ids[:1], batch.input_ids[:1, :PROMPT_TOKENS]
     logits, logits_of_beginning = (
@@ -210,7 +212,7 @@ def _check_causality(model: PeftModel, batch: Batch) -> None:
         )
 
 
-def _row_gradient(model: PeftModel, adapters: Adapters, batch: Batch, row: int) -> Adapters:
+def _row_gradient(model: "PeftModel", adapters: Adapters, batch: Batch, row: int) -> Adapters:
     """Compute the gradient of one row without padding, by autograd."""
     parameters = {name: value.detach().clone().requires_grad_() for name, value in adapters.items()}
     row_batch = Batch(

@@ -4,10 +4,9 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 
 from gradfiltering.data.batches import Batch
@@ -23,6 +22,9 @@ from gradfiltering.gradients.statistics import (
 )
 from gradfiltering.models.lora import Adapters, member_count
 from gradfiltering.models.objectives import Objective
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +50,7 @@ class GradientEngine(ABC):
 
     name: ClassVar[str]
 
-    def __init__(self, model: PeftModel, objective: Objective, chunk_tokens: int):
+    def __init__(self, model: "PeftModel", objective: Objective, chunk_tokens: int):
         if chunk_tokens < 1:
             raise UserError(f"chunk_tokens must be positive, got {chunk_tokens}")
         self.model = model.eval()

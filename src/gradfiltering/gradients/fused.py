@@ -16,14 +16,10 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers.activations import NewGELUActivation
-from transformers.pytorch_utils import Conv1D
 
 from gradfiltering.data.batches import Batch
 from gradfiltering.gradients.attention import EAGER, SDPA, SDPA_ARGUMENTS, EagerAttention, set_attention
@@ -35,6 +31,9 @@ from gradfiltering.gradients.unsupported import UnsupportedModelError
 from gradfiltering.models.causal_model import SplitModel, split_model
 from gradfiltering.models.lora import Adapters, member_count
 from gradfiltering.models.objectives import Objective
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +61,13 @@ class FusedEngine(GradientEngine):
 
     def __init__(
         self,
-        model: PeftModel,
+        model: "PeftModel",
         objective: Objective,
         chunk_tokens: int,
         record_statistics: bool = True,
     ):
+        from transformers.activations import NewGELUActivation
+
         super().__init__(model, objective, chunk_tokens)
         self.record_statistics = record_statistics
         self.prefix_refusal = ""
@@ -207,8 +208,10 @@ class FusedEngine(GradientEngine):
                 layer.__dict__.pop("forward", None)
 
 
-def _find_lora_layers(model: PeftModel, adapter_name: str) -> dict[str, Any]:
+def _find_lora_layers(model: "PeftModel", adapter_name: str) -> dict[str, Any]:
     """LoRA layers of an adapter by module name; refuses those that are more than W x + c·B A x."""
+    from peft.tuners.lora import LoraLayer
+
     layers: dict[str, Any] = {}
     for module_name, module in model.named_modules():
         if not isinstance(module, LoraLayer) or adapter_name not in module.scaling:
@@ -232,6 +235,8 @@ def _find_lora_layers(model: PeftModel, adapter_name: str) -> dict[str, Any]:
 @torch.no_grad()
 def _is_plainly_linear(layer: Any) -> bool:
     """Compare a layer, of a subclass perhaps, with the product by its weight."""
+    from transformers.pytorch_utils import Conv1D
+
     if type(layer).forward in (nn.Linear.forward, Conv1D.forward):
         return True
     if not isinstance(layer, nn.Linear) or layer.weight.shape != (layer.out_features, layer.in_features):
@@ -255,6 +260,8 @@ class _StackedForward:
         example_count: int,
         row_shape: tuple[int, int],
     ):
+        from transformers.pytorch_utils import Conv1D
+
         is_transposed = isinstance(base_layer, Conv1D)
         self.weight = base_layer.weight if is_transposed else base_layer.weight.t()  # [D_in, D_out]
         self.bias = base_layer.bias

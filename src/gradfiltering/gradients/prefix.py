@@ -7,14 +7,16 @@ made by the model's own forward, and put in by it, too: the layers below ℓ₀ 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 
 from gradfiltering.gradients.unsupported import UnsupportedModelError
 from gradfiltering.models.adapted_layers import find_layers, first_adapted_layer
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 HIDDEN_STATES = "hidden_states"  # the argument of a layer, where it is not the first
 
@@ -98,7 +100,7 @@ class FrozenPrefix:
                 layer.__dict__.pop("forward", None)
 
 
-def find_prefix(model: PeftModel) -> FrozenPrefix | None:
+def find_prefix(model: "PeftModel") -> FrozenPrefix | None:
     """Find the layers below the first adapted one; None where there are none."""
     first_layer = first_adapted_layer(model)
     layer_list = find_layers(model.get_base_model())

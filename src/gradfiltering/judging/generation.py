@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
 
 from gradfiltering.data.templates import find_template, stop_tokens, tokenize_prompts
 from gradfiltering.errors import UserError
@@ -139,6 +138,8 @@ def plain_decoding(language_model: Any) -> Iterator[None]:
     `generate` fills what a configuration leaves open from the model's own, a repetition penalty for
     instance.
     """
+    from transformers import GenerationConfig
+
     # PEFT reads and writes the options of the model it wraps.
     config_owner = language_model.get_base_model() if hasattr(language_model, "get_base_model") else language_model
     decoding_options, was_training = config_owner.generation_config, language_model.training
@@ -156,6 +157,8 @@ def generate_batch(
     language_model: Any, tokenizer: Any, prompts: Sequence[list[int]], max_new_tokens: int
 ) -> list[NewTokens]:
     """Generate the new tokens of each prompt (the closing one included), with why they end."""
+    from transformers import GenerationConfig
+
     stop_ids = stop_tokens(tokenizer)
     pad_id = tokenizer.pad_token_id
     if pad_id is None or pad_id >= embedding_count(language_model):

@@ -3,11 +3,12 @@
 import math
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from torch import nn
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 ALL_LAYERS = "all"
 LAST_LAYERS = re.compile(r"last_([1-9]\d*)")
@@ -78,13 +79,15 @@ def count_last_layers(choice: LayerChoice) -> int | None:
     return choice if isinstance(choice, int) else None
 
 
-def first_adapted_layer(model: PeftModel) -> int:
+def first_adapted_layer(model: "PeftModel") -> int:
     """Return the index of the first layer with an adapter: what enters it depends on row and base model alone.
 
     Returns:
         0 where that is the first layer, where something before the layers may have an adapter, or where the model has
         no list of layers.
     """
+    from peft.tuners.lora import LoraLayer
+
     base_model: Any = model.get_base_model()
     layer_list = find_layers(base_model)
     if layer_list is None:

@@ -6,8 +6,6 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -90,6 +88,9 @@ def split_model(model: nn.Module) -> SplitModel:
     Args:
         model: a causal language model, with LoRA layers or without.
     """
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
+
     base_model: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     body = getattr(base_model, base_model.base_model_prefix, None)
     output_layer = base_model.get_output_embeddings()

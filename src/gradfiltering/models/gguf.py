@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gradfiltering.errors import UserError
 
@@ -44,6 +43,8 @@ def convert_gguf(gguf_file: Path, folder: Path, public_name: str) -> None:
 
 
 def _read_gguf(gguf_file: Path) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     try:
         arguments: dict[str, Any] = {"gguf_file": gguf_file.name}
         tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, **arguments)
@@ -64,6 +65,8 @@ def check_converted(folder: Path, public_name: str) -> None:
     Raises:
         UserError: a weight is missing or not finite, or the sentences are predicted little better than by chance.
     """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(folder)
     loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     model, loading_info = loaded

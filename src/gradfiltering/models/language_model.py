@@ -5,12 +5,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from gradfiltering.data.examples import Examples
 from gradfiltering.errors import UserError, attributed_to, is_disk_full, is_out_of_memory
@@ -29,6 +27,9 @@ from gradfiltering.models.quantization import (
     quantized_loading_arguments,
 )
 from gradfiltering.options import model_validator, options
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PROBE_TOKENS = 8
 CAUSAL_TOLERANCE = 1e-4  # of the spread of the logits; encoders with random weights differ by 1e-3
@@ -52,7 +53,7 @@ class LanguageModel:
     """
 
     model: nn.Module
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: "PreTrainedTokenizerBase"
     name: str
     path: str
     seconds: float = 0.0
@@ -167,6 +168,8 @@ class PretrainedModel:
     @property
     def context_length(self) -> int:
         """Longest input the model takes, in tokens, as its configuration says."""
+        from transformers import AutoConfig
+
         return find_context_length(self._from_pretrained(AutoConfig), self._load_tokenizer())
 
     def check(self) -> None:
@@ -214,12 +217,16 @@ class PretrainedModel:
         return None if self.attention == "auto" else self.attention
 
     def _load_config(self) -> Any:
+        from transformers import AutoConfig
+
         check_model_folder(Path(self.model))
         config = self._from_pretrained(AutoConfig)
         check_quantization(config, self.model)
         return config
 
     def _load_weights(self, **arguments: Any) -> Any:
+        from transformers import AutoModelForCausalLM
+
         with _without_reports():
             model, loading_info = self._from_pretrained(
                 AutoModelForCausalLM, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
@@ -228,6 +235,8 @@ class PretrainedModel:
         return model
 
     def _load_tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
         tokenizer_name = self.tokenizer or self.model
         check_folder_files(Path(tokenizer_name))
         tokenizer = from_pretrained(AutoTokenizer, tokenizer_name, trust_remote_code=self.trust_remote_code)
@@ -334,6 +343,8 @@ def from_pretrained(factory: Any, model_name: str, **arguments: Any) -> Any:
 @contextmanager
 def _without_reports() -> Iterator[None]:
     """Silence transformers' table of missing and unexpected weights, which an error of ours names."""
+    from transformers.utils import logging as transformers_logging
+
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(transformers_logging.CRITICAL)
     try:
@@ -345,6 +356,8 @@ def _without_reports() -> Iterator[None]:
 @contextmanager
 def _without_progress_bar() -> Iterator[None]:
     """Hide the bar of loading weights, where none are."""
+    from transformers.utils import logging as transformers_logging
+
     was_enabled = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:

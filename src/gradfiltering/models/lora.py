@@ -4,15 +4,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from gradfiltering.errors import UserError, is_out_of_memory
 from gradfiltering.models.adapted_layers import (
@@ -33,6 +30,9 @@ from gradfiltering.options import (
     options,
 )
 from gradfiltering.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class LoraSettings:
         last_count = count_last_layers(layers)
         return {**settings, "layers": layers if last_count is None else last_count}
 
-    def attach(self, model: nn.Module) -> PeftModel:
+    def attach(self, model: nn.Module) -> "PeftModel":
         """Wrap `model` with LoRA layers of this shape.
 
         `all-linear` leaves routers and experts alone where they are no linear layers but stacked
@@ -97,7 +97,7 @@ class LoraSettings:
         peft_model = self._attach_to_all_layers(model)
         return peft_model if self.layers == ALL_LAYERS else self._detach_other_layers(peft_model)
 
-    def _attach_to_all_layers(self, model: nn.Module) -> PeftModel:
+    def _attach_to_all_layers(self, model: nn.Module) -> "PeftModel":
         if not isinstance(self.target_modules, str):
             return self._attach_to(model, list(self.target_modules))
         peft_model = self._attach_to(model, self.target_modules)
@@ -108,8 +108,10 @@ class LoraSettings:
         linear_modules = sorted(config.target_modules)
         return self._attach_to(peft_model.unload(), linear_modules)
 
-    def _detach_other_layers(self, peft_model: PeftModel) -> PeftModel:
+    def _detach_other_layers(self, peft_model: "PeftModel") -> "PeftModel":
         """Keep the adapters of the chosen layers only."""
+        from peft.tuners.lora import LoraLayer
+
         base_model: Any = peft_model.get_base_model()
         module_names = [name for name, module in base_model.named_modules() if isinstance(module, LoraLayer)]
         model_name, layer_list = type(base_model).__name__, find_layers(base_model)
@@ -145,7 +147,10 @@ class LoraSettings:
             )
         return self._attach_to(base_model, chosen_names)
 
-    def _attach_to(self, model: nn.Module, target_modules: str | list[str]) -> PeftModel:
+    def _attach_to(self, model: nn.Module, target_modules: str | list[str]) -> "PeftModel":
+        from peft import LoraConfig, TaskType, get_peft_model
+        from transformers.pytorch_utils import Conv1D
+
         config = LoraConfig(
             task_type=TaskType.CAUSAL_LM,
             r=self.rank,
@@ -170,7 +175,7 @@ def member_count(adapters: Mapping[str, Tensor]) -> int:
     return len(next(iter(adapters.values())))
 
 
-def initial_adapters(model: PeftModel, settings: LoraSettings, members: Sequence[int], seed: int) -> Adapters:
+def initial_adapters(model: "PeftModel", settings: LoraSettings, members: Sequence[int], seed: int) -> Adapters:
     """Draw adapters independently of one another, and stack them.
 
     A is drawn as PEFT does (Kaiming uniform with a = √5, that is U(−1/√d_in, 1/√d_in)), B normal
@@ -199,7 +204,7 @@ def initial_adapters(model: PeftModel, settings: LoraSettings, members: Sequence
     return adapters
 
 
-def export_adapter(model: PeftModel, adapters: Adapters, member_index: int, folder: Path) -> None:
+def export_adapter(model: "PeftModel", adapters: Adapters, member_index: int, folder: Path) -> None:
     """Write one member as a PEFT folder that `PeftModel.from_pretrained` loads.
 
     Args:
@@ -208,6 +213,8 @@ def export_adapter(model: PeftModel, adapters: Adapters, member_index: int, fold
         member_index: position in the stack.
         folder: is made; parent folders too.
     """
+    from peft import get_peft_model_state_dict
+
     member_state = {
         parameter_name: stacked[member_index].detach().cpu().contiguous()
         for parameter_name, stacked in adapters.items()
@@ -222,13 +229,15 @@ def export_adapter(model: PeftModel, adapters: Adapters, member_index: int, fold
     config.inference_mode = inference_mode
 
 
-def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
+def load_adapter(model: nn.Module, folder: Path) -> "PeftModel":
     """Put the adapter of a PEFT folder on its base model.
 
     Raises:
         UserError: the folder cannot be read, or its weights are not those that the adapter has on this
             model; PEFT would leave out some, and draw others at random.
     """
+    from peft import PeftModel, get_peft_model_state_dict
+
     try:
         saved_shapes = {name: tuple(value.shape) for name, value in load_file(folder / ADAPTER_FILE).items()}
         peft_model = PeftModel.from_pretrained(model, str(folder))
@@ -254,7 +263,7 @@ def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
     return peft_model
 
 
-def update_ratio(model: PeftModel, adapters: Adapters, settings: LoraSettings) -> list[float]:
+def update_ratio(model: "PeftModel", adapters: Adapters, settings: LoraSettings) -> list[float]:
     """Compute ‖ΔW‖_F / ‖W‖_F of each member over all adapted layers.
 
     A small ratio means that the first-order picture of the update is valid. ‖BA‖² = ⟨BᵀB, AAᵀ⟩, so

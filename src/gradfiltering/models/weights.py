@@ -3,13 +3,16 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from peft import PeftModel
 from torch import nn
 
 from gradfiltering.models.adapted_layers import find_layers, first_adapted_layer
 from gradfiltering.models.quantization import weight_shape
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 BASE_MODEL_LOCATION = ("base_model_name_or_path", "revision")  # in an adapter's configuration
 
@@ -45,7 +48,7 @@ def count_matmul_weights(model: nn.Module) -> int:
     return sum(matrix_sizes.values()) - (0 if embedding is output_layer else embedding.numel())
 
 
-def count_frozen_weights(model: PeftModel) -> int:
+def count_frozen_weights(model: "PeftModel") -> int:
     """Count the weights in matrix products of the layers below the first adapted one."""
     layer_list = find_layers(model.get_base_model())
     if layer_list is None:

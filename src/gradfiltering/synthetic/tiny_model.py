@@ -7,7 +7,7 @@ from gradfiltering.distributed.process_group import single_process_trainer
 from gradfiltering.models.language_model import LanguageModel, PretrainedModel
 from gradfiltering.options import PositiveInt, options
 from gradfiltering.runs.cache import Cache
-from gradfiltering.synthetic.pretraining import Pretraining, hash_corpus, pretrain, read_corpus
+from gradfiltering.synthetic.pretraining import Pretraining, hash_corpus, read_corpus
 
 PRETRAINING_VERSION = 1  # raise it when the same settings would train another model
 
@@ -54,6 +54,8 @@ class TinyModel:
             seed: decides initial weights, the generated prose and the windows seen.
             trainer: builds a `lightning.Trainer` from keyword arguments.
         """
+        from gradfiltering.synthetic.causal_training import pretrain
+
         documents = read_corpus(self.text, self.characters, seed)
         model_shape = {
             "architecture": self.architecture,

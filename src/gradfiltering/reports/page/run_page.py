@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from gradfiltering.options import NonNegativeInt, options
 from gradfiltering.reports.data_lines import describe_data
 from gradfiltering.reports.judge_lines import describe_judge, verdicts_are_usable
 from gradfiltering.reports.page import answer_section, convergence_curves, ensemble_health, provenance, row_explorer
@@ -15,24 +14,10 @@ from gradfiltering.reports.page.charts import Chart, write_figures
 from gradfiltering.reports.page.html_rendering import write_html
 from gradfiltering.reports.page.row_measurements import RowMeasurements, measure_rows
 from gradfiltering.reports.page.selection_charts import draw_selection
+from gradfiltering.reports.page.settings import PageSettings
 from gradfiltering.reports.references import format_bibtex
 from gradfiltering.reports.run_files import RunFiles
 from gradfiltering.runs.run_folder import FIGURES, REPORT_FILE
-
-
-@options
-class PageSettings:
-    """Content of a run's page.
-
-    Attributes:
-        page: whether to write one.
-        rows: number of rows it holds with their text, or `all`.
-        figures: whether to write the charts as PNG and SVG files too.
-    """
-
-    page: bool = True
-    rows: NonNegativeInt | Literal["all"] = 5000
-    figures: bool = True
 
 
 def write_page(run_dir: Path, row_limit: int | str | None = None, figures: bool = True) -> Path:

@@ -1,0 +1,20 @@
+"""Settings of a run's page, apart from what draws it, which takes long to import."""
+
+from typing import Literal
+
+from gradfiltering.options import NonNegativeInt, options
+
+
+@options
+class PageSettings:
+    """Content of a run's page.
+
+    Attributes:
+        page: whether to write one.
+        rows: number of rows it holds with their text, or `all`.
+        figures: whether to write the charts as PNG and SVG files too.
+    """
+
+    page: bool = True
+    rows: NonNegativeInt | Literal["all"] = 5000
+    figures: bool = True
