@@ -18,6 +18,7 @@ from gradfiltering.config.plain_options import (
     build_from_options,
     check_trainer_options,
     refuse_non_finite,
+    runs_on_one_cpu,
 )
 from gradfiltering.errors import UserError
 from gradfiltering.experiment.parts import STAGES, Experiment, JudgingParts, ProxyParts, Stage, TargetParts
@@ -86,6 +87,7 @@ def build_experiment(cfg: DictConfig) -> Experiment:
             str(option_group): str(chosen_name) for option_group, chosen_name in hydra_config.runtime.choices.items()
         },
         build_trainer=build_trainer_builder(cfg),
+        runs_on_one_cpu=runs_on_one_cpu(cfg),
         build_logger=partial(build, cfg.logger),
         source=build(cfg.data),
         proxy=build_from_options(

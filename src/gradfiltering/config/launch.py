@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from gradfiltering.config.build import build_experiment, build_trainer_builder, 
 from gradfiltering.config.composition import composition_explained
 from gradfiltering.config.locations import configuration_folder
 from gradfiltering.config.option_names import options_named
+from gradfiltering.config.plain_options import runs_on_one_cpu
 from gradfiltering.distributed.process_group import connected_processes, is_rank_zero_at_launch, start_main
 from gradfiltering.errors import plain_words
 from gradfiltering.interruption import ending_in_one_sentence
@@ -86,7 +88,7 @@ def run_task(cfg: DictConfig) -> None:
             if is_rank_zero_at_launch():
                 screen.announce_run(cfg.run_dir, logs.screen())
             display.begin_stage("libraries")
-            with connected_processes(build_trainer_builder(cfg)):
+            with nullcontext() if runs_on_one_cpu(cfg) else connected_processes(build_trainer_builder(cfg)):
                 from gradfiltering.experiment.run import run_experiment
 
                 run_experiment(build_experiment(cfg))

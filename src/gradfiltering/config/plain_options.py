@@ -1,6 +1,7 @@
 """Options that no class of this project is built from: switches of the run, and those of `lightning.Trainer`."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -13,6 +14,15 @@ from gradfiltering.experiment.parts import Stage
 from gradfiltering.options import NonNegativeInt, OptionsError, PositiveInt, model_validator, options
 
 Built = TypeVar("Built")
+# Of a trainer, without a say in where it computes.
+OPTIONS_OF_NO_DEVICE = (
+    "enable_checkpointing", "enable_model_summary", "use_distributed_sampler", "num_sanity_val_steps",
+    "log_every_n_steps",
+)  # fmt: skip
+LAUNCHER_VARIABLES = (
+    "WORLD_SIZE", "LOCAL_RANK", "RANK", "SLURM_NTASKS", "TORCHELASTIC_RUN_ID", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE",
+    "PMI_SIZE", "KUBERNETES_PORT", "JSM_NAMESPACE_SIZE",
+)  # fmt: skip
 
 
 @options
@@ -104,6 +114,26 @@ def check_trainer_options(cfg: DictConfig) -> None:
             f"set by them; options of trainer: {known_names}"
         )
     build_from_options(TrainerOptions, {name: f"trainer.{name}" for name in trainer_options}, cfg)
+
+
+def runs_on_one_cpu(cfg: DictConfig) -> bool:
+    """Return True where it is plain, without Lightning, that the run is one process on the CPU.
+
+    Lightning takes seconds to import, and stages that need no model begin without it. Where a launcher, an accelerator
+    or an option makes it less plain, Lightning decides.
+    """
+    accelerator = cfg.trainer.get("accelerator")
+    is_plain = (
+        set(cfg.trainer) <= {"_target_", "_partial_", "accelerator", "devices", "precision", *OPTIONS_OF_NO_DEVICE}
+        and accelerator in ("auto", "cpu")
+        and (cfg.trainer.get("devices"), cfg.trainer.get("precision")) == (1, "32-true")
+        and not any(map(os.environ.get, LAUNCHER_VARIABLES))
+    )
+    if not is_plain or accelerator == "cpu":
+        return is_plain
+    import torch
+
+    return not torch.accelerator.is_available()
 
 
 def refuse_non_finite(option_value: Any, option_name: str = "") -> None:

@@ -69,10 +69,11 @@ class OpenRun:
 def open_run(experiment: Experiment) -> Iterator[OpenRun]:
     """Begin a run in its folder; close its log and its logger however the run ends."""
     import datasets
+    import torch
 
     datasets.disable_progress_bars()
     keep_freed_memory()
-    device = find_device(experiment.build_trainer)
+    device = torch.device("cpu") if experiment.runs_on_one_cpu else find_device(experiment.build_trainer)
     folder = RunFolder(run_on_rank_zero(lambda: experiment.run_folder))
     with hold_run_folder(folder.path):
         masked_config = folder.begin(experiment.config, experiment.seed, device, experiment.overrides)

@@ -128,6 +128,7 @@ class Experiment:
         overrides: the options that the user gave, NAME=VALUE each.
         choices: option group -> the name that was chosen.
         build_trainer: builds a `lightning.Trainer` from further keyword arguments.
+        runs_on_one_cpu: True where no trainer is needed to know that.
         build_logger: builds the experiment logger.
         source: of the rows.
         proxy: the ensemble that rows are scored with.
@@ -147,6 +148,7 @@ class Experiment:
     overrides: Sequence[str]
     choices: Mapping[str, str]
     build_trainer: "Callable[..., L.Trainer]"
+    runs_on_one_cpu: bool
     build_logger: "Callable[[], Logger]"
     source: "DatasetSource"
     proxy: ProxyParts

@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-from scipy import stats
+import scipy
 
 POWER = 0.8  # probability with which a difference is to be detected
 
@@ -86,11 +86,11 @@ def bca_interval(
     bias_share = (share_below + share_up_to) / 2
     if not 0 < bias_share < 1:  # too few resamples to tell the bias
         return percentile_interval(resampled_values, confidence)
-    bias = stats.norm.ppf(bias_share)
+    bias = scipy.stats.norm.ppf(bias_share)
     # For a mean the jackknife's skewness is that of the values themselves.
     acceleration = (outcome_counts * deviations**3).sum() / (6 * square_sum**1.5)
-    shifted_ends = bias + stats.norm.ppf([(1 - confidence) / 2, (1 + confidence) / 2])  # [2]
-    quantile_levels = stats.norm.cdf(bias + shifted_ends / (1 - acceleration * shifted_ends))
+    shifted_ends = bias + scipy.stats.norm.ppf([(1 - confidence) / 2, (1 + confidence) / 2])  # [2]
+    quantile_levels = scipy.stats.norm.cdf(bias + shifted_ends / (1 - acceleration * shifted_ends))
     lower_end, upper_end = np.quantile(resampled_values, quantile_levels)
     return float(lower_end), float(upper_end)
 
@@ -98,7 +98,7 @@ def bca_interval(
 def sign_test(win_count: int, loss_count: int) -> float:
     """Compute the two-sided p-value of the exact sign test; 1 when no prompt was decided."""
     decided_count = win_count + loss_count
-    return float(stats.binomtest(win_count, decided_count, 0.5).pvalue) if decided_count else 1.0
+    return float(scipy.stats.binomtest(win_count, decided_count, 0.5).pvalue) if decided_count else 1.0
 
 
 def detectable_difference(outcomes: np.ndarray, outcome_counts: np.ndarray, confidence: float) -> float | None:
@@ -117,5 +117,5 @@ def detectable_difference(outcomes: np.ndarray, outcome_counts: np.ndarray, conf
     variance = (outcome_counts * (outcomes - mean_outcome) ** 2).sum() / total_count
     if variance == 0:
         return None
-    critical_value = stats.norm.ppf((1 + confidence) / 2) + stats.norm.ppf(POWER)
+    critical_value = scipy.stats.norm.ppf((1 + confidence) / 2) + scipy.stats.norm.ppf(POWER)
     return float(critical_value * math.sqrt(variance / total_count))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-from scipy.special import expit
+import scipy
 
 from gradfiltering.statistics.intervals import percentile_interval, single_outcome_interval
 
@@ -66,7 +66,7 @@ def length_controlled(
     set_shares = set_sizes / set_sizes.sum()
 
     def score_without_length(intercepts: np.ndarray) -> np.ndarray:
-        return 2 * expit(intercepts) @ set_shares  # [R, K] -> [R]
+        return 2 * scipy.special.expit(intercepts) @ set_shares  # [R, K] -> [R]
 
     intercepts, slopes = fit_logistic(wins, length_pull, in_set, np.ones((1, len(wins))))
     rng, drawn_scores = np.random.default_rng(seed), []
@@ -108,7 +108,7 @@ def fit_logistic(
     """
     intercepts, slopes = np.zeros((len(row_weights), len(in_set))), np.zeros((len(row_weights), 1))
     for _ in range(NEWTON_STEPS):
-        win_chance = expit(intercepts @ in_set + slopes * length_pull)  # [R, N]
+        win_chance = scipy.special.expit(intercepts @ in_set + slopes * length_pull)  # [R, N]
         residuals = row_weights * (wins - win_chance)
         curvature = row_weights * win_chance * (1 - win_chance)
         intercept_gradient = residuals @ in_set.T - RIDGE * intercepts  # [R, K]

@@ -1,7 +1,7 @@
 """Correlation of ranks."""
 
 import numpy as np
-from scipy.stats import spearmanr
+import scipy
 
 MIN_VALUES = 3
 
@@ -17,4 +17,4 @@ def spearman_correlation(first_values: np.ndarray, second_values: np.ndarray) ->
         return None
     if any((values == values[0]).all() for values in (first_values, second_values)):
         return None
-    return float(spearmanr(first_values, second_values).statistic)
+    return float(scipy.stats.spearmanr(first_values, second_values).statistic)

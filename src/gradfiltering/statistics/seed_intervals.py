@@ -12,7 +12,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from gradfiltering.statistics.intervals import single_outcome_interval
 
@@ -121,10 +121,10 @@ def two_way_interval(cells: np.ndarray, confidence: float) -> tuple[np.ndarray, 
     cell_variance = np.square(weighted_errors).sum((-1, -2))
     variance = seed_variance + np.maximum(prompt_variance - cell_variance, 0)
     standard_error = np.sqrt(variance)
-    reach = stats.t.ppf((1 + confidence) / 2, seed_count - 1) * standard_error
+    reach = scipy.stats.t.ppf((1 + confidence) / 2, seed_count - 1) * standard_error
     with np.errstate(divide="ignore", invalid="ignore"):
         statistic = np.where(standard_error > 0, np.abs(estimate) / standard_error, np.inf * np.sign(np.abs(estimate)))
-    p_value = np.where(np.isnan(statistic), 1.0, 2 * stats.t.sf(statistic, seed_count - 1))
+    p_value = np.where(np.isnan(statistic), 1.0, 2 * scipy.stats.t.sf(statistic, seed_count - 1))
     return estimate - reach, estimate + reach, p_value
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
-from scipy.stats import rankdata
+import scipy
 
 from gradfiltering.statistics.rank_correlation import spearman_correlation
 
@@ -43,7 +43,7 @@ def score_correlation(first_scores: np.ndarray, second_scores: np.ndarray) -> fl
     """
     in_both = np.isfinite(first_scores) & np.isfinite(second_scores)
     first_values, second_values = first_scores[in_both], second_scores[in_both]
-    if np.array_equal(rankdata(first_values), rankdata(second_values)):
+    if np.array_equal(scipy.stats.rankdata(first_values), scipy.stats.rankdata(second_values)):
         return 1.0
     return spearman_correlation(first_values, second_values) or 0.0
 
