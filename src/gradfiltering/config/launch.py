@@ -84,6 +84,7 @@ def run_task(cfg: DictConfig) -> None:
     with options_named(cfg):
         remember_secrets(to_plain(cfg))
         mask_saved_configuration()
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries: the run has a display of its own
         with run_display(show_bars=cfg.progress is not False, **describe_launch()) as display:
             if is_rank_zero_at_launch():
                 screen.announce_run(cfg.run_dir, logs.screen())
