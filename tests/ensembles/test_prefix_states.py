@@ -175,6 +175,27 @@ def test_a_row_is_read_as_it_is_computed_alone(keep, engine, monkeypatch, shard_
         assert torch.equal(row_states[len(expected) :], row_states[len(expected) - 1].expand(96 - len(expected), -1))
 
 
+def test_a_part_of_the_rows_reads_the_states_of_all(keep, engine, tmp_path, capsys):
+    whole = keep()
+    chosen_ids = keep.examples.example_ids[[2, 3, 11, 20]]
+    part = keep.examples.select(chosen_ids.tolist())
+    capsys.readouterr()
+    states = prefix_states.keep_prefix_states(Cache(tmp_path / "cache"), engine, part, "hash", 0, BatchSettings(600, 0))
+    assert capsys.readouterr().out == "" and not states.is_new
+    assert torch.equal(states.read(np.arange(4), 96), whole.read(np.array([2, 3, 11, 20]), 96))
+    other_model = prefix_states.keep_prefix_states(
+        Cache(tmp_path / "cache"), engine, part, "another", 0, BatchSettings(600, 0)
+    )
+    assert other_model.is_new and len(other_model.lengths) == 4
+
+
+def test_rows_that_are_not_all_kept_are_computed(keep, engine, tmp_path):
+    cache, batches = Cache(tmp_path / "cache"), BatchSettings(600, 0)
+    part = keep.examples.select(keep.examples.example_ids[:5].tolist())
+    assert prefix_states.keep_prefix_states(cache, engine, part, "hash", 0, batches).is_new
+    assert keep().is_new
+
+
 def test_damaged_states_are_made_again(keep, capsys):
     states = keep()
     shard = states.folder / "states-000.bin"

@@ -265,3 +265,17 @@ def test_killed_process_frees_its_lock_and_leaves_no_result(tmp_path):
     assert second.communicate()[0].endswith("reused False\n")
     (made,) = (tmp_path / "cache" / "base_models").glob("*/artifact.json")
     assert (made.parent / "weights.txt").read_text() == "result"
+
+
+def test_a_result_can_be_found_by_a_check_of_some_files(tmp_path, capsys):
+    cache = Cache(tmp_path)
+
+    def write_two(folder):
+        write_result(folder)
+        (folder / "index.txt").write_text("index")
+
+    made = cache.get_or_compute("base_models", KEY, write_two)
+    (made.path / "weights.txt").write_text("damage")
+    assert cache.find("base_models", KEY, checked_files=["index.txt"]).path == made.path
+    assert capsys.readouterr().out == "" and cache.find("base_models", KEY) is None
+    assert cache.list_keys("base_models") == [KEY] and cache.list_keys("members") == []

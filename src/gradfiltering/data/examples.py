@@ -149,23 +149,28 @@ class Rows:
 
 def hash_examples(examples: Examples) -> str:
     """Digest of ids, tokens and the spans to learn."""
-    return _hash_columns(examples, ("input_ids", "supervised"), np.ascontiguousarray(examples.example_ids).tobytes())
-
-
-def hash_tokens(examples: Examples) -> str:
-    """Digest of the rows' tokens, in their order."""
-    return _hash_columns(examples, ("input_ids",))
-
-
-def _hash_columns(examples: Examples, column_names: Sequence[str], first_bytes: bytes = b"") -> str:
-    digest = hashlib.sha256(first_bytes)
-    arrow_columns = examples.table.select_columns(list(column_names)).with_format("arrow")
-    for batch in arrow_columns.iter(10_000):
-        for column_name in column_names:
+    digest = hashlib.sha256(np.ascontiguousarray(examples.example_ids).tobytes())
+    numpy_columns = examples.table.select_columns(["input_ids", "supervised"]).with_format("arrow")
+    for batch in numpy_columns.iter(10_000):
+        for column_name in ("input_ids", "supervised"):
             column = batch[column_name].combine_chunks()
             digest.update(column.value_lengths().to_numpy(zero_copy_only=False).tobytes())
             digest.update(column.flatten().to_numpy(zero_copy_only=False).tobytes())
     return digest.hexdigest()[:32]
+
+
+def digest_rows(examples: Examples) -> list[bytes]:
+    """Digest of each row's tokens, 16 bytes."""
+    digests = []
+    for batch in examples.table.select_columns(["input_ids"]).with_format("arrow").iter(10_000):
+        column = batch["input_ids"].combine_chunks()
+        row_ends = np.cumsum(column.value_lengths().to_numpy(zero_copy_only=False))
+        tokens = np.ascontiguousarray(column.flatten().to_numpy(zero_copy_only=False))
+        digests += [
+            hashlib.blake2b(row_tokens.tobytes(), digest_size=16).digest()
+            for row_tokens in np.split(tokens, row_ends[:-1])
+        ]
+    return digests
 
 
 def hash_tokenizer(tokenizer: Any) -> str:

@@ -1,7 +1,9 @@
 """Hidden states that enter the first adapted layer, computed once per row and kept in the cache."""
 
+import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gradfiltering.data.batches import LengthBatches, collate
-from gradfiltering.data.examples import Examples, hash_tokens
+from gradfiltering.data.examples import Examples, digest_rows
 from gradfiltering.distributed.process_group import gather_from_ranks, run_on_rank_zero, world_size
 from gradfiltering.distributed.row_measurements import share_of_this_rank
 from gradfiltering.ensembles.batch_settings import FORWARD_TOKENS, BatchSettings
@@ -22,9 +24,10 @@ from gradfiltering.runs.cache import Cache, CachedResult
 from gradfiltering.runs.logs import announce
 from gradfiltering.runs.progress import track
 
-PREFIX_VERSION = 1  # raise it when the same rows would have other states
+PREFIX_VERSION = 2  # raise it when the same rows would have other states
 FROZEN_PREFIX = "frozen_prefix"  # kind of result
-INDEX_FILE, LENGTHS_FILE = "index.json", "lengths.npy"
+INDEX_FILE, LENGTHS_FILE, DIGESTS_FILE = "index.json", "lengths.npy", "digests.npy"
+DIGEST_BYTES = 16
 SHARD_BYTES = 128 << 20
 FREE_DISK_SHARE = 0.9  # of the free space, at most so much is taken
 RAW_TYPES = {torch.float64: "<f8", torch.float32: "<f4", torch.bfloat16: "<i2", torch.float16: "<i2"}
@@ -42,6 +45,7 @@ class PrefixStates:
         first_rows: position of the first row of each shard.
         is_new: False where an earlier run or pass made them.
         seconds: how long they took to make.
+        positions: [K] of the rows that are asked for among those that are kept.
     """
 
     folder: Path
@@ -51,6 +55,7 @@ class PrefixStates:
     first_rows: np.ndarray
     is_new: bool
     seconds: float
+    positions: np.ndarray
     _shards: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -58,9 +63,16 @@ class PrefixStates:
         return {**vars(self), "_shards": {}}
 
     @classmethod
-    def open(cls, cached_result: CachedResult) -> "PrefixStates":
-        """Open what `keep_prefix_states` made."""
+    def open(cls, cached_result: CachedResult, digests: Sequence[bytes]) -> "PrefixStates":
+        """Open what `keep_prefix_states` made.
+
+        Args:
+            cached_result: states of these rows, perhaps among others.
+            digests: of the rows.
+        """
         folder = cached_result.path
+        positions = _find_rows(cached_result, digests)
+        assert positions is not None, "states of other rows"
         index = json.loads((folder / INDEX_FILE).read_text("utf-8"))
         return cls(
             folder=folder,
@@ -70,6 +82,7 @@ class PrefixStates:
             first_rows=np.asarray(index["first_rows"]),
             is_new=not cached_result.reused,
             seconds=cached_result.seconds,
+            positions=positions,
         )
 
     def read(self, row_positions: np.ndarray, padded_length: int) -> Tensor:
@@ -77,8 +90,9 @@ class PrefixStates:
         raw_type = np.dtype(RAW_TYPES[self.dtype])
         states = np.empty((len(row_positions), padded_length, self.width), raw_type)
         row_ends = np.cumsum(self.lengths, dtype=np.int64)  # in tokens, over all shards
-        shard_numbers = np.searchsorted(self.first_rows, row_positions, side="right") - 1
-        for row_states, row, shard_number in zip(states, row_positions, shard_numbers, strict=True):
+        rows = self.positions[row_positions]
+        shard_numbers = np.searchsorted(self.first_rows, rows, side="right") - 1
+        for row_states, row, shard_number in zip(states, rows, shard_numbers, strict=True):
             first_row, row_length = self.first_rows[shard_number], self.lengths[row]
             row_start = row_ends[row] - row_length - (row_ends[first_row] - self.lengths[first_row])
             shard = self._map_shard(int(shard_number))
@@ -100,6 +114,8 @@ def keep_prefix_states(
 ) -> PrefixStates | None:
     """Return the states of all rows from the cache; where it lacks them all ranks compute their share.
 
+    States of more rows serve as well, such as those of the rows that a part was drawn from.
+
     Args:
         cache: of this run and others.
         engine: on the device that computes, with a frozen prefix.
@@ -113,27 +129,59 @@ def keep_prefix_states(
     """
     prefix = engine.prefix
     assert prefix is not None and prefix.state_dtype is not None, "the engine was not checked, or has no frozen prefix"
-    key = {
+    digests = digest_rows(examples)
+    shared_key = {
         "code": PREFIX_VERSION,
         "base_model": model_hash,
-        "tokens": hash_tokens(examples),
         "first_layer": prefix.first_layer,
         "precision": _name_type(prefix.state_dtype),
     }
-    cached_result = cache.find(FROZEN_PREFIX, key)
-    if cached_result is None:
-        byte_count = examples.tokens * prefix.state_width * prefix.state_dtype.itemsize
-        description = f"frozen layers {prefix.layer_range} of {len(examples)} rows"
-        obstacle = run_on_rank_zero(_describe_obstacle, cache.folder, byte_count, batches.prefix_limit_bytes)
-        if obstacle:
-            announce(f"{description}: {_format_bytes(byte_count)}, {obstacle}; they are computed anew for each batch")
-            return None
-        announce(f"{description}: {_format_bytes(byte_count)}")
-        cached_result = cache.get_or_compute(FROZEN_PREFIX, key, _write_states, engine, examples, pad_id)
-    return PrefixStates.open(cached_result)
+    key = {**shared_key, "tokens": hashlib.sha256(b"".join(digests)).hexdigest()}
+    kept_states = _find_states(cache, key, shared_key, digests)
+    if kept_states is not None:
+        return kept_states
+    byte_count = examples.tokens * prefix.state_width * prefix.state_dtype.itemsize
+    description = f"frozen layers {prefix.layer_range} of {len(examples)} rows"
+    obstacle = run_on_rank_zero(_describe_obstacle, cache.folder, byte_count, batches.prefix_limit_bytes)
+    if obstacle:
+        announce(f"{description}: {_format_bytes(byte_count)}, {obstacle}; they are computed anew for each batch")
+        return None
+    announce(f"{description}: {_format_bytes(byte_count)}")
+    cached_result = cache.get_or_compute(FROZEN_PREFIX, key, _write_states, engine, examples, pad_id, digests)
+    return PrefixStates.open(cached_result, digests)
 
 
-def _write_states(rank_folder: Path, engine: FusedEngine, examples: Examples, pad_id: int) -> None:
+def _find_states(
+    cache: Cache, key: dict[str, Any], shared_key: dict[str, Any], digests: Sequence[bytes]
+) -> PrefixStates | None:
+    """Find the states of these rows, or of more."""
+    kept_keys = [
+        kept_key
+        for kept_key in cache.list_keys(FROZEN_PREFIX)
+        if {name: kept_key.get(name) for name in shared_key} == shared_key
+    ]
+    for kept_key in [key, *(kept_key for kept_key in kept_keys if kept_key != key)]:
+        # Many gigabytes are read to check all files, so only where the rows are there.
+        row_list = cache.find(FROZEN_PREFIX, kept_key, checked_files=[DIGESTS_FILE])
+        if row_list is None or _find_rows(row_list, digests) is None:
+            continue
+        cached_result = cache.find(FROZEN_PREFIX, kept_key)
+        if cached_result is not None:
+            return PrefixStates.open(cached_result, digests)
+    return None
+
+
+def _find_rows(cached_result: CachedResult, digests: Sequence[bytes]) -> np.ndarray | None:
+    """Return the positions of rows among those that are kept; None where one is missing."""
+    kept_digests = np.load(cached_result.path / DIGESTS_FILE)  # [N, 16] uint8
+    kept_positions = {digest.tobytes(): position for position, digest in enumerate(kept_digests)}
+    positions = [kept_positions.get(digest, -1) for digest in digests]
+    return None if min(positions) < 0 else np.asarray(positions)
+
+
+def _write_states(
+    rank_folder: Path, engine: FusedEngine, examples: Examples, pad_id: int, digests: Sequence[bytes]
+) -> None:
     """Write all shards into the folder of rank zero, each rank those of its share."""
     prefix = engine.prefix
     assert prefix is not None and prefix.state_dtype is not None
@@ -165,6 +213,7 @@ def _write_states(rank_folder: Path, engine: FusedEngine, examples: Examples, pa
         shard.tofile(result_folder / _shard_name(shard_number))
     gather_from_ranks(None)  # all shards are written
     np.save(rank_folder / LENGTHS_FILE, examples.lengths)
+    np.save(rank_folder / DIGESTS_FILE, np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES))
     index: dict[str, Any] = {
         "dtype": _name_type(prefix.state_dtype),
         "width": prefix.state_width,

@@ -7,7 +7,7 @@ from gradfiltering.ensembles.heldout_member import HeldoutSplit, heldout_member_
 from gradfiltering.evidence.base_model_losses import measure_losses
 from gradfiltering.evidence.context import HeldoutMemberReport, MeasurementContext
 from gradfiltering.evidence.ensemble_passes import EnsemblePasses, attach_ensemble
-from gradfiltering.models.weights import count_matmul_weights
+from gradfiltering.models.weights import count_frozen_weights, count_matmul_weights
 
 
 def measure_heldout_member(context: MeasurementContext, split: HeldoutSplit) -> HeldoutMemberReport:
@@ -33,6 +33,7 @@ def measure_heldout_member(context: MeasurementContext, split: HeldoutSplit) -> 
     )
     snapshots, settings = context.snapshots, context.ensemble.single_member()
     with attach_ensemble(member_context, report.costs, split.heldout, settings) as trained_member:
+        report.frozen_weights = count_frozen_weights(trained_member.model)
         trained_member.train([snapshots.early, snapshots.late])
         passes = EnsemblePasses(trained_member, split.heldout, "rows that the extra member never saw")
         for epoch in (snapshots.early, snapshots.late):

@@ -11,7 +11,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,9 +125,16 @@ class Cache:
         """
         return run_on_rank_zero(lambda: self.get_or_compute(result_kind, cache_key, compute, *args, **kwargs))
 
-    def find(self, result_kind: str, cache_key: CacheKey) -> CachedResult | None:
-        """Find the cached result for `cache_key`; every rank gets the same answer. A damaged result is none."""
-        return run_on_rank_zero(self._find, result_kind, cache_key)
+    def find(
+        self, result_kind: str, cache_key: CacheKey, checked_files: Sequence[str] | None = None
+    ) -> CachedResult | None:
+        """Find the cached result for `cache_key`; every rank gets the same answer. A damaged result is none.
+
+        Args:
+            result_kind, cache_key: what it is found by.
+            checked_files: names of files, the only ones that are checked for damage, and may be read; None for all.
+        """
+        return run_on_rank_zero(self._find, result_kind, cache_key, checked_files)
 
     def commit(
         self, result_kind: str, cache_key: CacheKey, write: Callable[[Path], object], seconds: float | None = None
@@ -177,20 +184,26 @@ class Cache:
         with _ResultLock(lock_path).held():
             yield
 
+    def list_keys(self, result_kind: str) -> list[dict[str, Any]]:
+        """List the keys of all results of a kind; every rank gets the same list."""
+        return run_on_rank_zero(self._keys, result_kind)
+
     def resume_point(self, result_kind: str, cache_key: CacheKey) -> "ResumePoint":
         """Return the place of what work on a result would go on from after an interruption."""
         return ResumePoint(self, result_kind, cache_key)
 
     def resume_points(self, result_kind: str) -> list["ResumePoint"]:
         """List what interrupted work on any result of a kind left."""
-        resume_keys = run_on_rank_zero(self._keys, RESUME_KIND)
+        resume_keys = self.list_keys(RESUME_KIND)
         return [
             ResumePoint(self, result_kind, {name: value for name, value in cache_key.items() if name != "kind"})
             for cache_key in resume_keys
             if cache_key.get("kind") == result_kind
         ]
 
-    def _find(self, result_kind: str, cache_key: CacheKey) -> CachedResult | None:
+    def _find(
+        self, result_kind: str, cache_key: CacheKey, checked_files: Sequence[str] | None = None
+    ) -> CachedResult | None:
         result_folder = self._result_folder(result_kind, cache_key)
         try:
             result_record = read_record(result_folder)
@@ -199,7 +212,12 @@ class Cache:
             return None
         if result_record is None:
             return None
-        damaged_files = find_damaged_files(result_folder, result_record["files"], checksum_once)
+        checksums = {
+            name: digest
+            for name, digest in result_record["files"].items()
+            if checked_files is None or name in checked_files
+        }
+        damaged_files = find_damaged_files(result_folder, checksums, checksum_once)
         if damaged_files and (result_folder / RECORD_FILE).is_file():  # else it was deleted meanwhile
             _report_damage(result_folder / damaged_files[0])
             return None
