@@ -1,6 +1,7 @@
 """The table of a sweep's jobs."""
 
 import csv
+import io
 import json
 import subprocess
 import sys
@@ -9,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from gradfiltering.errors import UserError
 from gradfiltering.reports.sweep_jobs import compute_overlaps, compute_rank_correlations, read_jobs
-from gradfiltering.reports.sweep_table import build_rows, write_sweep
+from gradfiltering.reports.sweep_table import build_rows, format_rows, write_sweep
 
 PWS = {"value": 1.2, "low": 1.1, "high": 1.3, "wins": 6, "ties": 1, "losses": 3, "unparsed": 0}
 
@@ -129,6 +131,34 @@ def test_shared_overrides_are_printed_once_and_never_as_markup(tmp_path):
     seen = console.export_text()
     assert seen.count(shared) == 1 and seen.count("[/bold]") == 1
     assert all(seen.count(f"scorer={scorer}") == 1 for scorer in ("gsnr", "raw_drop"))
+
+
+def printed_sweep(folder, width):
+    jobs = read_jobs(folder)
+    console = Console(width=width, record=True, file=io.StringIO())
+    for block in format_rows(folder.relative_to(folder.parent), jobs, sweep_rows(folder), width):
+        console.print(block, soft_wrap=isinstance(block, Text))
+    return console.export_text()
+
+
+@pytest.mark.parametrize("width", [60, 80, 160])
+def test_columns_that_do_not_differ_are_told_once(tmp_path, width):
+    for number, (scorer, value) in enumerate((("gsnr", 1.2), ("raw_drop", 1.1))):
+        job(tmp_path, number, [1, 2, 3 + number], overrides=["seed=1", f"scorer={scorer}"], pws=PWS | {"value": value})
+    text = printed_sweep(tmp_path, width)
+    first_line, *table_lines = text.splitlines()
+    assert first_line.startswith("All jobs  seed=1; warnings 1; held-out loss 1.5; selected 3; ")
+    table_text = "\n".join(table_lines)
+    assert "warnings" not in table_text and "seed=1" not in table_text
+    assert all(part in table_text for part in ("scorer=gsnr", "scorer=raw_drop", "random 1.20 [1.10, 1.30]"))
+    assert max(map(len, table_lines)) <= width
+
+
+def test_a_narrow_terminal_names_what_it_leaves_out(sweep):
+    text = printed_sweep(sweep, 60)
+    assert "options" in text and "winning score" in text
+    assert "in sweep.csv, too: held-out loss, selected, same rows as others, same order as others" in text
+    assert "in sweep.csv" not in printed_sweep(sweep, 200) and "same rows as others" in printed_sweep(sweep, 200)
 
 
 def test_an_old_sweep_by_the_command_line(sweep, tmp_path):

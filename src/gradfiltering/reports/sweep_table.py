@@ -22,10 +22,19 @@ from gradfiltering.reports.sweep_jobs import (
 from gradfiltering.reports.verdict_tables import compare_jobs
 from gradfiltering.runs.files import atomic_path, write_json
 
-PRINTED_COLUMNS = (
-    "job", "asked_for", "selected", "pws", "heldout_loss", "jaccard", "rank_correlation", "warnings", "seconds",
-    "saved",
-)  # fmt: skip
+# Column -> its heading on the screen, the most important ones first.
+PRINTED_COLUMNS = {
+    "job": "job",
+    "asked_for": "options",
+    "pws": "winning score",
+    "warnings": "warnings",
+    "heldout_loss": "held-out loss",
+    "selected": "selected",
+    "jaccard": "same rows as others",
+    "rank_correlation": "same order as others",
+    "seconds": "seconds",
+    "saved": "seconds saved",
+}
 
 
 def write_sweep(folder: Path, console: Console | None = None) -> list[dict[str, Any]]:
@@ -41,7 +50,7 @@ def write_sweep(folder: Path, console: Console | None = None) -> list[dict[str, 
     write_json(folder / "sweep.json", table_rows)
     with atomic_path(folder / "sweep.csv") as part:
         pd.DataFrame(table_rows, dtype=object).to_csv(part, index=False)
-    for block in _format_rows(folder, sweep_jobs, table_rows):
+    for block in format_rows(folder, sweep_jobs, table_rows, console.width):
         console.print(block, soft_wrap=isinstance(block, Text))
     compare_jobs(folder, sweep_jobs, console)
     page_path = write_sweep_page(folder, sweep_jobs, table_rows, pair_overlaps, pair_correlations)
@@ -85,21 +94,53 @@ def _build_row(sweep_job: SweepJob) -> dict[str, Any]:
     return row
 
 
-def _format_rows(
-    folder: Path, sweep_jobs: Sequence[SweepJob], table_rows: Sequence[dict[str, Any]]
+def format_rows(
+    folder: Path, sweep_jobs: Sequence[SweepJob], table_rows: Sequence[dict[str, Any]], width: int
 ) -> Iterator[Table | Text]:
-    """Format the overrides that all jobs share as a line, and the table of the others."""
+    """Format what all jobs have in common as lines, and the table of what differs, as far as it fits.
+
+    Args:
+        folder: of the sweep.
+        sweep_jobs: its jobs.
+        table_rows: a row for each job.
+        width: of the terminal, in characters.
+    """
     shared_overrides = []
     if len(sweep_jobs) > 1:
         job_overrides = [set(sweep_job.overrides) for sweep_job in sweep_jobs]
         shared_overrides = [name for name in sweep_jobs[0].overrides if name in set.intersection(*job_overrides)]
-    table = Table(*PRINTED_COLUMNS, title=Text(f"Sweep {folder}"), title_justify="left")
+    cells: dict[str, list[str]] = {name: [] for name in PRINTED_COLUMNS}
     for sweep_job, row in zip(sweep_jobs, table_rows, strict=True):
         own_overrides = " ".join(override for override in sweep_job.overrides if override not in shared_overrides)
-        table.add_row(*(Text(_format_cell({**row, "asked_for": own_overrides}, name)) for name in PRINTED_COLUMNS))
+        for name in PRINTED_COLUMNS:
+            cells[name].append(_format_cell({**row, "asked_for": own_overrides}, name))
+    known_cells = {name: column for name, column in cells.items() if any(column)}
+    differing_names = [
+        name for name, column in known_cells.items() if name == "job" or len(sweep_jobs) == 1 or len(set(column)) > 1
+    ]
+    shared_values = [
+        f"{PRINTED_COLUMNS[name]} {column[0]}" for name, column in known_cells.items() if name not in differing_names
+    ]
     if shared_overrides:
-        yield Text.assemble(("All jobs  ", "bold"), " ".join(shared_overrides))
+        shared_values.insert(0, " ".join(shared_overrides))
+    if shared_values:
+        yield Text.assemble(("All jobs  ", "bold"), "; ".join(shared_values))
+    column_widths = [_measure_column(PRINTED_COLUMNS[name], known_cells[name], width // 3) for name in differing_names]
+    fitting_count = max(2, int(np.searchsorted(np.cumsum(column_widths) + 1, width, side="right")))
+    table = Table(title=Text(f"Sweep {folder}"), title_justify="left")
+    for name in differing_names[:fitting_count]:
+        table.add_column(PRINTED_COLUMNS[name])
+    for job_cells in zip(*(known_cells[name] for name in differing_names[:fitting_count]), strict=True):
+        table.add_row(*map(Text, job_cells))
     yield table
+    left_out = [PRINTED_COLUMNS[name] for name in differing_names[fitting_count:]]
+    if left_out:
+        yield Text(f"  in sweep.csv, too: {', '.join(left_out)}", "dim")
+
+
+def _measure_column(heading: str, column: Sequence[str], wrapped_width: int) -> int:
+    """Return the characters that a column takes, border and padding included; longer cells are wrapped."""
+    return 3 + min(wrapped_width, max(len(line) for cell in [heading, *column] for line in cell.split("\n")))
 
 
 def _format_cell(row: dict[str, Any], column: str) -> str:
