@@ -19,6 +19,7 @@ from tests.support.pipeline import ROOT, run_train
 
 from gradfiltering.ensembles.stack_state import StackState
 from gradfiltering.ensembles.stack_training import _write_online_log
+from gradfiltering.experiment.model_loading import load_language_model
 from gradfiltering.finetuning.fine_tune import FineTuningResult
 from gradfiltering.requests import EpochLog
 from gradfiltering.runs.cache import Cache
@@ -242,3 +243,16 @@ def test_another_scorer_touches_no_stage_of_the_proxy(usual, look_up):
 def test_more_of_an_ensemble_adds_to_what_is_there(field, usual, look_up, tmp_path):
     found = changed(field, look_up, tmp_path)
     assert usual["members"] < found["members"]
+
+
+@pytest.mark.parametrize(("context", "times_loaded"), [(128, 1), (64, 2)])
+def test_one_model_as_proxy_and_target_is_loaded_once(context, times_loaded, look_up, monkeypatch):
+    loaded_sources = []
+
+    def load(source, *arguments):
+        loaded_sources.append(source)
+        return load_language_model(source, *arguments)
+
+    monkeypatch.setattr("gradfiltering.experiment.run.load_language_model", load)
+    look_up("target.base_model.architecture=gpt2", f"target.base_model.context={context}")
+    assert len(loaded_sources) == times_loaded

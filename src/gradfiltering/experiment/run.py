@@ -361,7 +361,8 @@ def train_models(
     """Fine-tune the target on the subset and on the rows of its baselines."""
     method, parts = experiment.method, experiment.target
     measured_with_target = method.scoring_model == "target"
-    target = proxy if measured_with_target else load_model(parts, experiment, run)
+    is_same_model = parts.base_model == experiment.proxy.base_model  # loaded once: adapters leave it as it was
+    target = proxy if is_same_model else load_model(parts, experiment, run)
     target_rows = build_encoder(parts, target, experiment, rows.dataset).encode_all(rows.dataset)
     if target_rows.examples.truncated and not measured_with_target:
         run.stages.add_warnings([warn_of_cut_target_rows(target_rows.examples)])
