@@ -129,6 +129,7 @@ UNTOUCHING: dict[str, Any] = {
     "eval.sets.tasks.limit": 9,
     "generation.max_new_tokens": 9,
     "generation.batch_size": 9,
+    "generation.engine": "vllm",
     "diagnostics.positive_drop_share": 0.9,
     "diagnostics.median_relative_drop": 0.9,
     "diagnostics.relative_variance": 0.9,

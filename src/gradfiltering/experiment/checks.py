@@ -7,6 +7,7 @@ from gradfiltering.evidence.measurers import check_requests
 from gradfiltering.experiment.parts import Experiment
 from gradfiltering.finetuning.training_sets import check_baselines
 from gradfiltering.judging.prompts import Prompt
+from gradfiltering.judging.vllm_answers import check_vllm
 from gradfiltering.models.language_model import ModelSource
 from gradfiltering.requests import TaskGradients
 
@@ -36,7 +37,22 @@ def check_experiment(experiment: Experiment) -> None:
         check_baselines(target.baselines)
         target.base_model.check()
     if experiment.reaches("judge"):
-        experiment.judging.generation.prompt_room(target.base_model.context_length)
+        generation = experiment.judging.generation
+        generation.prompt_room(target.base_model.context_length)
+        if generation.engine == "vllm":
+            with attributed_to(generation, "engine"):
+                check_vllm()
+                refuse_quantized_answers(target.base_model)
+
+
+def refuse_quantized_answers(base_model: ModelSource) -> None:
+    """Refuse to let vLLM answer for adapters that were trained on quantised weights, which it loads as they were.
+
+    Raises:
+        UserError: the weights would be quantised.
+    """
+    if getattr(base_model, "quantization", None) is not None:
+        raise UserError("vLLM would load the target without its quantisation; let transformers generate the answers")
 
 
 def refuse_quantized_proxy(base_model: ModelSource) -> None:

@@ -1,7 +1,9 @@
 """Answers of fine-tuned models to evaluation prompts, generated once for each model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache as call_once
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ from gradfiltering.data.examples import hash_tokenizer
 from gradfiltering.judging.generation import GenerationSettings, generate_responses, render_prompts
 from gradfiltering.judging.prompts import Prompt
 from gradfiltering.judging.responses import Response, read_responses, write_responses
+from gradfiltering.judging.vllm_answers import VllmGenerator
 from gradfiltering.models.language_model import LanguageModel, find_context_length
-from gradfiltering.models.lora import load_adapter
+from gradfiltering.models.lora import load_adapter, read_rank
 from gradfiltering.models.weights import hash_adapter, hash_weights
 from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.files import hash_key
@@ -62,6 +65,13 @@ def generate_answers(
         [prompt.prompt_set, prompt.prompt_id, text] for prompt, text in zip(prompts, prompt_texts, strict=True)
     ]
     responses, reused_seconds = {}, 0.0
+
+    @call_once
+    def start_vllm() -> VllmGenerator:
+        """Load the base model into vLLM, where any answer is missing, once for all adapters."""
+        ranks = [read_rank(adapter_folder) for adapter_folder in adapter_folders.values()]
+        return VllmGenerator(language_model, max(ranks), settings.max_new_tokens)
+
     for model_name, adapter_folder in adapter_folders.items():
         cache_key = {
             "code": ANSWERS_VERSION,
@@ -84,6 +94,7 @@ def generate_answers(
             settings,
             device,
             description=f"answers of {model_name}",
+            start_vllm=start_vllm if settings.engine == "vllm" else None,
         )
         responses[model_name] = read_responses(cached_answers.path / ANSWERS_FILE)
         reused_seconds += cached_answers.seconds if cached_answers.reused else 0.0
@@ -99,7 +110,15 @@ def _write_answers(
     settings: GenerationSettings,
     device: torch.device,
     description: str,
+    start_vllm: Callable[[], VllmGenerator] | None,
 ) -> None:
+    if start_vllm is not None:
+        generate = partial(start_vllm().generate, adapter_folder=adapter_folder)
+        answers = generate_responses(
+            language_model.model, language_model.tokenizer, prompts, prompt_texts, settings, description, generate
+        )
+        write_responses(answers_folder / ANSWERS_FILE, answers)
+        return
     tuned_model: Any = load_adapter(language_model.model, adapter_folder)
     tokenizer = language_model.tokenizer
     try:

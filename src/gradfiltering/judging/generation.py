@@ -1,8 +1,8 @@
 """Greedy decoding of a causal language model in batches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -24,11 +24,13 @@ class GenerationSettings:
 
     Attributes:
         max_new_tokens: longest answer in tokens.
-        batch_size: prompts answered at once.
+        batch_size: prompts answered at once by transformers; vLLM takes as many as fit.
+        engine: what generates the answers.
     """
 
     max_new_tokens: PositiveInt
     batch_size: PositiveInt
+    engine: Literal["transformers", "vllm"] = "transformers"
 
     def prompt_room(self, context_tokens: int) -> int:
         """Return the tokens that a model's context leaves for a prompt.
@@ -67,6 +69,7 @@ def generate_responses(
     prompt_texts: Sequence[str],
     settings: GenerationSettings,
     description: str,
+    generate: Callable[[Sequence[list[int]]], list[NewTokens]] | None = None,
 ) -> list[Response]:
     """Answer every prompt greedily; a response ends at a stop token, or at the limit.
 
@@ -83,6 +86,7 @@ def generate_responses(
         prompt_texts: their rendered texts, as `render_prompts` makes them.
         settings: length and batch size.
         description: text of the progress bar.
+        generate: another engine's: from the tokens of all prompts to those of their answers; None for transformers.
 
     Returns:
         B responses in the order of the prompts.
@@ -106,16 +110,10 @@ def generate_responses(
                 f"{tokenizer.convert_ids_to_tokens(max(token_ids))!r}, of which the model has no embedding; give the "
                 "tokenizer the model was trained with, or take the token out of the prompts or of the template"
             )
-    # Longest first: if the memory does not suffice, that shows at once.
-    length_order = sorted(range(len(prompts)), key=lambda prompt_index: -len(fitted_prompts[prompt_index]))
-    batch_size = settings.batch_size
-    prompt_batches = [length_order[start : start + batch_size] for start in range(0, len(length_order), batch_size)]
-    new_token_lists: dict[int, NewTokens] = {}
-    with plain_decoding(language_model):
-        for batch_indexes in track(prompt_batches, description, len(prompts), "answers", len):
-            batch_prompts = [fitted_prompts[prompt_index] for prompt_index in batch_indexes]
-            new_tokens = generate_batch(language_model, tokenizer, batch_prompts, settings.max_new_tokens)
-            new_token_lists.update(zip(batch_indexes, new_tokens, strict=True))
+    if generate is None:
+        new_token_lists = _generate_in_batches(language_model, tokenizer, fitted_prompts, settings, description)
+    else:
+        new_token_lists = generate(fitted_prompts)
     return [
         Response(
             prompt_set=eval_prompt.prompt_set,
@@ -129,6 +127,26 @@ def generate_responses(
         )
         for prompt_index, eval_prompt in enumerate(prompts)
     ]
+
+
+def _generate_in_batches(
+    language_model: Any,
+    tokenizer: Any,
+    fitted_prompts: Sequence[list[int]],
+    settings: GenerationSettings,
+    description: str,
+) -> list[NewTokens]:
+    # Longest first: if the memory does not suffice, that shows at once.
+    length_order = sorted(range(len(fitted_prompts)), key=lambda prompt_index: -len(fitted_prompts[prompt_index]))
+    batch_size = settings.batch_size
+    prompt_batches = [length_order[start : start + batch_size] for start in range(0, len(length_order), batch_size)]
+    new_token_lists: dict[int, NewTokens] = {}
+    with plain_decoding(language_model):
+        for batch_indexes in track(prompt_batches, description, len(fitted_prompts), "answers", len):
+            batch_prompts = [fitted_prompts[prompt_index] for prompt_index in batch_indexes]
+            new_tokens = generate_batch(language_model, tokenizer, batch_prompts, settings.max_new_tokens)
+            new_token_lists.update(zip(batch_indexes, new_tokens, strict=True))
+    return [new_token_lists[prompt_index] for prompt_index in range(len(fitted_prompts))]
 
 
 @contextmanager
@@ -187,7 +205,7 @@ def generate_batch(
         generation_config=generation_config,
     )
     new_tokens = output_ids[:, padded_width:].tolist()  # [B, T + new] -> [B, new]
-    return [_cut_at_stop(token_ids, stop_ids) for token_ids in new_tokens]
+    return [cut_at_stop(token_ids, stop_ids) for token_ids in new_tokens]
 
 
 def decode_answer(answer_tokens: NewTokens, tokenizer: Any) -> str:
@@ -212,7 +230,8 @@ def truncate_start(token_ids: list[int], prompt_room: int, bos_id: int | None) -
     return token_ids[len(token_ids) - prompt_room :]
 
 
-def _cut_at_stop(token_ids: list[int], stop_ids: Sequence[int]) -> NewTokens:
+def cut_at_stop(token_ids: list[int], stop_ids: Sequence[int]) -> NewTokens:
+    """Cut an answer behind its first stop token, and say whether there was one."""
     for token_index, token_id in enumerate(token_ids):
         if token_id in stop_ids:
             return token_ids[: token_index + 1], "eos"

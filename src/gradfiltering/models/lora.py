@@ -1,5 +1,6 @@
 """LoRA adapters on one frozen base model: settings, stacked parameters, update size, PEFT export."""
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -229,7 +230,11 @@ def export_adapter(model: "PeftModel", adapters: Adapters, member_index: int, fo
     config.inference_mode = inference_mode
 
 
+    """Return the rank of the adapter in a PEFT folder."""
+    return int(json.loads((adapter_folder / "adapter_config.json").read_text("utf-8"))["r"])
 def load_adapter(model: nn.Module, folder: Path) -> "PeftModel":
+def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
+def read_rank(adapter_folder: Path) -> int:
     """Put the adapter of a PEFT folder on its base model.
 
     Raises:
