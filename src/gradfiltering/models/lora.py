@@ -230,11 +230,12 @@ def export_adapter(model: "PeftModel", adapters: Adapters, member_index: int, fo
     config.inference_mode = inference_mode
 
 
+def read_rank(adapter_folder: Path) -> int:
     """Return the rank of the adapter in a PEFT folder."""
     return int(json.loads((adapter_folder / "adapter_config.json").read_text("utf-8"))["r"])
+
+
 def load_adapter(model: nn.Module, folder: Path) -> "PeftModel":
-def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
-def read_rank(adapter_folder: Path) -> int:
     """Put the adapter of a PEFT folder on its base model.
 
     Raises:
