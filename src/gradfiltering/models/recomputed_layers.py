@@ -3,16 +3,16 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
-
-from peft import PeftModel
-from transformers.modeling_layers import GradientCheckpointingLayer
+from typing import TYPE_CHECKING, Any
 
 from gradfiltering.errors import UserError
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 
 @contextmanager
-def recompute_layers(model: PeftModel) -> Iterator[None]:
+def recompute_layers(model: "PeftModel") -> Iterator[None]:
     """Store only the inputs of a model's layers during a forward pass (Chen et al., 2016, arXiv 1604.06174).
 
     Results are the same: no dropout is at work in a model in evaluation mode. transformers stores less in training mode
@@ -25,6 +25,8 @@ def recompute_layers(model: PeftModel) -> Iterator[None]:
     Raises:
         UserError: the architecture's layers cannot be recomputed.
     """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
     base_model: Any = model.get_base_model()
     layers = [module for module in base_model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers or not base_model.supports_gradient_checkpointing:
