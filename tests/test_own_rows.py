@@ -24,7 +24,10 @@ TINY = [
 ]  # fmt: skip
 # A few rows, so that the real model needs minutes on one core and not an hour.
 REAL_ROWS = 40
-REAL = ["proxy=smollm2", "target=smollm2", "proxy.max_tokens=128", "ensemble.m=1", "batch.tokens=2048"]
+REAL = [
+    "proxy=smollm2", "target=smollm2", "proxy.max_tokens=128", "ensemble.m=1", "scorer=normalized_drop",
+    "batch.tokens=2048",
+]  # fmt: skip
 
 pytestmark = pytest.mark.skipif(not CHAT.is_dir(), reason="the chat files are not on this machine")
 

@@ -6,11 +6,12 @@ hands the results over as `Evidence`. This module needs NumPy alone: no torch, f
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Generic, TypeVar, overload
+from typing import Any, ClassVar, Generic, Literal, TypeVar, overload
 
 import numpy as np
 
 Measured = TypeVar("Measured")
+SnapshotUnit = Literal["epoch", "update"]  # what snapshots are counted in
 
 
 class Request(Generic[Measured]):

@@ -83,9 +83,10 @@ def test_rows_differ_between_members_epochs_and_seeds():
 
 def test_a_members_rows_do_not_depend_on_the_other_members(examples):
     buckets = buckets_of(4, 2, 0, examples.lengths)
-    alone = MemberBatches(examples, buckets, [2], 1, PAD)
-    among = MemberBatches(examples, buckets, [0, 1, 2, 5], 1, PAD)
-    fewer = MemberBatches(examples, buckets, [2, 0], 1, PAD)
+    steps = len(buckets.slots(1))
+    alone = MemberBatches(examples, buckets, [2], 0, steps, PAD)
+    among = MemberBatches(examples, buckets, [0, 1, 2, 5], 0, steps, PAD)
+    fewer = MemberBatches(examples, buckets, [2, 0], 0, steps, PAD)
     assert len(alone) == len(among) == len(fewer)
     for step in range(len(alone)):
         rows = alone[step].example_id[0].tolist()
@@ -94,7 +95,8 @@ def test_a_members_rows_do_not_depend_on_the_other_members(examples):
 
 def test_stacked_batches_hold_each_members_own_rows(examples):
     members = [0, 3]
-    steps = MemberBatches(examples, buckets_of(4, 2, 0, examples.lengths), members, 1, PAD)
+    buckets = buckets_of(4, 2, 0, examples.lengths)
+    steps = MemberBatches(examples, buckets, members, 0, len(buckets.slots(1)), PAD)
     seen = {member: [] for member in members}
     for step in range(len(steps)):
         batch = steps[step]
@@ -210,7 +212,7 @@ class TestDataModule:
         for current in (0, 1):
             data.trainer = SimpleNamespace(current_epoch=current)
             batches = list(data.train_dataloader())
-            assert len(batches) == data.steps_per_epoch
+            assert len(batches) == data.step_count
             for member in range(3):
                 drawn = [examples.example_ids[rows].tolist() for rows in buckets.epoch(member, current + 1)]
                 assert [batch.example_id[member].tolist() for batch in batches] == drawn

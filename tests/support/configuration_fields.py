@@ -54,6 +54,7 @@ TOUCHING: dict[str, tuple[Any, set[str]]] = {
     "ensemble.collect": ("online", ENSEMBLE),
     "ensemble.bucket_batches": (3, ENSEMBLE),
     "ensemble.trajectory_steps": (3, ENSEMBLE),
+    "ensemble.train_rows": (40, ENSEMBLE),
     "heldout_member.train": (True, {"base_model_losses", "members", "gradient_log"}),  # besides those of the ensemble
     "ensemble.lora.rank": (3, ENSEMBLE),
     "ensemble.lora.alpha": (3, ENSEMBLE),

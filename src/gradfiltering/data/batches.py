@@ -129,6 +129,18 @@ class LengthBuckets:
             for bucket_index, first_position in self.slots(epoch)
         ]
 
+    def updates(self, member: int, first_update: int, last_update: int) -> list[np.ndarray]:
+        """Row positions of member's batches in the updates after `first_update` others up to `last_update`.
+
+        They run through the epochs one after the other, wherever a stretch of updates begins or ends.
+        """
+        steps_per_epoch = len(self.slots(1))
+        first_epoch = first_update // steps_per_epoch + 1
+        epochs = range(first_epoch, -(-last_update // steps_per_epoch) + 1)
+        batches = [batch for epoch in epochs for batch in self.epoch(member, epoch)]
+        earlier_updates = (first_epoch - 1) * steps_per_epoch
+        return batches[first_update - earlier_updates : last_update - earlier_updates]
+
     def resample(self, member: int) -> list[np.ndarray]:
         """A bootstrap sample of the rows, in order of length, cut into buckets of the same sizes.
 
@@ -140,16 +152,16 @@ class LengthBuckets:
 
 
 class MemberBatches(Dataset):
-    """One epoch of training batches for stacked members: item k holds step k's [M, B, T] batch.
+    """Training batches of some updates for stacked members: item k holds the [M, B, T] batch of the k-th of them.
 
     Args:
         examples: the rows.
         buckets: which rows fall into which batch.
         members: the members' numbers.
-        epoch: 1 for the first.
+        first_update: updates before the first of these.
+        last_update: updates with the last of these.
         pad_id: token id for padding.
         share: the rows of each member's batch that this process takes; B is 0 where none is left for it.
-        steps_done: steps of the epoch that an interrupted run had taken.
         row_states: the rows' `prefix_states`; None for none.
     """
 
@@ -158,14 +170,15 @@ class MemberBatches(Dataset):
         examples: Examples,
         buckets: LengthBuckets,
         members: Sequence[int],
-        epoch: int,
+        first_update: int,
+        last_update: int,
         pad_id: int,
         share: WorkShare = ALL_WORK,
-        steps_done: int = 0,
         row_states: RowStates | None = None,
     ):
         self.examples = examples
-        self.steps = list(zip(*(buckets.epoch(member, epoch) for member in members), strict=True))[steps_done:]
+        member_steps = (buckets.updates(member, first_update, last_update) for member in members)
+        self.steps = list(zip(*member_steps, strict=True))
         self.pad_id = pad_id
         self.share = share
         self.row_states = row_states

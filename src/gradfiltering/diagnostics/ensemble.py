@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gradfiltering.diagnostics.limits import DiagnosticLimits, Diagnostics
-from gradfiltering.requests import EpochLog, GradientLogPair
+from gradfiltering.requests import EpochLog, GradientLogPair, SnapshotUnit
 from gradfiltering.statistics.rank_correlation import spearman_correlation
 
 TINY = np.finfo(float).tiny
@@ -19,6 +19,7 @@ def diagnose_ensemble(
     late_epoch: int,
     update_ratios: Mapping[int, Sequence[float]],
     limits: DiagnosticLimits,
+    unit: SnapshotUnit = "epoch",
 ) -> Diagnostics:
     """Measure drop, variance, growth, agreement and training loss of an ensemble.
 
@@ -28,6 +29,7 @@ def diagnose_ensemble(
         late_epoch: epoch of the late snapshot.
         update_ratios: epoch -> ‖ΔW‖/‖W‖ of each member.
         limits: when to warn.
+        unit: what snapshots are counted in.
     """
     early_norm = logs.early.grad_norm.astype(np.float64).mean(0)  # [M, N] -> [N]
     late_norm = logs.late.grad_norm.astype(np.float64).mean(0)
@@ -43,7 +45,7 @@ def diagnose_ensemble(
             epoch: float(snapshot_log.loss.mean(dtype=np.float64)) for epoch, snapshot_log in log_by_epoch.items()
         },
     }
-    return Diagnostics(values, _list_warnings(values, early_epoch, late_epoch, limits))
+    return Diagnostics(values, _list_warnings(values, early_epoch, late_epoch, limits, unit))
 
 
 def _relative_variance(snapshot_log: EpochLog) -> float | None:
@@ -64,12 +66,14 @@ def _member_agreement(logs: GradientLogPair) -> float | None:
     return float(np.mean(known_correlations)) if known_correlations else None
 
 
-def _list_warnings(values: dict[str, Any], early_epoch: int, late_epoch: int, limits: DiagnosticLimits) -> list[str]:
+def _list_warnings(
+    values: dict[str, Any], early_epoch: int, late_epoch: int, limits: DiagnosticLimits, unit: SnapshotUnit
+) -> list[str]:
     warnings = []
     drop_share, median_drop = values["positive_drop_share"], values["median_relative_drop"]
     if drop_share < limits.positive_drop_share or median_drop < limits.median_relative_drop:
         warnings.append(
-            f"gradient norms fell from epoch {early_epoch} to {late_epoch} for {drop_share:.0%} of "
+            f"gradient norms fell from {unit} {early_epoch} to {late_epoch} for {drop_share:.0%} of "
             f"examples (limit {limits.positive_drop_share:.0%}), median relative drop "
             f"{median_drop:+.3f}: with negative drops, dividing by a small variance turns the order "
             "over. Train longer (a later pair of epochs), raise the learning rate or the initial "
@@ -78,7 +82,7 @@ def _list_warnings(values: dict[str, Any], early_epoch: int, late_epoch: int, li
     late_variance = values["relative_variance"][str(late_epoch)]
     if late_variance is not None and late_variance < limits.relative_variance:
         warnings.append(
-            f"the members hardly disagree: V/G² is {late_variance:.4f} at epoch {late_epoch} (limit "
+            f"the members hardly disagree: V/G² is {late_variance:.4f} at {unit} {late_epoch} (limit "
             f"{limits.relative_variance}). Raise the learning rate, the number of members or the "
             "initial spread of the adapters (init_b_std)"
         )

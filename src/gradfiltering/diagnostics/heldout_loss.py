@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gradfiltering.diagnostics.limits import Diagnostics
+from gradfiltering.requests import SnapshotUnit
 
 TOLERATED_RISE = 0.005  # of the early snapshot's loss
 
@@ -27,13 +28,16 @@ class HeldoutLosses:
     origin: Literal["dataset", "extra_member"]
 
 
-def diagnose_heldout_loss(heldout: HeldoutLosses | None, early_epoch: int, late_epoch: int) -> Diagnostics:
+def diagnose_heldout_loss(
+    heldout: HeldoutLosses | None, early_epoch: int, late_epoch: int, unit: SnapshotUnit = "epoch"
+) -> Diagnostics:
     """Collect the losses before training and after both snapshots, and warn where they do not fall.
 
     Args:
         heldout: what was measured, None where no row was held out.
         early_epoch: epoch of the early snapshot.
         late_epoch: epoch of the late snapshot.
+        unit: what snapshots are counted in.
     """
     if heldout is None:
         return Diagnostics({"heldout_loss": {"bare": None}})
@@ -48,16 +52,16 @@ def diagnose_heldout_loss(heldout: HeldoutLosses | None, early_epoch: int, late_
             values,
             [
                 f"the proxy's held-out loss did not fall ({heldout.base_loss:.3f} without adapters, {late_loss:.3f} at "
-                f"epoch {late_epoch}, on {heldout.rows:,} rows); raise the learning rate if it hardly moved, lower the "
-                "rate if the loss rose"
+                f"{unit} {late_epoch}, on {heldout.rows:,} rows); raise the learning rate if it hardly moved, "
+                "lower the rate if the loss rose"
             ],
         )
     if late_loss > (1 + TOLERATED_RISE) * early_loss:
         return Diagnostics(
             values,
             [
-                f"the proxy's held-out loss rose again, from {early_loss:.3f} at epoch {early_epoch} to "
-                f"{late_loss:.3f} at epoch {late_epoch} (on {heldout.rows:,} rows): it learns the rows by heart; "
+                f"the proxy's held-out loss rose again, from {early_loss:.3f} at {unit} {early_epoch} to "
+                f"{late_loss:.3f} at {unit} {late_epoch} (on {heldout.rows:,} rows): it learns the rows by heart; "
                 "choose earlier epochs, or lower the learning rate"
             ],
         )

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 from gradfiltering.data.batches import LengthBuckets, MemberBatches, RowStates, make_batch_loader
 from gradfiltering.data.examples import Examples
 from gradfiltering.distributed.row_measurements import share_of_this_rank
+from gradfiltering.ensembles.snapshots import Timeline
 
 
 class EnsembleDataModule(L.LightningDataModule):
@@ -19,8 +20,9 @@ class EnsembleDataModule(L.LightningDataModule):
         buckets: rows grouped by length, which decide each member's batches.
         pad_id: token id for padding.
         workers: processes that prepare batches.
-        earlier_epochs: epochs that were trained before.
+        earlier_epochs: the moment that was trained to before.
         row_states: what the layers below the first adapter hand on of each row; None where it is not kept.
+        timeline: moments at which members are stored, called epochs here; None for the ends of epochs.
 
     Attributes:
         earlier_steps: steps of the first epoch that were taken by a run that was interrupted.
@@ -35,6 +37,7 @@ class EnsembleDataModule(L.LightningDataModule):
         workers: int,
         earlier_epochs: int = 0,
         row_states: RowStates | None = None,
+        timeline: Timeline | None = None,
     ):
         super().__init__()
         self.examples = examples
@@ -42,20 +45,29 @@ class EnsembleDataModule(L.LightningDataModule):
         self.buckets = buckets
         self.pad_id = pad_id
         self.workers = workers
+        self.timeline = Timeline(len(buckets.slots(1))) if timeline is None else timeline
         self.earlier_epochs = earlier_epochs
         self.row_states = row_states
         self.earlier_steps = 0
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Optimiser steps of one epoch."""
-        return len(self.buckets.slots(1))
+    def epoch(self) -> int:
+        """The moment that is trained to, the end of an epoch or a number of updates."""
+        assert self.trainer is not None
+        return self._find_moment(self.trainer.current_epoch)
 
     @property
-    def epoch(self) -> int:
-        """The epoch being trained, 1 for the first, earlier runs included."""
+    def first_update(self) -> int:
+        """Updates before the present epoch, or stretch of updates."""
         assert self.trainer is not None
-        return self.earlier_epochs + self.trainer.current_epoch + 1
+        if self.trainer.current_epoch == 0:
+            return self.timeline.count_updates(self.earlier_epochs)
+        return self.timeline.count_updates(self._find_moment(self.trainer.current_epoch - 1))
+
+    @property
+    def step_count(self) -> int:
+        """Optimiser steps of the present epoch, or stretch of updates."""
+        return self.timeline.count_updates(self.epoch) - self.first_update
 
     @property
     def skipped_steps(self) -> int:
@@ -69,10 +81,15 @@ class EnsembleDataModule(L.LightningDataModule):
             self.examples,
             self.buckets,
             self.member_ids,
-            self.epoch,
+            self.first_update + self.skipped_steps,
+            self.timeline.count_updates(self.epoch),
             self.pad_id,
             share_of_this_rank(),
-            self.skipped_steps,
             self.row_states,
         )
         return make_batch_loader(batches, self.workers)
+
+    def _find_moment(self, stretch_index: int) -> int:
+        if self.timeline.unit == "epoch":
+            return self.earlier_epochs + stretch_index + 1
+        return self.timeline.list_moments(self.earlier_epochs, self.timeline.stored_updates[-1])[stretch_index]

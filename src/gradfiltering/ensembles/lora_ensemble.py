@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
+import numpy as np
+
 from gradfiltering.errors import UserError
 from gradfiltering.gradients.dropout import Dropout
 from gradfiltering.models.lora import LoraSettings
@@ -13,8 +15,12 @@ from gradfiltering.options import (
     PositiveFloat,
     PositiveInt,
     ShareBelowOne,
+    field,
+    model_validator,
     options,
 )
+from gradfiltering.requests import SnapshotUnit
+from gradfiltering.seeding import numpy_rng
 
 AUTO = "auto"
 
@@ -66,6 +72,8 @@ class LoraEnsemble:
         trajectory_steps: a sketch of the adapters is recorded every so many steps.
         checkpoint_minutes: time between two checkpoints within an epoch.
         lora: shape and start of each adapter.
+        train_rows: number of rows, drawn by the seed, that all members are trained on, where an epoch of all is too
+            long; all rows are measured. None for all.
     """
 
     m: PositiveInt | Literal["auto"]
@@ -81,8 +89,15 @@ class LoraEnsemble:
     trajectory_steps: PositiveInt
     checkpoint_minutes: PositiveFloat
     lora: LoraSettings
+    train_rows: PositiveInt | None = field(default=None, kw_only=True)
 
     resamples_rows: ClassVar[bool] = False  # each member trains on a bootstrap sample of the rows
+
+    @model_validator(mode="after")
+    def _check_train_rows(self) -> Self:
+        if self.train_rows is not None:
+            self._refuse_online("rows that are not trained on have no norms of training steps")
+        return self
 
     @property
     def member_ids(self) -> range:
@@ -93,6 +108,17 @@ class LoraEnsemble:
     def trained_member_ids(self) -> range:
         """Members that must be trained."""
         return self.member_ids
+
+    def draw_training_rows(self, row_count: int, seed: int) -> np.ndarray:
+        """Return the positions of the rows to train on, ascending: a larger number adds rows to those of a smaller.
+
+        Args:
+            row_count: N rows that can be scored.
+            seed: of the run.
+        """
+        if self.train_rows is None or self.train_rows >= row_count:
+            return np.arange(row_count)
+        return np.sort(numpy_rng(seed, "training rows").permutation(row_count)[: self.train_rows])
 
     def warmup_factor(self, step: int) -> float:
         """Return the share of `lr` that the update after `step` others is made with."""
@@ -111,6 +137,20 @@ class LoraEnsemble:
             steps_per_epoch: optimiser steps.
         """
         return SnapshotMeasurement(member_id)
+
+    def check_unit(self, unit: SnapshotUnit) -> None:
+        """Refuse snapshots in updates, for an ensemble that is measured by the epoch.
+
+        Raises:
+            UserError: says why, and what to do instead.
+        """
+        if unit == "update" and self.collect == "online":
+            raise UserError(
+                "norms of the training steps come from a whole epoch, so they cannot be of a number of updates; "
+                "collect snapshots, or give epochs",
+                owner=LoraEnsemble,
+                arguments=("collect",),
+            )
 
     def training_key(self) -> dict[str, Any]:
         """Return the settings that tell trained members apart in the cache."""

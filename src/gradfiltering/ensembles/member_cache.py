@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble, SnapshotMeasurement
+from gradfiltering.ensembles.snapshots import Timeline
 from gradfiltering.ensembles.stack_state import StackState, concatenate_members
 from gradfiltering.ensembles.trajectory import TrajectoryPoint, read_trajectory, write_trajectory
 from gradfiltering.models.lora import Adapters, export_adapter
@@ -18,8 +19,9 @@ MEMBER_VERSION = 1  # raise it when the same settings would train other adapters
 MEMBERS = "members"  # kind of result
 ONLINE_LOG_FILE = "online.parquet"  # beside a trained member
 STATE_FILE, ADAPTER_FOLDER, TRAJECTORY_FILE = "state.safetensors", "adapter", "trajectory.parquet"
-# Neither the number of members nor the time between checkpoints changes the training of one of them.
-IRRELEVANT_SETTINGS = ("m", "checkpoint_minutes")
+# Neither the number of members nor the time between checkpoints changes the training of one of them, and the rows to
+# train on are in the key themselves.
+IRRELEVANT_SETTINGS = ("m", "checkpoint_minutes", "train_rows")
 
 
 class TrainingPlan(NamedTuple):
@@ -44,16 +46,17 @@ class MemberCache:
         cache: of this run and others.
         settings: of the ensemble.
         identity: everything else that decides a member: base model, examples, objective, engine, precision, seed.
-        steps_per_epoch: optimiser steps.
+        timeline: moments at which members are stored. A moment is called an epoch here; it is a number of updates where
+            the timeline counts these.
 
     Attributes:
         ensemble_key: the part of all keys that the members of one ensemble share.
     """
 
-    def __init__(self, cache: Cache, settings: LoraEnsemble, identity: Mapping[str, Any], steps_per_epoch: int):
+    def __init__(self, cache: Cache, settings: LoraEnsemble, identity: Mapping[str, Any], timeline: Timeline):
         self.cache = cache
         self.settings = settings
-        self.steps_per_epoch = steps_per_epoch
+        self.timeline = timeline
         relevant_settings = {
             name: value for name, value in settings.training_key().items() if name not in IRRELEVANT_SETTINGS
         }
@@ -62,11 +65,11 @@ class MemberCache:
     def member_key(self, member_id: int, epoch: int, step: int | None = None) -> dict[str, Any]:
         """Return the key of a trained member after `epoch` epochs, or after a step within that epoch."""
         step_key = {} if step is None else {"step": step}
-        return {**self.ensemble_key, "member": member_id, "epoch": epoch, **step_key}
+        return {**self.ensemble_key, "member": member_id, **self.timeline.moment_key(epoch), **step_key}
 
     def describe_measurement(self, member_id: int, epoch: int) -> SnapshotMeasurement:
         """Describe the parameters that a member of the gradient log is measured with."""
-        return self.settings.describe_measurement(member_id, epoch, self.steps_per_epoch)
+        return self.settings.describe_measurement(member_id, epoch, self.timeline.steps_per_epoch)
 
     def find_member(self, member_id: int, epoch: int, step: int | None = None) -> CachedResult | None:
         """Find a trained member after `epoch` epochs, or after a step within that epoch."""
@@ -81,7 +84,9 @@ class MemberCache:
 
     def resume_point(self, member_ids: Sequence[int], epoch: int) -> ResumePoint:
         """Return the place of an unfinished epoch of a stack of members."""
-        return self.cache.resume_point(MEMBERS, {**self.ensemble_key, "members": list(member_ids), "epoch": epoch})
+        return self.cache.resume_point(
+            MEMBERS, {**self.ensemble_key, "members": list(member_ids), **self.timeline.moment_key(epoch)}
+        )
 
     def resume_points(self) -> list[ResumePoint]:
         """List the unfinished epochs of such members, in stacks of any size."""
@@ -89,7 +94,8 @@ class MemberCache:
         return [
             point
             for point in self.cache.resume_points(MEMBERS)
-            if hash_key({name: point.key.get(name) for name in self.ensemble_key}) == ensemble_digest
+            if self.timeline.unit in point.key
+            and hash_key({name: point.key.get(name) for name in self.ensemble_key}) == ensemble_digest
         ]
 
     def steps_to_save(self, trained_member_id: int, epoch: int, last_step: int | None = None) -> list[int]:
@@ -126,7 +132,7 @@ class MemberCache:
         missing_epochs = [epoch for epoch in epochs if epoch > 0 and not self.is_complete(trained_member_id, epoch)]
         if not missing_epochs:
             return TrainingPlan(max(epochs), max(epochs))
-        earlier_epochs = range(1, min(missing_epochs))
+        earlier_epochs = self.timeline.list_moments(0, min(missing_epochs) - 1)
         trained_epochs = [epoch for epoch in earlier_epochs if self.find_member(trained_member_id, epoch) is not None]
         return TrainingPlan(max(trained_epochs, default=0), max(missing_epochs))
 
@@ -173,12 +179,17 @@ class MemberCache:
     def training_results(self, trained_member_ids: Sequence[int], last_epoch: int) -> list[CachedResult]:
         """List what exists of these members up to the end of epoch `last_epoch`."""
         results = [
-            self.find_member(member_id, epoch) for member_id in trained_member_ids for epoch in range(1, last_epoch + 1)
+            self.find_member(member_id, epoch)
+            for member_id in trained_member_ids
+            for epoch in self.timeline.list_moments(0, last_epoch)
         ]
         return [result for result in results if result is not None]
 
     def load_trajectory(self, trained_member_ids: Sequence[int], last_epoch: int) -> list[TrajectoryPoint]:
         """Load the trajectory of these members up to `last_epoch`, by step and member."""
         results = self.training_results(trained_member_ids, last_epoch)
+        if self.timeline.unit == "update":  # each of them holds the points from the start on
+            last_results = [self.find_member(member_id, last_epoch) for member_id in trained_member_ids]
+            results = [result for result in last_results if result is not None]
         points = [point for result in results for point in read_trajectory(result.path / TRAJECTORY_FILE)]
         return sorted(points, key=lambda point: (point["step"], point["member"]))

@@ -1,22 +1,26 @@
 """Snapshots of an ensemble's training: the early and the late one that are compared."""
 
-from typing import Self
+from dataclasses import dataclass
+from typing import Any, Self
 
 from gradfiltering.errors import UserError
 from gradfiltering.options import NonNegativeInt, model_validator, options
+from gradfiltering.requests import SnapshotUnit
 
 
 @options
 class SnapshotPair:
-    """The two epochs after which gradient norms are compared; epoch 0 is before training.
+    """The two snapshots at which gradient norms are compared; 0 is before training.
 
     Attributes:
         early: s.
         late: t > s.
+        unit: what both are counted in: epochs, or updates where an epoch is too long.
     """
 
     early: NonNegativeInt
     late: NonNegativeInt
+    unit: SnapshotUnit = "epoch"
 
     @property
     def first_pair(self) -> "SnapshotPair":
@@ -27,7 +31,48 @@ class SnapshotPair:
     def _check_order(self) -> Self:
         if self.early >= self.late:
             raise UserError(
-                f"the early epoch ({self.early}) must come before the late one ({self.late}); give others",
+                f"the early {self.unit} ({self.early}) must come before the late one ({self.late}); give others",
                 arguments=("early", "late"),
             )
         return self
+
+    def timeline(self, steps_per_epoch: int) -> "Timeline":
+        """Return the moments at which members are stored on the way to these snapshots."""
+        updates = (self.early, self.late) if self.unit == "update" else ()
+        return Timeline(steps_per_epoch, self.unit, tuple(update for update in updates if update > 0))
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Moments in training at which members are stored, and from which their training goes on.
+
+    These are the ends of all epochs, or given numbers of updates. A moment is an epoch in the one case and a number of
+    updates in the other; 0 is the start in both.
+
+    Attributes:
+        steps_per_epoch: optimiser steps.
+        unit: what moments are counted in.
+        stored_updates: numbers of updates, ascending; empty where the unit is the epoch.
+    """
+
+    steps_per_epoch: int
+    unit: SnapshotUnit = "epoch"
+    stored_updates: tuple[int, ...] = ()
+
+    def count_updates(self, moment: int) -> int:
+        """Return the updates made by a moment."""
+        return moment if self.unit == "update" else moment * self.steps_per_epoch
+
+    def list_moments(self, first: int, last: int) -> list[int]:
+        """List the moments after `first`, up to and with `last`."""
+        if self.unit == "epoch":
+            return list(range(first + 1, last + 1))
+        return [updates for updates in self.stored_updates if first < updates <= last]
+
+    def find_epoch(self, updates: int) -> int:
+        """Return the epoch, from 1, that the update after `updates` others belongs to."""
+        return updates // self.steps_per_epoch + 1
+
+    def moment_key(self, moment: int) -> dict[str, Any]:
+        """Return the part of a cache key that names a moment."""
+        return {self.unit: moment}

@@ -105,7 +105,9 @@ class StackTrainer:
             data: the stack's members and batches.
             last_epoch: counted from 1, earlier runs included.
         """
-        first_epoch = data.earlier_epochs + 1
+        timeline = self.member_cache.timeline
+        epochs = timeline.list_moments(data.earlier_epochs, last_epoch)
+        first_epoch, first_update = epochs[0], timeline.count_updates(data.earlier_epochs)
         progress = EpochProgress.load(self.member_cache.resume_point(data.member_ids, first_epoch))
         if progress is not None:
             saved_steps = [
@@ -113,18 +115,22 @@ class StackTrainer:
                 for member_id in data.member_ids
             ]
             # A run that took no snapshots within the epoch may have left it without those.
-            progress = progress if all(saved_steps) else None
+            # And one that went another way to this number of updates may have stopped before where this one begins.
+            progress = progress if all(saved_steps) and progress.state.steps >= first_update else None
         if progress is not None:
-            initial_state, data.earlier_steps = progress.state, progress.steps_done
-        epochs = last_epoch - data.earlier_epochs
+            initial_state, data.earlier_steps = progress.state, progress.state.steps - first_update
+        step_count = timeline.count_updates(last_epoch) - first_update - data.earlier_steps
         description = f"training {_count_members(data.member_ids)}"
-        with progress_bar(description, epochs * data.steps_per_epoch - data.earlier_steps, "steps") as bar:
+        module = ProxyEnsemble(self.engine, initial_state, self.settings, data.member_ids)
+        if timeline.unit == "update" and data.earlier_epochs:
+            module.trajectory.points = self.member_cache.load_trajectory(data.member_ids, data.earlier_epochs)
+        with progress_bar(description, step_count, "steps") as bar:
             trainer = self.build_trainer(
-                max_epochs=epochs,
+                max_epochs=len(epochs),
                 callbacks=[_MemberSaver(self, progress, bar)],
                 reload_dataloaders_every_n_epochs=1,
             )
-            trainer.fit(ProxyEnsemble(self.engine, initial_state, self.settings, data.member_ids), datamodule=data)
+            trainer.fit(module, datamodule=data)
 
     def finish_interrupted_epochs(self, examples: Examples) -> None:
         """Store the members of epochs that a killed run had ended; it may have stored some of them.
@@ -134,10 +140,11 @@ class StackTrainer:
         Args:
             examples: rows that were trained on.
         """
+        unit = self.member_cache.timeline.unit
         for resume_point in self.member_cache.resume_points():
             progress = EpochProgress.load(resume_point)
             if progress is not None and progress.finished:
-                self.commit_epoch(resume_point.key["members"], resume_point.key["epoch"], progress, examples)
+                self.commit_epoch(resume_point.key["members"], resume_point.key[unit], progress, examples)
                 resume_point.delete()
 
     def commit_epoch(self, member_ids: Sequence[int], epoch: int, progress: EpochProgress, examples: Examples) -> None:
@@ -182,10 +189,9 @@ class _MemberSaver(L.Callback):
         self.epoch_start = self.last_save = time.monotonic()
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Prepare dropout and the recorder of an online epoch, and take up what an interrupted run left."""
+        """Prepare the recorder of an online epoch, and take up what an interrupted run left."""
         assert isinstance(module, ProxyEnsemble)
         data = _data_module(trainer)
-        module.dropout = self.settings.training_dropout(module.member_ids, data.epoch, data.buckets.seed)
         if self.settings.collect == "online":
             module.recorder = log_recorder(data.examples, len(module.member_ids))
         self.epoch_start = self.last_save = time.monotonic()
@@ -195,6 +201,13 @@ class _MemberSaver(L.Callback):
                 module.recorder.restore(self.earlier_progress.measurements)
             self.epoch_start -= self.earlier_progress.seconds
         self.earlier_progress = None
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
+        """Drop inputs by the masks of the epoch that the update belongs to."""
+        assert isinstance(module, ProxyEnsemble)
+        epoch = self.member_cache.timeline.find_epoch(module.steps_taken)
+        seed = _data_module(trainer).buckets.seed
+        module.dropout = self.settings.training_dropout(module.member_ids, epoch, seed)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -228,13 +241,14 @@ class _MemberSaver(L.Callback):
         if module.recorder is not None:
             log = build_log(module.recorder.gather(), data.examples, self.settings)
             recorded_tables = {"grad_norm": log.grad_norm, "loss": log.loss}
-        progress = self._progress(module, data.steps_per_epoch, recorded_tables, finished=True)
+        progress = self._progress(module, data.step_count, recorded_tables, finished=True)
         resume_point = self.member_cache.resume_point(module.member_ids, data.epoch)
         progress.save(resume_point)
         self.stack_trainer.commit_epoch(module.member_ids, data.epoch, progress, data.examples)
         resume_point.delete()
         module.recorder = None
-        module.trajectory.points = []
+        if data.timeline.unit == "epoch":
+            module.trajectory.points = []
 
     def _progress(
         self, module: ProxyEnsemble, steps_done: int, measurements: dict[str, np.ndarray], finished: bool

@@ -124,7 +124,10 @@ class TrainedEnsemble:
         return self.build_trainer().strategy.root_device
 
     def train(self, epochs: Sequence[int]) -> None:
-        """Train every member from where the cache has it, so that it exists after all of these epochs."""
+        """Train every member from where the cache has it, so that it exists after all of these epochs.
+
+        Here and below an epoch is a number of updates where the timeline of `member_cache` counts these.
+        """
         from gradfiltering.ensembles.stack_training import StackTrainer
 
         stack_trainer = StackTrainer(self.settings, self.engine, self.member_cache, self.model, self.build_trainer)
@@ -142,9 +145,14 @@ class TrainedEnsemble:
             self.prepare_engine(member_ids)
             data = self._training_data(member_ids, plan.first)
             stack_trainer.train(self.load_state(member_ids, plan.first), data, plan.last)
+            timeline = self.member_cache.timeline
+            updates = timeline.count_updates(plan.last) - timeline.count_updates(plan.first)
+            trained_tokens = round(self.examples.tokens * updates / timeline.steps_per_epoch)
             if data.row_states is None:
-                self.costs.frozen_tokens += self.examples.tokens * len(member_ids) * (plan.last - plan.first)
-            self.costs.count_training(self.member_cache.training_results(member_ids, plan.last), self.examples.tokens)
+                self.costs.frozen_tokens += trained_tokens * len(member_ids)
+            stretches = len(timeline.list_moments(plan.first, plan.last))
+            trained_results = self.member_cache.training_results(member_ids, plan.last)
+            self.costs.count_training(trained_results, round(trained_tokens / stretches))
 
     def load_state(self, trained_member_ids: Sequence[int], epoch: int) -> StackState:
         """Load trained members after `epoch` epochs as one stack, the same on every rank."""
@@ -222,6 +230,7 @@ class TrainedEnsemble:
             buckets=replace(buckets, resampled=settings.resamples_rows),
             pad_id=self.base_model.pad_id,
             workers=self.batches.workers,
+            timeline=self.member_cache.timeline,
             earlier_epochs=earlier_epochs,
             row_states=row_states,
         )

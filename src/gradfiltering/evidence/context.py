@@ -86,6 +86,7 @@ class EnsembleReport(WorkReport):
     Attributes:
         snapshots: the epochs in the log.
         members: number of members in the log.
+        training_rows: rows that they were trained on.
         engine: name of the gradient engine.
         update_ratios: epoch -> ‖ΔW‖/‖W‖ of each member.
         heldout_losses: epoch -> mean held-out loss over members and rows, nats per response token.
@@ -94,6 +95,7 @@ class EnsembleReport(WorkReport):
 
     snapshots: SnapshotPair | None = None
     members: int = 0
+    training_rows: int = 0
     engine: str = ""
     update_ratios: dict[int, list[float]] = field(default_factory=dict)
     heldout_losses: dict[int, float] = field(default_factory=dict)
@@ -102,7 +104,15 @@ class EnsembleReport(WorkReport):
     def summary(self) -> dict[str, Any]:
         """Return the report's part of `summary.json`."""
         epochs = [] if self.snapshots is None else [self.snapshots.early, self.snapshots.late]
-        description = {"members": self.members, "epochs": epochs, "engine": self.engine, "adaptive": self.adaptive}
+        unit = "epoch" if self.snapshots is None else self.snapshots.unit
+        description = {
+            "members": self.members,
+            "training_rows": self.training_rows,
+            "epochs": epochs,
+            "unit": unit,
+            "engine": self.engine,
+            "adaptive": self.adaptive,
+        }
         return {**description, **super().summary()}
 
 

@@ -132,7 +132,7 @@ class EnsemblePasses:
         return (
             f"measuring {self.row_description} before training"
             if epoch == 0
-            else (f"measuring {self.row_description} after epoch {epoch}")
+            else (f"measuring {self.row_description} after {self.member_cache.timeline.unit} {epoch}")
         )
 
     def _measure_rows(
@@ -217,22 +217,26 @@ def attach_ensemble(
     model = settings.lora.attach(context.base_model.model)
     try:
         engine = context.build_engine(model=model, chunk_tokens=FORWARD_TOKENS)
+        training_examples = context.examples
+        if settings.train_rows is not None:
+            training_rows = settings.draw_training_rows(len(context.examples), context.seed)
+            training_examples = context.examples.select(context.examples.example_ids[training_rows].tolist())
         identity = {
             "base_model": model_hash,
-            "examples": hash_examples(context.examples),
+            "examples": hash_examples(training_examples),
             "objective": repr(engine.objective),
             "engine": type(engine).__name__,
             "precision": str(context.build_trainer().precision),
             "seed": context.seed,
         }
-        steps_per_epoch = settings.steps_per_epoch(len(context.examples))
-        member_cache = MemberCache(context.cache, settings, identity, steps_per_epoch)
+        timeline = context.snapshots.timeline(settings.steps_per_epoch(len(training_examples)))
+        member_cache = MemberCache(context.cache, settings, identity, timeline)
         row_sets = [context.examples] if heldout is None else [context.examples, heldout]
         with context.cache.lock("ensembles", member_cache.ensemble_key):
             yield TrainedEnsemble(
                 base_model=context.base_model,
                 model=model,
-                examples=context.examples,
+                examples=training_examples,
                 settings=settings,
                 engine=engine,
                 member_cache=member_cache,

@@ -16,7 +16,7 @@ from gradfiltering.models.lora import export_adapter, update_ratio
 from gradfiltering.models.weights import count_frozen_weights, count_matmul_weights
 from gradfiltering.requests import BaseModelLosses, EpochLog, GradientLog, GradientLogPair
 from gradfiltering.runs.gradient_log import read_members
-from gradfiltering.runs.run_folder import TRAJECTORY_FILE, RunFolder
+from gradfiltering.runs.run_folder import TRAJECTORY_FILE
 
 
 class GradientLogMeasurer(Measurer[GradientLog]):
@@ -43,17 +43,21 @@ class GradientLogMeasurer(Measurer[GradientLog]):
             report.frozen_weights = count_frozen_weights(trained_ensemble.model)
             trained_ensemble.train([snapshots.early, snapshots.late])
             for epoch in (snapshots.early, snapshots.late):
-                logs[epoch] = _log_rows(trained_ensemble, epoch, context.run_folder)
+                logs[epoch] = _log_rows(trained_ensemble, epoch, context)
                 if context.heldout is not None:
                     passes = EnsemblePasses(trained_ensemble, context.heldout, "held-out rows")
                     heldout_log = _read_and_link(
                         passes.measure_logs(trained_ensemble.settings.member_ids, epoch),
                         epoch,
-                        context.run_folder,
+                        context,
                         heldout=True,
                     )
                     report.heldout_losses[epoch] = float(np.mean(heldout_log.loss, dtype=np.float64))
-                report.update_ratios[epoch] = _export_adapters(trained_ensemble, epoch, context.run_folder)
+                report.update_ratios[epoch] = _export_adapters(trained_ensemble, epoch, context)
+            report.training_rows = len(trained_ensemble.examples)
+            if context.ensemble.train_rows is not None:
+                is_trained_on = np.isin(context.examples.example_ids, trained_ensemble.examples.example_ids)
+                context.run_folder.write_ensemble_rows(context.examples.example_ids, is_trained_on)
             trajectory = trained_ensemble.member_cache.load_trajectory(
                 trained_ensemble.settings.trained_member_ids, snapshots.late
             )
@@ -62,23 +66,23 @@ class GradientLogMeasurer(Measurer[GradientLog]):
         return GradientLogPair(logs[snapshots.early], logs[snapshots.late])
 
 
-def _log_rows(trained_ensemble: TrainedEnsemble, epoch: int, run_folder: RunFolder) -> EpochLog:
+def _log_rows(trained_ensemble: TrainedEnsemble, epoch: int, context: MeasurementContext) -> EpochLog:
     """Return the log of the training rows at an epoch, as training or a pass over them recorded it."""
-    passes = EnsemblePasses(trained_ensemble, trained_ensemble.examples, "all rows")
+    passes = EnsemblePasses(trained_ensemble, context.examples, "all rows")
     member_ids = trained_ensemble.settings.member_ids
     recorded_online = trained_ensemble.settings.collect == "online" and epoch > 0
     log_files = passes.online_logs(member_ids, epoch) if recorded_online else passes.measure_logs(member_ids, epoch)
-    return _read_and_link(log_files, epoch, run_folder)
+    return _read_and_link(log_files, epoch, context)
 
 
-def _read_and_link(log_files: list[Path], epoch: int, run_folder: RunFolder, heldout: bool = False) -> EpochLog:
+def _read_and_link(log_files: list[Path], epoch: int, context: MeasurementContext, heldout: bool = False) -> EpochLog:
     """Read one file a member, in order of members, and put them into the run folder."""
     for member_id, log_file in enumerate(log_files):
-        run_folder.link_gradient_log(log_file, member_id, epoch, heldout)
+        context.run_folder.link_gradient_log(log_file, member_id, epoch, heldout, context.snapshots.unit)
     return read_members(log_files)
 
 
-def _export_adapters(trained_ensemble: TrainedEnsemble, epoch: int, run_folder: RunFolder) -> list[float]:
+def _export_adapters(trained_ensemble: TrainedEnsemble, epoch: int, context: MeasurementContext) -> list[float]:
     """Put an epoch's adapters into the run folder.
 
     Returns:
@@ -86,12 +90,14 @@ def _export_adapters(trained_ensemble: TrainedEnsemble, epoch: int, run_folder: 
     """
     member_ids = trained_ensemble.settings.member_ids
     adapters = trained_ensemble.load_adapters(member_ids, epoch)
+    run_folder, unit = context.run_folder, context.snapshots.unit
     for member_index, member_id in enumerate(member_ids):
+        adapter_folder = run_folder.adapter_folder(member_id, epoch, unit)
         if epoch > 0:
             member_folder = trained_ensemble.member_cache.find_measured_member(member_id, epoch).path
-            run_folder.link_adapter(member_folder / ADAPTER_FOLDER, member_id, epoch)
+            run_folder.link_adapter(member_folder / ADAPTER_FOLDER, member_id, epoch, unit)
         else:
             write_adapter = partial(export_adapter, trained_ensemble.model, adapters, member_index)
-            run_folder.write(run_folder.adapter_folder(member_id, epoch), write_adapter)
-        run_folder.name_base_model(run_folder.adapter_folder(member_id, epoch), trained_ensemble.base_model.public_name)
+            run_folder.write(adapter_folder, write_adapter)
+        run_folder.name_base_model(adapter_folder, trained_ensemble.base_model.public_name)
     return update_ratio(trained_ensemble.model, adapters, trained_ensemble.settings.lora)

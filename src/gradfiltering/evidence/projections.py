@@ -28,6 +28,6 @@ class ProjectionMeasurer(Measurer[Projections]):
             member_ids = trained_ensemble.settings.member_ids
             folders = passes.measure_sketches(member_ids, late_epoch, context.projection)
         for member_id, result_folder in zip(member_ids, folders, strict=True):
-            context.run_folder.link_projections(result_folder, member_id, late_epoch)
+            context.run_folder.link_projections(result_folder, member_id, late_epoch, context.snapshots.unit)
         report.seconds += time.monotonic() - start_time
         return np.stack([np.load(result_folder / PROJECTION_FILE) for result_folder in folders])

@@ -9,6 +9,7 @@ import numpy as np
 from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.validation_rows import validation_rows
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble, SnapshotMeasurement
+from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.errors import UserError
 from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.evidence.ensemble_passes import EnsemblePasses, attach_ensemble
@@ -46,6 +47,8 @@ class TaskGradientMeasurer(Measurer[TaskGradients]):
         validation_examples, tasks = validation.encode(context.encoder)
         ensemble_settings = take_members(request, context.ensemble)
         result = CheckpointGradients([], [], tasks, [], {})
+        # Its checkpoints are epochs, whatever the snapshots of the gradient log are counted in.
+        context = replace(context, snapshots=SnapshotPair(0, max(request.checkpoints)))
         with attach_ensemble(context, report.costs, validation_examples, ensemble_settings) as trained_ensemble:
             report.frozen_weights = count_frozen_weights(trained_ensemble.model)
             trained_ensemble.train(request.checkpoints)

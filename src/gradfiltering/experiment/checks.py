@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.errors import UserError, attributed_to
 from gradfiltering.evidence.measurers import check_requests
 from gradfiltering.experiment.parts import Experiment
@@ -30,6 +31,7 @@ def check_experiment(experiment: Experiment) -> None:
         with attributed_to(proxy.ensemble, "m"):
             method.scorer.check_members(fewest_members)
     check_requests(method.requests, proxy.ensemble)
+    proxy.ensemble.check_unit(proxy.snapshots.first_pair.unit)
     if method.scoring_model == "proxy":
         refuse_quantized_proxy(proxy.base_model)
     proxy.base_model.check()
@@ -83,3 +85,18 @@ def warn_of_judging_on_validation(experiment: Experiment, prompts: Sequence[Prom
         "the scorer selects rows that help on the held-out rows, and the same rows are among the prompts of the judge, "
         "which favours the candidate; name a file of validation rows, or choose other prompts"
     ]
+
+
+def check_training_rows(ensemble: LoraEnsemble, scorable_rows: int) -> None:
+    """Refuse to train the ensemble on more rows than there are.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if ensemble.train_rows is not None and ensemble.train_rows > scorable_rows:
+        raise UserError(
+            f"the ensemble cannot be trained on {ensemble.train_rows:,} of {scorable_rows:,} rows; give fewer, or "
+            "leave the number out to train on all",
+            owner=type(ensemble),
+            arguments=("train_rows",),
+        )

@@ -24,7 +24,7 @@ from gradfiltering.evidence.adaptive_size import measure_settled_evidence
 from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.evidence.heldout_member import measure_heldout_member
 from gradfiltering.evidence.measurers import check_requests_of_dataset
-from gradfiltering.experiment.checks import check_experiment, warn_of_judging_on_validation
+from gradfiltering.experiment.checks import check_experiment, check_training_rows, warn_of_judging_on_validation
 from gradfiltering.experiment.model_loading import load_language_model
 from gradfiltering.experiment.open_run import OpenRun, open_run
 from gradfiltering.experiment.parts import Experiment, ModelParts
@@ -221,6 +221,7 @@ def measure_rows(
         encoder = build_encoder(parts, proxy, experiment, dataset)
         rows = encoder.encode_all(dataset)
     proxy.check_examples(rows.examples)
+    check_training_rows(parts.ensemble, len(rows.examples))
     report_model(run, dataset, method.scoring_model, proxy)
     run_on_rank_zero(encoder.show_example, dataset, rows.examples, screen())
     run.stages.add_to_summary(data=rows.examples.summary(len(dataset)))
@@ -316,9 +317,12 @@ def add_measurements_to_summary(
             late_epoch=context.snapshots.late,
             update_ratios=ensemble_report.update_ratios,
             limits=experiment.limits,
+            unit=context.snapshots.unit,
         )
         heldout_losses = collect_heldout_losses(evidence, context)
-        heldout_findings = diagnose_heldout_loss(heldout_losses, context.snapshots.early, context.snapshots.late)
+        heldout_findings = diagnose_heldout_loss(
+            heldout_losses, context.snapshots.early, context.snapshots.late, context.snapshots.unit
+        )
         for ensemble_findings in (findings, heldout_findings):
             run.stages.add_diagnostics(ensemble_findings.values, ensemble_findings.warnings)
     if context.reports.task_gradients.requests:

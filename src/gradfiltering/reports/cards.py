@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import CardData, DatasetCard, DatasetCardData, ModelCard, ModelCardData
 
-from gradfiltering.reports.data_lines import describe_heldout_loss, describe_proxy
+from gradfiltering.reports.data_lines import describe_heldout_loss, describe_proxy, find_snapshot_unit
 from gradfiltering.reports.judge_lines import describe_judge, verdicts_are_usable
 from gradfiltering.reports.page.answer_section import format_interval
 from gradfiltering.reports.references import format_bibtex
@@ -139,7 +139,8 @@ def _list_selection_facts(run_files: RunFiles) -> dict[str, Any]:
     if "proxy" in run_files.summary:
         pair = run_files.config.get("epochs", {})
         card_facts["proxy ensemble"] = (
-            f"{run_files.summary['proxy']['members']} LoRA members, gradients after epochs {pair.get('early')} and "
+            f"{run_files.summary['proxy']['members']} LoRA members, gradients after "
+            f"{find_snapshot_unit(run_files.summary)}s {pair.get('early')} and "
             f"{pair.get('late')}"
         )
     return card_facts

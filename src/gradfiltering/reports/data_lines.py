@@ -48,6 +48,11 @@ def describe_proxy(run_summary: Mapping[str, Any]) -> str | None:
     )
 
 
+def find_snapshot_unit(run_summary: Mapping[str, Any]) -> str:
+    """Return what the snapshots of a run are counted in: epoch or update."""
+    return str(run_summary.get("proxy", {}).get("unit", "epoch"))
+
+
 def describe_heldout_loss(run_summary: Mapping[str, Any]) -> str | None:
     """Say how the proxy's held-out loss fell; None where no gradients were logged, or by an old version."""
     diagnostics = run_summary.get("diagnostics", {})
@@ -60,7 +65,8 @@ def describe_heldout_loss(run_summary: Mapping[str, Any]) -> str | None:
     rows = diagnostics.get("heldout_rows", {})
     meaning = "that this extra member never saw" if rows.get("origin") == "extra_member" else "set aside by the data"
     row_words = f" ({rows['count']:,} rows {meaning})" if rows else ""
-    after = "".join(f", {loss:.2f} after epoch {epoch}" for epoch, loss in losses.items() if loss is not None)
+    unit = find_snapshot_unit(run_summary)
+    after = "".join(f", {loss:.2f} after {unit} {epoch}" for epoch, loss in losses.items() if loss is not None)
     return f"Held-out loss of the proxy: {base_loss:.2f} before{after}{row_words}"
 
 

@@ -16,6 +16,7 @@ from gradfiltering.reports.data_lines import (
     describe_heldout_loss,
     describe_hygiene,
     describe_proxy,
+    find_snapshot_unit,
 )
 from gradfiltering.reports.judge_lines import describe_judge, verdicts_are_usable
 
@@ -174,7 +175,7 @@ def _build_details(run_summary: Mapping[str, Any], run_diagnostics: Mapping[str,
     if "templates" in run_summary:
         yield Text(f"Prompt template  {describe_templates(run_summary)}")
     if "positive_drop_share" in run_diagnostics:
-        yield _build_ensemble(run_diagnostics)
+        yield _build_ensemble(run_diagnostics, find_snapshot_unit(run_summary))
     if "selection" in run_summary:
         yield _build_selection(run_summary)
     if "sources" in run_diagnostics:
@@ -213,12 +214,12 @@ def _build_stages(run_summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def _build_ensemble(run_diagnostics: Mapping[str, Any]) -> Table:
+def _build_ensemble(run_diagnostics: Mapping[str, Any], unit: str) -> Table:
     table = _new_table("Proxy ensemble")
     table.add_row("gradient norm fell for", f"{run_diagnostics['positive_drop_share']:.0%} of rows")
     table.add_row("median relative drop", f"{run_diagnostics['median_relative_drop']:+.3f}")
     variances = {name: value for name, value in run_diagnostics["relative_variance"].items() if value is not None}
-    printed_values = ", ".join(f"{value:.4f} (epoch {name})" for name, value in variances.items())
+    printed_values = ", ".join(f"{value:.4f} ({unit} {name})" for name, value in variances.items())
     table.add_row("members' disagreement V/G²", printed_values or "one member")
     return table
 

@@ -58,7 +58,8 @@ class SweepJob(RunFiles):
     def epoch_pair(self) -> str:
         """The pair of snapshots, such as `e1_e2`."""
         pair = self.config.get("epochs", {})
-        return f"e{pair['early']}_e{pair['late']}" if {"early", "late"} <= pair.keys() else NOT_KNOWN
+        letter = str(pair.get("unit", "epoch"))[0]
+        return f"{letter}{pair['early']}_{letter}{pair['late']}" if {"early", "late"} <= pair.keys() else NOT_KNOWN
 
     @property
     def fraction(self) -> float | None:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gradfiltering.errors import UserError
-from gradfiltering.requests import EpochLog
+from gradfiltering.requests import EpochLog, SnapshotUnit
 
 PARQUET_FILE = "part-0.parquet"
 SCHEMA = pa.schema(
@@ -21,9 +21,12 @@ SCHEMA = pa.schema(
 )
 
 
-def partition_folder(parent_folder: Path, member_number: int, epoch_number: int) -> Path:
-    """Return the Hive partition of one member and epoch."""
-    return parent_folder / f"member={member_number:02d}" / f"epoch={epoch_number:02d}"
+def partition_folder(
+    parent_folder: Path, member_number: int, snapshot_number: int, unit: SnapshotUnit = "epoch"
+) -> Path:
+    """Return the Hive partition of one member and snapshot, which is counted in epochs or in updates."""
+    digits = 2 if unit == "epoch" else 5
+    return parent_folder / f"member={member_number:02d}" / f"{unit}={snapshot_number:0{digits}d}"
 
 
 def write_member(parquet_file: Path, log: EpochLog, member_index: int) -> None:
@@ -61,7 +64,8 @@ class GradientLogReader:
 
     Attributes:
         members: numbers of the logged members, ascending.
-        epochs: logged epochs of the first member, ascending.
+        epochs: logged snapshots of the first member, ascending.
+        unit: what these are counted in.
 
     Raises:
         UserError: there is no log.
@@ -73,7 +77,8 @@ class GradientLogReader:
         if not self.members:
             raise UserError(f"no gradient log at {log_folder}; run the proxy stage first (until=proxy or later)")
         first_member_folder = partition_folder(self.log_folder, self.members[0], 0).parent
-        self.epochs = _partition_numbers(first_member_folder, "epoch")
+        self.unit: SnapshotUnit = "update" if any(first_member_folder.glob("update=*")) else "epoch"
+        self.epochs = _partition_numbers(first_member_folder, self.unit)
         self._epoch_logs: dict[int, EpochLog] = {}
 
     def epoch(self, epoch_number: int) -> EpochLog:
@@ -88,15 +93,15 @@ class GradientLogReader:
 
     def _read_epoch(self, epoch_number: int) -> EpochLog:
         parquet_files = [
-            partition_folder(self.log_folder, member_number, epoch_number) / PARQUET_FILE
+            partition_folder(self.log_folder, member_number, epoch_number, self.unit) / PARQUET_FILE
             for member_number in self.members
         ]
         for member_number, parquet_file in zip(self.members, parquet_files, strict=True):
             if not parquet_file.is_file():
                 raise UserError(
-                    f"the gradient log {self.log_folder} has no epoch {epoch_number} for member "
-                    f"{member_number} (epochs logged: "
-                    f"{self.epochs}); choose epochs.early and epochs.late among them or log that epoch"
+                    f"the gradient log {self.log_folder} has no {self.unit} {epoch_number} for member "
+                    f"{member_number} ({self.unit}s logged: "
+                    f"{self.epochs}); choose epochs.early and epochs.late among them or log that {self.unit}"
                 )
         return read_members(parquet_files)
 

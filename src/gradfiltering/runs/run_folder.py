@@ -18,6 +18,7 @@ import yaml
 from gradfiltering.distributed.process_group import rank, run_on_rank_zero
 from gradfiltering.errors import UserError
 from gradfiltering.masking import mask_override, mask_secrets, remember_secrets
+from gradfiltering.requests import SnapshotUnit
 from gradfiltering.runs.cache_record import link_result
 from gradfiltering.runs.environment import describe_environment
 from gradfiltering.runs.files import (
@@ -44,7 +45,7 @@ GRADIENT_LOG, HELDOUT_GRADIENT_LOG = "gradient_log", "gradient_log_heldout"
 PROJECTIONS, INFLUENCE, ADAPTERS = "projections", "influence", "adapters"
 ADAPTER_CONFIG_FILE = "adapter_config.json"  # PEFT's
 PROJECTION_FILE = "projections.npy"
-TRAJECTORY_FILE, TRUTH_FILE = "trajectory.parquet", "truth.parquet"
+TRAJECTORY_FILE, TRUTH_FILE, ENSEMBLE_ROWS_FILE = "trajectory.parquet", "truth.parquet", "ensemble_rows.parquet"
 SCORES_FILE, UNSCORED_FILE, HYGIENE_FILE = "scores.parquet", "unscored.parquet", "hygiene.parquet"
 SUBSET_FILE, SUBSET_ROWS_FILE, SELECTION_FILE = "subset.parquet", "subset.jsonl", "selection.parquet"
 ROWS_FILE, DATASET_INFO_FILE, CARD_FILE = "rows.parquet", "dataset_info.json", "README.md"
@@ -54,7 +55,8 @@ REPORT_FILE, FIGURES = "report.html", "figures"
 CURVE_COLUMNS = ("step", "examples_seen", "tokens_seen", "seconds", "train_loss", "heldout_loss")
 # What a new run in the folder removes; subset rows come in the input's own file type, too.
 OUTPUTS = (
-    GRADIENT_LOG, HELDOUT_GRADIENT_LOG, PROJECTIONS, INFLUENCE, TRAJECTORY_FILE, ADAPTERS, TRUTH_FILE, SCORES_FILE,
+    GRADIENT_LOG, HELDOUT_GRADIENT_LOG, PROJECTIONS, INFLUENCE, TRAJECTORY_FILE, ENSEMBLE_ROWS_FILE, ADAPTERS,
+    TRUTH_FILE, SCORES_FILE,
     UNSCORED_FILE, HYGIENE_FILE, "subset.*", "subset_*.jsonl", "subset_rows.parquet", SELECTION_FILE,
     DATASET_INFO_FILE, CARD_FILE, TARGET, RESPONSES, VERDICTS_FILE, ROWS_FILE, REPORT_FILE, FIGURES, SUMMARY_FILE,
 )  # fmt: skip
@@ -222,29 +224,31 @@ class RunFolder:
     def read_gradient_log(self, heldout: bool = False) -> GradientLogReader | None:
         """Open the gradient log of the rows, or of the held-out rows; its snapshots are read as they are needed."""
         log_folder = self.path / (HELDOUT_GRADIENT_LOG if heldout else GRADIENT_LOG)
-        return GradientLogReader(log_folder) if any(log_folder.glob(f"member=*/epoch=*/{PARQUET_FILE}")) else None
+        return GradientLogReader(log_folder) if any(log_folder.glob(f"member=*/*=*/{PARQUET_FILE}")) else None
 
-    def link_gradient_log(self, parquet_file: Path, member: int, epoch: int, heldout: bool = False) -> None:
-        """Put the cached log of one member and epoch into the run folder."""
+    def link_gradient_log(
+        self, parquet_file: Path, member: int, epoch: int, heldout: bool = False, unit: SnapshotUnit = "epoch"
+    ) -> None:
+        """Put the cached log of one member and epoch, or number of updates, into the run folder."""
         file_name = HELDOUT_GRADIENT_LOG if heldout else GRADIENT_LOG
-        self.link(parquet_file, partition_folder(Path(file_name), member, epoch) / PARQUET_FILE)
+        self.link(parquet_file, partition_folder(Path(file_name), member, epoch, unit) / PARQUET_FILE)
 
-    def link_projections(self, cached_folder: Path, member: int, epoch: int) -> None:
+    def link_projections(self, cached_folder: Path, member: int, epoch: int, unit: SnapshotUnit = "epoch") -> None:
         """Put the cached projections of one member's gradients into the run folder."""
-        self.link(cached_folder, partition_folder(Path(PROJECTIONS), member, epoch))
+        self.link(cached_folder, partition_folder(Path(PROJECTIONS), member, epoch, unit))
 
     def link_influence(self, cached_folder: Path, member: int, epoch: int, validation: bool) -> None:
         """Put the cached projections at a checkpoint, of all rows or of the validation rows, into the run folder."""
         log_folder = Path(INFLUENCE) / ("validation" if validation else "rows")
         self.link(cached_folder, partition_folder(log_folder, member, epoch))
 
-    def adapter_folder(self, member: int, epoch: int) -> Path:
-        """Return the folder of a member's adapter (PEFT) after an epoch."""
-        return partition_folder(self.path / ADAPTERS, member, epoch)
+    def adapter_folder(self, member: int, epoch: int, unit: SnapshotUnit = "epoch") -> Path:
+        """Return the folder of a member's adapter (PEFT) after an epoch, or a number of updates."""
+        return partition_folder(self.path / ADAPTERS, member, epoch, unit)
 
-    def link_adapter(self, cached_folder: Path, member: int, epoch: int) -> None:
+    def link_adapter(self, cached_folder: Path, member: int, epoch: int, unit: SnapshotUnit = "epoch") -> None:
         """Put a member's cached adapter into the run folder."""
-        self.link(cached_folder, self.adapter_folder(member, epoch))
+        self.link(cached_folder, self.adapter_folder(member, epoch, unit))
 
     def name_base_model(self, adapter_folder: Path, public_name: str | None) -> None:
         """Write the name that others know a base model by into the configuration of an adapter of this run.
@@ -256,6 +260,14 @@ class RunFolder:
         if rank() == 0:
             config_file = adapter_folder / ADAPTER_CONFIG_FILE
             write_json(config_file, {**_read_json(config_file), "base_model_name_or_path": public_name})
+
+    def write_ensemble_rows(self, example_ids: "NDArray[np.int64]", is_trained_on: "NDArray[np.bool_]") -> None:
+        """Write which of the scorable rows the ensemble was trained on, where that was a sample."""
+        self.write_table(ENSEMBLE_ROWS_FILE, {"example_id": example_ids, "trained_on": is_trained_on})
+
+    def read_ensemble_rows(self) -> pd.DataFrame | None:
+        """Read `example_id` and `trained_on`, where the ensemble was trained on a sample of the rows."""
+        return self._read_table(ENSEMBLE_ROWS_FILE)
 
     def read_trajectory(self) -> pd.DataFrame | None:
         """Read `member`, `step`, `sketch` (64 numbers), `norm` and `update_norm` of the recorded steps."""

@@ -98,7 +98,7 @@ def draw_collapse(run_files: RunFiles) -> Chart | None:
         question="Has the members' disagreement collapsed?",
         reading="V/G² is the variance relative to the squared norm: median and middle half of the rows. Below the "
         "limit the members hardly disagree, and dividing by V_t divides by noise.",
-        x_title="epoch",
+        x_title=gradient_log.unit,
         y_title="V/G²",
     )
     limit_line = ReferenceLine("y", variance_limit, f"limit {variance_limit:g}")

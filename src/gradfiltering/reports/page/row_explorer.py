@@ -154,7 +154,10 @@ def _collect_measurements(run_files: RunFiles, row_ids: np.ndarray) -> dict[str,
     logged_ids = logged_snapshots[0].example_ids
     log_positions = np.minimum(np.searchsorted(logged_ids, row_ids), len(logged_ids) - 1)
     is_logged = logged_ids[log_positions] == row_ids
-    measurements: dict[str, Any] = {"members": run_files.gradient_log.members, "epochs": run_files.gradient_log.epochs}
+    gradient_log = run_files.gradient_log
+    measurements: dict[str, Any] = {
+        "members": gradient_log.members, "epochs": gradient_log.epochs, "unit": gradient_log.unit
+    }  # fmt: skip
     for name, digits in (("grad_norm", 6), ("loss", 4)):  # the members' variance is a small difference of norms
         values = np.stack([getattr(snapshot, name)[:, log_positions] for snapshot in logged_snapshots])  # [E, M, K]
         values = np.where(is_logged, values, np.nan).astype(float).transpose(2, 0, 1)  # [K, E, M]
