@@ -18,6 +18,7 @@ from gradfiltering.data.batches import LengthBatches, make_batch_loader
 from gradfiltering.data.examples import Rows
 from gradfiltering.errors import UserError
 from gradfiltering.finetuning.fine_tune import attach_untrained_adapter, fine_tune, fine_tune_all
+from gradfiltering.finetuning.training_sets import TrainingSet
 from gradfiltering.models.causal_model import token_nll
 from gradfiltering.models.lora import load_adapter
 from gradfiltering.models.objectives import ResponseNLL
@@ -44,9 +45,13 @@ def tune(rows, base_model, tmp_path):
 def tune_all(rows, base_model, tmp_path):
     def run(training_sets, run_name, cache_name="cache", settings=None, **options):
         training = make_training(base_model, rows, tmp_path / run_name, tmp_path / cache_name, settings, **options)
-        return {name: model.result for name, model in fine_tune_all(training_sets, training).items()}
+        return {name: model.result for name, model in fine_tune_all(as_sets(training_sets), training).items()}
 
     return run
+
+
+def as_sets(training_sets):
+    return {name: rows if isinstance(rows, TrainingSet) else TrainingSet(rows) for name, rows in training_sets.items()}
 
 
 def read_curve(folder):
@@ -146,7 +151,7 @@ def test_adapters_of_a_run_carry_the_public_name(public_name, rows, base_model, 
     for run_name, name in (("a", "other/name"), ("b", public_name)):  # the second run takes what the first trained
         named_model = replace(base_model, public_name=name)
         training = make_training(named_model, rows, tmp_path / run_name, tmp_path / "cache")
-        fine_tune_all({"candidate": ALL_IDS[:6]}, training)
+        fine_tune_all({"candidate": TrainingSet(ALL_IDS[:6])}, training)
     config_files = [tmp_path / run_name / "target/candidate/adapter/adapter_config.json" for run_name in "ab"]
     names = [json.loads(config_file.read_text("utf-8"))["base_model_name_or_path"] for config_file in config_files]
     assert names == ["other/name", public_name]
@@ -223,3 +228,12 @@ def test_other_settings_or_another_seed_train_anew(tune_all, tmp_path, change):
     changed = tune_all({"full": ALL_IDS}, "b", settings=tuning_settings(**change))
     seeded = tune_all({"full": ALL_IDS}, "c", seed=1)
     assert not changed["full"].reused and not seeded["full"].reused
+
+
+def test_the_same_rows_with_fewer_updates_are_another_model(tune_all):
+    sets = {"full": TrainingSet(ALL_IDS), "full_same_updates": TrainingSet(ALL_IDS, 3)}
+    first, again = tune_all(sets, "a"), tune_all(sets, "b")
+    assert (first["full"].steps, first["full_same_updates"].steps) == (STEP_COUNT, 3)
+    assert first["full_same_updates"].examples == first["full"].examples == ROW_COUNT
+    assert first["full_same_updates"].tokens < first["full"].tokens
+    assert all(model.reused for model in again.values()) and not any(model.reused for model in first.values())

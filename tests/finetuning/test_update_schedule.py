@@ -1,6 +1,7 @@
 """Epochs as an update schedule: every row once an epoch, and the same order after a restart."""
 
 import numpy as np
+import pytest
 
 from gradfiltering.finetuning.update_schedule import EpochSchedule, RoundReport
 
@@ -35,3 +36,11 @@ def test_planning_changes_nothing_and_the_state_restores_the_order():
     schedule.plan_round()
     resumed.restore_state(*schedule.export_state())
     assert play(resumed, 5) == whole[3:]
+
+
+@pytest.mark.parametrize("update_count", [1, 4, 5, 11])
+def test_a_number_of_updates_takes_the_place_of_epochs(update_count):
+    schedule = EpochSchedule(ROW_COUNT, epochs=2, batch_size=6, seed=3, update_count=update_count)
+    assert schedule.length == schedule.remaining_rounds == update_count
+    whole = play(EpochSchedule(ROW_COUNT, 3, 6, seed=3), 12)
+    assert play(schedule, update_count) == whole[:update_count], "the same rows in the same order"

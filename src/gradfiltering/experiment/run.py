@@ -390,7 +390,8 @@ def train_models(
         write_selection(experiment, run, rows, selection, scores=None)
     baseline_sets = build_baseline_sets(
         parts.baselines,
-        len(selection.example_ids),
+        selection.example_ids,
+        candidate.result.steps,
         rows.examples.examples.example_ids,
         total_rows,
         experiment.seed,

@@ -29,4 +29,5 @@ def list_stages(experiment: Experiment, dataset: InstructionDataset | None = Non
         "report": experiment.page.page,
     }
     reached_stages = [stage_name for stage_name, is_reached in later_stages.items() if is_reached]
-    return ["data", "base_model", *measuring_stages, *reached_stages]
+    checks_judge = experiment.reaches("judge") and experiment.judging.check.labelled_pairs is not None
+    return ["data", *(["judge_check"] if checks_judge else []), "base_model", *measuring_stages, *reached_stages]

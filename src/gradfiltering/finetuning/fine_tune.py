@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gradfiltering.data.examples import Examples, hash_examples
 from gradfiltering.errors import UserError, attributed_to
 from gradfiltering.finetuning.settings import FineTuningSettings
-from gradfiltering.finetuning.training_sets import CANDIDATE
+from gradfiltering.finetuning.training_sets import CANDIDATE, TrainingSet
 from gradfiltering.finetuning.update_schedule import EpochSchedule, UpdateSchedule
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.lora import initial_adapters
@@ -200,32 +200,36 @@ def describe_training(model_name: str) -> str:
     return f"training on {ROW_WORDS[model_name]}" if model_name in ROW_WORDS else f"training {model_name}"
 
 
-def fine_tune_all(training_sets: Mapping[str, Sequence[int]], context: FineTuningContext) -> dict[str, TrainedModel]:
+def fine_tune_all(training_sets: Mapping[str, TrainingSet], context: FineTuningContext) -> dict[str, TrainedModel]:
     """Fine-tune one adapter on each set of rows, all from the same start.
 
     A model that was trained on the same rows before, under whatever name, is taken from the cache.
 
     Args:
-        training_sets: model name -> example ids.
+        training_sets: rows and updates, by the model's name.
         context: base model and settings.
 
     Raises:
         UserError: none of a model's rows leaves a response token under the target's tokenizer.
     """
     trained_models = {}
-    for model_name, example_ids in training_sets.items():
-        examples = context.examples.select(example_ids)
+    for model_name, training_set in training_sets.items():
+        examples = context.examples.select(training_set.example_ids)
         if len(examples) == 0:
             raise UserError(
-                f"target {model_name}: none of its {len(example_ids)} rows can be trained on: no response token is "
-                "left within the target's max_tokens; raise it"
+                f"target {model_name}: none of its {len(training_set.example_ids)} rows can be trained on: no response "
+                "token is left within the target's max_tokens; raise it"
             )
-        trained_models[model_name] = train_or_reuse(
-            model_name,
-            {**context.shared_key, "examples": hash_examples(examples)},
-            partial(fine_tune, model_name, examples, context),
-            context,
-        )
+        key = {**context.shared_key, "examples": hash_examples(examples)}
+        schedule = None
+        if training_set.update_count is not None:
+            key["updates"] = training_set.update_count
+            settings = context.settings
+            schedule = EpochSchedule(
+                len(examples), settings.epochs, settings.batch_size, context.seed, training_set.update_count
+            )
+        train = partial(fine_tune, model_name, examples, context, schedule=schedule)
+        trained_models[model_name] = train_or_reuse(model_name, key, train, context)
     return trained_models
 
 

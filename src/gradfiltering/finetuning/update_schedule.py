@@ -77,16 +77,20 @@ class EpochSchedule:
         epochs: passes over them.
         batch_size: rows of one update; the last update of an epoch may have fewer.
         seed: the run's seed.
+        update_count: updates in all, in the place of `epochs`; the last epoch may then end early.
     """
 
     observes_gradients = False
 
-    def __init__(self, row_count: int, epochs: int, batch_size: int, seed: int):
+    def __init__(self, row_count: int, epochs: int, batch_size: int, seed: int, update_count: int | None = None):
         self.progress = 0
         self.updates: list[np.ndarray] = []
-        for epoch in range(epochs):
+        epoch = 0
+        while len(self.updates) < update_count if update_count is not None else epoch < epochs:
             row_order = numpy_rng(seed, "target rows", epoch).permutation(row_count)
             self.updates += [row_order[start : start + batch_size] for start in range(0, row_count, batch_size)]
+            epoch += 1
+        self.updates = self.updates[:update_count]
         self.length = len(self.updates)
 
     @property

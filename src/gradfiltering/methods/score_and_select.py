@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from gradfiltering.finetuning.fine_tune import FineTuningContext, TrainedModel, fine_tune_all
-from gradfiltering.finetuning.training_sets import CANDIDATE
+from gradfiltering.finetuning.training_sets import CANDIDATE, TrainingSet
 from gradfiltering.requests import Evidence, Request
 from gradfiltering.scorers.base import Scorer, Scores
 from gradfiltering.selectors.base import Selection, Selector
@@ -55,4 +55,4 @@ class ScoreAndSelect:
     ) -> tuple[Selection, TrainedModel]:
         """Fine-tune the candidate on the selected rows, or take it from the cache."""
         assert selection is not None, "rows are selected before the target is trained"
-        return selection, fine_tune_all({CANDIDATE: selection.example_ids}, context)[CANDIDATE]
+        return selection, fine_tune_all({CANDIDATE: TrainingSet(selection.example_ids)}, context)[CANDIDATE]

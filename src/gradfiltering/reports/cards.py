@@ -88,7 +88,8 @@ def build_model_card(run_files: RunFiles, model: str, adapter_config: Mapping[st
         CANDIDATE: f"the subset selected by {_format_method(run_files.summary['selection'])}",
         "full": "all rows that can be scored",
         "random": "a random subset of the same size",
-    }.get(model, model)
+        "subset": "the rows of the subset",
+    }.get(model.removesuffix("_same_updates"), model)
     heldout_loss = target_result.get("heldout_loss")
     modules = ", ".join(f"`{module}`" for module in sorted(adapter_config.get("target_modules") or []))
     card_facts = {

@@ -12,11 +12,14 @@ from rich.text import Text
 
 from gradfiltering.reports.page.answer_section import count_saved_seconds
 from gradfiltering.reports.page.sweep_page import write_sweep_page
+from gradfiltering.reports.paper_tables import PaperTable
+from gradfiltering.reports.seed_tables import build_seed_table
 from gradfiltering.reports.sweep_jobs import (
     SweepJob,
     average_over_others,
     compute_overlaps,
     compute_rank_correlations,
+    find_varying_options,
     read_jobs,
 )
 from gradfiltering.reports.verdict_tables import compare_jobs
@@ -52,10 +55,21 @@ def write_sweep(folder: Path, console: Console | None = None) -> list[dict[str, 
         pd.DataFrame(table_rows, dtype=object).to_csv(part, index=False)
     for block in format_rows(folder, sweep_jobs, table_rows, console.width):
         console.print(block, soft_wrap=isinstance(block, Text))
+    seed_table = build_seed_table(sweep_jobs, find_varying_options(sweep_jobs))
+    if seed_table is not None:
+        _print_seed_table(seed_table, console)
     compare_jobs(folder, sweep_jobs, console)
     page_path = write_sweep_page(folder, sweep_jobs, table_rows, pair_overlaps, pair_correlations)
     console.print(f"Heat maps, tables and their LaTeX, Markdown and CSV: {page_path}", soft_wrap=True)
     return table_rows
+
+
+def _print_seed_table(seed_table: PaperTable, console: Console) -> None:
+    table = Table(*seed_table.table.columns, title=seed_table.caption, title_justify="left")
+    for cells in seed_table.formatted.itertuples(index=False):
+        table.add_row(*map(Text, cells))
+    console.print(table)
+    console.print(Text(seed_table.note), soft_wrap=True)
 
 
 def build_rows(

@@ -66,7 +66,7 @@ def compare_jobs(folder: Path, sweep_jobs: Sequence[SweepJob], console: Console)
     """
     pair_comparisons = {}
     for baseline, job_group in _group_by_answers(sweep_jobs):
-        job_outcomes = {sweep_job.name: _read_outcomes(sweep_job, baseline) for sweep_job in job_group}
+        job_outcomes = {sweep_job.name: read_outcomes(sweep_job, baseline) for sweep_job in job_group}
         judge_options = job_group[0].config["judge"]
         pair_comparisons[f"{baseline} ({', '.join(job_outcomes)})"] = compare_candidates(
             job_outcomes,
@@ -113,7 +113,7 @@ def _group_by_answers(sweep_jobs: Sequence[SweepJob]) -> list[tuple[str, list[Sw
     return [(baseline, job_group) for (baseline, _), job_group in job_groups.items() if len(job_group) > 1]
 
 
-def _read_outcomes(sweep_job: SweepJob, baseline: str) -> dict[Hashable, int]:
+def read_outcomes(sweep_job: SweepJob, baseline: str) -> dict[Hashable, int]:
     """Read the outcomes of a job's candidate by prompt, first judgings only."""
     assert sweep_job.verdicts is not None
     first_verdicts = sweep_job.verdicts.query("against == @baseline and repeat == 0")

@@ -14,6 +14,7 @@ from gradfiltering.reports.page.charts import write_figures
 from gradfiltering.reports.page.html_rendering import write_html
 from gradfiltering.reports.page.sweep_curves import draw_sweep_curves
 from gradfiltering.reports.paper_tables import PaperTable, build_ablation_table, build_main_table
+from gradfiltering.reports.seed_tables import SEED_TABLE, build_seed_table
 from gradfiltering.reports.sweep_jobs import SweepJob, find_varying_options, read_planned_values
 from gradfiltering.runs.run_folder import FIGURES, REPORT_FILE
 
@@ -22,6 +23,12 @@ TABLES_NAME = "tables"
 MOST_JOBS_PAIRED = 64
 NO_JOB, NOT_MEASURED = "no job", "not measured"
 JOB_COLUMNS = ["job", "asked_for", "selected", "heldout_loss", "noise", "jaccard", "rank_correlation", "seconds"]
+TABLE_LINKS = {SEED_TABLE: "Over seeds", "main": "Main table", "ablation": "Ablation"}
+TABLE_HEADINGS = {
+    SEED_TABLE: "What is left when all chance is counted?",
+    "main": "The paper's main table",
+    "ablation": "Ablation: other scores in the place of G-SNR",
+}
 PAIR_QUESTIONS = {
     "jaccard": ("Which jobs selected the same rows?", "Jaccard index of the selected rows"),
     "rank_correlation": ("Which jobs rank the rows alike?", "Spearman's correlation of the scores"),
@@ -138,7 +145,11 @@ def write_sweep_page(
     metric_keys = [metric.key for metric in shown_metrics]
     table[metric_keys] = table[metric_keys].astype(float)
     heat_maps = build_heat_maps(table, shown_metrics, read_planned_values(folder))
-    paper_tables = [build_main_table(sweep_jobs), build_ablation_table(sweep_jobs, varying_options)]
+    paper_tables = [
+        build_seed_table(sweep_jobs, varying_options),
+        build_main_table(sweep_jobs),
+        build_ablation_table(sweep_jobs, varying_options),
+    ]
     shown_tables = [paper_table for paper_table in paper_tables if paper_table is not None]
     for paper_table in (*shown_tables, *_list_plain_tables(table, metric_keys, overlaps, correlations)):
         paper_table.write(folder / TABLES_NAME)
@@ -155,6 +166,8 @@ def write_sweep_page(
         "heat_maps": heat_maps,
         "curves": [chart.name for chart in curve_charts],
         "tables": shown_tables,
+        "table_links": TABLE_LINKS,
+        "table_headings": TABLE_HEADINGS,
         "pairs": [
             (*PAIR_QUESTIONS[name], _build_pair_cells(values))
             for name, values in pair_values.items()
