@@ -81,7 +81,10 @@ def build_seed_table(sweep_jobs: Sequence[SweepJob], varying_options: set[str]) 
 
 
 def group_by_setting(sweep_jobs: Sequence[SweepJob], varying_options: set[str]) -> dict[str, dict[int, SweepJob]]:
-    """Group the jobs by all but their seeds; of two jobs with the same seed the later counts."""
+    """Group the jobs by all but their seeds.
+
+    Of two jobs with the same seed the later counts, one of an unknown seed never.
+    """
     labels = {
         sweep_job.name: {
             "data": sweep_job.dataset,
@@ -102,7 +105,8 @@ def group_by_setting(sweep_jobs: Sequence[SweepJob], varying_options: set[str]) 
     settings: dict[str, dict[int, SweepJob]] = {}
     for sweep_job in sweep_jobs:
         setting = ", ".join(filter(None, (labels[sweep_job.name][name] for name in telling_names)))
-        settings.setdefault(setting, {})[sweep_job.seed] = sweep_job
+        if "seed" in sweep_job.environment:
+            settings.setdefault(setting, {})[sweep_job.seed] = sweep_job
     return settings
 
 
