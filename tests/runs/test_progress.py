@@ -93,11 +93,12 @@ def test_live_lines_fit_any_terminal(clock, monkeypatch, width):
     display = use(monkeypatch, live_display(clock))
     display.set_plan(["data", "proxy"], {"proxy": 1e6})
     display.begin_stage("proxy")
-    with progress_bar("a very long description of the work at hand, which no narrow terminal can show", 10**9) as bar:
+    with progress_bar("a very long description of the work at hand, which no narrow terminal can show", 52_002) as bar:
         clock.now += 3600
-        bar.advance(10**6)
+        bar.advance(5_200)
         lines = drawn(display, width)
     assert len(lines) == 2 and all(len(line) <= width for line in lines), lines
+    assert width < 80 or lines[1].endswith(" left"), "the time left stays longest"
 
 
 def test_stage_without_a_bar_of_its_own_shows_its_seconds(clock):

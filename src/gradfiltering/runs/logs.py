@@ -12,7 +12,7 @@ from gradfiltering.errors import STACK_TRACE_NOTE, UserError
 from gradfiltering.masking import mask_text
 from gradfiltering.runs.files import delete_symbolic_link, explain_failed_writes
 from gradfiltering.runs.plain_text import replace_lone_surrogates
-from gradfiltering.runs.progress import current_console
+from gradfiltering.runs.progress import current_console, new_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,9 +61,9 @@ def screen() -> "Console":
     live_console = current_console()
     if live_console is not None:
         return live_console
-    from rich.console import Console
-
-    return Console(soft_wrap=True, highlight=False, quiet=rank() > 0)
+    console = new_console()
+    console.quiet = rank() > 0
+    return console
 
 
 def announce(message_text: str) -> None:

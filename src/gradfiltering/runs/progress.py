@@ -25,6 +25,7 @@ LONG_STAGE_SECONDS = 2  # a plain line says how long a stage took that took long
 BAR_SECONDS = 0.5  # work that has taken less has no bar yet
 REFRESHES_PER_SECOND = 5
 BAR_WIDTH = 24
+SHORTEST_DESCRIPTION = 20  # characters, where there is no room for more
 
 # Stage in the summary -> what it does, on the screen.
 STAGE_WORDS = {
@@ -275,8 +276,11 @@ class LiveDisplay(RunDisplay):
         facts = bar.describe_facts()
         bar_width = min(BAR_WIDTH, max(6, width // 6))
         indent = 2
-        while len(facts) > 1 and len(" · ".join(facts)) + bar_width + len(bar.description) + indent + 2 > width:
-            facts.pop(1)  # the rate first, then the time left
+        # The rate gives way first, then the end of the description, then the time left.
+        for least_description in (len(bar.description), SHORTEST_DESCRIPTION):
+            least_width = bar_width + min(len(bar.description), least_description) + indent + 2
+            if len(facts) > 1 and len(" · ".join(facts)) + least_width > width:
+                facts.pop(1)
         room = max(0, width - indent - bar_width - 2 - len(" · ".join(facts)))
         description = Text(bar.description[:room], no_wrap=True, overflow="ellipsis")
         drawing = BarDrawing(bar.total, bar.completed, bar_width, pulse=bar.total is None, animation_time=bar.seconds)
@@ -348,10 +352,12 @@ _current_display: RunDisplay | None = None
 
 
 def new_console() -> "Console":
-    """Return a console on standard output."""
+    """Return a console on standard output: it breaks lines between words for a terminal, and not at all for a file."""
     from rich.console import Console
 
-    return Console(soft_wrap=True, highlight=False)
+    console = Console(highlight=False)
+    console.soft_wrap = not console.is_terminal
+    return console
 
 
 @contextmanager

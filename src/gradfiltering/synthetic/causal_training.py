@@ -91,7 +91,7 @@ def pretrain(
     encoded = tokenizer(documents, add_special_tokens=False)["input_ids"]
     stream = np.concatenate([np.asarray([*ids, tokenizer.eos_token_id], dtype=np.int32) for ids in encoded])
     windows = Blocks(stream, settings.block, settings.steps * settings.batch_size, seed)
-    with progress_bar("training the tiny model from scratch, once", settings.steps, "steps") as bar:
+    with progress_bar("training the tiny model, once", settings.steps, "steps") as bar:
         trainer(max_steps=settings.steps, gradient_clip_val=1.0, log_every_n_steps=20).fit(
             CausalPretraining(model, settings, bar), DataLoader(windows, batch_size=settings.batch_size)
         )
