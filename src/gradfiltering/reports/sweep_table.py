@@ -15,6 +15,7 @@ from gradfiltering.reports.page.sweep_page import write_sweep_page
 from gradfiltering.reports.paper_tables import PaperTable
 from gradfiltering.reports.seed_tables import build_seed_table
 from gradfiltering.reports.sweep_jobs import (
+    NOT_KNOWN,
     SweepJob,
     average_over_others,
     compute_overlaps,
@@ -65,8 +66,11 @@ def write_sweep(folder: Path, console: Console | None = None) -> list[dict[str, 
 
 
 def _print_seed_table(seed_table: PaperTable, console: Console) -> None:
-    table = Table(*seed_table.table.columns, title=seed_table.caption, title_justify="left")
-    for cells in seed_table.formatted.itertuples(index=False):
+    """Print the table in columns that fit a narrow screen; the page and `tables/` have all of them."""
+    table = Table("setting", "measure", "seeds", "value", "p (Holm)", title=seed_table.caption, title_justify="left")
+    for line in seed_table.formatted.to_dict(orient="records"):
+        interval = "" if line["low"] == NOT_KNOWN else f" [{line['low']}, {line['high']}]{line['shown']}"
+        cells = (line["setting"], line["measure"], line["seeds"], line["value"] + interval, line["p (Holm)"])
         table.add_row(*map(Text, cells))
     console.print(table)
     console.print(Text(seed_table.note), soft_wrap=True)
