@@ -38,6 +38,11 @@ Models that are encoders by default (BERT, RoBERTa and their like) stand here wi
 they are refused. A refusal comes before anything is trained: each engine is compared with the loop on two short rows
 of the user's own model before it is used.
 
+Where only upper layers have adapters (`ensemble.lora.layers`), the fused engine goes on from the hidden states that
+enter the first of them. With adapters in the second of the two layers, and the states of the first given as the cache
+gives them, it equals the loop to 1e-12 for every architecture that it serves (tests/gradients/test_prefix.py);
+nemotron_h was left out, whose second layer has none of the adapted modules.
+
 {count} architectures of transformers {transformers} with torch {torch}; {date}; {machine}.
 `python scripts/architecture_table.py "{machine}"`
 

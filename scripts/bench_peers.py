@@ -92,6 +92,7 @@ class Method:
         batches: of the rows.
         layers: with adapters.
         seconds: of each round.
+        cpu_seconds: of each round, over the process's threads; of use where other programs share the machine.
         peak: MB.
         norms: example id -> [M] norms.
     """
@@ -100,6 +101,7 @@ class Method:
     batches: list[Batch]
     layers: str
     seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
     peak: float = 0.0
     norms: dict[int, Tensor] = field(default_factory=dict)
 
@@ -132,7 +134,10 @@ class PeerBench:
         for round_number in range(self.options.rounds):
             for name, method in methods.items():
                 self._time(method)
-                print(f"round {round_number + 1}: {name} {method.seconds[-1]:.2f} s", flush=True)
+                print(
+                    f"round {round_number + 1}: {name} {method.seconds[-1]:.2f} s, CPU {method.cpu_seconds[-1]:.2f} s",
+                    flush=True,
+                )
         return self._describe(methods)
 
     def _build_methods(self) -> dict[str, Method]:
@@ -193,10 +198,11 @@ class PeerBench:
         reset_peak(self.device)
         method.measure(adapters, method.batches[0])
         synchronize(self.device)
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         norms = [method.measure(adapters, batch) for batch in method.batches]
         synchronize(self.device)
         method.seconds.append(time.perf_counter() - started)
+        method.cpu_seconds.append(time.process_time() - cpu_started)
         method.peak = max(method.peak, peak_mb(self.device))
         for batch, batch_norms in zip(method.batches, norms, strict=True):
             method.norms.update(zip(batch.example_id.tolist(), batch_norms.T.double().cpu(), strict=True))
@@ -221,6 +227,7 @@ class PeerBench:
             reference = references.get(method.layers)
             figures["methods"][name] = {
                 "seconds": round(seconds, 3),
+                "cpu_seconds": round(median(method.cpu_seconds), 3),
                 "rows_per_s": round(row_passes / seconds, 2),
                 "peak_mb": round(method.peak),
                 "max_relative_difference": None if reference is None else _largest_difference(method, reference),

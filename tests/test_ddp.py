@@ -118,6 +118,19 @@ def test_the_extra_member_in_two_processes_is_that_of_one(cache, tmp_path):
 
 
 @pytest.mark.slow
+def test_states_of_frozen_layers_are_shared_out_over_two_processes(cache, tmp_path):
+    few = ["data.rows=25", "until=select", "selector.fraction=0.2", "proxy.base_model.layers=2",
+           "ensemble.lora.layers=last_1"]  # fmt: skip
+    one, two = one_process(tmp_path / "one", cache, *few), tmp_path / "two"
+    run_in_processes(tmp_path / "tmp", "train.py", *SMALL, "trainer=ddp_cpu", *few, *at(two, tmp_path / "cache"))
+    shards = sorted(path.name for path in (tmp_path / "cache").glob("frozen_prefix/*/states-*.bin"))
+    assert shards.count("states-001.bin") >= 1, "one process computed all"
+    assert_same_log(one, two, 25)
+    assert_same_adapters(one, two)
+    assert_same_choice(one, two)
+
+
+@pytest.mark.slow
 def test_influences_in_two_processes_with_a_cache_of_their_own(cache, tmp_path):
     few = ["data.rows=25", "until=select", "selector.fraction=0.2", "scorer=less", "projection.width=32"]
     one, two = one_process(tmp_path / "one", cache, *few), tmp_path / "two"

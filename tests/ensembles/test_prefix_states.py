@@ -11,6 +11,7 @@ from tests.support.interruption import KilledHere, Steps, counting
 from tests.support.pipeline import quiet_trainer
 from tests.support.small_ensembles import ROWS, SHAPE, assert_identical_logs, measurement_context, small_ensemble
 
+from gradfiltering.data.batches import LengthBuckets, MemberBatches
 from gradfiltering.data.examples import Encoder
 from gradfiltering.ensembles import prefix_states
 from gradfiltering.ensembles.batch_settings import BatchSettings
@@ -194,6 +195,12 @@ def test_rows_that_are_not_all_kept_are_computed(keep, engine, tmp_path):
     part = keep.examples.select(keep.examples.example_ids[:5].tolist())
     assert prefix_states.keep_prefix_states(cache, engine, part, "hash", 0, batches).is_new
     assert keep().is_new
+
+
+def test_a_process_without_rows_gets_an_empty_batch(keep):
+    buckets = LengthBuckets.of(keep.examples.lengths, 4, 2, 0)
+    batches = MemberBatches(keep.examples, buckets, [0, 1], 1, 0, lambda rows: rows[:0], row_states=keep())
+    assert batches[0].prefix_states.shape == (2, 0, 1, SHAPE["width"])
 
 
 def test_damaged_states_are_made_again(keep, capsys):

@@ -242,7 +242,7 @@ def _make_batch(
     if row_states is None:
         return batch
     prefix_states = row_states.read(rows, batch.input_ids.shape[-1])  # [rows, T, D]
-    return replace(batch, prefix_states=prefix_states.view(*batch.input_ids.shape, -1))
+    return replace(batch, prefix_states=prefix_states.view(*batch.input_ids.shape, prefix_states.shape[2]))
 
 
 def batch_rows(batch: Batch) -> int:

@@ -131,7 +131,7 @@ class FusedEngine(GradientEngine):
         states = torch.cat(
             [self.compute_prefix_states(self.prefix, chunk) for chunk in sequences.split(most_sequences)]
         )
-        return replace(batch, prefix_states=states.view(*batch.input_ids.shape, -1))
+        return replace(batch, prefix_states=states.view(*batch.input_ids.shape, states.shape[2]))
 
     @torch.no_grad()
     def prepare_model(self) -> None:

@@ -40,7 +40,7 @@ class FrozenPrefix:
         self.state_width = 0
         self._frozen_layers = list(layers[:first_layer])
         self._adapted_layer = layers[first_layer]
-        self._returned_values: list[int] | None = None  # of each frozen layer's tuple; 0 for a tensor
+        self._returned_values: list[int] | None = None  # of each frozen layer; 0 for a tensor
 
     @property
     def layer_range(self) -> str:
@@ -129,10 +129,10 @@ def _take_hidden_states(arguments: tuple[Any, ...], keywords: dict[str, Any]) ->
 
 
 def _count_returned_values(output: Any) -> int:
-    """Return the length of a layer's tuple, 0 for a tensor."""
+    """Return the length of a layer's tuple or list, 0 for a tensor."""
     if isinstance(output, Tensor):
         return 0
-    if isinstance(output, tuple) and isinstance(output[0], Tensor):
+    if isinstance(output, tuple | list) and isinstance(output[0], Tensor):
         return len(output)
     raise UnsupportedModelError("a layer returns something else than hidden states")
 
