@@ -199,7 +199,7 @@ def test_rows_that_are_not_all_kept_are_computed(keep, engine, tmp_path):
 
 def test_a_process_without_rows_gets_an_empty_batch(keep):
     buckets = LengthBuckets.of(keep.examples.lengths, 4, 2, 0)
-    batches = MemberBatches(keep.examples, buckets, [0, 1], 1, 0, lambda rows: rows[:0], row_states=keep())
+    batches = MemberBatches(keep.examples, buckets, [0, 1], 0, 1, 0, lambda rows: rows[:0], row_states=keep())
     assert batches[0].prefix_states.shape == (2, 0, 1, SHAPE["width"])
 
 
