@@ -114,6 +114,7 @@ UNTOUCHING: dict[str, Any] = {
     "batch.tokens": 300,
     "batch.memory_limit": "1GB",
     "memory.limit": "1GB",
+    "plan.minutes": 60,
     "batch.prefix_limit": 0,
     "adaptive.start": 4,
     "adaptive.step": 3,
@@ -204,6 +205,7 @@ UNTOUCHING: dict[str, Any] = {
 # field -> why it is not changed by itself
 LEFT_OUT = {
     "until": "ends the run sooner, see the test of it",
+    "plan.only": "ends the run before anything is measured: tests/experiment/test_planning_of_run.py",
     "run_dir": "every run of the test has its own",
     "cache.path": "every run of the test has its own",
     "progress": "only what is shown",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import lightning as L
 
     from gradfiltering.methods.base import Method
+    from gradfiltering.planning.plan_settings import PlanSettings
 
 TARGET_DATA = ("subset", "lead")
 BUDGET_OPTIONS = ("selector.fraction", "selector.count")
@@ -126,9 +127,20 @@ def build_experiment(cfg: DictConfig) -> Experiment:
         limits=build(cfg.diagnostics),
         page=build(cfg.report),
         export=build(cfg.export),
+        planning=build_plan_settings(cfg),
     )
     refuse_non_finite(experiment.config)
     return experiment
+
+
+def build_plan_settings(cfg: DictConfig) -> "PlanSettings":
+    """Build the settings of the plan; `plan=true` alone is short for `plan.only=true`."""
+    from gradfiltering.planning.plan_settings import PlanSettings
+
+    if isinstance(cfg.plan, bool):
+        return PlanSettings(only=cfg.plan)
+    plan_settings: PlanSettings = build(cfg.plan)
+    return plan_settings
 
 
 def build_trainer_builder(cfg: DictConfig) -> "Callable[..., L.Trainer]":

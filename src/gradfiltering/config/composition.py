@@ -31,7 +31,7 @@ def composed(overrides: Sequence[str]) -> Iterator[DictConfig]:
         UserError: an override names no option.
     """
     with composition_explained(overrides), initialize_config_dir(str(configuration_folder()), version_base="1.3"):
-        cfg = compose("train", list(overrides), return_hydra_config=True)
+        cfg = compose("train", spell_out(overrides), return_hydra_config=True)
     run_folder = Path(cfg.hydra.run.dir).absolute()
     run_folder.mkdir(parents=True, exist_ok=True)
     hydra_state = HydraConfig.instance()
@@ -63,6 +63,11 @@ def composition_explained(overrides: Sequence[str]) -> Iterator[None]:
         yield
     except HydraException as composition_error:
         raise UserError(explain_composition(composition_error)) from composition_error
+
+
+def spell_out(overrides: Sequence[str]) -> list[str]:
+    """Write short forms of options in full: `plan=true` is `plan.only=true`, and may stand beside `plan.minutes=60`."""
+    return [re.sub(r"^plan=(?=true$|false$)", "plan.only=", override) for override in overrides]
 
 
 def refuse_unnamed_choices(overrides: Sequence[str]) -> None:

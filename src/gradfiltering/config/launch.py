@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from gradfiltering.config.build import build_experiment, build_trainer_builder, to_plain
-from gradfiltering.config.composition import composition_explained
+from gradfiltering.config.composition import composition_explained, spell_out
 from gradfiltering.config.locations import configuration_folder
 from gradfiltering.config.option_names import options_named
 from gradfiltering.config.plain_options import runs_on_one_cpu
@@ -50,7 +50,7 @@ def launch(overrides: Sequence[str], subcommand: str | None = None) -> None:
             del sys.argv[1 : 1 + len(subcommand_words)]
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that errors reach this function, which explains them
-    sys.argv[1:] = [*overrides, *keep_secrets_out_of_folder_names(overrides)]
+    sys.argv[1:] = [*spell_out(overrides), *keep_secrets_out_of_folder_names(overrides)]
     hydra_main = hydra.main(config_path=str(configuration_folder()), config_name="train", version_base="1.3")(task)
     for override in overrides:
         remember_override(override)

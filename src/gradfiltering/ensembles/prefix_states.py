@@ -20,6 +20,7 @@ from gradfiltering.distributed.process_group import gather_from_ranks, run_on_ra
 from gradfiltering.distributed.row_measurements import share_of_this_rank
 from gradfiltering.ensembles.batch_settings import FORWARD_TOKENS, BatchSettings
 from gradfiltering.gradients.fused import FusedEngine
+from gradfiltering.gradients.prefix import FrozenPrefix
 from gradfiltering.runs.cache import Cache, CachedResult
 from gradfiltering.runs.logs import announce
 from gradfiltering.runs.progress import track
@@ -130,17 +131,11 @@ def keep_prefix_states(
     prefix = engine.prefix
     assert prefix is not None and prefix.state_dtype is not None, "the engine was not checked, or has no frozen prefix"
     digests = digest_rows(examples)
-    shared_key = {
-        "code": PREFIX_VERSION,
-        "base_model": model_hash,
-        "first_layer": prefix.first_layer,
-        "precision": _name_type(prefix.state_dtype),
-    }
-    key = {**shared_key, "tokens": hashlib.sha256(b"".join(digests)).hexdigest()}
+    shared_key, key = _prefix_keys(prefix, digests, model_hash)
     kept_states = _find_states(cache, key, shared_key, digests)
     if kept_states is not None:
         return kept_states
-    byte_count = examples.tokens * prefix.state_width * prefix.state_dtype.itemsize
+    byte_count = count_prefix_bytes(prefix, examples)
     description = f"frozen layers {prefix.layer_range} of {len(examples)} rows"
     obstacle = run_on_rank_zero(_describe_obstacle, cache.folder, byte_count, batches.prefix_limit_bytes)
     if obstacle:
@@ -149,6 +144,33 @@ def keep_prefix_states(
     announce(f"{description}: {_format_bytes(byte_count)}")
     cached_result = cache.get_or_compute(FROZEN_PREFIX, key, _write_states, engine, examples, pad_id, digests)
     return PrefixStates.open(cached_result, digests)
+
+
+def has_prefix_states(cache: Cache, prefix: FrozenPrefix, examples: Examples, model_hash: str) -> bool:
+    """Return True where the cache has the states of these rows, or of more."""
+    digests = digest_rows(examples)
+    shared_key, key = _prefix_keys(prefix, digests, model_hash)
+    return _find_states(cache, key, shared_key, digests) is not None
+
+
+def count_prefix_bytes(prefix: FrozenPrefix, examples: Examples) -> int:
+    """Return the bytes that the states of a set of rows take on the disk."""
+    assert prefix.state_dtype is not None
+    return examples.tokens * prefix.state_width * prefix.state_dtype.itemsize
+
+
+def _prefix_keys(
+    prefix: FrozenPrefix, digests: Sequence[bytes], model_hash: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the part of the key that all sets of rows share, and the key of these rows."""
+    assert prefix.state_dtype is not None
+    shared_key = {
+        "code": PREFIX_VERSION,
+        "base_model": model_hash,
+        "first_layer": prefix.first_layer,
+        "precision": _name_type(prefix.state_dtype),
+    }
+    return shared_key, {**shared_key, "tokens": hashlib.sha256(b"".join(digests)).hexdigest()}
 
 
 def _find_states(

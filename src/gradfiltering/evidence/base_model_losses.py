@@ -1,6 +1,7 @@
 """Losses under the base model without adapters."""
 
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from gradfiltering.evidence.measurers import Measurer
 from gradfiltering.models.causal_model import split_model
 from gradfiltering.models.objectives import Objective
 from gradfiltering.requests import BaseModelLosses, LossMeasurement
+from gradfiltering.runs.cache import CachedResult
 
 LOSS_VERSION = 1  # raise it when the same rows would get other losses
 LOSS_FILE = "losses.npy"
@@ -34,13 +36,8 @@ class BaseModelLossMeasurer(Measurer[BaseModelLosses]):
 
 def measure_losses(context: MeasurementContext, objective: Objective, examples: Examples) -> np.ndarray:
     """Return the [N] float64 losses of examples under the base model, from the cache if it has them."""
-    key = {
-        "code": LOSS_VERSION,
-        "base_model": context.model_hash,
-        "examples": hash_examples(examples),
-        "objective": repr(objective),
-    }
-    cached = context.cache.find("base_model_losses", key)
+    key = _losses_key(context, objective, examples)
+    cached = find_losses(context, objective, examples)
     if cached is None:
         context.cache.check_writable()
         start_time = time.monotonic()
@@ -53,6 +50,20 @@ def measure_losses(context: MeasurementContext, objective: Objective, examples: 
         )
     loaded_losses: np.ndarray = np.load(cached.path / LOSS_FILE)
     return loaded_losses
+
+
+def find_losses(context: MeasurementContext, objective: Objective, examples: Examples) -> CachedResult | None:
+    """Find the losses of examples in the cache."""
+    return context.cache.find("base_model_losses", _losses_key(context, objective, examples))
+
+
+def _losses_key(context: MeasurementContext, objective: Objective, examples: Examples) -> dict[str, Any]:
+    return {
+        "code": LOSS_VERSION,
+        "base_model": context.model_hash,
+        "examples": hash_examples(examples),
+        "objective": repr(objective),
+    }
 
 
 @torch.inference_mode()

@@ -72,16 +72,22 @@ class EnsemblePasses:
 
     def measure_sketches(self, member_ids: Sequence[int], epoch: int, gradient_sketch: GradientSketch) -> list[Path]:
         """Return the folder of each member's gradient sketches; missing ones are made in one pass, with the log."""
-        cached_sketches = self._find_all(PROJECTIONS, member_ids, epoch, gradient_sketch)
+        cached_sketches = self.find_sketches(member_ids, epoch, gradient_sketch)
         missing_members = [member_id for member_id, result in cached_sketches.items() if result is None]
         if missing_members:
             self._run_pass(missing_members, epoch, gradient_sketch)
-        gradient_sketches = self._find_all(PROJECTIONS, member_ids, epoch, gradient_sketch)
+        gradient_sketches = self.find_sketches(member_ids, epoch, gradient_sketch)
         return [result.path for result in gradient_sketches.values() if result is not None]
 
     def find_logs(self, member_ids: Sequence[int], epoch: int) -> dict[int, CachedResult | None]:
         """Find the gradient log of each member at an epoch."""
         return self._find_all(LOGS, member_ids, epoch)
+
+    def find_sketches(
+        self, member_ids: Sequence[int], epoch: int, gradient_sketch: GradientSketch
+    ) -> dict[int, CachedResult | None]:
+        """Find the gradient sketches of each member at an epoch."""
+        return self._find_all(PROJECTIONS, member_ids, epoch, gradient_sketch)
 
     def _find_all(
         self, kind: str, member_ids: Sequence[int], epoch: int, gradient_sketch: GradientSketch | None = None

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from gradfiltering.methods.base import Method
     from gradfiltering.models.language_model import ModelSource
     from gradfiltering.models.objectives import Objective
+    from gradfiltering.planning.plan_settings import PlanSettings
     from gradfiltering.reports.page.settings import PageSettings
     from gradfiltering.runs.cache import Cache
 
@@ -138,6 +139,7 @@ class Experiment:
         limits: beyond which a diagnostic is a warning.
         page: contents of the report.
         export: layouts that the subset is written in.
+        planning: use of the plan.
     """
 
     until: Stage
@@ -158,6 +160,7 @@ class Experiment:
     limits: "DiagnosticLimits"
     page: "PageSettings"
     export: "ExportSettings"
+    planning: "PlanSettings"
 
     def reaches(self, stage: Stage) -> bool:
         """Return True if the run gets as far as `stage`."""

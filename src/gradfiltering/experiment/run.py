@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from gradfiltering.data.dataset import InstructionDataset
-from gradfiltering.data.examples import Encoder, Examples, Rows, describe_template, find_max_tokens
+from gradfiltering.data.examples import Encoder, Examples, describe_template, find_max_tokens
 from gradfiltering.data.export import warn_of_export
 from gradfiltering.data.row_hygiene import check_hygiene
 from gradfiltering.data.row_texts import write_row_texts
@@ -28,6 +28,7 @@ from gradfiltering.experiment.checks import check_experiment, check_training_row
 from gradfiltering.experiment.model_loading import load_language_model
 from gradfiltering.experiment.open_run import OpenRun, open_run
 from gradfiltering.experiment.parts import Experiment, ModelParts
+from gradfiltering.experiment.planning_of_run import PlannedRun, compare_with_plan, plan_experiment
 from gradfiltering.experiment.stage_list import list_stages
 from gradfiltering.finetuning.fine_tune import FineTuningContext, TrainedModel, fine_tune_all
 from gradfiltering.finetuning.training_sets import CANDIDATE, build_baseline_sets
@@ -55,13 +56,19 @@ class MeasuredRows:
 
     Attributes:
         dataset: as the user gave it.
-        examples: tokenised for the model they were measured with, held-out rows included.
+        examples: tokenised for the model they were measured with.
+        heldout: the held-out rows that were drawn for the time given; None where all of them are measured.
+        total_rows: rows that budgets count: all of the dataset, or those that were drawn for the time given.
+        is_cut: True where rows were drawn.
         evidence: what scorer and selector read.
         scores: None where nothing reads scores.
     """
 
     dataset: InstructionDataset
-    examples: Rows
+    examples: Examples
+    heldout: Examples | None
+    total_rows: int
+    is_cut: bool
     evidence: Evidence
     scores: Scores | None
 
@@ -111,7 +118,10 @@ def run_experiment(experiment: Experiment) -> None:
         check_judge(experiment, run)
 
         proxy = run.stages.run("base_model", load_model, experiment.proxy, experiment, run)
-        rows = measure_rows(experiment, run, dataset, proxy)
+        planned = plan_experiment(experiment, run, encode_rows(experiment, run, dataset, proxy), prompts)
+        if experiment.planning.only:
+            return
+        rows = measure_rows(experiment, run, planned)
         selection = select_subset(experiment, run, rows)
 
         if experiment.reaches("target"):
@@ -120,6 +130,7 @@ def run_experiment(experiment: Experiment) -> None:
             run.stages.add_to_summary(target=results)
             if experiment.reaches("judge"):
                 run.stages.run("judge", judge_models, experiment, run, dataset, target, prompts)
+        run.stages.add_to_summary(plan=compare_with_plan(planned.plan.to_json(), run.stages.summary["cost"]))
         if experiment.page.page:
             run.stages.run("report", run_on_rank_zero, write_run_page, experiment, run, dataset)
         run_on_rank_zero(write_run_cards, run)
@@ -212,10 +223,10 @@ def build_encoder(
     return Encoder(model.tokenizer, min(max_tokens, context_length), experiment.cache)
 
 
-def measure_rows(
+def encode_rows(
     experiment: Experiment, run: OpenRun, dataset: InstructionDataset, proxy: LanguageModel
-) -> MeasuredRows:
-    """Tokenise the rows, measure what the method requests and no more, and score them."""
+) -> MeasurementContext:
+    """Tokenise the rows, and put together everything that they are measured with."""
     parts, method = experiment.proxy, experiment.method
     with attributed_to(experiment.source, "columns"):
         encoder = build_encoder(parts, proxy, experiment, dataset)
@@ -224,10 +235,7 @@ def measure_rows(
     check_training_rows(parts.ensemble, len(rows.examples))
     report_model(run, dataset, method.scoring_model, proxy)
     run_on_rank_zero(encoder.show_example, dataset, rows.examples, screen())
-    run.stages.add_to_summary(data=rows.examples.summary(len(dataset)))
-    run.stages.add_warnings(rows.examples.warnings())
-    write_known_rows(run.folder, dataset, rows.examples)
-    context = MeasurementContext(
+    return MeasurementContext(
         base_model=proxy,
         dataset=dataset,
         examples=rows.examples,
@@ -245,6 +253,15 @@ def measure_rows(
         seed=experiment.seed,
         build_trainer=run.build_trainer,
     )
+
+
+def measure_rows(experiment: Experiment, run: OpenRun, planned: PlannedRun) -> MeasuredRows:
+    """Measure what the method requests of the rows and no more, and score them."""
+    parts, method, context = experiment.proxy, experiment.method, planned.context
+    dataset, examples = context.dataset, context.examples
+    run.stages.add_to_summary(data=examples.summary(len(dataset)))
+    run.stages.add_warnings(examples.warnings())
+    write_known_rows(run.folder, dataset, examples)
     scorer = method.scorer
 
     def score_partial_evidence(partial_evidence: Evidence) -> np.ndarray:
@@ -257,7 +274,7 @@ def measure_rows(
         snapshots=parts.snapshots,
         size=parts.size,
         score_rows=score_partial_evidence,
-        selected_rows=method.budget_rows(len(dataset)),
+        selected_rows=method.budget_rows(planned.total_rows),
         run_stage=run.stages.run,
     )
     if GradientLog() in evidence.results:
@@ -266,9 +283,9 @@ def measure_rows(
     scores = None
     if scorer is not None and experiment.reaches("score"):
         scores = run.stages.run("score", scorer.score, evidence)
-        write_scores(run.folder, scores, rows.examples.unscored)
-        run.stages.add_to_summary(data=rows.examples.summary(len(dataset), scores.unscored))
-    return MeasuredRows(dataset, rows, evidence, scores)
+        write_scores(run.folder, scores, examples.unscored)
+        run.stages.add_to_summary(data=examples.summary(len(dataset), scores.unscored))
+    return MeasuredRows(dataset, examples, planned.heldout_cut, planned.total_rows, planned.is_cut, evidence, scores)
 
 
 def measure_heldout_loss(experiment: Experiment, run: OpenRun, context: MeasurementContext) -> None:
@@ -334,7 +351,7 @@ def select_subset(experiment: Experiment, run: OpenRun, rows: MeasuredRows) -> S
     method = experiment.method
     if not experiment.reaches("select") or method.selects_while_training:
         return None
-    selection = run.stages.run("select", method.select_rows, rows.evidence, len(rows.dataset), rows.scores)
+    selection = run.stages.run("select", method.select_rows, rows.evidence, rows.total_rows, rows.scores)
     assert selection is not None, "this method selects before the training"
     write_selection(experiment, run, rows, selection, rows.scores)
     return selection
@@ -344,7 +361,7 @@ def write_selection(
     experiment: Experiment, run: OpenRun, rows: MeasuredRows, selection: Selection, scores: Scores | None
 ) -> None:
     """Write the subset into the run folder, and its facts and diagnostics into the summary."""
-    total_rows = len(rows.dataset)
+    total_rows = rows.total_rows
     write_subset(run.folder, rows.dataset, selection.example_ids, scores, selection.trace, experiment.export)
     run.stages.add_warnings(warn_of_export(rows.dataset, selection.example_ids, experiment.export))
     run.stages.add_to_summary(selection=selection.summary(experiment.choices, total_rows, scores))
@@ -368,6 +385,12 @@ def train_models(
     is_same_model = parts.base_model == experiment.proxy.base_model  # loaded once: adapters leave it as it was
     target = proxy if is_same_model else load_model(parts, experiment, run)
     target_rows = build_encoder(parts, target, experiment, rows.dataset).encode_all(rows.dataset)
+    if rows.is_cut:
+        drawn_ids = rows.examples.example_ids.tolist()
+        target_rows = replace(target_rows, examples=target_rows.examples.select(drawn_ids))
+    if rows.heldout is not None and target_rows.heldout is not None:
+        measured_ids = rows.heldout.example_ids.tolist()
+        target_rows = replace(target_rows, heldout=target_rows.heldout.select(measured_ids))
     if target_rows.examples.truncated and not measured_with_target:
         run.stages.add_warnings([warn_of_cut_target_rows(target_rows.examples)])
     target.check_examples(target_rows.examples)
@@ -384,7 +407,7 @@ def train_models(
         seed=experiment.seed,
         build_trainer=run.build_trainer,
     )
-    total_rows = len(rows.dataset)
+    total_rows = rows.total_rows
     selection, candidate = method.train_candidate(selection, rows.evidence, total_rows, rows.scores, context)
     if method.selects_while_training:
         write_selection(experiment, run, rows, selection, scores=None)
@@ -392,7 +415,7 @@ def train_models(
         parts.baselines,
         selection.example_ids,
         candidate.result.steps,
-        rows.examples.examples.example_ids,
+        rows.examples.example_ids,
         total_rows,
         experiment.seed,
     )

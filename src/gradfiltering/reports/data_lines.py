@@ -33,6 +33,17 @@ def describe_hygiene(run_summary: Mapping[str, Any]) -> str | None:
     return f"Signs of poor rows, of {hygiene['rows']:,}: {', '.join(shown_counts)}; {dropped_words}"
 
 
+def describe_drawn_rows(run_summary: Mapping[str, Any]) -> str | None:
+    """Say how many rows were drawn for the time that the user gave; None where all were taken."""
+    plan = run_summary.get("plan", {})
+    if not plan.get("minutes") or plan["rows"] >= plan["pool_rows"]:
+        return None
+    return (
+        f"{plan['rows']:,} of {plan['pool_rows']:,} rows, so that the run takes {plan['minutes']:g} minutes; drawn by "
+        f"seed {plan['seed']}"
+    )
+
+
 def describe_proxy(run_summary: Mapping[str, Any]) -> str | None:
     """Say how well the proxy predicts the rows: without adapters, against guessing, and after training.
 
@@ -73,6 +84,7 @@ def describe_heldout_loss(run_summary: Mapping[str, Any]) -> str | None:
 def describe_data(run_summary: Mapping[str, Any]) -> list[str]:
     """The lines that are known."""
     lines = (
+        describe_drawn_rows(run_summary),
         describe_cut_rows(run_summary),
         describe_hygiene(run_summary),
         describe_proxy(run_summary),

@@ -206,11 +206,21 @@ def _new_table(title: str, *headings: str) -> Table:
 
 
 def _build_stages(run_summary: Mapping[str, Any]) -> Table:
-    table = _new_table("Stages", "stage", "seconds", "peak memory", "")
+    table = _new_table("Stages", "stage", "seconds", "planned", "peak memory", "planned", "")
+    planned_stages = {stage["name"]: stage for stage in run_summary.get("plan", {}).get("stages", [])}
     for stage in run_summary["stages"]:
         peak_bytes = run_summary["cost"][stage["name"]]["peak_bytes"]
         reused = "reused" if stage["reused"] else ""
-        table.add_row(stage["name"], f"{stage['seconds']:.1f}", f"{peak_bytes / 2**20:,.0f} MiB", reused)
+        planned_stage = planned_stages.get(stage["name"], {})
+        planned_seconds, planned_bytes = planned_stage.get("seconds"), planned_stage.get("peak_bytes")
+        table.add_row(
+            stage["name"],
+            f"{stage['seconds']:.1f}",
+            "" if planned_seconds is None else f"{planned_seconds:.1f}",
+            f"{peak_bytes / 2**20:,.0f} MiB",
+            "" if not planned_bytes else f"{planned_bytes / 2**20:,.0f} MiB",
+            reused,
+        )
     return table
 
 

@@ -101,9 +101,24 @@ def new_model(shape: dict[str, Any], tokenizer: "PreTrainedTokenizerFast", seed:
     Raises:
         UserError: unknown architecture.
     """
-    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+    from transformers import AutoModelForCausalLM
 
-    vocabulary = math.ceil(len(tokenizer) / 64) * 64
+    special_ids: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = model_config(shape, len(tokenizer), special_ids)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "backbone", shape["architecture"]))
+        return AutoModelForCausalLM.from_config(config)
+
+
+def model_config(shape: dict[str, Any], token_count: int, special_ids: dict[str, Any]) -> Any:
+    """The configuration of a model of the given shape.
+
+    Raises:
+        UserError: unknown architecture.
+    """
+    from transformers import GPT2Config, LlamaConfig
+
+    vocabulary = math.ceil(token_count / 64) * 64
     if shape["architecture"] == "gpt2":
         config: Any = GPT2Config(
             vocab_size=vocabulary,
@@ -115,8 +130,7 @@ def new_model(shape: dict[str, Any], tokenizer: "PreTrainedTokenizerFast", seed:
             embd_pdrop=0.0,
             attn_pdrop=0.0,
             activation_function="gelu_pytorch_tanh",
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            **special_ids,
         )
     elif shape["architecture"] == "llama":
         config = LlamaConfig(
@@ -127,11 +141,8 @@ def new_model(shape: dict[str, Any], tokenizer: "PreTrainedTokenizerFast", seed:
             num_hidden_layers=shape["layers"],
             num_attention_heads=shape["heads"],
             tie_word_embeddings=True,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            **special_ids,
         )
     else:
         raise UserError(f"architecture={shape['architecture']} is unknown; choose gpt2 or llama")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "backbone", shape["architecture"]))
-        return AutoModelForCausalLM.from_config(config)
+    return config

@@ -3,11 +3,14 @@
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
+import torch
+from torch import nn
+
 from gradfiltering.distributed.process_group import single_process_trainer
 from gradfiltering.models.language_model import LanguageModel, PretrainedModel
 from gradfiltering.options import PositiveInt, options
 from gradfiltering.runs.cache import Cache
-from gradfiltering.synthetic.pretraining import Pretraining, hash_corpus, read_corpus
+from gradfiltering.synthetic.pretraining import Pretraining, hash_corpus, model_config, read_corpus
 
 PRETRAINING_VERSION = 1  # raise it when the same settings would train another model
 
@@ -42,6 +45,25 @@ class TinyModel:
         """Longest input, in tokens."""
         return self.context
 
+    @property
+    def shape(self) -> dict[str, Any]:
+        """The model's shape, as it is part of the key of the trained model."""
+        return {
+            "architecture": self.architecture,
+            "layers": self.layers,
+            "heads": self.heads,
+            "width": self.width,
+            "context": self.context,
+            "vocabulary": self.vocabulary,
+        }
+
+    def build_empty(self, device: torch.device) -> nn.Module:
+        """Build the model without weights; see `EmptySource`."""
+        from transformers import AutoModelForCausalLM
+
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(model_config(self.shape, self.vocabulary, {}))
+
     def check(self) -> None:
         """Read the text files, where any are named."""
         read_corpus(self.text, 0, 0)
@@ -57,14 +79,7 @@ class TinyModel:
         from gradfiltering.synthetic.causal_training import pretrain
 
         documents = read_corpus(self.text, self.characters, seed)
-        model_shape = {
-            "architecture": self.architecture,
-            "layers": self.layers,
-            "heads": self.heads,
-            "width": self.width,
-            "context": self.context,
-            "vocabulary": self.vocabulary,
-        }
+        model_shape = self.shape
         cache_key = {
             "code": PRETRAINING_VERSION,
             "shape": model_shape,

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from gradfiltering.reports.plan_table import describe_accuracy
 from gradfiltering.reports.run_files import RunFiles
 from gradfiltering.reports.screen import describe_templates
 
@@ -32,6 +33,8 @@ def list_facts(run_files: RunFiles) -> pd.DataFrame:
         "fingerprint of the data": run_files.data_facts.get("fingerprint", "not kept by this run"),
         "rows": f"{run_files.row_count:,}, of which {data_summary.get('unscored', 0):,} not scored",
         "prompt template": describe_templates(run_files.summary) if "templates" in run_files.summary else "not noted",
+        "planned time": describe_accuracy(run_files.summary)
+        or "not estimated: the run was short, or its results cached",
         "Python": str(run_environment.get("python")),
         "packages": ", ".join(f"{name} {version}" for name, version in package_versions.items()),
         "device": f"{run_environment.get('device')}, {run_environment.get('cpus')} CPUs",

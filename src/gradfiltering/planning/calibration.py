@@ -1,0 +1,187 @@
+"""Speed of this machine with the run's own model, engine and rows: a few seconds of the work itself."""
+
+import logging
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from gradfiltering.data.batches import Batch, collate
+from gradfiltering.data.examples import Examples
+from gradfiltering.ensembles.trained_ensemble import TrainedEnsemble
+from gradfiltering.evidence.base_model_passes import prepare_base_model
+from gradfiltering.evidence.context import MeasurementContext
+from gradfiltering.finetuning.fine_tune import attach_untrained_adapter
+from gradfiltering.finetuning.settings import FineTuningSettings
+from gradfiltering.judging.generation import generate_batch, plain_decoding
+from gradfiltering.models.causal_model import split_model
+from gradfiltering.models.language_model import LanguageModel
+from gradfiltering.models.lora import Adapters
+from gradfiltering.models.objectives import Objective
+from gradfiltering.planning.model_shapes import ModelShape, read_shape
+from gradfiltering.planning.operations import (
+    TokenCounts,
+    frozen_operations,
+    generation_operations,
+    gradient_operations,
+    loss_operations,
+)
+from gradfiltering.planning.row_passes import count_prompts
+
+SECONDS = 2.0  # for each kind of work, the first and unmeasured run included where that is short
+REPEATS = 5
+LEAST_TOKENS, MOST_TOKENS = 256, 2048  # of a batch that is timed
+NEW_TOKENS = 6
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Operations per second by kind of work, and what each step costs beside them.
+
+    Attributes:
+        rates: kind of work -> floating-point operations per second.
+        update_seconds: of the optimiser and the loop around a training step of the ensemble.
+        seconds: that the calibration took.
+    """
+
+    rates: dict[str, float]
+    update_seconds: float
+    seconds: float
+
+    def estimate(self, kind: str, operations: int, steps: int) -> float:
+        """Return the seconds of some work.
+
+        Args:
+            kind: `training`, `gradients`, `losses`, `tuning` or `answers`; one that was not timed counts as the
+                nearest that was.
+            operations: of the work.
+            steps: of training.
+        """
+        nearest = {"training": "gradients", "tuning": "gradients", "answers": "losses"}
+        rate = self.rates.get(kind) or self.rates[nearest.get(kind, kind)]
+        return operations / rate + (steps * self.update_seconds if kind in ("training", "tuning") else 0.0)
+
+
+def time_losses(context: MeasurementContext, shape: ModelShape) -> float:
+    """Return operations per second of the base model's losses on a batch of real rows."""
+    causal_model = split_model(prepare_base_model(context))
+    token_budget = min(MOST_TOKENS, context.batches.forward_tokens)
+
+    def measure(batch: Batch) -> None:
+        with torch.inference_mode():
+            context.objective(causal_model, batch.to(context.device))
+
+    batch = take_batch(context.examples, token_budget, context.base_model.pad_id)
+    return time_work(lambda: measure(batch), loss_operations(shape, count_batch(batch)), context.device)
+
+
+def time_gradients(trained_ensemble: TrainedEnsemble, shape: ModelShape, batch_tokens: int) -> float:
+    """Return operations per second of a stack's gradients on a chunk of real rows."""
+    member_ids = list(trained_ensemble.settings.trained_member_ids)
+    device = trained_ensemble.device
+    adapters = {name: value.to(device) for name, value in trained_ensemble.load_state(member_ids, 0).adapters.items()}
+    row_tokens = max(1, batch_tokens // len(member_ids))
+    batch = take_batch(trained_ensemble.examples, row_tokens, trained_ensemble.base_model.pad_id).to(device)
+    counts, engine = count_batch(batch).times(len(member_ids)), trained_ensemble.engine
+    operations = gradient_operations(shape, counts, engine.name == "fused")
+    if engine.prefix is not None:  # its layers are gone through once for all members of a batch
+        frozen = frozen_operations(shape, counts)
+        operations += frozen // len(member_ids) - frozen
+    return time_work(lambda: engine.measure(adapters, batch, with_mean_gradient=True), operations, device)
+
+
+def time_update(adapters: Adapters) -> float:
+    """Return the seconds of one step of the optimiser over stacked adapters."""
+    parameters = [torch.nn.Parameter(stacked.clone()) for stacked in adapters.values()]
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, 1e-4)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-6)
+    device = parameters[0].device
+    return 1 / time_work(optimizer.step, 1, device)
+
+
+def time_tuning(
+    base_model: LanguageModel, examples: Examples, settings: FineTuningSettings, objective: Objective
+) -> float:
+    """Return operations per second of a target's micro-batch, with an adapter of its own."""
+    model_device = next(base_model.model.parameters()).device
+    with attach_untrained_adapter(base_model, settings, seed=0) as model:
+        shape = read_shape(model)
+        token_budget = min(LEAST_TOKENS, settings.micro_batch_tokens)
+        batch = take_batch(examples, token_budget, base_model.pad_id).to(model_device)
+
+        split = split_model(model)
+
+        def train() -> None:
+            with torch.enable_grad():
+                objective(split, batch).sum().backward()
+            model.zero_grad()
+
+        operations = gradient_operations(shape, count_batch(batch), responses_only=True)
+        return time_work(train, operations, model_device)
+
+
+def time_answers(base_model: LanguageModel, prompt_lengths: Sequence[int], examples: Examples) -> float:
+    """Return operations per second of generation, for a batch of prompts as large as they come."""
+    device = next(base_model.model.parameters()).device
+    width = int(np.median(prompt_lengths))
+    token_ids = examples.table[int(np.argsort(examples.lengths)[len(examples) // 2])]["input_ids"]
+    prompt = (token_ids * (width // len(token_ids) + 1))[:width]
+    prompts = [prompt] * len(prompt_lengths)
+    shape = read_shape(base_model.model)
+    with plain_decoding(base_model.model):
+        started_at = time.perf_counter()
+        new_tokens = generate_batch(base_model.model, base_model.tokenizer, prompts, NEW_TOKENS)
+        _wait_for(device)
+        seconds = time.perf_counter() - started_at
+    step_count = max(len(token_ids) for token_ids, _ in new_tokens)
+    counts = count_prompts([width] * len(prompts))
+    return generation_operations(shape, counts, len(prompts), step_count) / seconds
+
+
+def take_batch(examples: Examples, token_budget: int, pad_id: int) -> Batch:
+    """Return a batch of rows of about the median length, as many as the tokens allow."""
+    rows_by_length = np.argsort(examples.lengths, kind="stable")
+    middle = len(rows_by_length) // 2
+    width = max(1, int(examples.lengths[rows_by_length[middle]]))
+    row_count = min(len(rows_by_length), max(1, token_budget // width))
+    start = max(0, middle - row_count + 1)
+    row_positions = rows_by_length[start : start + row_count]
+    return collate(examples.table[row_positions], pad_id, (row_count,))
+
+
+def count_batch(batch: Batch) -> TokenCounts:
+    """Count a batch [B, T] as it is, its padding included."""
+    row_count, width = batch.input_ids.shape
+    responses = int((batch.labels[:, 1:] >= 0).sum())
+    padded = row_count * width
+    return TokenCounts(row_count, padded, padded, padded * width, responses, 1)
+
+
+def time_work(work: Callable[[], object], operations: int, device: torch.device) -> float:
+    """Return operations per second: the median of a few runs after a first one, which counts only if it is long."""
+    first_seconds = _time_once(work, device)
+    if first_seconds > SECONDS:
+        return operations / first_seconds
+    run_seconds = [_time_once(work, device)]
+    while len(run_seconds) < REPEATS and first_seconds + sum(run_seconds) < SECONDS:
+        run_seconds.append(_time_once(work, device))
+    return operations / statistics.median(run_seconds)
+
+
+def _time_once(work: Callable[[], object], device: torch.device) -> float:
+    _wait_for(device)
+    started_at = time.perf_counter()
+    work()
+    _wait_for(device)
+    return time.perf_counter() - started_at
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

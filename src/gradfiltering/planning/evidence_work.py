@@ -1,0 +1,308 @@
+"""Work that measuring the evidence of a run takes: passes of the base model, training of members, snapshot passes."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from gradfiltering.data.examples import Examples, hash_examples
+from gradfiltering.ensembles.batch_settings import FORWARD_TOKENS
+from gradfiltering.ensembles.heldout_member import HeldoutSplit, heldout_member_seed
+from gradfiltering.ensembles.member_cache import MemberCache
+from gradfiltering.ensembles.prefix_states import count_prefix_bytes, has_prefix_states
+from gradfiltering.ensembles.trained_ensemble import TrainedEnsemble
+from gradfiltering.evidence.base_model_losses import find_losses
+from gradfiltering.evidence.context import MeasurementContext
+from gradfiltering.evidence.ensemble_passes import EnsemblePasses
+from gradfiltering.evidence.measurers import BASE_MODEL_STAGE, ENSEMBLE_STAGE, TASK_GRADIENT_STAGE
+from gradfiltering.planning.model_shapes import ModelShape
+from gradfiltering.planning.operations import (
+    TokenCounts,
+    forward_operations,
+    frozen_operations,
+    gradient_operations,
+    head_operations,
+    loss_operations,
+)
+from gradfiltering.planning.row_passes import count_pass, count_training
+from gradfiltering.planning.run_plan import PlannedWork
+from gradfiltering.requests import (
+    BaseModelLosses,
+    Embeddings,
+    ErrorNorms,
+    Projections,
+    Request,
+    ResponseLosses,
+    TaskGradients,
+)
+
+HELDOUT_MEMBER_STAGE = "heldout_member"
+
+
+def plan_base_model_passes(
+    requests: Iterable[Request[Any]], context: MeasurementContext, shape: ModelShape
+) -> list[PlannedWork]:
+    """Plan the passes of the base model without adapters.
+
+    Args:
+        requests: of the stage.
+        context: models, rows and settings.
+        shape: of the base model.
+    """
+    work = []
+    row_counts = count_pass(context.examples, context.batches.forward_tokens)
+    for request in requests:
+        if isinstance(request, BaseModelLosses):
+            row_sets = [("losses of all rows", context.examples), ("losses of the held-out rows", context.heldout)]
+            for description, examples in row_sets:
+                if examples is not None:
+                    counts = count_pass(examples, context.batches.forward_tokens)
+                    is_cached = find_losses(context, context.objective, examples) is not None
+                    operations = loss_operations(shape, counts)
+                    is_per_row = examples is context.examples
+                    work.append(
+                        PlannedWork(BASE_MODEL_STAGE, description, counts, operations, "losses", is_cached, is_per_row)
+                    )
+        elif isinstance(request, ErrorNorms):
+            operations = forward_operations(shape, row_counts) + head_operations(shape, row_counts.responses)
+            work.append(PlannedWork(BASE_MODEL_STAGE, "error norms", row_counts, operations, "losses"))
+        elif isinstance(request, Embeddings) and context.embeddings.encoder is None:
+            operations = forward_operations(shape, row_counts)
+            work.append(PlannedWork(BASE_MODEL_STAGE, "embeddings", row_counts, operations, "losses"))
+        elif isinstance(request, ResponseLosses):
+            alone = _count_responses_alone(context.examples, context.batches.forward_tokens)
+            counts = row_counts + alone
+            operations = loss_operations(shape, counts)
+            description = "losses of responses, with their prompts and alone"
+            work.append(PlannedWork(BASE_MODEL_STAGE, description, counts, operations, "losses"))
+    return work
+
+
+def list_uncounted(requests: Iterable[Request[Any]], context: MeasurementContext) -> list[str]:
+    """Name the requests whose work is not known: those of other packages, and of a sentence encoder."""
+    known_types = (BaseModelLosses, ErrorNorms, Embeddings, ResponseLosses, Projections, TaskGradients)
+    notes = []
+    for request in requests:
+        is_own = type(request).__module__ == BaseModelLosses.__module__
+        if isinstance(request, Embeddings) and context.embeddings.encoder is not None:
+            notes.append(f"embeddings by {context.embeddings.encoder} are not counted")
+        elif not is_own and not isinstance(request, known_types):
+            notes.append(f"{type(request).__name__} is of another package and not counted")
+    return notes
+
+
+def _count_responses_alone(examples: Examples, batch_tokens: int) -> TokenCounts:
+    """Count a pass over the responses without their prompts."""
+    lengths = np.sort(examples.response_tokens)
+    rows_at_once = max(1, batch_tokens // int(lengths.max()))
+    counts = TokenCounts()
+    for start in range(0, len(lengths), rows_at_once):
+        batch_lengths = lengths[start : start + rows_at_once]
+        padded = len(batch_lengths) * int(batch_lengths.max())
+        token_count = int(batch_lengths.sum())
+        counts += TokenCounts(
+            len(batch_lengths), token_count, padded, padded * int(batch_lengths.max()), token_count, 1
+        )
+    return counts
+
+
+def plan_ensemble(
+    trained_ensemble: TrainedEnsemble,
+    epochs: Sequence[int],
+    row_sets: Sequence[tuple[str, Examples]],
+    shape: ModelShape,
+    batch_tokens: int,
+    projections: Projections | None = None,
+    context: MeasurementContext | None = None,
+) -> list[PlannedWork]:
+    """Plan the training of an ensemble and its passes over rows, but for what the cache has.
+
+    Args:
+        trained_ensemble: attached; what it has trained is looked up.
+        epochs: the snapshots.
+        row_sets: rows that are measured at each of them, in words; the first are those trained on.
+        shape: of the model with adapters.
+        batch_tokens: padded tokens computed at once, over members.
+        projections: requested at the last snapshot; None for none.
+        context: knows the projection.
+    """
+    settings, member_cache = trained_ensemble.settings, trained_ensemble.member_cache
+    work = plan_training(trained_ensemble, epochs, ENSEMBLE_STAGE, shape)
+    for epoch in epochs:
+        for set_index, (description, examples) in enumerate(row_sets):
+            if settings.collect == "online" and epoch > 0 and set_index == 0:
+                continue
+            passes = EnsemblePasses(trained_ensemble, examples, description)
+            logs = passes.find_logs(settings.member_ids, epoch)
+            missing = {member_id for member_id, log in logs.items() if log is None}
+            if projections is not None and context is not None and epoch == epochs[-1] and set_index == 0:
+                sketches = passes.find_sketches(settings.member_ids, epoch, context.projection)
+                missing = {member_id for member_id, sketch in sketches.items() if sketch is None}
+            measurements = {member_cache.describe_measurement(member_id, epoch) for member_id in missing}
+            all_measurements = {member_cache.describe_measurement(member, epoch) for member in settings.member_ids}
+            member_count = len(measurements) or len(all_measurements)
+            counts = count_pass(examples, max(1, batch_tokens // member_count), member_count)
+            description = f"gradients of {description} after {trained_ensemble.member_cache.timeline.unit} {epoch}, {_count_members(member_count)}"
+            operations = count_gradients(trained_ensemble, examples, shape, counts, member_count)
+            work.append(
+                PlannedWork(
+                    ENSEMBLE_STAGE, description, counts, operations, "gradients", not measurements, set_index == 0
+                )
+            )
+    return work
+
+
+def plan_heldout_member(
+    trained_ensemble: TrainedEnsemble,
+    split: HeldoutSplit,
+    epochs: Sequence[int],
+    shape: ModelShape,
+    batch_tokens: int,
+) -> list[PlannedWork]:
+    """Plan the extra member that the held-out loss is of: its training on a part of the rows, its losses on the rest.
+
+    Args:
+        trained_ensemble: the ensemble that it is a member more of.
+        split: its rows.
+        epochs: the snapshots.
+        shape: of the model with adapters.
+        batch_tokens: padded tokens computed at once.
+    """
+    ensemble_cache, settings = trained_ensemble.member_cache, trained_ensemble.settings.single_member()
+    seed = heldout_member_seed(trained_ensemble.seed)
+    identity = {name: ensemble_cache.ensemble_key[name] for name in ("base_model", "objective", "engine", "precision")}
+    identity |= {"examples": hash_examples(split.training), "seed": seed}
+    timeline = replace(ensemble_cache.timeline, steps_per_epoch=settings.steps_per_epoch(len(split.training)))
+    extra_member = replace(
+        trained_ensemble,
+        examples=split.training,
+        settings=settings,
+        member_cache=MemberCache(ensemble_cache.cache, settings, identity, timeline),
+        seed=seed,
+    )
+    work = plan_training(extra_member, epochs, HELDOUT_MEMBER_STAGE, shape)
+    passes = EnsemblePasses(extra_member, split.heldout, "rows that the extra member never saw")
+    for epoch in epochs:
+        is_cached = all(log is not None for log in passes.find_logs(settings.member_ids, epoch).values())
+        counts = count_pass(split.heldout, batch_tokens)
+        operations = count_gradients(extra_member, split.heldout, shape, counts, 1)
+        description = f"losses of rows that it never saw, after {trained_ensemble.member_cache.timeline.unit} {epoch}"
+        work.append(PlannedWork(HELDOUT_MEMBER_STAGE, description, counts, operations, "gradients", is_cached))
+    counts = count_pass(split.heldout, trained_ensemble.batches.forward_tokens)
+    operations = loss_operations(shape, counts)
+    work.append(PlannedWork(HELDOUT_MEMBER_STAGE, "their losses under the base model", counts, operations, "losses"))
+    return work
+
+
+def plan_training(
+    trained_ensemble: TrainedEnsemble, epochs: Sequence[int], stage_name: str, shape: ModelShape
+) -> list[PlannedWork]:
+    """Plan the training of an ensemble's members up to the last of these epochs, from where the cache has them."""
+    settings, examples = trained_ensemble.settings, trained_ensemble.examples
+    plans = {
+        member_id: trained_ensemble.member_cache.plan_training(member_id, epochs)
+        for member_id in settings.trained_member_ids
+    }
+    work = []
+    for plan in sorted(set(plans.values())):
+        member_ids = [member_id for member_id, member_plan in plans.items() if member_plan == plan]
+        is_cached = plan.first == plan.last
+        timeline = trained_ensemble.member_cache.timeline
+        first_moment = 0 if is_cached else plan.first
+        updates = range(timeline.count_updates(first_moment), timeline.count_updates(plan.last))
+        if not updates:
+            continue
+        counts = count_training(examples, settings, member_ids, updates, trained_ensemble.seed)
+        operations = count_gradients(trained_ensemble, examples, shape, counts)
+        moments_text = f"{timeline.unit}s {first_moment + 1} to {plan.last}"
+        if plan.last == first_moment + 1:
+            moments_text = f"{timeline.unit} {plan.last}"
+        description = f"training of {_count_members(len(member_ids))}, {moments_text}"
+        work.append(PlannedWork(stage_name, description, counts, operations, "training", is_cached))
+    return work
+
+
+def plan_task_gradients(
+    request: TaskGradients,
+    trained_ensemble: TrainedEnsemble,
+    validation: Examples,
+    shape: ModelShape,
+    batch_tokens: int,
+    trained_epochs: int,
+) -> list[PlannedWork]:
+    """Plan gradients at checkpoints, of all rows and of validation rows, member by member.
+
+    Args:
+        request: names members and checkpoints.
+        trained_ensemble: of these members.
+        validation: the validation rows.
+        shape: of the model with adapters.
+        batch_tokens: padded tokens computed at once.
+        trained_epochs: epochs of its members that an earlier stage of the run trains.
+    """
+    work = []
+    if max(request.checkpoints) > trained_epochs:
+        work += plan_training(trained_ensemble, request.checkpoints, TASK_GRADIENT_STAGE, shape)
+    for description, examples in (("all rows", trained_ensemble.examples), ("validation rows", validation)):
+        one_pass = count_pass(examples, batch_tokens)
+        counts = one_pass.times(len(request.checkpoints) * request.members)
+        operations = count_gradients(trained_ensemble, examples, shape, counts, 1)
+        description = f"gradients of {description} at {len(request.checkpoints)} checkpoints"
+        work.append(PlannedWork(TASK_GRADIENT_STAGE, description, counts, operations, "gradients"))
+    return work
+
+
+def plan_frozen_layers(
+    trained_ensemble: TrainedEnsemble, row_sets: Sequence[tuple[str, Examples]], stage_name: str, shape: ModelShape
+) -> list[PlannedWork]:
+    """Plan what the layers below the first adapter take, where it is computed once for each row and kept."""
+    work = []
+    for set_index, (description, examples) in enumerate(row_sets):
+        prefix = trained_ensemble.engine.prefix
+        if prefix is None or not keeps_prefix(trained_ensemble, examples):
+            continue
+        counts = count_pass(examples, FORWARD_TOKENS)
+        model_hash = trained_ensemble.member_cache.ensemble_key["base_model"]
+        is_cached = has_prefix_states(trained_ensemble.member_cache.cache, prefix, examples, model_hash)
+        operations = frozen_operations(shape, counts)
+        description = f"frozen layers {prefix.layer_range} of {description}, once"
+        work.append(
+            PlannedWork(stage_name, description, counts, operations, "losses", is_cached, is_per_row=set_index == 0)
+        )
+    return work
+
+
+def keeps_prefix(trained_ensemble: TrainedEnsemble, examples: Examples) -> bool:
+    """Return True where what enters the first adapted layer is kept in the cache for these rows."""
+    prefix = trained_ensemble.engine.prefix
+    return prefix is not None and count_prefix_bytes(prefix, examples) <= trained_ensemble.batches.prefix_limit_bytes
+
+
+def count_gradients(
+    trained_ensemble: TrainedEnsemble,
+    examples: Examples,
+    shape: ModelShape,
+    counts: TokenCounts,
+    sharing_members: int | None = None,
+) -> int:
+    """Count gradients of a stack; layers below the first adapter are left out where they are kept.
+
+    Args:
+        trained_ensemble: attached.
+        examples: the rows.
+        shape: of the model with adapters.
+        counts: over members.
+        sharing_members: members that see the same batch, so that they share these layers; None where each has its own.
+    """
+    operations = gradient_operations(shape, counts, trained_ensemble.engine.name == "fused")
+    if trained_ensemble.engine.prefix is None:
+        return operations
+    frozen = frozen_operations(shape, counts)
+    if keeps_prefix(trained_ensemble, examples):
+        return operations - frozen
+    return operations if sharing_members is None else operations - frozen + frozen // sharing_members
+
+
+def _count_members(member_count: int) -> str:
+    return f"{member_count} member{'s' if member_count > 1 else ''}"

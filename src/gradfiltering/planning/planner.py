@@ -1,0 +1,328 @@
+"""Planning of a run: which work each stage has, timed by a calibration of a few seconds where it is worth it."""
+
+import logging
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from gradfiltering.data.examples import Examples
+from gradfiltering.data.validation_rows import validation_rows
+from gradfiltering.distributed.process_group import gather_from_ranks, world_size
+from gradfiltering.ensembles.heldout_member import HeldoutMember
+from gradfiltering.ensembles.lora_ensemble import AUTO
+from gradfiltering.ensembles.trained_ensemble import EnsembleCosts, TrainedEnsemble
+from gradfiltering.errors import UserError
+from gradfiltering.evidence.context import MeasurementContext
+from gradfiltering.evidence.ensemble_passes import attach_ensemble
+from gradfiltering.evidence.measurers import BASE_MODEL_STAGE, ENSEMBLE_STAGE, TASK_GRADIENT_STAGE, sort_requests
+from gradfiltering.evidence.task_gradients import take_members
+from gradfiltering.gradients.memory import ChunkMemory, measure_chunk_memory
+from gradfiltering.planning import memory_estimates
+from gradfiltering.planning.calibration import (
+    Speed,
+    time_answers,
+    time_gradients,
+    time_losses,
+    time_tuning,
+    time_update,
+)
+from gradfiltering.planning.evidence_work import (
+    HELDOUT_MEMBER_STAGE,
+    list_uncounted,
+    plan_base_model_passes,
+    plan_ensemble,
+    plan_frozen_layers,
+    plan_heldout_member,
+    plan_task_gradients,
+)
+from gradfiltering.planning.model_shapes import ModelShape, read_shape
+from gradfiltering.planning.plan_settings import PlanSettings
+from gradfiltering.planning.run_plan import PlannedStage, PlannedWork, RunPlan
+from gradfiltering.planning.target_work import JUDGE_STAGE, TARGET_STAGE, PlannedTarget, plan_answers, plan_tuning
+from gradfiltering.requests import GradientLog, Projections, Request, TaskGradients
+from gradfiltering.seeding import numpy_rng
+
+ADAPTER_STAGES = (ENSEMBLE_STAGE, TASK_GRADIENT_STAGE, HELDOUT_MEMBER_STAGE)
+NOMINAL_TOKENS = 2048  # padded tokens at once, before it is known what fits
+SLOW_RATE = 5e9  # operations per second of a slow processor; work that is short at this rate is not timed
+SHORT_SECONDS = 5.0
+MIN_ROWS = 32  # the fewest rows that a run is cut to
+MAX_DRAWS = 4
+MOST_HELDOUT_ROWS = 100  # that are measured where the time is short
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """Everything that a plan is made of.
+
+    Attributes:
+        requests: measurements that the run makes.
+        context: model, rows and settings that they are made with.
+        first_members: members where their number is searched for.
+        total_rows: all rows of the pool, for budgets.
+        target: the target; None where the run ends before, or where nothing is known of it.
+        notes: stage -> what is not counted.
+        heldout_member: the extra member of the held-out loss; None for none.
+    """
+
+    requests: frozenset[Request[Any]]
+    context: MeasurementContext
+    first_members: int
+    total_rows: int
+    target: PlannedTarget | None
+    notes: Mapping[str, Sequence[str]]
+    heldout_member: HeldoutMember | None = None
+
+
+def plan_run(request: PlanRequest, settings: PlanSettings) -> RunPlan:
+    """Plan a run; where it takes more than a few seconds, or the user asks for the plan, its speed is measured.
+
+    Args:
+        request: the run.
+        settings: of the plan.
+    """
+    started_at = time.monotonic()
+    context = request.context
+    if context.ensemble.m == AUTO:
+        context = replace(context, ensemble=replace(context.ensemble, m=request.first_members))
+    base_shape = read_shape(context.base_model.model)
+    present_bytes = memory_estimates.present_bytes(context.device, base_shape)
+    stage_requests = sort_requests(request.requests)
+    work = plan_base_model_passes(stage_requests.get(BASE_MODEL_STAGE, []), context, base_shape)
+    if request.target is not None:
+        work += plan_tuning(request.target, context.examples, context.heldout, request.total_rows, context.seed)
+        work += plan_answers(request.target)
+    reads_ensemble = ENSEMBLE_STAGE in stage_requests or TASK_GRADIENT_STAGE in stage_requests
+    speed, shape, memory, chunk_tokens = None, base_shape, None, 0
+    is_wanted = settings.only or settings.minutes is not None
+    rates = {}
+    base_is_timed = _is_long(work, is_wanted) or (reads_ensemble and is_wanted)
+    attached = attach_ensemble(context, EnsembleCosts(), context.heldout) if reads_ensemble else nullcontext()
+    update_seconds = 0.0
+    with attached as trained_ensemble:
+        if trained_ensemble is not None:
+            shape = read_shape(trained_ensemble.model)
+            trained_ensemble.engine.to(trained_ensemble.device)  # finds out which layers members share
+            work += _plan_ensembles(stage_requests, request, context, trained_ensemble, shape, NOMINAL_TOKENS)
+            if _is_long(work, is_wanted):
+                member_ids = list(trained_ensemble.settings.trained_member_ids)
+                batch_tokens = trained_ensemble.prepare_engine(member_ids)
+                chunk_tokens = trained_ensemble.engine.chunk_tokens
+                adapters = trained_ensemble.load_state(member_ids, 0).adapters
+                on_device = {name: value.to(trained_ensemble.device) for name, value in adapters.items()}
+                memory = measure_chunk_memory(trained_ensemble.engine, on_device, trained_ensemble.row_width)
+                rates["gradients"] = time_gradients(trained_ensemble, shape, chunk_tokens)
+                update_seconds = time_update(on_device)
+                trained_ensemble.engine.chunk_tokens = chunk_tokens
+                work = [item for item in work if item.stage not in ADAPTER_STAGES]
+                work += _plan_ensembles(stage_requests, request, context, trained_ensemble, shape, chunk_tokens)
+                logger.info("a pass has up to %d padded tokens a batch", batch_tokens)
+    if base_is_timed or _is_long(work, is_wanted):
+        rates |= _time_other_work(request, context, base_shape, work)
+        speed = _slowest(Speed(rates, update_seconds, time.monotonic() - started_at))
+        logger.info("operations per second by kind of work: %s", {kind: f"{rate:.2e}" for kind, rate in rates.items()})
+    timed_work = [_estimate(item, speed) for item in work]
+    return RunPlan(
+        stages=_build_stages(timed_work, request, context, shape, memory, chunk_tokens, present_bytes),
+        rows=len(context.examples),
+        pool_rows=len(context.examples),
+        members=len(context.ensemble.member_ids) if reads_ensemble else 0,
+        parameters=base_shape.matmul_weights,
+        calibration_seconds=0.0 if speed is None else speed.seconds,
+        device=str(context.device),
+    )
+
+
+def _plan_ensembles(
+    stage_requests: Mapping[str, Sequence[Request[Any]]],
+    request: PlanRequest,
+    context: MeasurementContext,
+    trained_ensemble: TrainedEnsemble,
+    shape: ModelShape,
+    chunk_tokens: int,
+) -> list[PlannedWork]:
+    """Plan the stages that need adapters."""
+    work, trained_epochs = [], 0
+    if ENSEMBLE_STAGE in stage_requests:
+        row_sets = [("all rows", context.examples)]
+        row_sets += [] if context.heldout is None else [("held-out rows", context.heldout)]
+        projections = next((item for item in stage_requests[ENSEMBLE_STAGE] if isinstance(item, Projections)), None)
+        epochs = [context.snapshots.early, context.snapshots.late]
+        work += plan_frozen_layers(trained_ensemble, row_sets, ENSEMBLE_STAGE, shape)
+        work += plan_ensemble(trained_ensemble, epochs, row_sets, shape, chunk_tokens, projections, context)
+        trained_epochs = context.snapshots.late
+    for item in stage_requests.get(TASK_GRADIENT_STAGE, []):
+        if isinstance(item, TaskGradients):
+            members = replace(trained_ensemble, settings=take_members(item, context.ensemble))
+            validation, _ = validation_rows(context.dataset, item.validation, item.task).encode(context.encoder)
+            epochs_before = trained_epochs if item.members <= len(context.ensemble.trained_member_ids) else 0
+            work += plan_task_gradients(item, members, validation, shape, chunk_tokens, epochs_before)
+    if request.heldout_member is not None and GradientLog() in stage_requests.get(ENSEMBLE_STAGE, []):
+        split = request.heldout_member.split(context.examples, context.heldout is not None, context.seed)
+        if split is not None:
+            snapshots = [context.snapshots.early, context.snapshots.late]
+            work += plan_heldout_member(trained_ensemble, split, snapshots, shape, chunk_tokens)
+    return work
+
+
+def _time_other_work(
+    request: PlanRequest, context: MeasurementContext, shape: ModelShape, work: Sequence[PlannedWork]
+) -> dict[str, float]:
+    """Time the work without members that is due, on the proxy, which is loaded."""
+    rates = {"losses": time_losses(context, shape)}
+    target, kinds = request.target, {item.kind for item in work if item.operations}
+    if target is not None and "tuning" in kinds:
+        rates["tuning"] = time_tuning(context.base_model, context.examples, target.settings, context.objective)
+    if target is not None and target.generation is not None and "answers" in kinds:
+        first_batch = sorted(target.prompt_lengths, reverse=True)[: target.generation.batch_size]
+        rates["answers"] = time_answers(context.base_model, first_batch, context.examples)
+    rates.setdefault("gradients", rates["losses"])
+    return rates
+
+
+def _is_long(work: Iterable[PlannedWork], is_wanted: bool) -> bool:
+    """Return True for work that is worth timing: the user wants to know, or a slow processor needs seconds for it."""
+    operations = sum(item.operations for item in work)
+    return operations > 0 and (is_wanted or operations / SLOW_RATE > SHORT_SECONDS)
+
+
+def _slowest(speed: Speed) -> Speed:
+    """Agree on the slowest speed of all processes."""
+    speeds = gather_from_ranks(speed)
+    rates = {kind: min(other.rates[kind] for other in speeds) for kind in speed.rates}
+    return Speed(rates, max(other.update_seconds for other in speeds), max(other.seconds for other in speeds))
+
+
+def _estimate(work: PlannedWork, speed: Speed | None) -> PlannedWork:
+    if work.reused or not work.operations:
+        return replace(work, seconds=0.0)
+    if speed is None:
+        return work
+    return replace(work, seconds=speed.estimate(work.kind, work.operations, work.counts.steps) / world_size())
+
+
+def _build_stages(
+    work: Sequence[PlannedWork],
+    request: PlanRequest,
+    context: MeasurementContext,
+    shape: ModelShape,
+    memory: ChunkMemory | None,
+    chunk_tokens: int,
+    present_bytes: int,
+) -> list[PlannedStage]:
+    """Put the work into stages, with the memory and the disk that each takes."""
+    target = request.target
+    needed = {
+        BASE_MODEL_STAGE: memory_estimates.forward_bytes(shape, context.batches.forward_tokens, context.examples),
+        ENSEMBLE_STAGE: memory_estimates.ensemble_bytes(shape, context, memory, chunk_tokens),
+        TARGET_STAGE: 0 if target is None else memory_estimates.tuning_bytes(target, context.examples),
+        JUDGE_STAGE: 0 if target is None else memory_estimates.answer_bytes(target),
+    }
+    needed[TASK_GRADIENT_STAGE] = needed[HELDOUT_MEMBER_STAGE] = needed[ENSEMBLE_STAGE]
+    peak_bytes = present_bytes
+    stages = []
+    for stage_name in (BASE_MODEL_STAGE, *ADAPTER_STAGES, TARGET_STAGE, JUDGE_STAGE):
+        stage_work = [item for item in work if item.stage == stage_name]
+        notes = [*request.notes.get(stage_name, ()), *list_uncounted_of(stage_name, request, context)]
+        if not stage_work and not notes:
+            continue
+        if any(item.operations for item in stage_work):
+            peak_bytes = max(peak_bytes, present_bytes + needed[stage_name])  # freed memory stays with the process
+        stages.append(
+            PlannedStage(
+                name=stage_name,
+                work=stage_work,
+                peak_bytes=peak_bytes,
+                disk_bytes=memory_estimates.disk_bytes(stage_name, stage_work, shape, context, target),
+                notes=notes,
+            )
+        )
+    return stages
+
+
+def list_uncounted_of(stage_name: str, request: PlanRequest, context: MeasurementContext) -> list[str]:
+    """List what a stage does that is not counted."""
+    return list_uncounted(sort_requests(request.requests).get(stage_name, []), context)
+
+
+def draw_rows(examples: Examples, row_count: int, seed: int, stream: str = "rows") -> Examples:
+    """Draw rows by the seed; the others are listed as unscored, with the reason.
+
+    Args:
+        examples: of the pool, or the held-out ones.
+        row_count: rows to draw.
+        seed: of the run.
+        stream: of random numbers.
+    """
+    total_rows = len(examples)
+    drawn_positions = numpy_rng(seed, "plan", stream).permutation(total_rows)[:row_count]
+    drawn_examples = examples.select(examples.example_ids[drawn_positions].tolist())
+    left_out_ids = np.setdiff1d(examples.example_ids, drawn_examples.example_ids)
+    reason = f"not among the {row_count:,} of {total_rows:,} rows drawn for the time given"
+    unscored = sorted([*examples.unscored, *((example_id, reason) for example_id in left_out_ids.tolist())])
+    return replace(drawn_examples, unscored=unscored, not_shown=examples.not_shown)
+
+
+def fit_rows(request: PlanRequest, settings: PlanSettings, select_budget: Any) -> tuple[PlanRequest, RunPlan]:
+    """Cut the rows so that the run takes no longer than the time given, and plan it.
+
+    Held-out rows are cut first, to a hundred, then those of the pool; the ensemble stays as it is.
+
+    Args:
+        request: of all rows.
+        settings: with `minutes`, or None for all rows.
+        select_budget: rows of the pool -> rows of the candidate.
+
+    Returns:
+        The request with the rows that are taken, and its plan.
+
+    Raises:
+        UserError: even a few rows take longer.
+    """
+    plan = plan_run(request, settings)
+    if settings.minutes is None or plan.seconds is None or plan.seconds <= 60 * settings.minutes:
+        return request, replace(plan, minutes=settings.minutes, seed=request.context.seed)
+    allowed_seconds, all_examples, seed = 60 * settings.minutes, request.context.examples, request.context.seed
+    heldout = request.context.heldout
+    if heldout is not None and len(heldout) > MOST_HELDOUT_ROWS:
+        heldout = draw_rows(heldout, MOST_HELDOUT_ROWS, seed, "held-out rows")
+        request = replace(request, context=replace(request.context, heldout=heldout))
+        plan = plan_run(request, settings)
+    row_count = len(all_examples)
+    fitted_request, fitted_plan = request, plan
+    for _ in range(MAX_DRAWS):
+        row_count = _rows_for(fitted_plan, row_count, allowed_seconds)
+        if row_count < MIN_ROWS:
+            raise UserError(
+                f"even {MIN_ROWS} of {len(all_examples):,} rows take longer than {settings.minutes:g} minutes; give "
+                "more time, fewer members, fewer epochs, or an earlier last stage",
+                owner=settings,
+                arguments=("minutes",),
+            )
+        examples = draw_rows(all_examples, row_count, seed)
+        target = request.target
+        if target is not None:
+            target = replace(target, selected_rows=select_budget(row_count))
+        fitted_request = replace(
+            request, context=replace(request.context, examples=examples), total_rows=row_count, target=target
+        )
+        fitted_plan = plan_run(fitted_request, settings)
+        if fitted_plan.seconds is not None and fitted_plan.seconds <= 1.02 * allowed_seconds:
+            break
+    return fitted_request, replace(fitted_plan, minutes=settings.minutes, seed=seed, pool_rows=len(all_examples))
+
+
+def _rows_for(plan: RunPlan, row_count: int, allowed_seconds: float) -> int:
+    """Return how many of `row_count` rows take the time, by the work that grows with them."""
+    all_work = [item for stage in plan.stages for item in stage.work]
+    per_row = sum(item.seconds or 0.0 for item in all_work if item.is_per_row)
+    fixed = sum(item.seconds or 0.0 for item in all_work if not item.is_per_row)
+    share = (allowed_seconds - fixed) / per_row if per_row else 1.0
+    return max(0, min(row_count - 1, math.floor(row_count * share)))

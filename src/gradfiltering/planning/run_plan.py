@@ -1,0 +1,141 @@
+"""The plan of a run as plain numbers: its stages, and for each the work, time, memory and disk."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gradfiltering.planning.operations import TokenCounts
+
+
+@dataclass(frozen=True)
+class PlannedWork:
+    """A piece of work of a stage.
+
+    Attributes:
+        stage: that it belongs to.
+        description: in words.
+        counts: rows and tokens.
+        all_operations: floating-point operations, were nothing in the cache.
+        kind: of work, by which it is timed: `training`, `gradients`, `losses`, `tuning` or `answers`.
+        reused: the cache has the result.
+        is_per_row: grows with the rows of the pool.
+        seconds: estimate; 0 where the cache has the result, None where nothing was timed.
+        estimated_from: where the estimate is from when it is not from the model itself; empty else.
+    """
+
+    stage: str
+    description: str
+    counts: TokenCounts
+    all_operations: int
+    kind: str
+    reused: bool = False
+    is_per_row: bool = True
+    seconds: float | None = None
+    estimated_from: str = ""
+
+    @property
+    def operations(self) -> int:
+        """Floating-point operations that are due: 0 where the cache has the result."""
+        return 0 if self.reused else self.all_operations
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage of the run.
+
+    Attributes:
+        name: of the stage.
+        work: its pieces.
+        peak_bytes: memory of the process, or of the GPU, at its peak.
+        disk_bytes: that cache and run folder grow by.
+        notes: what is not counted, and assumptions.
+    """
+
+    name: str
+    work: Sequence[PlannedWork] = ()
+    peak_bytes: int = 0
+    disk_bytes: int = 0
+    notes: Sequence[str] = ()
+
+    @property
+    def operations(self) -> int:
+        """Of all its work."""
+        return sum(item.operations for item in self.work)
+
+    @property
+    def seconds(self) -> float | None:
+        """Of all its work; None where nothing was timed."""
+        times = [item.seconds for item in self.work]
+        return None if any(time is None for time in times) else sum(time for time in times if time is not None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the stage's part of `summary.json`."""
+        return {
+            "name": self.name,
+            "operations": self.operations,
+            "seconds": self.seconds,
+            "peak_bytes": self.peak_bytes,
+            "disk_bytes": self.disk_bytes,
+            "work": [{**asdict(item), "operations": item.operations} for item in self.work],
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run will do, stage by stage.
+
+    Attributes:
+        stages: with work that was planned, in their order.
+        rows, pool_rows: rows that are taken, and those that can be scored in all.
+        members: of the ensemble, 0 where none is trained.
+        parameters: of the proxy in matrix products.
+        calibration_seconds: time that the calibration took; 0 where none was made.
+        minutes: the time that the rows were cut to; None for all rows.
+        seed: of the draw.
+        device: in words.
+    """
+
+    stages: Sequence[PlannedStage]
+    rows: int
+    pool_rows: int
+    members: int
+    parameters: int
+    calibration_seconds: float = 0.0
+    minutes: float | None = None
+    seed: int = 0
+    device: str = "cpu"
+
+    @property
+    def operations(self) -> int:
+        """Of all stages."""
+        return sum(stage.operations for stage in self.stages)
+
+    @property
+    def seconds(self) -> float | None:
+        """Of all stages; None where one was not timed."""
+        times = [stage.seconds for stage in self.stages]
+        return None if any(time is None for time in times) else sum(time for time in times if time is not None)
+
+    @property
+    def planned_seconds(self) -> dict[str, float]:
+        """Stage -> seconds, of the stages that were timed."""
+        return {stage.name: stage.seconds for stage in self.stages if stage.seconds is not None}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as `summary.json` holds it."""
+        return {
+            "rows": self.rows,
+            "pool_rows": self.pool_rows,
+            "members": self.members,
+            "parameters": self.parameters,
+            "operations": self.operations,
+            "seconds": self.seconds,
+            "peak_bytes": max((stage.peak_bytes for stage in self.stages), default=0),
+            "disk_bytes": sum(stage.disk_bytes for stage in self.stages),
+            "calibration_seconds": round(self.calibration_seconds, 3),
+            "minutes": self.minutes,
+            "seed": self.seed,
+            "device": self.device,
+            "stages": [stage.to_json() for stage in self.stages],
+        }

@@ -1,0 +1,99 @@
+"""The plan of a run in plain words: before it starts as a table, at its end beside what it took."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+STAGE_NAMES = {
+    "base_model_passes": "passes of the base model",
+    "proxy": "ensemble of the proxy",
+    "heldout_member": "extra member for the held-out loss",
+    "influence": "gradients at checkpoints",
+    "target": "training of the target",
+    "judge": "answers and verdicts",
+}
+
+
+def print_plan(plan: Mapping[str, Any], console: Console) -> None:
+    """Print a plan: for each stage its work line by line, and the sums."""
+    table = Table(box=box.SIMPLE_HEAD, title="Plan of this run", title_justify="left", title_style="bold")
+    for heading in ("work", "rows", "tokens", "padded", "operations", "time"):
+        table.add_column(heading, justify="left" if heading == "work" else "right", no_wrap=heading != "work")
+    for stage in plan["stages"]:
+        name = STAGE_NAMES.get(stage["name"], stage["name"])
+        memory_text = f"{format_bytes(stage['peak_bytes'])} of memory, {format_bytes(stage['disk_bytes'])} on disk"
+        stage_label = Text.assemble((name, "bold"), f"\n{memory_text}")
+        operations = format_operations(stage["operations"])
+        table.add_row(stage_label, "", "", "", operations, format_seconds(stage["seconds"]))
+        for item in stage["work"]:
+            numbers = [f"{item['counts'][name]:,}" for name in ("rows", "tokens", "padded")]
+            cost = [format_operations(item["operations"]), format_seconds(item["seconds"])]
+            table.add_row(Text(item["description"]), *numbers, *(["in the cache", ""] if item["reused"] else cost))
+        for note in stage["notes"]:
+            table.add_row(Text(note, "italic"))
+    console.print(table)
+    for line in describe_plan(plan):
+        console.print(Text(line))
+
+
+def describe_plan(plan: Mapping[str, Any]) -> list[str]:
+    """Say in a few sentences what a run takes."""
+    rows_text = f"{plan['rows']:,} rows"
+    if plan["rows"] < plan["pool_rows"]:
+        rows_text += f" of {plan['pool_rows']:,}"
+    time_text, memory_text = format_seconds(plan["seconds"]), format_bytes(plan["peak_bytes"])
+    disk_text = format_bytes(plan["disk_bytes"])
+    lines = [
+        f"{time_text} in all for {rows_text}, {format_operations(plan['operations'])} operations, {memory_text} of "
+        f"memory at the peak, {disk_text} on the disk; loading, data and page are not in it."
+    ]
+    if plan["members"]:
+        lines.append(
+            f"{plan['members']} members on a model of {plan['parameters'] / 1e6:,.1f} million parameters in products."
+        )
+    estimated = {item["estimated_from"] for stage in plan["stages"] for item in stage["work"]} - {""}
+    if plan["calibration_seconds"]:
+        lines.append(
+            f"Times are from {plan['calibration_seconds']:.0f} s of the work itself on this machine ({plan['device']})"
+            + (f"; of what is not loaded yet from {', '.join(sorted(estimated))}." if estimated else ".")
+        )
+    return lines
+
+
+def describe_accuracy(run_summary: Mapping[str, Any]) -> str:
+    """Say how long the stages of a finished run were planned to take, and took; empty where nothing was timed."""
+    parts = [
+        f"{STAGE_NAMES.get(stage['name'], stage['name'])} {format_seconds(stage['actual_seconds'])}, planned "
+        f"{format_seconds(stage['seconds'])}"
+        for stage in run_summary.get("plan", {}).get("stages", [])
+        if stage.get("seconds") and stage.get("actual_seconds") is not None
+    ]
+    return "; ".join(parts)
+
+
+def format_seconds(seconds: float | None) -> str:
+    """Write a time: `not timed`, seconds, minutes or hours."""
+    if seconds is None:
+        return "not timed"
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 1 or seconds == 0 else "< 1 s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def format_bytes(byte_count: int) -> str:
+    """Write an amount of memory or disk."""
+    if byte_count < 10**6:
+        return f"{byte_count / 1e3:.0f} kB"
+    return f"{byte_count / 1e6:,.0f} MB" if byte_count < 10**9 else f"{byte_count / 1e9:,.1f} GB"
+
+
+def format_operations(operations: int) -> str:
+    """Write a number of operations as a power of ten."""
+    if operations < 1000:
+        return str(operations)
+    mantissa, _, exponent = f"{operations:.1e}".partition("e")
+    return f"{mantissa}·10^{int(exponent)}"

@@ -1,0 +1,66 @@
+"""The plan of a whole run: printed before, kept in the summary beside what followed, and rows cut to the time."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from tests.support.pipeline import TINY_RUN, run_train, summary
+
+from gradfiltering.planning import planner
+
+RATE = 1e9
+
+
+@pytest.fixture
+def steady_speed(monkeypatch):
+    for name in ("time_gradients", "time_losses", "time_tuning", "time_answers"):
+        monkeypatch.setattr(planner, name, lambda *_: RATE)
+    monkeypatch.setattr(planner, "time_update", lambda *_: 0.0)
+
+
+def run(folder, cache, *overrides):
+    run_train(*TINY_RUN, cache, f"run_dir={folder}", f"hydra.run.dir={folder}", *overrides)
+    return summary(folder)
+
+
+def test_plan_alone_ends_before_anything_is_measured(tmp_path, capsys):
+    cache = tmp_path / "cache"
+    found = run(tmp_path / "run", f"cache.path={cache}", "plan.minutes=60", "plan=true")
+    printed = " ".join(capsys.readouterr().out.split())
+    for words in ("Plan of this run", "ensemble of the proxy", "training of 2 members", "in all for 24 rows"):
+        assert words in printed, words
+    assert [stage["name"] for stage in found["stages"]] == ["data", "base_model"]
+    assert found["plan"]["seconds"] > 0 and found["plan"]["minutes"] == 60
+    planned = [stage["name"] for stage in found["plan"]["stages"]]
+    assert planned == ["base_model_passes", "proxy", "target", "judge"]
+    assert not {path.name for path in cache.iterdir()} & {"members", "gradient_log", "targets", "base_model_losses"}
+
+
+def test_a_finished_run_holds_its_plan_beside_what_it_took(cache, tmp_path, steady_speed, monkeypatch):
+    monkeypatch.setattr(planner, "SHORT_SECONDS", 0.0)
+    found = run(tmp_path / "run", cache, "seed=11")
+    stages = {stage["name"]: stage for stage in found["plan"]["stages"]}
+    for name, stage in stages.items():
+        assert stage["seconds"] == pytest.approx(stage["operations"] / RATE)
+        assert stage["actual_seconds"] == found["cost"][name]["seconds"]
+        assert stage["actual_peak_bytes"] == found["cost"][name]["peak_bytes"] > 0
+    assert set(stages) == {"base_model_passes", "proxy", "target", "judge"}
+
+
+def test_rows_are_cut_to_the_time_given_and_never_in_silence(cache, tmp_path, steady_speed, monkeypatch, capsys):
+    monkeypatch.setattr(planner, "MIN_ROWS", 4)
+    sizes = ["until=select", "selector.fraction=0.5", "seed=12"]
+    whole = run(tmp_path / "whole", cache, *sizes, "plan.only=true")
+    minutes = 0.6 * whole["plan"]["seconds"] / 60
+    found = run(tmp_path / "cut", cache, *sizes, f"plan.minutes={minutes}")
+    rows = found["plan"]["rows"]
+    assert 4 <= rows < 24 == found["plan"]["pool_rows"] == found["data"]["examples"]
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"{rows} of 24 rows, so that the run takes" in printed and "drawn with seed 12" in printed
+    scores = pq.read_table(tmp_path / "cut" / "scores.parquet").to_pydict()["example_id"]
+    unscored = pq.read_table(tmp_path / "cut" / "unscored.parquet").to_pylist()
+    left_out = [row["example_id"] for row in unscored if "drawn for the time given" in row["reason"]]
+    assert len(scores) == rows and sorted([*scores, *left_out]) == list(range(24)), "ids are positions in the input"
+    assert found["selection"]["selected"] == int(rows / 2 + 0.5), "half of the rows that were drawn, halves up"
+    texts = [json.loads(line) for line in (tmp_path / "cut" / "subset.jsonl").read_text("utf-8").splitlines()]
+    assert len(texts) == found["selection"]["selected"]

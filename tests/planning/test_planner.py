@@ -1,0 +1,211 @@
+"""Plans of runs: what measuring really computes, what the cache spares, and rows cut to the time given."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tests.support.operation_counter import operation_counter
+from tests.support.pipeline import quiet_trainer
+from tests.support.small_ensembles import SHAPE, measurement_context, small_ensemble
+
+from gradfiltering.data.dataset import Columns
+from gradfiltering.ensembles.batch_settings import BatchSettings
+from gradfiltering.ensembles.bootstrap_ensemble import BootstrapEnsemble
+from gradfiltering.ensembles.dropout_ensemble import DropoutEnsemble
+from gradfiltering.ensembles.heldout_member import HeldoutMember
+from gradfiltering.errors import UserError
+from gradfiltering.evidence.heldout_member import measure_heldout_member
+from gradfiltering.evidence.measurers import measure_evidence
+from gradfiltering.finetuning.settings import FineTuningSettings
+from gradfiltering.judging.generation import GenerationSettings
+from gradfiltering.models.language_model import LanguageModel
+from gradfiltering.models.lora import LoraSettings
+from gradfiltering.planning import planner
+from gradfiltering.planning.model_shapes import read_shape
+from gradfiltering.planning.plan_settings import PlanSettings
+from gradfiltering.planning.planner import PlanRequest, draw_rows, fit_rows, plan_run
+from gradfiltering.planning.target_work import PlannedTarget
+from gradfiltering.requests import BaseModelLosses, Embeddings, ErrorNorms, GradientLog, Projections, TaskGradients
+from gradfiltering.synthetic.planted_defects import PlantedDefects
+from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
+from gradfiltering.synthetic.task_source import TaskSource
+
+ROWS = 120
+NO_PLAN, WANTED = PlanSettings(), PlanSettings(only=True)
+LORA = LoraSettings(rank=2, alpha=4, target_modules="all-linear", init_b_std=0.05)
+TUNING = FineTuningSettings(
+    epochs=2, batch_size=8, micro_batch_tokens=500, gradient_checkpointing=False, lr=1e-3, schedule="cosine",
+    warmup_share=0.03, weight_decay=0.0, clip_norm=1.0, records=3, checkpoint_minutes=10, lora=LORA,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def rows():
+    none = PlantedDefects(0, 0, 0, 0, 0, 0)
+    return TaskSource(ROWS, 9, None, "plain", Columns("instruction", "input", "output"), none).load(seed=0)
+
+
+@pytest.fixture(scope="module")
+def base_model(rows):
+    texts = [row["instruction"] + " " + row["output"] for row in rows.rows]
+    tokenizer = train_tokenizer(texts, SHAPE["vocabulary"])
+    model = new_model({**SHAPE, "layers": 2, "width": 32}, tokenizer, 0).eval().requires_grad_(False)
+    return LanguageModel(model, tokenizer, "test", "test", 0.0, True)
+
+
+@pytest.fixture
+def context(rows, base_model, tmp_path):
+    batches = BatchSettings(tokens=planner.NOMINAL_TOKENS)
+    return measurement_context(
+        rows,
+        base_model,
+        tmp_path / "run",
+        tmp_path / "cache",
+        quiet_trainer,
+        batches=batches,
+        ensemble=small_ensemble(),
+    )
+
+
+def plan_request(context, *requests, target=None):
+    return PlanRequest(frozenset(requests), context, 3, len(context.dataset), target, {})
+
+
+@pytest.fixture
+def steady_speed(monkeypatch):
+    """A machine of 10^9 operations a second that needs no time for an update."""
+    monkeypatch.setattr(planner, "time_gradients", lambda *_: 1e9)
+    monkeypatch.setattr(planner, "time_losses", lambda *_: 1e9)
+    monkeypatch.setattr(planner, "time_tuning", lambda *_: 1e9)
+    monkeypatch.setattr(planner, "time_answers", lambda *_: 1e9)
+    monkeypatch.setattr(planner, "time_update", lambda *_: 0.0)
+
+
+@pytest.mark.parametrize(
+    ("requests", "changes"),
+    [
+        ([GradientLog()], {}),
+        ([GradientLog()], {"ensemble": small_ensemble(collect="online")}),
+        ([GradientLog()], {"ensemble": small_ensemble(lora=replace(LORA, layers="last_1"))}),
+        ([GradientLog()], {"ensemble": small_ensemble(lora=replace(LORA, layers="last_1")), "batches": "nothing kept"}),
+        ([GradientLog()], {"ensemble": BootstrapEnsemble(**vars(small_ensemble()))}),
+        ([GradientLog()], {"ensemble": DropoutEnsemble(**vars(small_ensemble()), dropout=0.1, train_dropout=0.0)}),
+        ([Projections()], {}),
+        ([BaseModelLosses(), ErrorNorms(), Embeddings()], {}),
+        ([TaskGradients(checkpoints=(1, 2), members=2, validation=None, task=None)], {}),
+    ],
+    ids=["log", "online", "upper layers", "nothing kept", "bootstrap", "dropout", "projections", "base", "influence"],
+)
+def test_operations_are_those_of_the_work(context, requests, changes):
+    if changes.get("batches") == "nothing kept":
+        changes = {**changes, "batches": replace(context.batches, prefix_limit=0)}
+    context = replace(context, **changes)
+    plan = plan_run(plan_request(context, *requests), NO_PLAN)
+    assert plan.seconds is None and plan.calibration_seconds == 0, "such short work is not timed"
+    with operation_counter() as counter:
+        measure_evidence(requests, context)
+    assert plan.operations == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+def test_what_the_cache_has_costs_nothing_and_is_named(context):
+    first_plan = plan_run(plan_request(context, GradientLog()), NO_PLAN)
+    measure_evidence([GradientLog()], context)
+    plan = plan_run(plan_request(context, GradientLog()), NO_PLAN)
+    assert plan.operations == 0 == plan.seconds and first_plan.operations > 0
+    work = [item for stage in plan.stages for item in stage.work]
+    assert work and all(item.reused for item in work)
+    assert sum(item.all_operations for item in work) == pytest.approx(first_plan.operations, rel=0.01)
+
+
+def test_the_extra_member_of_the_heldout_loss_is_planned(context):
+    context = replace(context, heldout=None)
+    request = replace(plan_request(context, GradientLog()), heldout_member=HeldoutMember())
+    plan = plan_run(request, NO_PLAN)
+    measure_evidence([GradientLog()], context)
+    with operation_counter() as counter:
+        measure_heldout_member(context, HeldoutMember().split(context.examples, False, context.seed))
+    planned = {stage.name: stage.operations for stage in plan.stages}
+    assert planned["heldout_member"] == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+def test_one_member_more_is_all_that_is_planned(context):
+    measure_evidence([GradientLog()], context)
+    larger = replace(context, ensemble=small_ensemble(m=4))
+    plan = plan_run(plan_request(larger, GradientLog()), NO_PLAN)
+    descriptions = {item.description: item.reused for stage in plan.stages for item in stage.work}
+    assert descriptions["training of 3 members, epochs 1 to 2"] is True
+    assert descriptions["training of 1 member, epochs 1 to 2"] is False
+    with operation_counter() as counter:
+        measure_evidence([GradientLog()], larger)
+    assert plan.operations == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+def test_a_wanted_plan_is_timed_and_names_memory_and_disk(context):
+    plan = plan_run(plan_request(context, GradientLog()), WANTED)
+    assert plan.seconds > 0 and plan.calibration_seconds > 0
+    assert [stage.name for stage in plan.stages] == ["base_model_passes", "proxy"]
+    shape = read_shape(context.base_model.model)
+    adapter_weights = shape.with_adapters(2).adapter_weights
+    assert plan.stages[1].disk_bytes >= 3 * 2 * 16 * adapter_weights, "three members after two epochs"
+    assert plan.stages[1].peak_bytes >= plan.stages[0].peak_bytes > 0
+    assert json.loads(json.dumps(plan.to_json()))["parameters"] == shape.matmul_weights
+    assert not list(context.cache.folder.glob("members/*")), "something was trained"
+
+
+def tuned(context, **changes):
+    usual = {
+        "shape": read_shape(context.base_model.model), "settings": TUNING, "baselines": ["full", "random"],
+        "selected_rows": 12, "is_proxy": True, "generation": GenerationSettings(6, 4),
+        "prompt_lengths": [9, 12, 30, 11, 8, 10],
+    }  # fmt: skip
+    return PlannedTarget(**{**usual, **changes})
+
+
+def test_target_and_answers_are_planned(context, steady_speed):
+    plan = plan_run(plan_request(context, target=tuned(context)), WANTED)
+    target, judge = plan.stages
+    rows = {item.description.partition(":")[0]: item.counts.rows for item in target.work if item.kind == "tuning"}
+    assert rows == {"candidate": 24, "full": 2 * len(context.examples), "random": 24}
+    assert judge.work[0].counts.rows == 18 and judge.work[0].counts.steps == 3 * 2 * 6
+    assert target.seconds == pytest.approx(target.operations / 1e9)
+    recomputed = replace(TUNING, gradient_checkpointing=True)
+    dearer = plan_run(plan_request(context, target=tuned(context, settings=recomputed)), WANTED)
+    assert 1.2 < dearer.stages[0].operations / target.operations < 1.5
+    other = plan_run(plan_request(context, target=tuned(context, is_proxy=False)), WANTED)
+    assert {item.estimated_from for item in other.stages[0].work} == {"the proxy's speed, by shapes"}
+
+
+def test_rows_are_cut_to_the_time_given(context, steady_speed):
+    whole = plan_run(plan_request(context, GradientLog()), WANTED)
+    minutes = whole.seconds / 60 / 2
+    request, plan = fit_rows(plan_request(context, GradientLog()), PlanSettings(minutes=minutes), lambda rows: rows)
+    examples = request.context.examples
+    assert 0.35 < len(examples) / len(context.examples) < 0.6
+    assert 0.8 * minutes < plan.seconds / 60 <= 1.02 * minutes
+    assert plan.rows == len(examples) == request.total_rows and plan.pool_rows == len(context.examples)
+    assert np.isin(examples.example_ids, context.examples.example_ids).all()
+    left_out = {example_id for example_id, reason in examples.unscored if "drawn for the time given" in reason}
+    assert left_out == {*context.examples.example_ids.tolist()} - {*examples.example_ids.tolist()}
+    again, _ = fit_rows(plan_request(context, GradientLog()), PlanSettings(minutes=minutes), lambda rows: rows)
+    np.testing.assert_array_equal(again.context.examples.example_ids, examples.example_ids)
+
+
+def test_time_enough_leaves_all_rows(context, steady_speed):
+    request, plan = fit_rows(plan_request(context, GradientLog()), PlanSettings(minutes=600), lambda rows: rows)
+    assert request.context is context and plan.rows == plan.pool_rows == len(context.examples) and plan.minutes == 600
+
+
+def test_too_little_time_is_refused(context, steady_speed):
+    with pytest.raises(UserError, match="even 32 of 120 rows take longer than 1e-05 minutes; give more time"):
+        fit_rows(plan_request(context, GradientLog()), PlanSettings(minutes=1e-5), lambda rows: rows)
+
+
+def test_drawn_rows_are_those_of_the_seed(context):
+    examples = context.examples
+    first, again, other = draw_rows(examples, 40, 0), draw_rows(examples, 40, 0), draw_rows(examples, 40, 1)
+    np.testing.assert_array_equal(first.example_ids, again.example_ids)
+    assert len(first) == 40 and (first.example_ids != other.example_ids).any()
+    fewer = draw_rows(examples, 20, 0)
+    assert np.isin(fewer.example_ids, first.example_ids).all(), "fewer rows are among more"
+    assert len(first.unscored) == len(examples) - 40
