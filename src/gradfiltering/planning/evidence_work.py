@@ -143,7 +143,8 @@ def plan_ensemble(
             all_measurements = {member_cache.describe_measurement(member, epoch) for member in settings.member_ids}
             member_count = len(measurements) or len(all_measurements)
             counts = count_pass(examples, max(1, batch_tokens // member_count), member_count)
-            description = f"gradients of {description} after {trained_ensemble.member_cache.timeline.unit} {epoch}, {_count_members(member_count)}"
+            moment_text = f"{member_cache.timeline.unit} {epoch}"
+            description = f"gradients of {description} after {moment_text}, {_count_members(member_count)}"
             operations = count_gradients(trained_ensemble, examples, shape, counts, member_count)
             work.append(
                 PlannedWork(
