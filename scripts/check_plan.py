@@ -17,15 +17,17 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 COMMON = ["logger=none", "report.page=false", "progress=false", "eval.limit=8", "target.tuning.epochs=1"]
+# The target is the proxy's model, so that no stage that is planned trains one from scratch.
+SAME_MODEL = [
+    "target.base_model.architecture=gpt2", "target.base_model.context=128",
+    "proxy.base_model.pretraining.steps=5", "target.base_model.pretraining.steps=5",
+]  # fmt: skip
 SIZES = {
-    "tiny": [
-        "data.rows=400", "data.heldout_rows=20", "ensemble.m=3", "proxy.base_model.pretraining.steps=5",
-        "target.base_model.pretraining.steps=5",
-    ],
+    "tiny": ["data.rows=400", "data.heldout_rows=20", "ensemble.m=3", *SAME_MODEL],
     "small": [
-        "data.rows=200", "data.heldout_rows=10", "ensemble.m=2",
+        "data.rows=200", "data.heldout_rows=10", "ensemble.m=2", *SAME_MODEL,
         *(f"{model}.base_model.{option}" for model in ("proxy", "target") for option in (
-            "layers=6", "width=384", "heads=6", "vocabulary=4096", "pretraining.steps=5",
+            "layers=6", "width=384", "heads=6", "vocabulary=4096",
         )),
     ],
     "smollm2": [

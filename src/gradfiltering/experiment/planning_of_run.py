@@ -16,7 +16,7 @@ from gradfiltering.experiment.parts import Experiment
 from gradfiltering.experiment.stage_list import list_stages
 from gradfiltering.judging.generation import render_prompts
 from gradfiltering.judging.prompts import Prompt
-from gradfiltering.models.language_model import EmptySource
+from gradfiltering.models.language_model import EmptySource, TrainableSource
 from gradfiltering.planning.model_shapes import read_shape
 from gradfiltering.planning.planner import SHORT_SECONDS, PlanRequest, fit_rows
 from gradfiltering.planning.run_plan import RunPlan
@@ -146,6 +146,11 @@ def _list_notes(experiment: Experiment) -> dict[str, list[str]]:
     if experiment.reaches("target"):
         if experiment.method.selects_while_training:
             notes[TARGET_STAGE] = ["rows are selected as the target trains; counted as epochs over as many rows"]
+        elif (
+            isinstance(experiment.target.base_model, TrainableSource)
+            and experiment.target.base_model != experiment.proxy.base_model
+        ):
+            notes[TARGET_STAGE] = ["the target is trained from scratch first, unless the cache has it: not counted"]
         elif not isinstance(experiment.target.base_model, EmptySource):
             notes[TARGET_STAGE] = ["the target's shape is not known before it is loaded: not counted"]
     if experiment.reaches("judge") and experiment.choices.get("judge") != "reference":

@@ -28,6 +28,7 @@ LOGIT_COPIES = 2  # slices of the output layer that are held at once: logits and
 RESPONSE_SHARE = 3  # of the tokens tried, one in three is of a response, as in rows of instructions
 
 logger = logging.getLogger(__name__)
+_measured_memory: "weakref.WeakKeyDictionary[GradientEngine, dict[int, ChunkMemory]]" = weakref.WeakKeyDictionary()
 
 
 class LiveBytes(TorchDispatchMode):
@@ -102,7 +103,7 @@ class ChunkMemory:
 
 
 def measure_chunk_memory(engine: GradientEngine, adapters: Adapters, row_width: int) -> ChunkMemory:
-    """Measure what chunks take, by the live bytes of three rows of a few tokens under one member.
+    """Measure what chunks take, once for an engine, by the live bytes of three rows of a few tokens under one member.
 
     Bytes are a sum of parts that are constant, linear in the tokens, and of tokens times width, so three widths give
     all three. One position has a label: what the output layer takes is bounded by its slices.
@@ -119,8 +120,11 @@ def measure_chunk_memory(engine: GradientEngine, adapters: Adapters, row_width: 
         engine.chunk_tokens = row.input_ids.numel()
         engine.measure(one_member, row.to(device), with_mean_gradient=True)
 
-    head_weights = engine.base_model.get_output_embeddings().weight
-    return fit_chunk_memory(measure_row, row_width, head_weights)
+    known_widths = _measured_memory.setdefault(engine, {})
+    if row_width not in known_widths:
+        head_weights = engine.base_model.get_output_embeddings().weight
+        known_widths[row_width] = fit_chunk_memory(measure_row, row_width, head_weights)
+    return known_widths[row_width]
 
 
 def fit_chunk_memory(measure_row: Callable[[Batch], None], row_width: int, head_weights: Tensor) -> ChunkMemory:
@@ -133,7 +137,7 @@ def fit_chunk_memory(measure_row: Callable[[Batch], None], row_width: int, head_
     """
     longest = max(1, min(TRIAL_WIDTH, row_width))
     widths = sorted({max(1, longest // 4), max(1, longest // 2), longest})
-    measure_row(trial_batch(1, longest, one_label=True))  # what is made once, such as rotary tables, does not count
+    measure_row(trial_batch(1, widths[0], one_label=True))  # what is made once, such as rotary tables, does not count
     peaks = []
     for width in widths:
         with LiveBytes() as live_bytes:
@@ -194,6 +198,8 @@ def find_fitting_tokens(
     if row_bytes > (free_bytes if memory_limit is None else allowed_bytes):
         raise _does_not_fit(row_width, row_bytes, free_bytes, memory_limit, device)
     planned_tokens = max(row_width, planned_tokens)
+    if planned_tokens == row_width and device.type == "cpu":  # one row, which nothing could make smaller
+        return row_width
     row_count = max(1, planned_tokens // (stack_size * row_width))
     members = max(1, min(stack_size, planned_tokens // row_width))
     tried_adapters = {name: stacked[:members] for name, stacked in adapters.items()}

@@ -31,9 +31,10 @@ from gradfiltering.planning.operations import (
 )
 from gradfiltering.planning.row_passes import count_prompts
 
-SECONDS = 2.0  # for each kind of work, the first and unmeasured run included where that is short
+SECONDS = 2.0  # for each kind of work, the first and unmeasured run included
 REPEATS = 5
-LEAST_TOKENS, MOST_TOKENS = 256, 2048  # of a batch that is timed
+TIMED_TOKENS = 512  # padded tokens of a batch that is timed, over members, where that is a row at least
+GPU_TIMED_TOKENS = 32768
 NEW_TOKENS = 6
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class Speed:
 def time_losses(context: MeasurementContext, shape: ModelShape) -> float:
     """Return operations per second of the base model's losses on a batch of real rows."""
     causal_model = split_model(prepare_base_model(context))
-    token_budget = min(MOST_TOKENS, context.batches.forward_tokens)
+    token_budget = min(TIMED_TOKENS, context.batches.forward_tokens)
 
     def measure(batch: Batch) -> None:
         with torch.inference_mode():
@@ -85,7 +86,7 @@ def time_gradients(trained_ensemble: TrainedEnsemble, shape: ModelShape, batch_t
     member_ids = list(trained_ensemble.settings.trained_member_ids)
     device = trained_ensemble.device
     adapters = {name: value.to(device) for name, value in trained_ensemble.load_state(member_ids, 0).adapters.items()}
-    row_tokens = max(1, batch_tokens // len(member_ids))
+    row_tokens = max(1, min(batch_tokens, _timed_tokens(device)) // len(member_ids))
     batch = take_batch(trained_ensemble.examples, row_tokens, trained_ensemble.base_model.pad_id).to(device)
     counts, engine = count_batch(batch).times(len(member_ids)), trained_ensemble.engine
     operations = gradient_operations(shape, counts, engine.name == "fused")
@@ -112,7 +113,7 @@ def time_tuning(
     model_device = next(base_model.model.parameters()).device
     with attach_untrained_adapter(base_model, settings, seed=0) as model:
         shape = read_shape(model)
-        token_budget = min(LEAST_TOKENS, settings.micro_batch_tokens)
+        token_budget = min(TIMED_TOKENS, settings.micro_batch_tokens)
         batch = take_batch(examples, token_budget, base_model.pad_id).to(model_device)
 
         split = split_model(model)
@@ -172,6 +173,11 @@ def time_work(work: Callable[[], object], operations: int, device: torch.device)
     while len(run_seconds) < REPEATS and first_seconds + sum(run_seconds) < SECONDS:
         run_seconds.append(_time_once(work, device))
     return operations / statistics.median(run_seconds)
+
+
+def _timed_tokens(device: torch.device) -> int:
+    """Return the tokens of a batch of gradients: a GPU is fast, and only with many."""
+    return GPU_TIMED_TOKENS if device.type == "cuda" else TIMED_TOKENS
 
 
 def _time_once(work: Callable[[], object], device: torch.device) -> float:

@@ -226,7 +226,8 @@ def _build_stages(
         JUDGE_STAGE: 0 if target is None else memory_estimates.answer_bytes(target),
     }
     needed[TASK_GRADIENT_STAGE] = needed[HELDOUT_MEMBER_STAGE] = needed[ENSEMBLE_STAGE]
-    peak_bytes = present_bytes
+    # What the calibration freed stays with the process, too.
+    peak_bytes = max(present_bytes, memory_estimates.present_bytes(context.device, shape))
     stages = []
     for stage_name in (BASE_MODEL_STAGE, *ADAPTER_STAGES, TARGET_STAGE, JUDGE_STAGE):
         stage_work = [item for item in work if item.stage == stage_name]
@@ -234,7 +235,8 @@ def _build_stages(
         if not stage_work and not notes:
             continue
         if any(item.operations for item in stage_work):
-            peak_bytes = max(peak_bytes, present_bytes + needed[stage_name])  # freed memory stays with the process
+            held_bytes = memory_estimates.held_bytes(context.device, needed[stage_name])
+            peak_bytes = max(peak_bytes, present_bytes + held_bytes)  # freed memory stays with the process
         stages.append(
             PlannedStage(
                 name=stage_name,
