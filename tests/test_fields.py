@@ -141,7 +141,7 @@ def compute_losses(context, objective, examples):
     return numpy_rng(weights(context.base_model.model)).random(len(examples))
 
 
-def fine_tune(model_name, examples, context, output_folder, resume_point):
+def fine_tune(model_name, examples, context, output_folder, resume_point, schedule=None):
     (output_folder / "adapter").mkdir()
     (output_folder / "adapter" / "adapter_config.json").write_text("{}")
     (output_folder / "curve.csv").write_text("step\n")
@@ -149,7 +149,7 @@ def fine_tune(model_name, examples, context, output_folder, resume_point):
 
 
 STAND_INS = {
-    "gradfiltering.synthetic.tiny_model.pretrain": pretrain,
+    "gradfiltering.synthetic.causal_training.pretrain": pretrain,
     "gradfiltering.ensembles.stack_training.StackTrainer.train": train_members,
     "gradfiltering.evidence.ensemble_passes.EnsemblePasses._measure_rows": measure_rows,
     "gradfiltering.evidence.base_model_losses._compute_losses": compute_losses,
@@ -165,9 +165,9 @@ def look_up(tmp_path_factory):
         keys, folder = Keys(), tmp_path_factory.mktemp("run")
         original = Cache.find
 
-        def find(cache, stage, key):
+        def find(cache, stage, key, **options):
             keys.lookup(stage, key)
-            return original(cache, stage, key)
+            return original(cache, stage, key, **options)
 
         with pytest.MonkeyPatch.context() as patch:
             for place, stand_in in STAND_INS.items():

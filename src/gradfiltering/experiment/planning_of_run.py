@@ -1,8 +1,11 @@
-"""The plan of an experiment: made, shown before anything heavy starts, and held against what followed."""
+"""The plan of an experiment: made, shown before anything heavy starts, and held against what followed.
+
+What plans is imported where it is called, as it brings the libraries of models along.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,12 +20,12 @@ from gradfiltering.experiment.stage_list import list_stages
 from gradfiltering.judging.generation import render_prompts
 from gradfiltering.judging.prompts import Prompt
 from gradfiltering.models.language_model import EmptySource, TrainableSource
-from gradfiltering.planning.model_shapes import read_shape
-from gradfiltering.planning.planner import SHORT_SECONDS, PlanRequest, fit_rows
-from gradfiltering.planning.run_plan import RunPlan
-from gradfiltering.planning.target_work import JUDGE_STAGE, TARGET_STAGE, PlannedTarget
 from gradfiltering.reports.plan_table import print_plan
 from gradfiltering.runs.logs import announce, screen
+
+if TYPE_CHECKING:
+    from gradfiltering.planning.run_plan import RunPlan
+    from gradfiltering.planning.target_work import PlannedTarget
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class PlannedRun:
 
     context: MeasurementContext
     total_rows: int
-    plan: RunPlan
+    plan: "RunPlan"
 
     @property
     def heldout_cut(self) -> Examples | None:
@@ -65,6 +68,8 @@ def plan_experiment(
     Raises:
         UserError: even a few rows take longer than the time given.
     """
+    from gradfiltering.planning.planner import SHORT_SECONDS, PlanRequest, fit_rows
+
     method = experiment.method
     request = PlanRequest(
         requests=method.requests,
@@ -109,8 +114,11 @@ def compare_with_plan(plan_content: Mapping[str, Any], costs: Mapping[str, Any])
 
 def _describe_target(
     experiment: Experiment, context: MeasurementContext, prompts: Sequence[Prompt]
-) -> PlannedTarget | None:
+) -> "PlannedTarget | None":
     """Describe the target without loading it; prompts are counted by the proxy's tokenizer."""
+    from gradfiltering.planning.model_shapes import read_shape
+    from gradfiltering.planning.target_work import PlannedTarget
+
     if not experiment.reaches("target"):
         return None
     parts, source = experiment.target, experiment.target.base_model
@@ -142,6 +150,8 @@ def _build_empty(source: Any, device: torch.device) -> nn.Module | None:
 
 def _list_notes(experiment: Experiment) -> dict[str, list[str]]:
     """List what is not counted, by stage."""
+    from gradfiltering.planning.target_work import JUDGE_STAGE, TARGET_STAGE
+
     notes: dict[str, list[str]] = {}
     if experiment.reaches("target"):
         if experiment.method.selects_while_training:
