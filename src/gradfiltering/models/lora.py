@@ -289,5 +289,5 @@ def update_ratio(model: "PeftModel", adapters: Adapters, settings: LoraSettings)
         squared_updates = squared_updates + inner_products * scaling**2
         layer: Any = modules[parameter_name.split(".lora_A")[0]]
         base_weight = layer.get_base_layer().weight.detach().double()
-        squared_weights = squared_weights + base_weight.square().sum()
+        squared_weights = squared_weights + base_weight.square().sum().to(matrix_a.device)
     return (squared_updates / squared_weights).sqrt().tolist()
