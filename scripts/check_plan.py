@@ -1,5 +1,6 @@
 """Hold plans against what followed: operations, time and memory of whole runs on three sizes of models.
 
+    export PYTHONPATH=.  # for the counter among the tests
     python scripts/check_plan.py --json plan_check.json
     python scripts/check_plan.py --sizes tiny,small
 
@@ -49,6 +50,8 @@ def run_size(size: str, folder: Path, counts_operations: bool, options: list[str
 
 def run_child(overrides: list[str], counts_operations: bool) -> None:
     """Run one experiment in this process; with the counter, each stage's operations replace its own estimate."""
+    from tests.support.operation_counter import operation_counter
+
     from gradfiltering import run_experiment
     from gradfiltering.runs.stages import StageRunner
 
@@ -64,31 +67,6 @@ def run_child(overrides: list[str], counts_operations: bool) -> None:
 
         StageRunner.run = run_counted  # type: ignore[method-assign]
     run_experiment(overrides)
-
-
-def operation_counter() -> Any:
-    """Return PyTorch's counter, with the products that it leaves out: in-place ones, and attention on a CPU."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
-
-    def count_baddbmm(_: Any, left: Any, right: Any, *__: Any, out_shape: Any = None, **___: Any) -> int:
-        return 2 * left[0] * left[1] * left[2] * right[2]
-
-    def count_attention(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-        return sdpa_flop_count(query, key, value)
-
-    def count_backward(
-        gradient: Any, query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any
-    ) -> int:
-        return sdpa_backward_flop_count(gradient, query, key, value)
-
-    operations = torch.ops.aten
-    mapping = {
-        operations.baddbmm_: count_baddbmm,
-        operations._scaled_dot_product_flash_attention_for_cpu: count_attention,
-        operations._scaled_dot_product_flash_attention_for_cpu_backward: count_backward,
-    }
-    return FlopCounterMode(display=False, custom_mapping=mapping)
 
 
 def compare(timed: dict[str, Any], counted: dict[str, Any]) -> dict[str, dict[str, float | None]]:

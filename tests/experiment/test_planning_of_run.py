@@ -27,7 +27,7 @@ def test_plan_alone_ends_before_anything_is_measured(tmp_path, capsys):
     cache = tmp_path / "cache"
     found = run(tmp_path / "run", f"cache.path={cache}", "plan.minutes=60", "plan=true")
     printed = " ".join(capsys.readouterr().out.split())
-    for words in ("Plan of this run", "ensemble of the proxy", "training of 2 members", "in all for 24 rows"):
+    for words in ("Plan of this run", "training the ensemble and", "training of 2 members", "in all for 24 rows"):
         assert words in printed, words
     assert [stage["name"] for stage in found["stages"]] == ["data", "base_model"]
     assert found["plan"]["seconds"] > 0 and found["plan"]["minutes"] == 60

@@ -1,6 +1,7 @@
 """Plans of runs: what measuring really computes, what the cache spares, and rows cut to the time given."""
 
 import json
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from gradfiltering.ensembles.batch_settings import BatchSettings
 from gradfiltering.ensembles.bootstrap_ensemble import BootstrapEnsemble
 from gradfiltering.ensembles.dropout_ensemble import DropoutEnsemble
 from gradfiltering.ensembles.heldout_member import HeldoutMember
+from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.errors import UserError
 from gradfiltering.evidence.heldout_member import measure_heldout_member
 from gradfiltering.evidence.measurers import measure_evidence
@@ -32,6 +34,7 @@ from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
 from gradfiltering.synthetic.task_source import TaskSource
 
 ROWS = 120
+RATES = {"gradients": 1e9, "losses": 3e9, "tuning": 2e9, "answers": 4e9}  # operations per second
 NO_PLAN, WANTED = PlanSettings(), PlanSettings(only=True)
 LORA = LoraSettings(rank=2, alpha=4, target_modules="all-linear", init_b_std=0.05)
 TUNING = FineTuningSettings(
@@ -74,11 +77,9 @@ def plan_request(context, *requests, target=None):
 
 @pytest.fixture
 def steady_speed(monkeypatch):
-    """A machine of 10^9 operations a second that needs no time for an update."""
-    monkeypatch.setattr(planner, "time_gradients", lambda *_: 1e9)
-    monkeypatch.setattr(planner, "time_losses", lambda *_: 1e9)
-    monkeypatch.setattr(planner, "time_tuning", lambda *_: 1e9)
-    monkeypatch.setattr(planner, "time_answers", lambda *_: 1e9)
+    """A machine with a speed of its own for each kind of work, that needs no time for an update."""
+    for kind, rate in RATES.items():
+        monkeypatch.setattr(planner, f"time_{kind}", lambda *_, rate=rate: rate)
     monkeypatch.setattr(planner, "time_update", lambda *_: 0.0)
 
 
@@ -168,12 +169,42 @@ def test_target_and_answers_are_planned(context, steady_speed):
     rows = {item.description.partition(":")[0]: item.counts.rows for item in target.work if item.kind == "tuning"}
     assert rows == {"candidate": 24, "full": 2 * len(context.examples), "random": 24}
     assert judge.work[0].counts.rows == 18 and judge.work[0].counts.steps == 3 * 2 * 6
-    assert target.seconds == pytest.approx(target.operations / 1e9)
     recomputed = replace(TUNING, gradient_checkpointing=True)
     dearer = plan_run(plan_request(context, target=tuned(context, settings=recomputed)), WANTED)
     assert 1.2 < dearer.stages[0].operations / target.operations < 1.5
     other = plan_run(plan_request(context, target=tuned(context, is_proxy=False)), WANTED)
     assert {item.estimated_from for item in other.stages[0].work} == {"the proxy's speed, by shapes"}
+
+
+def test_each_kind_of_work_is_estimated_at_its_own_speed(context, steady_speed):
+    plan = plan_run(plan_request(context, GradientLog(), target=tuned(context)), WANTED)
+    pieces = [piece for stage in plan.stages for piece in stage.work]
+    assert {piece.kind for piece in pieces} == {"losses", "training", "gradients", "tuning", "answers"}
+    for piece in pieces:
+        rate = RATES["gradients" if piece.kind == "training" else piece.kind]
+        assert piece.seconds == pytest.approx(piece.operations / rate), piece.description
+
+
+def test_disk_holds_every_stored_member_and_the_frozen_layers(context):
+    snapshots = SnapshotPair(2, 5, "update")
+    upper_layers = small_ensemble(lora=replace(LORA, layers="last_1"), train_rows=50)
+    changed = replace(context, snapshots=snapshots, ensemble=upper_layers)
+    (ensemble_stage,) = (
+        stage for stage in plan_run(plan_request(changed, GradientLog()), NO_PLAN).stages if stage.name == "proxy"
+    )
+    stored = {piece.description: piece.stored_bytes for piece in ensemble_stage.work if piece.stored_bytes}
+    adapter_weights = sum(
+        parameter.numel() for name, parameter in attach_upper_layers(context).named_parameters() if "lora_" in name
+    )
+    assert stored.pop("training of 3 members, updates 1 to 5") == 3 * 2 * 16 * adapter_weights, "after both snapshots"
+    measure_evidence([GradientLog()], changed)
+    shards = sum(path.stat().st_size for path in changed.cache.folder.glob("frozen_prefix/*/states-*.bin"))
+    assert sum(stored.values()) == shards > 0
+    assert ensemble_stage.disk_bytes > 3 * 2 * 16 * adapter_weights + shards
+
+
+def attach_upper_layers(context):
+    return replace(LORA, layers="last_1").attach(deepcopy(context.base_model.model))
 
 
 def test_rows_are_cut_to_the_time_given(context, steady_speed):

@@ -1,13 +1,11 @@
 """One more member, trained on a part of the rows, from whose loss on the rest the proxy's held-out loss comes."""
 
-import hashlib
-from collections.abc import Iterator
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from annotated_types import Gt, Le
 
-from gradfiltering.data.examples import Examples
+from gradfiltering.data.examples import Examples, digest_rows
 from gradfiltering.errors import UserError
 from gradfiltering.options import options
 from gradfiltering.seeding import derive_seed, numpy_rng
@@ -95,10 +93,10 @@ def heldout_member_seed(run_seed: int) -> int:
 
 
 def _draw_positions(examples: Examples, heldout_count: int, seed: int) -> list[int]:
-    """Draw up to so many positions, all those of equal examples or none of them."""
+    """Draw up to so many positions, all those of equal tokens or none of them."""
     groups: dict[bytes, list[int]] = {}
     if heldout_count:
-        for position, digest in enumerate(_digest_examples(examples)):
+        for position, digest in enumerate(digest_rows(examples)):
             groups.setdefault(digest, []).append(position)
     group_members = list(groups.values())
     drawn_positions: list[int] = []
@@ -106,12 +104,3 @@ def _draw_positions(examples: Examples, heldout_count: int, seed: int) -> list[i
         if len(drawn_positions) + len(group_members[group_index]) <= heldout_count:
             drawn_positions += group_members[group_index]
     return drawn_positions
-
-
-def _digest_examples(examples: Examples) -> Iterator[bytes]:
-    """Yield a digest of each example's tokens and of the spans to learn."""
-    columns = examples.table.select_columns(["input_ids", "supervised"]).with_format("numpy")
-    for batch in columns.iter(10_000):
-        for token_ids, spans in zip(batch["input_ids"], batch["supervised"], strict=True):
-            content = np.concatenate([[len(token_ids)], token_ids, spans]).astype(np.int64)
-            yield hashlib.blake2b(content.tobytes(), digest_size=16).digest()

@@ -24,6 +24,7 @@ from gradfiltering.gradients.prefix import FrozenPrefix
 from gradfiltering.runs.cache import Cache, CachedResult
 from gradfiltering.runs.logs import announce
 from gradfiltering.runs.progress import track
+from gradfiltering.runs.sizes import format_bytes
 
 PREFIX_VERSION = 2  # raise it when the same rows would have other states
 FROZEN_PREFIX = "frozen_prefix"  # kind of result
@@ -139,9 +140,9 @@ def keep_prefix_states(
     description = f"frozen layers {prefix.layer_range} of {len(examples)} rows"
     obstacle = run_on_rank_zero(_describe_obstacle, cache.folder, byte_count, batches.prefix_limit_bytes)
     if obstacle:
-        announce(f"{description}: {_format_bytes(byte_count)}, {obstacle}; they are computed anew for each batch")
+        announce(f"{description}: {format_bytes(byte_count)}, {obstacle}; they are computed anew for each batch")
         return None
-    announce(f"{description}: {_format_bytes(byte_count)}")
+    announce(f"{description}: {format_bytes(byte_count)}")
     cached_result = cache.get_or_compute(FROZEN_PREFIX, key, _write_states, engine, examples, pad_id, digests)
     return PrefixStates.open(cached_result, digests)
 
@@ -254,18 +255,14 @@ def _cut_shards(lengths: np.ndarray, shard_count: int) -> np.ndarray:
 def _describe_obstacle(cache_folder: Path, byte_count: int, most_bytes: int) -> str:
     """Say why so much cannot be kept; empty where it can."""
     if byte_count > most_bytes:
-        return f"more than the {_format_bytes(most_bytes)} that may be kept"
+        return f"more than the {format_bytes(most_bytes)} that may be kept"
     existing_folder = next(
         folder for folder in [cache_folder.absolute(), *cache_folder.absolute().parents] if folder.is_dir()
     )
     free_bytes = shutil.disk_usage(existing_folder).free
     if byte_count > FREE_DISK_SHARE * free_bytes:
-        return f"with {_format_bytes(free_bytes)} free in {cache_folder}"
+        return f"with {format_bytes(free_bytes)} free in {cache_folder}"
     return ""
-
-
-def _format_bytes(byte_count: int) -> str:
-    return f"{byte_count / 1e9:.1f} GB" if byte_count >= 1e9 else f"{byte_count / 1e6:.1f} MB"
 
 
 def _name_type(dtype: torch.dtype) -> str:

@@ -103,6 +103,7 @@ class TrainedEnsemble:
         build_trainer: builds a `lightning.Trainer` from keyword arguments.
         costs: filled as the ensemble works.
         row_width: tokens of the longest row that will be trained on or measured.
+        all_examples: all rows of the run, those that are trained on among them.
     """
 
     base_model: LanguageModel
@@ -116,6 +117,7 @@ class TrainedEnsemble:
     build_trainer: "Callable[..., L.Trainer]"
     costs: EnsembleCosts
     row_width: int
+    all_examples: Examples
     _batch_tokens: int | None = None
 
     @property
@@ -220,9 +222,14 @@ class TrainedEnsemble:
         from gradfiltering.ensembles.data_module import EnsembleDataModule
 
         settings = self.settings
-        row_states = self.keep_prefix_states(self.examples)
-        if row_states is not None and row_states.is_new:
-            self.costs.made_seconds += row_states.seconds
+        row_sets = [self.examples]
+        if settings.train_rows is not None:  # the states of a sample are a part of those of all rows
+            row_sets = [self.all_examples, self.examples]
+        row_states = None
+        for examples in row_sets:
+            row_states = self.keep_prefix_states(examples)
+            if row_states is not None and row_states.is_new:
+                self.costs.made_seconds += row_states.seconds
         buckets = LengthBuckets.of(self.examples.lengths, settings.batch_size, settings.bucket_batches, self.seed)
         return EnsembleDataModule(
             examples=self.examples,

@@ -135,11 +135,8 @@ class EnsemblePasses:
         self.ensemble.costs.count_pass(stored_logs, self.examples.tokens, pass_seconds)
 
     def _describe_pass(self, epoch: int) -> str:
-        return (
-            f"measuring {self.row_description} before training"
-            if epoch == 0
-            else (f"measuring {self.row_description} after {self.member_cache.timeline.unit} {epoch}")
-        )
+        moment_text = "before training" if epoch == 0 else f"after {self.member_cache.timeline.unit} {epoch}"
+        return f"measuring {self.row_description} {moment_text}"
 
     def _measure_rows(
         self, member_ids: Sequence[int], epoch: int, gradient_sketch: GradientSketch | None
@@ -251,6 +248,7 @@ def attach_ensemble(
                 build_trainer=context.build_trainer,
                 costs=costs,
                 row_width=max(int(examples.lengths.max()) for examples in row_sets),
+                all_examples=context.examples,
             )
     finally:
         model.unload()  # leaves the base model without LoRA layers, as it came

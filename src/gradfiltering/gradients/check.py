@@ -151,8 +151,11 @@ def compare_prefix(engine: PrefixedEngine, prefix: FrozenPrefix) -> str:
     finally:
         engine.prefix = None
         engine.objective, engine.chunk_tokens = settings
-    shared, whole = (torch.cat([own[name].flatten(1) for name in sorted(own)], 1) for own in example_gradients)
-    relative_error = float(((shared - whole).norm(dim=1) / whole.norm(dim=1).clamp(min=1e-30)).max())
+    prefix_gradients, full_gradients = (
+        torch.cat([by_name[name].flatten(1) for name in sorted(by_name)], 1) for by_name in example_gradients
+    )  # [rows, parameters]
+    differences = (prefix_gradients - full_gradients).norm(dim=1)
+    relative_error = float((differences / full_gradients.norm(dim=1).clamp(min=1e-30)).max())
     if relative_error <= PREFIX_TOLERANCES.get(next(model.parameters()).dtype, NARROW_PREFIX_TOLERANCE):
         return ""
     return (

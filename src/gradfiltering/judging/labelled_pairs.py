@@ -139,7 +139,7 @@ def _read_sheet(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> LabelledSet:
     """Read a filled sheet; what several raters said of the same answers is taken together, by their majority."""
     labels_by_pair: dict[tuple[str, str, str], list[Label]] = {}
     for location, row in rows:
-        question, left, right = (
+        question, left_answer, right_answer = (
             restore_formula(_read_text(location, row, name)) for name in ("question", "left", "right")
         )
         choice = _read_text(location, row, "choice").strip().lower()
@@ -148,8 +148,8 @@ def _read_sheet(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> LabelledSet:
         if choice not in ("left", "right", "tie"):
             raise UserError(f"{location}: choice is {choice!r}; write left, right or tie")
         # Raters see the sides in orders of their own.
-        first, second = sorted((left, right))
-        preferred_text = {"left": left, "right": right}.get(choice)
+        first, second = sorted((left_answer, right_answer))
+        preferred_text = {"left": left_answer, "right": right_answer}.get(choice)
         label: Label = "tie" if preferred_text is None else "first" if preferred_text == first else "second"
         labels_by_pair.setdefault((question, first, second), []).append(label)
     pairs = [

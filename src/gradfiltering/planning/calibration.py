@@ -71,7 +71,7 @@ class Speed:
 def time_losses(context: MeasurementContext, shape: ModelShape) -> float:
     """Return operations per second of the base model's losses on a batch of real rows."""
     causal_model = split_model(prepare_base_model(context))
-    token_budget = min(TIMED_TOKENS, context.batches.forward_tokens)
+    token_budget = min(_timed_tokens(context.device), context.batches.forward_tokens)
 
     def measure(batch: Batch) -> None:
         with torch.inference_mode():
@@ -113,7 +113,7 @@ def time_tuning(
     model_device = next(base_model.model.parameters()).device
     with attach_untrained_adapter(base_model, settings, seed=0) as model:
         shape = read_shape(model)
-        token_budget = min(TIMED_TOKENS, settings.micro_batch_tokens)
+        token_budget = min(_timed_tokens(model_device), settings.micro_batch_tokens)
         batch = take_batch(examples, token_budget, base_model.pad_id).to(model_device)
 
         split = split_model(model)
@@ -164,26 +164,26 @@ def count_batch(batch: Batch) -> TokenCounts:
     return TokenCounts(row_count, padded, padded, padded * width, responses, 1)
 
 
-def time_work(work: Callable[[], object], operations: int, device: torch.device) -> float:
+def time_work(compute: Callable[[], object], operations: int, device: torch.device) -> float:
     """Return operations per second: the median of a few runs after a first one, which counts only if it is long."""
-    first_seconds = _time_once(work, device)
+    first_seconds = _time_once(compute, device)
     if first_seconds > SECONDS:
         return operations / first_seconds
-    run_seconds = [_time_once(work, device)]
+    run_seconds = [_time_once(compute, device)]
     while len(run_seconds) < REPEATS and first_seconds + sum(run_seconds) < SECONDS:
-        run_seconds.append(_time_once(work, device))
+        run_seconds.append(_time_once(compute, device))
     return operations / statistics.median(run_seconds)
 
 
 def _timed_tokens(device: torch.device) -> int:
-    """Return the tokens of a batch of gradients: a GPU is fast, and only with many."""
+    """Return the most tokens of a batch that is timed: a GPU is fast, and only with many."""
     return GPU_TIMED_TOKENS if device.type == "cuda" else TIMED_TOKENS
 
 
-def _time_once(work: Callable[[], object], device: torch.device) -> float:
+def _time_once(compute: Callable[[], object], device: torch.device) -> float:
     _wait_for(device)
     started_at = time.perf_counter()
-    work()
+    compute()
     _wait_for(device)
     return time.perf_counter() - started_at
 

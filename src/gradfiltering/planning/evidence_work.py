@@ -16,6 +16,7 @@ from gradfiltering.evidence.base_model_losses import find_losses
 from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.evidence.ensemble_passes import EnsemblePasses
 from gradfiltering.evidence.measurers import BASE_MODEL_STAGE, ENSEMBLE_STAGE, TASK_GRADIENT_STAGE
+from gradfiltering.planning.memory_estimates import member_bytes
 from gradfiltering.planning.model_shapes import ModelShape
 from gradfiltering.planning.operations import (
     TokenCounts,
@@ -50,7 +51,7 @@ def plan_base_model_passes(
         context: models, rows and settings.
         shape: of the base model.
     """
-    work = []
+    planned_work = []
     row_counts = count_pass(context.examples, context.batches.forward_tokens)
     for request in requests:
         if isinstance(request, BaseModelLosses):
@@ -61,33 +62,31 @@ def plan_base_model_passes(
                     is_cached = find_losses(context, context.objective, examples) is not None
                     operations = loss_operations(shape, counts)
                     is_per_row = examples is context.examples
-                    work.append(
+                    planned_work.append(
                         PlannedWork(BASE_MODEL_STAGE, description, counts, operations, "losses", is_cached, is_per_row)
                     )
         elif isinstance(request, ErrorNorms):
             operations = forward_operations(shape, row_counts) + head_operations(shape, row_counts.responses)
-            work.append(PlannedWork(BASE_MODEL_STAGE, "error norms", row_counts, operations, "losses"))
+            planned_work.append(PlannedWork(BASE_MODEL_STAGE, "error norms", row_counts, operations, "losses"))
         elif isinstance(request, Embeddings) and context.embeddings.encoder is None:
             operations = forward_operations(shape, row_counts)
-            work.append(PlannedWork(BASE_MODEL_STAGE, "embeddings", row_counts, operations, "losses"))
+            planned_work.append(PlannedWork(BASE_MODEL_STAGE, "embeddings", row_counts, operations, "losses"))
         elif isinstance(request, ResponseLosses):
             alone = _count_responses_alone(context.examples, context.batches.forward_tokens)
             counts = row_counts + alone
             operations = loss_operations(shape, counts)
             description = "losses of responses, with their prompts and alone"
-            work.append(PlannedWork(BASE_MODEL_STAGE, description, counts, operations, "losses"))
-    return work
+            planned_work.append(PlannedWork(BASE_MODEL_STAGE, description, counts, operations, "losses"))
+    return planned_work
 
 
 def list_uncounted(requests: Iterable[Request[Any]], context: MeasurementContext) -> list[str]:
     """Name the requests whose work is not known: those of other packages, and of a sentence encoder."""
-    known_types = (BaseModelLosses, ErrorNorms, Embeddings, ResponseLosses, Projections, TaskGradients)
     notes = []
     for request in requests:
-        is_own = type(request).__module__ == BaseModelLosses.__module__
         if isinstance(request, Embeddings) and context.embeddings.encoder is not None:
             notes.append(f"embeddings by {context.embeddings.encoder} are not counted")
-        elif not is_own and not isinstance(request, known_types):
+        elif type(request).__module__ != BaseModelLosses.__module__:
             notes.append(f"{type(request).__name__} is of another package and not counted")
     return notes
 
@@ -128,7 +127,7 @@ def plan_ensemble(
         context: knows the projection.
     """
     settings, member_cache = trained_ensemble.settings, trained_ensemble.member_cache
-    work = plan_training(trained_ensemble, epochs, ENSEMBLE_STAGE, shape)
+    planned_work = plan_training(trained_ensemble, epochs, ENSEMBLE_STAGE, shape)
     for epoch in epochs:
         for set_index, (description, examples) in enumerate(row_sets):
             if settings.collect == "online" and epoch > 0 and set_index == 0:
@@ -146,12 +145,12 @@ def plan_ensemble(
             moment_text = f"{member_cache.timeline.unit} {epoch}"
             description = f"gradients of {description} after {moment_text}, {_count_members(member_count)}"
             operations = count_gradients(trained_ensemble, examples, shape, counts, member_count)
-            work.append(
+            planned_work.append(
                 PlannedWork(
                     ENSEMBLE_STAGE, description, counts, operations, "gradients", not measurements, set_index == 0
                 )
             )
-    return work
+    return planned_work
 
 
 def plan_heldout_member(
@@ -182,18 +181,20 @@ def plan_heldout_member(
         member_cache=MemberCache(ensemble_cache.cache, settings, identity, timeline),
         seed=seed,
     )
-    work = plan_training(extra_member, epochs, HELDOUT_MEMBER_STAGE, shape)
+    planned_work = plan_training(extra_member, epochs, HELDOUT_MEMBER_STAGE, shape)
     passes = EnsemblePasses(extra_member, split.heldout, "rows that the extra member never saw")
     for epoch in epochs:
         is_cached = all(log is not None for log in passes.find_logs(settings.member_ids, epoch).values())
         counts = count_pass(split.heldout, batch_tokens)
         operations = count_gradients(extra_member, split.heldout, shape, counts, 1)
         description = f"losses of rows that it never saw, after {trained_ensemble.member_cache.timeline.unit} {epoch}"
-        work.append(PlannedWork(HELDOUT_MEMBER_STAGE, description, counts, operations, "gradients", is_cached))
+        planned_work.append(PlannedWork(HELDOUT_MEMBER_STAGE, description, counts, operations, "gradients", is_cached))
     counts = count_pass(split.heldout, trained_ensemble.batches.forward_tokens)
     operations = loss_operations(shape, counts)
-    work.append(PlannedWork(HELDOUT_MEMBER_STAGE, "their losses under the base model", counts, operations, "losses"))
-    return work
+    planned_work.append(
+        PlannedWork(HELDOUT_MEMBER_STAGE, "their losses under the base model", counts, operations, "losses")
+    )
+    return planned_work
 
 
 def plan_training(
@@ -205,7 +206,7 @@ def plan_training(
         member_id: trained_ensemble.member_cache.plan_training(member_id, epochs)
         for member_id in settings.trained_member_ids
     }
-    work = []
+    planned_work = []
     for plan in sorted(set(plans.values())):
         member_ids = [member_id for member_id, member_plan in plans.items() if member_plan == plan]
         is_cached = plan.first == plan.last
@@ -220,8 +221,19 @@ def plan_training(
         if plan.last == first_moment + 1:
             moments_text = f"{timeline.unit} {plan.last}"
         description = f"training of {_count_members(len(member_ids))}, {moments_text}"
-        work.append(PlannedWork(stage_name, description, counts, operations, "training", is_cached))
-    return work
+        stored_members = len(member_ids) * len(timeline.list_moments(first_moment, plan.last))
+        planned_work.append(
+            PlannedWork(
+                stage=stage_name,
+                description=description,
+                counts=counts,
+                all_operations=operations,
+                kind="training",
+                reused=is_cached,
+                stored_bytes=stored_members * member_bytes(shape),
+            )
+        )
+    return planned_work
 
 
 def plan_task_gradients(
@@ -242,23 +254,23 @@ def plan_task_gradients(
         batch_tokens: padded tokens computed at once.
         trained_epochs: epochs of its members that an earlier stage of the run trains.
     """
-    work = []
+    planned_work = []
     if max(request.checkpoints) > trained_epochs:
-        work += plan_training(trained_ensemble, request.checkpoints, TASK_GRADIENT_STAGE, shape)
+        planned_work += plan_training(trained_ensemble, request.checkpoints, TASK_GRADIENT_STAGE, shape)
     for description, examples in (("all rows", trained_ensemble.examples), ("validation rows", validation)):
         one_pass = count_pass(examples, batch_tokens)
         counts = one_pass.times(len(request.checkpoints) * request.members)
         operations = count_gradients(trained_ensemble, examples, shape, counts, 1)
         description = f"gradients of {description} at {len(request.checkpoints)} checkpoints"
-        work.append(PlannedWork(TASK_GRADIENT_STAGE, description, counts, operations, "gradients"))
-    return work
+        planned_work.append(PlannedWork(TASK_GRADIENT_STAGE, description, counts, operations, "gradients"))
+    return planned_work
 
 
 def plan_frozen_layers(
     trained_ensemble: TrainedEnsemble, row_sets: Sequence[tuple[str, Examples]], stage_name: str, shape: ModelShape
 ) -> list[PlannedWork]:
     """Plan what the layers below the first adapter take, where it is computed once for each row and kept."""
-    work = []
+    planned_work = []
     for set_index, (description, examples) in enumerate(row_sets):
         prefix = trained_ensemble.engine.prefix
         if prefix is None or not keeps_prefix(trained_ensemble, examples):
@@ -268,10 +280,19 @@ def plan_frozen_layers(
         is_cached = has_prefix_states(trained_ensemble.member_cache.cache, prefix, examples, model_hash)
         operations = frozen_operations(shape, counts)
         description = f"frozen layers {prefix.layer_range} of {description}, once"
-        work.append(
-            PlannedWork(stage_name, description, counts, operations, "losses", is_cached, is_per_row=set_index == 0)
+        planned_work.append(
+            PlannedWork(
+                stage=stage_name,
+                description=description,
+                counts=counts,
+                all_operations=operations,
+                kind="losses",
+                reused=is_cached,
+                is_per_row=set_index == 0,
+                stored_bytes=count_prefix_bytes(prefix, examples),
+            )
         )
-    return work
+    return planned_work
 
 
 def keeps_prefix(trained_ensemble: TrainedEnsemble, examples: Examples) -> bool:

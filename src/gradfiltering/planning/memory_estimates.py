@@ -84,27 +84,26 @@ def answer_bytes(target: PlannedTarget) -> int:
     return int(2 * keys_and_values + 3 * rows * shape.vocabulary * 4)
 
 
+def member_bytes(shape: ModelShape) -> int:
+    """Return what a trained member takes in the cache at one snapshot: adapter and moments, and its PEFT folder."""
+    return STORED_COPIES * 4 * shape.adapter_weights
+
+
 def disk_bytes(
-    stage_name: str,
-    work: list[PlannedWork],
-    shape: ModelShape,
-    context: MeasurementContext,
-    target: PlannedTarget | None,
+    stage_name: str, stage_work: list[PlannedWork], context: MeasurementContext, target: PlannedTarget | None
 ) -> int:
     """Return what a stage adds to the cache; the run folder links to it."""
-    size = 0
-    for item in work:
-        if item.reused:
+    added_bytes = 0
+    for piece in stage_work:
+        if piece.reused:
             continue
-        if item.kind == "training":
-            epochs = round(item.counts.rows / max(1, len(context.examples)))  # over members
-            size += epochs * STORED_COPIES * 4 * shape.adapter_weights
-        elif item.kind == "gradients":
-            size += item.counts.rows * LOG_BYTES
+        added_bytes += piece.stored_bytes
+        if piece.kind == "gradients":
+            added_bytes += piece.counts.rows * LOG_BYTES
             if stage_name == TASK_GRADIENT_STAGE:
-                size += item.counts.rows * context.projection.width * 4
-        elif item.kind == "tuning" and target is not None:
-            size += 4 * target.adapted_shape.adapter_weights
-        elif item.kind == "losses" and stage_name not in (TARGET_STAGE, ENSEMBLE_STAGE):
-            size += 8 * item.counts.rows
-    return size
+                added_bytes += piece.counts.rows * context.projection.width * 4
+        elif piece.kind == "tuning" and target is not None:
+            added_bytes += 4 * target.adapted_shape.adapter_weights
+        elif piece.kind == "losses" and stage_name not in (TARGET_STAGE, ENSEMBLE_STAGE):
+            added_bytes += 8 * piece.counts.rows
+    return added_bytes

@@ -37,8 +37,8 @@ class TokenCounts:
     responses: int = 0
     steps: int = 0
 
-    def __add__(self, other: "TokenCounts") -> "TokenCounts":
-        return TokenCounts(*(getattr(self, item.name) + getattr(other, item.name) for item in fields(self)))
+    def __add__(self, more_counts: "TokenCounts") -> "TokenCounts":
+        return TokenCounts(*(getattr(self, item.name) + getattr(more_counts, item.name) for item in fields(self)))
 
     def times(self, factor: int) -> "TokenCounts":
         """Return the counts of as many such passes."""

@@ -3,9 +3,8 @@
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -47,7 +46,9 @@ from gradfiltering.planning.target_work import JUDGE_STAGE, TARGET_STAGE, Planne
 from gradfiltering.requests import GradientLog, Projections, Request, TaskGradients
 from gradfiltering.seeding import numpy_rng
 
-ADAPTER_STAGES = (ENSEMBLE_STAGE, TASK_GRADIENT_STAGE, HELDOUT_MEMBER_STAGE)
+PLANNED_STAGES = (
+    BASE_MODEL_STAGE, ENSEMBLE_STAGE, TASK_GRADIENT_STAGE, HELDOUT_MEMBER_STAGE, TARGET_STAGE, JUDGE_STAGE,
+)  # fmt: skip
 NOMINAL_TOKENS = 2048  # padded tokens at once, before it is known what fits
 SLOW_RATE = 5e9  # operations per second of a slow processor; work that is short at this rate is not timed
 SHORT_SECONDS = 5.0
@@ -95,42 +96,25 @@ def plan_run(request: PlanRequest, settings: PlanSettings) -> RunPlan:
     base_shape = read_shape(context.base_model.model)
     present_bytes = memory_estimates.present_bytes(context.device, base_shape)
     stage_requests = sort_requests(request.requests)
-    work = plan_base_model_passes(stage_requests.get(BASE_MODEL_STAGE, []), context, base_shape)
+    planned_work = plan_base_model_passes(stage_requests.get(BASE_MODEL_STAGE, []), context, base_shape)
     if request.target is not None:
-        work += plan_tuning(request.target, context.examples, context.heldout, request.total_rows, context.seed)
-        work += plan_answers(request.target)
-    reads_ensemble = ENSEMBLE_STAGE in stage_requests or TASK_GRADIENT_STAGE in stage_requests
-    speed, shape, memory, chunk_tokens = None, base_shape, None, 0
+        planned_work += plan_tuning(request.target, context.examples, context.heldout, request.total_rows, context.seed)
+        planned_work += plan_answers(request.target)
     is_wanted = settings.only or settings.minutes is not None
-    rates = {}
-    base_is_timed = _is_long(work, is_wanted) or (reads_ensemble and is_wanted)
-    attached = attach_ensemble(context, EnsembleCosts(), context.heldout) if reads_ensemble else nullcontext()
-    update_seconds = 0.0
-    with attached as trained_ensemble:
-        if trained_ensemble is not None:
-            shape = read_shape(trained_ensemble.model)
-            trained_ensemble.engine.to(trained_ensemble.device)  # finds out which layers members share
-            work += _plan_ensembles(stage_requests, request, context, trained_ensemble, shape, NOMINAL_TOKENS)
-            if _is_long(work, is_wanted):
-                member_ids = list(trained_ensemble.settings.trained_member_ids)
-                batch_tokens = trained_ensemble.prepare_engine(member_ids)
-                chunk_tokens = trained_ensemble.engine.chunk_tokens
-                adapters = trained_ensemble.load_state(member_ids, 0).adapters
-                on_device = {name: value.to(trained_ensemble.device) for name, value in adapters.items()}
-                memory = measure_chunk_memory(trained_ensemble.engine, on_device, trained_ensemble.row_width)
-                rates["gradients"] = time_gradients(trained_ensemble, shape, chunk_tokens)
-                update_seconds = time_update(on_device)
-                trained_ensemble.engine.chunk_tokens = chunk_tokens
-                work = [item for item in work if item.stage not in ADAPTER_STAGES]
-                work += _plan_ensembles(stage_requests, request, context, trained_ensemble, shape, chunk_tokens)
-                logger.info("a pass has up to %d padded tokens a batch", batch_tokens)
-    if base_is_timed or _is_long(work, is_wanted):
-        rates |= _time_other_work(request, context, base_shape, work)
-        speed = _slowest(Speed(rates, update_seconds, time.monotonic() - started_at))
+    reads_ensemble = ENSEMBLE_STAGE in stage_requests or TASK_GRADIENT_STAGE in stage_requests
+    adapter_plan = AdapterPlan([], base_shape)
+    if reads_ensemble:
+        adapter_plan = _plan_adapters(request, context, stage_requests, is_wanted)
+        planned_work += adapter_plan.planned_work
+    speed = None
+    if _is_long(planned_work, is_wanted):
+        rates = _time_other_work(request, context, base_shape, planned_work) | adapter_plan.rates
+        rates.setdefault("gradients", rates["losses"])
+        speed = _slowest(Speed(rates, adapter_plan.update_seconds, time.monotonic() - started_at))
         logger.info("operations per second by kind of work: %s", {kind: f"{rate:.2e}" for kind, rate in rates.items()})
-    timed_work = [_estimate(item, speed) for item in work]
+    timed_work = [_estimate(piece, speed) for piece in planned_work]
     return RunPlan(
-        stages=_build_stages(timed_work, request, context, shape, memory, chunk_tokens, present_bytes),
+        stages=_build_stages(timed_work, request, context, adapter_plan, present_bytes),
         rows=len(context.examples),
         pool_rows=len(context.examples),
         members=len(context.ensemble.member_ids) if reads_ensemble else 0,
@@ -138,6 +122,53 @@ def plan_run(request: PlanRequest, settings: PlanSettings) -> RunPlan:
         calibration_seconds=0.0 if speed is None else speed.seconds,
         device=str(context.device),
     )
+
+
+@dataclass(frozen=True)
+class AdapterPlan:
+    """The work that needs adapters, and what timing a part of it has shown.
+
+    Attributes:
+        planned_work: of the stages that need adapters.
+        shape: of the model with adapters.
+        memory: of chunks; None where the work is too short to be timed.
+        chunk_tokens: padded tokens computed at once; 0 where the work is too short to be timed.
+        rates: `gradients` -> operations per second; empty where the work is too short to be timed.
+        update_seconds: of the optimiser's step.
+    """
+
+    planned_work: list[PlannedWork]
+    shape: ModelShape
+    memory: ChunkMemory | None = None
+    chunk_tokens: int = 0
+    rates: dict[str, float] = field(default_factory=dict)
+    update_seconds: float = 0.0
+
+
+def _plan_adapters(
+    request: PlanRequest,
+    context: MeasurementContext,
+    stage_requests: Mapping[str, Sequence[Request[Any]]],
+    is_wanted: bool,
+) -> AdapterPlan:
+    """Plan the stages that need adapters; where they are long, settle what is computed at once, and time it."""
+    with attach_ensemble(context, EnsembleCosts(), context.heldout) as trained_ensemble:
+        shape = read_shape(trained_ensemble.model)
+        trained_ensemble.engine.to(trained_ensemble.device)  # finds out which layers members share
+        planned_work = _plan_ensembles(stage_requests, request, context, trained_ensemble, shape, NOMINAL_TOKENS)
+        if not _is_long(planned_work, is_wanted):
+            return AdapterPlan(planned_work, shape)
+        member_ids = list(trained_ensemble.settings.trained_member_ids)
+        batch_tokens = trained_ensemble.prepare_engine(member_ids)
+        chunk_tokens = trained_ensemble.engine.chunk_tokens
+        logger.info("a pass has up to %d padded tokens a batch", batch_tokens)
+        adapters = trained_ensemble.load_state(member_ids, 0).adapters
+        device_adapters = {name: stacked.to(trained_ensemble.device) for name, stacked in adapters.items()}
+        memory = measure_chunk_memory(trained_ensemble.engine, device_adapters, trained_ensemble.row_width)
+        rates = {"gradients": time_gradients(trained_ensemble, shape, chunk_tokens)}
+        trained_ensemble.engine.chunk_tokens = chunk_tokens
+        planned_work = _plan_ensembles(stage_requests, request, context, trained_ensemble, shape, chunk_tokens)
+        return AdapterPlan(planned_work, shape, memory, chunk_tokens, rates, time_update(device_adapters))
 
 
 def _plan_ensembles(
@@ -149,109 +180,103 @@ def _plan_ensembles(
     chunk_tokens: int,
 ) -> list[PlannedWork]:
     """Plan the stages that need adapters."""
-    work, trained_epochs = [], 0
+    planned_work, trained_epochs = [], 0
     if ENSEMBLE_STAGE in stage_requests:
         row_sets = [("all rows", context.examples)]
         row_sets += [] if context.heldout is None else [("held-out rows", context.heldout)]
         projections = next((item for item in stage_requests[ENSEMBLE_STAGE] if isinstance(item, Projections)), None)
         epochs = [context.snapshots.early, context.snapshots.late]
-        work += plan_frozen_layers(trained_ensemble, row_sets, ENSEMBLE_STAGE, shape)
-        work += plan_ensemble(trained_ensemble, epochs, row_sets, shape, chunk_tokens, projections, context)
+        planned_work += plan_frozen_layers(trained_ensemble, row_sets, ENSEMBLE_STAGE, shape)
+        planned_work += plan_ensemble(trained_ensemble, epochs, row_sets, shape, chunk_tokens, projections, context)
         trained_epochs = context.snapshots.late
     for item in stage_requests.get(TASK_GRADIENT_STAGE, []):
         if isinstance(item, TaskGradients):
             members = replace(trained_ensemble, settings=take_members(item, context.ensemble))
             validation, _ = validation_rows(context.dataset, item.validation, item.task).encode(context.encoder)
             epochs_before = trained_epochs if item.members <= len(context.ensemble.trained_member_ids) else 0
-            work += plan_task_gradients(item, members, validation, shape, chunk_tokens, epochs_before)
+            planned_work += plan_task_gradients(item, members, validation, shape, chunk_tokens, epochs_before)
     if request.heldout_member is not None and GradientLog() in stage_requests.get(ENSEMBLE_STAGE, []):
         split = request.heldout_member.split(context.examples, context.heldout is not None, context.seed)
         if split is not None:
             snapshots = [context.snapshots.early, context.snapshots.late]
-            work += plan_heldout_member(trained_ensemble, split, snapshots, shape, chunk_tokens)
-    return work
+            planned_work += plan_heldout_member(trained_ensemble, split, snapshots, shape, chunk_tokens)
+    return planned_work
 
 
 def _time_other_work(
-    request: PlanRequest, context: MeasurementContext, shape: ModelShape, work: Sequence[PlannedWork]
+    request: PlanRequest, context: MeasurementContext, shape: ModelShape, planned_work: Sequence[PlannedWork]
 ) -> dict[str, float]:
     """Time the work without members that is due, on the proxy, which is loaded."""
     rates = {"losses": time_losses(context, shape)}
-    target, kinds = request.target, {item.kind for item in work if item.operations}
+    target, kinds = request.target, {piece.kind for piece in planned_work if piece.operations}
     if target is not None and "tuning" in kinds:
         rates["tuning"] = time_tuning(context.base_model, context.examples, target.settings, context.objective)
     if target is not None and target.generation is not None and "answers" in kinds:
         first_batch = sorted(target.prompt_lengths, reverse=True)[: target.generation.batch_size]
         rates["answers"] = time_answers(context.base_model, first_batch, context.examples)
-    rates.setdefault("gradients", rates["losses"])
     return rates
 
 
-def _is_long(work: Iterable[PlannedWork], is_wanted: bool) -> bool:
+def _is_long(planned_work: Iterable[PlannedWork], is_wanted: bool) -> bool:
     """Return True for work that is worth timing: the user wants to know, or a slow processor needs seconds for it."""
-    operations = sum(item.operations for item in work)
+    operations = sum(piece.operations for piece in planned_work)
     return operations > 0 and (is_wanted or operations / SLOW_RATE > SHORT_SECONDS)
 
 
 def _slowest(speed: Speed) -> Speed:
     """Agree on the slowest speed of all processes."""
     speeds = gather_from_ranks(speed)
-    rates = {kind: min(other.rates[kind] for other in speeds) for kind in speed.rates}
-    return Speed(rates, max(other.update_seconds for other in speeds), max(other.seconds for other in speeds))
+    rates = {kind: min(rank_speed.rates[kind] for rank_speed in speeds) for kind in speed.rates}
+    update_seconds = max(rank_speed.update_seconds for rank_speed in speeds)
+    return Speed(rates, update_seconds, max(rank_speed.seconds for rank_speed in speeds))
 
 
-def _estimate(work: PlannedWork, speed: Speed | None) -> PlannedWork:
-    if work.reused or not work.operations:
-        return replace(work, seconds=0.0)
+def _estimate(piece: PlannedWork, speed: Speed | None) -> PlannedWork:
+    if piece.reused or not piece.operations:
+        return replace(piece, seconds=0.0)
     if speed is None:
-        return work
-    return replace(work, seconds=speed.estimate(work.kind, work.operations, work.counts.steps) / world_size())
+        return piece
+    return replace(piece, seconds=speed.estimate(piece.kind, piece.operations, piece.counts.steps) / world_size())
 
 
 def _build_stages(
-    work: Sequence[PlannedWork],
+    planned_work: Sequence[PlannedWork],
     request: PlanRequest,
     context: MeasurementContext,
-    shape: ModelShape,
-    memory: ChunkMemory | None,
-    chunk_tokens: int,
+    adapter_plan: AdapterPlan,
     present_bytes: int,
 ) -> list[PlannedStage]:
     """Put the work into stages, with the memory and the disk that each takes."""
-    target = request.target
-    needed = {
+    target, shape = request.target, adapter_plan.shape
+    needed_bytes = {
         BASE_MODEL_STAGE: memory_estimates.forward_bytes(shape, context.batches.forward_tokens, context.examples),
-        ENSEMBLE_STAGE: memory_estimates.ensemble_bytes(shape, context, memory, chunk_tokens),
+        ENSEMBLE_STAGE: memory_estimates.ensemble_bytes(shape, context, adapter_plan.memory, adapter_plan.chunk_tokens),
         TARGET_STAGE: 0 if target is None else memory_estimates.tuning_bytes(target, context.examples),
         JUDGE_STAGE: 0 if target is None else memory_estimates.answer_bytes(target),
     }
-    needed[TASK_GRADIENT_STAGE] = needed[HELDOUT_MEMBER_STAGE] = needed[ENSEMBLE_STAGE]
+    needed_bytes[TASK_GRADIENT_STAGE] = needed_bytes[HELDOUT_MEMBER_STAGE] = needed_bytes[ENSEMBLE_STAGE]
     # What the calibration freed stays with the process, too.
     peak_bytes = max(present_bytes, memory_estimates.present_bytes(context.device, shape))
+    stage_requests = sort_requests(request.requests)
     stages = []
-    for stage_name in (BASE_MODEL_STAGE, *ADAPTER_STAGES, TARGET_STAGE, JUDGE_STAGE):
-        stage_work = [item for item in work if item.stage == stage_name]
-        notes = [*request.notes.get(stage_name, ()), *list_uncounted_of(stage_name, request, context)]
+    for stage_name in PLANNED_STAGES:
+        stage_work = [piece for piece in planned_work if piece.stage == stage_name]
+        notes = [*request.notes.get(stage_name, ()), *list_uncounted(stage_requests.get(stage_name, []), context)]
         if not stage_work and not notes:
             continue
-        if any(item.operations for item in stage_work):
-            held_bytes = memory_estimates.held_bytes(context.device, needed[stage_name])
+        if any(piece.operations for piece in stage_work):
+            held_bytes = memory_estimates.held_bytes(context.device, needed_bytes[stage_name])
             peak_bytes = max(peak_bytes, present_bytes + held_bytes)  # freed memory stays with the process
         stages.append(
             PlannedStage(
                 name=stage_name,
                 work=stage_work,
                 peak_bytes=peak_bytes,
-                disk_bytes=memory_estimates.disk_bytes(stage_name, stage_work, shape, context, target),
+                disk_bytes=memory_estimates.disk_bytes(stage_name, stage_work, context, target),
                 notes=notes,
             )
         )
     return stages
-
-
-def list_uncounted_of(stage_name: str, request: PlanRequest, context: MeasurementContext) -> list[str]:
-    """List what a stage does that is not counted."""
-    return list_uncounted(sort_requests(request.requests).get(stage_name, []), context)
 
 
 def draw_rows(examples: Examples, row_count: int, seed: int, stream: str = "rows") -> Examples:
@@ -272,7 +297,9 @@ def draw_rows(examples: Examples, row_count: int, seed: int, stream: str = "rows
     return replace(drawn_examples, unscored=unscored, not_shown=examples.not_shown)
 
 
-def fit_rows(request: PlanRequest, settings: PlanSettings, select_budget: Any) -> tuple[PlanRequest, RunPlan]:
+def fit_rows(
+    request: PlanRequest, settings: PlanSettings, select_budget: Callable[[int], int]
+) -> tuple[PlanRequest, RunPlan]:
     """Cut the rows so that the run takes no longer than the time given, and plan it.
 
     Held-out rows are cut first, to a hundred, then those of the pool; the ensemble stays as it is.
@@ -323,8 +350,8 @@ def fit_rows(request: PlanRequest, settings: PlanSettings, select_budget: Any) -
 
 def _rows_for(plan: RunPlan, row_count: int, allowed_seconds: float) -> int:
     """Return how many of `row_count` rows take the time, by the work that grows with them."""
-    all_work = [item for stage in plan.stages for item in stage.work]
-    per_row = sum(item.seconds or 0.0 for item in all_work if item.is_per_row)
-    fixed = sum(item.seconds or 0.0 for item in all_work if not item.is_per_row)
-    share = (allowed_seconds - fixed) / per_row if per_row else 1.0
+    all_work = [piece for stage in plan.stages for piece in stage.work]
+    growing_seconds = sum(piece.seconds or 0.0 for piece in all_work if piece.is_per_row)
+    fixed_seconds = sum(piece.seconds or 0.0 for piece in all_work if not piece.is_per_row)
+    share = (allowed_seconds - fixed_seconds) / growing_seconds if growing_seconds else 1.0
     return max(0, min(row_count - 1, math.floor(row_count * share)))

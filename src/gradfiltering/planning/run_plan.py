@@ -7,6 +7,12 @@ from typing import Any
 from gradfiltering.planning.operations import TokenCounts
 
 
+def sum_known(seconds: Sequence[float | None]) -> float | None:
+    """Add up times; None where one of them is not known."""
+    known_seconds = [value for value in seconds if value is not None]
+    return sum(known_seconds) if len(known_seconds) == len(seconds) else None
+
+
 @dataclass(frozen=True)
 class PlannedWork:
     """A piece of work of a stage.
@@ -21,6 +27,7 @@ class PlannedWork:
         is_per_row: grows with the rows of the pool.
         seconds: estimate; 0 where the cache has the result, None where nothing was timed.
         estimated_from: where the estimate is from when it is not from the model itself; empty else.
+        stored_bytes: that the cache keeps of it, logs and losses left out.
     """
 
     stage: str
@@ -32,6 +39,7 @@ class PlannedWork:
     is_per_row: bool = True
     seconds: float | None = None
     estimated_from: str = ""
+    stored_bytes: int = 0
 
     @property
     def operations(self) -> int:
@@ -60,13 +68,12 @@ class PlannedStage:
     @property
     def operations(self) -> int:
         """Of all its work."""
-        return sum(item.operations for item in self.work)
+        return sum(piece.operations for piece in self.work)
 
     @property
     def seconds(self) -> float | None:
         """Of all its work; None where nothing was timed."""
-        times = [item.seconds for item in self.work]
-        return None if any(time is None for time in times) else sum(time for time in times if time is not None)
+        return sum_known([piece.seconds for piece in self.work])
 
     def to_json(self) -> dict[str, Any]:
         """Return the stage's part of `summary.json`."""
@@ -76,14 +83,14 @@ class PlannedStage:
             "seconds": self.seconds,
             "peak_bytes": self.peak_bytes,
             "disk_bytes": self.disk_bytes,
-            "work": [{**asdict(item), "operations": item.operations} for item in self.work],
+            "work": [{**asdict(piece), "operations": piece.operations} for piece in self.work],
             "notes": list(self.notes),
         }
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run will do, stage by stage.
+    """The plan of a run, stage by stage.
 
     Attributes:
         stages: with work that was planned, in their order.
@@ -114,8 +121,7 @@ class RunPlan:
     @property
     def seconds(self) -> float | None:
         """Of all stages; None where one was not timed."""
-        times = [stage.seconds for stage in self.stages]
-        return None if any(time is None for time in times) else sum(time for time in times if time is not None)
+        return sum_known([stage.seconds for stage in self.stages])
 
     @property
     def planned_seconds(self) -> dict[str, float]:

@@ -81,7 +81,7 @@ def plan_tuning(
     training_sets |= build_baseline_sets(
         target.baselines, candidate_ids, candidate_updates, examples.example_ids, total_rows, seed
     )
-    work = []
+    planned_work = []
     for model_name, training_set in training_sets.items():
         example_ids, update_count = training_set.example_ids, training_set.update_count
         model_examples = examples if len(example_ids) == len(examples) else examples.select(example_ids)
@@ -89,7 +89,7 @@ def plan_tuning(
         operations = gradient_operations(shape, counts)
         if settings.gradient_checkpointing:
             operations += forward_operations(shape, counts, with_adapters=True)
-        work.append(
+        planned_work.append(
             PlannedWork(
                 TARGET_STAGE,
                 f"{model_name}: {counts.steps:,} updates on {len(example_ids):,} rows",
@@ -102,7 +102,7 @@ def plan_tuning(
         if heldout is not None:
             points = len(np.unique(np.linspace(0, counts.steps, settings.records).round()))
             heldout_counts = count_micro_batches(heldout, settings, target.device_type).times(points)
-            work.append(
+            planned_work.append(
                 PlannedWork(
                     TARGET_STAGE,
                     f"{model_name}: held-out loss, {points} times",
@@ -113,7 +113,7 @@ def plan_tuning(
                     estimated_from=target.estimated_from,
                 )
             )
-    return work
+    return planned_work
 
 
 def plan_answers(target: PlannedTarget) -> list[PlannedWork]:

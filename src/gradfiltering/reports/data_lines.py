@@ -77,8 +77,8 @@ def describe_heldout_loss(run_summary: Mapping[str, Any]) -> str | None:
     meaning = "that this extra member never saw" if rows.get("origin") == "extra_member" else "set aside by the data"
     row_words = f" ({rows['count']:,} rows {meaning})" if rows else ""
     unit = find_snapshot_unit(run_summary)
-    after = "".join(f", {loss:.2f} after {unit} {epoch}" for epoch, loss in losses.items() if loss is not None)
-    return f"Held-out loss of the proxy: {base_loss:.2f} before{after}{row_words}"
+    later_losses = "".join(f", {loss:.2f} after {unit} {epoch}" for epoch, loss in losses.items() if loss is not None)
+    return f"Held-out loss of the proxy: {base_loss:.2f} before{later_losses}{row_words}"
 
 
 def describe_data(run_summary: Mapping[str, Any]) -> list[str]:

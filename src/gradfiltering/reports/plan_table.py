@@ -8,14 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-STAGE_NAMES = {
-    "base_model_passes": "passes of the base model",
-    "proxy": "ensemble of the proxy",
-    "heldout_member": "extra member for the held-out loss",
-    "influence": "gradients at checkpoints",
-    "target": "training of the target",
-    "judge": "answers and verdicts",
-}
+from gradfiltering.runs.progress import describe_stage
+from gradfiltering.runs.sizes import format_bytes
 
 
 def print_plan(plan: Mapping[str, Any], console: Console) -> None:
@@ -24,7 +18,7 @@ def print_plan(plan: Mapping[str, Any], console: Console) -> None:
     for heading in ("work", "rows", "tokens", "padded", "operations", "time"):
         table.add_column(heading, justify="left" if heading == "work" else "right", no_wrap=heading != "work")
     for stage in plan["stages"]:
-        name = STAGE_NAMES.get(stage["name"], stage["name"])
+        name = describe_stage(stage["name"])
         memory_text = f"{format_bytes(stage['peak_bytes'])} of memory, {format_bytes(stage['disk_bytes'])} on disk"
         stage_label = Text.assemble((name, "bold"), f"\n{memory_text}")
         operations = format_operations(stage["operations"])
@@ -67,7 +61,7 @@ def describe_plan(plan: Mapping[str, Any]) -> list[str]:
 def describe_accuracy(run_summary: Mapping[str, Any]) -> str:
     """Say how long the stages of a finished run were planned to take, and took; empty where nothing was timed."""
     parts = [
-        f"{STAGE_NAMES.get(stage['name'], stage['name'])} {format_seconds(stage['actual_seconds'])}, planned "
+        f"{describe_stage(stage['name'])} {format_seconds(stage['actual_seconds'])}, planned "
         f"{format_seconds(stage['seconds'])}"
         for stage in run_summary.get("plan", {}).get("stages", [])
         if stage.get("seconds") and stage.get("actual_seconds") is not None
@@ -82,13 +76,6 @@ def format_seconds(seconds: float | None) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s" if seconds >= 1 or seconds == 0 else "< 1 s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
-
-
-def format_bytes(byte_count: int) -> str:
-    """Write an amount of memory or disk."""
-    if byte_count < 10**6:
-        return f"{byte_count / 1e3:.0f} kB"
-    return f"{byte_count / 1e6:,.0f} MB" if byte_count < 10**9 else f"{byte_count / 1e9:,.1f} GB"
 
 
 def format_operations(operations: int) -> str:

@@ -31,6 +31,7 @@ SHORTEST_DESCRIPTION = 20  # characters, where there is no room for more
 STAGE_WORDS = {
     "libraries": "loading libraries",
     "data": "reading the rows",
+    "judge_check": "trying the judge on labelled pairs",
     "base_model": "loading the proxy model",
     "base_model_passes": "measuring rows without adapters",
     "proxy": "training the ensemble and measuring rows",
