@@ -107,7 +107,9 @@ def make_batch() -> Callable:
             labels[..., row, length:] = IGNORED
             labels[..., row, :prompt] = IGNORED
         known = torch.arange(len(lengths)) if ids is None else torch.as_tensor(ids)
-        return Batch(input_ids, labels, known if members is None else known.expand(members, -1))
+        leading_shape = input_ids.shape[:-1]
+        known_lengths = torch.as_tensor(lengths).expand(leading_shape)
+        return Batch(input_ids, labels, known.expand(leading_shape), lengths=known_lengths)
 
     return make
 

@@ -25,12 +25,14 @@ class Batch:
         labels: the same shape; the token id at response positions, `IGNORED` elsewhere.
         example_id: [B] or [M, B] int64.
         prefix_states: [..., T, D] hidden states that the layers without adapters end in, None where they are not known.
+        lengths: [B] or [M, B] int64, tokens of each example's longest sequence; None where they are not known.
     """
 
     input_ids: Tensor
     labels: Tensor
     example_id: Tensor
     prefix_states: Tensor | None = field(default=None, kw_only=True)
+    lengths: Tensor | None = field(default=None, kw_only=True)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -39,9 +41,11 @@ class Batch:
         return {name: value for name, value in values.items() if value is not None}
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch with its tensors on `device`; the ids stay where they are."""
+        """The batch with its tensors on `device`; ids and lengths stay where they are."""
         moved_tensors = {
-            name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items() if name != "example_id"
+            name: tensor.to(device, non_blocking=True)
+            for name, tensor in self.tensors.items()
+            if name not in ("example_id", "lengths")
         }
         return replace(self, **moved_tensors)
 
@@ -77,6 +81,7 @@ def collate(rows: dict[str, list], pad_id: int, shape: tuple[int, ...]) -> Batch
         input_ids=torch.from_numpy(input_ids).view(*shape, padded_length),
         labels=torch.from_numpy(labels).view(*shape, padded_length),
         example_id=torch.tensor(rows["example_id"], dtype=torch.int64).view(*shape),
+        lengths=torch.tensor([len(token_ids) for token_ids in rows["input_ids"]], dtype=torch.int64).view(*shape),
     )
 
 
@@ -224,7 +229,7 @@ class LengthBatches(Dataset):
         if batch_overhead is None:
             ends = _fill_batches(sorted_lengths, tokens)
         else:
-            ends = _cut_cheapest(sorted_lengths, tokens, batch_overhead)
+            ends = cut_cheapest(sorted_lengths, tokens, batch_overhead)
         self.cuts: list[np.ndarray] = share(np.split(row_order, ends[:-1]) if ends else [])
 
     def __len__(self) -> int:
@@ -261,11 +266,16 @@ def _fill_batches(lengths: np.ndarray, tokens: int) -> list[int]:
     return ends
 
 
-def _cut_cheapest(lengths: np.ndarray, tokens: int, batch_overhead: int) -> list[int]:
-    """Return where each batch ends, such that padded tokens and overheads are fewest; lengths rise.
+def cut_cheapest(lengths: np.ndarray, tokens: int, batch_overhead: int) -> list[int]:
+    """Return where each batch ends, such that padded tokens and overheads are fewest.
 
     The cheapest way to cut the first n rows is the cheapest over all last batches, each after the cheapest way to cut
     the rows before it.
+
+    Args:
+        lengths: [N] tokens of each row, rising.
+        tokens: padded tokens in a batch at most (at least one row is taken).
+        batch_overhead: padded tokens that take as long as one more batch does.
     """
     row_count = len(lengths)
     least_cost = np.zeros(row_count + 1, dtype=np.int64)

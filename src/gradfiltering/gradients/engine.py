@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gradfiltering.data.batches import Batch
 from gradfiltering.errors import UserError
 from gradfiltering.gradients.check import check_engine
+from gradfiltering.gradients.chunks import cut_chunks, example_lengths, original_order, take_chunk
 from gradfiltering.gradients.dropout import Dropout, expand_adapters
 from gradfiltering.gradients.prefix import FrozenPrefix
 from gradfiltering.gradients.statistics import (
@@ -127,34 +129,29 @@ class GradientEngine(ABC):
     ) -> GradientMeasurement:
         batch = self._add_prefix_states(batch)
         stack_size, examples = member_count(adapters), batch.example_id.shape[-1]
-        example_tokens = _tokens_per_example(batch)
-        chunk_members = max(1, min(stack_size, self.chunk_tokens // example_tokens))
-        most_examples = self.chunk_tokens // (chunk_members * example_tokens)
-        chunk_count = -(-examples // max(1, min(examples, most_examples)))
-        chunk_examples = -(-examples // chunk_count)  # of equal size, none a small remainder
-        stack_results = []
-        for first_member in range(0, stack_size, chunk_members):
-            member_slice = slice(first_member, first_member + chunk_members)
-            stack = {parameter_name: stacked[member_slice] for parameter_name, stacked in adapters.items()}
+        sequences = batch.input_ids.shape[batch.example_id.dim() : -1].numel()
+        groups = cut_chunks(example_lengths(batch), stack_size, self.chunk_tokens, self.model.device.type, sequences)
+        group_results = []
+        for chunks in groups:
+            stack = {name: stacked[chunks[0].members] for name, stacked in adapters.items()}
             chunk_results = []
-            for first_example in range(0, examples, chunk_examples):
-                example_slice = slice(first_example, first_example + chunk_examples)
-                chunk = _slice_batch(batch, member_slice, example_slice)
+            for chunk in chunks:
+                chunk_batch = take_chunk(batch, chunk)
                 if dropout is None:
                     accumulator = GradientAccumulator(with_mean_gradient, statistics)
-                    chunk_results.append(self._measure_chunk(stack, chunk, accumulator))
+                    chunk_results.append(self._measure_chunk(stack, chunk_batch, accumulator))
                 else:
-                    example_ids = chunk.example_id.expand(member_count(stack), -1).cpu().numpy()
-                    input_factors = dropout.draw_factors(example_ids, member_slice, stack)
+                    example_ids = chunk_batch.example_id.expand(chunk.shape).cpu().numpy()
+                    input_factors = dropout.draw_factors(example_ids, chunk.members, stack)
                     chunk_results.append(
                         self._measure_with_dropout(
                             stack,
-                            chunk,
+                            chunk_batch,
                             DropoutAccumulator(with_mean_gradient, statistics, input_factors),
                         )
                     )
-            stack_results.append(_join_examples(chunk_results))
-        return _join_members(stack_results, examples if with_mean_gradient else None)
+            group_results.append(_reorder_examples(_join_examples(chunk_results), original_order(chunks)))
+        return _join_members(group_results, examples if with_mean_gradient else None)
 
     def _add_prefix_states(self, batch: Batch) -> Batch:
         """Compute what enters the first adapted layer, once for all members of the batch."""
@@ -190,12 +187,6 @@ def _tokens_per_example(batch: Batch) -> int:
     return batch.input_ids.shape[batch.example_id.dim() :].numel()
 
 
-def _slice_batch(batch: Batch, member_slice: slice, example_slice: slice) -> Batch:
-    if batch.example_id.dim() == 1:  # shared by all members
-        return batch.map_tensors(lambda tensor: tensor[example_slice])
-    return batch.map_tensors(lambda tensor: tensor[member_slice, example_slice])
-
-
 def _join_examples(chunks: list[GradientMeasurement]) -> GradientMeasurement:
     """Join chunks of different examples under the same members; gradients are summed."""
     gradient_sums: Adapters = {}
@@ -204,6 +195,22 @@ def _join_examples(chunks: list[GradientMeasurement]) -> GradientMeasurement:
             earlier_sum = gradient_sums.get(parameter_name)
             gradient_sums[parameter_name] = gradient_sum if earlier_sum is None else earlier_sum + gradient_sum
     return _concatenate(chunks, gradient_sums, axis=1)
+
+
+def _reorder_examples(measurement: GradientMeasurement, order: np.ndarray) -> GradientMeasurement:
+    """Put the examples of each member, or of all alike, in this order, [members or 1, B]."""
+    positions = torch.from_numpy(order).expand(measurement.loss.shape).to(measurement.loss.device)
+
+    def reorder(values: Tensor) -> Tensor:
+        every_value = positions.view(*positions.shape, *[1] * (values.dim() - 2))
+        return values.gather(1, every_value.expand(values.shape))
+
+    return replace(
+        measurement,
+        loss=reorder(measurement.loss),
+        grad_norm=reorder(measurement.grad_norm),
+        statistics={name: reorder(values) for name, values in measurement.statistics.items()},
+    )
 
 
 def _join_members(stacks: list[GradientMeasurement], example_count: int | None) -> GradientMeasurement:

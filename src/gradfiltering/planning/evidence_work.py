@@ -215,7 +215,15 @@ def plan_training(
         updates = range(timeline.count_updates(first_moment), timeline.count_updates(plan.last))
         if not updates:
             continue
-        counts = count_training(examples, settings, member_ids, updates, trained_ensemble.seed)
+        counts = count_training(
+            examples,
+            settings,
+            member_ids,
+            updates,
+            trained_ensemble.seed,
+            trained_ensemble.engine.chunk_tokens,
+            trained_ensemble.device.type,
+        )
         operations = count_gradients(trained_ensemble, examples, shape, counts)
         moments_text = f"{timeline.unit}s {first_moment + 1} to {plan.last}"
         if plan.last == first_moment + 1:

@@ -11,7 +11,10 @@ from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.finetuning.settings import FineTuningSettings
 from gradfiltering.finetuning.training_loop import BATCH_OVERHEAD, GPU_BATCH_OVERHEAD
 from gradfiltering.finetuning.update_schedule import EpochSchedule
+from gradfiltering.gradients.chunks import cut_chunks
 from gradfiltering.planning.operations import TokenCounts
+
+PADDED_STEPS = 200  # of an ensemble's training, whose padding is counted
 
 
 def count_batches(examples: Examples, batches: Iterable[np.ndarray]) -> TokenCounts:
@@ -41,20 +44,49 @@ def count_pass(examples: Examples, batch_tokens: int, members: int = 1) -> Token
 
 
 def count_training(
-    examples: Examples, settings: LoraEnsemble, member_ids: Sequence[int], updates: range, seed: int
+    examples: Examples,
+    settings: LoraEnsemble,
+    member_ids: Sequence[int],
+    updates: range,
+    seed: int,
+    chunk_tokens: int,
+    device_type: str,
 ) -> TokenCounts:
-    """Count updates of a stack of members, numbered from 0; each takes one batch of every member."""
+    """Count updates of a stack of members; each takes one batch of every member, in chunks of like length.
+
+    Of many updates, padding is counted in a part, evenly spaced.
+
+    Args:
+        examples: the rows.
+        settings: of the ensemble.
+        member_ids: of the stack.
+        updates: numbered from 0.
+        seed: of the run.
+        chunk_tokens: padded tokens computed at once, over members.
+        device_type: of the device that computes.
+    """
     buckets = LengthBuckets.of(examples.lengths, settings.batch_size, settings.bucket_batches, seed)
     buckets = replace(buckets, resampled=settings.resamples_rows)
-    counts = TokenCounts()
-    step_count = settings.steps_per_epoch(len(examples))
-    for epoch_index in range(updates.start // step_count, -(-updates.stop // step_count)):
-        member_batches = [buckets.epoch(member_id, epoch_index + 1) for member_id in member_ids]
-        first_update = epoch_index * step_count
-        epoch_steps = slice(max(0, updates.start - first_update), updates.stop - first_update)
-        steps = list(zip(*member_batches, strict=True))[epoch_steps]
-        counts += count_batches(examples, map(np.concatenate, steps))
-    return counts
+    member_updates = [buckets.updates(member_id, updates.start, updates.stop) for member_id in member_ids]
+    steps = [np.stack(step) for step in zip(*member_updates, strict=True)]  # [M, B] positions of rows each
+    trained_rows = np.concatenate([step.ravel() for step in steps]) if steps else np.zeros(0, dtype=np.int64)
+    part = TokenCounts()
+    for step in steps[:: -(-len(steps) // PADDED_STEPS) or 1]:
+        for group in cut_chunks(examples.lengths[step], len(member_ids), chunk_tokens, device_type):
+            for chunk in group:
+                chunk_rows = step[np.arange(chunk.first_member, chunk.end_member)[:, None], chunk.columns]
+                unpadded = int(examples.lengths[chunk_rows].sum())
+                padded = chunk.padded_tokens
+                part += TokenCounts(tokens=unpadded, padded=padded, attended=padded * chunk.width)
+    tokens = int(examples.lengths[trained_rows].sum())
+    return TokenCounts(
+        rows=len(trained_rows),
+        tokens=tokens,
+        padded=part.padded * tokens // max(1, part.tokens),
+        attended=part.attended * tokens // max(1, part.tokens),
+        responses=int(examples.response_tokens[trained_rows].sum()),
+        steps=len(steps),
+    )
 
 
 def count_tuning(
