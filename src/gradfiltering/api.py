@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gradfiltering.config.composition import composed, to_overrides
 from gradfiltering.config.locations import configuration_folder
 from gradfiltering.errors import UserError
+from gradfiltering.reports.verdict_lines import Verdict
 
 if TYPE_CHECKING:
     import datasets
@@ -34,6 +35,11 @@ class RunResult:
         summary_content: dict[str, Any] = json.loads((self.folder / "summary.json").read_text("utf-8"))
         return summary_content
 
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict on the selected rows; of one seed never more than `not tested`, or `do not use it`."""
+        return Verdict.from_json(self.summary["verdict"])
+
 
 @dataclass(frozen=True)
 class RowSelection:
@@ -51,6 +57,14 @@ class RowSelection:
     rows: Any
     summary: dict[str, Any]
     _run_folder: "tempfile.TemporaryDirectory[str]" = field(repr=False, compare=False)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict on the selected rows: untested, unless diagnostics forbid their use, with the command of a test.
+
+        The command names a file of your rows; where they were given as a table or a list, it names `ROWS.jsonl`.
+        """
+        return Verdict.from_json(self.summary["verdict"])
 
     def report(self, page_path: str | Path) -> Path:
         """Write the page that shows which rows were selected and why.
@@ -129,7 +143,11 @@ def select_rows(
     example_ids = pd.read_parquet(folder / "subset.parquet")["example_id"].tolist()
     scores_path = folder / "scores.parquet"
     scores = pd.read_parquet(scores_path) if scores_path.is_file() else pd.DataFrame({"example_id": [], "score": []})
-    return RowSelection(example_ids, scores, _take_rows(rows, example_ids, folder), run_result.summary, run_folder)
+    summary = run_result.summary
+    command = summary["verdict"]["command"]
+    if command is not None and not isinstance(rows, str | Path):
+        summary["verdict"]["command"] = command.replace(str(rows_path), "ROWS.jsonl")  # the file is gone by now
+    return RowSelection(example_ids, scores, _take_rows(rows, example_ids, folder), summary, run_folder)
 
 
 def _proxy_overrides(proxy: str | Path) -> list[str]:

@@ -17,6 +17,7 @@ from gradfiltering.reports.run_files import RunFiles
 from gradfiltering.reports.screen import format_details, print_result
 from gradfiltering.reports.sweep_jobs import read_jobs
 from gradfiltering.reports.sweep_table import write_sweep
+from gradfiltering.reports.verdict import judge_run
 
 UNUSABLE = {
     "judge": "local", "source": "bundled", "pairs": 40, "share": 0.2, "kappa": 0.034, "kappa_low": -0.11,
@@ -44,6 +45,7 @@ def judged_run(folder: Path, agreement=None) -> Path:
     if agreement is not None:
         summary["judge_agreement"] = agreement
     (folder / "summary.json").write_text(json.dumps(summary), "utf-8")
+    (folder / "summary.json").write_text(json.dumps({**summary, "verdict": judge_run(folder)}), "utf-8")
     return folder
 
 
@@ -73,12 +75,12 @@ def test_the_line_says_what_was_measured(agreement, line, usable):
 def test_the_screen_opens_with_an_unusable_judge(tmp_path):
     folder = judged_run(tmp_path / "run", UNUSABLE)
     text = shown_lines(folder)
-    assert UNUSABLE_LINE.partition(" (")[0] in "\n".join(text.splitlines()[1:3])
-    assert "Against full" not in text and "choose another judge" in text
+    assert UNUSABLE_LINE.partition(" (")[0] in "\n".join(text.splitlines()[1:4])
+    assert "PWS of this seed" not in text and "choose another judge" in text
     details = format_details(RunFiles(folder).summary)
     assert "(1 = on a par): unusable, its judge agrees too little" in " ".join(details.split())
     usable = shown_lines(judged_run(tmp_path / "other", USABLE))
-    assert "kappa 0.81" in "\n".join(usable.splitlines()[1:3]) and "unusable" not in usable
+    assert "kappa 0.81" in "\n".join(usable.splitlines()[1:4]) and "unusable" not in usable
 
 
 def test_the_page_colours_no_verdict_of_an_unusable_judge(tmp_path):
@@ -87,11 +89,11 @@ def test_the_page_colours_no_verdict_of_an_unusable_judge(tmp_path):
     page = (folder / "report.html").read_text("utf-8")
     answer = page[page.index('id="answer"') : page.index('id="rows-shown"')]
     assert answer.index("verdicts are unusable: kappa 0.03") < answer.index("Against full:")
-    assert '<strong class="">unusable: its judge agrees too little' in answer
+    assert "– unusable: its judge agrees too little" in answer
     assert draw_winning_scores(RunFiles(folder)) is None
     for agreement in (USABLE, None):
         other = judged_run(tmp_path / str(agreement)[:9], agreement)
-        assert summarise_verdicts(RunFiles(other))[0]["meaning"].startswith("better")
+        assert summarise_verdicts(RunFiles(other))[0]["meaning"].startswith("the whole interval lies above 1")
         assert draw_winning_scores(RunFiles(other)) is not None
 
 

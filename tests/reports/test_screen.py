@@ -14,7 +14,7 @@ from gradfiltering.reports.data_lines import (
 from gradfiltering.reports.screen import (
     FILE_MEANINGS,
     describe_next_step,
-    describe_verdict,
+    describe_selection,
     format_details,
     print_result,
 )
@@ -23,7 +23,12 @@ ENSEMBLE = {
     "positive_drop_share": 0.23, "median_relative_drop": -0.187, "relative_variance": {"1": 0.0123, "2": None},
     "update_ratio": {"1": 0.1}, "member_agreement": 0.5, "heldout_loss": {"bare": 2.345, "2": 1.987},
 }  # fmt: skip
+VERDICT = {
+    "verdict": "not tested", "reasons": ["one seed alone; it takes 3 to tell a difference from chance"], "seeds": 1,
+    "command": "python train.py -m seed=0,1,2 until=report", "command_seconds": 130.0, "command_seconds_are_all": True,
+}  # fmt: skip
 PROXY = {
+    "verdict": VERDICT | {"reasons": ["no rows were selected, as the run ended before"], "command": None},
     "stages": [
         {"name": "backbone", "seconds": 12.34, "reused": True}, {"name": "proxy", "seconds": 56.78, "reused": False}
     ],
@@ -37,6 +42,7 @@ PROXY = {
     "diagnostics": {"warnings": ["norms rose [bold]everywhere[/]; raise ensemble.lr"], **ENSEMBLE},
 }  # fmt: skip
 SELECT = deepcopy(PROXY) | {
+    "verdict": VERDICT,
     "selection": {"scorer": "gsnr", "selector": "top", "fraction": 0.1, "selected": 199},
 }
 SELECT["diagnostics"] |= {
@@ -156,10 +162,12 @@ def test_result_of_a_judged_run_reads_as_people_speak(tmp_path):
     text = shown(JUDGE, tmp_path).replace(str(tmp_path), "FOLDER")
     assert text == (
         "──────────────────────────────────── Result ────────────────────────────────────\n"
+        "Not tested: one seed alone; it takes 3 to tell a difference from chance\n"
         "199 of 2,000 rows selected by gsnr; 17 could not be scored\n"
-        "Against all rows: better, winning score 1.20 (1.15 – 1.26; even: 1)\n"
+        "PWS of this seed (even: 1): 1.20 against all rows\n"
         "! norms rose [bold]everywhere[/]\n"
         "145 of 1,983 rows were cut to 128 tokens and lost 1,234 tokens, 19.8% of all\n"
+        "To settle it (about 2 min): python train.py -m seed=0,1,2 until=report\n"
         "Files in FOLDER\n"
         "  report.html     what was selected and why, for a browser\n"
         "  subset.jsonl    the selected rows\n"
@@ -184,18 +192,12 @@ def test_result_never_takes_more_than_twenty_lines(tmp_path):
 
 @pytest.mark.parametrize(
     ("ends", "said"),
-    [
-        ((1.2, 1.1, 1.3), "better, winning score 1.20 (1.10 – 1.30; even: 1)"),
-        ((0.8, 0.7, 0.9), "worse, winning score 0.80 (0.70 – 0.90; even: 1)"),
-        ((1.0, 0.9, 1.1), "no difference shown, winning score 1.00 (0.90 – 1.10; even: 1)"),
-        ((1.0, None, None), "too few prompts to tell (winning score 1.00)"),
-        ((None, None, None), "no verdict could be read"),
-    ],
+    [((1.2, 1.1, 1.3), "1.20"), ((0.8, 0.7, 0.9), "0.80"), ((1.0, None, None), "1.00"), ((None,) * 3, "not readable")],
 )
-def test_verdict_says_what_the_interval_shows(ends, said):
+def test_the_score_of_one_seed_is_told_without_a_judgement(ends, said):
     summary = deepcopy(JUDGE)
     summary["pws"]["full"]["all"] |= dict(zip(("value", "low", "high"), ends, strict=True))
-    assert describe_verdict(summary)[1] == f"Against all rows: {said}"
+    assert describe_selection(summary)[1] == f"PWS of this seed (even: 1): {said} against all rows"
 
 
 @pytest.mark.parametrize(
@@ -203,7 +205,7 @@ def test_verdict_says_what_the_interval_shows(ends, said):
     [
         ({"proxy_knows_rows": False, "warnings": ["w"]}, "take a proxy that knows such rows"),
         ({"warnings": ["w"]}, "open summary.json: it says what to change for each warning"),
-        ({"warnings": []}, "train on subset.jsonl"),
+        ({"warnings": []}, "open summary.json before you train on subset.jsonl: no advantage is shown yet"),
     ],
 )
 def test_next_step_follows_from_what_is_known(changes, said):
@@ -212,10 +214,18 @@ def test_next_step_follows_from_what_is_known(changes, said):
     assert describe_next_step(summary, "summary.json").startswith(said)
 
 
+def test_the_next_step_is_training_where_the_verdict_allows_it():
+    summary = deepcopy(JUDGE) | {"verdict": VERDICT | {"verdict": "use it"}}
+    summary["diagnostics"]["warnings"] = []
+    assert describe_next_step(summary, "report.html").startswith("train on subset.jsonl")
+    summary |= {"verdict": VERDICT | {"verdict": "do not use it"}}
+    assert describe_next_step(summary, "report.html").startswith("do not train on subset.jsonl")
+
+
 def test_next_step_before_judging_is_a_test_or_the_rest():
     summary = deepcopy(SELECT)
     summary["diagnostics"]["warnings"] = []
-    assert "until=report" in describe_next_step(summary, "report.html")
+    assert "run the command above" in describe_next_step(summary, "report.html")
     assert "until=select" in describe_next_step(PROXY, "report.html")
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from gradfiltering.diagnostics.failures import FailedDiagnostic
 from gradfiltering.runs.progress import run_display
 from gradfiltering.runs.run_folder import RunFolder
 from gradfiltering.runs.stages import StageRunner
@@ -27,14 +28,15 @@ class Result:
 def test_summary_is_there_after_every_step(stages):
     assert isinstance(stages.run("proxy", Result), Result)
     stages.add_to_summary(data={"examples": 5})
-    stages.add_diagnostics({"easiness": 0.5}, ["too easy"])
+    stages.add_diagnostics({"easiness": 0.5}, [FailedDiagnostic("easiness", "too easy")])
     stages.add_warnings(["mind"])
     summary = read_summary(stages)
     assert [(stage["name"], stage["reused"]) for stage in summary["stages"]] == [("proxy", True)]
     assert set(summary["cost"]["proxy"]) == {"seconds", "flops", "peak_bytes"}
     assert summary["cost"]["proxy"]["flops"] == 12 and summary["cost"]["proxy"]["peak_bytes"] > 0
     assert summary["data"] == {"examples": 5}
-    assert summary["diagnostics"] == {"warnings": ["too easy", "mind"], "easiness": 0.5}
+    failed = [{"name": "easiness", "warning": "too easy", "forbids_use": False}]
+    assert summary["diagnostics"] == {"warnings": ["too easy", "mind"], "failed": failed, "easiness": 0.5}
 
 
 def test_stage_passes_arguments_and_result_on(stages, capsys):

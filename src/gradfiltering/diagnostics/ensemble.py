@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gradfiltering.diagnostics.failures import FailedDiagnostic
 from gradfiltering.diagnostics.limits import DiagnosticLimits, Diagnostics
 from gradfiltering.requests import EpochLog, GradientLogPair, SnapshotUnit
 from gradfiltering.statistics.rank_correlation import spearman_correlation
@@ -45,7 +46,7 @@ def diagnose_ensemble(
             epoch: float(snapshot_log.loss.mean(dtype=np.float64)) for epoch, snapshot_log in log_by_epoch.items()
         },
     }
-    return Diagnostics(values, _list_warnings(values, early_epoch, late_epoch, limits, unit))
+    return Diagnostics(values, _list_failures(values, early_epoch, late_epoch, limits, unit))
 
 
 def _relative_variance(snapshot_log: EpochLog) -> float | None:
@@ -66,36 +67,48 @@ def _member_agreement(logs: GradientLogPair) -> float | None:
     return float(np.mean(known_correlations)) if known_correlations else None
 
 
-def _list_warnings(
+def _list_failures(
     values: dict[str, Any], early_epoch: int, late_epoch: int, limits: DiagnosticLimits, unit: SnapshotUnit
-) -> list[str]:
-    warnings = []
+) -> list[FailedDiagnostic]:
+    failures = []
     drop_share, median_drop = values["positive_drop_share"], values["median_relative_drop"]
     if drop_share < limits.positive_drop_share or median_drop < limits.median_relative_drop:
-        warnings.append(
-            f"gradient norms fell from {unit} {early_epoch} to {late_epoch} for {drop_share:.0%} of "
-            f"examples (limit {limits.positive_drop_share:.0%}), median relative drop "
-            f"{median_drop:+.3f}: with negative drops, dividing by a small variance turns the order "
-            "over. Train longer (a later pair of epochs), raise the learning rate or the initial "
-            "spread of the adapters (init_b_std), or score by the inverse variance alone"
+        failures.append(
+            FailedDiagnostic(
+                "norm_drop",
+                f"gradient norms fell from {unit} {early_epoch} to {late_epoch} for {drop_share:.0%} of "
+                f"examples (limit {limits.positive_drop_share:.0%}), median relative drop "
+                f"{median_drop:+.3f}: with negative drops, dividing by a small variance turns the order "
+                "over. Train longer (a later pair of epochs), raise the learning rate or the initial "
+                "spread of the adapters (init_b_std), or score by the inverse variance alone",
+            )
         )
     late_variance = values["relative_variance"][str(late_epoch)]
     if late_variance is not None and late_variance < limits.relative_variance:
-        warnings.append(
-            f"the members hardly disagree: V/G² is {late_variance:.4f} at {unit} {late_epoch} (limit "
-            f"{limits.relative_variance}). Raise the learning rate, the number of members or the "
-            "initial spread of the adapters (init_b_std)"
+        failures.append(
+            FailedDiagnostic(
+                "member_disagreement",
+                f"the members hardly disagree: V/G² is {late_variance:.4f} at {unit} {late_epoch} (limit "
+                f"{limits.relative_variance}). Raise the learning rate, the number of members or the "
+                "initial spread of the adapters (init_b_std)",
+            )
         )
     largest_ratio = max(values["update_ratio"].values(), default=0.0)
     if largest_ratio > limits.update_ratio:
-        warnings.append(
-            f"the adapters have grown to {largest_ratio:.2f} of the frozen weights (limit "
-            f"{limits.update_ratio}); lower the learning rate or set a weight decay"
+        failures.append(
+            FailedDiagnostic(
+                "adapter_growth",
+                f"the adapters have grown to {largest_ratio:.2f} of the frozen weights (limit "
+                f"{limits.update_ratio}); lower the learning rate or set a weight decay",
+            )
         )
     agreement = values["member_agreement"]
     if agreement is not None and agreement < limits.member_agreement:
-        warnings.append(
-            f"the members' rankings agree at Spearman {agreement:.2f} only (limit "
-            f"{limits.member_agreement}); train more members, or train longer"
+        failures.append(
+            FailedDiagnostic(
+                "member_agreement",
+                f"the members' rankings agree at Spearman {agreement:.2f} only (limit "
+                f"{limits.member_agreement}); train more members, or train longer",
+            )
         )
-    return warnings
+    return failures

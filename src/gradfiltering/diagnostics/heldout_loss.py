@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from gradfiltering.diagnostics.failures import FailedDiagnostic
 from gradfiltering.diagnostics.limits import Diagnostics
 from gradfiltering.requests import SnapshotUnit
 
@@ -51,18 +52,24 @@ def diagnose_heldout_loss(
         return Diagnostics(
             values,
             [
-                f"the proxy's held-out loss did not fall ({heldout.base_loss:.3f} without adapters, {late_loss:.3f} at "
-                f"{unit} {late_epoch}, on {heldout.rows:,} rows); raise the learning rate if it hardly moved, "
-                "lower the rate if the loss rose"
+                FailedDiagnostic(
+                    "heldout_loss_fell",
+                    f"the proxy's held-out loss did not fall ({heldout.base_loss:.3f} without adapters, "
+                    f"{late_loss:.3f} at {unit} {late_epoch}, on {heldout.rows:,} rows); raise the learning rate if it "
+                    "hardly moved, lower the rate if the loss rose",
+                )
             ],
         )
     if late_loss > (1 + TOLERATED_RISE) * early_loss:
         return Diagnostics(
             values,
             [
-                f"the proxy's held-out loss rose again, from {early_loss:.3f} at {unit} {early_epoch} to "
-                f"{late_loss:.3f} at {unit} {late_epoch} (on {heldout.rows:,} rows): it learns the rows by heart; "
-                "choose earlier epochs, or lower the learning rate"
+                FailedDiagnostic(
+                    "heldout_loss_stays_down",
+                    f"the proxy's held-out loss rose again, from {early_loss:.3f} at {unit} {early_epoch} to "
+                    f"{late_loss:.3f} at {unit} {late_epoch} (on {heldout.rows:,} rows): it learns the rows by heart; "
+                    "choose earlier epochs, or lower the learning rate",
+                )
             ],
         )
     return Diagnostics(values)

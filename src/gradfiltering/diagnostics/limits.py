@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from annotated_types import Le
 
+from gradfiltering.diagnostics.failures import FailedDiagnostic
 from gradfiltering.options import Correlation, NonNegativeFloat, OpenShare, PositiveInt, Probability, options
 
 
@@ -47,7 +48,12 @@ class DiagnosticLimits:
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """Values by name, and a sentence for each limit that is crossed."""
+    """Values by name, and the diagnostics whose limit is crossed."""
 
     values: dict[str, Any] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
+    failed: list[FailedDiagnostic] = field(default_factory=list)
+
+    @property
+    def warnings(self) -> list[str]:
+        """A sentence for each limit that is crossed."""
+        return [diagnostic.warning for diagnostic in self.failed]

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from gradfiltering.diagnostics.failures import FailedDiagnostic
 from gradfiltering.diagnostics.limits import DiagnosticLimits, Diagnostics
 
 
@@ -45,7 +46,10 @@ def diagnose_proxy_knowledge(
     return Diagnostics(
         values,
         [
-            f"the proxy knows little of these rows: {' and '.join(reasons)}. Choose a proxy that was trained on text "
-            "like theirs, such as SmolLM2 or GPT-2"
+            FailedDiagnostic(
+                "proxy_knowledge",
+                f"the proxy knows little of these rows: {' and '.join(reasons)}. Choose a proxy that was trained on "
+                "text like theirs, such as SmolLM2 or GPT-2",
+            )
         ],
     )

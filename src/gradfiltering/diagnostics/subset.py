@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from gradfiltering.diagnostics.failures import FailedDiagnostic
 from gradfiltering.diagnostics.limits import DiagnosticLimits, Diagnostics
 from gradfiltering.requests import Evidence, LossMeasurement
 from gradfiltering.scorers.base import Scores
 from gradfiltering.statistics.rank_correlation import spearman_correlation
 
 MAX_SOURCES = 100
+ALMOST_NO_ROW = 0.1  # least share of rows whose norm falls, for a score that is a drop of norms
 # Meaning of a score below 0, by the statistics that its scorer leaves beside it. Where none of them
 # fit, 0 separates nothing (a rank, a length, a distance to the middle) and the sign is not reported.
 MEANING_BELOW_ZERO = {
@@ -47,7 +49,7 @@ def diagnose_selection(
             "selected": float(selected_tokens.mean()),
         }
     }
-    warnings = []
+    failures: list[FailedDiagnostic] = []
     if scores is not None:
         is_scored = np.isin(evidence.example_ids, scores.example_ids)
         values["score_is_constant"] = len(scores.score) > 1 and len(np.unique(scores.score)) == 1
@@ -66,17 +68,21 @@ def diagnose_selection(
             for name, column in compared_columns.items()
             if column is not None and np.isfinite(column).all()
         }
-        warnings += _list_score_warnings(values, score_meaning, limits)
+        failures += _list_score_failures(values, score_meaning, limits)
+        failures += _check_norm_drop(scores)
     if row_losses is not None:
         easiness = float(row_losses[is_selected].mean() / row_losses.mean())
         values["easiness"] = easiness
         if easiness < limits.easiness:
-            warnings.append(
-                f"the chosen rows are trivially easy: their loss under the base model is "
-                f"{easiness:.2f} of the pool's (limit {limits.easiness}); select more rows, or "
-                "compare with random scores"
+            failures.append(
+                FailedDiagnostic(
+                    "easiness",
+                    f"the chosen rows are trivially easy: their loss under the base model is "
+                    f"{easiness:.2f} of the pool's (limit {limits.easiness}); select more rows, or "
+                    "compare with random scores",
+                )
             )
-    return Diagnostics(values, warnings)
+    return Diagnostics(values, failures)
 
 
 def meaning_below_zero(scores: Scores) -> str | None:
@@ -89,26 +95,60 @@ def meaning_below_zero(scores: Scores) -> str | None:
     )
 
 
-def _list_score_warnings(values: dict[str, Any], score_meaning: str | None, limits: DiagnosticLimits) -> list[str]:
-    warnings = []
+def _list_score_failures(
+    values: dict[str, Any], score_meaning: str | None, limits: DiagnosticLimits
+) -> list[FailedDiagnostic]:
+    failures = []
     if values["score_is_constant"]:
-        warnings.append(
-            "every row has the same score, so that the subset is a matter of row numbers; look for an option that is "
-            "so large or small that nothing else counts, or take another scorer"
+        failures.append(
+            FailedDiagnostic(
+                "scores_differ",
+                "every row has the same score, so that the subset is a matter of row numbers; look for an option that "
+                "is so large or small that nothing else counts, or take another scorer",
+            )
         )
     negative_share = values.get("negative_selected_share", 0.0)
     if negative_share > limits.negative_selected_share:
-        warnings.append(
-            f"{negative_share:.0%} of the chosen rows have a negative score (limit "
-            f"{limits.negative_selected_share:.0%}): {score_meaning}"
+        failures.append(
+            FailedDiagnostic(
+                "negative_scores",
+                f"{negative_share:.0%} of the chosen rows have a negative score (limit "
+                f"{limits.negative_selected_share:.0%}): {score_meaning}",
+            )
         )
     length_correlation = values["score_spearman"]["response_tokens"]
     if length_correlation is not None and abs(length_correlation) > limits.length_correlation:
-        warnings.append(
-            f"the score follows response length (Spearman {length_correlation:+.2f}, limit "
-            f"±{limits.length_correlation}); compare with another scorer before trusting the subset"
+        failures.append(
+            FailedDiagnostic(
+                "length_correlation",
+                f"the score follows response length (Spearman {length_correlation:+.2f}, limit "
+                f"±{limits.length_correlation}); compare with another scorer before trusting the subset",
+            )
         )
-    return warnings
+    return failures
+
+
+def _check_norm_drop(scores: Scores) -> list[FailedDiagnostic]:
+    """Fail a score that is a drop of norms where norms fell for almost no row.
+
+    A score is one of the drop where it has the drop's sign in every row; ranks, and scores of the variance or of the
+    late norm alone, have not.
+    """
+    if not {"g_early", "g_late"} <= scores.columns.keys():
+        return []
+    norm_drop = scores.columns["g_early"] - scores.columns["g_late"]
+    base_score = scores.columns.get("base_score", scores.score)
+    fallen_share = float((norm_drop > 0).mean())
+    if fallen_share >= ALMOST_NO_ROW or not np.array_equal(np.sign(base_score), np.sign(norm_drop)):
+        return []
+    return [
+        FailedDiagnostic(
+            "norms_fell",
+            f"the score is a drop of gradient norms, and these fell for {fallen_share:.0%} of the rows (limit "
+            f"{ALMOST_NO_ROW:.0%}), so that its order means nothing; train longer, raise the initial spread of the "
+            "adapters (init_b_std), or take a score that needs no drop",
+        )
+    ]
 
 
 def diagnose_sources(
@@ -143,14 +183,17 @@ def diagnose_sources(
         for source, pool_share, selected_share in zip(sources, pool_shares, selected_shares, strict=True)
     }
     effective_share = _effective_count(selected_shares) / _effective_count(pool_shares)
-    warnings = []
+    failures = []
     if effective_share < limits.source_spread:
-        warnings.append(
-            f"the subset is narrow: its rows are spread over {effective_share:.0%} as many sources "
-            f"as the pool's (limit {limits.source_spread:.0%}); select more rows, or compare with "
-            "random scores"
+        failures.append(
+            FailedDiagnostic(
+                "source_spread",
+                f"the subset is narrow: its rows are spread over {effective_share:.0%} as many sources "
+                f"as the pool's (limit {limits.source_spread:.0%}); select more rows, or compare with "
+                "random scores",
+            )
         )
-    return Diagnostics({"sources": {"share": source_shares, "effective": effective_share}}, warnings)
+    return Diagnostics({"sources": {"share": source_shares, "effective": effective_share}}, failures)
 
 
 def _effective_count(shares: np.ndarray) -> float:

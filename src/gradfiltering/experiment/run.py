@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from gradfiltering.data.row_texts import write_row_texts
 from gradfiltering.data.templates import layout_name
 from gradfiltering.data.unknown_tokens import unknown_token_share
 from gradfiltering.diagnostics.ensemble import diagnose_ensemble
+from gradfiltering.diagnostics.failures import FailedDiagnostic
 from gradfiltering.diagnostics.heldout_loss import HeldoutLosses, diagnose_heldout_loss
 from gradfiltering.diagnostics.planted_truth import compare_with_truth
 from gradfiltering.diagnostics.proxy_knowledge import diagnose_proxy_knowledge
@@ -131,6 +133,7 @@ def run_experiment(experiment: Experiment) -> None:
             if experiment.reaches("judge"):
                 run.stages.run("judge", judge_models, experiment, run, dataset, target, prompts)
         run.stages.add_to_summary(plan=compare_with_plan(planned.plan.to_json(), run.stages.summary["cost"]))
+        run.stages.add_to_summary(verdict=run_on_rank_zero(reach_run_verdict, run))
         if experiment.page.page:
             run.stages.run("report", run_on_rank_zero, write_run_page, experiment, run, dataset)
         run_on_rank_zero(write_run_cards, run)
@@ -191,7 +194,8 @@ def load_judging_prompts(experiment: Experiment, run: OpenRun, dataset: Instruct
         judging.repeats,
         judging.generation.max_new_tokens,
     )
-    run.stages.add_warnings(warn_of_judging_on_validation(experiment, prompts))
+    judged_on_validation = warn_of_judging_on_validation(experiment, prompts)
+    run.stages.add_diagnostics({}, [FailedDiagnostic("judged_on_validation", text) for text in judged_on_validation])
     return prompts
 
 
@@ -324,7 +328,7 @@ def add_measurements_to_summary(
             unknown_token_share=unknown_token_share(context.examples, context.base_model.tokenizer),
             limits=experiment.limits,
         )
-        run.stages.add_diagnostics(knowledge.values, knowledge.warnings)
+        run.stages.add_diagnostics(knowledge.values, knowledge.failed)
     if GradientLog() in evidence.results:
         ensemble_report = context.reports.ensemble
         run.stages.add_to_summary(proxy=ensemble_report.summary())
@@ -341,7 +345,7 @@ def add_measurements_to_summary(
             heldout_losses, context.snapshots.early, context.snapshots.late, context.snapshots.unit
         )
         for ensemble_findings in (findings, heldout_findings):
-            run.stages.add_diagnostics(ensemble_findings.values, ensemble_findings.warnings)
+            run.stages.add_diagnostics(ensemble_findings.values, ensemble_findings.failed)
     if context.reports.task_gradients.requests:
         run.stages.add_to_summary(influence=context.reports.task_gradients.summary())
 
@@ -373,7 +377,7 @@ def write_selection(
         diagnose_sources(rows.dataset.sources, selected_ids, limits),
         compare_with_truth(rows.dataset.kinds, selected_ids, scores, experiment.seed, limits),
     ):
-        run.stages.add_diagnostics(findings.values, findings.warnings)
+        run.stages.add_diagnostics(findings.values, findings.failed)
 
 
 def train_models(
@@ -469,6 +473,13 @@ def judge_models(
         answers={"reused_seconds": answers.reused_seconds},
         **verdict_summary,
     )
+
+
+def reach_run_verdict(run: OpenRun) -> dict[str, Any]:
+    """Reach the verdict on the subset, and find the command that would settle it."""
+    from gradfiltering.reports.verdict import judge_run
+
+    return judge_run(run.folder.path)
 
 
 def write_run_page(experiment: Experiment, run: OpenRun, dataset: InstructionDataset) -> None:

@@ -12,6 +12,8 @@ from gradfiltering.reports.judge_lines import describe_judge, verdicts_are_usabl
 from gradfiltering.reports.page.answer_section import format_interval
 from gradfiltering.reports.references import format_bibtex
 from gradfiltering.reports.run_files import CANDIDATE, RunFiles
+from gradfiltering.reports.verdict import read_verdict
+from gradfiltering.reports.verdict_lines import format_command_time, format_verdict
 from gradfiltering.runs.files import atomic_path
 from gradfiltering.runs.run_folder import CARD_FILE
 
@@ -62,6 +64,7 @@ def build_dataset_card(run_files: RunFiles) -> DatasetCard:
         "## Use\n\n```python\nfrom datasets import load_dataset\n\n"
         'rows = load_dataset("json", data_files="subset.jsonl", split="train")\n```\n\n'
         "`dataset_info.json` describes the file for LLaMA-Factory.",
+        _format_verdict_section(run_files),
         "## Selection\n\n" + _format_facts(_list_selection_facts(run_files)),
         "## Before you trust it\n\n" + _format_diagnostics(run_files.summary),
         *_compare_with_baselines(run_files.summary),
@@ -114,6 +117,7 @@ def build_model_card(run_files: RunFiles, model: str, adapter_config: Mapping[st
         f'model = AutoModelForCausalLM.from_pretrained("{base_model or "PATH-OF-THE-BASE-MODEL"}")\n'
         'model = PeftModel.from_pretrained(model, "PATH-OR-NAME-OF-THIS-ADAPTER")\n```',
         "## Training\n\n" + _format_facts(card_facts),
+        *([_format_verdict_section(run_files)] if model == CANDIDATE else []),
         *(_compare_with_baselines(run_files.summary) if model == CANDIDATE else []),
         *_close_card(run_files),
     ]
@@ -173,6 +177,15 @@ def _format_diagnostics(run_summary: Mapping[str, Any]) -> str:
     warning_quotes = "\n".join(f"> **Warning:** {warning_text}\n" for warning_text in diagnostics.get("warnings", []))
     warning_words = warning_quotes or "No limit of a diagnostic was crossed."
     return f"{proxy_lines}{_format_facts(card_facts)}\n\n{warning_words}".strip()
+
+
+def _format_verdict_section(run_files: RunFiles) -> str:
+    """Write the verdict, and the command that would settle it."""
+    verdict = read_verdict(run_files)
+    section = f"## Verdict\n\n**{format_verdict(verdict)}.**"
+    if verdict["command"] is not None:
+        section += f"\n\nTo settle it ({format_command_time(verdict)}):\n\n```sh\n{verdict['command']}\n```"
+    return section
 
 
 def _compare_with_baselines(run_summary: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 
 from gradfiltering.reports.run_files import RunFiles
+from gradfiltering.reports.verdict import read_verdict
+from gradfiltering.reports.verdict_lines import format_command_time
 from gradfiltering.runs.plain_text import replace_lone_surrogates
 
 RANKED_ROWS = 50  # from each end of the ranking
@@ -23,6 +25,7 @@ def build_logger_tables(run_files: RunFiles) -> dict[str, pd.DataFrame]:
     """Build every table that the run's files allow by its name `stage/name`, empty ones left out."""
     logger_tables = {
         **_build_rankings(run_files),
+        "run/verdict": _build_verdict(run_files),
         "judge/verdicts": _build_verdicts(run_files),
         "judge/pws": _build_winning_scores(run_files.summary.get("pws", {})),
         "target/curves": _build_curves(run_files),
@@ -68,6 +71,20 @@ def _add_texts(shown_rows: pd.DataFrame, run_files: RunFiles) -> pd.DataFrame:
         for name in text_columns:
             shown_rows[name] = [shorten_text(text) for text in row_texts[name].astype(object).tolist()]
     return shown_rows
+
+
+def _build_verdict(run_files: RunFiles) -> pd.DataFrame:
+    """Build the table of the run's verdict: one line."""
+    verdict = read_verdict(run_files)
+    time_words = format_command_time(verdict)
+    columns = {
+        "verdict": verdict["verdict"],
+        "why": "; ".join(verdict["reasons"]),
+        "seeds": verdict["seeds"],
+        "to settle it": verdict["command"],
+        "time": time_words,
+    }
+    return pd.DataFrame([columns])
 
 
 def _build_verdicts(run_files: RunFiles) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from gradfiltering.reports.data_lines import (
     find_snapshot_unit,
 )
 from gradfiltering.reports.judge_lines import describe_judge, verdicts_are_usable
+from gradfiltering.reports.verdict_lines import DO_NOT_USE_IT, USE_IT, format_command_time, format_verdict
 
 SOURCES_PRINTED = 20
 LEFT_COLUMNS = ("stage", "source", "kind", "model", "against", "prompts", "")
@@ -35,10 +36,10 @@ FILE_MEANINGS = {
 }
 OPPONENT_WORDS = {"full": "all rows", "random": "random rows"}
 ALL_SETS = "all"  # prompt sets together
-ON_A_PAR = 1.0
 DOUBTS_PRINTED = 2
 CLAUSE_END = re.compile(r"(?<=.{12}): |(?<=.{12}); |(?<=.{12})\. ", re.DOTALL)
 DETAIL_WIDTH = 120
+CUT_SHORT = 10  # characters that breaking a text between words may take
 
 
 def announce_run(folder: str, console: Console) -> None:
@@ -59,15 +60,21 @@ def print_result(run_summary: Mapping[str, Any], folder: Path, console: Console)
     if judge_line is not None:
         # What stands in brackets is on the page.
         console.print(Text(judge_line.partition(" (")[0], "" if verdicts_are_usable(run_summary) else "bold red"))
-    for line in describe_verdict(run_summary):
-        console.print(Text(line, "bold"))
+    verdict = run_summary["verdict"]
+    console.print(Text(format_verdict(verdict), "bold"))
+    for line in describe_selection(run_summary):
+        console.print(Text(line))
     for line in describe_doubts(run_summary["diagnostics"], details_file):
         doubt = Text.assemble(("! ", "bold yellow"), line)
         doubt.truncate(console.width, overflow="ellipsis")
         console.print(doubt)
     for line in (describe_cut_rows(run_summary), describe_hygiene(run_summary)):
         if line is not None:
-            console.print(Text(line))
+            shown_line = Text(line)
+            shown_line.truncate(2 * console.width - CUT_SHORT, overflow="ellipsis")  # the page has all of it
+            console.print(shown_line)
+    if verdict["command"] is not None:
+        console.print(Text(f"To settle it ({format_command_time(verdict)}): {verdict['command']}"), soft_wrap=True)
     console.print(Text.assemble(("Files", "bold"), f" in {folder}"), soft_wrap=True)
     present_files = {name: meaning for name, meaning in FILE_MEANINGS.items() if (folder / name).exists()}
     name_width = max(map(len, present_files), default=0)
@@ -76,41 +83,29 @@ def print_result(run_summary: Mapping[str, Any], folder: Path, console: Console)
     console.print(Text.assemble(("Next", "bold"), f"  {describe_next_step(run_summary, details_file)}"))
 
 
-def describe_verdict(run_summary: Mapping[str, Any]) -> list[str]:
-    """Say whether the selected rows are better, or how far the run got."""
+def describe_selection(run_summary: Mapping[str, Any]) -> list[str]:
+    """Say how many rows were selected, and which winning scores this seed gave, which are no verdict."""
     if "selection" not in run_summary:
-        return ["No rows were selected: the run was to end before"]
+        return []
     selection_summary = run_summary["selection"]
     method = f" by {selection_summary['scorer']}" if selection_summary["scorer"] else ""
     data_summary = run_summary["data"]
     selected_words = f"{selection_summary['selected']:,} of {data_summary['examples']:,} rows selected{method}"
     if data_summary["unscored"]:
         selected_words += f"; {data_summary['unscored']:,} could not be scored"
-    if "pws" not in run_summary:
-        return [f"{selected_words}; not yet tested against other rows"]
-    if not verdicts_are_usable(run_summary):
+    proxy_knows_rows = run_summary["diagnostics"].get("proxy_knows_rows", True)
+    if "pws" not in run_summary or not verdicts_are_usable(run_summary) or not proxy_knows_rows:
         return [selected_words]
-    return [
-        selected_words,
-        *(
-            f"Against {OPPONENT_WORDS.get(baseline, baseline)}: {_describe_score(sets[ALL_SETS])}"
-            for baseline, sets in run_summary["pws"].items()
-        ),
+    scores = [
+        f"{_describe_score(sets[ALL_SETS])} against {OPPONENT_WORDS.get(baseline, baseline)}"
+        for baseline, sets in run_summary["pws"].items()
     ]
+    return [selected_words, f"PWS of this seed (even: 1): {', '.join(scores)}"]
 
 
 def _describe_score(score: Mapping[str, Any]) -> str:
-    """Say what a pairwise winning score shows, with its interval."""
-    if score["value"] is None:
-        return "no verdict could be read"
-    if score["low"] is None:
-        return f"too few prompts to tell (winning score {score['value']:.2f})"
-    meaning = "no difference shown"
-    if score["low"] > ON_A_PAR:
-        meaning = "better"
-    elif score["high"] < ON_A_PAR:
-        meaning = "worse"
-    return f"{meaning}, winning score {score['value']:.2f} ({score['low']:.2f} – {score['high']:.2f}; even: 1)"
+    """Write a pairwise winning score."""
+    return "not readable" if score["value"] is None else f"{score['value']:.2f}"
 
 
 def describe_doubts(run_diagnostics: Mapping[str, Any], details_file: str) -> list[str]:
@@ -143,15 +138,16 @@ def describe_next_step(run_summary: Mapping[str, Any], details_file: str) -> str
         return "take a proxy that knows such rows, such as proxy=smollm2"
     if "selection" not in run_summary:
         return "give the same command with until=select; what is done is not done again"
+    if run_summary["verdict"]["verdict"] == USE_IT:
+        return f"train on subset.jsonl; {details_file} says how sure this is"
     if run_diagnostics.get("warnings") and verdicts_are_usable(run_summary):
         return f"open {details_file}: it says what to change for each warning (!)"
+    if run_summary["verdict"]["verdict"] == DO_NOT_USE_IT:
+        return f"do not train on subset.jsonl; {details_file} says why"
     if "pws" not in run_summary:
-        return f"open {details_file}; to test the rows before you train on them, add until=report to the command"
+        return f"open {details_file}; to test the rows before you train on them, run the command above"
     if not verdicts_are_usable(run_summary):
         return "choose another judge; the answers are not generated again"
-    scores = [sets[ALL_SETS] for sets in run_summary["pws"].values()]
-    if all(score["low"] is not None and score["low"] > ON_A_PAR for score in scores):
-        return f"train on subset.jsonl; {details_file} says how sure this is"
     return f"open {details_file} before you train on subset.jsonl: no advantage is shown yet"
 
 

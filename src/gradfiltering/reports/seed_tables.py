@@ -118,18 +118,13 @@ def measure_setting(setting: str, jobs_by_seed: Mapping[int, SweepJob]) -> Itera
     """
     sweep_jobs = [jobs_by_seed[seed] for seed in sorted(jobs_by_seed)]
     for family, baselines in group_draws(sweep_jobs).items():
-        differences = [_subtract_heldout_losses(sweep_job, baselines) for sweep_job in sweep_jobs]
-        known_differences = [difference for difference in differences if difference is not None]
-        if known_differences:
-            estimate = estimate_mean_value(known_differences, CONFIDENCE)
-            yield SeedRow(setting, f"held-out loss − that of {family}", estimate, 0.0)
+        loss_difference = estimate_loss_difference(sweep_jobs, baselines)
+        if loss_difference is not None:
+            yield SeedRow(setting, f"held-out loss − that of {family}", loss_difference, 0.0)
     for family, baselines in group_draws(sweep_jobs).items():
-        outcomes = [_collect_outcomes(sweep_job, baselines) for sweep_job in sweep_jobs]
-        known_outcomes = [draws for draws in outcomes if draws]
-        if known_outcomes:
-            yield SeedRow(
-                setting, f"PWS against {family}", _shift(estimate_mean_outcome(known_outcomes, CONFIDENCE)), 1.0
-            )
+        winning_score = estimate_winning_score(sweep_jobs, baselines)
+        if winning_score is not None:
+            yield SeedRow(setting, f"PWS against {family}", winning_score, 1.0)
     aucs = [
         sweep_job.diagnostics["truth"]["auc"]["scorer"]["value"]
         for sweep_job in sweep_jobs
@@ -137,6 +132,36 @@ def measure_setting(setting: str, jobs_by_seed: Mapping[int, SweepJob]) -> Itera
     ]
     if aucs:
         yield SeedRow(setting, "AUC, clean over planted", estimate_mean_value(aucs, CONFIDENCE, CHANCE_AUC), CHANCE_AUC)
+
+
+def estimate_loss_difference(sweep_jobs: Sequence[SweepJob], baselines: Sequence[str]) -> SeedEstimate | None:
+    """Estimate the candidate's held-out loss minus the baseline's over runs that differ in their seed alone.
+
+    Args:
+        sweep_jobs: a job for each seed; those that did not measure it do not count.
+        baselines: names of the baseline's draws.
+
+    Returns:
+        Nats per response token; None where no job measured it.
+    """
+    differences = [_subtract_heldout_losses(sweep_job, baselines) for sweep_job in sweep_jobs]
+    known_differences = [difference for difference in differences if difference is not None]
+    return estimate_mean_value(known_differences, CONFIDENCE) if known_differences else None
+
+
+def estimate_winning_score(sweep_jobs: Sequence[SweepJob], baselines: Sequence[str]) -> SeedEstimate | None:
+    """Estimate the PWS against a baseline over runs that differ in their seed alone.
+
+    Args:
+        sweep_jobs: a job for each seed; those without a verdict of a usable judge do not count.
+        baselines: names of the baseline's draws.
+
+    Returns:
+        From 0 to 2; None where no job has a verdict.
+    """
+    outcomes = [_collect_outcomes(sweep_job, baselines) for sweep_job in sweep_jobs]
+    known_outcomes = [draws for draws in outcomes if draws]
+    return _shift(estimate_mean_outcome(known_outcomes, CONFIDENCE)) if known_outcomes else None
 
 
 def group_draws(sweep_jobs: Sequence[SweepJob]) -> dict[str, list[str]]:

@@ -1,6 +1,6 @@
 """The table of a sweep: a row for each job with its options, results and costs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,12 @@ from gradfiltering.reports.sweep_jobs import (
     find_varying_options,
     read_jobs,
 )
+from gradfiltering.reports.verdict import judge_settings
+from gradfiltering.reports.verdict_lines import format_command_time, format_verdict
 from gradfiltering.reports.verdict_tables import compare_jobs
 from gradfiltering.runs.files import atomic_path, write_json
 
+VERDICTS_FILE = "verdicts.json"
 # Column -> its heading on the screen, the most important ones first.
 PRINTED_COLUMNS = {
     "job": "job",
@@ -49,6 +52,9 @@ def write_sweep(folder: Path, console: Console | None = None) -> list[dict[str, 
     """
     console = console or Console()
     sweep_jobs = read_jobs(folder)
+    varying_options = find_varying_options(sweep_jobs)
+    verdicts = judge_settings(sweep_jobs, varying_options)
+    write_json(folder / VERDICTS_FILE, [{"setting": setting, **verdict} for setting, verdict in verdicts.items()])
     pair_overlaps, pair_correlations = compute_overlaps(sweep_jobs), compute_rank_correlations(sweep_jobs)
     table_rows = build_rows(sweep_jobs, pair_overlaps, pair_correlations)
     write_json(folder / "sweep.json", table_rows)
@@ -56,13 +62,31 @@ def write_sweep(folder: Path, console: Console | None = None) -> list[dict[str, 
         pd.DataFrame(table_rows, dtype=object).to_csv(part, index=False)
     for block in format_rows(folder, sweep_jobs, table_rows, console.width):
         console.print(block, soft_wrap=isinstance(block, Text))
-    seed_table = build_seed_table(sweep_jobs, find_varying_options(sweep_jobs))
+    _print_verdicts(verdicts, console)
+    seed_table = build_seed_table(sweep_jobs, varying_options)
     if seed_table is not None:
         _print_seed_table(seed_table, console)
     compare_jobs(folder, sweep_jobs, console)
-    page_path = write_sweep_page(folder, sweep_jobs, table_rows, pair_overlaps, pair_correlations)
+    page_path = write_sweep_page(folder, sweep_jobs, table_rows, pair_overlaps, pair_correlations, verdicts)
     console.print(f"Heat maps, tables and their LaTeX, Markdown and CSV: {page_path}", soft_wrap=True)
     return table_rows
+
+
+def _print_verdicts(verdicts: Mapping[str, Mapping[str, Any]], console: Console) -> None:
+    """Print the verdict on each setting, and the command that would settle it where there is one setting."""
+    if len(verdicts) == 1:
+        (verdict,) = verdicts.values()
+        console.print(Text(format_verdict(verdict), "bold"), soft_wrap=True)
+        if verdict["command"] is not None:
+            console.print(Text(f"To settle it ({format_command_time(verdict)}): {verdict['command']}"), soft_wrap=True)
+        return
+    table = Table("setting", "verdict", "seeds", "why", title="Verdicts", title_justify="left")
+    for setting, verdict in verdicts.items():
+        cells = (setting, verdict["verdict"], str(verdict["seeds"]), "; ".join(verdict["reasons"]))
+        table.add_row(*map(Text, cells))
+    console.print(table)
+    if any(verdict["command"] is not None for verdict in verdicts.values()):
+        console.print(Text(f"{VERDICTS_FILE} and the page have the commands that would settle them"), soft_wrap=True)
 
 
 def _print_seed_table(seed_table: PaperTable, console: Console) -> None:

@@ -3,8 +3,10 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from gradfiltering.diagnostics.failures import FailedDiagnostic
 from gradfiltering.runs.environment import peak_memory_bytes, reset_peak_memory
 from gradfiltering.runs.progress import current_display
 from gradfiltering.runs.run_folder import RunFolder
@@ -32,7 +34,7 @@ class StageRunner:
     def __init__(self, run_folder: RunFolder, device: "torch.device"):
         self.run_folder = run_folder
         self.device = device
-        self.summary: dict[str, Any] = {"stages": [], "cost": {}, "diagnostics": {"warnings": []}}
+        self.summary: dict[str, Any] = {"stages": [], "cost": {}, "diagnostics": {"warnings": [], "failed": []}}
         self.run_folder.write_summary(self.summary)
 
     def set_plan(self, stage_names: Sequence[str], planned_seconds: Mapping[str, float]) -> None:
@@ -78,10 +80,15 @@ class StageRunner:
         self.summary.update(summary_parts)
         self.run_folder.write_summary(self.summary)
 
-    def add_diagnostics(self, diagnostic_values: Mapping[str, Any], warnings: Sequence[str] = ()) -> None:
-        """Add diagnostics and the warnings that they give."""
+    def add_diagnostics(
+        self, diagnostic_values: Mapping[str, Any], failed_diagnostics: Sequence[FailedDiagnostic] = ()
+    ) -> None:
+        """Add diagnostics, and those whose limit is crossed with their warnings."""
         self.summary["diagnostics"].update(diagnostic_values)
-        self.add_warnings(warnings)
+        self.summary["diagnostics"]["failed"] += [
+            {**asdict(diagnostic), "forbids_use": diagnostic.forbids_use} for diagnostic in failed_diagnostics
+        ]
+        self.add_warnings([diagnostic.warning for diagnostic in failed_diagnostics])
 
     def add_warnings(self, warnings: Sequence[str]) -> None:
         """Add warnings, which are shown at the end and kept in the summary."""

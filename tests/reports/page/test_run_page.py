@@ -27,7 +27,7 @@ def embedded(page, name):
 def test_a_whole_run_answers_every_question(whole):
     page = text_of(whole)
     assert "10 of 40 rows (25%) were selected: top by gsnr." in page
-    assert "PWS 1.200" in page and "[1.050, 1.300]" in page and "better: the whole interval lies above 1" in page
+    assert "PWS 1.200" in page and "[1.050, 1.300]" in page and "the whole interval lies above 1 for" in page
     assert "Raise selector.fraction" in page and WARNING.split(";")[0] in page
     for chart in (
         "pws", "norms", "variance", "score", "drop_by_length", "kept_by_length", "kinds", "sources", "trajectories",
@@ -109,7 +109,12 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("low", "high", "word"),
-    [(1.01, 1.2, "better"), (0.8, 0.99, "worse"), (0.9, 1.1, "no difference"), (None, None, "no interval")],
+    [
+        (1.01, 1.2, "the whole interval lies above 1"),
+        (0.8, 0.99, "the whole interval lies below 1"),
+        (0.9, 1.1, "the interval holds 1"),
+        (None, None, "no interval"),
+    ],
 )
 def test_an_interval_in_words(low, high, word):
     assert interpret_interval({"value": 1.0, "low": low, "high": high}).startswith(word)

@@ -42,16 +42,16 @@ def interpret_verdicts(run_summary: Mapping[str, Any], score: Mapping[str, Any])
 
 
 def interpret_interval(score: Mapping[str, Any]) -> str:
-    """Say in words what the interval of a pairwise winning score shows."""
+    """Say in words where the interval of a pairwise winning score of one seed lies, which is no verdict."""
     if score["value"] is None:
         return "no verdict could be read"
     if score["low"] is None:
         return "no interval: too few prompts were judged"
     if score["low"] > ON_A_PAR:
-        return "better: the whole interval lies above 1"
+        return "the whole interval lies above 1 for the prompts of this seed"
     if score["high"] < ON_A_PAR:
-        return "worse: the whole interval lies below 1"
-    return "no difference shown: the interval holds 1"
+        return "the whole interval lies below 1 for the prompts of this seed"
+    return "the interval holds 1"
 
 
 def draw_winning_scores(run_files: RunFiles) -> Chart | None:

@@ -17,6 +17,8 @@ from gradfiltering.reports.page.selection_charts import draw_selection
 from gradfiltering.reports.page.settings import PageSettings
 from gradfiltering.reports.references import format_bibtex
 from gradfiltering.reports.run_files import RunFiles
+from gradfiltering.reports.verdict import read_verdict
+from gradfiltering.reports.verdict_lines import VERDICT_CLASSES, format_command_time, format_verdict
 from gradfiltering.runs.run_folder import FIGURES, REPORT_FILE
 
 
@@ -86,6 +88,7 @@ def write_page(run_dir: Path, row_limit: int | str | None = None, figures: bool 
 
 def _collect_context(run_files: RunFiles, rows: RowMeasurements, sample: row_explorer.RowSample) -> Mapping[str, Any]:
     """Collect the words and tables of the template."""
+    verdict = read_verdict(run_files)
     return {
         "name": "/".join(run_files.path.resolve().parts[-2:]),
         "data_lines": describe_data(run_files.summary),
@@ -93,6 +96,10 @@ def _collect_context(run_files: RunFiles, rows: RowMeasurements, sample: row_exp
         "proxy_knows_rows": run_files.diagnostics.get("proxy_knows_rows", True),
         "judge_line": describe_judge(run_files.summary),
         "judge_is_usable": verdicts_are_usable(run_files.summary),
+        "verdict": verdict,
+        "verdict_sentence": format_verdict(verdict),
+        "verdict_class": VERDICT_CLASSES.get(verdict["verdict"], ""),
+        "verdict_time": format_command_time(verdict),
         "verdicts": answer_section.summarise_verdicts(run_files),
         "judge": answer_section.tabulate_judge(run_files),
         "metrics": answer_section.tabulate_metrics(run_files),

@@ -16,6 +16,8 @@ from gradfiltering.reports.page.sweep_curves import draw_sweep_curves
 from gradfiltering.reports.paper_tables import PaperTable, build_ablation_table, build_main_table
 from gradfiltering.reports.seed_tables import SEED_TABLE, build_seed_table
 from gradfiltering.reports.sweep_jobs import SweepJob, find_varying_options, read_planned_values
+from gradfiltering.reports.verdict import VERDICT_TABLE, build_verdict_table
+from gradfiltering.reports.verdict_lines import VERDICT_CLASSES, format_command_time, format_verdict
 from gradfiltering.runs.run_folder import FIGURES, REPORT_FILE
 
 SWEEP_FILE = "sweep.html"
@@ -23,8 +25,9 @@ TABLES_NAME = "tables"
 MOST_JOBS_PAIRED = 64
 NO_JOB, NOT_MEASURED = "no job", "not measured"
 JOB_COLUMNS = ["job", "asked_for", "selected", "heldout_loss", "noise", "jaccard", "rank_correlation", "seconds"]
-TABLE_LINKS = {SEED_TABLE: "Over seeds", "main": "Main table", "ablation": "Ablation"}
+TABLE_LINKS = {VERDICT_TABLE: "Verdicts", SEED_TABLE: "Over seeds", "main": "Main table", "ablation": "Ablation"}
 TABLE_HEADINGS = {
+    VERDICT_TABLE: "May the selected rows be used?",
     SEED_TABLE: "What is left when all chance is counted?",
     "main": "The paper's main table",
     "ablation": "Ablation: other scores in the place of G-SNR",
@@ -121,6 +124,7 @@ def write_sweep_page(
     sweep_rows: Sequence[Mapping[str, Any]],
     overlaps: np.ndarray,
     correlations: np.ndarray,
+    verdicts: Mapping[str, Mapping[str, Any]],
 ) -> Path:
     """Write the page, `tables/` with LaTeX, Markdown and CSV of every table, and `figures/` where jobs have them too.
 
@@ -129,6 +133,7 @@ def write_sweep_page(
         sweep_jobs: in their order.
         sweep_rows: one for each job, as in `sweep.json`.
         overlaps, correlations: [J, J] Jaccard of the selected rows, and Spearman's correlation of the scores.
+        verdicts: on each setting.
     """
     varying_options = find_varying_options(sweep_jobs)
     table = pd.DataFrame(sweep_rows)
@@ -146,6 +151,7 @@ def write_sweep_page(
     table[metric_keys] = table[metric_keys].astype(float)
     heat_maps = build_heat_maps(table, shown_metrics, read_planned_values(folder))
     paper_tables = [
+        build_verdict_table(verdicts) if verdicts else None,
         build_seed_table(sweep_jobs, varying_options),
         build_main_table(sweep_jobs),
         build_ablation_table(sweep_jobs, varying_options),
@@ -161,6 +167,16 @@ def write_sweep_page(
     pair_values = {"jaccard": overlaps, "rank_correlation": correlations}
     context = {
         "name": folder.resolve().name,
+        "verdicts": [
+            {
+                "setting": setting,
+                "sentence": format_verdict(verdict),
+                "class": VERDICT_CLASSES.get(verdict["verdict"], ""),
+                "command": verdict["command"],
+                "time": format_command_time(verdict),
+            }
+            for setting, verdict in verdicts.items()
+        ],
         "count": len(sweep_jobs),
         "best": [_describe_best(metric, table) for metric in shown_metrics if metric.best_words],
         "heat_maps": heat_maps,

@@ -1,0 +1,62 @@
+"""The words of a verdict, the same on screen, page and cards; of the form that `summary.json` has it in."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gradfiltering.reports.plan_table import format_seconds
+
+USE_IT, DO_NOT_USE_IT = "use it", "do not use it"
+# How a page colours a verdict: green where the use of the subset was tested and an advantage shown, and nowhere else.
+VERDICT_CLASSES = {USE_IT: "good", DO_NOT_USE_IT: "bad"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict on a subset; as text, the sentence that screen, page and card show.
+
+    Attributes:
+        word: `use it`, `do not use it`, `no difference shown` or `not tested`.
+        reasons: in words.
+        seeds: number of seeds behind it.
+        command: that would settle it; None where it stands, or where more seeds would change nothing.
+        command_seconds: an estimate of its time; None where there is no command.
+    """
+
+    word: str
+    reasons: tuple[str, ...]
+    seeds: int
+    command: str | None
+    command_seconds: float | None
+
+    @classmethod
+    def from_json(cls, verdict: Mapping[str, Any]) -> "Verdict":
+        """Take the verdict out of the form of `summary.json`."""
+        return cls(
+            word=verdict["verdict"],
+            reasons=tuple(verdict["reasons"]),
+            seeds=verdict["seeds"],
+            command=verdict["command"],
+            command_seconds=verdict["command_seconds"],
+        )
+
+    def __str__(self) -> str:
+        return format_verdict({"verdict": self.word, "reasons": self.reasons})
+
+
+def format_verdict(verdict: Mapping[str, Any]) -> str:
+    """Write a verdict and its reasons as a sentence: `Not tested: one seed, and an interval takes three`."""
+    word = str(verdict["verdict"])
+    return f"{word[0].upper()}{word[1:]}: {'; '.join(verdict['reasons'])}"
+
+
+def format_command_time(verdict: Mapping[str, Any]) -> str | None:
+    """Say how long the command takes that would settle a verdict; None where there is none."""
+    if verdict.get("command") is None:
+        return None
+    seconds = verdict["command_seconds"]
+    if seconds is None:
+        return "time not known"
+    if not verdict["command_seconds_are_all"]:
+        return f"at least {format_seconds(seconds)}: training and judging of the models were not timed"
+    return f"about {format_seconds(seconds)}"
