@@ -64,13 +64,27 @@ def test_a_snapshot_of_an_epoch_trained_before_costs_one_pass(train, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "trains"),
-    [({"lr": 0.02}, True), ({"batch_size": 5}, True), ({"checkpoint_minutes": 3}, False), ({"m": 2}, False)],
+    [
+        ({"lr": 0.02}, True),
+        ({"batch_size": 5}, True),
+        ({"checkpoint_minutes": 3}, False),
+        ({"m": 2}, False),
+        ({"collect": "online"}, False),
+    ],
 )
 def test_only_relevant_settings_train_a_member_again(train, tmp_path, change, trains):
     cache = tmp_path / "shared"
     train("first", cache=cache)
     train("changed", small_ensemble(**change), cache=cache)
     assert bool(train.report.costs.trained) is trains
+
+
+def test_norms_of_steps_are_those_of_a_run_for_them_alone(train, tmp_path):
+    cache, steps = tmp_path / "shared", Steps()
+    train("snapshots", cache=cache)
+    online = train("online", small_ensemble(collect="online"), cache=cache, trainer=counting(steps))
+    assert steps.taken == 0 and train.report.costs.logged == 0
+    assert_identical_logs(online, train("fresh", small_ensemble(collect="online")), (1, 2))
 
 
 def test_another_seed_trains_again(train, tmp_path):

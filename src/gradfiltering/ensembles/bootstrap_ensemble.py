@@ -1,9 +1,9 @@
 """Members that differ in the rows they learn from: bagging (Breiman, 1996) of LoRA adapters."""
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
-from gradfiltering.options import model_validator, options
+from gradfiltering.options import options
 
 
 @options
@@ -19,10 +19,10 @@ class BootstrapEnsemble(LoraEnsemble):
 
     resamples_rows: ClassVar[bool] = True
 
-    @model_validator(mode="after")
-    def _check_collect(self) -> Self:
-        self._refuse_online("a member trains on about 63 % of the rows, and on some of those several times")
-        return self
+    @property
+    def online_obstacle(self) -> str:
+        """Why the norms of the training steps are not those of all rows."""
+        return "a member trains on about 63 % of the rows, and on some of those several times"
 
     def training_key(self) -> dict[str, Any]:
         """Return the settings that tell trained members apart in the cache."""

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from gradfiltering.ensembles.lora_ensemble import DropoutPass, LoraEnsemble, SnapshotMeasurement
 from gradfiltering.gradients.dropout import Dropout
-from gradfiltering.options import ShareBelowOne, model_validator, options
+from gradfiltering.options import ShareBelowOne, options
 
 
 @options
@@ -26,10 +26,10 @@ class DropoutEnsemble(LoraEnsemble):
     dropout: ShareBelowOne
     train_dropout: ShareBelowOne
 
-    @model_validator(mode="after")
-    def _check_collect(self) -> Self:
-        self._refuse_online("a training step measures each row once, and the passes are several")
-        return self
+    @property
+    def online_obstacle(self) -> str:
+        """Why the norms of the training steps are not those of the passes."""
+        return "a training step measures each row once, and the passes are several"
 
     def single_member(self) -> Self:
         """Return the settings of one member that is trained alike and measured without dropout."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Final, Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from gradfiltering.requests import SnapshotUnit
 from gradfiltering.seeding import numpy_rng
 
 AUTO = "auto"
+ONLINE: Final = "online"
+SNAPSHOT: Final = "snapshot"
+ONLINE_ROWS = 10_000  # from which on `auto` collects online
 
 
 class DropoutPass(NamedTuple):
@@ -67,7 +70,8 @@ class LoraEnsemble:
         betas, eps, weight_decay: of AdamW.
         clip_norm: each member's mean gradient is scaled down to this L2 norm; None for no clipping.
         collect: `snapshot` measures all rows with the parameters frozen after the epoch (the definition);
-            `online` keeps the norms of the epoch's own training steps.
+            `online` keeps the norms of the epoch's own training steps; `auto` does so from `ONLINE_ROWS` rows on, where
+            the two hardly differ, and where each row is trained on once in an epoch.
         bucket_batches: batches in a length bucket.
         trajectory_steps: a sketch of the adapters is recorded every so many steps.
         checkpoint_minutes: time between two checkpoints within an epoch.
@@ -84,7 +88,7 @@ class LoraEnsemble:
     eps: PositiveFloat
     weight_decay: NonNegativeFloat
     clip_norm: PositiveFloat | None
-    collect: Literal["snapshot", "online"]
+    collect: Literal["snapshot", "online", "auto"]
     bucket_batches: PositiveInt
     trajectory_steps: PositiveInt
     checkpoint_minutes: PositiveFloat
@@ -94,10 +98,32 @@ class LoraEnsemble:
     resamples_rows: ClassVar[bool] = False  # each member trains on a bootstrap sample of the rows
 
     @model_validator(mode="after")
-    def _check_train_rows(self) -> Self:
-        if self.train_rows is not None:
-            self._refuse_online("rows that are not trained on have no norms of training steps")
+    def _check_collect(self) -> Self:
+        """Refuse norms of the training steps, for an ensemble that cannot be measured by them."""
+        if self.collect == ONLINE and self.online_obstacle:
+            raise UserError(
+                f"{type(self).__name__} cannot collect online: {self.online_obstacle}; collect snapshots or choose the "
+                "LoRA ensemble",
+                arguments=("collect",),
+            )
         return self
+
+    @property
+    def online_obstacle(self) -> str:
+        """Why the norms of the training steps are not those of this ensemble; empty where they are."""
+        return "" if self.train_rows is None else "rows that are not trained on have no norms of training steps"
+
+    def settle_collection(self, row_count: int, unit: SnapshotUnit) -> Self:
+        """Return the settings with `collect` decided, where that is `auto`.
+
+        Args:
+            row_count: rows that are trained on.
+            unit: of the snapshots.
+        """
+        if self.collect != AUTO:
+            return self
+        is_online = row_count >= ONLINE_ROWS and unit == "epoch" and not self.online_obstacle
+        return replace(self, collect=ONLINE if is_online else SNAPSHOT)
 
     @property
     def member_ids(self) -> range:
@@ -144,7 +170,7 @@ class LoraEnsemble:
         Raises:
             UserError: says why, and what to do instead.
         """
-        if unit == "update" and self.collect == "online":
+        if unit == "update" and self.collect == ONLINE:
             raise UserError(
                 "norms of the training steps come from a whole epoch, so they cannot be of a number of updates; "
                 "collect snapshots, or give epochs",
@@ -162,12 +188,4 @@ class LoraEnsemble:
 
     def single_member(self) -> Self:
         """Return the settings of one member that is trained alike and measured once, after the epoch, as it is."""
-        return replace(self, m=1, collect="snapshot")
-
-    def _refuse_online(self, reason: str) -> None:
-        """Refuse norms of the training steps, for an ensemble that cannot be measured by them."""
-        if self.collect == "online":
-            raise UserError(
-                f"{type(self).__name__} cannot collect online: {reason}; collect snapshots or choose the LoRA ensemble",
-                arguments=("collect",),
-            )
+        return replace(self, m=1, collect=SNAPSHOT)

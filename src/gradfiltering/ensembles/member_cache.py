@@ -15,13 +15,13 @@ from gradfiltering.runs.files import hash_key
 if TYPE_CHECKING:
     from peft import PeftModel
 
-MEMBER_VERSION = 1  # raise it when the same settings would train other adapters
+MEMBER_VERSION = 2  # raise it when the same settings would train other adapters
 MEMBERS = "members"  # kind of result
 ONLINE_LOG_FILE = "online.parquet"  # beside a trained member
 STATE_FILE, ADAPTER_FOLDER, TRAJECTORY_FILE = "state.safetensors", "adapter", "trajectory.parquet"
-# Neither the number of members nor the time between checkpoints changes the training of one of them, and the rows to
-# train on are in the key themselves.
-IRRELEVANT_SETTINGS = ("m", "checkpoint_minutes", "train_rows")
+# None of these changes the training of a member: norms of its steps are recorded in any case, and the rows to train on
+# are in the key themselves.
+IRRELEVANT_SETTINGS = ("m", "checkpoint_minutes", "collect", "train_rows")
 
 
 class TrainingPlan(NamedTuple):
@@ -61,6 +61,11 @@ class MemberCache:
             name: value for name, value in settings.training_key().items() if name not in IRRELEVANT_SETTINGS
         }
         self.ensemble_key = {"code": MEMBER_VERSION, "ensemble": relevant_settings, **identity}
+
+    @property
+    def records_steps(self) -> bool:
+        """Whether each epoch is stored with the norms of its training steps: one for every row that is trained on."""
+        return self.timeline.unit == "epoch" and not self.settings.resamples_rows
 
     def member_key(self, member_id: int, epoch: int, step: int | None = None) -> dict[str, Any]:
         """Return the key of a trained member after `epoch` epochs, or after a step within that epoch."""

@@ -29,8 +29,12 @@ class SnapshotEnsemble(LoraEnsemble):
                 "the LoRA ensemble",
                 arguments=("m",),
             )
-        self._refuse_online("a training step measures each row once in an epoch, at whatever step it falls in")
         return self
+
+    @property
+    def online_obstacle(self) -> str:
+        """Why the norms of the training steps are not those of the snapshots."""
+        return "a training step measures each row once in an epoch, at whatever step it falls in"
 
     def check_unit(self, unit: SnapshotUnit) -> None:
         """Refuse snapshots in updates: the members are snapshots along an epoch."""

@@ -192,7 +192,7 @@ class _MemberSaver(L.Callback):
         """Prepare the recorder of an online epoch, and take up what an interrupted run left."""
         assert isinstance(module, ProxyEnsemble)
         data = _data_module(trainer)
-        if self.settings.collect == "online":
+        if self.member_cache.records_steps:
             module.recorder = log_recorder(data.examples, len(module.member_ids))
         self.epoch_start = self.last_save = time.monotonic()
         if self.earlier_progress is not None:

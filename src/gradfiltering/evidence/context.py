@@ -88,6 +88,7 @@ class EnsembleReport(WorkReport):
         members: number of members in the log.
         training_rows: rows that they were trained on.
         engine: name of the gradient engine.
+        collect: whether norms are of passes over all rows (`snapshot`) or of the training steps (`online`).
         update_ratios: epoch -> ‖ΔW‖/‖W‖ of each member.
         heldout_losses: epoch -> mean held-out loss over members and rows, nats per response token.
         adaptive: the sizes that `auto` came to, and why.
@@ -97,6 +98,7 @@ class EnsembleReport(WorkReport):
     members: int = 0
     training_rows: int = 0
     engine: str = ""
+    collect: str = ""
     update_ratios: dict[int, list[float]] = field(default_factory=dict)
     heldout_losses: dict[int, float] = field(default_factory=dict)
     adaptive: dict[str, Any] = field(default_factory=dict)
@@ -111,6 +113,7 @@ class EnsembleReport(WorkReport):
             "epochs": epochs,
             "unit": unit,
             "engine": self.engine,
+            "collect": self.collect,
             "adaptive": self.adaptive,
         }
         return {**description, **super().summary()}

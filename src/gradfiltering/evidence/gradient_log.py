@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gradfiltering.ensembles.lora_ensemble import ONLINE
 from gradfiltering.ensembles.member_cache import ADAPTER_FOLDER
 from gradfiltering.ensembles.trained_ensemble import TrainedEnsemble
 from gradfiltering.ensembles.trajectory import write_trajectory
@@ -40,6 +41,9 @@ class GradientLogMeasurer(Measurer[GradientLog]):
         logs: dict[int, EpochLog] = {}
         with attach_ensemble(context, report.costs, context.heldout) as trained_ensemble:
             report.engine = trained_ensemble.engine.name
+            report.collect = trained_ensemble.settings.collect
+            if report.collect != context.ensemble.collect:
+                context.run_folder.settle_option("ensemble", "collect", report.collect)
             report.frozen_weights = count_frozen_weights(trained_ensemble.model)
             trained_ensemble.train([snapshots.early, snapshots.late])
             for epoch in (snapshots.early, snapshots.late):
@@ -70,7 +74,7 @@ def _log_rows(trained_ensemble: TrainedEnsemble, epoch: int, context: Measuremen
     """Return the log of the training rows at an epoch, as training or a pass over them recorded it."""
     passes = EnsemblePasses(trained_ensemble, context.examples, "all rows")
     member_ids = trained_ensemble.settings.member_ids
-    recorded_online = trained_ensemble.settings.collect == "online" and epoch > 0
+    recorded_online = trained_ensemble.settings.collect == ONLINE and epoch > 0
     log_files = passes.online_logs(member_ids, epoch) if recorded_online else passes.measure_logs(member_ids, epoch)
     return _read_and_link(log_files, epoch, context)
 

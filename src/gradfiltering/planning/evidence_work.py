@@ -9,6 +9,7 @@ import numpy as np
 from gradfiltering.data.examples import Examples, hash_examples
 from gradfiltering.ensembles.batch_settings import FORWARD_TOKENS
 from gradfiltering.ensembles.heldout_member import HeldoutSplit, heldout_member_seed
+from gradfiltering.ensembles.lora_ensemble import ONLINE
 from gradfiltering.ensembles.member_cache import MemberCache
 from gradfiltering.ensembles.prefix_states import count_prefix_bytes, has_prefix_states
 from gradfiltering.ensembles.trained_ensemble import TrainedEnsemble
@@ -130,7 +131,7 @@ def plan_ensemble(
     planned_work = plan_training(trained_ensemble, epochs, ENSEMBLE_STAGE, shape)
     for epoch in epochs:
         for set_index, (description, examples) in enumerate(row_sets):
-            if settings.collect == "online" and epoch > 0 and set_index == 0:
+            if settings.collect == ONLINE and epoch > 0 and set_index == 0:
                 continue
             passes = EnsemblePasses(trained_ensemble, examples, description)
             logs = passes.find_logs(settings.member_ids, epoch)
