@@ -2,10 +2,10 @@
 
     python scripts/study_online.py --data rows.jsonl --rows 500 2000 8000 --folder logs/study_online --json online.json
 
-Both kinds of norms are read off the same trained members. In each seed the early and late norms, the relative drop, the
-variance and G-SNR of all rows are compared: Spearman's correlation, and the share of the top 10 % that both have. Beside
-them stands how well two ensembles of different seeds agree with each other by passes. `ensemble.collect=auto` takes the
-norms of the steps from where G-SNR agrees as well, less 0.02.
+Both kinds of norms are read off the same trained members. In each seed the early and late norms, the relative drop,
+the variance and G-SNR of all rows are compared: Spearman's correlation, and the share of the top 10 % that both have.
+Beside them stands how well two ensembles of different seeds agree with each other by passes. `ensemble.collect=auto`
+takes the norms of the steps from where G-SNR agrees as well, less 0.02.
 
 Everything trained lies in the cache below `--folder`: an interrupted study goes on where it was.
 """
