@@ -27,10 +27,18 @@ def page(
 
 
 @app.command()
-def sweep(sweep_folder: Folder) -> None:
+def sweep(
+    sweep_folder: Folder,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            "--reference", metavar="SETTING", help="Compare the other settings with this one alone, not every two."
+        ),
+    ] = None,
+) -> None:
     """Write page and tables of a sweep: sweep.html, sweep.csv, sweep.json and tables/."""
     from rich.console import Console
 
     from gradfiltering.reports.sweep_table import write_sweep
 
-    write_sweep(sweep_folder, Console())
+    write_sweep(sweep_folder, Console(), reference)

@@ -1,6 +1,7 @@
 """The table of a sweep: a row for each job with its options, results and costs."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gradfiltering.reports.method_comparisons import build_method_table, strongest_first
 from gradfiltering.reports.page.answer_section import count_saved_seconds
 from gradfiltering.reports.page.sweep_page import write_sweep_page
 from gradfiltering.reports.paper_tables import PaperTable
@@ -25,7 +27,7 @@ from gradfiltering.reports.sweep_jobs import (
 )
 from gradfiltering.reports.verdict import judge_settings
 from gradfiltering.reports.verdict_lines import format_command_time, format_verdict
-from gradfiltering.reports.verdict_tables import compare_jobs
+from gradfiltering.reports.verdict_tables import COMPARISONS_PRINTED, compare_jobs
 from gradfiltering.runs.files import atomic_path, write_json
 
 VERDICTS_FILE = "verdicts.json"
@@ -44,11 +46,16 @@ PRINTED_COLUMNS = {
 }
 
 
-def write_sweep(folder: Path, console: Console | None = None) -> list[dict[str, Any]]:
+def write_sweep(folder: Path, console: Console | None = None, reference: str | None = None) -> list[dict[str, Any]]:
     """Write the tables and the page of a sweep's folder, print the table, and return it: a row for each job.
 
+    Args:
+        folder: of the sweep.
+        console: to print on.
+        reference: the setting that all others are compared with; None compares every two.
+
     Raises:
-        UserError: the folder holds no run.
+        UserError: the folder holds no run, or no setting has the reference's name.
     """
     console = console or Console()
     sweep_jobs = read_jobs(folder)
@@ -66,8 +73,13 @@ def write_sweep(folder: Path, console: Console | None = None) -> list[dict[str, 
     seed_table = build_seed_table(sweep_jobs, varying_options)
     if seed_table is not None:
         _print_seed_table(seed_table, console)
+    method_table = build_method_table(sweep_jobs, varying_options, reference)
+    if method_table is not None:
+        _print_method_table(method_table, console)
     compare_jobs(folder, sweep_jobs, console)
-    page_path = write_sweep_page(folder, sweep_jobs, table_rows, pair_overlaps, pair_correlations, verdicts)
+    page_path = write_sweep_page(
+        folder, sweep_jobs, table_rows, pair_overlaps, pair_correlations, verdicts, method_table
+    )
     console.print(f"Heat maps, tables and their LaTeX, Markdown and CSV: {page_path}", soft_wrap=True)
     return table_rows
 
@@ -98,6 +110,23 @@ def _print_seed_table(seed_table: PaperTable, console: Console) -> None:
         table.add_row(*map(Text, cells))
     console.print(table)
     console.print(Text(seed_table.note), soft_wrap=True)
+
+
+def _print_method_table(method_table: PaperTable, console: Console) -> None:
+    """Print the comparisons with the smallest p-values; the page and `tables/` have all of them."""
+    table = Table("settings", "measure", "seeds", "difference", "p (Holm)", title=method_table.caption)
+    table.title_justify = "left"
+    sorted_table = replace(method_table, table=strongest_first(method_table.table)).formatted
+    for line in sorted_table.head(COMPARISONS_PRINTED).to_dict(orient="records"):
+        interval = "" if line["low"] == NOT_KNOWN else f" [{line['low']}, {line['high']}]{line['shown']}"
+        settings = f"{line['setting']} − {line['minus']}"
+        table.add_row(
+            *map(Text, (settings, line["measure"], line["seeds"], line["difference"] + interval, line["p (Holm)"]))
+        )
+    console.print(table)
+    more_count = len(sorted_table) - COMPARISONS_PRINTED
+    more_words = f"{more_count} more with larger p are in tables/{method_table.name}.csv. " if more_count > 0 else ""
+    console.print(Text(more_words + method_table.note), soft_wrap=True)
 
 
 def build_rows(

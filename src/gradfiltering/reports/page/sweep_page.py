@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gradfiltering.reports.method_comparisons import METHOD_TABLE
 from gradfiltering.reports.page.answer_section import format_number
 from gradfiltering.reports.page.charts import write_figures
 from gradfiltering.reports.page.html_rendering import write_html
@@ -25,9 +26,16 @@ TABLES_NAME = "tables"
 MOST_JOBS_PAIRED = 64
 NO_JOB, NOT_MEASURED = "no job", "not measured"
 JOB_COLUMNS = ["job", "asked_for", "selected", "heldout_loss", "noise", "jaccard", "rank_correlation", "seconds"]
-TABLE_LINKS = {VERDICT_TABLE: "Verdicts", SEED_TABLE: "Over seeds", "main": "Main table", "ablation": "Ablation"}
+TABLE_LINKS = {
+    VERDICT_TABLE: "Verdicts",
+    SEED_TABLE: "Over seeds",
+    METHOD_TABLE: "Methods",
+    "main": "Main table",
+    "ablation": "Ablation",
+}
 TABLE_HEADINGS = {
     VERDICT_TABLE: "May the selected rows be used?",
+    METHOD_TABLE: "Which settings differ, seed by seed?",
     SEED_TABLE: "What is left when all chance is counted?",
     "main": "The paper's main table",
     "ablation": "Ablation: other scores in the place of G-SNR",
@@ -125,6 +133,7 @@ def write_sweep_page(
     overlaps: np.ndarray,
     correlations: np.ndarray,
     verdicts: Mapping[str, Mapping[str, Any]],
+    method_table: PaperTable | None,
 ) -> Path:
     """Write the page, `tables/` with LaTeX, Markdown and CSV of every table, and `figures/` where jobs have them too.
 
@@ -134,6 +143,7 @@ def write_sweep_page(
         sweep_rows: one for each job, as in `sweep.json`.
         overlaps, correlations: [J, J] Jaccard of the selected rows, and Spearman's correlation of the scores.
         verdicts: on each setting.
+        method_table: the settings against each other, where they have seeds in common.
     """
     varying_options = find_varying_options(sweep_jobs)
     table = pd.DataFrame(sweep_rows)
@@ -153,6 +163,7 @@ def write_sweep_page(
     paper_tables = [
         build_verdict_table(verdicts) if verdicts else None,
         build_seed_table(sweep_jobs, varying_options),
+        method_table,
         build_main_table(sweep_jobs),
         build_ablation_table(sweep_jobs, varying_options),
     ]
