@@ -31,7 +31,7 @@ CHOICES = [  # together they hold every group's numeric options
     ["judge=human", "selector=deduplicated", "scorer=length_controlled", "epochs=auto"],
     ["judge=local", "judge.model=x", "method=lead", "trainer=ddp_cpu"],
     ["data=mixture", "+data.sources.a={path: rows.jsonl, weight: 1}", "selector=two_stage", "scorer=fused_rank"],
-    ["selector=stratified", "scorer=direction_gsnr", "eval=vicuna"],
+    ["selector=stratified", "scorer=direction_gsnr", "eval=vicuna", "epochs=loss_fall"],
     ["selector=facility_location", "scorer=gsnr_rank", "logger=csv"],
 ]  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Trained members in the cache: one epoch of one member is the unit that is stored and continued from."""
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -66,6 +67,12 @@ class MemberCache:
     def records_steps(self) -> bool:
         """Whether each epoch is stored with the norms of its training steps: one for every row that is trained on."""
         return self.timeline.unit == "epoch" and not self.settings.resamples_rows
+
+    def along(self, timeline: Timeline) -> "MemberCache":
+        """Return the same members, stored at other moments."""
+        member_cache = copy(self)
+        member_cache.timeline = timeline
+        return member_cache
 
     def member_key(self, member_id: int, epoch: int, step: int | None = None) -> dict[str, Any]:
         """Return the key of a trained member after `epoch` epochs, or after a step within that epoch."""

@@ -1,4 +1,4 @@
-"""Ensembles and late snapshots that are found as the ensemble grows: `ensemble.m=auto` and `epochs=auto`."""
+"""Ensembles and snapshots that a run finds itself: `ensemble.m=auto`, `epochs=auto` and `epochs=loss_fall`."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -10,6 +10,7 @@ from gradfiltering.ensembles.lora_ensemble import AUTO, LoraEnsemble
 from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.errors import UserError
 from gradfiltering.evidence.context import MeasurementContext
+from gradfiltering.evidence.loss_fall import LossFallSnapshots, find_loss_fall
 from gradfiltering.evidence.measurers import (
     BASE_MODEL_STAGE,
     ENSEMBLE_STAGE,
@@ -21,7 +22,7 @@ from gradfiltering.evidence.measurers import (
     sort_requests,
 )
 from gradfiltering.options import NonNegativeInt, PositiveInt, Share, model_validator, options
-from gradfiltering.requests import Evidence, GradientLog, GradientLogPair, Projections, Request
+from gradfiltering.requests import Evidence, GradientLog, GradientLogPair, Projections, Request, SnapshotUnit
 from gradfiltering.runs.logs import announce
 from gradfiltering.seeding import numpy_rng
 from gradfiltering.statistics.stability import MIN_MEMBERS, expected_overlap, jaccard_overlap, score_correlation
@@ -57,9 +58,17 @@ class SettlingSnapshots:
         return self
 
     @property
+    def unit(self) -> SnapshotUnit:
+        """What the pair is counted in."""
+        return "epoch"
+
+    @property
     def first_pair(self) -> SnapshotPair:
         """The first pair that is tried."""
         return SnapshotPair(self.early, self.early + 1)
+
+
+Snapshots = SnapshotPair | SettlingSnapshots | LossFallSnapshots
 
 
 @options
@@ -94,7 +103,7 @@ class AdaptiveSize:
     def fewest_members(
         self,
         ensemble_settings: LoraEnsemble,
-        snapshots: SnapshotPair | SettlingSnapshots,
+        snapshots: Snapshots,
         score_requests: Iterable[Request[Any]],
     ) -> int:
         """Return the fewest members that a run can end up with.
@@ -109,6 +118,7 @@ class AdaptiveSize:
         """
         searches = ["the number of members"] if ensemble_settings.m == AUTO else []
         searches += ["the late epoch"] if isinstance(snapshots, SettlingSnapshots) else []
+        searches += ["the snapshots"] if isinstance(snapshots, LossFallSnapshots) else []
         if searches and not any(request.reads_ensemble for request in score_requests):
             raise UserError(
                 f"{' and '.join(searches)} cannot be found automatically: the scores of this run do not depend on the "
@@ -122,7 +132,7 @@ class AdaptiveSize:
 def measure_settled_evidence(
     requests: Iterable[Request[Any]],
     context: MeasurementContext,
-    snapshots: SnapshotPair | SettlingSnapshots,
+    snapshots: Snapshots,
     size: AdaptiveSize,
     score_rows: ScoreRows,
     selected_rows: int,
@@ -183,13 +193,21 @@ class _SizeSearch:
         self.selected_rows = selected_rows
         self.measurements = StageMeasurements()
 
-    def settle(self, snapshots: SnapshotPair | SettlingSnapshots) -> StageMeasurements:
+    def settle(self, snapshots: Snapshots) -> StageMeasurements:
         """Find late epoch and number of members, as far as they are open."""
         findings: dict[str, Any] = {}
         is_open = self.context.ensemble.m == AUTO
         ensemble_settings = replace(self.context.ensemble, m=self.size.start) if is_open else self.context.ensemble
         if isinstance(snapshots, SettlingSnapshots):
             findings["epochs"] = self._settle_late_epoch(ensemble_settings, snapshots)
+        elif isinstance(snapshots, LossFallSnapshots):
+            search_context = replace(self.context, ensemble=ensemble_settings)
+            pair, findings["epochs"] = find_loss_fall(snapshots, search_context)
+            announce(
+                f"snapshots after {pair.early} and {pair.late} updates, since {snapshots.early:.0%} and "
+                f"{snapshots.late:.0%} of the fall in held-out loss have happened by then"
+            )
+            self._measure(ensemble_settings, pair)
         else:
             self._measure(ensemble_settings, snapshots)
         if is_open:

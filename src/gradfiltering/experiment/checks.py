@@ -31,7 +31,7 @@ def check_experiment(experiment: Experiment) -> None:
         with attributed_to(proxy.ensemble, "m"):
             method.scorer.check_members(fewest_members)
     check_requests(method.requests, proxy.ensemble)
-    proxy.ensemble.check_unit(proxy.snapshots.first_pair.unit)
+    proxy.ensemble.check_unit(proxy.snapshots.unit)
     if method.scoring_model == "proxy":
         refuse_quantized_proxy(proxy.base_model)
     proxy.base_model.check()

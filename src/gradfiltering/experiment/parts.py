@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from gradfiltering.ensembles.batch_settings import BatchSettings
     from gradfiltering.ensembles.heldout_member import HeldoutMember
     from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
-    from gradfiltering.ensembles.snapshots import SnapshotPair
     from gradfiltering.ensembles.trained_ensemble import BuildEngine
-    from gradfiltering.evidence.adaptive_size import AdaptiveSize, SettlingSnapshots
+    from gradfiltering.evidence.adaptive_size import AdaptiveSize, Snapshots
     from gradfiltering.evidence.context import EmbeddingSettings
     from gradfiltering.finetuning.settings import FineTuningSettings
     from gradfiltering.gradients.projection import Projection
@@ -71,7 +70,7 @@ class ProxyParts(ModelParts):
     ensemble: "LoraEnsemble"
     size: "AdaptiveSize"
     build_engine: "BuildEngine"
-    snapshots: "SnapshotPair | SettlingSnapshots"
+    snapshots: "Snapshots"
     heldout_member: "HeldoutMember"
     projection: "Projection"
     embeddings: "EmbeddingSettings"
