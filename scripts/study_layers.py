@@ -54,7 +54,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, help="rows of one update; without it, the proxy's own")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--layers", nargs="+", default=["1", "2", "4", "8", "15"], help="beside all layers")
-    parser.add_argument("overrides", nargs="*", help="further options of the run, such as precision=fp32")
+    parser.add_argument(
+        "overrides", nargs="*", help="further options of the run, before the others here, such as precision=fp32"
+    )
     arguments = parser.parse_args()
     choices = [ALL_LAYERS, *arguments.layers]
     runs = {
@@ -93,7 +95,7 @@ def measure(arguments: argparse.Namespace, seed: int, choice: str) -> Path:
     early, late = arguments.epochs
     command = [
         sys.executable, str(ROOT / "train.py"), "data=file", f"data.path={arguments.data}",
-        f"data.limit={arguments.rows}",
+        f"data.limit={arguments.rows}", "data.heldout.rows=0", "heldout_member.train=false",
         f"proxy={arguments.proxy}", "scorer=gsnr", "until=score", "logger=none", "report.page=false",
         f"ensemble.m={arguments.members}", f"epochs.early={early}", f"epochs.late={late}", f"seed={seed}",
         f"ensemble.lora.layers={choice}", f"cache.path={arguments.folder.absolute() / 'cache'}",

@@ -42,7 +42,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="for the cache and the run folders")
     parser.add_argument("--json", type=Path, required=True, help="all numbers")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("overrides", nargs="*", help="further options of the run, such as proxy=smollm2")
+    parser.add_argument(
+        "overrides", nargs="*", help="further options of the run, before the others here, such as proxy=smollm2"
+    )
     arguments = parser.parse_args()
     sizes = []
     for row_count in arguments.rows:
@@ -77,7 +79,7 @@ def measure(arguments: argparse.Namespace, row_count: int, seed: int, way: str) 
         return run_folder
     command = [
         sys.executable, str(ROOT / "train.py"), "data=file", f"data.path={arguments.data}",
-        f"data.limit={row_count}", "scorer=gsnr", "until=score", "logger=none",
+        f"data.limit={row_count}", "data.heldout.rows=0", "scorer=gsnr", "until=score", "logger=none",
         "report.page=false", "heldout_member.train=false", f"seed={seed}", f"ensemble.collect={way}",
         f"cache.path={arguments.folder.absolute() / 'cache'}", f"run_dir={run_folder}", *arguments.overrides,
     ]  # fmt: skip
