@@ -94,10 +94,12 @@ def _sweep() -> list[Any]:
 
 
 def _costs() -> list[Any]:
-    stages = ("backbone", "proxy", "score", "select", "target", "judge")
+    stages = ("base_model", "base_model_passes", "proxy", "heldout_member", "score", "select", "target", "judge")
     return [
         wr.BarPlot("Seconds of each stage", [f"cost/{name}/seconds" for name in stages]),
         wr.BarPlot("Peak memory of each stage, bytes", [f"cost/{name}/peak_bytes" for name in stages]),
+        wr.LinePlot("Processor, %", x="_runtime", y=["system/cpu"]),
+        wr.LinePlot("Memory of the process, MB", x="_runtime", y=["system/proc.memory.rssMB"]),
     ]
 
 

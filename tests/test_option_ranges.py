@@ -206,7 +206,7 @@ def complaint(cfg: DictConfig, option: str, value) -> str:
         (["trainer.accelerator=abacus"], "no such trainer can be made on this machine"),
         (["trainer.devices=0"], "trainer.devices=0: give"),
         (["scorer=less", "epochs=auto"], "Interpolation key 'epochs.late' not found"),
-        (["+logger.wings=2"], "logger cannot be built: "),
+        (["+logger.none.wings=2"], "logger.none cannot be built: "),
     ],
 )
 def test_wrong_options_of_the_command_line_are_named(overrides, message, tmp_path):
@@ -217,7 +217,7 @@ def test_wrong_options_of_the_command_line_are_named(overrides, message, tmp_pat
     ):
         experiment = build_experiment(cfg)
         try_trainer(experiment.build_trainer)
-        experiment.build_logger()
+        experiment.build_loggers()
     assert message in str(refused.value)
 
 

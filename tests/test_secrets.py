@@ -104,7 +104,7 @@ def test_an_error_of_composition_shows_no_secret(tmp_path, capsys):
     [
         ("api_key", True), ("apiKey", True), ("OPENAI_API_KEY", True), ("X-Auth-Token", True), ("headers", True),
         ("Authorization", True), ("session_cookie", True), ("hf_token", True), ("dbPassword", True), ("pwd", True),
-        ("credentials", True), ("secret_access_key", True), ("logger.settings.api_key", True),
+        ("credentials", True), ("secret_access_key", True), ("logger.wandb.settings.api_key", True),
         ("max_tokens", False), ("tokenizer", False), ("key_variable", False), ("password_variable", False),
         ("header_variables", False), ("token_limit_name", False), ("batch.tokens", False),
         ("micro_batch_tokens", False),         ("monkey", False), ("author", False), ("keep_below", False),

@@ -7,8 +7,14 @@ import sys
 import pytest
 from tests.support.pipeline import ROOT
 
+from gradfiltering.evidence.measurers import BASE_MODEL_STAGE, ENSEMBLE_STAGE, TASK_GRADIENT_STAGE
+
 pytest.importorskip("wandb_workspaces")
 
+STAGE_NAMES = {
+    "data", "judge_check", "base_model", BASE_MODEL_STAGE, ENSEMBLE_STAGE, TASK_GRADIENT_STAGE, "heldout_member",
+    "score", "select", "target", "judge", "report",
+}  # fmt: skip
 SCRIPT = ROOT / "scripts" / "wandb_dashboard.py"
 
 
@@ -33,7 +39,9 @@ def test_a_dry_run_prints_the_whole_specification(sent):
 def test_panels_name_metrics_tables_and_figures_that_runs_log(sent):
     text = json.dumps(sent)
     metrics = {name for some in panels(sent).values() for one in some for name in one["config"].get("metrics", [])}
-    stages = {"pws", "target", "diagnostics", "proxy", "cost"}
+    stages = {"pws", "target", "diagnostics", "proxy", "cost", "system"}
     assert len(metrics) > 25 and {name.split("/")[0] for name in metrics} == stages
+    costs = {name.split("/")[1] for name in metrics if name.startswith("cost/")}
+    assert costs <= STAGE_NAMES, "a panel names a stage that no run has"
     for table in ("selection/top_rows", "selection/bottom_rows", "judge/verdicts", "run/warnings", "figures/norms"):
         assert table in text

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from tests.reports.folders import EVIL, add_targets, write_run
 
-from gradfiltering.reports.experiment_logger import close_logger, log_histogram, log_run, log_summary, open_logger
+from gradfiltering.reports.experiment_logger import close_logger, log_histogram, log_run, log_summary, open_loggers
 from gradfiltering.reports.logger_tables import MOST_CHARACTERS, shorten_text, to_markdown
 from gradfiltering.reports.page.charts import ChartLabels, bar_chart, write_figures
 
@@ -27,7 +27,7 @@ LABELS = ChartLabels("drop", "?", "", "x", "y")
 
 
 def test_numbers_reach_the_logger_by_path(tmp_path):
-    logger = open_logger(lambda: CSVLogger(str(tmp_path), name="metrics", version=""), {"seed": 5})
+    logger = open_loggers(lambda: {"only": CSVLogger(str(tmp_path), name="metrics", version="")}, {"seed": 5})[0]
     log_summary(logger, SUMMARY)
     log_histogram(logger, "score/histogram", np.ones(3))  # drawn by W&B alone
     close_logger(logger)
@@ -49,7 +49,7 @@ def folder(tmp_path):
 
 
 def test_csv_takes_the_tables_and_the_curves_of_reused_models(folder):
-    logger = open_logger(lambda: CSVLogger(str(folder), name="metrics", version=""), {})
+    logger = open_loggers(lambda: {"only": CSVLogger(str(folder), name="metrics", version="")}, {})[0]
     log_run(logger, folder)
     close_logger(logger)
     with (folder / "metrics" / "selection" / "top_rows.csv").open(newline="", encoding="utf-8") as file:
@@ -66,7 +66,9 @@ def test_tensorboard_takes_numbers_tables_and_figures(folder):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    logger = open_logger(lambda: TensorBoardLogger(str(folder), name="tensorboard", version=""), {"seed": 1})
+    logger = open_loggers(
+        lambda: {"only": TensorBoardLogger(str(folder), name="tensorboard", version="")}, {"seed": 1}
+    )[0]
     log_histogram(logger, "score/histogram", np.array([1.0, np.nan, 2.0]))
     log_run(logger, folder)
     close_logger(logger)

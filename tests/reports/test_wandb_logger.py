@@ -10,9 +10,9 @@ import wandb
 import yaml
 from tests.reports.folders import EVIL, add_targets, config_of, write_run
 from tests.reports.wandb_files import read_ended_run, read_offline_run
-from tests.support.pipeline import ROOT, SMALL_MODELS, SMALL_RUN, SMALL_TASKS
+from tests.support.pipeline import ROOT, SMALL_MODELS, SMALL_RUN, SMALL_TASKS, TINY_RUN, run_train
 
-from gradfiltering.reports.experiment_logger import close_logger, log_run, open_logger
+from gradfiltering.reports.experiment_logger import close_logger, log_run, open_loggers
 from gradfiltering.reports.page.charts import ChartLabels, bar_chart, write_figures
 from gradfiltering.reports.wandb_logger import RunWandbLogger, make_run_id, make_run_name
 
@@ -41,10 +41,10 @@ def logged(tmp_path_factory):
     write_figures([bar_chart(labels, pd.DataFrame({"x": ["a", "b"], "y": [1, 2]}))], folder / "figures")
     before, sys.argv = sys.argv, ["train.py", f"judge.judge.api_key={SECRET}"]
     try:
-        killed = open_logger(lambda: logger_of(folder), {"seed": 0})
+        killed = open_loggers(lambda: {"only": logger_of(folder)}, {"seed": 0})[0]
         killed.log_metrics({"proxy/loss": 2.0}, step=0)
         wandb.finish(exit_code=1)
-        logger = open_logger(lambda: logger_of(folder), {"seed": 0})
+        logger = open_loggers(lambda: {"only": logger_of(folder)}, {"seed": 0})[0]
         logger.log_metrics({"proxy/loss": 1.5}, step=1)
         log_run(logger, folder)
         close_logger(logger)
@@ -112,7 +112,7 @@ def test_the_command_line_and_its_secrets_stay_out(logged):
 
 def test_a_run_without_artifacts_logs_none(tmp_path):
     folder = write_run(tmp_path / "run")
-    logger = open_logger(lambda: logger_of(folder, artifacts=False), {})
+    logger = open_loggers(lambda: {"only": logger_of(folder, artifacts=False)}, {})[0]
     log_run(logger, folder)
     close_logger(logger)
     assert set(read_ended_run(written(folder)[-1]).artifacts) <= {"run_table"}
@@ -121,7 +121,7 @@ def test_a_run_without_artifacts_logs_none(tmp_path):
 def test_an_error_marks_the_run_as_failed(tmp_path):
     folder = write_run(tmp_path / "run")
     with pytest.raises(RuntimeError):
-        logger = open_logger(lambda: logger_of(folder), {})
+        logger = open_loggers(lambda: {"only": logger_of(folder)}, {})[0]
         try:
             raise RuntimeError("boom")
         finally:
@@ -147,6 +147,20 @@ class TestId:
         asked = ["scorer=gsnr", "run_dir=/x", "+experiment=a", "cache.path=/y", "hydra.run.dir=z", "ensemble.m=3"]
         assert make_run_name(write_run(tmp_path / "a", overrides=asked)) == "scorer=gsnr +experiment=a ensemble.m=3"
         assert make_run_name(write_run(tmp_path / "b")) == "b"
+
+
+@pytest.mark.slow
+def test_two_loggers_at_once_and_the_hint_names_a_folder(cache, tmp_path, capfd):
+    folder = tmp_path / "run"
+    options = [*TINY_RUN, cache, "logger=[wandb,csv]", "until=target", f"run_dir={folder}", f"hydra.run.dir={folder}"]
+    run_train(*options)
+    assert "anonym" not in "".join(capfd.readouterr()).lower()
+    [wandb_folder] = written(folder)
+    assert f"wandb sync {wandb_folder}" in (folder / "run.log").read_text("utf-8")
+    steps = pd.read_csv(folder / "metrics" / "metrics.csv")
+    for name in ("proxy/loss", "target/candidate/train_loss", "target/candidate/heldout_loss"):
+        by_wandb = [float(value) for value in read_ended_run(wandb_folder).values(name)]
+        assert by_wandb and by_wandb == pytest.approx(steps[name].dropna().tolist(), rel=1e-6), name
 
 
 @pytest.mark.slow

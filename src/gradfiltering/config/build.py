@@ -89,7 +89,7 @@ def build_experiment(cfg: DictConfig) -> Experiment:
         },
         build_trainer=build_trainer_builder(cfg),
         runs_on_one_cpu=runs_on_one_cpu(cfg),
-        build_logger=partial(build, cfg.logger),
+        build_loggers=partial(build, cfg.logger),
         source=build(cfg.data),
         proxy=build_from_options(
             ProxyParts,

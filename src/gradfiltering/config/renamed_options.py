@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from gradfiltering.errors import UserError
 
+WANDB_OPTIONS = ("project", "entity", "name", "group", "id", "tags", "offline", "artifacts", "settings", "save_dir")
+
 # Option (of any depth below it, where it ends in a dot) -> what to give instead.
 RENAMED_OPTIONS = {
     "store.": "cache.",
@@ -13,6 +15,7 @@ RENAMED_OPTIONS = {
     "judge.judge.backbone.": "judge.judge.base_model.",
     "judge.asking.": "judge.conversation.",
     "target.lead.checkpoint_minutes": "target.tuning.checkpoint_minutes",
+    **{f"logger.{option_name}.": f"logger.wandb.{option_name}." for option_name in WANDB_OPTIONS},
 }
 
 # Removed `group=option` -> what to give instead.

@@ -1,7 +1,7 @@
-"""An open run: its folder, its stages and its logger."""
+"""An open run: its folder, its stages and its loggers."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ class OpenRun:
     Args:
         experiment: its parts.
         folder: the run folder.
-        masked_config: the resolved configuration without secrets, for the logger.
+        masked_config: the resolved configuration without secrets, for the loggers.
         device: of the run's trainers.
 
     Attributes:
@@ -42,32 +42,34 @@ class OpenRun:
         self.stages = StageRunner(folder, device)
 
     @cached_property
-    def logger(self) -> "Logger":
-        """The experiment logger, opened when it is first needed: its libraries take seconds to load."""
-        from gradfiltering.reports.experiment_logger import open_logger
+    def loggers(self) -> "list[Logger]":
+        """The experiment loggers, opened when they are first needed: their libraries take seconds to load."""
+        from gradfiltering.reports.experiment_logger import open_loggers
 
-        return open_logger(self.experiment.build_logger, self.masked_config)
+        return open_loggers(self.experiment.build_loggers, self.masked_config)
 
     def build_trainer(self, **trainer_options: Any) -> "L.Trainer":
-        """Build a `lightning.Trainer` with this logger, from further keyword arguments."""
+        """Build a `lightning.Trainer` with these loggers, from further keyword arguments."""
         return self.experiment.build_trainer(
-            logger=self.logger,
+            logger=self.loggers,
             default_root_dir=self.folder.path,
             enable_progress_bar=False,  # the run's own display shows what goes on
             **trainer_options,
         )
 
     def close(self) -> None:
-        """Close the logger, where it was opened."""
-        if "logger" in vars(self):
+        """Close the loggers, where they were opened."""
+        if "loggers" in vars(self):
             from gradfiltering.reports.experiment_logger import close_logger
 
-            close_logger(self.logger)
+            with ExitStack() as closing:  # all of them, whatever one raises
+                for run_logger in self.loggers:
+                    closing.callback(close_logger, run_logger)
 
 
 @contextmanager
 def open_run(experiment: Experiment) -> Iterator[OpenRun]:
-    """Begin a run in its folder; close its log and its logger however the run ends."""
+    """Begin a run in its folder; close its log and its loggers however the run ends."""
     import datasets
     import torch
 

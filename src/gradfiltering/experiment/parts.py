@@ -124,12 +124,12 @@ class Experiment:
         seed: of everything random.
         run_folder: where the run writes.
         cache: finished results of this run and others.
-        config: the resolved configuration, for the run folder and the logger.
+        config: the resolved configuration, for the run folder and the loggers.
         overrides: the options that the user gave, NAME=VALUE each.
         choices: option group -> the name that was chosen.
         build_trainer: builds a `lightning.Trainer` from further keyword arguments.
         runs_on_one_cpu: True where no trainer is needed to know that.
-        build_logger: builds the experiment logger.
+        build_loggers: builds the experiment loggers by name.
         source: of the rows.
         proxy: the ensemble that rows are scored with.
         method: selects the subset.
@@ -150,7 +150,7 @@ class Experiment:
     choices: Mapping[str, str]
     build_trainer: "Callable[..., L.Trainer]"
     runs_on_one_cpu: bool
-    build_logger: "Callable[[], Logger]"
+    build_loggers: "Callable[[], Mapping[str, Logger]]"
     source: "DatasetSource"
     proxy: ProxyParts
     method: "Method"

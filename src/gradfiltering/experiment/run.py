@@ -498,7 +498,8 @@ def write_run_cards(run: OpenRun) -> None:
 
 
 def log_results(run: OpenRun) -> None:
-    """Log what the run left in its experiment logger."""
+    """Log what the run left in its experiment loggers."""
     from gradfiltering.reports.experiment_logger import log_run
 
-    log_run(run.logger, run.folder.path)
+    for run_logger in run.loggers:
+        log_run(run_logger, run.folder.path)

@@ -317,6 +317,7 @@ class FineTuningModule(L.LightningModule):
             self._log_metrics({"heldout_loss": heldout_loss})
 
     def _log_metrics(self, metrics: Mapping[str, float]) -> None:
-        if metrics and self.logger is not None:
+        if metrics:
             named_metrics = {f"target/{self.model_name}/{metric_name}": value for metric_name, value in metrics.items()}
-            self.logger.log_metrics(named_metrics, step=self.progress.updates_taken)
+            for run_logger in self.loggers:
+                run_logger.log_metrics(named_metrics, step=self.progress.updates_taken)

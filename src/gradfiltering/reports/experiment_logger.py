@@ -1,4 +1,4 @@
-"""Numbers, tables and figures of a run in its experiment logger."""
+"""Numbers, tables and figures of a run in its experiment loggers."""
 
 import logging
 import os
@@ -29,12 +29,13 @@ HARMLESS_WARNINGS = (
 )
 
 
-def open_logger(build_logger: Callable[[], Logger], run_config: dict[str, Any]) -> Logger:
-    """Build the logger and log the resolved configuration, free of secrets; only the first process logs."""
+def open_loggers(build_loggers: Callable[[], Mapping[str, Logger]], run_config: dict[str, Any]) -> list[Logger]:
+    """Build the loggers and log the resolved configuration, free of secrets; only the first process logs."""
     silence_libraries()
-    run_logger = build_logger() if rank() == 0 else DummyLogger()
-    run_logger.log_hyperparams(run_config)
-    return run_logger
+    run_loggers: list[Logger] = [*build_loggers().values()] if rank() == 0 else [DummyLogger()]
+    for run_logger in run_loggers:
+        run_logger.log_hyperparams(run_config)
+    return run_loggers
 
 
 def log_run(run_logger: Logger, run_dir: Path) -> None:
@@ -92,12 +93,20 @@ def close_logger(run_logger: Logger) -> None:
             import wandb
 
             wandb.finish(exit_code=int(failed))
+            _tell_where_to_sync_from(run_logger)
         else:
             run_logger.finalize("failed" if failed else "success")
     except Exception:
         if not failed:  # else it must not hide why the run ended
             raise
         logger.warning("the experiment logger cannot be closed", exc_info=True)
+
+
+def _tell_where_to_sync_from(run_logger: WandbLogger) -> None:
+    """Write the command that uploads an offline run to the log of the run."""
+    offline_folders = sorted(Path(str(run_logger.save_dir)).glob("wandb/offline-run-*"))
+    if offline_folders:
+        logger.info("logged offline; to upload it: wandb sync %s", " ".join(map(str, offline_folders)))
 
 
 def silence_libraries() -> None:
