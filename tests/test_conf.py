@@ -291,8 +291,8 @@ def test_conf_has_the_defaults_of_the_class(file):
 
 
 @pytest.mark.parametrize("file", RANKERS, ids=name_of)
-def test_every_method_stands_in_the_readme_and_has_a_mirrored_test(file):
-    assert f"`{file.stem}`" in (CONF.parent / "README.md").read_text("utf-8").split("### Scorers")[1]
+def test_every_method_stands_in_the_docs_and_has_a_mirrored_test(file):
+    assert f"`{file.stem}`" in (CONF.parent / "docs" / "methods.md").read_text("utf-8").split("## Scorers")[1]
     target = composed(group_override(file))[file.parent.name]._target_.split(".")
     folder = CONF.parent / "tests" / target[1]
     assert list(folder.glob(f"test_{target[2]}*.py")), f"no test of {target[2]}"

@@ -1,8 +1,6 @@
 """The whole path: every contract file, the stages somebody needs and no others, and the same result twice."""
 
 import json
-import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
+from tests.support.documentation import read_commands
 from tests.support.pipeline import ROOT, SMALL_MODELS, SMALL_RUN, SMALL_TASKS, TINY_MODELS, run_train, summary
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
@@ -244,18 +243,23 @@ def test_full_size_gpt2_with_the_real_tokenizer_trains_and_logs(shared_data, cac
     assert len(log) == 2 * 2 * 8 and (log.grad_norm > 0).all()
 
 
-def readme_commands() -> list[str]:
-    blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.split("#")[0].strip() for line in lines if line.startswith("python train.py")]
+DOCUMENTED = ("README.md", "docs/index.md", "docs/own_rows.md", "docs/choosing.md")  # what a new user runs
 
 
-@pytest.mark.parametrize("command", readme_commands())
-def test_readme_commands_run(command, cache, tmp_path, monkeypatch):
+def documented_commands():
+    for name in DOCUMENTED:
+        for words in read_commands(ROOT / name):
+            if words[:2] == ["python", "train.py"] and "experiment=shootout" not in words:
+                marks = () if name == "README.md" else (pytest.mark.slow,)
+                yield pytest.param(words[2:], id=f"{name}: {' '.join(words[2:])}", marks=marks)
+
+
+@pytest.mark.parametrize("overrides", documented_commands())
+def test_documented_commands_run(overrides, cache, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = [{"instruction": f"Say {n}.", "input": "", "output": f"{n} it is."} for n in range(60)]
-    Path("my.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
-    overrides = shlex.split(command)[2:]
+    for file_name in ("my.jsonl", "other.json"):
+        Path(file_name).write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     small = [*SMALL_MODELS, *SMALL_RUN, cache, "logger=none"]
     if not any(one.startswith("data=") for one in overrides):
         small += ["data.rows=40", "data.heldout_rows=5", "eval.limit=3"]
@@ -264,7 +268,7 @@ def test_readme_commands_run(command, cache, tmp_path, monkeypatch):
     if not any(one.startswith("ensemble.m=") for one in overrides):
         small.append("ensemble.m=2")
     run_train(*overrides, *small, *(["hydra.sweep.dir=out"] if "-m" in overrides else ["hydra.run.dir=out"]))
-    assert list(Path("out").rglob("summary.json"))
+    assert "plan=true" in overrides or list(Path("out").rglob("summary.json"))
 
 
 def test_command_line_entry_lists_its_options():

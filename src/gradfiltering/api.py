@@ -70,7 +70,7 @@ class RowSelection:
         """Write the page that shows which rows were selected and why.
 
         Args:
-            path: of the HTML file.
+            page_path: the HTML file.
 
         Returns:
             The same path.
