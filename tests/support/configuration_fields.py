@@ -214,6 +214,7 @@ LEFT_OUT = {
     "embeddings.encoder": "needs another model; no stage of the cache is made of embeddings",
     "judge.compare": "names files, which are looked for at once; no stage of the cache is made of verdicts",
     "judge.others.files": "the same",
+    "report.tuning": "refuses a run or lets it be: tests/reports/test_tuning_record.py",
     "report.page": "adds the rows' text to the cache and changes nothing else: tests/report/page",
     "target.data": "another course of the run: tests/methods/test_lead_run.py",
     "selector.count": "refused beside selector.fraction",

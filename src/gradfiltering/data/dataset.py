@@ -72,6 +72,7 @@ class InstructionDataset:
         contents: how many rows are of each schema, and what of them is not used.
         drop: signs of poor rows (see `row_hygiene`) that a row is left out for.
         dropped: rows that are left out, with the reason (listed as unscored).
+        other_part: positions in `rows` of the other part of a study (listed as unscored); budgets do not count them.
     """
 
     rows: Dataset | JsonRows
@@ -85,9 +86,15 @@ class InstructionDataset:
     contents: RowContents = field(default_factory=RowContents)
     drop: Sequence[str] = ()
     dropped: Mapping[int, str] = field(default_factory=dict)
+    other_part: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def counted_rows(self) -> int:
+        """Number of rows that budgets count: all, or those of the part of a study that is used."""
+        return len(self.rows) - len(self.other_part)
 
     @property
     def sources(self) -> list[str] | None:

@@ -44,6 +44,7 @@ WITHOUT_EFFECT = re.compile(
     r".*_(file|token|tokens|tokens_decoder)"
 )
 SET_ASIDE = "held out for evaluation (data.heldout.share)"
+OTHER_PART = "of the other part of the study"
 
 ENCODED = Features(
     {
@@ -247,11 +248,11 @@ class Encoder:
         """
         encoded_rows = self._map(dataset.rows, dataset)
         is_scorable = _scorable(encoded_rows)
-        is_scorable[[*dataset.set_aside, *dataset.dropped]] = False
+        is_scorable[[*dataset.set_aside, *dataset.dropped, *dataset.other_part]] = False
         unscored_positions = np.flatnonzero(~is_scorable)
         reason_texts = encoded_rows.select(unscored_positions)["reason"][:]
         unscored = [
-            (row_position, unscored_reason or dataset.dropped.get(row_position, SET_ASIDE))
+            (row_position, unscored_reason or _reason_for_leaving_out(dataset, row_position))
             for row_position, unscored_reason in zip(unscored_positions.tolist(), reason_texts, strict=True)
         ]
         if not is_scorable.any():
@@ -402,3 +403,9 @@ def _count_reasons(unscored: list[tuple[int, str]]) -> str:
     return "; ".join(
         f"{reason_texts.count(unscored_reason)} × {unscored_reason}" for unscored_reason in sorted(set(reason_texts))
     )
+
+
+def _reason_for_leaving_out(dataset: InstructionDataset, row_position: int) -> str:
+    if row_position in dataset.other_part:
+        return OTHER_PART
+    return dataset.dropped.get(row_position, SET_ASIDE)

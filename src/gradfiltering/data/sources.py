@@ -14,6 +14,7 @@ from gradfiltering.data.loading import LoadedRows, load
 from gradfiltering.data.row_contents import choose_schema, count_contents
 from gradfiltering.data.row_hygiene import HygieneName
 from gradfiltering.data.schemas import Columns, Instruction, Mixed, Schema, find_candidates
+from gradfiltering.data.study_part import StudyPart
 from gradfiltering.data.templates import AUTO
 from gradfiltering.errors import UserError, attributed_to
 from gradfiltering.options import NonNegativeInt, PositiveInt, ShareBelowOne, options
@@ -75,6 +76,7 @@ class LoadedSource:
         heldout: the rows that are kept for evaluation.
         corrupt: the defects that are planted.
         drop: signs of poor rows that a row is left out for.
+        study_part: the rows to find settings on, or those to report results on.
     """
 
     limit: PositiveInt | None
@@ -84,11 +86,12 @@ class LoadedSource:
     heldout: Heldout
     corrupt: DefectPlanter
     drop: Sequence[HygieneName] = field(default=(), kw_only=True)
+    study_part: StudyPart = field(default=StudyPart(), kw_only=True)
 
     @property
     def rows_to_read(self) -> int | None:
         """Number of rows that are needed from the source, held-out ones included; None for all."""
-        if self.limit is None:
+        if self.limit is None or self.study_part.use != "all":  # how many rows are of the part is not known before
             return None
         # Held-out rows from a file of their own, or a share of the pool, need none beyond the limit.
         needs_no_more = self.heldout.path is not None or self.heldout.share
@@ -122,7 +125,16 @@ class LoadedSource:
         all_rows = loaded_rows.rows
         pool_size = len(all_rows) if self.limit is None else min(len(all_rows), self.limit)
         pool = all_rows.select(range(pool_size))
-        heldout_rows, set_aside = self._hold_out(all_rows, pool, schema, seed)
+        other_rows = self.study_part.find_other_rows(all_rows, schema)
+        heldout_rows, set_aside = self._hold_out(all_rows, pool, schema, other_rows, seed)
+        other_part = frozenset(row_id for row_id in other_rows if row_id < pool_size)
+        if len(other_part) == pool_size:
+            raise UserError(
+                f"no row of {loaded_rows.origin} is of the part for {self.study_part.use}; give another share, or all "
+                "rows",
+                owner=self.study_part,
+                arguments=("use", "tuning_share"),
+            )
         defect_kinds = None
         if self.corrupt.any_planted:
             pool, defect_kinds = _plant_defects(pool, set_aside, self.corrupt, schema, seed)
@@ -140,10 +152,21 @@ class LoadedSource:
             form=loaded_rows.form,
             contents=count_contents(pool, schema, loaded_rows.left_out),
             drop=self.drop,
+            other_part=other_part,
         )
 
-    def _hold_out(self, all_rows: Rows, pool: Rows, schema: Schema, seed: int) -> tuple[Rows | None, frozenset[int]]:
-        """Return the held-out rows, and which rows of the pool they are taken from."""
+    def _hold_out(
+        self, all_rows: Rows, pool: Rows, schema: Schema, other_rows: frozenset[int], seed: int
+    ) -> tuple[Rows | None, frozenset[int]]:
+        """Return the held-out rows, and which rows of the pool they are taken from.
+
+        Args:
+            all_rows: of the source.
+            pool: the first of them, to select from.
+            schema: theirs.
+            other_rows: positions of rows of the other part of a study, which are not held out either.
+            seed: of a draw.
+        """
         if self.heldout.path is not None:
             with attributed_to(self.heldout, "path"):
                 loaded_heldout = load(self.heldout.path)
@@ -158,21 +181,27 @@ class LoadedSource:
                     owner=self.heldout,
                     arguments=("path",),
                 )
-            return loaded_heldout.rows, frozenset()
+            other_heldout = self.study_part.find_other_rows(loaded_heldout.rows, heldout_schema)
+            part_ids = [row_id for row_id in range(len(loaded_heldout.rows)) if row_id not in other_heldout]
+            return (loaded_heldout.rows.select(part_ids) if other_heldout else loaded_heldout.rows), frozenset()
         if self.heldout.share:
-            heldout_count = share_of_count(self.heldout.share, len(pool))
+            pool_ids = [row_id for row_id in range(len(pool)) if row_id not in other_rows]
+            heldout_count = share_of_count(self.heldout.share, len(pool_ids))
             if heldout_count == 0:
                 raise UserError(
-                    f"a share of {self.heldout.share} of {len(pool)} rows is no row; give a larger "
+                    f"a share of {self.heldout.share} of {len(pool_ids)} rows is no row; give a larger "
                     "share to hold out, or 0",
                     owner=self.heldout,
                     arguments=("share",),
                 )
             generator = numpy_rng(seed, "heldout")
-            drawn_rows = generator.choice(len(pool), size=heldout_count, replace=False)
-            heldout_ids = sorted(drawn_rows.tolist())
+            drawn_rows = generator.choice(len(pool_ids), size=heldout_count, replace=False)
+            heldout_ids = sorted(pool_ids[index] for index in drawn_rows.tolist())
             return pool.select(heldout_ids), frozenset(heldout_ids)
-        spare_ids = range(len(pool), min(len(all_rows), len(pool) + self.heldout.rows))
+        later_ids: Sequence[int] = range(len(pool), len(all_rows))
+        if other_rows:
+            later_ids = [row_id for row_id in later_ids if row_id not in other_rows]
+        spare_ids = later_ids[: self.heldout.rows]
         return (all_rows.select(spare_ids), frozenset()) if len(spare_ids) else (None, frozenset())
 
 

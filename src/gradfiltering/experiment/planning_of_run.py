@@ -51,7 +51,7 @@ class PlannedRun:
     @property
     def is_cut(self) -> bool:
         """True where rows were drawn from the pool."""
-        return self.total_rows < len(self.context.dataset)
+        return self.total_rows < self.context.dataset.counted_rows
 
 
 def plan_experiment(
@@ -75,7 +75,7 @@ def plan_experiment(
         requests=method.requests,
         context=context,
         first_members=experiment.proxy.size.start,
-        total_rows=len(context.dataset),
+        total_rows=context.dataset.counted_rows,
         target=_describe_target(experiment, context, prompts),
         notes=_list_notes(experiment),
         heldout_member=experiment.proxy.heldout_member,
@@ -136,7 +136,7 @@ def _describe_target(
         shape=read_shape(model),
         settings=parts.tuning,
         baselines=parts.baselines,
-        selected_rows=experiment.method.budget_rows(len(context.dataset)),
+        selected_rows=experiment.method.budget_rows(context.dataset.counted_rows),
         is_proxy=is_proxy,
         generation=judging.generation if prompt_lengths else None,
         prompt_lengths=prompt_lengths,

@@ -104,6 +104,7 @@ def run_experiment(experiment: Experiment) -> None:
         UserError: something that the user can mend.
     """
     check_experiment(experiment)
+    refuse_tuning_rows(experiment)
     with open_run(experiment) as run:
         run.stages.set_plan(list_stages(experiment), {})
         dataset = run.stages.run("data", experiment.source.load, experiment.seed)
@@ -113,7 +114,7 @@ def run_experiment(experiment: Experiment) -> None:
             check_requests_of_dataset(experiment.method.requests, dataset)
         if experiment.reaches("select"):
             experiment.export.check(dataset.schema)
-        experiment.method.budget_rows(len(dataset))  # refuses a budget that the dataset does not have
+        experiment.method.budget_rows(dataset.counted_rows)  # refuses a budget that the dataset does not have
         # Prompts are loaded now, so that a missing file shows before anything is trained.
         prompts = load_judging_prompts(experiment, run, dataset)
         dataset = report_hygiene(experiment, run, dataset, prompts)
@@ -143,9 +144,22 @@ def run_experiment(experiment: Experiment) -> None:
         log_results(run)
 
 
+def refuse_tuning_rows(experiment: Experiment) -> None:
+    """Refuse the seeds and rows of a tuning whose settings the run is to report on."""
+    folders = experiment.page.tuning
+    if folders:
+        from gradfiltering.reports.tuning_record import refuse_tuning_runs
+
+        with attributed_to(experiment.page, "tuning"):
+            refuse_tuning_runs(folders, experiment.seed, experiment.config["data"])
+
+
 def report_contents(run: OpenRun, dataset: InstructionDataset) -> None:
     """Say how many rows are of each schema and what of them is not used, before anything is computed."""
     run.stages.add_to_summary(contents=asdict(dataset.contents))
+    if dataset.other_part:
+        run.stages.add_to_summary(study_part={"rows": dataset.counted_rows, "all_rows": len(dataset)})
+        announce(f"{dataset.counted_rows:,} of {len(dataset):,} rows are of this part of the study")
     for line in dataset.contents.describe():
         announce(f"{dataset.origin}: {line}")
 

@@ -44,6 +44,17 @@ def describe_drawn_rows(run_summary: Mapping[str, Any]) -> str | None:
     )
 
 
+def describe_study_part(run_summary: Mapping[str, Any]) -> str | None:
+    """Say how many rows are of the part of a study that the run uses; None where it uses all."""
+    study_part = run_summary.get("study_part")
+    if study_part is None:
+        return None
+    return (
+        f"{study_part['rows']:,} of {study_part['all_rows']:,} rows are of this part of the study; the others are "
+        "listed as unscored"
+    )
+
+
 def describe_proxy(run_summary: Mapping[str, Any]) -> str | None:
     """Say how well the proxy predicts the rows: without adapters, against guessing, and after training.
 
@@ -84,6 +95,7 @@ def describe_heldout_loss(run_summary: Mapping[str, Any]) -> str | None:
 def describe_data(run_summary: Mapping[str, Any]) -> list[str]:
     """The lines that are known."""
     lines = (
+        describe_study_part(run_summary),
         describe_drawn_rows(run_summary),
         describe_cut_rows(run_summary),
         describe_hygiene(run_summary),

@@ -25,6 +25,7 @@ from gradfiltering.reports.sweep_jobs import (
     find_varying_options,
     read_jobs,
 )
+from gradfiltering.reports.tuning_record import TuningRecord, is_tuning_sweep, list_study_marks, write_tuning
 from gradfiltering.reports.verdict import judge_settings
 from gradfiltering.reports.verdict_lines import format_command_time, format_verdict
 from gradfiltering.reports.verdict_tables import COMPARISONS_PRINTED, compare_jobs
@@ -61,6 +62,9 @@ def write_sweep(folder: Path, console: Console | None = None, reference: str | N
     sweep_jobs = read_jobs(folder)
     varying_options = find_varying_options(sweep_jobs)
     verdicts = judge_settings(sweep_jobs, varying_options)
+    marks = list_study_marks(sweep_jobs)
+    if is_tuning_sweep(sweep_jobs):
+        _print_tuning(write_tuning(folder, sweep_jobs), folder, console)
     write_json(folder / VERDICTS_FILE, [{"setting": setting, **verdict} for setting, verdict in verdicts.items()])
     pair_overlaps, pair_correlations = compute_overlaps(sweep_jobs), compute_rank_correlations(sweep_jobs)
     table_rows = build_rows(sweep_jobs, pair_overlaps, pair_correlations)
@@ -69,6 +73,8 @@ def write_sweep(folder: Path, console: Console | None = None, reference: str | N
         pd.DataFrame(table_rows, dtype=object).to_csv(part, index=False)
     for block in format_rows(folder, sweep_jobs, table_rows, console.width):
         console.print(block, soft_wrap=isinstance(block, Text))
+    for mark in marks:
+        console.print(Text(mark, "bold red"), soft_wrap=True)
     _print_verdicts(verdicts, console)
     seed_table = build_seed_table(sweep_jobs, varying_options)
     if seed_table is not None:
@@ -78,10 +84,27 @@ def write_sweep(folder: Path, console: Console | None = None, reference: str | N
         _print_method_table(method_table, console)
     compare_jobs(folder, sweep_jobs, console)
     page_path = write_sweep_page(
-        folder, sweep_jobs, table_rows, pair_overlaps, pair_correlations, verdicts, method_table
+        folder, sweep_jobs, table_rows, pair_overlaps, pair_correlations, verdicts, method_table, marks
     )
     console.print(f"Heat maps, tables and their LaTeX, Markdown and CSV: {page_path}", soft_wrap=True)
     return table_rows
+
+
+def _print_tuning(record: TuningRecord, folder: Path, console: Console) -> None:
+    """Print the best setting of each method, and how to report on it."""
+    table = Table("method", "settings tried", "best setting", "held-out loss", title="Tuning", title_justify="left")
+    for method, settings in record.tried.items():
+        best = record.best_setting(method)
+        best_cells = (NOT_KNOWN, NOT_KNOWN) if best is None else (best.options, f"{best.heldout_loss:.4f}")
+        table.add_row(*map(Text, (method, str(len(settings)), *best_cells)))
+    console.print(table)
+    console.print(
+        Text(
+            "Report on them with other seeds and data.study_part.use=reporting, naming this folder: "
+            f"'report.tuning=[{folder}]'"
+        ),
+        soft_wrap=True,
+    )
 
 
 def _print_verdicts(verdicts: Mapping[str, Mapping[str, Any]], console: Console) -> None:

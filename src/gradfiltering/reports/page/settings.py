@@ -1,5 +1,6 @@
 """Settings of a run's page, apart from what draws it, which takes long to import."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from gradfiltering.options import NonNegativeInt, options
@@ -13,8 +14,10 @@ class PageSettings:
         page: whether to write one.
         rows: number of rows it holds with their text, or `all`.
         figures: whether to write the charts as PNG and SVG files too.
+        tuning: folders of the sweeps in which the settings were found that this run reports on.
     """
 
     page: bool = True
     rows: NonNegativeInt | Literal["all"] = 5000
     figures: bool = True
+    tuning: Sequence[str] = ()

@@ -134,6 +134,7 @@ def write_sweep_page(
     correlations: np.ndarray,
     verdicts: Mapping[str, Mapping[str, Any]],
     method_table: PaperTable | None,
+    marks: Sequence[str],
 ) -> Path:
     """Write the page, `tables/` with LaTeX, Markdown and CSV of every table, and `figures/` where jobs have them too.
 
@@ -144,6 +145,7 @@ def write_sweep_page(
         overlaps, correlations: [J, J] Jaccard of the selected rows, and Spearman's correlation of the scores.
         verdicts: on each setting.
         method_table: the settings against each other, where they have seeds in common.
+        marks: what stands between the results and a claim, a sentence each.
     """
     varying_options = find_varying_options(sweep_jobs)
     table = pd.DataFrame(sweep_rows)
@@ -167,7 +169,11 @@ def write_sweep_page(
         build_main_table(sweep_jobs),
         build_ablation_table(sweep_jobs, varying_options),
     ]
-    shown_tables = [paper_table for paper_table in paper_tables if paper_table is not None]
+    shown_tables = [
+        replace(paper_table, note=" ".join([paper_table.note, *marks]))
+        for paper_table in paper_tables
+        if paper_table is not None
+    ]
     for paper_table in (*shown_tables, *_list_plain_tables(table, metric_keys, overlaps, correlations)):
         paper_table.write(folder / TABLES_NAME)
     curve_charts = draw_sweep_curves(sweep_jobs, varying_options)
@@ -178,6 +184,7 @@ def write_sweep_page(
     pair_values = {"jaccard": overlaps, "rank_correlation": correlations}
     context = {
         "name": folder.resolve().name,
+        "marks": marks,
         "verdicts": [
             {
                 "setting": setting,
