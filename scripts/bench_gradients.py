@@ -74,11 +74,11 @@ def main() -> None:
         options.json.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
 
 
-def add_common_options(parser: argparse.ArgumentParser) -> None:
+def add_common_options(parser: argparse.ArgumentParser, is_data_required: bool = True) -> None:
     """What every script says that runs a proxy over rows."""
     parser.add_argument("--proxy", default="gpt2-random", help="folder, hub id, or gpt2-random: 124M shape")
     parser.add_argument("--tokenizer", type=Path, help="folder of the tokenizer; without it, the model's own")
-    parser.add_argument("--data", required=True, help="file of rows in any supported form")
+    parser.add_argument("--data", required=is_data_required, help="file of rows in any supported form")
     parser.add_argument("--rows", type=int, default=32, help="to go through: batches of like length from the pool")
     parser.add_argument("--pool", type=int, default=2000, help="first rows of the file, from which they are taken")
     parser.add_argument("--members", type=int, default=5)
