@@ -13,7 +13,6 @@ import argparse
 from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import pandas as pd
 
@@ -21,7 +20,6 @@ from gradfiltering.reports.seed_tables import CONFIDENCE, SeedRow, measure_setti
 from gradfiltering.reports.sweep_jobs import SweepJob, read_jobs
 from gradfiltering.statistics.paired_comparison import correct_by_holm
 
-SELECTING_STAGES = ("bare", "score", "select")
 KINDS = ("clean", "wrong_answer", "mismatched_response", "gibberish", "truncated", "duplicate", "ambiguous")
 
 
@@ -49,7 +47,7 @@ def build_table(jobs_by_method: dict[str, dict[int, SweepJob]]) -> pd.DataFrame:
     for method, jobs in jobs_by_method.items():
         cells = {"seeds": str(len(jobs))}
         cells |= {row.measure: format_estimate(row, (method, row.measure) in starred) for row in measures[method]}
-        rows[method] = cells | describe_jobs([job.summary for job in jobs.values()])
+        rows[method] = cells | describe_jobs(list(jobs.values()))
     losses = {
         method: fmean(job.summary["target"]["candidate"]["heldout_loss"] or 0.0 for job in jobs.values())
         for method, jobs in jobs_by_method.items()
@@ -66,27 +64,18 @@ def format_estimate(row: SeedRow, has_star: bool) -> str:
     return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]" + ("\\*" if has_star else "")
 
 
-def describe_jobs(summaries: list[dict[str, Any]]) -> dict[str, str]:
+def describe_jobs(jobs: list[SweepJob]) -> dict[str, str]:
     """Describe what was selected, and what it cost."""
     cells = {}
-    truths = [summary["diagnostics"].get("truth") or {} for summary in summaries]
+    truths = [job.diagnostics.get("truth") or {} for job in jobs]
     for kind in KINDS:
         shares = [truth["share"][kind]["selected"] for truth in truths if kind in truth.get("share", {})]
         if shares:
             cells[f"{kind.split('_')[0]} %"] = f"{100 * fmean(shares):.1f}"
-    cells["seconds"] = f"{fmean(count_selecting_seconds(summary) for summary in summaries):.0f}"
-    peak_bytes = max(cost["peak_bytes"] for summary in summaries for cost in summary["cost"].values())
+    cells["seconds"] = f"{fmean(job.selecting_seconds for job in jobs):.0f}"
+    peak_bytes = max(cost["peak_bytes"] for job in jobs for cost in job.summary["cost"].values())
     cells["peak GiB"] = f"{peak_bytes / 2**30:.2f}"
     return cells
-
-
-def count_selecting_seconds(summary: dict[str, Any]) -> float:
-    """Count the seconds of selecting, those that the cache saved among them."""
-    seconds = sum(stage["seconds"] for stage in summary["stages"] if stage["name"] in SELECTING_STAGES)
-    for part in ("proxy", "influence"):
-        seconds += sum(summary.get(part, {}).get(name, 0.0) for name in ("seconds", "reused_seconds"))
-    leads = summary["selection"]["selector"] == "lead"
-    return seconds + (summary["target"]["candidate"]["seconds"] if leads else 0.0)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@ from collections import Counter
 
 import pytest
 
+from gradfiltering.data.sources import Heldout
 from gradfiltering.errors import UserError
 
 
@@ -52,3 +53,46 @@ def test_bad_mixtures_name_option_and_remedy(sources, message, paths, write_rows
     sources = {name: {**one, "path": files[one["path"]]} if "path" in one else one for name, one in sources.items()}
     with pytest.raises(UserError, match=message):
         mixture_source(sources).load(0)
+
+
+def test_held_out_rows_are_those_that_each_source_names(paths, mixture_source):
+    sources = {"a": {"path": paths[0], "count": 12, "heldout": 5}, "b": {"path": paths[1], "count": 4, "heldout": 2}}
+    dataset = mixture_source(sources).load(0)
+    assert Counter(dataset.sources) == {"a": 12, "own": 4} and Counter(dataset.heldout_sources) == {"a": 5, "own": 2}
+    numbers = [(row["source"], row["n"]) for row in [*dataset.rows.to_list(), *dataset.heldout.to_list()]]
+    assert len(set(numbers)) == 23, "no row is in both"
+    cut = mixture_source(sources, limit=6).load(0)
+    assert cut.rows.to_list() == dataset.rows.to_list()[:6] and cut.heldout.to_list() == dataset.heldout.to_list()
+
+
+def test_held_out_rows_of_a_source_are_not_among_all_of_its_rows(paths, mixture_source):
+    dataset = mixture_source({"a": {"path": paths[0], "heldout": 5}}).load(3)
+    assert (len(dataset), len(dataset.heldout)) == (35, 5)
+    assert not {row["n"] for row in dataset.rows.to_list()} & {row["n"] for row in dataset.heldout.to_list()}
+
+
+def test_fields_get_the_names_of_the_other_sources(paths, write_rows, mixture_source):
+    quiz = write_rows([{"question": f"Q{n}", "answer": f"A{n}"} for n in range(3)], "quiz.jsonl")
+    renamed = {"path": quiz, "rename": {"question": "instruction", "answer": "output"}}
+    dataset = mixture_source({"a": {"path": paths[0], "count": 2}, "quiz": {**renamed, "count": 3}}).load(0)
+    quiz_rows = [row for row in dataset.rows.to_list() if row["source"] == "quiz"]
+    assert sorted((row["instruction"], row["output"]) for row in quiz_rows) == [(f"Q{n}", f"A{n}") for n in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"count": 38, "heldout": 3}, "source a: 3 held-out rows leave too few of the 40 rows"),
+        ({"heldout": 40}, "source a: 40 held-out rows leave too few of the 40 rows"),
+        ({"rename": {"question": "instruction"}}, "source a has no field 'question' to rename; it has .*instruction"),
+        ({"rename": {"n": "output"}}, "source a has a field 'output' already; rename 'n' to another name"),
+    ],
+)
+def test_parts_that_cannot_be_had_are_refused(part, message, paths, mixture_source):
+    with pytest.raises(UserError, match=message):
+        mixture_source({"a": {"path": paths[0], **part}}).load(0)
+
+
+def test_rows_are_held_out_by_the_sources_or_by_the_mixture(paths, mixture_source):
+    with pytest.raises(UserError, match="so does the mixture; say it once"):
+        mixture_source({"a": {"path": paths[0], "heldout": 2}}, heldout=Heldout(None, 0, 0.1))

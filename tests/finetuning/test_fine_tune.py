@@ -17,7 +17,12 @@ from tests.support.small_targets import ROW_COUNT, make_training, tuning_setting
 from gradfiltering.data.batches import LengthBatches, make_batch_loader
 from gradfiltering.data.examples import Rows
 from gradfiltering.errors import UserError
-from gradfiltering.finetuning.fine_tune import attach_untrained_adapter, fine_tune, fine_tune_all
+from gradfiltering.finetuning.fine_tune import (
+    attach_untrained_adapter,
+    average_losses_by_source,
+    fine_tune,
+    fine_tune_all,
+)
 from gradfiltering.finetuning.training_sets import TrainingSet
 from gradfiltering.models.causal_model import token_nll
 from gradfiltering.models.lora import load_adapter
@@ -237,3 +242,16 @@ def test_the_same_rows_with_fewer_updates_are_another_model(tune_all):
     assert first["full_same_updates"].examples == first["full"].examples == ROW_COUNT
     assert first["full_same_updates"].tokens < first["full"].tokens
     assert all(model.reused for model in again.values()) and not any(model.reused for model in first.values())
+
+
+def test_losses_of_held_out_rows_are_averaged_by_source(rows, base_model, tmp_path):
+    training = make_training(base_model, rows, tmp_path / "run", tmp_path / "cache")
+    model = fine_tune_all({"candidate": TrainingSet(ALL_IDS)}, training)["candidate"]
+    with (tmp_path / "run" / "target" / "candidate" / "heldout_losses.csv").open(newline="") as file:
+        losses = {int(row["example_id"]): float(row["loss"]) for row in csv.DictReader(file)}
+    assert list(losses) == rows.heldout.example_ids.tolist()
+    assert np.mean(list(losses.values())) == pytest.approx(model.result.heldout_loss)
+    sources = ["first" if row_id == 0 else "others" for row_id in range(len(losses))]
+    averages = average_losses_by_source(model, sources)
+    assert averages == pytest.approx({"first": losses[0], "others": np.mean(list(losses.values())[1:])})
+    assert average_losses_by_source(model, None) == {}

@@ -11,3 +11,8 @@ def test_the_hardest_row_is_first(measured):
 
 def test_needs_the_bare_losses_alone():
     assert LossScorer().requests == {BaseModelLosses()}
+
+
+def test_the_easiest_row_is_first_where_small_losses_are_preferred(measured):
+    scores = LossScorer(prefer="small").score(measured(3, losses=np.asarray([1.5, 0.25, 3.0])))
+    assert scores.score.tolist() == [-1.5, -0.25, -3.0] and scores.rank.tolist() == [2, 1, 3]

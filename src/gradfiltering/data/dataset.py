@@ -103,6 +103,13 @@ class InstructionDataset:
             return None
         return [str(source_name) for source_name in self.rows["source"][:]]
 
+    @property
+    def heldout_sources(self) -> list[str] | None:
+        """Source of each held-out row, None where rows name none."""
+        if self.heldout is None or "source" not in self.heldout.column_names:
+            return None
+        return [str(source_name) for source_name in self.heldout["source"][:]]
+
     def template_for(self, tokenizer: Any) -> str:
         """Return the name of the prompt template under a tokenizer.
 

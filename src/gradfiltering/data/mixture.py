@@ -1,6 +1,7 @@
 """Several sources as one dataset: how many rows of each, which, and in what order."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,11 @@ import numpy as np
 from datasets import Dataset
 
 from gradfiltering.data.dataset import InstructionDataset, hash_content
-from gradfiltering.data.json_rows import columns_json_lacks, row_at
+from gradfiltering.data.json_rows import JsonRows, columns_json_lacks, row_at
 from gradfiltering.data.loading import LoadedRows, cached, load, open_rows, write_rows
 from gradfiltering.data.sources import LoadedSource
 from gradfiltering.errors import UserError
-from gradfiltering.options import PositiveFloat, PositiveInt, model_validator, options
+from gradfiltering.options import NonNegativeInt, PositiveFloat, PositiveInt, model_validator, options
 from gradfiltering.seeding import numpy_rng
 from gradfiltering.statistics.rounding import round_half_up
 
@@ -25,11 +26,15 @@ class MixturePart:
         path: a file, a folder or a glob.
         weight: its share of the mixture, relative to the other weights.
         count: number of its rows.
+        heldout: number of further rows of it that are held out; none of its other rows is used for that.
+        rename: fields that get the names of other sources' fields, such as `{question: instruction, answer: output}`.
     """
 
     path: str
     weight: PositiveFloat | None = None
     count: PositiveInt | None = None
+    heldout: NonNegativeInt = 0
+    rename: Mapping[str, str] = field(default_factory=dict)
 
 
 @options
@@ -39,7 +44,7 @@ class MixtureSource(LoadedSource):
     With counts, each source gives so many rows; with weights, sources give rows in these proportions,
     as many as the scarcest allows; with neither, all rows are taken. The rows taken depend on the seed
     and the source's name; their order is a shuffle by the seed. A row without a field `source` gets
-    its source's name there.
+    its source's name there. Held-out rows are drawn from all rows, or for each source by its own number.
 
     Attributes:
         sources: by name, the arguments of a `MixturePart`; weights, counts or neither for all of them.
@@ -60,7 +65,18 @@ class MixtureSource(LoadedSource):
         budgets = {(part.weight is not None, part.count is not None) for part in self.parts.values()}
         if len(budgets) > 1:
             raise ValueError("the sources mix weights and counts; give every source a weight, or every one a count")
+        if self.heldout_count and (self.heldout.path is not None or self.heldout.share):
+            raise UserError(
+                "the sources say how many of their rows are held out, and so does the mixture; say it once",
+                owner=self.heldout,
+                arguments=("path", "share"),
+            )
         return self
+
+    @property
+    def heldout_count(self) -> int:
+        """Held-out rows that the sources name, 0 where the mixture as a whole has some."""
+        return sum(part.heldout for part in self.parts.values())
 
     @property
     def parts(self) -> dict[str, MixturePart]:
@@ -73,15 +89,26 @@ class MixtureSource(LoadedSource):
         Raises:
             UserError: a source cannot be read, has too few rows, or is of another schema than the first.
         """
-        loaded_sources = {source_name: load(part.path) for source_name, part in self.parts.items()}
+        loaded_sources = {
+            source_name: self._rename_fields(source_name, load(part.path), part.rename)
+            for source_name, part in self.parts.items()
+        }
         self._check_schemas(loaded_sources)
         row_counts = self._count_rows({name: len(loaded.rows) for name, loaded in loaded_sources.items()})
-        drawn_ids = {}
+        drawn_ids, heldout_ids = {}, {}
         for source_name, row_count in row_counts.items():
             generator = numpy_rng(seed, "mixture", source_name)
             source_size = len(loaded_sources[source_name].rows)
             drawn_ids[source_name] = np.sort(generator.choice(source_size, size=row_count, replace=False))
-        shuffled_order = numpy_rng(seed, "mixture order").permutation(sum(row_counts.values()))
+            other_ids = np.setdiff1d(np.arange(source_size), drawn_ids[source_name])
+            heldout_ids[source_name] = generator.permutation(other_ids)[: self.parts[source_name].heldout]
+        mixed_order = _shuffle(drawn_ids, numpy_rng(seed, "mixture order"))
+        heldout_order = _shuffle(heldout_ids, numpy_rng(seed, "held-out order"))
+        source = self
+        if heldout_order:
+            mixed_order = mixed_order[: self.limit]
+            own_heldout = replace(self.heldout, rows=len(heldout_order))
+            source = replace(self, limit=len(mixed_order), heldout=own_heldout)
         cache_key = {
             "mixture": {
                 source_name: [hash_content(loaded.rows, loaded.rows.column_names), loaded.origin]
@@ -89,12 +116,11 @@ class MixtureSource(LoadedSource):
             },
             "sources": {source_name: row_ids.tolist() for source_name, row_ids in drawn_ids.items()},
             "seed": seed,
+            **({"limit": self.limit, "heldout": heldout_order} if heldout_order else {}),
         }
 
         def draw_rows() -> Iterator[tuple[dict[str, Any], int]]:
-            all_rows = [(name, int(row_id)) for name, row_ids in drawn_ids.items() for row_id in row_ids]
-            for row_index in shuffled_order:
-                source_name, row_id = all_rows[row_index]
+            for source_name, row_id in [*mixed_order, *heldout_order]:
                 yield {"source": source_name, **row_at(loaded_sources[source_name].rows, row_id)}, 0
 
         def write_mixture(folder: Path) -> None:
@@ -108,7 +134,34 @@ class MixtureSource(LoadedSource):
             for name, type_name in {**columns_json_lacks(loaded.rows.features.arrow_schema), **loaded.left_out}.items()
         }
         origin = f"mixture of {', '.join(self.sources)}"
-        return self.make_dataset(LoadedRows(mixed_rows, origin, left_out=left_out), seed)
+        return source.make_dataset(LoadedRows(mixed_rows, origin, left_out=left_out), seed)
+
+    def _rename_fields(self, source_name: str, loaded: LoadedRows, new_names: Mapping[str, str]) -> LoadedRows:
+        """Give fields of a source other names.
+
+        Raises:
+            UserError: there is no such field, or there is one of the new name already.
+        """
+        if not new_names:
+            return loaded
+        argument, field_names = f"sources.{source_name}.rename", loaded.rows.column_names
+        for old_name, new_name in new_names.items():
+            if old_name not in field_names:
+                raise UserError(
+                    f"source {source_name} has no field {old_name!r} to rename; it has {', '.join(field_names)}",
+                    owner=self,
+                    arguments=(argument,),
+                )
+            if new_name in field_names:
+                raise UserError(
+                    f"source {source_name} has a field {new_name!r} already; rename {old_name!r} to another name",
+                    owner=self,
+                    arguments=(argument,),
+                )
+        if isinstance(loaded.rows, Dataset):
+            return replace(loaded, rows=loaded.rows.rename_columns(dict(new_names)))
+        renamed_rows = [{new_names.get(name, name): value for name, value in row.items()} for row in loaded.rows]
+        return replace(loaded, rows=JsonRows.from_list(renamed_rows))
 
     def _check_schemas(self, loaded_sources: Mapping[str, LoadedRows]) -> None:
         source_schemas = {name: self.find_schema(loaded) for name, loaded in loaded_sources.items()}
@@ -130,6 +183,12 @@ class MixtureSource(LoadedSource):
                     f"source {source_name}: its count {part.count} is more than the "
                     f"{source_sizes[source_name]} rows of {part.path}; give a smaller count"
                 )
+            if source_sizes[source_name] - part.heldout < (part.count or 1):
+                raise UserError(
+                    f"source {source_name}: {part.heldout} held-out rows leave too few of the "
+                    f"{source_sizes[source_name]} rows of {part.path}; give a smaller number"
+                )
+        source_sizes = {name: size - parts[name].heldout for name, size in source_sizes.items()}
         weights = {source_name: part.weight for source_name, part in parts.items() if part.weight is not None}
         if not weights:
             return {source_name: part.count or source_sizes[source_name] for source_name, part in parts.items()}
@@ -144,3 +203,9 @@ class MixtureSource(LoadedSource):
                     f"source {source_name}: its weight {weights[source_name]} gives no row; raise the weight"
                 )
         return row_counts
+
+
+def _shuffle(ids_by_source: Mapping[str, np.ndarray], generator: np.random.Generator) -> list[tuple[str, int]]:
+    """Return name of the source and id of each row, in shuffled order."""
+    rows = [(name, int(row_id)) for name, row_ids in ids_by_source.items() for row_id in row_ids]
+    return [rows[index] for index in generator.permutation(len(rows))]

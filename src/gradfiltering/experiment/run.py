@@ -32,7 +32,12 @@ from gradfiltering.experiment.open_run import OpenRun, open_run
 from gradfiltering.experiment.parts import Experiment, ModelParts
 from gradfiltering.experiment.planning_of_run import PlannedRun, compare_with_plan, plan_experiment
 from gradfiltering.experiment.stage_list import list_stages
-from gradfiltering.finetuning.fine_tune import FineTuningContext, TrainedModel, fine_tune_all
+from gradfiltering.finetuning.fine_tune import (
+    FineTuningContext,
+    TrainedModel,
+    average_losses_by_source,
+    fine_tune_all,
+)
 from gradfiltering.finetuning.training_sets import CANDIDATE, build_baseline_sets
 from gradfiltering.judging.answers import generate_answers
 from gradfiltering.judging.pair_judging import check_judging, judge_pairs
@@ -129,7 +134,13 @@ def run_experiment(experiment: Experiment) -> None:
 
         if experiment.reaches("target"):
             target = run.stages.run("target", train_models, experiment, run, rows, selection, proxy)
-            results = {name: asdict(model.result) for name, model in target.models.items()}
+            results = {
+                name: {
+                    **asdict(model.result),
+                    "heldout_by_source": average_losses_by_source(model, dataset.heldout_sources),
+                }
+                for name, model in target.models.items()
+            }
             run.stages.add_to_summary(target=results)
             if experiment.reaches("judge"):
                 run.stages.run("judge", judge_models, experiment, run, dataset, target, prompts)

@@ -3,7 +3,7 @@
 import csv
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
@@ -21,7 +21,15 @@ from gradfiltering.models.objectives import Objective
 from gradfiltering.models.weights import count_matmul_weights, hash_weights
 from gradfiltering.runs.cache import Cache, ResumePoint
 from gradfiltering.runs.progress import progress_bar
-from gradfiltering.runs.run_folder import ADAPTER, CURVE_FILE, POOL_FILE, ROUNDS_FILE, TARGET, RunFolder
+from gradfiltering.runs.run_folder import (
+    ADAPTER,
+    CURVE_FILE,
+    HELDOUT_LOSSES_FILE,
+    POOL_FILE,
+    ROUNDS_FILE,
+    TARGET,
+    RunFolder,
+)
 from gradfiltering.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -30,12 +38,12 @@ if TYPE_CHECKING:
 
     from gradfiltering.finetuning.training_loop import CurvePoint
 
-TRAINING_VERSION = 3  # raise it when the same rows and settings would train another adapter
+TRAINING_VERSION = 4  # raise it when the same rows and settings would train another adapter, or leave other files
 # Settings on which no adapter depends: the time between checkpoints, and how much is computed or stored at once.
 SETTINGS_WITHOUT_EFFECT = ("checkpoint_minutes", "micro_batch_tokens", "gradient_checkpointing")
 RESULT_FILE = "result.json"
 ROW_WORDS = {CANDIDATE: "the selected rows", "full": "all rows", "random": "random rows"}
-MODEL_FILES = (ADAPTER, CURVE_FILE, ROUNDS_FILE, POOL_FILE)
+MODEL_FILES = (ADAPTER, CURVE_FILE, HELDOUT_LOSSES_FILE, ROUNDS_FILE, POOL_FILE)
 
 
 @dataclass(frozen=True)
@@ -131,7 +139,7 @@ def fine_tune(
     resume_point: ResumePoint | None = None,
     schedule: UpdateSchedule | None = None,
 ) -> FineTuningResult:
-    """Fine-tune one LoRA adapter and write `adapter/` and `curve.csv`.
+    """Fine-tune one LoRA adapter and write `adapter/`, `curve.csv` and, of held-out rows, `heldout_losses.csv`.
 
     An interrupted training resumes from its last checkpoint; on one device the result is the same
     bit for bit.
@@ -177,6 +185,9 @@ def fine_tune(
                 context.build_trainer(max_epochs=1).fit(module, rounds)
         model.save_pretrained(str(output_folder / ADAPTER), safe_serialization=True, save_embedding_layers=False)
     write_curve(module.progress.curve, output_folder / CURVE_FILE)
+    if context.heldout is not None:
+        heldout_losses = zip(context.heldout.example_ids.tolist(), module.progress.heldout_row_losses, strict=True)
+        write_heldout_losses(heldout_losses, output_folder / HELDOUT_LOSSES_FILE)
     last_point = module.progress.curve[-1]
     return FineTuningResult(
         steps=last_point.step,
@@ -288,3 +299,31 @@ def write_curve(curve: "Sequence[CurvePoint]", output_path: Path) -> None:
         writer = csv.DictWriter(file, [field.name for field in fields(CurvePoint)])
         writer.writeheader()
         writer.writerows(asdict(point) for point in curve)
+
+
+def write_heldout_losses(row_losses: Iterable[tuple[int, float]], output_path: Path) -> None:
+    """Write id and loss of each held-out row as CSV."""
+    with output_path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["example_id", "loss"])
+        writer.writerows(row_losses)
+
+
+def average_losses_by_source(trained_model: TrainedModel, heldout_sources: Sequence[str] | None) -> dict[str, float]:
+    """Average the losses of held-out rows within each source, nats per response token.
+
+    Args:
+        trained_model: of the run.
+        heldout_sources: [V] source of each held-out row; None where rows name none.
+
+    Returns:
+        Source -> mean loss of its rows at the end of training; empty where nothing is held out or no source is named.
+    """
+    losses_file = trained_model.folder / HELDOUT_LOSSES_FILE
+    if heldout_sources is None or not losses_file.is_file():
+        return {}
+    losses_by_source: dict[str, list[float]] = {}
+    with losses_file.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            losses_by_source.setdefault(heldout_sources[int(row["example_id"])], []).append(float(row["loss"]))
+    return {source: sum(losses) / len(losses) for source, losses in sorted(losses_by_source.items())}

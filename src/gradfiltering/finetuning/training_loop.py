@@ -64,6 +64,7 @@ class TrainingProgress:
         seconds: these updates took.
         recent_losses: loss of each update since the curve's last point.
         curve: points recorded so far.
+        heldout_row_losses: of the held-out rows by their ids, ascending, at the last of these points.
     """
 
     updates_taken: int = 0
@@ -72,6 +73,7 @@ class TrainingProgress:
     seconds: float = 0.0
     recent_losses: list[float] = field(default_factory=list)
     curve: list[CurvePoint] = field(default_factory=list)
+    heldout_row_losses: list[float] = field(default_factory=list)
 
 
 class FineTuningModule(L.LightningModule):
@@ -289,7 +291,9 @@ class FineTuningModule(L.LightningModule):
         for batch in self._cut_batches(self.heldout, np.arange(len(self.heldout))):
             batch_losses = self.objective(self._split_model, batch.to(self.device))
             measurements.record(batch.example_id.numpy(), loss=batch_losses.float().cpu().numpy())
-        return float(measurements.gather()["loss"].mean())
+        row_losses = measurements.gather()["loss"][0]  # [V]
+        self.progress.heldout_row_losses = row_losses.tolist()
+        return float(row_losses.mean())
 
     def _cut_batches(self, examples: Examples, row_indices: np.ndarray) -> Iterator[Batch]:
         """Yield this rank's share of some rows in batches of like length, within the token budget."""

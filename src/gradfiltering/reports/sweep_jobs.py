@@ -21,6 +21,7 @@ INDIFFERENT_OPTIONS = {
 DATASET_NAMES = {"tatsu-lab/alpaca": "Alpaca", "vicgalle/alpaca-gpt4": "Alpaca-GPT4"}
 MODEL_SIZES = {"7b": "LLaMA-2 7B", "13b": "LLaMA-2 13B"}
 NOT_KNOWN = "–"
+SELECTING_STAGES = ("base_model_passes", "score", "select")
 
 
 class SweepJob(RunFiles):
@@ -93,6 +94,18 @@ class SweepJob(RunFiles):
             return {}
         sets = self.summary.get("pws", {}).get(baseline, {})
         return {name: score["value"] for name, score in sets.items() if score.get("value") is not None}
+
+    @property
+    def selecting_seconds(self) -> float:
+        """Seconds of selecting, those that the cache saved among them: base model, ensemble, gradients, score, choice.
+
+        In a LEAD run they are those of the training that selects.
+        """
+        seconds = sum(stage["seconds"] for stage in self.summary["stages"] if stage["name"] in SELECTING_STAGES)
+        for part in ("proxy", "influence"):
+            seconds += sum(self.summary.get(part, {}).get(name, 0.0) for name in ("seconds", "reused_seconds"))
+        leads = self.summary.get("selection", {}).get("selector") == "lead"
+        return float(seconds + (self.summary["target"]["candidate"]["seconds"] if leads else 0.0))
 
     def other_options(self, varying_options: set[str]) -> str:
         """Overrides of the options that differ between the jobs and are no axis."""

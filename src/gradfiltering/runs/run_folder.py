@@ -50,6 +50,7 @@ SCORES_FILE, UNSCORED_FILE, HYGIENE_FILE = "scores.parquet", "unscored.parquet",
 SUBSET_FILE, SUBSET_ROWS_FILE, SELECTION_FILE = "subset.parquet", "subset.jsonl", "selection.parquet"
 ROWS_FILE, DATASET_INFO_FILE, CARD_FILE = "rows.parquet", "dataset_info.json", "README.md"
 TARGET, ADAPTER, CURVE_FILE, ROUNDS_FILE, POOL_FILE = "target", "adapter", "curve.csv", "rounds.parquet", "pool.parquet"
+HELDOUT_LOSSES_FILE = "heldout_losses.csv"
 RESPONSES, VERDICTS_FILE = "responses", "verdicts.jsonl"
 REPORT_FILE, FIGURES = "report.html", "figures"
 CURVE_COLUMNS = ("step", "examples_seen", "tokens_seen", "seconds", "train_loss", "heldout_loss")
