@@ -6,9 +6,14 @@ import pyarrow.parquet as pq
 import pytest
 from tests.support.pipeline import TINY_RUN, run_train, summary
 
-from gradfiltering.planning import planner
+from gradfiltering.planning import planner, stored_calibration
 
 RATE = 1e9
+
+
+def check_at_once(trained_ensemble):
+    trained_ensemble.engine.to(trained_ensemble.device)
+    return 0.0
 
 
 @pytest.fixture
@@ -16,6 +21,9 @@ def steady_speed(monkeypatch):
     for name in ("time_gradients", "time_losses", "time_tuning", "time_answers"):
         monkeypatch.setattr(planner, name, lambda *_: RATE)
     monkeypatch.setattr(planner, "time_update", lambda *_: 0.0)
+    monkeypatch.setattr(planner, "time_engine", check_at_once)
+    monkeypatch.setattr(planner, "time_storing", lambda *_: 0.0)
+    monkeypatch.setattr(stored_calibration, "describe_machine", lambda device: {"host": "steady"})
 
 
 def run(folder, cache, *overrides):

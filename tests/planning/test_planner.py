@@ -1,6 +1,7 @@
 """Plans of runs: what measuring really computes, what the cache spares, and rows cut to the time given."""
 
 import json
+import time
 from copy import deepcopy
 from dataclasses import replace
 
@@ -23,11 +24,12 @@ from gradfiltering.finetuning.settings import FineTuningSettings
 from gradfiltering.judging.generation import GenerationSettings
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.lora import LoraSettings
-from gradfiltering.planning import planner
+from gradfiltering.planning import planner, stored_calibration
 from gradfiltering.planning.model_shapes import read_shape
 from gradfiltering.planning.plan_settings import PlanSettings
 from gradfiltering.planning.planner import PlanRequest, draw_rows, fit_rows, plan_run
 from gradfiltering.planning.target_work import PlannedTarget
+from gradfiltering.reports.plan_table import describe_calibration
 from gradfiltering.requests import BaseModelLosses, Embeddings, ErrorNorms, GradientLog, Projections, TaskGradients
 from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
@@ -75,12 +77,20 @@ def plan_request(context, *requests, target=None):
     return PlanRequest(frozenset(requests), context, 3, len(context.dataset), target, {})
 
 
+def check_at_once(trained_ensemble):
+    trained_ensemble.engine.to(trained_ensemble.device)
+    return 0.0
+
+
 @pytest.fixture
 def steady_speed(monkeypatch):
     """A machine with a speed of its own for each kind of work, that needs no time for an update."""
     for kind, rate in RATES.items():
         monkeypatch.setattr(planner, f"time_{kind}", lambda *_, rate=rate: rate)
     monkeypatch.setattr(planner, "time_update", lambda *_: 0.0)
+    monkeypatch.setattr(planner, "time_engine", check_at_once)
+    monkeypatch.setattr(planner, "time_storing", lambda *_: 0.0)
+    monkeypatch.setattr(stored_calibration, "describe_machine", lambda device: {"host": "steady"})
 
 
 @pytest.mark.parametrize(
@@ -144,7 +154,7 @@ def test_one_member_more_is_all_that_is_planned(context):
 
 def test_a_wanted_plan_is_timed_and_names_memory_and_disk(context):
     plan = plan_run(plan_request(context, GradientLog()), WANTED)
-    assert plan.seconds > 0 and plan.calibration_seconds > 0
+    assert plan.seconds > 0 and plan.calibration_seconds > 0 and plan.measured_at is None
     assert [stage.name for stage in plan.stages] == ["base_model_passes", "proxy"]
     shape = read_shape(context.base_model.model)
     adapter_weights = shape.with_adapters(2).adapter_weights
@@ -178,11 +188,48 @@ def test_target_and_answers_are_planned(context, steady_speed):
 
 def test_each_kind_of_work_is_estimated_at_its_own_speed(context, steady_speed):
     plan = plan_run(plan_request(context, GradientLog(), target=tuned(context)), WANTED)
-    pieces = [piece for stage in plan.stages for piece in stage.work]
+    pieces = [piece for stage in plan.stages for piece in stage.work if piece.kind != "fixed"]
     assert {piece.kind for piece in pieces} == {"losses", "training", "gradients", "tuning", "answers"}
     for piece in pieces:
         rate = RATES["gradients" if piece.kind == "training" else piece.kind]
         assert piece.seconds == pytest.approx(piece.operations / rate), piece.description
+
+
+def test_a_second_plan_takes_the_speed_that_was_measured(context, steady_speed, monkeypatch):
+    request = plan_request(context, GradientLog(), target=tuned(context))
+    first = plan_run(request, WANTED)
+    for kind, rate in RATES.items():
+        monkeypatch.setattr(planner, f"time_{kind}", lambda *_, rate=rate: 2 * rate)
+    stored = plan_run(request, WANTED)
+    assert first.measured_at is None and 0 <= time.time() - stored.measured_at < 60
+    assert stored.seconds == pytest.approx(first.seconds)
+    assert "an earlier run timed" in describe_calibration(stored.to_json())
+    fresh = plan_run(request, PlanSettings(only=True, fresh=True))
+    assert fresh.measured_at is None and fresh.seconds == pytest.approx(first.seconds / 2)
+    assert plan_run(request, WANTED).seconds == pytest.approx(first.seconds / 2), "the fresh one took its place"
+
+
+@pytest.mark.parametrize("change", ["threads", "members", "rows"])
+def test_other_work_is_timed_anew(context, steady_speed, monkeypatch, change):
+    plan_run(plan_request(context, GradientLog()), WANTED)
+    if change == "threads":
+        monkeypatch.setattr(stored_calibration, "describe_machine", lambda device: {"host": "steady", "threads": 7})
+    elif change == "members":
+        context = replace(context, ensemble=small_ensemble(m=4))
+    else:
+        monkeypatch.setattr(planner, "describe_lengths", lambda examples: [512, 1024])
+    timed = []
+    monkeypatch.setattr(planner, "time_gradients", lambda *_: timed.append(1) or 1e9)
+    plan_run(plan_request(context, GradientLog()), WANTED)
+    assert timed
+
+
+def test_storing_members_takes_the_seconds_measured_for_it(context, steady_speed, monkeypatch):
+    monkeypatch.setattr(planner, "time_storing", lambda *_: 3.0)
+    plan = plan_run(plan_request(context, GradientLog()), WANTED)
+    fixed = [piece for stage in plan.stages for piece in stage.work if piece.kind == "fixed"]
+    assert [piece.description for piece in fixed] == ["checking the engine, storing members"]
+    assert fixed[0].seconds == 3 * 2 * 3.0, "three members at two snapshots"
 
 
 def test_disk_holds_every_stored_member_and_the_frozen_layers(context):

@@ -19,6 +19,7 @@ from gradfiltering.gradients.adam_direction import MOMENT_NAMES
 from gradfiltering.gradients.dropout import Dropout
 from gradfiltering.gradients.engine import GradientEngine
 from gradfiltering.models.lora import Adapters
+from gradfiltering.runs.memory import return_freed_memory
 
 
 class ProxyEnsemble(L.LightningModule):
@@ -159,6 +160,7 @@ class ProxyEnsemble(L.LightningModule):
         if self._adapters_before_step is not None:
             self.trajectory.record(self.steps_taken + 1, self._adapters_before_step, flatten_adapters(self.adapters))
             self._adapters_before_step = None
+        return_freed_memory()
 
     def configure_optimizers(self) -> Any:
         """Build AdamW, element-wise and therefore independent between members, with a warm-up to a constant rate."""

@@ -24,6 +24,7 @@ from gradfiltering.requests import EpochLog
 from gradfiltering.runs.cache import CachedResult
 from gradfiltering.runs.files import write_json
 from gradfiltering.runs.gradient_log import PARQUET_FILE, read_members, write_member
+from gradfiltering.runs.memory import return_freed_memory
 from gradfiltering.runs.progress import track
 from gradfiltering.runs.run_folder import PROJECTION_FILE
 
@@ -179,6 +180,7 @@ class EnsemblePasses:
                 loss=measurement.loss.cpu().numpy(),
                 **{name: values.float().cpu().numpy() for name, values in measurement.statistics.items()},
             )
+            return_freed_memory()
         tables = row_recorder.gather()
         return build_log(tables, self.examples, trained_ensemble.settings), tables.get("sketch")
 

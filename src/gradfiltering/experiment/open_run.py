@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gradfiltering.distributed.process_group import find_device, run_on_rank_zero
 from gradfiltering.experiment.parts import Experiment
 from gradfiltering.runs.logs import log_to_file
-from gradfiltering.runs.memory import keep_freed_memory
+from gradfiltering.runs.memory import keep_freed_memory, limit_kept_programs
 from gradfiltering.runs.run_folder import RunFolder
 from gradfiltering.runs.run_lock import hold_run_folder
 from gradfiltering.runs.stages import StageRunner
@@ -75,6 +75,7 @@ def open_run(experiment: Experiment) -> Iterator[OpenRun]:
 
     datasets.disable_progress_bars()
     keep_freed_memory()
+    limit_kept_programs()
     device = torch.device("cpu") if experiment.runs_on_one_cpu else find_device(experiment.build_trainer)
     folder = RunFolder(run_on_rank_zero(lambda: experiment.run_folder))
     with hold_run_folder(folder.path):

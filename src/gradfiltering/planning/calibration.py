@@ -1,21 +1,26 @@
 """Speed of this machine with the run's own model, engine and rows: a few seconds of the work itself."""
 
+import hashlib
 import logging
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from gradfiltering.data.batches import Batch, collate
 from gradfiltering.data.examples import Examples
+from gradfiltering.ensembles.stack_state import StackState
 from gradfiltering.ensembles.trained_ensemble import TrainedEnsemble
 from gradfiltering.evidence.base_model_passes import prepare_base_model
 from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.finetuning.fine_tune import attach_untrained_adapter
 from gradfiltering.finetuning.settings import FineTuningSettings
+from gradfiltering.gradients.adam_direction import MOMENT_NAMES
 from gradfiltering.judging.generation import generate_batch, plain_decoding
 from gradfiltering.models.causal_model import split_model
 from gradfiltering.models.language_model import LanguageModel
@@ -31,7 +36,7 @@ from gradfiltering.planning.operations import (
 )
 from gradfiltering.planning.row_passes import count_prompts
 
-SECONDS = 2.0  # for each kind of work, the first and unmeasured run included
+SECONDS = 1.0  # for each kind of work, the first and unmeasured run included; a first run that is longer counts
 REPEATS = 5
 TIMED_TOKENS = 512  # padded tokens of a batch that is timed, over members, where that is a row at least
 GPU_TIMED_TOKENS = 32768
@@ -47,12 +52,18 @@ class Speed:
     Attributes:
         rates: kind of work -> floating-point operations per second.
         update_seconds: of the optimiser and the loop around a training step of the ensemble.
-        seconds: that the calibration took.
+        seconds: that the calibration took in this run.
+        measured_at: of the oldest measurement that the cache had, in seconds since 1970; None where all are new.
+        engine_seconds: of an engine's check, before its first batch.
+        storing_seconds: of one trained member, at one snapshot.
     """
 
     rates: dict[str, float]
     update_seconds: float
     seconds: float
+    measured_at: float | None = None
+    engine_seconds: float = 0.0
+    storing_seconds: float = 0.0
 
     def estimate(self, kind: str, operations: int, steps: int) -> float:
         """Return the seconds of some work.
@@ -94,6 +105,32 @@ def time_gradients(trained_ensemble: TrainedEnsemble, shape: ModelShape, batch_t
         frozen = frozen_operations(shape, counts)
         operations += frozen // len(member_ids) - frozen
     return time_work(lambda: engine.measure(adapters, batch, with_mean_gradient=True), operations, device)
+
+
+def time_engine(trained_ensemble: TrainedEnsemble) -> float:
+    """Return the seconds that an engine takes before its first batch: it is compared with one row at a time."""
+    started_at = time.perf_counter()
+    trained_ensemble.engine.to(trained_ensemble.device)
+    return time.perf_counter() - started_at
+
+
+def time_storing(adapters: Adapters) -> float:
+    """Return the seconds of storing one of the stacked members: its state, read again for its checksum.
+
+    It is written twice, as the state of the stack is kept until all of its members are stored.
+    """
+    one_member = {name: stacked[:1].detach() for name, stacked in adapters.items()}
+    moments = {
+        moment_name: {name: torch.zeros_like(stacked) for name, stacked in one_member.items()}
+        for moment_name in MOMENT_NAMES
+    }
+    state = StackState(one_member, moments, steps=1)
+    with tempfile.TemporaryDirectory() as folder_name:
+        path = Path(folder_name) / "state.safetensors"
+        started_at = time.perf_counter()
+        state.write(path)
+        hashlib.sha256(path.read_bytes()).digest()
+        return 2 * (time.perf_counter() - started_at)
 
 
 def time_update(adapters: Adapters) -> float:

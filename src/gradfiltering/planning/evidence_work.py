@@ -160,6 +160,7 @@ def plan_heldout_member(
     epochs: Sequence[int],
     shape: ModelShape,
     batch_tokens: int,
+    context: MeasurementContext,
 ) -> list[PlannedWork]:
     """Plan the extra member that the held-out loss is of: its training on a part of the rows, its losses on the rest.
 
@@ -169,6 +170,7 @@ def plan_heldout_member(
         epochs: the snapshots.
         shape: of the model with adapters.
         batch_tokens: padded tokens computed at once.
+        context: knows the base model's losses in the cache.
     """
     ensemble_cache, settings = trained_ensemble.member_cache, trained_ensemble.settings.single_member()
     seed = heldout_member_seed(trained_ensemble.seed)
@@ -192,8 +194,9 @@ def plan_heldout_member(
         planned_work.append(PlannedWork(HELDOUT_MEMBER_STAGE, description, counts, operations, "gradients", is_cached))
     counts = count_pass(split.heldout, trained_ensemble.batches.forward_tokens)
     operations = loss_operations(shape, counts)
+    is_cached = find_losses(context, context.objective, split.heldout) is not None
     planned_work.append(
-        PlannedWork(HELDOUT_MEMBER_STAGE, "their losses under the base model", counts, operations, "losses")
+        PlannedWork(HELDOUT_MEMBER_STAGE, "their losses under the base model", counts, operations, "losses", is_cached)
     )
     return planned_work
 
@@ -240,6 +243,7 @@ def plan_training(
                 kind="training",
                 reused=is_cached,
                 stored_bytes=stored_members * member_bytes(shape),
+                stored_members=stored_members,
             )
         )
     return planned_work

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,10 @@ from gradfiltering.planning import memory_estimates
 from gradfiltering.planning.calibration import (
     Speed,
     time_answers,
+    time_engine,
     time_gradients,
     time_losses,
+    time_storing,
     time_tuning,
     time_update,
 )
@@ -40,10 +42,13 @@ from gradfiltering.planning.evidence_work import (
     plan_task_gradients,
 )
 from gradfiltering.planning.model_shapes import ModelShape, read_shape
+from gradfiltering.planning.operations import TokenCounts
 from gradfiltering.planning.plan_settings import PlanSettings
-from gradfiltering.planning.run_plan import PlannedStage, PlannedWork, RunPlan
+from gradfiltering.planning.run_plan import FIXED, PlannedStage, PlannedWork, RunPlan
+from gradfiltering.planning.stored_calibration import StoredCalibration, describe_lengths
 from gradfiltering.planning.target_work import JUDGE_STAGE, TARGET_STAGE, PlannedTarget, plan_answers, plan_tuning
 from gradfiltering.requests import GradientLog, Projections, Request, TaskGradients
+from gradfiltering.runs.files import hash_key
 from gradfiltering.seeding import numpy_rng
 
 PLANNED_STAGES = (
@@ -100,17 +105,27 @@ def plan_run(request: PlanRequest, settings: PlanSettings) -> RunPlan:
     if request.target is not None:
         planned_work += plan_tuning(request.target, context.examples, context.heldout, request.total_rows, context.seed)
         planned_work += plan_answers(request.target)
+    calibration = StoredCalibration(context.cache, context.device, settings.fresh)
     is_wanted = settings.only or settings.minutes is not None
     reads_ensemble = ENSEMBLE_STAGE in stage_requests or TASK_GRADIENT_STAGE in stage_requests
     adapter_plan = AdapterPlan([], base_shape)
     if reads_ensemble:
-        adapter_plan = _plan_adapters(request, context, stage_requests, is_wanted)
+        adapter_plan = _plan_adapters(request, context, stage_requests, is_wanted, calibration)
         planned_work += adapter_plan.planned_work
     speed = None
     if _is_long(planned_work, is_wanted):
-        rates = _time_other_work(request, context, base_shape, planned_work) | adapter_plan.rates
+        rates = _time_other_work(request, context, base_shape, planned_work, calibration) | adapter_plan.rates
         rates.setdefault("gradients", rates["losses"])
-        speed = _slowest(Speed(rates, adapter_plan.update_seconds, time.monotonic() - started_at))
+        speed = Speed(
+            rates=rates,
+            update_seconds=adapter_plan.update_seconds,
+            seconds=time.monotonic() - started_at,
+            measured_at=calibration.measured_at,
+            engine_seconds=adapter_plan.engine_seconds,
+            storing_seconds=adapter_plan.storing_seconds,
+        )
+        speed = _slowest(speed)
+        planned_work += _plan_fixed_work(planned_work, speed)
         logger.info("operations per second by kind of work: %s", {kind: f"{rate:.2e}" for kind, rate in rates.items()})
     timed_work = [_estimate(piece, speed) for piece in planned_work]
     return RunPlan(
@@ -120,6 +135,7 @@ def plan_run(request: PlanRequest, settings: PlanSettings) -> RunPlan:
         members=len(context.ensemble.member_ids) if reads_ensemble else 0,
         parameters=base_shape.matmul_weights,
         calibration_seconds=0.0 if speed is None else speed.seconds,
+        measured_at=None if speed is None else speed.measured_at,
         device=str(context.device),
     )
 
@@ -135,6 +151,8 @@ class AdapterPlan:
         chunk_tokens: padded tokens computed at once; 0 where the work is too short to be timed.
         rates: `gradients` -> operations per second; empty where the work is too short to be timed.
         update_seconds: of the optimiser's step.
+        engine_seconds: of the engine before its first batch.
+        storing_seconds: of one trained member, at one snapshot.
     """
 
     planned_work: list[PlannedWork]
@@ -143,6 +161,8 @@ class AdapterPlan:
     chunk_tokens: int = 0
     rates: dict[str, float] = field(default_factory=dict)
     update_seconds: float = 0.0
+    engine_seconds: float = 0.0
+    storing_seconds: float = 0.0
 
 
 def _plan_adapters(
@@ -150,25 +170,60 @@ def _plan_adapters(
     context: MeasurementContext,
     stage_requests: Mapping[str, Sequence[Request[Any]]],
     is_wanted: bool,
+    calibration: StoredCalibration,
 ) -> AdapterPlan:
     """Plan the stages that need adapters; where they are long, settle what is computed at once, and time it."""
     with attach_ensemble(context, EnsembleCosts(), context.heldout) as trained_ensemble:
         shape = read_shape(trained_ensemble.model)
-        trained_ensemble.engine.to(trained_ensemble.device)  # finds out which layers members share
+        engine_seconds = time_engine(trained_ensemble)  # the engine finds out which layers members share
         planned_work = _plan_ensembles(stage_requests, request, context, trained_ensemble, shape, NOMINAL_TOKENS)
         if not _is_long(planned_work, is_wanted):
             return AdapterPlan(planned_work, shape)
-        member_ids = list(trained_ensemble.settings.trained_member_ids)
-        batch_tokens = trained_ensemble.prepare_engine(member_ids)
-        chunk_tokens = trained_ensemble.engine.chunk_tokens
-        logger.info("a pass has up to %d padded tokens a batch", batch_tokens)
-        adapters = trained_ensemble.load_state(member_ids, 0).adapters
-        device_adapters = {name: stacked.to(trained_ensemble.device) for name, stacked in adapters.items()}
-        memory = measure_chunk_memory(trained_ensemble.engine, device_adapters, trained_ensemble.row_width)
-        rates = {"gradients": time_gradients(trained_ensemble, shape, chunk_tokens)}
+        settings = {
+            "shape": _hash_shape(shape),
+            "members": len(trained_ensemble.settings.trained_member_ids),
+            "engine": trained_ensemble.engine.name,
+            "shares_layers": trained_ensemble.engine.prefix is not None,
+            "lengths": describe_lengths(context.examples),
+            "chunk": [context.batches.tokens, context.batches.memory_limit],
+            "objective": repr(context.objective),
+        }
+        measured = calibration.measure("gradients", settings, lambda: _time_stack(trained_ensemble, shape))
+        chunk_tokens = max(int(measured["chunk_tokens"]), trained_ensemble.row_width)
         trained_ensemble.engine.chunk_tokens = chunk_tokens
         planned_work = _plan_ensembles(stage_requests, request, context, trained_ensemble, shape, chunk_tokens)
-        return AdapterPlan(planned_work, shape, memory, chunk_tokens, rates, time_update(device_adapters))
+        return AdapterPlan(
+            planned_work=planned_work,
+            shape=shape,
+            memory=ChunkMemory(**measured["memory"]),
+            chunk_tokens=chunk_tokens,
+            rates={"gradients": measured["rate"]},
+            update_seconds=measured["update_seconds"],
+            engine_seconds=engine_seconds,
+            storing_seconds=measured["storing_seconds"],
+        )
+
+
+def _time_stack(trained_ensemble: TrainedEnsemble, shape: ModelShape) -> dict[str, Any]:
+    """Settle what a stack computes at once, and time its gradients, its updates and the storing of a member."""
+    member_ids = list(trained_ensemble.settings.trained_member_ids)
+    batch_tokens = trained_ensemble.prepare_engine(member_ids)
+    chunk_tokens = trained_ensemble.engine.chunk_tokens
+    logger.info("a pass has up to %d padded tokens a batch", batch_tokens)
+    adapters = trained_ensemble.load_state(member_ids, 0).adapters
+    device_adapters = {name: stacked.to(trained_ensemble.device) for name, stacked in adapters.items()}
+    memory = measure_chunk_memory(trained_ensemble.engine, device_adapters, trained_ensemble.row_width)
+    return {
+        "rate": time_gradients(trained_ensemble, shape, chunk_tokens),
+        "chunk_tokens": chunk_tokens,
+        "memory": asdict(memory),
+        "update_seconds": time_update(device_adapters),
+        "storing_seconds": time_storing(adapters),
+    }
+
+
+def _hash_shape(shape: ModelShape) -> str:
+    return hash_key(asdict(shape))
 
 
 def _plan_ensembles(
@@ -199,22 +254,65 @@ def _plan_ensembles(
         split = request.heldout_member.split(context.examples, context.heldout is not None, context.seed)
         if split is not None:
             snapshots = [context.snapshots.early, context.snapshots.late]
-            planned_work += plan_heldout_member(trained_ensemble, split, snapshots, shape, chunk_tokens)
+            planned_work += plan_heldout_member(trained_ensemble, split, snapshots, shape, chunk_tokens, context)
     return planned_work
 
 
 def _time_other_work(
-    request: PlanRequest, context: MeasurementContext, shape: ModelShape, planned_work: Sequence[PlannedWork]
+    request: PlanRequest,
+    context: MeasurementContext,
+    shape: ModelShape,
+    planned_work: Sequence[PlannedWork],
+    calibration: StoredCalibration,
 ) -> dict[str, float]:
     """Time the work without members that is due, on the proxy, which is loaded."""
-    rates = {"losses": time_losses(context, shape)}
+    settings = {
+        "shape": _hash_shape(shape),
+        "lengths": describe_lengths(context.examples),
+        "batch_tokens": context.batches.forward_tokens,
+        "objective": repr(context.objective),
+    }
+
+    def measure_rate(work: str, more_settings: Mapping[str, Any], time_rate: Callable[[], float]) -> float:
+        measurement = calibration.measure(work, {**settings, **more_settings}, lambda: {"rate": time_rate()})
+        return float(measurement["rate"])
+
+    rates = {"losses": measure_rate("losses", {}, lambda: time_losses(context, shape))}
     target, kinds = request.target, {piece.kind for piece in planned_work if piece.operations}
     if target is not None and "tuning" in kinds:
-        rates["tuning"] = time_tuning(context.base_model, context.examples, target.settings, context.objective)
+        tuning = target.settings
+        tuning_settings = {
+            "adapted": _hash_shape(target.adapted_shape if target.is_proxy else shape.with_adapters(tuning.lora.rank)),
+            "tuning": [tuning.micro_batch_tokens, repr(tuning.lora.target_modules), repr(tuning.lora.layers)],
+        }
+        rates["tuning"] = measure_rate(
+            "tuning",
+            tuning_settings,
+            lambda: time_tuning(context.base_model, context.examples, tuning, context.objective),
+        )
     if target is not None and target.generation is not None and "answers" in kinds:
         first_batch = sorted(target.prompt_lengths, reverse=True)[: target.generation.batch_size]
-        rates["answers"] = time_answers(context.base_model, first_batch, context.examples)
+        rates["answers"] = measure_rate(
+            "answers",
+            {"prompts": len(first_batch), "width": int(np.median(first_batch))},
+            lambda: time_answers(context.base_model, first_batch, context.examples),
+        )
     return rates
+
+
+def _plan_fixed_work(planned_work: Sequence[PlannedWork], speed: Speed) -> list[PlannedWork]:
+    """Plan what a stage with members takes whatever its size: checking its engine, storing what was trained."""
+    fixed_work = []
+    for stage_name in (ENSEMBLE_STAGE, TASK_GRADIENT_STAGE, HELDOUT_MEMBER_STAGE):
+        due_work = [piece for piece in planned_work if piece.stage == stage_name and piece.operations]
+        if due_work:
+            stored_members = sum(piece.stored_members for piece in due_work)
+            description = "checking the engine" + (", storing members" if stored_members else "")
+            seconds = speed.engine_seconds + stored_members * speed.storing_seconds
+            fixed_work.append(
+                PlannedWork(stage_name, description, TokenCounts(), 0, FIXED, is_per_row=False, seconds=seconds)
+            )
+    return fixed_work
 
 
 def _is_long(planned_work: Iterable[PlannedWork], is_wanted: bool) -> bool:
@@ -227,11 +325,16 @@ def _slowest(speed: Speed) -> Speed:
     """Agree on the slowest speed of all processes."""
     speeds = gather_from_ranks(speed)
     rates = {kind: min(rank_speed.rates[kind] for rank_speed in speeds) for kind in speed.rates}
-    update_seconds = max(rank_speed.update_seconds for rank_speed in speeds)
-    return Speed(rates, update_seconds, max(rank_speed.seconds for rank_speed in speeds))
+    slowest = {
+        name: max(getattr(rank_speed, name) for rank_speed in speeds)
+        for name in ("update_seconds", "seconds", "engine_seconds", "storing_seconds")
+    }
+    return replace(speed, rates=rates, **slowest)
 
 
 def _estimate(piece: PlannedWork, speed: Speed | None) -> PlannedWork:
+    if piece.kind == FIXED:
+        return piece
     if piece.reused or not piece.operations:
         return replace(piece, seconds=0.0)
     if speed is None:

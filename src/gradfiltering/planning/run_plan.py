@@ -6,6 +6,8 @@ from typing import Any
 
 from gradfiltering.planning.operations import TokenCounts
 
+FIXED = "fixed"  # kind of work whose seconds depend on no operations
+
 
 def sum_known(seconds: Sequence[float | None]) -> float | None:
     """Add up times; None where one of them is not known."""
@@ -22,12 +24,14 @@ class PlannedWork:
         description: in words.
         counts: rows and tokens.
         all_operations: floating-point operations, were nothing in the cache.
-        kind: of work, by which it is timed: `training`, `gradients`, `losses`, `tuning` or `answers`.
+        kind: of work, by which it is timed: `training`, `gradients`, `losses`, `tuning` or `answers`; or
+            `fixed`, where the seconds are known and there are no operations.
         reused: the cache has the result.
         is_per_row: grows with the rows of the pool.
         seconds: estimate; 0 where the cache has the result, None where nothing was timed.
         estimated_from: where the estimate is from when it is not from the model itself; empty else.
         stored_bytes: that the cache keeps of it, logs and losses left out.
+        stored_members: states of members that are written, one for each member and snapshot.
     """
 
     stage: str
@@ -40,6 +44,7 @@ class PlannedWork:
     seconds: float | None = None
     estimated_from: str = ""
     stored_bytes: int = 0
+    stored_members: int = 0
 
     @property
     def operations(self) -> int:
@@ -98,6 +103,8 @@ class RunPlan:
         members: of the ensemble, 0 where none is trained.
         parameters: of the proxy in matrix products.
         calibration_seconds: time that the calibration took; 0 where none was made.
+        measured_at: when the oldest speed was measured that an earlier run left in the cache, in seconds since 1970;
+            None where all of them are new.
         minutes: the time that the rows were cut to; None for all rows.
         seed: of the draw.
         device: in words.
@@ -109,6 +116,7 @@ class RunPlan:
     members: int
     parameters: int
     calibration_seconds: float = 0.0
+    measured_at: float | None = None
     minutes: float | None = None
     seed: int = 0
     device: str = "cpu"
@@ -140,6 +148,7 @@ class RunPlan:
             "peak_bytes": max((stage.peak_bytes for stage in self.stages), default=0),
             "disk_bytes": sum(stage.disk_bytes for stage in self.stages),
             "calibration_seconds": round(self.calibration_seconds, 3),
+            "measured_at": self.measured_at,
             "minutes": self.minutes,
             "seed": self.seed,
             "device": self.device,

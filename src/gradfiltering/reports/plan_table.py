@@ -1,5 +1,6 @@
 """The plan of a run in plain words: before it starts as a table, at its end beside what it took."""
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,10 +53,18 @@ def describe_plan(plan: Mapping[str, Any]) -> list[str]:
     estimated = {item["estimated_from"] for stage in plan["stages"] for item in stage["work"]} - {""}
     if plan["calibration_seconds"]:
         lines.append(
-            f"Times are from {plan['calibration_seconds']:.0f} s of the work itself on this machine ({plan['device']})"
+            f"Times are from {describe_calibration(plan)} on this machine ({plan['device']})"
             + (f"; of what is not loaded yet from {', '.join(sorted(estimated))}." if estimated else ".")
         )
     return lines
+
+
+def describe_calibration(plan: Mapping[str, Any]) -> str:
+    """Say what the times of a plan are from: work that was timed for it, or for an earlier run, and how long ago."""
+    if plan.get("measured_at") is None:
+        return f"{plan['calibration_seconds']:.0f} s of the work itself"
+    age_text = format_seconds(max(0.0, time.time() - plan["measured_at"]))
+    return f"work that an earlier run timed {age_text} ago (the cache keeps it; plan.fresh=true times it anew)"
 
 
 def describe_accuracy(run_summary: Mapping[str, Any]) -> str:

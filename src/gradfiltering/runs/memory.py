@@ -1,7 +1,25 @@
-"""Settings of the C library's memory allocator."""
+"""Settings of the C library's memory allocator, and of what libraries keep beside tensors."""
 
 import ctypes
+import os
 import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+KEPT_PROGRAMS = 64  # products that oneDNN keeps compiled; it keeps 1,024 unless told, each with memory to work in
+MOST_FREED_BYTES = 1400 << 20  # that stay with the process: as much as the largest chunk that pays takes, and a bit
+
+
+class _HeapUse(ctypes.Structure):
+    """What glibc's `mallinfo2` returns, in bytes."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+        )
+    ]  # fmt: skip
 
 
 def keep_freed_memory() -> None:
@@ -17,3 +35,50 @@ def keep_freed_memory() -> None:
         trim_threshold, mmap_threshold = -1, -3
         c_library.mallopt(mmap_threshold, 1 << 30)
         c_library.mallopt(trim_threshold, (1 << 31) - 1)
+
+
+def limit_kept_programs() -> None:
+    """Let oneDNN keep fewer compiled products, before it computes the first of them.
+
+    Batches come in many shapes, and each shape of a layer is a program more, which takes half a megabyte and up; those
+    of one batch, which all layers share, are enough.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KEPT_PROGRAMS))
+
+
+def return_freed_memory(most_freed_bytes: int = MOST_FREED_BYTES) -> bool:
+    """Give freed memory back to the system where more of it stays with the process than the next step will need.
+
+    Chunks of changing shapes leave gaps in the heap that later ones do not fit into.
+
+    Args:
+        most_freed_bytes: that may stay.
+
+    Returns:
+        True where memory was given back.
+    """
+    c_library = _find_c_library()
+    if c_library is None or _count_freed_bytes(c_library) <= most_freed_bytes:
+        return False
+    c_library.malloc_trim(0)
+    return True
+
+
+@cache
+def _find_c_library() -> Any:
+    """Return the C library where it is one that tells what it holds and gives it back; else None."""
+    if not sys.platform.startswith("linux"):
+        return None
+    c_library = ctypes.CDLL(None)
+    if not hasattr(c_library, "mallinfo2") or not hasattr(c_library, "malloc_trim"):
+        return None
+    c_library.mallinfo2.restype = _HeapUse
+    return c_library
+
+
+def _count_freed_bytes(c_library: Any) -> int:
+    """Return the freed bytes of the heap that are still in memory."""
+    heap_use = c_library.mallinfo2()
+    resident_pages, shared_pages = (int(pages) for pages in Path("/proc/self/statm").read_text("ascii").split()[1:3])
+    private_bytes = (resident_pages - shared_pages) * os.sysconf("SC_PAGE_SIZE")
+    return private_bytes - int(heap_use.uordblks) - int(heap_use.hblkhd)

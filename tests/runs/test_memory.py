@@ -1,0 +1,29 @@
+"""Memory that was freed: kept for the next step, and given back where it is more than that."""
+
+import sys
+
+import psutil
+import pytest
+import torch
+
+from gradfiltering.runs.memory import return_freed_memory
+
+MIB = 1 << 20
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="settings of glibc")
+
+
+def make_gaps():
+    """Free every other of many buffers of the heap, so that what is freed is not at its end."""
+    buffers = [torch.ones(MIB // 40) for _ in range(1200)]  # of 100 KiB each, 117 MiB
+    del buffers[::2]
+    return buffers
+
+
+def test_gaps_in_the_heap_are_given_back_where_they_are_too_many():
+    kept_buffers = make_gaps()
+    before = psutil.Process().memory_info().rss
+    assert not return_freed_memory(1 << 40), "so much is not freed"
+    assert return_freed_memory(20 * MIB)
+    assert before - psutil.Process().memory_info().rss > 40 * MIB
+    assert all(bool((buffer == 1).all()) for buffer in kept_buffers)
