@@ -315,7 +315,7 @@ def write_variance(sweep_jobs: Sequence[SweepJob], arguments: argparse.Namespace
         factor: {
             f"{measure}, {name}": f"{getattr(share, attribute):.1%}"
             for measure, outcomes in measures.items()
-            if outcomes
+            if len(set(outcomes.values())) > 1
             for share in share_variance(outcomes, factors)
             if share.factor == factor
             for name, attribute in (("first order", "first_order"), ("total", "total"))
@@ -330,7 +330,7 @@ def write_variance(sweep_jobs: Sequence[SweepJob], arguments: argparse.Namespace
         for index, factor in enumerate(factors)
         for level in dict.fromkeys(cell[index] for cell in levels.values())
     ]  # fmt: skip
-    shares_table = pd.DataFrame(lines).T.rename_axis("factor").to_markdown(disable_numparse=True)
+    shares_table = pd.DataFrame(lines).T.fillna("–").rename_axis("factor").to_markdown(disable_numparse=True)
     means_table = pd.DataFrame(means).to_markdown(index=False, disable_numparse=True)
     return [f"Shares of the variance over {len(levels)} jobs.\n\n{shares_table}", f"Means.\n\n{means_table}"]
 
