@@ -25,7 +25,7 @@ from gradfiltering.seeding import numpy_rng
 AUTO = "auto"
 ONLINE: Final = "online"
 SNAPSHOT: Final = "snapshot"
-ONLINE_ROWS = 10_000  # from which on `auto` collects online
+ONLINE_ROWS = 500  # from which on `auto` collects online; docs/findings.md, norms of training steps
 
 
 class DropoutPass(NamedTuple):
