@@ -8,11 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from tests.support.operation_counter import operation_counter
-from tests.support.pipeline import quiet_trainer
-from tests.support.small_ensembles import SHAPE, measurement_context, small_ensemble
+from tests.support.plans import LORA, RATES, WANTED, plan_request
+from tests.support.small_ensembles import small_ensemble
 
-from gradfiltering.data.dataset import Columns
-from gradfiltering.ensembles.batch_settings import BatchSettings
 from gradfiltering.ensembles.bootstrap_ensemble import BootstrapEnsemble
 from gradfiltering.ensembles.dropout_ensemble import DropoutEnsemble
 from gradfiltering.ensembles.heldout_member import HeldoutMember
@@ -22,75 +20,19 @@ from gradfiltering.evidence.heldout_member import measure_heldout_member
 from gradfiltering.evidence.measurers import measure_evidence
 from gradfiltering.finetuning.settings import FineTuningSettings
 from gradfiltering.judging.generation import GenerationSettings
-from gradfiltering.models.language_model import LanguageModel
-from gradfiltering.models.lora import LoraSettings
 from gradfiltering.planning import planner, stored_calibration
 from gradfiltering.planning.model_shapes import read_shape
 from gradfiltering.planning.plan_settings import PlanSettings
-from gradfiltering.planning.planner import PlanRequest, draw_rows, fit_rows, plan_run
+from gradfiltering.planning.planner import draw_rows, fit_rows, plan_run
 from gradfiltering.planning.target_work import PlannedTarget
 from gradfiltering.reports.plan_table import describe_calibration
 from gradfiltering.requests import BaseModelLosses, Embeddings, ErrorNorms, GradientLog, Projections, TaskGradients
-from gradfiltering.synthetic.planted_defects import PlantedDefects
-from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
-from gradfiltering.synthetic.task_source import TaskSource
 
-ROWS = 120
-RATES = {"gradients": 1e9, "losses": 3e9, "tuning": 2e9, "answers": 4e9}  # operations per second
-NO_PLAN, WANTED = PlanSettings(), PlanSettings(only=True)
-LORA = LoraSettings(rank=2, alpha=4, target_modules="all-linear", init_b_std=0.05)
+NO_PLAN = PlanSettings()
 TUNING = FineTuningSettings(
     epochs=2, batch_size=8, micro_batch_tokens=500, gradient_checkpointing=False, lr=1e-3, schedule="cosine",
     warmup_share=0.03, weight_decay=0.0, clip_norm=1.0, records=3, checkpoint_minutes=10, lora=LORA,
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def rows():
-    none = PlantedDefects(0, 0, 0, 0, 0, 0)
-    return TaskSource(ROWS, 9, None, "plain", Columns("instruction", "input", "output"), none).load(seed=0)
-
-
-@pytest.fixture(scope="module")
-def base_model(rows):
-    texts = [row["instruction"] + " " + row["output"] for row in rows.rows]
-    tokenizer = train_tokenizer(texts, SHAPE["vocabulary"])
-    model = new_model({**SHAPE, "layers": 2, "width": 32}, tokenizer, 0).eval().requires_grad_(False)
-    return LanguageModel(model, tokenizer, "test", "test", 0.0, True)
-
-
-@pytest.fixture
-def context(rows, base_model, tmp_path):
-    batches = BatchSettings(tokens=planner.NOMINAL_TOKENS)
-    return measurement_context(
-        rows,
-        base_model,
-        tmp_path / "run",
-        tmp_path / "cache",
-        quiet_trainer,
-        batches=batches,
-        ensemble=small_ensemble(),
-    )
-
-
-def plan_request(context, *requests, target=None):
-    return PlanRequest(frozenset(requests), context, 3, len(context.dataset), target, {})
-
-
-def check_at_once(trained_ensemble):
-    trained_ensemble.engine.to(trained_ensemble.device)
-    return 0.0
-
-
-@pytest.fixture
-def steady_speed(monkeypatch):
-    """A machine with a speed of its own for each kind of work, that needs no time for an update."""
-    for kind, rate in RATES.items():
-        monkeypatch.setattr(planner, f"time_{kind}", lambda *_, rate=rate: rate)
-    monkeypatch.setattr(planner, "time_update", lambda *_: 0.0)
-    monkeypatch.setattr(planner, "time_engine", check_at_once)
-    monkeypatch.setattr(planner, "time_storing", lambda *_: 0.0)
-    monkeypatch.setattr(stored_calibration, "describe_machine", lambda device: {"host": "steady"})
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,8 @@ from gradfiltering.planning.evidence_work import (
 from gradfiltering.planning.model_shapes import ModelShape, read_shape
 from gradfiltering.planning.operations import TokenCounts
 from gradfiltering.planning.plan_settings import PlanSettings
-from gradfiltering.planning.run_plan import FIXED, PlannedStage, PlannedWork, RunPlan
+from gradfiltering.planning.run_plan import FIXED, PlannedStage, PlannedWork, RunPlan, Saving, sum_known
+from gradfiltering.planning.savings import CheaperWork, find_savings, plan_cheaper_work
 from gradfiltering.planning.stored_calibration import StoredCalibration, describe_lengths
 from gradfiltering.planning.target_work import JUDGE_STAGE, TARGET_STAGE, PlannedTarget, plan_answers, plan_tuning
 from gradfiltering.requests import GradientLog, Projections, Request, TaskGradients
@@ -128,8 +129,9 @@ def plan_run(request: PlanRequest, settings: PlanSettings) -> RunPlan:
         planned_work += _plan_fixed_work(planned_work, speed)
         logger.info("operations per second by kind of work: %s", {kind: f"{rate:.2e}" for kind, rate in rates.items()})
     timed_work = [_estimate(piece, speed) for piece in planned_work]
+    stages = _build_stages(timed_work, request, context, adapter_plan, present_bytes)
     return RunPlan(
-        stages=_build_stages(timed_work, request, context, adapter_plan, present_bytes),
+        stages=stages,
         rows=len(context.examples),
         pool_rows=len(context.examples),
         members=len(context.ensemble.member_ids) if reads_ensemble else 0,
@@ -137,6 +139,7 @@ def plan_run(request: PlanRequest, settings: PlanSettings) -> RunPlan:
         calibration_seconds=0.0 if speed is None else speed.seconds,
         measured_at=None if speed is None else speed.measured_at,
         device=str(context.device),
+        savings=_find_savings(sum_known([stage.seconds for stage in stages]), adapter_plan, speed),
     )
 
 
@@ -153,6 +156,7 @@ class AdapterPlan:
         update_seconds: of the optimiser's step.
         engine_seconds: of the engine before its first batch.
         storing_seconds: of one trained member, at one snapshot.
+        cheaper_work: the same stages with changes that spare time; empty where the work is too short to be timed.
     """
 
     planned_work: list[PlannedWork]
@@ -163,6 +167,7 @@ class AdapterPlan:
     update_seconds: float = 0.0
     engine_seconds: float = 0.0
     storing_seconds: float = 0.0
+    cheaper_work: Sequence[CheaperWork] = ()
 
 
 def _plan_adapters(
@@ -192,6 +197,20 @@ def _plan_adapters(
         chunk_tokens = max(int(measured["chunk_tokens"]), trained_ensemble.row_width)
         trained_ensemble.engine.chunk_tokens = chunk_tokens
         planned_work = _plan_ensembles(stage_requests, request, context, trained_ensemble, shape, chunk_tokens)
+        cheaper_work = plan_cheaper_work(
+            trained_ensemble,
+            context.snapshots,
+            shape,
+            lambda other_ensemble, other_shape, snapshots: _plan_ensembles(
+                stage_requests,
+                request,
+                replace(context, snapshots=snapshots),
+                other_ensemble,
+                other_shape,
+                chunk_tokens,
+            ),
+            needs_epochs=TASK_GRADIENT_STAGE in stage_requests,
+        )
         return AdapterPlan(
             planned_work=planned_work,
             shape=shape,
@@ -201,6 +220,7 @@ def _plan_adapters(
             update_seconds=measured["update_seconds"],
             engine_seconds=engine_seconds,
             storing_seconds=measured["storing_seconds"],
+            cheaper_work=cheaper_work,
         )
 
 
@@ -340,6 +360,18 @@ def _estimate(piece: PlannedWork, speed: Speed | None) -> PlannedWork:
     if speed is None:
         return piece
     return replace(piece, seconds=speed.estimate(piece.kind, piece.operations, piece.counts.steps) / world_size())
+
+
+def _find_savings(run_seconds: float | None, adapter_plan: AdapterPlan, speed: Speed | None) -> list[Saving]:
+    """Name the changes that would make a long run shorter."""
+    if speed is None:
+        return []
+
+    def time_work(planned_work: Sequence[PlannedWork]) -> list[PlannedWork]:
+        return [_estimate(piece, speed) for piece in [*planned_work, *_plan_fixed_work(planned_work, speed)]]
+
+    cheaper_work = [replace(item, planned_work=time_work(item.planned_work)) for item in adapter_plan.cheaper_work]
+    return find_savings(run_seconds, time_work(adapter_plan.planned_work), cheaper_work)
 
 
 def _build_stages(

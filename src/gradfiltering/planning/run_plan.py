@@ -1,6 +1,6 @@
 """The plan of a run as plain numbers: its stages, and for each the work, time, memory and disk."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -94,6 +94,21 @@ class PlannedStage:
 
 
 @dataclass(frozen=True)
+class Saving:
+    """A change to the run, and the time that it would save.
+
+    Attributes:
+        change: `online`, `upper_layers` or `few_updates`.
+        values: numbers that the change is made with.
+        seconds: that the run would be shorter by.
+    """
+
+    change: str
+    values: Mapping[str, int]
+    seconds: float
+
+
+@dataclass(frozen=True)
 class RunPlan:
     """The plan of a run, stage by stage.
 
@@ -108,6 +123,7 @@ class RunPlan:
         minutes: the time that the rows were cut to; None for all rows.
         seed: of the draw.
         device: in words.
+        savings: changes that would make a long run shorter.
     """
 
     stages: Sequence[PlannedStage]
@@ -120,6 +136,7 @@ class RunPlan:
     minutes: float | None = None
     seed: int = 0
     device: str = "cpu"
+    savings: Sequence[Saving] = ()
 
     @property
     def operations(self) -> int:
@@ -152,5 +169,6 @@ class RunPlan:
             "minutes": self.minutes,
             "seed": self.seed,
             "device": self.device,
+            "savings": [asdict(saving) for saving in self.savings],
             "stages": [stage.to_json() for stage in self.stages],
         }

@@ -56,7 +56,25 @@ def describe_plan(plan: Mapping[str, Any]) -> list[str]:
             f"Times are from {describe_calibration(plan)} on this machine ({plan['device']})"
             + (f"; of what is not loaded yet from {', '.join(sorted(estimated))}." if estimated else ".")
         )
-    return lines
+    return lines + [describe_saving(saving) for saving in plan.get("savings", [])]
+
+
+def describe_saving(saving: Mapping[str, Any]) -> str:
+    """Say what a change would save, how to ask for it, and what changes by it."""
+    values = saving["values"]
+    if saving["change"] == "online":
+        change_text = "ensemble.collect=online"
+        effect_text = "norms of the training steps instead of passes of their own"
+    elif saving["change"] == "upper_layers":
+        change_text = f"ensemble.lora.layers=last_{values['layers']}"
+        effect_text = "adapters in the last quarter of the layers only, which rank rows differently (docs/choosing.md)"
+    else:
+        change_text = f"epochs=updates or ensemble.train_rows={values['train_rows']}"
+        effect_text = (
+            f"{values['late']} updates instead of {values['updates']:,} (after {values['early']} and {values['late']}, "
+            "or epochs of fewer rows); all rows are scored"
+        )
+    return f"{format_seconds(saving['seconds'])} less with {change_text}: {effect_text}."
 
 
 def describe_calibration(plan: Mapping[str, Any]) -> str:
