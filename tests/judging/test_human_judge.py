@@ -85,12 +85,13 @@ def test_two_raters_in_a_browser_lose_nothing_and_see_answers_as_text(tmp_path, 
 
     async def script(page, rater):
         await page.send("Page.enable")
-        await page.until("!document.getElementById('login').hidden")
+        await page.until("!document.getElementById('login-page').hidden")
         await page.fill("#rater", rater)
         await page.fill("#password", "pass")
         await page.evaluate("document.querySelector('#login button').click()")
         for count in range(10):
             await page.until(f"document.getElementById('bar').value === {count} && shown !== null")
+            await page.evaluate("document.getElementById('instructions').close()")
             texts = await page.evaluate("['question','left','right'].map(i => document.getElementById(i).textContent)")
             pair = next(one for one in PAIRS if one.question == texts[0])
             assert sorted(texts[1:]) == sorted([pair.first, pair.second]), "an answer is not shown as it is"

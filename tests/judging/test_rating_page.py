@@ -328,3 +328,76 @@ def test_sheets_hold_no_formula_and_come_back(tmp_path, store, keeps_apostrophe)
         writer.writerows(rows)
     assert import_sheet(tmp_path / "b.csv", pairs, store) == len(pairs)
     assert store.labels_by_rater(pairs) == {"=ann": {pair.pair_id: "first" for pair in pairs}}
+
+
+def log_in_ann(served):
+    rater = Rater(served)
+    assert rater.log_in() == 200
+    return rater, json.loads(rater.call("/api/state")[1])
+
+
+def test_undo_takes_the_latest_rating_back_and_shows_its_pair(served, store):
+    rater, state = log_in_ann(served)
+    assert json.loads(rater.call("/api/undo", {})[1])["done"] == 0, "there is nothing to take back yet"
+    rated_ids = []
+    for _ in range(2):
+        rated_ids.append(state["shown"]["pair"])
+        state = json.loads(rater.call("/api/rate", {"pair": rated_ids[-1], "choice": "left"})[1])
+    state = json.loads(rater.call("/api/undo", {})[1])
+    assert (state["done"], state["shown"]["pair"]) == (1, rated_ids[1])
+    assert list(store.labels_by_rater(PAIRS)["ann"]) == rated_ids[:1]
+    rater.call("/api/rate", {"pair": rated_ids[1], "choice": "tie"})
+    assert store.labels_by_rater(PAIRS)["ann"][rated_ids[1]] == "tie", "the new rating stands"
+
+
+def test_skipped_pairs_come_last_in_the_order_of_skipping(served):
+    rater, state = log_in_ann(served)
+    skipped_ids = []
+    for _ in range(2):
+        skipped_ids.append(state["shown"]["pair"])
+        state = json.loads(rater.call("/api/skip", {"pair": skipped_ids[-1]})[1])
+    shown_ids = []
+    while state["shown"] is not None:
+        shown_ids.append(state["shown"]["pair"])
+        state = json.loads(rater.call("/api/rate", {"pair": shown_ids[-1], "choice": "tie"})[1])
+    assert shown_ids[1:] == skipped_ids and len(set(shown_ids)) == 3
+    assert rater.call("/api/skip", {"pair": "x"})[0] == 400
+
+
+@pytest.mark.parametrize("path", ["/api/skip", "/api/undo"])
+def test_changes_need_a_session_and_its_token(served, path):
+    body = {"pair": PAIRS[0].pair_id}
+    assert Rater(served).call(path, body)[0] == 401
+    rater, _ = log_in_ann(served)
+    assert rater.call(path, body, **{"X-CSRF-Token": "guess"})[0] == 403
+
+
+def test_two_bad_answers_are_a_tie_and_are_counted(served, store):
+    rater, state = log_in_ann(served)
+    rater.call("/api/rate", {"pair": state["shown"]["pair"], "choice": "bad"})
+    assert list(store.labels_by_rater(PAIRS)["ann"].values()) == ["tie"]
+    assert store.count_both_bad(PAIRS) == 1 and store.count_both_bad([]) == 0
+
+
+def test_a_sheet_may_call_both_answers_bad(tmp_path, store):
+    write_sheet(tmp_path / "a.csv", PAIRS, store, "ann")
+    with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, rows[0])
+        writer.writeheader()
+        writer.writerows([row | {"choice": "bad"} for row in rows])
+    assert import_sheet(tmp_path / "a.csv", PAIRS, store) == store.count_both_bad(PAIRS) == 3
+
+
+def test_the_organiser_sees_progress_and_agreement_and_raters_do_not(store):
+    page = RatingPage(PAIRS, store, "pass")
+    labels = {"ann": ["first", "second", "tie"], "<b>bob</b>": ["first", "second", "second"]}
+    store.add_all([(p.pair_id, n, label) for n, said in labels.items() for p, label in zip(PAIRS, said, strict=True)])
+    with serve(page.application, "127.0.0.1", 0) as url:
+        client = Rater(urlsplit(url))
+        assert client.call("/organiser/guess")[0] == 404
+        status, content, _ = client.call(f"/{page.organiser_path}")
+    text = content.decode()
+    assert status == 200 and "<td>ann</td><td>3 of 3</td>" in text and "<td>3</td><td>67%</td>" in text
+    assert "&lt;b&gt;bob" in text and "<b>bob" not in text

@@ -87,7 +87,7 @@ def test_the_page_colours_no_verdict_of_an_unusable_judge(tmp_path):
     folder = judged_run(tmp_path / "run", UNUSABLE)
     write_page(folder, 5, figures=False)
     page = (folder / "report.html").read_text("utf-8")
-    answer = page[page.index('id="answer"') : page.index('id="rows-shown"')]
+    answer = page[page.index('id="answer"') : page.index('id="provenance"')]
     assert answer.index("verdicts are unusable: kappa 0.03") < answer.index("Against full:")
     assert "– unusable: its judge agrees too little" in answer
     assert draw_winning_scores(RunFiles(folder)) is None

@@ -150,7 +150,7 @@ def shown_words(folder):
     table = build_logger_tables(RunFiles(folder))["run/verdict"]
     words = {
         "screen": stream.getvalue().splitlines()[1],
-        "page": verdict_line[2],
+        "page": re.sub("<[^>]+>", "", verdict_line[2]),
         "card": re.search(r"## Verdict\n\n\*\*(.*?)\.\*\*", DatasetCard.load(folder / "README.md").text)[1],
         "table": f"{table['verdict'][0].capitalize()}: {table['why'][0]}",
         "python": str(Verdict.from_json(RunFiles(folder).summary["verdict"])),

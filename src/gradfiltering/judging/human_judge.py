@@ -178,6 +178,9 @@ class HumanJudge(Judge):
             if self.page.password_variable is not None:
                 access_text = f"password in {self.page.password_variable}"
             screen().print(
+                f"Progress and agreement, for you alone: {page_url}{rating_page.organiser_path}", markup=False
+            )
+            screen().print(
                 f"judge={self.name}: {len(pairs)} pairs, {self.raters} rater(s) each, at {page_url} "
                 f"({access_text}). Ctrl-C stops; ratings are kept, and a further run goes on from there",
                 markup=False,

@@ -1,6 +1,7 @@
 """The page on which people compare answers: blind, on loopback, behind a password."""
 
 import asyncio
+import html
 import math
 import secrets
 import time
@@ -14,13 +15,14 @@ from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.middleware.sessions import SessionMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from gradfiltering.judging.guess_limit import GuessLimit
 from gradfiltering.judging.page_server import REQUEST_SECONDS, HostCheck
 from gradfiltering.judging.ratings import AnswerPair, Choice, RatingStore, is_swapped, order_for_rater
 from gradfiltering.runs.plain_text import replace_lone_surrogates
+from gradfiltering.statistics.agreement import measure_agreements
 
 TEMPLATES = Path(__file__).parent / "templates"
 LARGEST_REQUEST = 10_000  # bytes
@@ -29,6 +31,7 @@ WRONG_PASSWORD_SECONDS = 0.5
 # Wrong passwords within five minutes, after which every further one is refused unread.
 GUESSES_PER_ADDRESS, GUESSES_IN_ALL, GUESS_SPAN_SECONDS = 10, 100, 300.0
 SESSION_SECONDS = 12 * 3600
+AGREEMENT_RESAMPLES, AGREEMENT_CONFIDENCE = 200, 0.95
 MOST_SESSIONS = 1000  # the oldest ends when another begins
 SECURITY_HEADERS = {
     # Nothing but the page's own script and style runs, whatever an answer holds.
@@ -46,6 +49,9 @@ class RatingPage:
     Sessions are signed cookies that other sites cannot send; they end when the rater logs out, after
     `SESSION_SECONDS`, and with the program. A rating must carry the session's own token in the header
     `X-CSRF-Token`, which only the page's script can read. Requests must name the page as their host.
+
+    A rater may take the latest rating back, and put a pair off to the end. Whoever started the program follows the
+    raters' progress and agreement under `organiser_path`, which no rater is told.
 
     Args:
         answer_pairs: pairs to be rated.
@@ -68,6 +74,8 @@ class RatingPage:
         self.pairs = {answer_pair.pair_id: answer_pair for answer_pair in answer_pairs}
         self.store = rating_store
         self.password = password
+        self.organiser_path = f"organiser/{secrets.token_urlsafe(16)}"
+        self._skipped: dict[str, dict[str, None]] = {}  # ids of pairs put off, by rater, in their order
         self._clock = clock
         self._guess_limit = GuessLimit(GUESSES_PER_ADDRESS, GUESSES_IN_ALL, GUESS_SPAN_SECONDS, clock)
         self._session_ends: dict[str, float] = {}  # by the session's name, oldest first
@@ -88,6 +96,9 @@ class RatingPage:
                 Route("/api/login", self.log_in, methods=["POST"]),
                 Route("/api/logout", self.log_out, methods=["POST"]),
                 Route("/api/rate", self.rate_pair, methods=["POST"]),
+                Route("/api/skip", self.skip_pair, methods=["POST"]),
+                Route("/api/undo", self.undo_rating, methods=["POST"]),
+                Route(f"/{self.organiser_path}", self.show_progress),
             ],
             middleware=[
                 Middleware(BaseHTTPMiddleware, dispatch=_add_security_headers),
@@ -145,6 +156,71 @@ class RatingPage:
         await run_in_threadpool(self.store.add_choice, pair_id, session["rater"], choices[choice])
         return await self._state_response(http_request)
 
+    async def skip_pair(self, http_request: Request) -> Response:
+        """Put a pair off until all others are rated, then send the next one."""
+        if refusal := self._check_session(http_request, needs_token=True):
+            return refusal
+        pair_id = str((await _read_body(http_request)).get("pair"))
+        if pair_id not in self.pairs:
+            return _refuse(400, "not understood")
+        skipped = self._skipped.setdefault(http_request.session["rater"], {})
+        skipped.pop(pair_id, None)  # put off again, it comes after the others
+        skipped[pair_id] = None
+        return await self._state_response(http_request)
+
+    async def undo_rating(self, http_request: Request) -> Response:
+        """Take the rater's latest rating back, then send its pair again."""
+        if refusal := self._check_session(http_request, needs_token=True):
+            return refusal
+        rater = http_request.session["rater"]
+        pair_id = await run_in_threadpool(self._take_back_latest, rater)
+        return await self._state_response(http_request, pair_id)
+
+    async def show_progress(self, http_request: Request) -> Response:
+        """Show the organiser how far the raters are and how well they agree."""
+        return HTMLResponse(await run_in_threadpool(self._format_progress))
+
+    def _take_back_latest(self, rater: str) -> str | None:
+        """Delete the rater's latest rating of these pairs; return its pair, None where there is no rating."""
+        rated_ids = list(self.store.labels_by_rater(list(self.pairs.values())).get(rater, {}))
+        if not rated_ids:
+            return None
+        self.store.take_back(rated_ids[-1], rater)
+        return rated_ids[-1]
+
+    def _format_progress(self) -> str:
+        answer_pairs = list(self.pairs.values())
+        labels_by_rater = self.store.labels_by_rater(answer_pairs)
+        progress_rows = [(rater, f"{len(labels)} of {len(answer_pairs)}") for rater, labels in labels_by_rater.items()]
+        agreements = measure_agreements(labels_by_rater, AGREEMENT_RESAMPLES, AGREEMENT_CONFIDENCE, self.store.seed)
+        agreement_rows = [
+            (
+                ", ".join(agreement.raters),
+                str(agreement.items),
+                f"{agreement.share:.0%}",
+                "–"
+                if agreement.kappa is None
+                else f"{agreement.kappa:.2f} [{agreement.kappa_low:.2f}, {agreement.kappa_high:.2f}]",
+            )
+            for agreement in agreements
+        ]
+        bad_count = self.store.count_both_bad(answer_pairs)
+        agreement_part = (
+            _format_table(("raters", "pairs in common", "equal", "kappa, 95 % interval"), agreement_rows)
+            if agreement_rows
+            else "<p>No pair has been rated by two people yet.</p>"
+        )
+        return (
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width">'
+            '<meta http-equiv="refresh" content="15"><title>Progress of the raters</title>'
+            '<link rel="stylesheet" href="../page.css"></head><body><main><h1>Progress of the raters</h1>'
+            f"{_format_table(('rater', 'rated'), progress_rows) if progress_rows else '<p>Nobody has rated yet.</p>'}"
+            f"<h2>Agreement so far</h2>{agreement_part}"
+            f"<p>Kappa is agreement beyond chance: below 0.4 is weak, above 0.6 good. Both answers bad: {bad_count} "
+            "times, counted as a tie. This page renews itself every 15 seconds.</p></main></body></html>"
+        )
+
     def _start_session(self) -> str:
         """Begin a session and forget those that have ended; return its name."""
         current_time = self._clock()
@@ -166,18 +242,24 @@ class RatingPage:
             return _refuse(403, "this request does not come from the page")
         return None
 
-    async def _state_response(self, http_request: Request) -> Response:
+    async def _state_response(self, http_request: Request, first_pair_id: str | None = None) -> Response:
+        """Send the rater's progress and next pair, which is `first_pair_id` where that is given."""
         rater = http_request.session["rater"]
-        state = await run_in_threadpool(self._find_next_pair, rater)
+        state = await run_in_threadpool(self._find_next_pair, rater, first_pair_id)
         return JSONResponse({**state, "csrf_token": http_request.session["csrf_token"]})
 
-    def _find_next_pair(self, rater: str) -> dict[str, Any]:
+    def _find_next_pair(self, rater: str, first_pair_id: str | None) -> dict[str, Any]:
         answer_pairs = list(self.pairs.values())
         rated = self.store.labels_by_rater(answer_pairs).get(rater, {})
         unrated = [answer_pair for answer_pair in answer_pairs if answer_pair.pair_id not in rated]
         shown_pair = None
         if unrated:
-            answer_pair = order_for_rater(self.store.seed, rater, unrated)[0]
+            skip_places = {pair_id: place for place, pair_id in enumerate(self._skipped.get(rater, {}), start=1)}
+            ordered_pairs = order_for_rater(self.store.seed, rater, unrated)
+            ordered_pairs.sort(
+                key=lambda pair: -1 if pair.pair_id == first_pair_id else skip_places.get(pair.pair_id, 0)
+            )
+            answer_pair = ordered_pairs[0]
             pair_sides = [answer_pair.first, answer_pair.second]
             if is_swapped(self.store.seed, rater, answer_pair.pair_id):
                 pair_sides.reverse()
@@ -215,6 +297,16 @@ async def _read_body(http_request: Request) -> dict[str, Any]:
     except (ValueError, RecursionError, TimeoutError):
         return {}
     return request_body if isinstance(request_body, dict) else {}
+
+
+def _format_table(headings: Sequence[str], table_rows: Sequence[Sequence[str]]) -> str:
+    """Write an HTML table; every text is escaped."""
+
+    def write_row(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    body = "".join(write_row(cells, "td") for cells in table_rows)
+    return f"<table><thead>{write_row(headings, 'th')}</thead><tbody>{body}</tbody></table>"
 
 
 def _refuse(status: int, reason: str) -> Response:

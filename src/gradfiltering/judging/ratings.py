@@ -15,10 +15,11 @@ from gradfiltering.judging.sqlite_table import SqliteTable
 from gradfiltering.runs.files import atomic_path
 from gradfiltering.seeding import derive_seed
 
-Choice = Literal["left", "right", "tie"]  # as a rater sees the pair
+Choice = Literal["left", "right", "tie", "bad"]  # as a rater sees the pair; bad: both answers are
 Label = Literal["first", "second", "tie"]  # as the pair is stored
 # A spreadsheet takes a cell that begins with one of these for a formula; an apostrophe before it makes it text.
 FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")
+BOTH_BAD: Literal["both_bad"] = "both_bad"  # as a rating is stored; for every comparison it is a tie
 COLUMNS = ("pair", "rater", "prompt_set", "prompt_id", "question", "left", "right", "choice")
 
 
@@ -80,24 +81,37 @@ class RatingStore:
 
     def add_choice(self, pair_id: str, rater: str, rater_choice: Choice) -> None:
         """Store a rater's choice on the page."""
-        pair_label: Label = "tie"
-        if rater_choice != "tie":
+        pair_label: Label | Literal["both_bad"] = BOTH_BAD if rater_choice == "bad" else "tie"
+        if rater_choice in ("left", "right"):
             sides_swapped = is_swapped(self.seed, rater, pair_id)
             pair_label = "second" if (rater_choice == "left") == sides_swapped else "first"
         self.add_all([(pair_id, rater, pair_label)])
 
-    def add_all(self, new_ratings: Sequence[tuple[str, str, Label]]) -> None:
+    def take_back(self, pair_id: str, rater: str) -> None:
+        """Delete a rater's rating of a pair."""
+        self._table.delete("pair = ? AND rater = ?", [pair_id, rater])
+
+    def count_both_bad(self, answer_pairs: Sequence[AnswerPair]) -> int:
+        """Count the ratings by which both answers of one of these pairs are bad."""
+        pair_ids = {answer_pair.pair_id for answer_pair in answer_pairs}
+        rating_rows = self._table.select("SELECT pair FROM ratings WHERE label = ?", [BOTH_BAD])
+        return sum(pair_id in pair_ids for (pair_id,) in rating_rows)
+
+    def add_all(self, new_ratings: Sequence[tuple[str, str, Label | Literal["both_bad"]]]) -> None:
         """Store (pair id, rater, label) on the disk. The first rating of a pair stands."""
         self._table.insert(new_ratings)
 
     def labels_by_rater(self, answer_pairs: Sequence[AnswerPair] | None) -> dict[str, dict[str, str]]:
-        """Return labels of these pairs (None: of all) by rater and pair id."""
+        """Return labels of these pairs (None: of all) by rater and pair id, in the order of the ratings.
+
+        Two bad answers are a tie.
+        """
         pair_ids = None if answer_pairs is None else {answer_pair.pair_id for answer_pair in answer_pairs}
         pair_labels: dict[str, dict[str, str]] = {}
         rating_rows = self._table.select("SELECT rater, pair, label FROM ratings ORDER BY rater, rowid")
         for rater, pair_id, pair_label in rating_rows:
             if pair_ids is None or pair_id in pair_ids:
-                pair_labels.setdefault(rater, {})[pair_id] = pair_label
+                pair_labels.setdefault(rater, {})[pair_id] = "tie" if pair_label == BOTH_BAD else pair_label
         return pair_labels
 
     def close(self) -> None:
@@ -116,8 +130,8 @@ def majority_label(pair_labels: Sequence[str]) -> Label:
 def write_sheet(sheet_path: Path, answer_pairs: Sequence[AnswerPair], rating_store: RatingStore, rater: str) -> None:
     """Write a rater's sheet for other tools: blind, in the rater's own sides and order.
 
-    The column `choice` takes left, right or tie; choices made already stand in it. Texts that a
-    spreadsheet would run as formulas have an apostrophe before them (see `escape_formula`).
+    The column `choice` takes left, right, tie or bad (both are, which counts as a tie); choices made already stand in
+    it. Texts that a spreadsheet would run as formulas have an apostrophe before them (see `escape_formula`).
     """
     pair_labels = rating_store.labels_by_rater(answer_pairs).get(rater, {})
     with (
@@ -150,7 +164,7 @@ def import_sheet(sheet_path: Path, answer_pairs: Sequence[AnswerPair], rating_st
             sheet is taken over then.
     """
     pairs_by_id = {answer_pair.pair_id: answer_pair for answer_pair in answer_pairs}
-    new_ratings: list[tuple[str, str, Label]] = []
+    new_ratings: list[tuple[str, str, Label | Literal["both_bad"]]] = []
     try:
         with sheet_path.open(encoding="utf-8-sig", newline="") as sheet_stream:
             sheet_rows = csv.DictReader(sheet_stream)
@@ -181,18 +195,18 @@ def restore_formula(cell_text: str) -> str:
 
 def _read_label(
     row_location: str, sheet_row: Mapping[str, str | None], pairs_by_id: Mapping[str, AnswerPair]
-) -> Label | None:
+) -> Label | Literal["both_bad"] | None:
     """Read the answer that a sheet's row prefers; None where nothing was chosen."""
     rater_choice = (sheet_row["choice"] or "").strip().lower()
     if not rater_choice:
         return None
     if rater_choice not in get_args(Choice):
-        raise UserError(f"{row_location}: choice is {rater_choice!r}; write left, right or tie")
+        raise UserError(f"{row_location}: choice is {rater_choice!r}; write left, right, tie or bad")
     answer_pair = pairs_by_id.get(sheet_row["pair"] or "")
     if answer_pair is None or not (sheet_row["rater"] or "").strip():
         raise UserError(f"{row_location}: pair {sheet_row['pair']!r} is not of this run, or the rater is missing")
-    if rater_choice == "tie":
-        return "tie"
+    if rater_choice in ("tie", "bad"):
+        return "tie" if rater_choice == "tie" else BOTH_BAD
     left_side = _normalize_text(restore_formula(sheet_row["left"] or ""))
     first_text, second_text = _normalize_text(answer_pair.first), _normalize_text(answer_pair.second)
     if left_side not in (first_text, second_text):

@@ -113,6 +113,11 @@ class SqliteTable:
         with self._explained(), self._lock, self._connection:
             self._connection.executemany(statement, checked_rows)
 
+    def delete(self, condition: str, query_values: Sequence[Any]) -> None:
+        """Delete the rows that meet a condition of SQL, in one transaction."""
+        with self._explained(), self._lock, self._connection:
+            self._connection.execute(f"DELETE FROM {self._table_name} WHERE {condition}", query_values)
+
     def close(self) -> None:
         """Close the file; a failure is logged, since it must not hide why the work ended."""
         try:

@@ -11,6 +11,21 @@ from gradfiltering.reports.page.charts import Chart, ChartLabels, ReferenceLine,
 from gradfiltering.reports.run_files import RunFiles
 
 ON_A_PAR = 1.0
+# No ticks: a diagnostic within its limit does not show that the rows are worth anything.
+WITHIN_LIMIT, BEYOND_LIMIT = "within the limit", "⚠ beyond the limit"
+LIMITED_DIAGNOSTICS = (
+    ("positive_drop_share", "at least", "Did gradient norms fall? (share of rows)"),
+    ("median_relative_drop", "at least", "Median relative drop"),
+    ("relative_variance", "at least", "Do the members disagree? (median V/G² at the late epoch)"),
+    ("update_ratio", "at most", "Are the adapters still small? (‖ΔW‖/‖W‖)"),
+    ("member_agreement", "at least", "Do the members' rankings agree? (Spearman)"),
+    ("negative_selected_share", "at most", "Negative scores among the selected"),
+    ("length_correlation", "at most", "Does the score follow length? (|Spearman|)"),
+    ("source_spread", "at least", "Do the selected rows cover the sources? (effective share)"),
+    ("chance_loss_share", "at most", "Does the proxy know the rows? (its loss against guessing)"),
+    ("unknown_token_share", "at most", "Tokens that the proxy does not know (share)"),
+    ("easiness", "at least", "Are the selected rows trivially easy? (loss against the pool's)"),
+)
 
 
 def format_headline(run_files: RunFiles) -> str:
@@ -143,7 +158,10 @@ def count_saved_seconds(run_summary: Mapping[str, Any]) -> float:
 
 
 def check_diagnostics(run_files: RunFiles) -> pd.DataFrame:
-    """Hold the diagnostics against their limits: `value`, `limit` and `holds` by the question they answer."""
+    """Hold the diagnostics against their limits: `value`, `limit` and `result` by the question they answer.
+
+    What a run could not measure is not in the table; a scorer without gradients has few of them.
+    """
     diagnostics, limits = run_files.diagnostics, run_files.config.get("diagnostics", {})
     late_epoch = str(run_files.config.get("epochs", {}).get("late"))
     length_correlation = (diagnostics.get("score_spearman") or {}).get("response_tokens")
@@ -156,25 +174,29 @@ def check_diagnostics(run_files: RunFiles) -> pd.DataFrame:
         "source_spread": (diagnostics.get("sources") or {}).get("effective"),
     }
     table = {}
-    for name, limit_relation, question in (
-        ("positive_drop_share", "at least", "Did gradient norms fall? (share of rows)"),
-        ("median_relative_drop", "at least", "Median relative drop"),
-        ("relative_variance", "at least", "Do the members disagree? (median V/G² at the late epoch)"),
-        ("update_ratio", "at most", "Are the adapters still small? (‖ΔW‖/‖W‖)"),
-        ("member_agreement", "at least", "Do the members' rankings agree? (Spearman)"),
-        ("negative_selected_share", "at most", "Negative scores among the selected"),
-        ("length_correlation", "at most", "Does the score follow length? (|Spearman|)"),
-        ("source_spread", "at least", "Do the selected rows cover the sources? (effective share)"),
-        ("chance_loss_share", "at most", "Does the proxy know the rows? (its loss against guessing)"),
-        ("unknown_token_share", "at most", "Tokens that the proxy does not know (share)"),
-        ("easiness", "at least", "Are the selected rows trivially easy? (loss against the pool's)"),
-    ):
+    for name, limit_relation, question in LIMITED_DIAGNOSTICS:
         value, diagnostic_limit = values.get(name), limits.get(name)
         if value is not None and diagnostic_limit is not None:
             holds = value >= diagnostic_limit if limit_relation == "at least" else value <= diagnostic_limit
             table[question] = {"value": f"{value:.4g}", "limit": f"{limit_relation} {diagnostic_limit:g}"}
-            table[question]["holds"] = "✓ yes" if holds else "⚠ no"
+            table[question]["result"] = WITHIN_LIMIT if holds else BEYOND_LIMIT
     return pd.DataFrame.from_dict(table, orient="index")
+
+
+def describe_checks(run_files: RunFiles, checks: pd.DataFrame) -> str:
+    """Say how many of the diagnostics were measured and crossed no limit, and what that does not show."""
+    if not len(checks):
+        return "Nothing was tested here: this run measured none of the diagnostics that could speak against its rows"
+    within_count = int((checks["result"] == WITHIN_LIMIT).sum())
+    sentence = (
+        f"{len(checks)} of {len(LIMITED_DIAGNOSTICS)} diagnostics were measured, {within_count} are within limits"
+    )
+    if run_files.gradient_log is None:
+        sentence += (
+            ". The score reads no gradients, so that everything about the ensemble is untested, and what is measured "
+            "says little about the rows' worth"
+        )
+    return sentence
 
 
 def split_warning(text: str) -> tuple[str, str]:

@@ -107,6 +107,40 @@ const gf = (() => {
       set(before);
     });
   }
+  /* The meaning of a term, while a pointer or the keyboard's focus rests on it; Escape hides it. */
+  function explain() {
+    const tip = make("div");
+    tip.id = "tip";
+    tip.hidden = true;
+    tip.setAttribute("role", "tooltip");
+    document.body.append(tip);
+    let shown = null;
+    const hide = () => {
+      if (shown) shown.removeAttribute("aria-describedby");
+      shown = null;
+      tip.hidden = true;
+    };
+    const show = (event) => {
+      const term = event.target.closest && event.target.closest("[data-tip]");
+      if (!term) return hide();
+      if (term === shown) return;
+      hide();
+      shown = term;
+      tip.textContent = term.dataset.tip;
+      // A dialog lies above everything else on the page, so the tip goes into it.
+      (term.closest("dialog") || document.body).append(tip);
+      tip.hidden = false;
+      term.setAttribute("aria-describedby", "tip");
+      const place = term.getBoundingClientRect(), size = tip.getBoundingClientRect();
+      const below = place.bottom + 6 + size.height <= innerHeight;
+      tip.style.left = `${Math.max(8, Math.min(place.left, innerWidth - size.width - 8))}px`;
+      tip.style.top = `${below ? place.bottom + 6 : Math.max(8, place.top - size.height - 6)}px`;
+    };
+    for (const name of ["pointerover", "focusin"]) document.addEventListener(name, show);
+    document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
+    document.addEventListener("scroll", hide, {capture: true, passive: true});
+  }
   start();
+  explain();
   return {read, make, draw};
 })();

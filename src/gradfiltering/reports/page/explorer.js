@@ -5,7 +5,7 @@
   if (host === null) return;
   const data = gf.read("rows");
   const {make} = gf, at = (id) => document.getElementById(id);
-  const PRINTED = 100;  // rows on paper
+  const PRINTED = 100, WHOLE = 50;  // rows on paper, and with their full texts at a time
   const count = data.id.length, grid = at("grid"), head = at("grid-head"), body = at("grid-body");
   const format = (value, key) => {
     if (value === null || value === undefined) return "–";
@@ -19,6 +19,26 @@
     .replace(/\u007f/g, "\u2421");
   const line = (text) => visible(text.slice(0, 200).replace(/\s+/g, " "));
 
+  /* Rows that were added or dropped by hand: id -> true for added, false for dropped. They outlive a reload where the
+     browser lets a page store anything. */
+  const storage = `gradfiltering ${location.pathname}`;
+  const edited = new Map();
+  const chosen = new Set(data.selected_ids || []), places = new Map(data.id.map((id, i) => [id, i]));
+  try {
+    for (const [id, inside] of JSON.parse(localStorage.getItem(storage) || "[]")) if (places.has(id) && chosen.has(id) !== inside) edited.set(id, inside);
+  } catch { /* nothing is stored then */ }
+  const isIn = (i) => edited.has(data.id[i]) ? edited.get(data.id[i]) : Boolean(data.selected[i]);
+  const stateOf = (i) => edited.has(data.id[i]) ? (isIn(i) ? "+ added" : "− dropped") : (isIn(i) ? "✓ selected" : "dropped");
+
+  const MEANINGS = {
+    rank: "1 is the best row by its score.", score: "The higher, the sooner a row is taken.",
+    relative_drop: "Share by which the row's gradient norm fell from the early to the late snapshot; negative where it rose.",
+    variance_late: "Variance of the gradient norm over the members: small where they agree.",
+    stability: "Share of ensembles with members drawn anew that would select the row as well.",
+    g_early: "Mean gradient norm at the early snapshot.", g_late: "Mean gradient norm at the late snapshot.",
+    selected: "Whether the row is in the subset; your changes count.", length: "Length of the response.",
+  };
+
   // What says most stands first; the rest is a scroll away, and all of it in the row's detail.
   const numbers = (keys) => keys.filter((key) => data.numbers[key]).map((key) => {
     const one = data.numbers[key];
@@ -27,7 +47,7 @@
   const names = (key) => data[key] ? [{key, title: key, size: 6.5, value: (i) => data[key].indices[i], show: (i) => data[key].names[data[key].indices[i]]}] : [];
   const columns = [
     {key: "id", title: "row", number: true, size: 3.6, value: (i) => data.id[i]},
-    ...(data.selected ? [{key: "selected", title: "selected", size: 6.4, value: (i) => data.selected[i], show: (i) => data.selected[i] ? "✓ selected" : "dropped"}] : []),
+    ...(data.selected ? [{key: "selected", title: "selected", size: 7, value: (i) => Number(isIn(i)), show: stateOf}] : []),
     {key: "prompt", title: "prompt", wide: true, size: 13, value: (i) => index()[i], show: (i) => line(data.prompt[i] || data.response[i] || "")},
     ...numbers(["rank", "score", "relative_drop", "variance_late", "length", "stability"]),
     ...names("kind"), ...names("source"), ...numbers(["g_early", "g_late"]),
@@ -45,7 +65,7 @@
     return lowered;
   }
 
-  const state = {order: Array.from({length: count}, (_, i) => i), shown: [], key: data.numbers.rank ? "rank" : "id", down: false, active: 0};
+  const state = {order: Array.from({length: count}, (_, i) => i), shown: [], key: data.numbers.rank ? "rank" : "id", down: false, active: 0, whole: false, most: WHOLE};
 
   function sort() {
     const column = columns.find((one) => one.key === state.key), sign = state.down ? -1 : 1;
@@ -79,11 +99,12 @@
     const low = at("f-low") && at("f-low").value !== "" ? Number(at("f-low").value) : null;
     const high = at("f-high") && at("f-high").value !== "" ? Number(at("f-high").value) : null;
     state.shown = sorted.filter((i) =>
-      (selected === "" || (selected === "unscored" ? i in data.reason : data.selected[i] === Number(selected)))
+      (selected === "" || (selected === "unscored" ? i in data.reason : selected === "edited" ? edited.has(data.id[i]) : isIn(i) === (selected === "1")))
       && (of.source === null || data.source.indices[i] === of.source) && (of.kind === null || data.kind.indices[i] === of.kind)
       && (low === null || (length[i] !== null && length[i] >= low)) && (high === null || (length[i] !== null && length[i] <= high))
       && terms.every((term) => texts[i].includes(term)));
     state.active = 0;
+    state.most = WHOLE;
     grid.scrollTop = 0;
     at("count").textContent = counted();
     grid.setAttribute("aria-rowcount", String(state.shown.length + 1));
@@ -101,13 +122,20 @@
     element.id = `row-${place}`;
     element.dataset.place = String(place);
     for (const column of columns) {
-      const cell = make("div", column.show ? column.show(i) : format(column.value(i), column.key), `cell ${column.key}${column.number ? " n" : ""}`);
+      const text = column.wide && state.whole ? visible(data.prompt[i] || "") : column.show ? column.show(i) : format(column.value(i), column.key);
+      const cell = make("div", column.key === "selected" ? null : text, `cell ${column.key}${column.number ? " n" : ""}`);
       cell.setAttribute("role", "gridcell");
+      if (column.key === "selected") {
+        cell.append(make("span", text, "toggle"));
+        cell.title = isIn(i) ? "Click to drop this row" : "Click to add this row";
+      }
+      if (column.wide && state.whole) cell.append(make("span", visible(data.response[i] || ""), "answer"));
       cell.dataset.title = column.title;
       if (column.wide) cell.dir = "auto";
       element.append(cell);
     }
-    if (data.selected && data.selected[i]) element.classList.add("selected");
+    if (data.selected && isIn(i)) element.classList.add("selected");
+    if (edited.has(data.id[i])) element.classList.add("edited");
     return element;
   }
 
@@ -116,8 +144,10 @@
     return [Math.max(0, Math.floor(top / size) - 6), Math.ceil((top + space) / size) + 6];
   }
 
-  function render(keep, places) {
-    const size = height(), [first, end] = places || inView(size), last = Math.min(state.shown.length, end);
+  function render(keep, span) {
+    const size = height(), [first, end] = span || (state.whole ? [0, state.most] : inView(size)), last = Math.min(state.shown.length, end);
+    grid.classList.toggle("whole", state.whole);
+    at("more").hidden = !state.whole || state.shown.length <= state.most;
     body.style.height = `${state.shown.length * size}px`;
     if (!keep) { pool.forEach((element) => element.remove()); pool.clear(); }
     for (const [place, element] of pool) {
@@ -143,6 +173,12 @@
   function go(place) {
     if (!state.shown.length) return;
     state.active = Math.max(0, Math.min(state.shown.length - 1, place));
+    if (state.whole) {
+      while (state.active >= state.most) state.most += WHOLE;
+      render(true);
+      pool.get(state.active).scrollIntoView({block: "nearest"});
+      return;
+    }
     const size = height(), top = state.active * size, space = grid.clientHeight - head.offsetHeight;
     if (top < grid.scrollTop) grid.scrollTop = top;
     else if (top + size > grid.scrollTop + space) grid.scrollTop = top + size - space;
@@ -160,6 +196,7 @@
       cell.setAttribute("role", "columnheader");
       cell.setAttribute("aria-sort", here ? (state.down ? "descending" : "ascending") : "none");
       button.type = "button";
+      if (MEANINGS[column.key]) button.dataset.tip = MEANINGS[column.key];
       if (here) button.append(make("span", state.down ? " ↓" : " ↑"));
       button.addEventListener("click", () => by(column.key, here ? !state.down : false));
       cell.append(button);
@@ -222,6 +259,7 @@
       pair.append(make("dt", column.title), make("dd", column.show(i)));
       facts.append(pair);
     }
+    if (data.why) inside.append(make("p", `${data.why[i]}.`, "why"));
     inside.append(facts);
     if (i in data.signs) inside.append(make("p", `Signs of a poor row: ${data.signs[i]}.`, "note"));
     if (i in data.reason) inside.append(make("p", `Not scored: ${data.reason[i]}.`, "note"));
@@ -244,9 +282,62 @@
       norms.setAttribute("aria-label", "Norms of each member");
     }
     inside.scrollTop = 0;
+    if (at("toggle")) at("toggle").textContent = isIn(i) ? "Drop from the subset" : "Add to the subset";
     at("previous").disabled = state.active === 0;
     at("next").disabled = state.active === state.shown.length - 1;
     if (!at("detail").open) at("detail").showModal();
+  }
+
+  function toggle(i) {
+    if (i === undefined || !data.selected) return;
+    const id = data.id[i], inside = !isIn(i);
+    if (chosen.has(id) === inside) edited.delete(id); else edited.set(id, inside);
+    changed();
+  }
+
+  function changed() {
+    try { localStorage.setItem(storage, JSON.stringify([...edited])); } catch { /* they last as long as the page, then */ }
+    tell();
+    if (state.key === "selected") sorted = null;
+    render();
+  }
+
+  function tell() {
+    if (!at("edits")) return;
+    const added = [...edited.values()].filter(Boolean).length, dropped = edited.size - added;
+    const size = chosen.size + added - dropped, word = (n) => n.toLocaleString("en");
+    at("edits").textContent = edited.size
+      ? `Changed by hand: ${word(added)} added, ${word(dropped)} dropped; the subset has ${word(size)} rows.`
+      : `The subset has ${word(size)} rows. Add or drop rows by hand, and save the result.`;
+    at("undo").hidden = edited.size === 0;
+  }
+
+  /* A row as JSON, in the order of its fields; texts that the page holds cut say so. */
+  function record(i, whole) {
+    const entry = {example_id: data.id[i], prompt: data.prompt[i], response: data.response[i]};
+    if (i in data.cut) entry.cut = true;
+    if (data.source) entry.source = data.source.names[data.source.indices[i]];
+    if (!whole) return entry;
+    if (data.selected) entry.selected = isIn(i);
+    for (const [key, column] of Object.entries(data.numbers)) entry[key] = column.values[i];
+    if (data.why) entry.why = data.why[i];
+    return entry;
+  }
+
+  function save(name, entries) {
+    const lines = entries.map((entry) => `${JSON.stringify(entry)}\n`);
+    const link = make("a"), url = URL.createObjectURL(new Blob(lines, {type: "application/jsonl"}));
+    link.href = url;
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(url), 1000);
+  }
+
+  /* The subset after the changes, by id; of a row that this page does not hold the id alone. */
+  function editedSubset() {
+    const ids = [...chosen].filter((id) => edited.get(id) !== false);
+    for (const [id, inside] of edited) if (inside) ids.push(id);
+    return ids.sort((a, b) => a - b).map((id) => places.has(id) ? record(places.get(id), false) : {example_id: id});
   }
 
   function choices(id, names) {
@@ -272,6 +363,7 @@
     grid.setAttribute("aria-colcount", String(columns.length));
     heads();
     apply();
+    tell();
     for (const element of host.querySelectorAll("[data-filter]")) element.addEventListener("input", apply);
     at("sort").addEventListener("change", () => by(at("sort").value, state.down));
     at("direction").addEventListener("click", () => by(state.key, !state.down));
@@ -279,11 +371,25 @@
       for (const element of host.querySelectorAll("[data-filter]")) element.value = "";
       apply();
     });
+    at("texts").addEventListener("click", () => {
+      state.whole = !state.whole;
+      state.most = WHOLE;
+      at("texts").setAttribute("aria-pressed", String(state.whole));
+      grid.scrollTop = 0;
+      render();
+    });
+    at("more").addEventListener("click", () => { state.most += WHOLE; render(true); });
+    at("export").addEventListener("click", () => save("rows.jsonl", state.shown.map((i) => record(i, true))));
+    if (at("edits")) {
+      at("save-edited").addEventListener("click", () => save("subset_edited.jsonl", editedSubset()));
+      at("undo").addEventListener("click", () => { edited.clear(); changed(); at("save-edited").focus(); });
+      at("toggle").addEventListener("click", () => { toggle(state.shown[state.active]); open(); });
+    }
     let due = false;
     grid.addEventListener("scroll", () => {
       if (due) return;
       due = true;
-      requestAnimationFrame(() => { due = false; render(true); });
+      requestAnimationFrame(() => { due = false; if (!state.whole) render(true); });
     });
     addEventListener("resize", () => render());
     addEventListener("beforeprint", () => {
@@ -297,8 +403,10 @@
     body.addEventListener("click", (event) => {
       const element = event.target.closest(".row");
       if (!element) return;
+      if (String(getSelection())) return;  // text is being copied
       go(Number(element.dataset.place));
-      open();
+      if (event.target.closest(".toggle")) toggle(state.shown[state.active]);
+      else open();
     });
     grid.addEventListener("keydown", (event) => {
       if (event.target !== grid) return;
@@ -306,6 +414,7 @@
       const step = {ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity}[event.key];
       if (step !== undefined) go(step === -Infinity ? 0 : step === Infinity ? state.shown.length - 1 : state.active + step);
       else if (event.key === "Enter") open();
+      else if (event.key === "x") toggle(state.shown[state.active]);
       else return;
       event.preventDefault();
     });

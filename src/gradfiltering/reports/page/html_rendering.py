@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from gradfiltering.reports.page.charts import COLOUR_VARIABLES, STYLE, Chart
+from gradfiltering.reports.page.glossary import mark_terms, mark_verdict
 from gradfiltering.runs.files import atomic_path
 from gradfiltering.runs.plain_text import replace_lone_surrogates
 
@@ -111,6 +112,8 @@ def _environment() -> Environment:
         finalize=lambda value: replace_lone_surrogates(value) if type(value) is str else value,
     )
     environment.filters["table"] = render_table
+    environment.filters["terms"] = mark_terms
+    environment.filters["verdict"] = mark_verdict
     return environment
 
 

@@ -11,6 +11,8 @@ from gradfiltering.reports.run_files import RunFiles
 from gradfiltering.seeding import numpy_rng
 
 CHARACTERS_PER_ROW = 500
+PROMPT_SHARE = 2 / 3  # of the characters of the page, where responses would take more than the rest
+TEXT_COLUMNS = ("prompt", "response")
 ALL_ROWS = "all"
 COLUMN_TITLES = {
     "score": "score",
@@ -31,18 +33,19 @@ class RowSample:
     Attributes:
         example_ids: [K] int64, ascending.
         part_counts: number of rows by the reason for which they were taken; empty where all rows are there.
-        longest_text: longest prompt or response in characters, None for no limit.
+        longest_texts: longest prompt and longest response in characters, None for no limit. Prompts stay whole as long
+            as they leave a third of the page to the responses.
     """
 
     example_ids: np.ndarray
     part_counts: dict[str, int]
-    longest_text: int | None
+    longest_texts: dict[str, int | None]
 
 
 def sample_rows(run_files: RunFiles, measured_rows: RowMeasurements, row_limit: int | str) -> RowSample:
     """Take all rows, or the best, the worst, those at the cut and a random sample: at most `row_limit`, or `all`."""
     if row_limit == ALL_ROWS:
-        return RowSample(np.arange(len(measured_rows)), {}, None)
+        return RowSample(np.arange(len(measured_rows)), {}, dict.fromkeys(TEXT_COLUMNS))
     count = min(int(row_limit), len(measured_rows))
     part_counts: dict[str, int] = {}
     is_taken = np.full(len(measured_rows), count == len(measured_rows))
@@ -63,11 +66,17 @@ def sample_rows(run_files: RunFiles, measured_rows: RowMeasurements, row_limit: 
         rng = numpy_rng(run_files.seed, "rows shown")
         take_rows("drawn at random", rng.permutation(len(measured_rows)), count - int(is_taken.sum()))
     example_ids = np.flatnonzero(is_taken)
-    text_lengths = np.zeros(0, dtype=np.int64)
+    longest_texts: dict[str, int | None] = dict.fromkeys(TEXT_COLUMNS)
     if run_files.row_texts is not None:
-        row_texts = run_files.row_texts.loc[example_ids, ["prompt", "response"]].fillna("")
-        text_lengths = np.concatenate([row_texts[name].str.len().to_numpy(dtype=np.int64) for name in row_texts])
-    return RowSample(example_ids, part_counts, limit_text_length(text_lengths, CHARACTERS_PER_ROW * max(count, 1)))
+        row_texts = run_files.row_texts.loc[example_ids, list(TEXT_COLUMNS)].fillna("")
+        lengths = {name: row_texts[name].str.len().to_numpy(dtype=np.int64) for name in TEXT_COLUMNS}
+        budget = CHARACTERS_PER_ROW * max(count, 1)
+        prompt_budget = max(budget * PROMPT_SHARE, budget - int(lengths["response"].sum()))
+        longest_prompt = limit_text_length(lengths["prompt"], int(prompt_budget))
+        prompt_characters = int(np.minimum(lengths["prompt"], longest_prompt or np.inf).sum())
+        longest_response = limit_text_length(lengths["response"], budget - prompt_characters)
+        longest_texts = {"prompt": longest_prompt, "response": longest_response}
+    return RowSample(example_ids, part_counts, longest_texts)
 
 
 def limit_text_length(text_lengths: np.ndarray, budget: int) -> int | None:
@@ -95,14 +104,15 @@ def collect_row_data(
     row_ids = sample.example_ids
     cut_lengths: dict[int, list[int]] = {}
     row_texts: dict[str, list[str | None]] = {}
-    for column, name in enumerate(("prompt", "response")):
+    for column, name in enumerate(TEXT_COLUMNS):
+        longest_text = sample.longest_texts[name]
         row_texts[name] = (
             [None] * len(row_ids) if run_files.row_texts is None else run_files.row_texts.loc[row_ids, name].tolist()
         )
         for position, text in enumerate(row_texts[name]):
-            if text is not None and sample.longest_text is not None and len(text) > sample.longest_text:
+            if text is not None and longest_text is not None and len(text) > longest_text:
                 cut_lengths.setdefault(position, [0, 0])[column] = len(text)
-                row_texts[name][position] = text[: sample.longest_text]
+                row_texts[name][position] = text[:longest_text]
     number_columns = {}
     for name, title in COLUMN_TITLES.items():
         values = measured_rows.values(name)
@@ -119,6 +129,8 @@ def collect_row_data(
         number_columns["stability"] = {"title": "again in", "values": shares}
     return {
         "id": row_ids.tolist(),
+        "name": run_files.path.name,
+        "selected_ids": None if run_files.selected_ids is None else run_files.selected_ids.tolist(),
         "selected": None if measured_rows.selected is None else measured_rows.selected[row_ids].astype(int).tolist(),
         **row_texts,
         "cut": cut_lengths,

@@ -9,16 +9,27 @@ import pandas as pd
 
 from gradfiltering.reports.data_lines import describe_data
 from gradfiltering.reports.judge_lines import describe_judge, verdicts_are_usable
-from gradfiltering.reports.page import answer_section, convergence_curves, ensemble_health, provenance, row_explorer
+from gradfiltering.reports.page import (
+    answer_section,
+    convergence_curves,
+    ensemble_health,
+    glossary,
+    provenance,
+    row_explorer,
+    row_reasons,
+    savings,
+    spread,
+)
 from gradfiltering.reports.page.charts import Chart, write_figures
 from gradfiltering.reports.page.html_rendering import write_html
 from gradfiltering.reports.page.row_measurements import RowMeasurements, measure_rows
 from gradfiltering.reports.page.selection_charts import draw_selection
 from gradfiltering.reports.page.settings import PageSettings
+from gradfiltering.reports.plan_table import format_seconds
 from gradfiltering.reports.references import format_bibtex
 from gradfiltering.reports.run_files import RunFiles
 from gradfiltering.reports.verdict import read_verdict
-from gradfiltering.reports.verdict_lines import VERDICT_CLASSES, format_command_time, format_verdict
+from gradfiltering.reports.verdict_lines import VERDICT_CLASSES, VERDICT_MEANINGS, format_command_time, format_verdict
 from gradfiltering.runs.run_folder import FIGURES, REPORT_FILE
 
 
@@ -64,12 +75,17 @@ def write_page(run_dir: Path, row_limit: int | str | None = None, figures: bool 
     if ranking_stability is not None and ranking_stability.reselected_share is not None:
         reselected_share = np.full(len(measured_rows), np.nan)
         reselected_share[ranking_stability.example_ids] = ranking_stability.reselected_share
+    explainer = row_reasons.RowExplainer(run_files, measured_rows, reselected_share)
     context = {
         **_collect_context(run_files, measured_rows, sample),
+        "last_selected_rank": explainer.last_selected_rank,
+        "examples": row_reasons.pick_examples(explainer, run_files, measured_rows),
         "groups": {name: [chart.name for chart in charts] for name, charts in drawn_sections.items()},
         "figures": settings.figures,
     }
     row_data = row_explorer.collect_row_data(run_files, measured_rows, sample, reselected_share)
+    if measured_rows.selected is not None:
+        row_data["why"] = [explainer.explain(row_id) for row_id in sample.example_ids.tolist()]
     page_path = run_files.path / REPORT_FILE
     page_data = {"rows": row_data}
     write_html(
@@ -89,6 +105,7 @@ def write_page(run_dir: Path, row_limit: int | str | None = None, figures: bool 
 def _collect_context(run_files: RunFiles, rows: RowMeasurements, sample: row_explorer.RowSample) -> Mapping[str, Any]:
     """Collect the words and tables of the template."""
     verdict = read_verdict(run_files)
+    checks = answer_section.check_diagnostics(run_files)
     return {
         "name": "/".join(run_files.path.resolve().parts[-2:]),
         "data_lines": describe_data(run_files.summary),
@@ -98,18 +115,23 @@ def _collect_context(run_files: RunFiles, rows: RowMeasurements, sample: row_exp
         "judge_is_usable": verdicts_are_usable(run_files.summary),
         "verdict": verdict,
         "verdict_sentence": format_verdict(verdict),
+        "verdict_meaning": VERDICT_MEANINGS[verdict["verdict"]],
+        "savings": savings.estimate_savings(run_files),
+        "spreads": spread.compare_spread(run_files, rows),
+        "terms": glossary.TERMS,
+        "checks_sentence": answer_section.describe_checks(run_files, checks),
         "verdict_class": VERDICT_CLASSES.get(verdict["verdict"], ""),
         "verdict_time": format_command_time(verdict),
         "verdicts": answer_section.summarise_verdicts(run_files),
         "judge": answer_section.tabulate_judge(run_files),
         "metrics": answer_section.tabulate_metrics(run_files),
         "costs": answer_section.tabulate_costs(run_files),
-        "checks": answer_section.check_diagnostics(run_files),
+        "checks": checks,
         "warnings": [answer_section.split_warning(text) for text in run_files.diagnostics.get("warnings", [])],
         "missing_parts": answer_section.list_missing_parts(run_files),
         "selection": run_files.summary.get("selection"),
         "targets": run_files.summary.get("target", {}),
-        "seconds": sum(stage["seconds"] for stage in run_files.summary.get("stages", [])),
+        "spent": format_seconds(sum(stage["seconds"] for stage in run_files.summary.get("stages", []))),
         "saved_seconds": answer_section.count_saved_seconds(run_files.summary),
         "truth": run_files.diagnostics.get("truth"),
         "row_count": len(rows),

@@ -1,5 +1,6 @@
 """The page of a sweep, `sweep.html`: heat maps, the paper's tables, curves, and the agreement of every two jobs."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from gradfiltering.reports.method_comparisons import METHOD_TABLE
+from gradfiltering.reports.page import sweep_answer
 from gradfiltering.reports.page.answer_section import format_number
 from gradfiltering.reports.page.charts import write_figures
 from gradfiltering.reports.page.html_rendering import write_html
@@ -25,6 +27,9 @@ SWEEP_FILE = "sweep.html"
 TABLES_NAME = "tables"
 MOST_JOBS_PAIRED = 64
 NO_JOB, NOT_MEASURED = "no job", "not measured"
+COMPANY_KEYS = ("jaccard", "rank_correlation")  # depend on which other jobs happened to run
+LABEL_COLUMNS = ("method", "M", "snapshots", "options")
+LABEL_NAMES = ("method", "M", "snapshots", "other options")
 JOB_COLUMNS = ["job", "asked_for", "selected", "heldout_loss", "noise", "jaccard", "rank_correlation", "seconds"]
 TABLE_LINKS = {
     VERDICT_TABLE: "Verdicts",
@@ -57,6 +62,7 @@ class Metric:
         reading: explains the values.
         best_words: label of the best value, or "" where no end is better.
         lower_is_better: the better end.
+        words: the measure within a sentence.
         neutral_value: divides better from worse, None where there is none.
     """
 
@@ -66,6 +72,7 @@ class Metric:
     reading: str
     best_words: str = ""
     lower_is_better: bool = False
+    words: str = ""
     neutral_value: float | None = None
 
 
@@ -83,6 +90,7 @@ METRICS = [
         question="Which subset teaches most?",
         reading="Held-out loss of the candidate in nats per response token; lower is better.",
         best_words="Lowest held-out loss",
+        words="held-out loss",
         lower_is_better=True,
     ),
     Metric(
@@ -91,6 +99,7 @@ METRICS = [
         question="Which settings let planted defects through?",
         reading="Share of planted rows among the selected; lower is better.",
         best_words="Least noise among the selected",
+        words="noise among the selected",
         lower_is_better=True,
     ),
     Metric(
@@ -162,6 +171,7 @@ def write_sweep_page(
     metric_keys = [metric.key for metric in shown_metrics]
     table[metric_keys] = table[metric_keys].astype(float)
     heat_maps = build_heat_maps(table, shown_metrics, read_planned_values(folder))
+    own_maps = [heat_map for heat_map in heat_maps if heat_map["metric"].key not in COMPANY_KEYS]
     paper_tables = [
         build_verdict_table(verdicts) if verdicts else None,
         build_seed_table(sweep_jobs, varying_options),
@@ -182,7 +192,17 @@ def write_sweep_page(
     first_parts = heat_maps[0]["parts"] if heat_maps else []
     first_texts = [cell.text for part in first_parts for _, cells in part["rows"] for cell in cells]
     pair_values = {"jaccard": overlaps, "rank_correlation": correlations}
-    context = {
+    shown_labels = [
+        place
+        for place, name in enumerate(LABEL_COLUMNS)
+        if table[name].nunique() > 1 or (name == "method" and len(table) == 1)
+    ]
+    number_columns = [
+        (metric.short_name, [format_number(value) for value in table[metric.key]]) for metric in shown_metrics
+    ]
+    number_columns += [(name, [str(value) for value in table[name]]) for name in ("warnings", "seconds")]
+    constant_columns = [(name, cells[0]) for name, cells in number_columns if len(cells) > 1 and len(set(cells)) == 1]
+    context: dict[str, Any] = {
         "name": folder.resolve().name,
         "marks": marks,
         "verdicts": [
@@ -197,7 +217,8 @@ def write_sweep_page(
         ],
         "count": len(sweep_jobs),
         "best": [_describe_best(metric, table) for metric in shown_metrics if metric.best_words],
-        "heat_maps": heat_maps,
+        "heat_maps": own_maps,
+        "company_maps": [heat_map for heat_map in heat_maps if heat_map["metric"].key in COMPANY_KEYS],
         "curves": [chart.name for chart in curve_charts],
         "tables": shown_tables,
         "table_links": TABLE_LINKS,
@@ -207,15 +228,39 @@ def write_sweep_page(
             for name, values in pair_values.items()
             if np.isfinite(values).any() and len(sweep_jobs) <= MOST_JOBS_PAIRED
         ],
-        "columns": [metric.short_name for metric in shown_metrics],
+        "label_names": [LABEL_NAMES[place] for place in shown_labels],
+        "columns": [name for name, cells in number_columns if (name, cells[0]) not in constant_columns],
+        "constant_columns": constant_columns,
         "jobs": [
-            _describe_job(sweep_job, row, metric_keys)
-            for sweep_job, (_, row) in zip(sweep_jobs, table.iterrows(), strict=True)
+            {
+                "name": sweep_job.name,
+                "link": f"{sweep_job.name}/{REPORT_FILE}" if (sweep_job.path / REPORT_FILE).is_file() else None,
+                "labels": [table[LABEL_COLUMNS[place]].iloc[number] for place in shown_labels],
+                "numbers": [
+                    cells[number] for name, cells in number_columns if (name, cells[0]) not in constant_columns
+                ],
+            }
+            for number, sweep_job in enumerate(sweep_jobs)
         ],
-        "has_options": bool((table["options"] != "").any()),
         "unusable_count": sum(unusable_jobs),
         "missing_count": first_texts.count(NO_JOB),
         "unmeasured_count": first_texts.count(NOT_MEASURED),
+    }
+    leading_metric = next((metric for metric in shown_metrics if metric.best_words), None)
+    factors: list[sweep_answer.Factor] = []
+    factors_sentence = ""
+    if leading_metric is not None:
+        factors = sweep_answer.rank_factors(
+            sweep_jobs, table, leading_metric.key, lower_is_better=leading_metric.lower_is_better
+        )
+        factors_sentence = sweep_answer.describe_factors(factors, leading_metric.words)
+    context |= {
+        "best_setting": sweep_answer.find_best_setting(verdicts),
+        "verdict_counts": Counter(verdict["verdict"] for verdict in verdicts.values()),
+        "factors": factors,
+        "factors_sentence": factors_sentence,
+        "factors_metric": leading_metric,
+        "costs_sentence": sweep_answer.describe_costs(table),
     }
     page_path = folder / SWEEP_FILE
     write_html(page_path, "sweep.html", context, curve_charts, styles=["sweep.css"])
@@ -232,6 +277,7 @@ def list_metrics(table: pd.DataFrame) -> list[Metric]:
             short_name=f"PWS, {name}",
             question=f"Which settings win against {name}?",
             best_words=f"Highest PWS against {name}",
+            words=f"PWS against {name}",
         )
         for name in baseline_names
     ]
@@ -304,17 +350,6 @@ def _describe_best(metric: Metric, table: pd.DataFrame) -> tuple[str, str, str]:
     settings = f"{sweep_job['method']}, M = {sweep_job['M']}, {sweep_job['snapshots']}{options}"
     settings += f" (job {sweep_job['job']})"
     return metric.best_words, f"{sweep_job[metric.key]:.3f}", settings
-
-
-def _describe_job(sweep_job: SweepJob, row: pd.Series, metric_keys: Sequence[str]) -> dict[str, Any]:
-    return {
-        "name": sweep_job.name,
-        "link": f"{sweep_job.name}/{REPORT_FILE}" if (sweep_job.path / REPORT_FILE).is_file() else None,
-        "labels": row[["method", "M", "snapshots", "options"]].tolist(),
-        "numbers": [format_number(row[key]) for key in metric_keys],
-        "warnings": row["warnings"],
-        "seconds": row["seconds"],
-    }
 
 
 def _list_plain_tables(
