@@ -5,7 +5,7 @@ import html
 import math
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -192,7 +192,10 @@ class RatingPage:
         answer_pairs = list(self.pairs.values())
         labels_by_rater = self.store.labels_by_rater(answer_pairs)
         progress_rows = [(rater, f"{len(labels)} of {len(answer_pairs)}") for rater, labels in labels_by_rater.items()]
-        agreements = measure_agreements(labels_by_rater, AGREEMENT_RESAMPLES, AGREEMENT_CONFIDENCE, self.store.seed)
+        rated_labels: dict[str, Mapping[Hashable, str]] = {}
+        for rater, labels in labels_by_rater.items():
+            rated_labels[rater] = dict[Hashable, str](labels.items())
+        agreements = measure_agreements(rated_labels, AGREEMENT_RESAMPLES, AGREEMENT_CONFIDENCE, self.store.seed)
         agreement_rows = [
             (
                 ", ".join(agreement.raters),

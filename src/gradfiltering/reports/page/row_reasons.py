@@ -135,11 +135,12 @@ def pick_examples(
         if not len(row_ids):
             row_ids = numpy_rng(run_files.seed, "rows explained").permutation(np.flatnonzero(is_member))
         places = np.unique(np.linspace(0, len(row_ids) - 1, min(EXAMPLES_SHOWN, len(row_ids))).round().astype(int))
-        examples.append([_make_example(explainer, run_files, int(row_ids[place])) for place in places])
+        examples.append([make_example(explainer, run_files, int(row_ids[place])) for place in places])
     return examples[0], examples[1]
 
 
-def _make_example(explainer: RowExplainer, run_files: RunFiles, row_id: int) -> RowExample:
+def make_example(explainer: RowExplainer, run_files: RunFiles, row_id: int) -> RowExample:
+    """Take a row's texts, cut where they are long, and its reason."""
     texts = {"prompt": "", "response": ""}
     if run_files.row_texts is not None:
         for name in texts:

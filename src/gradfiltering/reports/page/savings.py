@@ -86,7 +86,10 @@ def count_tokens(run_files: RunFiles) -> tuple[float, float] | None:
     if not pool_tokens or run_files.row_texts is None or run_files.selected_ids is None:
         return None
     texts = run_files.row_texts
-    characters = sum(texts[name].fillna("").str.len().to_numpy(dtype=np.float64) for name in ("prompt", "response"))
+    prompt_lengths, response_lengths = (
+        texts[name].fillna("").str.len().to_numpy(dtype=np.float64) for name in ("prompt", "response")
+    )
+    characters = prompt_lengths + response_lengths
     is_scored = ~np.isin(texts.index, list(run_files.unscored_reasons))
     pool_characters = float(characters[is_scored].sum())
     if not pool_characters:

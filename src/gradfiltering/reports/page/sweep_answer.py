@@ -78,6 +78,7 @@ def find_best_setting(verdicts: Mapping[str, Mapping[str, Any]]) -> BestSetting 
         loss, score = verdict.get("loss_difference"), verdict.get("winning_score")
         if has_losses:
             return VERDICT_ORDER.index(verdict["verdict"]), loss["value"] if loss else np.inf
+        assert score is not None
         return VERDICT_ORDER.index(verdict["verdict"]), -score["value"]
 
     best_setting = min(measured, key=order)
@@ -135,10 +136,10 @@ def rank_factors(
         for sweep_job in sweep_jobs
     ]
     known_names = {"scorer", "selector", "method", "ensemble.m", "epochs", "epochs.early", "epochs.late"}
-    for name in sorted({name for values in option_values for name in values} - known_names):
-        levels[name] = [values.get(name, "(as set)") for values in option_values]
+    for option in sorted({name for values in option_values for name in values} - known_names):
+        levels[option] = [values.get(option, "(as set)") for values in option_values]
     factors = []
-    for name in levels:
+    for name in levels.columns:
         factor = _measure_factor(str(name), levels[name], table[metric_key].astype(float), lower_is_better)
         if factor is not None:
             factors.append(factor)
