@@ -15,6 +15,7 @@ from tests.judging.browser import CHROMIUM
 from tests.reports.browsing import THEMES, WIDTHS, assert_accessible, axe, browse, off_the_sheet, put_on_paper
 from tests.reports.folders import config_of, pws, write_run
 
+from gradfiltering.reports.page.sweep_answer import describe_factors, find_best_setting, rank_factors
 from gradfiltering.reports.page.sweep_page import MOST_JOBS_PAIRED
 from gradfiltering.reports.paper_tables import PaperTable, build_ablation_table, build_main_table
 from gradfiltering.reports.sweep_jobs import (
@@ -358,3 +359,62 @@ def test_no_column_is_cut_on_paper(sweep, tmp_path):
         assert await tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
     browse(tmp_path, sweep / "sweep.html", script, theme="dark")
+
+
+def test_the_page_opens_with_the_answer_and_ends_with_the_company(sweep):
+    text = (sweep / "sweep.html").read_text("utf-8")
+    places = [text.index(f'id="{name}"') for name in ("answer", "heat", "company", "jobs")]
+    assert places == sorted(places)
+    answer = text[places[0] : places[1]]
+    assert "Jaccard" not in answer and "rank corr." not in answer
+    assert "Most goes along with method: 9" in answer and "47 jobs took" in answer
+
+
+def test_an_option_that_does_nothing_explains_nothing():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {"method": list("ab") * 50, "M": ["3"] * 100, "snapshots": ["e1_e2", "e1_e2", "e1_e3", "e1_e3"] * 25}
+    )
+    table["loss"] = (table["method"] == "b") + rng.normal(0, 0.1, 100)
+
+    class Job:
+        overrides = ("scorer=a",)
+
+    factors = rank_factors([Job()] * 100, table, "loss", lower_is_better=True)
+    assert [factor.name for factor in factors] == ["method", "snapshots"], "what is the same in every job is no factor"
+    assert factors[0].share > 0.9 and factors[0].best_level.startswith("a (") and factors[1].share < 0.05
+    assert describe_factors(factors, "held-out loss").startswith("Most goes along with method: 9")
+    assert describe_factors(factors[1:], "held-out loss").startswith("No option mattered")
+
+
+def measured(verdict, loss, low, high):
+    return {
+        "verdict": verdict, "reasons": ["r"], "winning_score": None,
+        "loss_difference": {"value": loss, "low": low, "high": high, "seeds": 3},
+    }  # fmt: skip
+
+
+def test_the_best_setting_has_the_best_verdict_and_names_its_equals():
+    verdicts = {
+        "a": measured("no difference shown", -0.3, -0.4, -0.2), "b": measured("use it", -0.2, -0.25, -0.15),
+        "c": measured("use it", -0.1, -0.2, -0.05), "d": measured("do not use it", 0.2, 0.1, 0.3),
+    }  # fmt: skip
+    best = find_best_setting(verdicts)
+    assert (best.setting, best.is_shown_best, best.verdict_class) == ("b", True, "good")
+    assert best.measures == [("held-out loss minus that of random rows", "-0.200 [-0.250, -0.150], 3 seeds")]
+    assert best.caution == ""
+    del verdicts["b"], verdicts["c"]
+    best = find_best_setting(verdicts | {"e": measured("no difference shown", -0.25, -0.3, -0.2)})
+    assert best.setting == "a" and best.caution.startswith("1 of the 2 other settings lie within")
+    assert find_best_setting({"a": {"verdict": "not tested", "reasons": []}}) is None
+
+
+@pytest.mark.slow
+def test_a_sweep_of_200_jobs_stays_small_and_keeps_other_maps_folded(tmp_path):
+    for number, (lr, members, seed) in enumerate(product(range(10), MEMBERS, range(5))):
+        one_job(tmp_path, number, "gsnr", members, (1, 2), asked=[f"ensemble.lr={lr}", f"seed={seed}"])
+    write_sweep(tmp_path, Console(quiet=True))
+    text = (tmp_path / "sweep.html").read_text("utf-8")
+    assert "200 jobs took" in text and "<summary>2 more maps</summary>" in text and len(text) < 5_000_000
+    heads = re.findall(r'<th scope="col"[^>]*>(.*?)</th>', text.split('id="jobs"')[1])
+    assert heads[:3] == ["job", "M", "other options"], "method and snapshots are the same in every job"

@@ -1,6 +1,7 @@
 """The page in a real browser: text stays text, nothing is loaded, it is fast, and everybody can use it."""
 
 import asyncio
+import json
 
 import pytest
 from tests.judging.browser import CHROMIUM
@@ -171,3 +172,62 @@ def test_paper_says_how_many_rows_it_leaves_out(tmp_path):
         )
 
     browse(tmp_path, page, script)
+
+
+SAVED = """(() => {
+  window.saved = {};
+  URL.createObjectURL = (blob) => { window.blob = blob; return "blob:none"; };
+  HTMLAnchorElement.prototype.click = function () { window.saved[this.download] = window.blob; };
+})()"""
+
+
+def test_filtered_rows_and_the_edited_subset_are_saved(tmp_path, page):
+    async def lines_of(tab, name):
+        text = await tab.evaluate(f"window.saved[{name!r}].text()")
+        return [json.loads(line) for line in text.splitlines()]
+
+    async def script(tab):
+        await tab.evaluate(SAVED)
+        await tab.fill("#q", "number 4")
+        await tab.evaluate("document.getElementById('export').click()")
+        rows = await lines_of(tab, "rows.jsonl")
+        assert sorted(row["example_id"] for row in rows) == list(range(40, 50)), "what the filter shows, and no other"
+        assert rows[0]["prompt"] == f"Name number {rows[0]['example_id']}." and {"rank", "selected", "why"} <= set(
+            rows[0]
+        )
+        await tab.evaluate("document.getElementById('clear').click()")
+        first, last = [
+            int(await tab.evaluate(f"document.querySelector('#row-{place} .cell.id').textContent")) for place in (0, 20)
+        ]
+        await tab.evaluate("document.getElementById('grid').focus()")
+        await tab.press("x")
+        await tab.evaluate("document.querySelector('#row-20 .toggle').click()")
+        words = await tab.evaluate("document.getElementById('edits').textContent")
+        assert words == "Changed by hand: 1 added, 1 dropped; the subset has 15 rows."
+        await tab.evaluate("document.getElementById('save-edited').click()")
+        subset = await lines_of(tab, "subset_edited.jsonl")
+        subset_ids = [row["example_id"] for row in subset]
+        assert len(subset) == 15 and subset_ids == sorted(subset_ids)
+        assert last in subset_ids and first not in subset_ids
+        await tab.evaluate("document.getElementById('undo').click()")
+        assert await tab.evaluate("document.getElementById('undo').hidden")
+
+    assert browse(tmp_path, page, script)[0] == []
+
+
+def test_full_texts_are_in_the_table_and_terms_are_explained_by_keyboard(tmp_path, page):
+    async def script(tab):
+        await tab.evaluate("document.getElementById('texts').click()")
+        assert await tab.evaluate("document.querySelectorAll('#grid-body .row').length") == 50
+        await tab.evaluate("document.getElementById('more').click()")
+        assert await tab.evaluate("document.querySelectorAll('#grid-body .row').length") == 60
+        lengths = "[...document.querySelectorAll('#grid-body .cell.prompt')].map((cell) => cell.textContent.length)"
+        assert max(await tab.evaluate(lengths)) > 200_000, "prompt and response stand there in full"
+        await tab.evaluate("document.querySelector('dfn').focus()")
+        await asyncio.sleep(0.3)
+        assert await tab.evaluate("document.activeElement.getAttribute('aria-describedby')") == "tip"
+        assert await tab.evaluate("document.getElementById('tip').textContent.length") > 20
+        await tab.press("Escape")
+        assert await tab.evaluate("document.getElementById('tip').hidden")
+
+    assert browse(tmp_path, page, script)[0] == []

@@ -131,14 +131,19 @@ const gf = (() => {
       (term.closest("dialog") || document.body).append(tip);
       tip.hidden = false;
       term.setAttribute("aria-describedby", "tip");
-      const place = term.getBoundingClientRect(), size = tip.getBoundingClientRect();
+      settle();
+    };
+    const settle = () => {
+      if (!shown) return;
+      const place = shown.getBoundingClientRect(), size = tip.getBoundingClientRect();
       const below = place.bottom + 6 + size.height <= innerHeight;
       tip.style.left = `${Math.max(8, Math.min(place.left, innerWidth - size.width - 8))}px`;
       tip.style.top = `${below ? place.bottom + 6 : Math.max(8, place.top - size.height - 6)}px`;
     };
     for (const name of ["pointerover", "focusin"]) document.addEventListener(name, show);
     document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
-    document.addEventListener("scroll", hide, {capture: true, passive: true});
+    // What has the focus keeps its tip where it is scrolled to, as it is when the focus brings it into view.
+    document.addEventListener("scroll", () => { if (shown !== document.activeElement) hide(); else settle(); }, {capture: true, passive: true});
   }
   start();
   explain();

@@ -350,6 +350,12 @@
     });
   }
 
+  function layOut() {
+    const size = (one) => one.wide && state.whole ? 30 : one.size;  // rem
+    grid.style.setProperty("--columns", columns.map((one) => one.wide ? `minmax(${size(one)}rem, 1fr)` : `${size(one)}rem`).join(" "));
+    grid.style.setProperty("--wide", `${columns.reduce((sum, one) => sum + size(one) + 0.7, 1.8)}rem`);
+  }
+
   function start() {
     if (data.source) choices("f-source", data.source.names);
     if (data.kind) choices("f-kind", data.kind.names);
@@ -358,8 +364,7 @@
       option.value = column.key;
       at("sort").append(option);
     }
-    grid.style.setProperty("--columns", columns.map((one) => one.wide ? `minmax(${one.size}rem, 1fr)` : `${one.size}rem`).join(" "));
-    grid.style.setProperty("--wide", `${columns.reduce((sum, one) => sum + one.size + 0.7, 1.8)}rem`);
+    layOut();
     grid.setAttribute("aria-colcount", String(columns.length));
     heads();
     apply();
@@ -376,6 +381,7 @@
       state.most = WHOLE;
       at("texts").setAttribute("aria-pressed", String(state.whole));
       grid.scrollTop = 0;
+      layOut();
       render();
     });
     at("more").addEventListener("click", () => { state.most += WHOLE; render(true); });

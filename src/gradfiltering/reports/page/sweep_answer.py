@@ -171,9 +171,7 @@ def describe_factors(factors: Sequence[Factor], measure_words: str) -> str:
     seed_share = next((factor.share for factor in factors if factor.name == "seed"), None)
     if strongest.name == "seed" or strongest.share < 0.05:
         return f"No option mattered for {measure_words}: none explains more of its spread than chance does"
-    sentence = (
-        f"{strongest.name} mattered most: {strongest.share:.0%} of the spread in {measure_words} goes along with it"
-    )
+    sentence = f"Most goes along with {strongest.name}: {strongest.share:.0%} of the spread in {measure_words}"
     return sentence if seed_share is None else f"{sentence}, {seed_share:.0%} with the seed"
 
 
