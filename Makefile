@@ -6,8 +6,9 @@ TOOLS := .venv/.tools
 
 .PHONY: demo test check lint format types imports slow gpu docs lock clean
 
-demo: $(BASE)             ## the whole experiment on the bundled data
+demo: $(BASE)             ## the whole experiment on the bundled data, then rows of a file with a real model
 	$(BIN)/python train.py
+	$(BIN)/python scripts/demo.py
 
 test: $(TOOLS)            ## the default tests, over two cores
 	$(BIN)/python -m pytest -n 2 --dist worksteal
