@@ -184,14 +184,14 @@ SAVED = """(() => {
 def test_filtered_rows_and_the_edited_subset_are_saved(tmp_path, page):
     async def lines_of(tab, name):
         text = await tab.evaluate(f"window.saved[{name!r}].text()")
-        return [json.loads(line) for line in text.splitlines()]
+        return [json.loads(line) for line in text.strip("\n").split("\n")]
 
     async def script(tab):
         await tab.evaluate(SAVED)
-        await tab.fill("#q", "number 4")
+        await tab.fill("#q", "number 41")
         await tab.evaluate("document.getElementById('export').click()")
         rows = await lines_of(tab, "rows.jsonl")
-        assert sorted(row["example_id"] for row in rows) == list(range(40, 50)), "what the filter shows, and no other"
+        assert sorted(row["example_id"] for row in rows) == [41], "what the filter shows, and no other"
         assert rows[0]["prompt"] == f"Name number {rows[0]['example_id']}." and {"rank", "selected", "why"} <= set(
             rows[0]
         )
@@ -223,6 +223,7 @@ def test_full_texts_are_in_the_table_and_terms_are_explained_by_keyboard(tmp_pat
         assert await tab.evaluate("document.querySelectorAll('#grid-body .row').length") == 60
         lengths = "[...document.querySelectorAll('#grid-body .cell.prompt')].map((cell) => cell.textContent.length)"
         assert max(await tab.evaluate(lengths)) > 200_000, "prompt and response stand there in full"
+        await tab.send("Emulation.setFocusEmulationEnabled", enabled=True)  # a headless tab has no focus of its own
         await tab.evaluate("document.querySelector('dfn').focus()")
         await asyncio.sleep(0.3)
         assert await tab.evaluate("document.activeElement.getAttribute('aria-describedby')") == "tip"

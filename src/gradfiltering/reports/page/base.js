@@ -122,7 +122,8 @@ const gf = (() => {
     };
     const show = (event) => {
       const term = event.target.closest && event.target.closest("[data-tip]");
-      if (!term) return hide();
+      // A term with the keyboard's focus keeps its tip while the page moves under a resting pointer.
+      if (!term) return event.type === "pointerover" && shown === document.activeElement ? undefined : hide();
       if (term === shown) return;
       hide();
       shown = term;
