@@ -76,7 +76,7 @@ def build_experiment(cfg: DictConfig) -> Experiment:
     method = build_method(cfg, overrides)
     proxy_model, target_model = build(cfg.proxy.base_model), build(cfg.target.base_model)
     measured_with_target = method.scoring_model == "target"
-    objective = build(cfg.proxy.objective)
+    objective = build(cfg.objective)
     experiment = Experiment(
         until=switches.until,
         seed=switches.seed,

@@ -10,6 +10,8 @@ WANDB_OPTIONS = ("project", "entity", "name", "group", "id", "tags", "offline", 
 # Option (of any depth below it, where it ends in a dot) -> what to give instead.
 RENAMED_OPTIONS = {
     "store.": "cache.",
+    "proxy.objective.": "objective.",
+    "proxy/objective.": "objective.",
     "proxy.backbone.": "proxy.base_model.",
     "target.backbone.": "target.base_model.",
     "judge.judge.backbone.": "judge.judge.base_model.",

@@ -54,6 +54,18 @@ class Batch:
         return replace(self, **{name: function(tensor) for name, tensor in self.tensors.items()})
 
 
+@dataclass
+class PreferenceBatch(Batch):
+    """Preference rows: [..., 2, T] tokens and labels of each example, the chosen answer first.
+
+    Attributes:
+        reference_nll: [B, 2] or [M, B, 2] float64, negative log-likelihood of both answers under the base model without
+            adapters, in nats.
+    """
+
+    reference_nll: Tensor
+
+
 class RowStates(Protocol):
     """Hidden states of each row, kept somewhere."""
 
@@ -63,26 +75,60 @@ class RowStates(Protocol):
 
 
 def collate(rows: dict[str, list], pad_id: int, shape: tuple[int, ...]) -> Batch:
-    """Pads encoded rows on the right to the longest.
+    """Pads encoded rows of one sequence each on the right to the longest.
 
     Args:
         rows: columns `example_id`, `input_ids`, `supervised` of as many rows as `shape` holds, which may be none.
         pad_id: token id for padding; it is never a label and, behind causal attention, never seen by a response.
         shape: leading shape of the batch, (B,) or (M, B).
     """
-    padded_length = max((len(token_ids) for token_ids in rows["input_ids"]), default=1)
-    input_ids = np.full((len(rows["input_ids"]), padded_length), pad_id, dtype=np.int64)
+    lengths = [len(token_ids) for token_ids in rows["input_ids"]]
+    padded_length = max(lengths, default=1)
+    input_ids, labels = _pad_rows(rows["input_ids"], rows["supervised"], padded_length, pad_id)
+    return Batch(
+        input_ids=input_ids.view(*shape, padded_length),
+        labels=labels.view(*shape, padded_length),
+        example_id=torch.tensor(rows["example_id"], dtype=torch.int64).view(*shape),
+        lengths=torch.tensor(lengths, dtype=torch.int64).view(*shape),
+    )
+
+
+def collate_pairs(
+    rows: dict[str, list], reference_nll: np.ndarray, pad_id: int, shape: tuple[int, ...]
+) -> PreferenceBatch:
+    """Pads encoded preference rows on the right, both sequences of all rows to the longest.
+
+    Args:
+        rows: see `collate`, and `rejected_ids`, `rejected_supervised`.
+        reference_nll: [rows, 2] float64, see `PreferenceBatch`.
+        pad_id: token id for padding.
+        shape: leading shape of the batch, (B,) or (M, B).
+    """
+    sides = [(rows["input_ids"], rows["supervised"]), (rows["rejected_ids"], rows["rejected_supervised"])]
+    lengths = [max(map(len, pair)) for pair in zip(rows["input_ids"], rows["rejected_ids"], strict=True)]
+    padded_length = max(lengths, default=1)
+    padded_sides = [_pad_rows(*side, padded_length, pad_id) for side in sides]
+    input_ids, labels = (torch.stack(tensors, 1) for tensors in zip(*padded_sides, strict=True))  # [rows, 2, T]
+    return PreferenceBatch(
+        input_ids=input_ids.view(*shape, 2, padded_length),
+        labels=labels.view(*shape, 2, padded_length),
+        example_id=torch.tensor(rows["example_id"], dtype=torch.int64).view(*shape),
+        reference_nll=torch.from_numpy(np.ascontiguousarray(reference_nll)).view(*shape, 2),
+        lengths=torch.tensor(lengths, dtype=torch.int64).view(*shape),
+    )
+
+
+def _pad_rows(
+    token_rows: list[list[int]], span_rows: list[list[int]], padded_length: int, pad_id: int
+) -> tuple[Tensor, Tensor]:
+    """Return [rows, padded_length] tokens and labels."""
+    input_ids = np.full((len(token_rows), padded_length), pad_id, dtype=np.int64)
     labels = np.full_like(input_ids, IGNORED)
-    for row_index, (token_ids, spans) in enumerate(zip(rows["input_ids"], rows["supervised"], strict=True)):
+    for row_index, (token_ids, spans) in enumerate(zip(token_rows, span_rows, strict=True)):
         input_ids[row_index, : len(token_ids)] = token_ids
         for first_position, end_position in zip(spans[::2], spans[1::2], strict=True):
             labels[row_index, first_position:end_position] = token_ids[first_position:end_position]
-    return Batch(
-        input_ids=torch.from_numpy(input_ids).view(*shape, padded_length),
-        labels=torch.from_numpy(labels).view(*shape, padded_length),
-        example_id=torch.tensor(rows["example_id"], dtype=torch.int64).view(*shape),
-        lengths=torch.tensor([len(token_ids) for token_ids in rows["input_ids"]], dtype=torch.int64).view(*shape),
-    )
+    return torch.from_numpy(input_ids), torch.from_numpy(labels)
 
 
 @dataclass(frozen=True)
@@ -193,7 +239,7 @@ class MemberBatches(Dataset):
 
     def __getitem__(self, step: int) -> Batch:
         rows = [self.share(member_rows) for member_rows in self.steps[step]]
-        return _make_batch(self.examples, np.concatenate(rows), self.pad_id, (len(rows), len(rows[0])), self.row_states)
+        return make_batch(self.examples, np.concatenate(rows), self.pad_id, (len(rows), len(rows[0])), self.row_states)
 
 
 class LengthBatches(Dataset):
@@ -224,8 +270,8 @@ class LengthBatches(Dataset):
         self.pad_id = pad_id
         self.row_states = row_states
         rows = np.arange(len(examples)) if rows is None else rows
-        row_order = rows[np.argsort(examples.lengths[rows], kind="stable")]
-        sorted_lengths = examples.lengths[row_order]
+        row_order = rows[np.argsort(examples.widths[rows], kind="stable")]
+        sorted_lengths = examples.sequence_count * examples.widths[row_order]
         if batch_overhead is None:
             ends = _fill_batches(sorted_lengths, tokens)
         else:
@@ -237,16 +283,34 @@ class LengthBatches(Dataset):
 
     def __getitem__(self, slot_index: int) -> Batch:
         rows = self.cuts[slot_index]
-        return _make_batch(self.examples, rows, self.pad_id, (len(rows),), self.row_states)
+        return make_batch(self.examples, rows, self.pad_id, (len(rows),), self.row_states)
 
 
-def _make_batch(
-    examples: Examples, rows: np.ndarray, pad_id: int, shape: tuple[int, ...], row_states: RowStates | None
+def make_batch(
+    examples: Examples,
+    rows: np.ndarray,
+    pad_id: int,
+    shape: tuple[int, ...],
+    row_states: RowStates | None = None,
 ) -> Batch:
-    batch = collate(examples.table[rows], pad_id, shape)
+    """Return some rows as a batch.
+
+    Args:
+        examples: all rows; preference rows with `reference_nll`.
+        rows: positions of those in the batch.
+        pad_id: token id for padding.
+        shape: leading shape of the batch, (B,) or (M, B).
+        row_states: what the layers below the first adapter hand on of each sequence; None for none.
+    """
+    if examples.is_paired:
+        assert examples.reference_nll is not None, "measure the base model's log-probabilities first"
+        batch: Batch = collate_pairs(examples.table[rows], examples.reference_nll[rows], pad_id, shape)
+    else:
+        batch = collate(examples.table[rows], pad_id, shape)
     if row_states is None:
         return batch
-    prefix_states = row_states.read(rows, batch.input_ids.shape[-1])  # [rows, T, D]
+    sequences = examples.sequence_positions(rows)
+    prefix_states = row_states.read(sequences, batch.input_ids.shape[-1])  # [sequences, T, D]
     return replace(batch, prefix_states=prefix_states.view(*batch.input_ids.shape, prefix_states.shape[2]))
 
 

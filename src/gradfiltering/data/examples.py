@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, Value, concatenate_datasets
 from datasets import Sequence as SequenceFeature
 from rich.console import Console
 from rich.text import Text
@@ -27,7 +27,8 @@ from gradfiltering.data.encoding import (
     tokenize_rows,
 )
 from gradfiltering.data.json_rows import RECORD_COLUMN, JsonRows, rows_from_columns
-from gradfiltering.data.schemas import Columns, Schema
+from gradfiltering.data.preference_schema import EQUAL_WITHIN_LENGTH, SIDE_SCHEMA, Preference
+from gradfiltering.data.schemas import Columns, Row, Schema
 from gradfiltering.data.templates import find_template, layout_name
 from gradfiltering.errors import UserError
 from gradfiltering.runs.cache import Cache
@@ -58,6 +59,14 @@ ENCODED = Features(
         "not_shown": SequenceFeature(Value("string")),
     }
 )
+REJECTED_COLUMNS = {"rejected_ids": "input_ids", "rejected_supervised": "supervised"}
+ENCODED_PAIRS = Features(
+    {
+        **ENCODED,
+        **{pair_name: ENCODED[plain_name] for pair_name, plain_name in REJECTED_COLUMNS.items()},
+        "rejected_tokens": Value("int32"),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,9 @@ class Examples:
     Attributes:
         table: one row an example: `example_id`, `input_ids` (each response closed by its end token), `supervised`
             (the spans of `input_ids` to learn, as start, stop, start, stop, …), `tokens`, `response_tokens` (those
-            in the spans), `lost_tokens` (cut off, 0 for a whole row).
+            in the spans), `lost_tokens` (cut off, 0 for a whole row). Of a preference row `input_ids` and `supervised`
+            are the prompt with the chosen answer, `rejected_ids` and `rejected_supervised` that with the rejected one,
+            and the counts are of both.
         example_ids: [N] int64, ascending.
         lengths: [N] int32, all tokens.
         response_tokens: [N] int32.
@@ -76,6 +87,9 @@ class Examples:
         max_tokens: the longest that an example could be.
         unscored: example id and reason of every row left out.
         not_shown: what rows hold and the model does not see -> number of examples.
+        sequence_lengths: [N, 2] int32, tokens of each of a preference row's two sequences; None for other rows.
+        reference_nll: [N, 2] float64, negative log-likelihood of both answers of preference rows under the base model
+            without adapters, in nats; None where it was not measured.
     """
 
     table: Dataset
@@ -87,9 +101,55 @@ class Examples:
     max_tokens: int
     unscored: list[tuple[int, str]]
     not_shown: Mapping[str, int] = field(default_factory=dict)
+    sequence_lengths: np.ndarray | None = None
+    reference_nll: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.example_ids)
+
+    @property
+    def is_paired(self) -> bool:
+        """True for preference rows, of two sequences each."""
+        return self.sequence_lengths is not None
+
+    @property
+    def sequence_count(self) -> int:
+        """Number of sequences of an example."""
+        return 2 if self.is_paired else 1
+
+    @property
+    def widths(self) -> np.ndarray:
+        """[N] tokens of each example's longest sequence."""
+        return self.lengths if self.sequence_lengths is None else self.sequence_lengths.max(1)
+
+    def sequences(self) -> "Examples":
+        """Return the sequences as examples of their own: those with the chosen answers, then the rejected ones.
+
+        The sequences of example n are numbers n and N + n, which are their ids, too. Other rows are returned as they
+        are.
+        """
+        if self.sequence_lengths is None:
+            return self
+        chosen = self._chosen_table()
+        rejected = self.table.select_columns(list(REJECTED_COLUMNS)).rename_columns(REJECTED_COLUMNS)
+        return _plain_examples(concatenate_datasets([chosen, rejected]), self.sequence_lengths.T.ravel(), self)
+
+    def chosen_sequences(self) -> "Examples":
+        """Return the prompts with their chosen answers, under the examples' own ids; other rows as they are."""
+        if self.sequence_lengths is None:
+            return self
+        chosen = _plain_examples(self._chosen_table(), self.sequence_lengths[:, 0], self)
+        table = chosen.table.remove_columns("example_id").add_column("example_id", self.example_ids)
+        return replace(chosen, table=table, example_ids=self.example_ids)
+
+    def sequence_positions(self, row_positions: np.ndarray) -> np.ndarray:
+        """Return the positions of some rows' sequences in `sequences()`, those of a row side by side."""
+        offsets = len(self) * np.arange(self.sequence_count)
+        positions: np.ndarray = (row_positions[:, None] + offsets).ravel()
+        return positions
+
+    def _chosen_table(self) -> Dataset:
+        return self.table.select_columns(["input_ids", "supervised"])
 
     @property
     def tokens(self) -> int:
@@ -137,6 +197,8 @@ class Examples:
             lost_tokens=int(lost_tokens.sum()),
             unscored=[],
             not_shown={},
+            sequence_lengths=None if self.sequence_lengths is None else self.sequence_lengths[row_positions],
+            reference_nll=None if self.reference_nll is None else self.reference_nll[row_positions],
         )
 
 
@@ -151,9 +213,9 @@ class Rows:
 def hash_examples(examples: Examples) -> str:
     """Digest of ids, tokens and the spans to learn."""
     digest = hashlib.sha256(np.ascontiguousarray(examples.example_ids).tobytes())
-    numpy_columns = examples.table.select_columns(["input_ids", "supervised"]).with_format("arrow")
-    for batch in numpy_columns.iter(10_000):
-        for column_name in ("input_ids", "supervised"):
+    column_names = ["input_ids", "supervised", *(REJECTED_COLUMNS if examples.is_paired else ())]
+    for batch in examples.table.select_columns(column_names).with_format("arrow").iter(10_000):
+        for column_name in column_names:
             column = batch[column_name].combine_chunks()
             digest.update(column.value_lengths().to_numpy(zero_copy_only=False).tobytes())
             digest.update(column.flatten().to_numpy(zero_copy_only=False).tobytes())
@@ -314,7 +376,7 @@ class Encoder:
                     with_indices=True,
                     batched=True,
                     remove_columns=row_table.column_names,
-                    features=ENCODED,
+                    features=ENCODED_PAIRS if isinstance(schema, Preference) else ENCODED,
                     cache_file_name=str(cache_folder / ENCODED_FILE),
                     new_fingerprint=hash_key(cache_key),
                 )
@@ -334,7 +396,7 @@ def find_max_tokens(tokenizer: Any, context_length: int, dataset: InstructionDat
         dataset: its rows are tokenised; an encoder with the same length finds them in the cache.
         cache: of tokenised tables.
     """
-    lengths = Encoder(tokenizer, context_length, cache).encode(dataset).lengths
+    lengths = Encoder(tokenizer, context_length, cache).encode(dataset).widths
     percentile = int(np.percentile(lengths, LENGTH_PERCENTILE, method="higher"))
     return context_length if percentile == lengths.max() else percentile
 
@@ -349,8 +411,19 @@ def describe_template(dataset: InstructionDataset, tokenizer: Any) -> str:
 def encode_rows(
     batch: dict[str, list], indices: list[int], tokenizer: Any, template: str, schema: Schema, max_tokens: int
 ) -> dict[str, list]:
-    """Tokenise a batch of rows; the columns of `ENCODED`, with `reason` empty for a row that can be scored."""
+    """Tokenise a batch of rows; the columns of `ENCODED`, with `reason` empty for a row that can be scored.
+
+    Preference rows get the columns of `ENCODED_PAIRS`.
+    """
     dataset_rows = rows_from_columns(batch)
+    if isinstance(schema, Preference):
+        return _encode_pairs(dataset_rows, indices, tokenizer, template, schema, max_tokens)
+    return _encode_sequences(dataset_rows, indices, tokenizer, template, schema, max_tokens)
+
+
+def _encode_sequences(
+    dataset_rows: Sequence[Row], indices: list[int], tokenizer: Any, template: str, schema: Schema, max_tokens: int
+) -> dict[str, list]:
     encoded_rows: dict[str, list] = {column_name: [] for column_name in ENCODED}
     tokenized_rows = tokenize_rows(dataset_rows, schema, template, tokenizer)
     for example_id, row_values, tokenized_row in zip(indices, dataset_rows, tokenized_rows, strict=True):
@@ -374,6 +447,49 @@ def encode_rows(
     return encoded_rows
 
 
+def _encode_pairs(
+    dataset_rows: Sequence[Row], indices: list[int], tokenizer: Any, template: str, schema: Preference, max_tokens: int
+) -> dict[str, list]:
+    """Tokenise both sides of preference rows, each cut to `max_tokens` as a row of its own is."""
+    sides = [
+        _encode_sequences(side_rows, indices, tokenizer, template, SIDE_SCHEMA, max_tokens)
+        for side_rows in zip(*map(schema.split, dataset_rows), strict=True)
+    ]
+    chosen, rejected = sides
+    pairs = {**chosen, "rejected_tokens": rejected["tokens"]}
+    pairs |= {pair_name: rejected[plain_name] for pair_name, plain_name in REJECTED_COLUMNS.items()}
+    for column_name in ("tokens", "response_tokens", "lost_tokens"):
+        pairs[column_name] = [sum(counts) for counts in zip(chosen[column_name], rejected[column_name], strict=True)]
+    pairs["not_shown"] = [
+        sorted({*chosen_names, *rejected_names})
+        for chosen_names, rejected_names in zip(chosen["not_shown"], rejected["not_shown"], strict=True)
+    ]
+    pairs["reason"] = []
+    for position, row_values in enumerate(dataset_rows):
+        reason = schema.find_reason(row_values) or chosen["reason"][position] or rejected["reason"][position]
+        if not reason and chosen["input_ids"][position] == rejected["input_ids"][position]:
+            reason = EQUAL_WITHIN_LENGTH
+        pairs["reason"].append(reason)
+    return pairs
+
+
+def _plain_examples(table: Dataset, lengths: np.ndarray, origin: Examples) -> Examples:
+    """Return sequences of preference rows as examples of their own, numbered from 0."""
+    example_ids = np.arange(len(table))
+    spans = table.select_columns(["supervised"])["supervised"]
+    response_tokens = [sum(row_spans[1::2]) - sum(row_spans[::2]) for row_spans in spans]
+    return Examples(
+        table=table.add_column("example_id", example_ids),
+        example_ids=example_ids,
+        lengths=np.ascontiguousarray(lengths, dtype=np.int32),
+        response_tokens=np.asarray(response_tokens, dtype=np.int32),
+        truncated=0,
+        lost_tokens=0,
+        max_tokens=origin.max_tokens,
+        unscored=[],
+    )
+
+
 def _scorable(encoded_rows: Dataset) -> np.ndarray:
     """[N] bool: the rows without a reason against them."""
     return np.asarray(encoded_rows.with_format("arrow")["reason"][:]) == ""
@@ -385,16 +501,23 @@ def _examples(row_table: Dataset, unscored: list[tuple[int, str]], max_tokens: i
     numpy_columns = row_table.with_format("numpy")
     response_tokens = np.asarray(numpy_columns["response_tokens"][:], dtype=np.int32)
     lost_tokens = np.asarray(numpy_columns["lost_tokens"][:])
+    lengths = np.asarray(numpy_columns["tokens"][:], dtype=np.int32)
+    sequence_lengths = None
+    if "rejected_tokens" in row_table.column_names:
+        rejected_lengths = np.asarray(numpy_columns["rejected_tokens"][:], dtype=np.int32)
+        sequence_lengths = np.stack([lengths - rejected_lengths, rejected_lengths], 1)
+        row_table = row_table.remove_columns("rejected_tokens")
     return Examples(
         table=row_table,
         example_ids=np.asarray(numpy_columns["example_id"][:], dtype=np.int64),
-        lengths=np.asarray(numpy_columns["tokens"][:], dtype=np.int32),
+        lengths=lengths,
         response_tokens=response_tokens,
         truncated=int(np.count_nonzero(lost_tokens)),
         lost_tokens=int(lost_tokens.sum()),
         max_tokens=max_tokens,
         unscored=unscored,
         not_shown=dict(sorted(not_shown.items())),
+        sequence_lengths=sequence_lengths,
     )
 
 

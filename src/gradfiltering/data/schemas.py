@@ -596,10 +596,12 @@ def find_candidates(
 
     nearest_schema = min(likeliest_schemas, key=missing_share)
     missing_columns = [repr(name) for name in nearest_schema.required if name not in column_names]
+    remedy = f"name the columns, or choose another schema ({', '.join(SCHEMAS[1:])})"
+    if {"chosen", "rejected"} <= set(column_names):
+        remedy = "learn the preferences of these rows (objective=dpo), or name the columns of a question and its answer"
     raise UserError(
         f"{origin} has no column {' and no column '.join(missing_columns)} (it has: "
-        f"{', '.join(column_names) or 'none'}), which the schema {nearest_schema.name} needs; name the "
-        f"columns, or choose another schema ({', '.join(SCHEMAS[1:])})",
+        f"{', '.join(column_names) or 'none'}), which the schema {nearest_schema.name} needs; {remedy}",
         owner=column_options,
         arguments=nearest_schema.options,
     )

@@ -11,6 +11,7 @@ from datasets import Dataset, load_dataset
 from gradfiltering.data.dataset import InstructionDataset, check_rows
 from gradfiltering.data.json_rows import JsonRows, columns_json_lacks
 from gradfiltering.data.loading import LoadedRows, load
+from gradfiltering.data.preference_schema import find_preference_schema
 from gradfiltering.data.row_contents import choose_schema, count_contents
 from gradfiltering.data.row_hygiene import HygieneName
 from gradfiltering.data.schemas import Columns, Instruction, Mixed, Schema, find_candidates
@@ -71,7 +72,7 @@ class LoadedSource:
     Attributes:
         limit: only the first so many rows, None for all.
         template: name of the prompt template, or `auto` for the model's own chat template, else Alpaca's.
-        schema: one of `SCHEMAS`.
+        schema: one of `SCHEMAS`, or `preference` for rows of a chosen and a rejected answer.
         columns: names of the columns that hold a row's question and answer.
         heldout: the rows that are kept for evaluation.
         corrupt: the defects that are planted.
@@ -81,7 +82,7 @@ class LoadedSource:
 
     limit: PositiveInt | None
     template: str
-    schema: Literal["auto", "alpaca", "prompt_completion", "messages", "text"]
+    schema: Literal["auto", "alpaca", "prompt_completion", "messages", "text", "preference"]
     columns: Columns
     heldout: Heldout
     corrupt: DefectPlanter
@@ -105,7 +106,11 @@ class LoadedSource:
         """
         column_names = loaded_rows.rows.column_names
         with attributed_to(self, "schema"):
-            candidates = find_candidates(column_names, self.columns, self.schema, loaded_rows.origin)
+            candidates: list[Schema] = (
+                [find_preference_schema(column_names, self.columns, loaded_rows.origin)]
+                if self.schema == "preference"
+                else find_candidates(column_names, self.columns, self.schema, loaded_rows.origin)
+            )
         schema = choose_schema(loaded_rows.rows, candidates)
         if isinstance(loaded_rows.rows, Dataset):
             for name, type_name in columns_json_lacks(loaded_rows.rows.features.arrow_schema).items():

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gradfiltering.data.conversations import ChatMessage, Conversation
+from gradfiltering.data.preference_schema import Preference
 from gradfiltering.data.schemas import TEMPLATE_ARGUMENTS, Messages, Row, Schema, Text
 from gradfiltering.data.templates import template_messages
 from gradfiltering.errors import UserError
@@ -25,11 +26,18 @@ class ExportSettings:
     format: Literal["native", "messages", "prompt_completion"] = "native"
 
     def check(self, schema: Schema) -> None:
-        """Refuse whole texts, which have no turns to export.
+        """Refuse whole texts, which have no turns to export, and preference rows, which have two answers.
 
         Raises:
-            UserError: all rows are texts, and the format is not `native`.
+            UserError: all rows are such, and the format is not `native`.
         """
+        if self.format != "native" and isinstance(schema, Preference):
+            raise UserError(
+                f"the rows are preferences, and {self.format} has one answer; give the format native, which TRL reads "
+                "as it is",
+                owner=self,
+                arguments=("format",),
+            )
         if self.format != "native" and isinstance(schema, Text):
             raise UserError(
                 f"the rows are whole texts without question and answer, which cannot be exported as {self.format}; "

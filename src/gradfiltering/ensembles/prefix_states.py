@@ -121,7 +121,7 @@ def keep_prefix_states(
     Args:
         cache: of this run and others.
         engine: on the device that computes, with a frozen prefix.
-        examples: the rows.
+        examples: the rows; each sequence of a preference row has states of its own (`Examples.sequences`).
         model_hash: digest of the base model's weights.
         pad_id: token id for padding.
         batches: division of work, and the most that is kept.
@@ -131,6 +131,7 @@ def keep_prefix_states(
     """
     prefix = engine.prefix
     assert prefix is not None and prefix.state_dtype is not None, "the engine was not checked, or has no frozen prefix"
+    examples = examples.sequences()
     digests = digest_rows(examples)
     shared_key, key = _prefix_keys(prefix, digests, model_hash)
     kept_states = _find_states(cache, key, shared_key, digests)
@@ -149,7 +150,7 @@ def keep_prefix_states(
 
 def has_prefix_states(cache: Cache, prefix: FrozenPrefix, examples: Examples, model_hash: str) -> bool:
     """Return True where the cache has the states of these rows, or of more."""
-    digests = digest_rows(examples)
+    digests = digest_rows(examples.sequences())
     shared_key, key = _prefix_keys(prefix, digests, model_hash)
     return _find_states(cache, key, shared_key, digests) is not None
 

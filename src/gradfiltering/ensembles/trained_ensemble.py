@@ -230,7 +230,7 @@ class TrainedEnsemble:
             row_states = self.keep_prefix_states(examples)
             if row_states is not None and row_states.is_new:
                 self.costs.made_seconds += row_states.seconds
-        buckets = LengthBuckets.of(self.examples.lengths, settings.batch_size, settings.bucket_batches, self.seed)
+        buckets = LengthBuckets.of(self.examples.widths, settings.batch_size, settings.bucket_batches, self.seed)
         return EnsembleDataModule(
             examples=self.examples,
             member_ids=member_ids,

@@ -1,6 +1,9 @@
 """Forward passes of the base model without adapters over rows."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -8,16 +11,58 @@ from torch import nn
 from gradfiltering.data.batches import Batch, LengthBatches, batch_rows, make_batch_loader
 from gradfiltering.data.examples import Examples
 from gradfiltering.distributed.row_measurements import share_of_this_rank
-from gradfiltering.evidence.context import MeasurementContext
+from gradfiltering.ensembles.batch_settings import BatchSettings
+from gradfiltering.models.language_model import LanguageModel
+from gradfiltering.models.weights import hash_weights
+from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.progress import track
 
 
-def prepare_base_model(context: MeasurementContext) -> nn.Module:
+class BaseModelWork(Protocol):
+    """A base model, and all that is needed to run it over rows."""
+
+    @property
+    def base_model(self) -> LanguageModel:
+        """Frozen model and tokenizer."""
+
+    @property
+    def batches(self) -> BatchSettings:
+        """Division of work."""
+
+    @property
+    def cache(self) -> Cache:
+        """Cache of this run and others."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device that computes."""
+
+    @property
+    def model_hash(self) -> str:
+        """Digest of the base model's weights."""
+
+
+@dataclass(frozen=True)
+class TargetWork:
+    """The base model of a target over rows; see `BaseModelWork`."""
+
+    base_model: LanguageModel
+    batches: BatchSettings
+    cache: Cache
+    device: torch.device
+
+    @cached_property
+    def model_hash(self) -> str:
+        """Digest of the base model's weights."""
+        return hash_weights(self.base_model.model)
+
+
+def prepare_base_model(context: BaseModelWork) -> nn.Module:
     """Return the base model on its device, without dropout."""
     return context.base_model.model.to(context.device).eval()
 
 
-def forward_batches(context: MeasurementContext, examples: Examples) -> Iterator[Batch]:
+def forward_batches(context: BaseModelWork, examples: Examples) -> Iterator[Batch]:
     """Yield this rank's share of the rows in batches of like length, on the device; the ids stay on the CPU."""
     batches = LengthBatches(
         examples, context.batches.forward_tokens, context.base_model.pad_id, share=share_of_this_rank()

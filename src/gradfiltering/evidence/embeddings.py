@@ -38,7 +38,7 @@ class EmbeddingMeasurer(Measurer[Embeddings]):
 
 def _embed_by_proxy(context: MeasurementContext) -> np.ndarray:
     """Average the last hidden states over each row's tokens."""
-    examples = context.examples
+    examples = context.examples.chosen_sequences()
     causal_model = split_model(prepare_base_model(context))
 
     def last_hidden_states(input_ids: torch.Tensor) -> torch.Tensor:

@@ -250,7 +250,7 @@ def attach_ensemble(
                 seed=context.seed,
                 build_trainer=context.build_trainer,
                 costs=costs,
-                row_width=max(int(examples.lengths.max()) for examples in row_sets),
+                row_width=max(int(examples.widths.max()) for examples in row_sets),
                 all_examples=context.examples,
             )
     finally:

@@ -26,7 +26,7 @@ class ErrorNormMeasurer(Measurer[ErrorNorms]):
         """Measure [N] float64."""
         causal_model = split_model(prepare_base_model(context))
         row_recorder = RowMeasurements(context.examples.example_ids, ["error_norm"])
-        for batch in forward_batches(context, context.examples):
+        for batch in forward_batches(context, context.examples.chosen_sequences()):
             response_mask = batch.labels[:, 1:] != IGNORED  # [B, T - 1]
             norm_sums = torch.zeros(len(response_mask), dtype=torch.float64, device=context.device)
             for row_indices, target_ids, logits in response_logits(causal_model, batch):

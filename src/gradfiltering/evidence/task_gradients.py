@@ -11,6 +11,7 @@ from gradfiltering.data.validation_rows import validation_rows
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble, SnapshotMeasurement
 from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.errors import UserError
+from gradfiltering.evidence.base_model_losses import add_reference_nll
 from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.evidence.ensemble_passes import EnsemblePasses, attach_ensemble
 from gradfiltering.evidence.measurers import TASK_GRADIENT_STAGE, Measurer
@@ -45,6 +46,7 @@ class TaskGradientMeasurer(Measurer[TaskGradients]):
         report.matmul_weights = count_matmul_weights(context.base_model.model)
         validation = validation_rows(context.dataset, request.validation, request.task)
         validation_examples, tasks = validation.encode(context.encoder)
+        validation_examples = add_reference_nll(context, validation_examples)
         ensemble_settings = take_members(request, context.ensemble)
         result = CheckpointGradients([], [], tasks, [], {})
         # Its checkpoints are epochs, whatever the snapshots of the gradient log are counted in.

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from gradfiltering.data.dataset import InstructionDataset
+from gradfiltering.data.preference_schema import Preference
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.errors import UserError, attributed_to
 from gradfiltering.evidence.measurers import check_requests
@@ -10,6 +12,7 @@ from gradfiltering.finetuning.training_sets import check_baselines
 from gradfiltering.judging.prompts import Prompt
 from gradfiltering.judging.vllm_answers import check_vllm
 from gradfiltering.models.language_model import ModelSource
+from gradfiltering.models.objectives import reads_pairs
 from gradfiltering.requests import TaskGradients
 
 
@@ -45,6 +48,31 @@ def check_experiment(experiment: Experiment) -> None:
             with attributed_to(generation, "engine"):
                 check_vllm()
                 refuse_quantized_answers(target.base_model)
+
+
+def check_objective(experiment: Experiment, dataset: InstructionDataset) -> None:
+    """Refuse rows that the objective does not learn from.
+
+    Raises:
+        UserError: preference rows under an objective of responses, or the other way round.
+    """
+    objective = experiment.proxy.objective
+    is_paired = isinstance(dataset.schema, Preference)
+    if reads_pairs(objective) and not is_paired:
+        raise UserError(
+            f"{type(objective).__name__} learns from a chosen and a rejected answer, and the rows of {dataset.origin} "
+            f"are read as {dataset.schema.name}; read them as preference rows (objective=dpo does)"
+        )
+    if is_paired and not reads_pairs(objective):
+        raise UserError(
+            f"{type(objective).__name__} learns one response, and the rows of {dataset.origin} are preferences; learn "
+            "these (objective=dpo), or read the rows by another schema"
+        )
+    if is_paired and experiment.method.selects_while_training:
+        raise UserError(
+            "LEAD clusters and ranks rows by losses of their responses, and these rows are preferences; choose a "
+            "method that scores rows by gradients, such as gradfiltering, grand or less"
+        )
 
 
 def refuse_quantized_answers(base_model: ModelSource) -> None:

@@ -55,7 +55,7 @@ class ProxyParts(ModelParts):
     """The proxy ensemble.
 
     Attributes:
-        objective: one loss per example.
+        objective: one loss per example, the target's as well.
         ensemble: its members and their training.
         size: the search for the number of members, where it is `auto`.
         build_engine: builds the gradient engine.

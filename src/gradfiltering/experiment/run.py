@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,17 @@ from gradfiltering.diagnostics.subset import diagnose_selection, diagnose_source
 from gradfiltering.distributed.process_group import run_on_rank_zero
 from gradfiltering.errors import attributed_to
 from gradfiltering.evidence.adaptive_size import measure_settled_evidence
+from gradfiltering.evidence.base_model_losses import REFERENCE_STAGE, add_reference_nll
+from gradfiltering.evidence.base_model_passes import TargetWork
 from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.evidence.heldout_member import measure_heldout_member
 from gradfiltering.evidence.measurers import check_requests_of_dataset
-from gradfiltering.experiment.checks import check_experiment, check_training_rows, warn_of_judging_on_validation
+from gradfiltering.experiment.checks import (
+    check_experiment,
+    check_objective,
+    check_training_rows,
+    warn_of_judging_on_validation,
+)
 from gradfiltering.experiment.model_loading import load_language_model
 from gradfiltering.experiment.open_run import OpenRun, open_run
 from gradfiltering.experiment.parts import Experiment, ModelParts
@@ -48,6 +56,7 @@ from gradfiltering.judging.verdict_summary import summarize_verdicts, warn_of_un
 from gradfiltering.judging.verdicts import write_verdicts
 from gradfiltering.methods.subset_files import write_known_rows, write_scores, write_subset
 from gradfiltering.models.language_model import LanguageModel
+from gradfiltering.models.objectives import loss_unit, reads_pairs
 from gradfiltering.reports.screen import format_details, print_result
 from gradfiltering.requests import BaseModelLosses, Evidence, GradientLog
 from gradfiltering.runs.logs import announce, screen
@@ -117,6 +126,11 @@ def run_experiment(experiment: Experiment) -> None:
         report_contents(run, dataset)
         with attributed_to(experiment.method.scorer, "validation", "task"):
             check_requests_of_dataset(experiment.method.requests, dataset)
+        check_objective(experiment, dataset)
+        objective = experiment.proxy.objective
+        run.stages.add_to_summary(
+            objective={"name": type(objective).__name__, "pairs": reads_pairs(objective), "unit": loss_unit(objective)}
+        )
         if experiment.reaches("select"):
             experiment.export.check(dataset.schema)
         experiment.method.budget_rows(dataset.counted_rows)  # refuses a budget that the dataset does not have
@@ -286,7 +300,8 @@ def encode_rows(
 
 def measure_rows(experiment: Experiment, run: OpenRun, planned: PlannedRun) -> MeasuredRows:
     """Measure what the method requests of the rows and no more, and score them."""
-    parts, method, context = experiment.proxy, experiment.method, planned.context
+    parts, method = experiment.proxy, experiment.method
+    context = measure_reference(run, planned.context)
     dataset, examples = context.dataset, context.examples
     run.stages.add_to_summary(data=examples.summary(len(dataset)))
     run.stages.add_warnings(examples.warnings())
@@ -315,6 +330,18 @@ def measure_rows(experiment: Experiment, run: OpenRun, planned: PlannedRun) -> M
         write_scores(run.folder, scores, examples.unscored)
         run.stages.add_to_summary(data=examples.summary(len(dataset), scores.unscored))
     return MeasuredRows(dataset, examples, planned.heldout_cut, planned.total_rows, planned.is_cut, evidence, scores)
+
+
+def measure_reference(run: OpenRun, context: MeasurementContext) -> MeasurementContext:
+    """Measure the base model's log-probabilities of both answers, once, where the rows are preferences."""
+    if not context.examples.is_paired:
+        return context
+
+    def measure() -> MeasurementContext:
+        heldout = None if context.heldout is None else add_reference_nll(context, context.heldout)
+        return replace(context, examples=add_reference_nll(context, context.examples), heldout=heldout)
+
+    return run.stages.run(REFERENCE_STAGE, measure)
 
 
 def measure_heldout_loss(experiment: Experiment, run: OpenRun, context: MeasurementContext) -> None:
@@ -425,16 +452,19 @@ def train_models(
     target.check_examples(target_rows.examples)
     if not measured_with_target:
         report_model(run, rows.dataset, "target", target)
+    work = TargetWork(target, experiment.proxy.batches, experiment.cache, run.device)
+    heldout = None if target_rows.heldout is None else add_reference_nll(work, target_rows.heldout)
     context = FineTuningContext(
         base_model=target,
         examples=target_rows.examples,
-        heldout=target_rows.heldout,
+        heldout=heldout,
         settings=parts.tuning,
         objective=experiment.proxy.objective,
         cache=experiment.cache,
         run_folder=run.folder,
         seed=experiment.seed,
         build_trainer=run.build_trainer,
+        complete_rows=partial(add_reference_nll, work),
     )
     total_rows = rows.total_rows
     selection, candidate = method.train_candidate(selection, rows.evidence, total_rows, rows.scores, context)

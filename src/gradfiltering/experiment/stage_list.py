@@ -3,8 +3,10 @@
 import sys
 
 from gradfiltering.data.dataset import InstructionDataset
+from gradfiltering.evidence.base_model_losses import REFERENCE_STAGE
 from gradfiltering.evidence.measurers import sort_requests
 from gradfiltering.experiment.parts import Experiment
+from gradfiltering.models.objectives import reads_pairs
 from gradfiltering.requests import GradientLog
 
 
@@ -30,4 +32,6 @@ def list_stages(experiment: Experiment, dataset: InstructionDataset | None = Non
     }
     reached_stages = [stage_name for stage_name, is_reached in later_stages.items() if is_reached]
     checks_judge = experiment.reaches("judge") and experiment.judging.check.labelled_pairs is not None
-    return ["data", *(["judge_check"] if checks_judge else []), "base_model", *measuring_stages, *reached_stages]
+    reference_stages = [REFERENCE_STAGE] if reads_pairs(experiment.proxy.objective) else []
+    first_stages = ["data", *(["judge_check"] if checks_judge else []), "base_model", *reference_stages]
+    return [*first_stages, *measuring_stages, *reached_stages]

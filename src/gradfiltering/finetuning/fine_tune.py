@@ -59,6 +59,8 @@ class FineTuningResult:
             token.
         heldout_loss: at the end, nats per response token; None where nothing is held out.
         flops: an estimate, 4 for each base model weight in a matrix product and each token.
+        heldout_accuracy: of preference rows, the share of held-out pairs that are ranked right at the end; None for
+            other rows.
         reused: whether the model was in the cache; `seconds` are those of its training.
     """
 
@@ -69,6 +71,7 @@ class FineTuningResult:
     final_loss: float
     heldout_loss: float | None
     flops: int
+    heldout_accuracy: float | None = None
     reused: bool = False
 
 
@@ -104,6 +107,7 @@ class FineTuningContext:
         run_folder: where trained models are linked, in `target/<model>/`.
         seed: decides the adapter's start, the same for every model of a run, and the order of rows.
         build_trainer: builds a `lightning.Trainer` from keyword arguments.
+        complete_rows: adds what the objective needs of a model's rows (`add_reference_nll`); None for nothing.
     """
 
     base_model: LanguageModel
@@ -115,6 +119,7 @@ class FineTuningContext:
     run_folder: RunFolder
     seed: int
     build_trainer: "Callable[..., L.Trainer]"
+    complete_rows: Callable[[Examples], Examples] | None = None
 
     @cached_property
     def shared_key(self) -> dict[str, Any]:
@@ -196,6 +201,7 @@ def fine_tune(
         seconds=last_point.seconds,
         final_loss=last_point.train_loss or float("nan"),
         heldout_loss=last_point.heldout_loss,
+        heldout_accuracy=last_point.heldout_accuracy,
         flops=4 * count_matmul_weights(base_model.model) * last_point.tokens_seen,
     )
 
@@ -231,6 +237,8 @@ def fine_tune_all(training_sets: Mapping[str, TrainingSet], context: FineTuningC
                 f"target {model_name}: none of its {len(training_set.example_ids)} rows can be trained on: no response "
                 "token is left within the target's max_tokens; raise it"
             )
+        if context.complete_rows is not None:
+            examples = context.complete_rows(examples)
         key = {**context.shared_key, "examples": hash_examples(examples)}
         schedule = None
         if training_set.update_count is not None:

@@ -43,7 +43,9 @@ class CurvePoint:
         train_loss: mean over the updates since the previous point, nats per response token; None at
             the start.
         heldout_loss: mean over held-out rows, nats per response token; None where nothing is held
-            out.
+            out. Of preference rows both losses are nats per pair.
+        heldout_accuracy: of preference rows, the share of held-out pairs whose chosen answer became more probable
+            against the base model than the rejected one did; None for other rows.
     """
 
     step: int
@@ -52,6 +54,7 @@ class CurvePoint:
     seconds: float
     train_loss: float | None
     heldout_loss: float | None
+    heldout_accuracy: float | None = None
 
 
 @dataclass
@@ -80,8 +83,8 @@ class FineTuningModule(L.LightningModule):
     """Trains one LoRA adapter; a step of the trainer is one round of the update schedule.
 
     An update follows the mean over the supervised tokens of its rows, whichever process computes
-    them: each example's loss weighs as much as it has supervised tokens. The model stays in
-    evaluation mode, without dropout.
+    them: each example's loss weighs as much as it has supervised tokens. Preference rows weigh alike.
+    The model stays in evaluation mode, without dropout.
 
     Args:
         model_name: of the model in the run, for metrics and errors.
@@ -90,7 +93,7 @@ class FineTuningModule(L.LightningModule):
         heldout: rows to measure the held-out loss on, or None.
         pad_id: token id for padding.
         schedule: decides the rows of each update.
-        objective: loss of each example, a mean over its supervised tokens.
+        objective: loss of each example: a mean over its supervised tokens, or one of a pair of answers.
         settings: optimiser and learning rate.
         resume_point: where checkpoints are saved, or None.
     """
@@ -120,6 +123,7 @@ class FineTuningModule(L.LightningModule):
         self.resume_point = resume_point
         self.bar: ProgressBar | None = None  # of the rest of the schedule
         self.progress = TrainingProgress()
+        self.loss_weights = np.ones(len(examples), dtype=np.int32) if examples.is_paired else examples.response_tokens
         self.curve_marks = np.linspace(0, schedule.length, settings.records).round()
         self.started_at = self.saved_at = time.monotonic()
         self._checkpoint: Checkpoint | None = None
@@ -222,9 +226,9 @@ class FineTuningModule(L.LightningModule):
             [n] float64 losses of its rows before the update, and [P] float32 gradient where the
             schedule observes it.
         """
-        token_counts = self.examples.response_tokens[row_indices]
+        row_weights = self.loss_weights[row_indices]
         example_losses = self._accumulate_gradients(row_indices)
-        update_loss = float(example_losses @ token_counts / token_counts.sum())
+        update_loss = float(example_losses @ row_weights / row_weights.sum())
         if not math.isfinite(update_loss):
             first_ids = sorted(self.examples.example_ids[row_indices].tolist())[:10]
             raise UserError(
@@ -251,18 +255,15 @@ class FineTuningModule(L.LightningModule):
 
     def _accumulate_gradients(self, row_indices: np.ndarray) -> np.ndarray:
         """Give every rank the gradient of the whole update; return the [n] losses of its rows."""
-        example_ids, update_tokens = (
-            self.examples.example_ids[row_indices],
-            self.examples.response_tokens[row_indices].sum(),
-        )
+        example_ids, update_weight = self.examples.example_ids[row_indices], self.loss_weights[row_indices].sum()
         measurements = RowMeasurements(np.sort(example_ids), ["loss"])
         assert self._split_model is not None, "made when training starts"
         with self._without_gradient_averaging():
             for batch in self._cut_batches(self.examples, row_indices):
                 batch_losses = self.objective(self._split_model, batch.to(self.device))  # [B]
                 batch_rows = np.searchsorted(self.examples.example_ids, batch.example_id.numpy())
-                token_counts = torch.from_numpy(self.examples.response_tokens[batch_rows]).to(batch_losses)
-                self.manual_backward((batch_losses * token_counts).sum() / update_tokens)
+                row_weights = torch.from_numpy(self.loss_weights[batch_rows]).to(batch_losses)
+                self.manual_backward((batch_losses * row_weights).sum() / update_weight)
                 measurements.record(batch.example_id.numpy(), loss=batch_losses.detach().cpu().numpy())
         sum_gradients_over_ranks(list(self.trained_parameters.values()))
         sorted_losses = measurements.gather()["loss"][0]
@@ -282,8 +283,8 @@ class FineTuningModule(L.LightningModule):
         return torch.cat([gradient.flatten() for gradient in gradients]).float()
 
     @torch.inference_mode()
-    def _measure_heldout_loss(self) -> float | None:
-        """Return the mean over held-out rows of the objective, None where nothing is held out."""
+    def _measure_heldout_losses(self) -> np.ndarray | None:
+        """Return the objective's [N] losses of the held-out rows, None where nothing is held out."""
         if self.heldout is None:
             return None
         assert self._split_model is not None, "made when training starts"
@@ -291,9 +292,9 @@ class FineTuningModule(L.LightningModule):
         for batch in self._cut_batches(self.heldout, np.arange(len(self.heldout))):
             batch_losses = self.objective(self._split_model, batch.to(self.device))
             measurements.record(batch.example_id.numpy(), loss=batch_losses.float().cpu().numpy())
-        row_losses = measurements.gather()["loss"][0]  # [V]
+        row_losses: np.ndarray = measurements.gather()["loss"][0]  # [V]
         self.progress.heldout_row_losses = row_losses.tolist()
-        return float(row_losses.mean())
+        return row_losses
 
     def _cut_batches(self, examples: Examples, row_indices: np.ndarray) -> Iterator[Batch]:
         """Yield this rank's share of some rows in batches of like length, within the token budget."""
@@ -305,7 +306,11 @@ class FineTuningModule(L.LightningModule):
         return (batches[batch_index] for batch_index in range(len(batches)))
 
     def _record_curve_point(self) -> None:
-        progress, heldout_loss = self.progress, self._measure_heldout_loss()
+        progress, heldout_losses = self.progress, self._measure_heldout_losses()
+        heldout_loss = None if heldout_losses is None else float(heldout_losses.mean())
+        heldout_accuracy = None
+        if heldout_losses is not None and self.examples.is_paired:
+            heldout_accuracy = float((heldout_losses < math.log(2)).mean())  # log 2 where the margin is zero
         progress.curve.append(
             CurvePoint(
                 step=progress.updates_taken,
@@ -314,11 +319,12 @@ class FineTuningModule(L.LightningModule):
                 seconds=round(time.monotonic() - self.started_at, 3),
                 train_loss=float(np.mean(progress.recent_losses)) if progress.recent_losses else None,
                 heldout_loss=heldout_loss,
+                heldout_accuracy=heldout_accuracy,
             )
         )
         progress.recent_losses = []
-        if heldout_loss is not None:
-            self._log_metrics({"heldout_loss": heldout_loss})
+        metrics = {"heldout_loss": heldout_loss, "heldout_accuracy": heldout_accuracy}
+        self._log_metrics({name: value for name, value in metrics.items() if value is not None})
 
     def _log_metrics(self, metrics: Mapping[str, float]) -> None:
         if metrics:

@@ -2,7 +2,8 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,7 +24,7 @@ from gradfiltering.gradients.statistics import (
     GradientStatistic,
 )
 from gradfiltering.models.lora import Adapters, member_count
-from gradfiltering.models.objectives import Objective
+from gradfiltering.models.objectives import Objective, ResponseNLL
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -77,6 +78,15 @@ class GradientEngine(ABC):
         if device != self._checked_device:
             check_engine(self)
             self._checked_device = device
+
+    @contextmanager
+    def learning_responses(self) -> Iterator[None]:
+        """Learn single responses inside the block, for trials with invented rows, whatever the objective."""
+        objective, self.objective = self.objective, ResponseNLL()
+        try:
+            yield
+        finally:
+            self.objective = objective
 
     @abstractmethod
     def prepare_model(self) -> None:

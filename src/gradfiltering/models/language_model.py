@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -84,7 +85,8 @@ class LanguageModel:
         """
         if len(self.tokenizer) <= self.embedding_count:
             return
-        for example_id, input_ids in zip(examples.example_ids, examples.table["input_ids"], strict=True):
+        example_ids = np.tile(examples.example_ids, examples.sequence_count)
+        for example_id, input_ids in zip(example_ids, examples.sequences().table["input_ids"], strict=True):
             if max(input_ids, default=0) >= self.embedding_count:
                 token = self.tokenizer.convert_ids_to_tokens(max(input_ids))
                 raise UserError(

@@ -6,13 +6,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from gradfiltering.data.batches import Batch, collate
+from gradfiltering.data.batches import Batch, make_batch
 from gradfiltering.data.examples import Examples
 from gradfiltering.ensembles.stack_state import StackState
 from gradfiltering.ensembles.trained_ensemble import TrainedEnsemble
@@ -184,20 +184,21 @@ def time_answers(base_model: LanguageModel, prompt_lengths: Sequence[int], examp
 
 def take_batch(examples: Examples, token_budget: int, pad_id: int) -> Batch:
     """Return a batch of rows of about the median length, as many as the tokens allow."""
-    rows_by_length = np.argsort(examples.lengths, kind="stable")
+    if examples.is_paired and examples.reference_nll is None:  # not measured before the plan; no time depends on it
+        examples = replace(examples, reference_nll=np.zeros((len(examples), 2)))
+    rows_by_length = np.argsort(examples.widths, kind="stable")
     middle = len(rows_by_length) // 2
-    width = max(1, int(examples.lengths[rows_by_length[middle]]))
+    width = max(1, int(examples.sequence_count * examples.widths[rows_by_length[middle]]))
     row_count = min(len(rows_by_length), max(1, token_budget // width))
     start = max(0, middle - row_count + 1)
     row_positions = rows_by_length[start : start + row_count]
-    return collate(examples.table[row_positions], pad_id, (row_count,))
+    return make_batch(examples, row_positions, pad_id, (row_count,))
 
 
 def count_batch(batch: Batch) -> TokenCounts:
-    """Count a batch [B, T] as it is, its padding included."""
-    row_count, width = batch.input_ids.shape
-    responses = int((batch.labels[:, 1:] >= 0).sum())
-    padded = row_count * width
+    """Count a batch of [B, T] or [B, 2, T] tokens as it is, its padding included."""
+    row_count, width, padded = len(batch.input_ids), batch.input_ids.shape[-1], batch.input_ids.numel()
+    responses = int((batch.labels[..., 1:] >= 0).sum())
     return TokenCounts(row_count, padded, padded, padded * width, responses, 1)
 
 

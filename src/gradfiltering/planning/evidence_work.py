@@ -13,10 +13,11 @@ from gradfiltering.ensembles.lora_ensemble import ONLINE
 from gradfiltering.ensembles.member_cache import MemberCache
 from gradfiltering.ensembles.prefix_states import count_prefix_bytes, has_prefix_states
 from gradfiltering.ensembles.trained_ensemble import TrainedEnsemble
-from gradfiltering.evidence.base_model_losses import find_losses
+from gradfiltering.evidence.base_model_losses import REFERENCE_STAGE, find_losses, find_reference_nll
 from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.evidence.ensemble_passes import EnsemblePasses
 from gradfiltering.evidence.measurers import BASE_MODEL_STAGE, ENSEMBLE_STAGE, TASK_GRADIENT_STAGE
+from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.planning.memory_estimates import member_bytes
 from gradfiltering.planning.model_shapes import ModelShape
 from gradfiltering.planning.operations import (
@@ -53,16 +54,17 @@ def plan_base_model_passes(
         shape: of the base model.
     """
     planned_work = []
-    row_counts = count_pass(context.examples, context.batches.forward_tokens)
+    row_counts = count_pass(context.examples.chosen_sequences(), context.batches.forward_tokens)
     for request in requests:
         if isinstance(request, BaseModelLosses):
             row_sets = [("losses of all rows", context.examples), ("losses of the held-out rows", context.heldout)]
             for description, examples in row_sets:
                 if examples is not None:
+                    is_cached = _has_losses(context, examples)
+                    examples = examples.chosen_sequences()
                     counts = count_pass(examples, context.batches.forward_tokens)
-                    is_cached = find_losses(context, context.objective, examples) is not None
                     operations = loss_operations(shape, counts)
-                    is_per_row = examples is context.examples
+                    is_per_row = description == "losses of all rows"
                     planned_work.append(
                         PlannedWork(BASE_MODEL_STAGE, description, counts, operations, "losses", is_cached, is_per_row)
                     )
@@ -73,12 +75,45 @@ def plan_base_model_passes(
             operations = forward_operations(shape, row_counts)
             planned_work.append(PlannedWork(BASE_MODEL_STAGE, "embeddings", row_counts, operations, "losses"))
         elif isinstance(request, ResponseLosses):
-            alone = _count_responses_alone(context.examples, context.batches.forward_tokens)
+            alone = _count_responses_alone(context.examples.chosen_sequences(), context.batches.forward_tokens)
             counts = row_counts + alone
             operations = loss_operations(shape, counts)
             description = "losses of responses, with their prompts and alone"
             planned_work.append(PlannedWork(BASE_MODEL_STAGE, description, counts, operations, "losses"))
     return planned_work
+
+
+def plan_reference(context: MeasurementContext, shape: ModelShape) -> list[PlannedWork]:
+    """Plan the base model's log-probabilities of both answers of preference rows; nothing for other rows.
+
+    Args:
+        context: models, rows and settings.
+        shape: of the base model.
+    """
+    planned_work = []
+    row_sets = [("answers of all rows", context.examples), ("answers of the held-out rows", context.heldout)]
+    for description, examples in row_sets:
+        if examples is not None and examples.is_paired:
+            counts = count_pass(examples.sequences(), context.batches.forward_tokens)
+            planned_work.append(
+                PlannedWork(
+                    REFERENCE_STAGE,
+                    description,
+                    counts,
+                    loss_operations(shape, counts),
+                    "losses",
+                    find_reference_nll(context, examples) is not None,
+                    examples is context.examples,
+                )
+            )
+    return planned_work
+
+
+def _has_losses(context: MeasurementContext, examples: Examples) -> bool:
+    """Return True where the cache has the base model's losses of rows, of preference rows those of chosen answers."""
+    if not examples.is_paired:
+        return find_losses(context, context.objective, examples) is not None
+    return find_losses(context, ResponseNLL(), examples.chosen_sequences()) is not None
 
 
 def list_uncounted(requests: Iterable[Request[Any]], context: MeasurementContext) -> list[str]:

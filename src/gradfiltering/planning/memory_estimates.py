@@ -36,7 +36,7 @@ def held_bytes(device: torch.device, needed_bytes: int) -> int:
 def forward_bytes(shape: ModelShape, batch_tokens: int, examples: Examples) -> int:
     """Return what a forward pass without gradients holds at most."""
     width = max(linear.inputs + linear.outputs for layer in shape.layers for linear in layer.linears)
-    row_width = int(examples.lengths.max())
+    row_width = int(examples.widths.max())
     tokens = max(row_width, min(batch_tokens, int(examples.lengths.sum())))
     heads = max(1, shape.layers[0].attention_width // 64)
     scores = 2 * tokens * row_width * heads
@@ -52,7 +52,7 @@ def ensemble_bytes(
     adapters = members * ADAPTER_COPIES * 4 * shape.adapter_weights
     if memory is None:
         return adapters + forward_bytes(shape, 1, context.examples)
-    row_width = int(context.examples.lengths.max())
+    row_width = int(context.examples.widths.max())
     tokens = min(chunk_tokens, members * context.ensemble.batch_size * row_width)
     return adapters + memory.peak(max(tokens, row_width), row_width, min(members, max(1, tokens // row_width)))
 
@@ -60,7 +60,7 @@ def ensemble_bytes(
 def tuning_bytes(target: PlannedTarget, examples: Examples) -> int:
     """Return what fine-tuning takes: weights, an adapter, and a micro-batch."""
     shape, settings = target.shape, target.settings
-    row_width = int(examples.lengths.max())
+    row_width = int(examples.widths.max())
     tokens = max(row_width, min(settings.micro_batch_tokens, settings.batch_size * row_width))
     logits = LOGIT_COPIES * min(CHUNK_BYTES, tokens * shape.vocabulary * shape.element_bytes)
     stored = STORED_SHARE * shape.token_width * shape.element_bytes * tokens

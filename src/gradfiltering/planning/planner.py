@@ -16,6 +16,7 @@ from gradfiltering.ensembles.heldout_member import HeldoutMember
 from gradfiltering.ensembles.lora_ensemble import AUTO
 from gradfiltering.ensembles.trained_ensemble import EnsembleCosts, TrainedEnsemble
 from gradfiltering.errors import UserError
+from gradfiltering.evidence.base_model_losses import REFERENCE_STAGE
 from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.evidence.ensemble_passes import attach_ensemble
 from gradfiltering.evidence.measurers import BASE_MODEL_STAGE, ENSEMBLE_STAGE, TASK_GRADIENT_STAGE, sort_requests
@@ -39,6 +40,7 @@ from gradfiltering.planning.evidence_work import (
     plan_ensemble,
     plan_frozen_layers,
     plan_heldout_member,
+    plan_reference,
     plan_task_gradients,
 )
 from gradfiltering.planning.model_shapes import ModelShape, read_shape
@@ -53,7 +55,8 @@ from gradfiltering.runs.files import hash_key
 from gradfiltering.seeding import numpy_rng
 
 PLANNED_STAGES = (
-    BASE_MODEL_STAGE, ENSEMBLE_STAGE, TASK_GRADIENT_STAGE, HELDOUT_MEMBER_STAGE, TARGET_STAGE, JUDGE_STAGE,
+    REFERENCE_STAGE, BASE_MODEL_STAGE, ENSEMBLE_STAGE, TASK_GRADIENT_STAGE, HELDOUT_MEMBER_STAGE, TARGET_STAGE,
+    JUDGE_STAGE,
 )  # fmt: skip
 NOMINAL_TOKENS = 2048  # padded tokens at once, before it is known what fits
 SLOW_RATE = 5e9  # operations per second of a slow processor; work that is short at this rate is not timed
@@ -102,7 +105,8 @@ def plan_run(request: PlanRequest, settings: PlanSettings) -> RunPlan:
     base_shape = read_shape(context.base_model.model)
     present_bytes = memory_estimates.present_bytes(context.device, base_shape)
     stage_requests = sort_requests(request.requests)
-    planned_work = plan_base_model_passes(stage_requests.get(BASE_MODEL_STAGE, []), context, base_shape)
+    planned_work = plan_reference(context, base_shape)
+    planned_work += plan_base_model_passes(stage_requests.get(BASE_MODEL_STAGE, []), context, base_shape)
     if request.target is not None:
         planned_work += plan_tuning(request.target, context.examples, context.heldout, request.total_rows, context.seed)
         planned_work += plan_answers(request.target)
@@ -384,6 +388,7 @@ def _build_stages(
     """Put the work into stages, with the memory and the disk that each takes."""
     target, shape = request.target, adapter_plan.shape
     needed_bytes = {
+        REFERENCE_STAGE: memory_estimates.forward_bytes(shape, context.batches.forward_tokens, context.examples),
         BASE_MODEL_STAGE: memory_estimates.forward_bytes(shape, context.batches.forward_tokens, context.examples),
         ENSEMBLE_STAGE: memory_estimates.ensemble_bytes(shape, context, adapter_plan.memory, adapter_plan.chunk_tokens),
         TARGET_STAGE: 0 if target is None else memory_estimates.tuning_bytes(target, context.examples),

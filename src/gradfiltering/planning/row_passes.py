@@ -26,12 +26,13 @@ def count_batches(examples: Examples, batches: Iterable[np.ndarray]) -> TokenCou
     """
     counts = TokenCounts()
     for row_positions in batches:
-        row_count, width = len(row_positions), int(examples.lengths[row_positions].max())
+        sequence_count = len(row_positions) * examples.sequence_count
+        width = int(examples.widths[row_positions].max())
         counts += TokenCounts(
-            rows=row_count,
+            rows=len(row_positions),
             tokens=int(examples.lengths[row_positions].sum()),
-            padded=row_count * width,
-            attended=row_count * width**2,
+            padded=sequence_count * width,
+            attended=sequence_count * width**2,
             responses=int(examples.response_tokens[row_positions].sum()),
             steps=1,
         )
@@ -65,18 +66,20 @@ def count_training(
         chunk_tokens: padded tokens computed at once, over members.
         device_type: of the device that computes.
     """
-    buckets = LengthBuckets.of(examples.lengths, settings.batch_size, settings.bucket_batches, seed)
+    buckets = LengthBuckets.of(examples.widths, settings.batch_size, settings.bucket_batches, seed)
     buckets = replace(buckets, resampled=settings.resamples_rows)
     member_updates = [buckets.updates(member_id, updates.start, updates.stop) for member_id in member_ids]
     steps = [np.stack(step) for step in zip(*member_updates, strict=True)]  # [M, B] positions of rows each
     trained_rows = np.concatenate([step.ravel() for step in steps]) if steps else np.zeros(0, dtype=np.int64)
     part = TokenCounts()
     for step in steps[:: -(-len(steps) // PADDED_STEPS) or 1]:
-        for group in cut_chunks(examples.lengths[step], len(member_ids), chunk_tokens, device_type):
+        for group in cut_chunks(
+            examples.widths[step], len(member_ids), chunk_tokens, device_type, examples.sequence_count
+        ):
             for chunk in group:
                 chunk_rows = step[np.arange(chunk.first_member, chunk.end_member)[:, None], chunk.columns]
                 unpadded = int(examples.lengths[chunk_rows].sum())
-                padded = chunk.padded_tokens
+                padded = examples.sequence_count * chunk.padded_tokens
                 part += TokenCounts(tokens=unpadded, padded=padded, attended=padded * chunk.width)
     tokens = int(examples.lengths[trained_rows].sum())
     return TokenCounts(

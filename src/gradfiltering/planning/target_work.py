@@ -17,7 +17,7 @@ from gradfiltering.planning.operations import (
     gradient_operations,
     loss_operations,
 )
-from gradfiltering.planning.row_passes import count_micro_batches, count_prompts, count_tuning, cut_prompts
+from gradfiltering.planning.row_passes import count_micro_batches, count_pass, count_prompts, count_tuning, cut_prompts
 from gradfiltering.planning.run_plan import PlannedWork
 from gradfiltering.selectors.random import RandomSelector
 
@@ -99,6 +99,18 @@ def plan_tuning(
                 estimated_from=target.estimated_from,
             )
         )
+        if examples.is_paired:
+            reference_counts = count_pass(model_examples.sequences(), settings.micro_batch_tokens)
+            planned_work.append(
+                PlannedWork(
+                    TARGET_STAGE,
+                    f"{model_name}: answers under the base model",
+                    reference_counts,
+                    loss_operations(target.shape, reference_counts),
+                    "losses",
+                    estimated_from=target.estimated_from,
+                )
+            )
         if heldout is not None:
             points = len(np.unique(np.linspace(0, counts.steps, settings.records).round()))
             heldout_counts = count_micro_batches(heldout, settings, target.device_type).times(points)

@@ -7,7 +7,13 @@ from typing import Any
 
 from huggingface_hub import CardData, DatasetCard, DatasetCardData, ModelCard, ModelCardData
 
-from gradfiltering.reports.data_lines import describe_heldout_loss, describe_proxy, find_snapshot_unit
+from gradfiltering.reports.data_lines import (
+    describe_heldout_loss,
+    describe_proxy,
+    find_loss_unit,
+    find_snapshot_unit,
+    learns_pairs,
+)
 from gradfiltering.reports.judge_lines import describe_judge, verdicts_are_usable
 from gradfiltering.reports.page.answer_section import format_interval
 from gradfiltering.reports.references import format_bibtex
@@ -93,7 +99,8 @@ def build_model_card(run_files: RunFiles, model: str, adapter_config: Mapping[st
         "random": "a random subset of the same size",
         "subset": "the rows of the subset",
     }.get(model.removesuffix("_same_updates"), model)
-    heldout_loss = target_result.get("heldout_loss")
+    heldout_loss, accuracy = target_result.get("heldout_loss"), target_result.get("heldout_accuracy")
+    loss_unit = find_loss_unit(run_files.summary)
     modules = ", ".join(f"`{module}`" for module in sorted(adapter_config.get("target_modules") or []))
     card_facts = {
         "base": base_model or "a small model trained from scratch (target=tiny), kept in the run's cache",
@@ -101,11 +108,10 @@ def build_model_card(run_files: RunFiles, model: str, adapter_config: Mapping[st
         f"{target_result['steps']} updates",
         "LoRA": f"rank {adapter_config.get('r')}, alpha {adapter_config.get('lora_alpha')}, modules {modules}",
         "options": ", ".join(f"{name} {tuning_options[name]}" for name in TUNING_OPTIONS if name in tuning_options),
-        "prompt": f"template `{_target_template(run_files)}`; loss on the response alone",
-        "training loss at the end": f"{target_result['final_loss']:.4f} nats per response token",
-        "held-out loss at the end": "not measured"
-        if heldout_loss is None
-        else f"{heldout_loss:.4f} nats per response token",
+        "prompt": f"template `{_target_template(run_files)}`; {_describe_objective(run_files)}",
+        "training loss at the end": f"{target_result['final_loss']:.4f} {loss_unit}",
+        "held-out loss at the end": "not measured" if heldout_loss is None else f"{heldout_loss:.4f} {loss_unit}",
+        **({} if accuracy is None else {"held-out pairs ranked right": f"{accuracy:.1%} (reward accuracy)"}),
         "seed": run_files.seed,
         "versions": _format_versions(run_files),
     }
@@ -122,6 +128,12 @@ def build_model_card(run_files: RunFiles, model: str, adapter_config: Mapping[st
         *_close_card(run_files),
     ]
     return ModelCard(_join_sections(card_data, card_sections))
+
+
+def _describe_objective(run_files: RunFiles) -> str:
+    if learns_pairs(run_files.summary):
+        return "DPO loss of the chosen against the rejected answer, with the base model as reference"
+    return "loss on the response alone"
 
 
 def _target_template(run_files: RunFiles) -> str:

@@ -63,11 +63,22 @@ def describe_proxy(run_summary: Mapping[str, Any]) -> str | None:
     diagnostics = run_summary.get("diagnostics", {})
     if "chance_loss" not in diagnostics:
         return None
+    responses = "chosen responses" if learns_pairs(run_summary) else "responses"
     return (
-        f"The proxy without adapters predicts the responses at {diagnostics['base_loss']:.2f} nats a token, guessing "
+        f"The proxy without adapters predicts the {responses} at {diagnostics['base_loss']:.2f} nats a token, guessing "
         f"at {diagnostics['chance_loss']:.2f}; {diagnostics['unknown_token_share']:.1%} of the rows' tokens are "
         "unknown to it"
     )
+
+
+def learns_pairs(run_summary: Mapping[str, Any]) -> bool:
+    """Return True for a run on preference rows."""
+    return bool(run_summary.get("objective", {}).get("pairs", False))
+
+
+def find_loss_unit(run_summary: Mapping[str, Any]) -> str:
+    """Return the unit of a run's losses in words."""
+    return str(run_summary.get("objective", {}).get("unit", "nats per response token"))
 
 
 def find_snapshot_unit(run_summary: Mapping[str, Any]) -> str:

@@ -16,7 +16,9 @@ from gradfiltering.reports.data_lines import (
     describe_heldout_loss,
     describe_hygiene,
     describe_proxy,
+    find_loss_unit,
     find_snapshot_unit,
+    learns_pairs,
 )
 from gradfiltering.reports.judge_lines import describe_judge, verdicts_are_usable
 from gradfiltering.reports.verdict_lines import DO_NOT_USE_IT, USE_IT, format_command_time, format_verdict
@@ -271,6 +273,9 @@ def _build_targets(run_summary: Mapping[str, Any]) -> Table:
     measured = {name for sets in model_metrics.values() for values in sets.values() for name in values}
     metric_names = [name for name in ("exact_match", "chrf") if name in measured]
     table = _new_table("Target models", "model", "rows", "steps", "train loss", "held-out")
+    if learns_pairs(run_summary):
+        table.title = f"Target models (losses in {find_loss_unit(run_summary)})"
+        table.add_column("pairs ranked right", justify="right")
     for name in metric_names:
         table.add_column(name.split("_")[0], justify="right")
     for model, target_result in run_summary["target"].items():
@@ -281,6 +286,9 @@ def _build_targets(run_summary: Mapping[str, Any]) -> Table:
             f"{target_result['final_loss']:.3f}",
             "–" if target_result["heldout_loss"] is None else f"{target_result['heldout_loss']:.3f}",
         ]
+        if learns_pairs(run_summary):
+            accuracy = target_result.get("heldout_accuracy")
+            cells.append("–" if accuracy is None else f"{accuracy:.1%}")
         for name in metric_names:
             values = [sets[name] for sets in model_metrics.get(model, {}).values() if sets.get(name) is not None]
             cells.append(f"{sum(values) / len(values):.3f}" if values else "–")

@@ -39,6 +39,7 @@ PRINTED_COLUMNS = {
     "pws": "winning score",
     "warnings": "warnings",
     "heldout_loss": "held-out loss",
+    "heldout_accuracy": "pairs ranked right",
     "selected": "selected",
     "jaccard": "same rows as others",
     "rank_correlation": "same order as others",
@@ -176,7 +177,10 @@ def _build_row(sweep_job: SweepJob) -> dict[str, Any]:
     if "clean" in planted_truth.get("share", {}):
         row["clean_selected"] = planted_truth["share"]["clean"]["selected"]
     row["warnings"] = len(sweep_job.diagnostics.get("warnings", []))
-    row["heldout_loss"] = sweep_job.summary.get("target", {}).get("candidate", {}).get("heldout_loss")
+    candidate = sweep_job.summary.get("target", {}).get("candidate", {})
+    row["heldout_loss"] = candidate.get("heldout_loss")
+    if candidate.get("heldout_accuracy") is not None:
+        row["heldout_accuracy"] = candidate["heldout_accuracy"]
     if "judge_agreement" in sweep_job.summary:
         row["judge_kappa"] = sweep_job.summary["judge_agreement"]["kappa"]
         row["judge_usable"] = sweep_job.has_usable_verdicts

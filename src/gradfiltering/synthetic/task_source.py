@@ -1,17 +1,21 @@
 """The bundled tasks as a dataset source."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
+import numpy as np
 from datasets import Dataset
 
 from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.file_formats import JSON_LINES
+from gradfiltering.data.preference_schema import CHOSEN, REJECTED, Preference, find_preference_schema
 from gradfiltering.data.row_hygiene import HygieneName
 from gradfiltering.data.schemas import Columns, Instruction, find_candidates
 from gradfiltering.data.sources import DefectPlanter
 from gradfiltering.errors import UserError
-from gradfiltering.options import NonNegativeInt, PositiveInt, options
-from gradfiltering.seeding import derive_seed
+from gradfiltering.options import NonNegativeInt, PositiveInt, Probability, options
+from gradfiltering.seeding import derive_seed, numpy_rng
+from gradfiltering.statistics.rounding import share_of_count
 from gradfiltering.synthetic import task_generator
 
 
@@ -27,6 +31,9 @@ class TaskSource:
         columns: names of the columns that hold instruction, input and output.
         corrupt: the defects that are planted.
         drop: signs of poor rows that a row is left out for.
+        schema: `alpaca` for rows with one answer, `preference` for rows with a right and a wrong one (chosen and
+            rejected); other defects than `flipped` are planted into the chosen answer.
+        flipped: share of preference rows whose answers are exchanged, so that the wrong one is chosen.
     """
 
     rows: PositiveInt
@@ -36,6 +43,8 @@ class TaskSource:
     columns: Columns
     corrupt: DefectPlanter
     drop: Sequence[HygieneName] = ()
+    schema: Literal["alpaca", "preference"] = "alpaca"
+    flipped: Probability = 0.0
 
     def load(self, seed: int) -> InstructionDataset:
         """Generate training rows (with planted kinds) and clean held-out rows."""
@@ -44,16 +53,30 @@ class TaskSource:
         clean_rows = task_generator.generate_rows(self.rows, seed, "train")[:row_count]
         if not clean_rows:
             raise UserError(f"{origin} holds no rows; give a positive number", self, ("rows",))
-        schema = find_candidates(list(clean_rows[0]), self.columns, "alpaca", origin)[0]
-        assert isinstance(schema, Instruction)
-        planted_rows, defect_kinds = self.corrupt.plant(
-            clean_rows,
-            derive_seed(seed, "corrupt"),
-            schema.prompt,
-            schema.output,
-            task_generator.wrong_answer,
-        )
         heldout_rows = task_generator.generate_rows(self.heldout_rows, seed, "heldout")
+        schema: Instruction | Preference
+        if self.schema == "preference":
+            schema = find_preference_schema([CHOSEN, REJECTED], self.columns, origin)
+            planted_rows, defect_kinds = self.corrupt.plant(
+                _add_wrong_answers(clean_rows, seed),
+                derive_seed(seed, "corrupt"),
+                (schema.instruction, schema.input),
+                CHOSEN,
+                _wrong_chosen_answer,
+            )
+            self._flip_answers(planted_rows, defect_kinds, seed)
+            heldout_rows = _add_wrong_answers(heldout_rows, seed)
+        else:
+            found_schema = find_candidates(list(clean_rows[0]), self.columns, "alpaca", origin)[0]
+            assert isinstance(found_schema, Instruction)
+            schema = found_schema
+            planted_rows, defect_kinds = self.corrupt.plant(
+                clean_rows,
+                derive_seed(seed, "corrupt"),
+                schema.prompt,
+                schema.output,
+                task_generator.wrong_answer,
+            )
         return InstructionDataset(
             rows=Dataset.from_list(planted_rows),
             heldout=Dataset.from_list(heldout_rows) if heldout_rows else None,
@@ -65,3 +88,40 @@ class TaskSource:
             form=JSON_LINES,
             drop=self.drop,
         )
+
+    def _flip_answers(self, preference_rows: list[dict], defect_kinds: list[str], seed: int) -> None:
+        """Exchange the answers of some clean rows, in place.
+
+        Raises:
+            UserError: there are not as many clean rows.
+        """
+        flipped_count = share_of_count(self.flipped, len(preference_rows))
+        clean_rows = [position for position, kind in enumerate(defect_kinds) if kind == "clean"]
+        if flipped_count > len(clean_rows):
+            raise UserError(
+                f"the answers of {flipped_count} rows are to be exchanged, and {len(clean_rows)} are clean; lower the "
+                "share, or that of other defects",
+                self,
+                ("flipped",),
+            )
+        for clean_index in numpy_rng(seed, "flipped answers").permutation(len(clean_rows))[:flipped_count].tolist():
+            row = preference_rows[clean_rows[clean_index]]
+            row[CHOSEN], row[REJECTED] = row[REJECTED], row[CHOSEN]
+            defect_kinds[clean_rows[clean_index]] = "flipped"
+
+
+def _wrong_chosen_answer(row: Mapping[str, Any], generator: np.random.Generator) -> str:
+    return task_generator.wrong_answer({**row, "output": row[CHOSEN]}, generator)
+
+
+def _add_wrong_answers(task_rows: Sequence[task_generator.TaskRow], seed: int) -> list[dict[str, Any]]:
+    """Return preference rows: the right answer is chosen, a wrong one of the same form rejected."""
+    generator = numpy_rng(seed, "rejected answers")
+    return [
+        {
+            **{name: value for name, value in row.items() if name != "output"},
+            CHOSEN: row["output"],
+            REJECTED: task_generator.wrong_answer(row, generator),
+        }
+        for row in task_rows
+    ]

@@ -6,22 +6,26 @@ import numpy as np
 import pandas as pd
 from scipy.integrate import trapezoid
 
+from gradfiltering.reports.data_lines import find_loss_unit
 from gradfiltering.reports.page.charts import Chart, ChartLabels, line_chart
 from gradfiltering.reports.run_files import RunFiles
 
 AXES = {"examples": "examples_seen", "tokens": "tokens_seen", "seconds": "seconds"}
 AXIS_TITLES = {"examples": "examples seen", "tokens": "tokens seen", "seconds": "seconds of training"}
-LOSSES = {"heldout": "heldout_loss", "train": "train_loss"}
+LOSSES = {"heldout": "heldout_loss", "train": "train_loss", "accuracy": "heldout_accuracy"}
 QUESTIONS = {
     "heldout": "Which rows lead to a better model sooner?",
     "train": "How fast does the training loss fall?",
+    "accuracy": "Which rows teach to prefer the chosen answers?",
 }
 READINGS = {
     "heldout": "Each mark is the loss on held-out rows; lower and further left is better.",
     "train": "Each mark is the mean loss since the mark before. A subset that is easy to learn falls fast without "
     "teaching more.",
+    "accuracy": "Reward accuracy: the share of held-out pairs whose chosen answer gained more probability over the "
+    "base model than the rejected one; at the start, where nothing is learnt, it is a matter of rounding.",
 }
-LOSS_TITLES = {"heldout": "held-out loss, nats per token", "train": "training loss, nats per token"}
+LOSS_TITLES = {"heldout": "held-out loss", "train": "training loss", "accuracy": "held-out pairs ranked right"}
 MODEL_COLOURS = {"candidate": 0, "random": 1, "full": 2, "rival": 3}
 
 
@@ -33,11 +37,19 @@ def draw_convergence(run_files: RunFiles) -> list[Chart]:
             curve_frames = [
                 pd.DataFrame({"series": model, "x": loss_curve[axis_column], "y": loss_curve[loss_column]}).dropna()
                 for model, loss_curve in run_files.curves.items()
+                if loss_column in loss_curve  # curves of earlier versions lack the accuracy
             ]
             chart_data = pd.concat(curve_frames) if curve_frames else pd.DataFrame()
             if len(chart_data):
                 drawn_charts.append(
-                    draw_loss(loss_kind, axis_name, chart_data, MODEL_COLOURS, dashed_series=["random"])
+                    draw_loss(
+                        loss_kind,
+                        axis_name,
+                        chart_data,
+                        MODEL_COLOURS,
+                        find_loss_unit(run_files.summary),
+                        dashed_series=["random"],
+                    )
                 )
     return drawn_charts
 
@@ -47,6 +59,7 @@ def draw_loss(
     axis_name: str,
     chart_data: pd.DataFrame,
     palette_indices: Mapping[str, int],
+    loss_unit: str,
     *,
     dashed_series: Iterable[str],
     name_suffix: str = "",
@@ -60,7 +73,7 @@ def draw_loss(
         question=QUESTIONS[loss_kind] + question_suffix,
         reading=reading or READINGS[loss_kind],
         x_title=AXIS_TITLES[axis_name],
-        y_title=LOSS_TITLES[loss_kind],
+        y_title=LOSS_TITLES[loss_kind] + (f", {loss_unit}" if loss_kind != "accuracy" else ""),
     )
     return line_chart(
         chart_labels, chart_data, palette_indices=palette_indices, dashed_series=dashed_series, x_log=x_log

@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
+from gradfiltering.reports.data_lines import find_loss_unit
 from gradfiltering.reports.page.charts import GREY, Chart, ChartLabels, ReferenceLine, line_chart, scatter_chart
 from gradfiltering.reports.page.row_measurements import TINY, correlate_ranks
 from gradfiltering.reports.run_files import RunFiles
@@ -130,7 +131,7 @@ def draw_heldout(run_files: RunFiles) -> Chart | None:
         f"{interval.high:+.2f}] (95% bootstrap over rows). Above 0, rows on which the members disagree are rows that "
         "the proxy gets wrong.",
         x_title="V_t of a held-out row",
-        y_title="its loss, nats per response token",
+        y_title=f"its loss, {find_loss_unit(run_files.summary)}",
     )
     return scatter_chart(chart_labels, chart_data, x_log=True)
 

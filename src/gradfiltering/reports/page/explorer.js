@@ -220,7 +220,7 @@
     const log = data.log, epochs = log.epochs.length, members = log.members.length, start = i * epochs * members;
     if (log.grad_norm[start] === null) return null;
     const wide = make("div", null, "scroll"), made = make("table"), top = make("tr");
-    made.append(make("caption", "Gradient norm (and loss, nats per response token) of each member at each epoch"));
+    made.append(make("caption", "Gradient norm (and loss, nats) of each member at each epoch"));
     for (const title of [log.unit, ...log.members.map((m) => `member ${m}`), "mean", "variance"]) {
       const cell = make("th", title, title === log.unit ? "" : "n");
       cell.scope = "col";

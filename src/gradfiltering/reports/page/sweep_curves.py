@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from gradfiltering.reports.data_lines import find_loss_unit
 from gradfiltering.reports.page.charts import Chart
 from gradfiltering.reports.page.convergence_curves import AXES, LOSSES, READINGS, draw_loss
 from gradfiltering.reports.run_files import CANDIDATE
@@ -42,6 +43,7 @@ def draw_sweep_curves(sweep_jobs: Sequence[SweepJob], varying_options: set[str])
                 "examples",
                 chart_data[chart_data["x"] > 0] if x_log else chart_data,
                 {},
+                find_loss_unit(group_jobs[0].summary),
                 dashed_series=BASELINES,
                 name_suffix="" if len(job_groups) == 1 else f"_{group_number}",
                 question_suffix=f" ({other_options})" if other_options else "",
@@ -75,7 +77,7 @@ def average_curves(loss_curves: Sequence[pd.DataFrame], column: str) -> pd.DataF
     Returns:
         Columns `x` (examples seen) and `y`; empty where nothing was measured.
     """
-    measured = [curve.dropna(subset=column) for curve in loss_curves]
+    measured = [curve.dropna(subset=column) for curve in loss_curves if column in curve]
     line_points = [(curve[AXES["examples"]].to_numpy(), curve[column].to_numpy()) for curve in measured if len(curve)]
     if not line_points:
         return pd.DataFrame({"x": [], "y": []})
