@@ -1,5 +1,7 @@
 """The slow, obviously correct twins of the gradient engines: one example and one member at a time, by autograd."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -63,11 +65,10 @@ class LoopEngine(GradientEngine):
             parameters = {name: stacked[member].detach().requires_grad_() for name, stacked in adapters.items()}
             rows = batch if is_shared else batch.map_tensors(lambda t, m=member: t[m])
             for row in range(len(rows.example_id)):
-                length = int((rows.labels[row] != IGNORED).nonzero().max()) + 1  # then padding
-                example = Batch(
-                    rows.input_ids[row : row + 1, :length],
-                    rows.labels[row : row + 1, :length],
-                    rows.example_id[row : row + 1],
+                length = int((rows.labels[row] != IGNORED).nonzero()[:, -1].max()) + 1  # then padding
+                example = rows.map_tensors(lambda tensor, r=row: tensor[r : r + 1])
+                example = replace(
+                    example, input_ids=example.input_ids[..., :length], labels=example.labels[..., :length]
                 )
                 with torch.enable_grad():
                     loss = self.objective(FunctionalModel(self.model, parameters), example)[0]

@@ -34,6 +34,7 @@ STAGE_WORDS = {
     "judge_check": "trying the judge on labelled pairs",
     "base_model": "loading the proxy model",
     "base_model_passes": "measuring rows without adapters",
+    "reference": "measuring both answers under the base model",
     "proxy": "training the ensemble and measuring rows",
     "heldout_member": "measuring the held-out loss with one more member",
     "influence": "comparing the rows' gradients with the task's",
