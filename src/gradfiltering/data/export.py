@@ -17,6 +17,7 @@ from gradfiltering.data.conversations import CALLING_ROLES, CANONICAL_ROLES
 from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.file_formats import JSON_LINES, FileFormat
 from gradfiltering.data.json_rows import JsonRows, iterate_json_rows, to_json
+from gradfiltering.data.preference_schema import Preference
 from gradfiltering.data.schemas import SYSTEM_COLUMNS, TOOLS_COLUMNS, Instruction, Messages, Mixed, Schema
 from gradfiltering.data.training_formats import ExportSettings, export_warnings, holds_messages
 from gradfiltering.runs.files import atomic_path, write_json
@@ -183,6 +184,22 @@ def llama_factory_entry(row_schema: Schema, selected_rows: Dataset | JsonRows, f
             "columns": {"messages": row_schema.column},
             "tags": _tags(row_schema, selected_rows),
         }
+    elif isinstance(row_schema, Preference):
+        columns = {"chosen": row_schema.chosen, "rejected": row_schema.rejected}
+        message_columns = [name for name in row_schema.conversation_columns if _any_row_has(selected_rows, name)]
+        if message_columns:
+            return {
+                **dataset_entry,
+                "formatting": "sharegpt",
+                "ranking": True,
+                "columns": {"messages": message_columns[0], **columns},
+            }
+        has_prompt = _any_row_has(selected_rows, row_schema.prompt)
+        columns["prompt"] = row_schema.prompt if has_prompt else row_schema.instruction
+        if not has_prompt:
+            further_columns["query"] = (row_schema.input,)
+        further_columns["history"] = ("history",)
+        dataset_entry |= {"formatting": "alpaca", "ranking": True, "columns": columns}
     elif isinstance(row_schema, Instruction):
         dataset_entry |= {
             "formatting": "alpaca",
