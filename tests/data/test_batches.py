@@ -117,7 +117,7 @@ def test_stacked_batches_hold_each_members_own_rows(examples):
 @settings(deadline=None, max_examples=50)
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=40), tokens=st.integers(1, 200))
 def test_a_pass_covers_every_row_once_within_the_budget(lengths, tokens):
-    rows = SimpleNamespace(lengths=np.asarray(lengths))
+    rows = SimpleNamespace(widths=np.asarray(lengths), sequence_count=1)
     batches = LengthBatches(rows, tokens, PAD, rows=np.arange(len(lengths)))
     cut = [batch.tolist() for batch in batches.cuts]
     assert sorted(row for batch in cut for row in batch) == list(range(len(lengths)))
@@ -137,7 +137,7 @@ def test_a_pass_covers_every_row_once_within_the_budget(lengths, tokens):
 )
 def test_cuts_by_cost_are_the_cheapest_of_all(lengths, tokens, overhead):
     """Compared with every way to cut the rows, in order of length, into batches within the budget."""
-    rows = SimpleNamespace(lengths=np.asarray(lengths))
+    rows = SimpleNamespace(widths=np.asarray(lengths), sequence_count=1)
     batches = LengthBatches(rows, tokens, PAD, rows=np.arange(len(lengths)), batch_overhead=overhead)
     cut = [[lengths[row] for row in batch] for batch in batches.cuts]
     assert sorted(row for batch in batches.cuts for row in batch.tolist()) == list(range(len(lengths)))
