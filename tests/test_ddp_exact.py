@@ -6,7 +6,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
-from tests.support.ddp_training import BUDGET, COLLECT, HELDOUT, ROWS, SAMPLE_RATES, train_all, trainer_of
+from tests.support.ddp_training import (
+    BUDGET,
+    COLLECT,
+    HELDOUT,
+    PAIRS,
+    ROWS,
+    SAMPLE_RATES,
+    train_all,
+    train_preferences,
+    trainer_of,
+)
 from tests.support.processes import TORCHRUN, run_in_processes
 
 RTOL = 1e-8  # float64, over two epochs; found: 1e-15
@@ -24,6 +34,7 @@ any_rows = pytest.mark.parametrize("rows", ROWS, ids=["divisible", "not divisibl
 def one(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
     train_all(folder, trainer_of(1))
+    train_preferences(folder, trainer_of(1))
     return folder / "rank=0"
 
 
@@ -77,6 +88,18 @@ def test_each_example_is_measured_once_and_no_process_idles(trained, processes, 
 def test_target_is_that_of_one_process(one, trained, processes, launcher, rows):
     for folder in trained(processes, *launcher):
         assert_same_target(one, folder, f"rows={rows}/target")
+
+
+@several
+def test_pairs_are_measured_and_learnt_as_in_one_process(one, trained, processes, launcher):
+    for collect in COLLECT:
+        with np.load(one / PAIRS / collect / "measured.npz") as alone:
+            for folder in trained(processes, *launcher):
+                with np.load(folder / PAIRS / collect / "measured.npz") as found:
+                    for name in (name for name in alone.files if not name.startswith("times")):
+                        np.testing.assert_allclose(found[name], alone[name], rtol=RTOL, err_msg=f"{name}: {collect}")
+    for folder in trained(processes, *launcher):
+        assert_same_target(one, folder, f"{PAIRS}/target")
 
 
 @several

@@ -11,7 +11,7 @@ from gradfiltering.models.objectives import DirectPreference
 trl = pytest.importorskip("trl", reason="TRL is not installed: pip install trl")
 pytestmark = pytest.mark.slow
 
-RTOL = 1e-9
+LOSS_RTOL, GRADIENT_RTOL = 1e-6, 1e-4  # TRL keeps log-probabilities in float32
 ROWS = [
     {"prompt": "Say it.", "chosen": " right", "rejected": " wrong, and long"},
     {"prompt": "Name one.", "chosen": " another", "rejected": " w"},
@@ -40,6 +40,7 @@ def trainer(make_model, make_adapters, make_tokenizer, tmp_path):
 def test_loss_and_gradients_equal_those_of_trl(trainer):
     inputs = next(iter(trainer.get_train_dataloader()))
     model = trainer.model.double().eval()
+    model.delete_adapter("ref")  # a copy of the adapter; without it TRL compares with the base model
     parameters = {name: p for name, p in model.named_parameters() if "lora" in name}
     _let_learn(parameters)
     their_loss = trainer._compute_loss(model, inputs, False)
@@ -54,10 +55,10 @@ def test_loss_and_gradients_equal_those_of_trl(trainer):
     pairs = PreferenceBatch(*sides, torch.arange(2), reference)
     our_loss = DirectPreference(0.1)(split_model(model), pairs).mean()
     our_gradients = torch.autograd.grad(our_loss, list(parameters.values()))
-    torch.testing.assert_close(our_loss, their_loss.double(), rtol=RTOL, atol=0)
+    torch.testing.assert_close(our_loss, their_loss.double(), rtol=LOSS_RTOL, atol=0)
     assert float(our_loss) != pytest.approx(0.6931, abs=1e-3)
     for ours, theirs in zip(our_gradients, their_gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=RTOL, atol=1e-12)
+        torch.testing.assert_close(ours, theirs, rtol=GRADIENT_RTOL, atol=1e-8)
 
 
 def _let_learn(parameters):

@@ -21,14 +21,17 @@ from gradfiltering.ensembles import log_recorder
 from gradfiltering.ensembles.batch_settings import BatchSettings
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.ensembles.snapshots import SnapshotPair
+from gradfiltering.evidence.base_model_losses import add_reference_nll
+from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.evidence.measurers import find_measurer
 from gradfiltering.finetuning.fine_tune import FineTuningContext, fine_tune
 from gradfiltering.finetuning.settings import FineTuningSettings
+from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.methods.lead.curriculum import LeadSettings
 from gradfiltering.methods.lead.lead_method import Lead
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.lora import LoraSettings
-from gradfiltering.models.objectives import ResponseNLL
+from gradfiltering.models.objectives import DirectPreference, ResponseNLL
 from gradfiltering.requests import BaseModelLosses, Evidence, GradientLog, LossMeasurement
 from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.run_folder import RunFolder
@@ -44,6 +47,7 @@ SHAPE = {"architecture": "gpt2", "layers": 1, "heads": 2, "width": 16, "context"
 COLLECT = ("snapshot", "online")
 ROWS = (24, 25)  # divisible by 2 and 3; by neither, with an update of one row, of which some processes get none
 HELDOUT = 5
+PAIRS = "pairs"  # folder of what is measured of preference rows
 EPOCHS = SnapshotPair(1, 2)
 LORA = LoraSettings(rank=2, alpha=4, target_modules="all-linear", init_b_std=0.05)
 # Clipping and a large eps: without them AdamW hides a gradient that is a multiple of the right one.
@@ -91,21 +95,12 @@ def train_all(folder: Path, trainer: partial[L.Trainer]) -> None:
         base_model = LanguageModel(model, tokenizer, "test", "test", 0.0, True)
         own = folder / f"rank={devices.rank()}" / f"rows={rows}"
         for collect in COLLECT:
-            passes: list[Measured] = []
-            keeping = partial(Keeping, passes)
-            with mock.patch.object(log_recorder, "RowMeasurements", keeping):
-                context = measurement_context(
-                    records, base_model, own / collect, folder / "cache", trainer, encoder=encoder,
-                    examples=encoded.examples, heldout=encoded.heldout, ensemble=ENSEMBLE(collect=collect),
-                    snapshots=EPOCHS, batches=BatchSettings(200, 0),
-                )  # fmt: skip
-                find_measurer(GradientLog()).measure(GradientLog(), context)
-            (own / collect).mkdir(parents=True, exist_ok=True)  # on rank zero it is the run folder
-            np.savez(
-                own / collect / "measured.npz",
-                **{f"{name}/{at}": one.tables[name] for at, one in enumerate(passes) for name in ("grad_norm", "loss")},
-                **{f"times/{at}": one.times for at, one in enumerate(passes)},
-            )
+            context = measurement_context(
+                records, base_model, own / collect, folder / "cache", trainer, encoder=encoder,
+                examples=encoded.examples, heldout=encoded.heldout, ensemble=ENSEMBLE(collect=collect),
+                snapshots=EPOCHS, batches=BatchSettings(200, 0),
+            )  # fmt: skip
+            keep_measurements(context, own / collect)
         (own / "target").mkdir(parents=True)
         training = FineTuningContext(
             base_model, encoded.examples, encoded.heldout, TUNING, ResponseNLL(), Cache(folder / "cache"),
@@ -126,6 +121,44 @@ def train_all(folder: Path, trainer: partial[L.Trainer]) -> None:
             method.train_candidate(None, evidence, rows, Scores(ids, difficulty), lead_training)
 
 
+def keep_measurements(context: MeasurementContext, own: Path) -> None:
+    """Measures the gradient log and keeps what this process measured of it, and all of it, unrounded."""
+    passes: list[Measured] = []
+    with mock.patch.object(log_recorder, "RowMeasurements", partial(Keeping, passes)):
+        find_measurer(GradientLog()).measure(GradientLog(), context)
+    own.mkdir(parents=True, exist_ok=True)  # on rank zero it is the run folder
+    np.savez(
+        own / "measured.npz",
+        **{f"{name}/{at}": one.tables[name] for at, one in enumerate(passes) for name in ("grad_norm", "loss")},
+        **{f"times/{at}": one.times for at, one in enumerate(passes)},
+    )
+
+
+def train_preferences(folder: Path, trainer: partial[L.Trainer]) -> None:
+    """Every way of collecting and a target on pairs of answers, a number of them that no two processes share alike."""
+    none, objective = PlantedDefects(0, 0, 0, 0, 0, 0), DirectPreference(0.5)
+    columns = Columns("instruction", "input", "output")
+    records = TaskSource(ROWS[1], HELDOUT, None, "plain", columns, none, schema="preference").load(seed=0)
+    tokenizer = train_tokenizer([row["instruction"] + " " + row["chosen"] for row in records.rows], 300)
+    model = new_model(SHAPE, tokenizer, 0).double().eval().requires_grad_(False)
+    model.set_attn_implementation("eager")
+    base_model = LanguageModel(model, tokenizer, "test", "test", 0.0, True)
+    own = folder / f"rank={devices.rank()}" / PAIRS
+    for collect in COLLECT:
+        context = measurement_context(
+            records, base_model, own / collect, folder / "cache", trainer, ensemble=ENSEMBLE(collect=collect),
+            snapshots=EPOCHS, batches=BatchSettings(400, 0), objective=objective,
+            build_engine=partial(FusedEngine, objective=objective),
+        )  # fmt: skip
+        examples, heldout = (add_reference_nll(context, rows) for rows in (context.examples, context.heldout))
+        keep_measurements(replace(context, examples=examples, heldout=heldout), own / collect)
+    (own / "target").mkdir(parents=True)
+    training = FineTuningContext(
+        base_model, examples, heldout, TUNING, objective, Cache(folder / "cache"), RunFolder(own), 0, trainer
+    )
+    fine_tune("candidate", examples, training, own / "target")
+
+
 class Keeping(RowMeasurements):
     """A recorder that keeps what it hands out."""
 
@@ -143,3 +176,4 @@ if __name__ == "__main__":
     chosen = trainer_of(int(sys.argv[2]))
     with devices.connected_processes(chosen):
         train_all(Path(sys.argv[1]), chosen)
+        train_preferences(Path(sys.argv[1]), chosen)
