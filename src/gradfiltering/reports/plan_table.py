@@ -67,7 +67,10 @@ def describe_saving(saving: Mapping[str, Any]) -> str:
         effect_text = "norms of the training steps instead of passes of their own"
     elif saving["change"] == "upper_layers":
         change_text = f"ensemble.lora.layers=last_{values['layers']}"
-        effect_text = "adapters in the last quarter of the layers only, which turned the ranking over on SmolLM2 (docs/findings.md)"
+        effect_text = (
+            "adapters in the last quarter of the layers only, which turned the ranking over on SmolLM2 "
+            "(docs/findings.md)"
+        )
     else:
         change_text = f"epochs=updates or ensemble.train_rows={values['train_rows']}"
         effect_text = (
