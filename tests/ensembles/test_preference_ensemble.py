@@ -13,6 +13,7 @@ from tests.support.small_ensembles import LOG_RTOL, float64_base_model, measurem
 from gradfiltering.data.batches import make_batch
 from gradfiltering.data.dataset import Columns
 from gradfiltering.ensembles.trained_ensemble import EnsembleCosts
+from gradfiltering.errors import UserError
 from gradfiltering.evidence.base_model_losses import add_reference_nll, measure_losses
 from gradfiltering.evidence.ensemble_passes import attach_ensemble
 from gradfiltering.evidence.measurers import find_measurer
@@ -104,6 +105,12 @@ def test_losses_of_the_base_model_are_those_of_chosen_answers(make_context):
     held_out = replace(context, heldout=context.examples)
     base_loss = find_measurer(BaseModelLosses()).measure(BaseModelLosses(), held_out).heldout_loss
     assert base_loss == pytest.approx(np.log(2), rel=1e-12)
+
+
+def test_answers_of_rows_with_one_answer_cannot_be_exchanged():
+    columns, none = Columns("instruction", "input", "output"), PlantedDefects(0, 0, 0, 0, 0, 0)
+    with pytest.raises(UserError, match="20% of the rows are to be exchanged, and rows of the schema alpaca have one"):
+        TaskSource(9, 3, None, "plain", columns, none, flipped=0.2)
 
 
 def test_the_flipped_pairs_are_known(pairs):

@@ -286,7 +286,10 @@ def test_attention_that_a_model_lacks_is_named(folder):
 
 class Rows:
     def __init__(self, *rows):
-        self.example_ids, self.table = [4, 7], {"input_ids": list(rows)}
+        self.example_ids, self.table, self.sequence_count = [4, 7], {"input_ids": list(rows)}, 1
+
+    def sequences(self):
+        return self
 
 
 def test_a_row_with_a_token_beyond_the_embedding_is_named(folder):

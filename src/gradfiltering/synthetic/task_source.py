@@ -1,7 +1,7 @@
 """The bundled tasks as a dataset source."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from datasets import Dataset
@@ -13,7 +13,7 @@ from gradfiltering.data.row_hygiene import HygieneName
 from gradfiltering.data.schemas import Columns, Instruction, find_candidates
 from gradfiltering.data.sources import DefectPlanter
 from gradfiltering.errors import UserError
-from gradfiltering.options import NonNegativeInt, PositiveInt, Probability, options
+from gradfiltering.options import NonNegativeInt, PositiveInt, Probability, model_validator, options
 from gradfiltering.seeding import derive_seed, numpy_rng
 from gradfiltering.statistics.rounding import share_of_count
 from gradfiltering.synthetic import task_generator
@@ -45,6 +45,16 @@ class TaskSource:
     drop: Sequence[HygieneName] = ()
     schema: Literal["alpaca", "preference"] = "alpaca"
     flipped: Probability = 0.0
+
+    @model_validator(mode="after")
+    def _check_flipped(self) -> Self:
+        if self.flipped and self.schema != "preference":
+            raise UserError(
+                f"the answers of {self.flipped:.0%} of the rows are to be exchanged, and rows of the schema "
+                f"{self.schema} have one answer; choose the schema preference",
+                arguments=("flipped",),
+            )
+        return self
 
     def load(self, seed: int) -> InstructionDataset:
         """Generate training rows (with planted kinds) and clean held-out rows."""
