@@ -29,6 +29,7 @@ from gradfiltering.reports.plan_table import describe_calibration
 from gradfiltering.requests import BaseModelLosses, Embeddings, ErrorNorms, GradientLog, Projections, TaskGradients
 
 NO_PLAN = PlanSettings()
+UPDATES = SnapshotPair(2, 5, "update")
 TUNING = FineTuningSettings(
     epochs=2, batch_size=8, micro_batch_tokens=500, gradient_checkpointing=False, lr=1e-3, schedule="cosine",
     warmup_share=0.03, weight_decay=0.0, clip_norm=1.0, records=3, checkpoint_minutes=10, lora=LORA,
@@ -47,8 +48,20 @@ TUNING = FineTuningSettings(
         ([Projections()], {}),
         ([BaseModelLosses(), ErrorNorms(), Embeddings()], {}),
         ([TaskGradients(checkpoints=(1, 2), members=2, validation=None, task=None)], {}),
+        ([GradientLog(), TaskGradients((1, 2), members=2, validation=None, task=None)], {"snapshots": UPDATES}),
     ],
-    ids=["log", "online", "upper layers", "nothing kept", "bootstrap", "dropout", "projections", "base", "influence"],
+    ids=[
+        "log",
+        "online",
+        "upper layers",
+        "nothing kept",
+        "bootstrap",
+        "dropout",
+        "projections",
+        "base",
+        "influence",
+        "influence beside updates",
+    ],
 )
 def test_operations_are_those_of_the_work(context, requests, changes):
     if changes.get("batches") == "nothing kept":

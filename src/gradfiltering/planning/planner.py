@@ -14,6 +14,7 @@ from gradfiltering.data.validation_rows import validation_rows
 from gradfiltering.distributed.process_group import gather_from_ranks, world_size
 from gradfiltering.ensembles.heldout_member import HeldoutMember
 from gradfiltering.ensembles.lora_ensemble import AUTO
+from gradfiltering.ensembles.snapshots import Timeline
 from gradfiltering.ensembles.trained_ensemble import EnsembleCosts, TrainedEnsemble
 from gradfiltering.errors import UserError
 from gradfiltering.evidence.base_model_losses import REFERENCE_STAGE
@@ -267,10 +268,16 @@ def _plan_ensembles(
         epochs = [context.snapshots.early, context.snapshots.late]
         planned_work += plan_frozen_layers(trained_ensemble, row_sets, ENSEMBLE_STAGE, shape)
         planned_work += plan_ensemble(trained_ensemble, epochs, row_sets, shape, chunk_tokens, projections, context)
-        trained_epochs = context.snapshots.late
+        trained_epochs = context.snapshots.late if context.snapshots.unit == "epoch" else 0
     for item in stage_requests.get(TASK_GRADIENT_STAGE, []):
         if isinstance(item, TaskGradients):
-            members = replace(trained_ensemble, settings=take_members(item, context.ensemble))
+            # Its checkpoints are epochs, whatever the snapshots of the gradient log are counted in.
+            epoch_timeline = Timeline(trained_ensemble.member_cache.timeline.steps_per_epoch)
+            members = replace(
+                trained_ensemble,
+                settings=take_members(item, context.ensemble),
+                member_cache=trained_ensemble.member_cache.along(epoch_timeline),
+            )
             validation, _ = validation_rows(context.dataset, item.validation, item.task).encode(context.encoder)
             epochs_before = trained_epochs if item.members <= len(context.ensemble.trained_member_ids) else 0
             planned_work += plan_task_gradients(item, members, validation, shape, chunk_tokens, epochs_before)
@@ -297,8 +304,8 @@ def _time_other_work(
         "objective": repr(context.objective),
     }
 
-    def measure_rate(work: str, more_settings: Mapping[str, Any], time_rate: Callable[[], float]) -> float:
-        measurement = calibration.measure(work, {**settings, **more_settings}, lambda: {"rate": time_rate()})
+    def measure_rate(work_kind: str, more_settings: Mapping[str, Any], time_rate: Callable[[], float]) -> float:
+        measurement = calibration.measure(work_kind, {**settings, **more_settings}, lambda: {"rate": time_rate()})
         return float(measurement["rate"])
 
     rates = {"losses": measure_rate("losses", {}, lambda: time_losses(context, shape))}
