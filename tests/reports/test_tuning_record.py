@@ -24,7 +24,14 @@ from gradfiltering.reports.tuning_record import (
 )
 
 FILE = {"_target_": "gradfiltering.data.sources.FileSource", "path": "rows.jsonl", "heldout": {"path": None}}
+HUB = {"_target_": "gradfiltering.data.sources.HubSource", "name": "alpaca", "split": "train", "path": None}
+CURRICULUM = {"_target_": "gradfiltering.synthetic.curriculum_source.CurriculumSource", "rows": 20}
 TASKS = {"_target_": "gradfiltering.synthetic.task_source.TaskSource", "rows": 20}
+
+
+def mixture(**sources):
+    parts = {name: {"path": path, "count": count} for name, (path, count) in sources.items()}
+    return {"_target_": "gradfiltering.data.mixture.MixtureSource", "sources": parts}
 
 
 def data_of(use, **changes):
@@ -132,6 +139,15 @@ def test_a_folder_without_runs_is_refused(tmp_path):
         ({**FILE, "heldout": {"path": "h.jsonl"}}, {**FILE, "path": "b", "heldout": {"path": "h.jsonl"}}, False),
         (data_of("reporting"), data_of("tuning"), False),  # the other way round
         ({**FILE, "limit": 10}, {**FILE, "limit": 20}, False),
+        (FILE, {**FILE, "path": "./rows.jsonl"}, False),
+        (FILE, {**HUB, "path": "rows.jsonl"}, False),
+        (HUB, {**HUB, "split": "test"}, True),
+        (HUB, {**HUB, "limit": 20}, False),
+        (mixture(a=("rows.jsonl", 10)), mixture(a=("rows.jsonl", 20)), False),
+        (mixture(a=("rows.jsonl", 10), b=("more.jsonl", 10)), mixture(a=("more.jsonl", 10)), False),
+        (mixture(a=("rows.jsonl", 10)), FILE, False),
+        (mixture(a=("rows.jsonl", 10)), mixture(a=("others.jsonl", 10)), True),
+        (CURRICULUM, CURRICULUM, True),
     ],
 )
 def test_rows_are_apart_where_nothing_is_shared(first, second, are_apart):

@@ -6,6 +6,7 @@ makes a comparison unfair: unequal numbers of settings tried, a setting that was
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,9 +21,8 @@ TUNING_FILE = "tuning.json"
 # Parts of the configuration that make up a method's setting, and what in them is none.
 SETTING_PARTS = ("scorer", "selector", "ensemble", "epochs", "adaptive", "projection", "embeddings", "proxy", "target")
 NO_SETTINGS = ("selector.fraction", "selector.count", "target.max_new_tokens")
-# Options of a data source that say which rows it reads.
-DATA_IDENTITY = ("_target_", "path", "name", "config", "split", "sources")
-GENERATED_ROWS = "TaskSource"  # rows that each seed generates anew
+DATASET_OPTIONS = ("name", "config", "split")  # that say which rows of the hub a data source reads
+GENERATED_ROWS = ("TaskSource", "CurriculumSource")  # rows that each seed generates anew
 METHODS_WITHOUT_SETTINGS = ("random", "selector random", "selector full")
 UNTOLD_OPTIONS = ("seed", "until", "run_dir", "hydra", "report", "logger", "progress", "debug", "cache", "data")
 
@@ -206,8 +206,9 @@ def is_tuning_sweep(sweep_jobs: Sequence[SweepJob]) -> bool:
 def rows_are_apart(tuning_data: Mapping[str, Any], reporting_data: Mapping[str, Any]) -> bool:
     """Return True where two configurations of data share neither rows nor held-out rows.
 
-    They do not where they are the two parts of one division, where each seed generates rows of its own, or where they
-    read different files; that two files hold the same rows is not noticed.
+    They share none where they are the two parts of one division, where each seed generates rows of its own, or where
+    they have no file or dataset in common, the sources of mixtures included; that two files hold the same rows is not
+    noticed.
     """
     parts = [_read_part(tuning_data), _read_part(reporting_data)]
     division = [(part.get("tuning_share"), part.get("seed")) for part in parts]
@@ -218,7 +219,22 @@ def rows_are_apart(tuning_data: Mapping[str, Any], reporting_data: Mapping[str, 
     heldout_files = [(data.get("heldout") or {}).get("path") for data in (tuning_data, reporting_data)]
     if heldout_files[0] is not None and heldout_files[0] == heldout_files[1]:
         return False
-    return any(tuning_data.get(name) != reporting_data.get(name) for name in DATA_IDENTITY)
+    tuning_origins, reporting_origins = _list_origins(tuning_data), _list_origins(reporting_data)
+    if not tuning_origins and not reporting_origins:  # sources of other packages
+        return tuning_data.get("_target_") != reporting_data.get("_target_")
+    return tuning_origins.isdisjoint(reporting_origins)
+
+
+def _list_origins(data_options: Mapping[str, Any]) -> set[tuple[str, ...]]:
+    """List the files and datasets that a data source, or each source of a mixture, reads."""
+    sources = data_options.get("sources")
+    origins: set[tuple[str, ...]] = set()
+    for options in [data_options, *(sources.values() if isinstance(sources, Mapping) else ())]:
+        if options.get("path"):  # it is read in the place of a dataset of the hub
+            origins.add(("path", os.path.normpath(str(options["path"]))))
+        elif options.get("name"):
+            origins.add(tuple(str(options.get(name)) for name in DATASET_OPTIONS))
+    return origins
 
 
 def digest_setting(config: Mapping[str, Any]) -> str:
