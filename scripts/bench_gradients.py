@@ -52,7 +52,7 @@ from gradfiltering.models.lora import Adapters, LoraSettings, initial_adapters
 from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.models.weights import count_matmul_weights
 from gradfiltering.runs.cache import Cache
-from gradfiltering.runs.memory import keep_freed_memory
+from gradfiltering.runs.memory import keep_freed_memory, limit_kept_programs
 from gradfiltering.synthetic.planted_defects import PlantedDefects
 
 TUTORIAL_BATCH = 8
@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     keep_freed_memory()
+    limit_kept_programs()
     figures = Bench(options).run()
     print(json.dumps(figures, indent=2))
     if options.json:

@@ -32,7 +32,7 @@ from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.models.lora import LoraSettings, initial_adapters
 from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.runs.cache import Cache
-from gradfiltering.runs.memory import keep_freed_memory
+from gradfiltering.runs.memory import keep_freed_memory, limit_kept_programs
 from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
 from gradfiltering.synthetic.task_generator import prose
@@ -68,6 +68,7 @@ def main() -> None:
 def cell(members: int, rows: int, tokens: int, options: argparse.Namespace) -> dict[str, float]:
     """Trains `members` on `rows` rows and measures."""
     keep_freed_memory()
+    limit_kept_programs()
     tokenizer = train_tokenizer(prose(100_000, 0), 1024)
     nothing = PlantedDefects(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     source = TaskSource(min(rows, POOL), 0, None, "alpaca", Columns("instruction", "input", "output"), nothing)

@@ -74,7 +74,7 @@ from gradfiltering.models.language_model import DTYPES, fastest_precision
 from gradfiltering.models.lora import Adapters, LoraSettings, initial_adapters
 from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.models.smollm2 import SmolLM2
-from gradfiltering.runs.memory import keep_freed_memory
+from gradfiltering.runs.memory import keep_freed_memory, limit_kept_programs
 from peer_gradients import bergson_norms, opacus_norms
 
 ALL_LAYERS = "all"
@@ -88,6 +88,7 @@ def main() -> None:
     """Time the methods, and print and write the figures."""
     options = parse_options()
     keep_freed_memory()
+    limit_kept_programs()
     with tempfile.TemporaryDirectory() as model_folder:
         if options.proxy == "smollm2":
             SmolLM2().convert(Path(model_folder))

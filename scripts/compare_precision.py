@@ -20,7 +20,7 @@ from bench_gradients import Bench, add_common_options
 from gradfiltering.gradients.engine import GradientEngine
 from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.models.objectives import ResponseNLL
-from gradfiltering.runs.memory import keep_freed_memory
+from gradfiltering.runs.memory import keep_freed_memory, limit_kept_programs
 
 
 def main() -> None:
@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--loop-rows", type=int, default=16)
     options = parser.parse_args()
     keep_freed_memory()
+    limit_kept_programs()
     bench = Bench(options)
     exact = norms(bench, LoopEngine, "fp64", options.loop_rows)
     wide = norms(bench, FusedEngine, "fp32", len(bench.examples))

@@ -58,8 +58,8 @@ def test_a_missing_anchor_would_be_seen():
     assert "no-such-heading" not in read_anchors(DOCS / "troubleshooting.md")
 
 
-def compose_all(overrides: list[str]) -> None:
-    """Compose every value of a sweep at least once, so that each name and option must exist."""
+def compose_all(overrides: list[str]) -> int:
+    """Compose every value of a sweep at least once, so that each name and option must exist; return how often."""
     given = [override for override in overrides if override not in ("-m", "--multirun")]
     parser = overrides_parser.OverridesParser.create()
     values = []
@@ -71,10 +71,12 @@ def compose_all(overrides: list[str]) -> None:
             if is_sweep
             else [override]
         )
-    for index in range(max(map(len, values), default=1)):
+    composition_count = max(map(len, values), default=1)
+    for index in range(composition_count):
         chosen = [choices[min(index, len(choices) - 1)] for choices in values]
         with composition_explained(chosen):
             compose("train", spell_out(chosen), return_hydra_config=True)
+    return composition_count
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,7 @@ def test_every_command_that_runs_composes(page):
     found = [overrides for words in read_commands(page) if (overrides := find_overrides(words)) is not None]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         for overrides in found:
-            compose_all([override for override in overrides if override not in ("--cfg", "job")])
+            assert compose_all([override for override in overrides if override not in ("--cfg", "job")]) > 0, overrides
 
 
 def test_an_unknown_option_would_be_seen():

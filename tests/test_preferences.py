@@ -50,7 +50,7 @@ def test_preferences_and_responses_are_not_taken_for_each_other(tmp_path, rows_f
             "data=file", f"data.path={rows_file}", "data.schema=preference", *TINY_MODELS, cache, "until=score",
             f"run_dir={tmp_path / 'run'}", "logger=none",
         )  # fmt: skip
-    assert "objective=dpo" in capsys.readouterr().err
+    assert "choose an objective that learns preferences, such as dpo" in capsys.readouterr().err
 
 
 def test_lead_refuses_preferences(tmp_path, cache, capsys):

@@ -149,6 +149,19 @@ class ResponseLossPair:
     alone: np.ndarray
     missing_reasons: dict[int, str]
 
+    @property
+    def measured_rows(self) -> np.ndarray:
+        """Indices of the rows that have both losses, ascending."""
+        return np.setdiff1d(np.arange(len(self.alone)), list(self.missing_reasons))
+
+    def list_missing(self, example_ids: np.ndarray) -> list[tuple[int, str]]:
+        """List id and reason of each row without losses; `example_ids` [N] are those of all rows."""
+        return [(int(example_ids[row]), reason) for row, reason in sorted(self.missing_reasons.items())]
+
+    def describe_missing(self) -> str:
+        """Name the reasons why rows have no losses, each once."""
+        return ", ".join(sorted(set(self.missing_reasons.values())))
+
 
 @dataclass(frozen=True)
 class ResponseLosses(Request[ResponseLossPair]):

@@ -117,7 +117,7 @@ def test_a_missing_column_of_answers_is_named(encode, tokenizer):
 
 
 def test_preference_rows_without_the_objective_are_led_to_it(write_rows, file_source):
-    with pytest.raises(UserError, match="objective=dpo"):
+    with pytest.raises(UserError, match="an objective that learns preferences, such as dpo"):
         file_source(write_rows([{"question_id": 1, "chosen": "right", "rejected": "wrong"}])).load(0)
 
 

@@ -598,7 +598,9 @@ def find_candidates(
     missing_columns = [repr(name) for name in nearest_schema.required if name not in column_names]
     remedy = f"name the columns, or choose another schema ({', '.join(SCHEMAS[1:])})"
     if {"chosen", "rejected"} <= set(column_names):
-        remedy = "learn the preferences of these rows (objective=dpo), or name the columns of a question and its answer"
+        remedy = (
+            "choose an objective that learns preferences, such as dpo, or name the columns of a question and its answer"
+        )
     raise UserError(
         f"{origin} has no column {' and no column '.join(missing_columns)} (it has: "
         f"{', '.join(column_names) or 'none'}), which the schema {nearest_schema.name} needs; {remedy}",

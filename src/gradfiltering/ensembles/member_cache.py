@@ -65,7 +65,7 @@ class MemberCache:
 
     @property
     def records_steps(self) -> bool:
-        """Whether each epoch is stored with the norms of its training steps: one for every row that is trained on."""
+        """True where epochs are stored with the norms of their training steps: one for every row that is trained on."""
         return self.timeline.unit == "epoch" and not self.settings.resamples_rows
 
     def along(self, timeline: Timeline) -> "MemberCache":

@@ -59,7 +59,7 @@ class SettlingSnapshots:
 
     @property
     def unit(self) -> SnapshotUnit:
-        """What the pair is counted in."""
+        """Unit that the pair is counted in."""
         return "epoch"
 
     @property

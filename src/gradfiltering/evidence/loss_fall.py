@@ -15,7 +15,7 @@ from gradfiltering.evidence.ensemble_passes import EnsemblePasses, attach_ensemb
 from gradfiltering.options import PositiveInt, Share, model_validator, options
 from gradfiltering.requests import SnapshotUnit
 
-ROUNDING = 1e-9
+ROUNDING = 1e-9  # of a share, so that 0.9 is reached where the loss has fallen from 3.0 to 2.1 of 2.0
 
 
 @options
@@ -32,7 +32,8 @@ class LossFallSnapshots:
         late: share at the late one.
         epochs: that the member is trained for at most; the fall is the largest within them.
         measurements: numbers of updates after which the loss is measured.
-        heldout_share: of the rows that it never sees; at least eight. As `heldout_member.share`, it is the same member.
+        heldout_share: of the rows that it never sees, of which there are at least eight. With the share that
+            `HeldoutMember` has, it is the very member that the held-out loss comes from.
     """
 
     early: Share = 0.5
@@ -59,12 +60,12 @@ class LossFallSnapshots:
 
     @property
     def unit(self) -> SnapshotUnit:
-        """What the pair is counted in."""
+        """Unit that the pair is counted in."""
         return "update"
 
     @property
     def first_pair(self) -> SnapshotPair:
-        """The longest training that may follow, which the plan is of."""
+        """The longest training that may follow, for the plan."""
         return SnapshotPair(0, self.epochs)
 
     def list_updates(self, steps_per_epoch: int) -> list[int]:

@@ -61,12 +61,12 @@ def check_objective(experiment: Experiment, dataset: InstructionDataset) -> None
     if reads_pairs(objective) and not is_paired:
         raise UserError(
             f"{type(objective).__name__} learns from a chosen and a rejected answer, and the rows of {dataset.origin} "
-            f"are read as {dataset.schema.name}; read them as preference rows (objective=dpo does)"
+            f"are read as {dataset.schema.name}; read them by the schema preference, which the objective dpo brings"
         )
     if is_paired and not reads_pairs(objective):
         raise UserError(
-            f"{type(objective).__name__} learns one response, and the rows of {dataset.origin} are preferences; learn "
-            "these (objective=dpo), or read the rows by another schema"
+            f"{type(objective).__name__} learns one response, and the rows of {dataset.origin} are preferences; choose "
+            "an objective that learns preferences, such as dpo, or read the rows by another schema"
         )
     if is_paired and experiment.method.selects_while_training:
         raise UserError(

@@ -452,8 +452,8 @@ def train_models(
     target.check_examples(target_rows.examples)
     if not measured_with_target:
         report_model(run, rows.dataset, "target", target)
-    work = TargetWork(target, experiment.proxy.batches, experiment.cache, run.device)
-    heldout = None if target_rows.heldout is None else add_reference_nll(work, target_rows.heldout)
+    target_work = TargetWork(target, experiment.proxy.batches, experiment.cache, run.device)
+    heldout = None if target_rows.heldout is None else add_reference_nll(target_work, target_rows.heldout)
     context = FineTuningContext(
         base_model=target,
         examples=target_rows.examples,
@@ -464,7 +464,7 @@ def train_models(
         run_folder=run.folder,
         seed=experiment.seed,
         build_trainer=run.build_trainer,
-        complete_rows=partial(add_reference_nll, work),
+        complete_rows=partial(add_reference_nll, target_work),
     )
     total_rows = rows.total_rows
     selection, candidate = method.train_candidate(selection, rows.evidence, total_rows, rows.scores, context)

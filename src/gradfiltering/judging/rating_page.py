@@ -1,7 +1,6 @@
 """The page on which people compare answers: blind, on loopback, behind a password."""
 
 import asyncio
-import html
 import math
 import secrets
 import time
@@ -9,6 +8,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from jinja2 import Environment, StrictUndefined
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
@@ -189,39 +189,20 @@ class RatingPage:
         return rated_ids[-1]
 
     def _format_progress(self) -> str:
+        """Write the organiser's page."""
         answer_pairs = list(self.pairs.values())
         labels_by_rater = self.store.labels_by_rater(answer_pairs)
-        progress_rows = [(rater, f"{len(labels)} of {len(answer_pairs)}") for rater, labels in labels_by_rater.items()]
         rated_labels: dict[str, Mapping[Hashable, str]] = {}
         for rater, labels in labels_by_rater.items():
             rated_labels[rater] = dict[Hashable, str](labels.items())
         agreements = measure_agreements(rated_labels, AGREEMENT_RESAMPLES, AGREEMENT_CONFIDENCE, self.store.seed)
-        agreement_rows = [
-            (
-                ", ".join(agreement.raters),
-                str(agreement.items),
-                f"{agreement.share:.0%}",
-                "–"
-                if agreement.kappa is None
-                else f"{agreement.kappa:.2f} [{agreement.kappa_low:.2f}, {agreement.kappa_high:.2f}]",
-            )
-            for agreement in agreements
-        ]
-        bad_count = self.store.count_both_bad(answer_pairs)
-        agreement_part = (
-            _format_table(("raters", "pairs in common", "equal", "kappa, 95 % interval"), agreement_rows)
-            if agreement_rows
-            else "<p>No pair has been rated by two people yet.</p>"
-        )
-        return (
-            '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width">'
-            '<meta http-equiv="refresh" content="15"><title>Progress of the raters</title>'
-            '<link rel="stylesheet" href="../page.css"></head><body><main><h1>Progress of the raters</h1>'
-            f"{_format_table(('rater', 'rated'), progress_rows) if progress_rows else '<p>Nobody has rated yet.</p>'}"
-            f"<h2>Agreement so far</h2>{agreement_part}"
-            f"<p>Kappa is agreement beyond chance: below 0.4 is weak, above 0.6 good. Both answers bad: {bad_count} "
-            "times, counted as a tie. This page renews itself every 15 seconds.</p></main></body></html>"
+        template_text = (TEMPLATES / "progress.html").read_text("utf-8")
+        template = Environment(autoescape=True, undefined=StrictUndefined).from_string(template_text)
+        return template.render(
+            pair_count=len(answer_pairs),
+            rated_counts={rater: len(labels) for rater, labels in labels_by_rater.items()},
+            agreements=agreements,
+            both_bad_count=self.store.count_both_bad(answer_pairs),
         )
 
     def _start_session(self) -> str:
@@ -257,10 +238,10 @@ class RatingPage:
         unrated = [answer_pair for answer_pair in answer_pairs if answer_pair.pair_id not in rated]
         shown_pair = None
         if unrated:
-            skip_places = {pair_id: place for place, pair_id in enumerate(self._skipped.get(rater, {}), start=1)}
+            skip_order = {pair_id: number for number, pair_id in enumerate(self._skipped.get(rater, {}), start=1)}
             ordered_pairs = order_for_rater(self.store.seed, rater, unrated)
             ordered_pairs.sort(
-                key=lambda pair: -1 if pair.pair_id == first_pair_id else skip_places.get(pair.pair_id, 0)
+                key=lambda pair: -1 if pair.pair_id == first_pair_id else skip_order.get(pair.pair_id, 0)
             )
             answer_pair = ordered_pairs[0]
             pair_sides = [answer_pair.first, answer_pair.second]
@@ -300,16 +281,6 @@ async def _read_body(http_request: Request) -> dict[str, Any]:
     except (ValueError, RecursionError, TimeoutError):
         return {}
     return request_body if isinstance(request_body, dict) else {}
-
-
-def _format_table(headings: Sequence[str], table_rows: Sequence[Sequence[str]]) -> str:
-    """Write an HTML table; every text is escaped."""
-
-    def write_row(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    body = "".join(write_row(cells, "td") for cells in table_rows)
-    return f"<table><thead>{write_row(headings, 'th')}</thead><tbody>{body}</tbody></table>"
 
 
 def _refuse(status: int, reason: str) -> Response:

@@ -42,16 +42,21 @@ class StoredCalibration:
     measured_at: float | None = None
 
     def measure(
-        self, work: str, settings: Mapping[str, Any], time_work: Callable[[], dict[str, Any]]
+        self, work_kind: str, settings: Mapping[str, Any], time_work: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:
         """Return a measurement from the cache, or make it and keep it there, where the cache can be written.
 
         Args:
-            work: that is timed.
+            work_kind: kind of work that is timed.
             settings: everything beside the machine that its speed depends on, JSON-serialisable.
             time_work: measures; the result is JSON-serialisable.
         """
-        key = {"code": CALIBRATION_VERSION, "work": work, **describe_machine(self.device), "settings": dict(settings)}
+        key = {
+            "code": CALIBRATION_VERSION,
+            "work": work_kind,
+            **describe_machine(self.device),
+            "settings": dict(settings),
+        }
         stored = None if self.fresh else self.cache.find(CALIBRATIONS, key)
         if stored is not None:
             content = json.loads((stored.path / CALIBRATION_FILE).read_text("utf-8"))

@@ -114,13 +114,21 @@ def compare_settings(
         first_jobs, second_jobs: their jobs by seed.
     """
     pairs = [(first_jobs[seed], second_jobs[seed]) for seed in sorted(first_jobs.keys() & second_jobs.keys())]
-    losses = [(_read_heldout_loss(one), _read_heldout_loss(other)) for one, other in pairs if _share_rows(one, other)]
-    differences = [one - other for one, other in losses if one is not None and other is not None]
+    losses = [
+        (_read_heldout_loss(first_job), _read_heldout_loss(second_job))
+        for first_job, second_job in pairs
+        if _share_rows(first_job, second_job)
+    ]
+    differences = [
+        first_loss - second_loss
+        for first_loss, second_loss in losses
+        if first_loss is not None and second_loss is not None
+    ]
     if len(differences) >= LEAST_SEEDS:
         estimate = estimate_mean_value(differences, CONFIDENCE)
         yield MethodComparison(first, second, "held-out loss", estimate)
     for family, baselines in group_draws([job for pair in pairs for job in pair]).items():
-        outcomes = [_subtract_outcomes(one, other, baselines) for one, other in pairs]
+        outcomes = [_subtract_outcomes(first_job, second_job, baselines) for first_job, second_job in pairs]
         known_outcomes = [draws for draws in outcomes if draws]
         if len(known_outcomes) >= LEAST_SEEDS:
             estimate = estimate_mean_outcome(known_outcomes, CONFIDENCE, DIFFERENCE_BOUNDS)

@@ -10,7 +10,7 @@ USE_IT, DO_NOT_USE_IT = "use it", "do not use it"
 # What a verdict means for who is to decide.
 VERDICT_MEANINGS = {
     USE_IT: "Models trained on these rows beat models trained on as many random rows.",
-    DO_NOT_USE_IT: "Training on these rows is no better than training on random ones, or the selection means nothing.",
+    DO_NOT_USE_IT: "Training on these rows is worse than on as many random ones, or the selection means nothing.",
     "not tested": "Nobody knows yet if these rows are better than as many random ones.",
     "no difference shown": "These rows were tested, and random rows of the same number did about as well.",
 }

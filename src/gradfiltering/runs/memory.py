@@ -12,7 +12,7 @@ MOST_FREED_BYTES = 1400 << 20  # that stay with the process: as much as the larg
 
 
 class _HeapUse(ctypes.Structure):
-    """What glibc's `mallinfo2` returns, in bytes."""
+    """The sizes that glibc's `mallinfo2` returns, in bytes."""
 
     _fields_ = [
         (name, ctypes.c_size_t)

@@ -51,10 +51,9 @@ class IFD(Scorer):
             UserError: no row has both.
         """
         losses = evidence.get(self.losses_request)
-        example_ids, reasons = evidence.example_ids, losses.missing_reasons
-        scored_rows = np.setdiff1d(np.arange(len(example_ids)), list(reasons))
+        example_ids, scored_rows = evidence.example_ids, losses.measured_rows
         if not len(scored_rows):
-            raise UserError(f"no row has an IFD: {', '.join(sorted(set(reasons.values())))}")
+            raise UserError(f"no row has an IFD: {losses.describe_missing()}")
         given_prompt, alone = losses.given_prompt[scored_rows], losses.alone[scored_rows]
         if self.ratio == "perplexity":
             ratio = np.exp(given_prompt - alone)
@@ -65,5 +64,5 @@ class IFD(Scorer):
             example_ids[scored_rows],
             np.where(ratio < limit, ratio, -ratio),
             {"ifd": ratio, "loss_given_prompt": given_prompt, "loss_alone": alone},
-            [(int(example_ids[row]), reason) for row, reason in sorted(reasons.items())],
+            losses.list_missing(example_ids),
         )

@@ -49,20 +49,16 @@ class PromptedLikelihood(Scorer):
             UserError: no row has both.
         """
         losses = evidence.get(self.losses_request)
-        example_ids, reasons = evidence.example_ids, losses.missing_reasons
-        scored_rows = np.setdiff1d(np.arange(len(example_ids)), list(reasons))
+        example_ids, scored_rows = evidence.example_ids, losses.measured_rows
         if not len(scored_rows):
-            raise UserError(f"no row has a loss of its response alone: {', '.join(sorted(set(reasons.values())))}")
+            raise UserError(f"no row has a loss of its response alone: {losses.describe_missing()}")
         prompted = evidence.get(BaseModelLosses()).row_losses[scored_rows]
         alone = losses.alone[scored_rows]
         agreement = (alone - prompted) / np.maximum(alone, np.finfo(float).tiny)
-        row_count = len(scored_rows)
-        score = (1 - self.agreement) * rankdata(-prompted) / row_count + self.agreement * rankdata(
-            agreement
-        ) / row_count
+        ranks = (1 - self.agreement) * rankdata(-prompted) + self.agreement * rankdata(agreement)
         return Scores(
             example_ids[scored_rows],
-            score,
+            ranks / len(scored_rows),
             {"loss": prompted, "loss_alone": alone, "agreement": agreement},
-            [(int(example_ids[row]), reason) for row, reason in sorted(reasons.items())],
+            losses.list_missing(example_ids),
         )

@@ -41,9 +41,9 @@ def find_partner(word: str) -> str:
     return WORDS[(WORDS.index(word) + PARTNER_STEP) % len(WORDS)]
 
 
-def is_held_out(question: str, words: Sequence[str]) -> bool:
+def is_held_out(question: str, listed_words: Sequence[str]) -> bool:
     """Decide by the question alone whether it is held out, whatever the run's seed."""
-    return bool(numpy_rng("curriculum split", question, *words).random() < HELDOUT_SHARE)
+    return bool(numpy_rng("curriculum split", question, *listed_words).random() < HELDOUT_SHARE)
 
 
 def generate_rows(family_counts: dict[str, int], seed: int, split: CurriculumSplit) -> list[CurriculumRow]:
@@ -70,16 +70,16 @@ def make_row(family_name: str, generator: np.random.Generator, split: Curriculum
     while True:
         name = NAMES[int(generator.integers(len(NAMES)))]
         word_count = int(generator.integers(*LIST_WORDS)) if family_name in (LAST_WORD, COMPOSITION) else 1
-        words = [WORDS[index] for index in generator.permutation(len(WORDS))[:word_count]]
+        listed_words = [WORDS[index] for index in generator.permutation(len(WORDS))[:word_count]]
         wordings = QUESTIONS[family_name]
-        question = wordings[int(generator.integers(len(wordings)))].format(name=name, word=words[-1])
-        if is_held_out(question, words) == (split == "heldout"):
+        question = wordings[int(generator.integers(len(wordings)))].format(name=name, word=listed_words[-1])
+        if is_held_out(question, listed_words) == (split == "heldout"):
             break
-    answer = words[-1] if family_name == LAST_WORD else find_partner(words[-1])
+    answer = listed_words[-1] if family_name == LAST_WORD else find_partner(listed_words[-1])
     return {
         "instruction": question,
-        "input": ", ".join(words) if word_count > 1 else "",
-        "output": f"[{words[-1]} = {answer}]" if family_name == RARE_FORMAT else answer,
+        "input": ", ".join(listed_words) if word_count > 1 else "",
+        "output": f"[{listed_words[-1]} = {answer}]" if family_name == RARE_FORMAT else answer,
         "source": family_name,
     }
 

@@ -11,8 +11,8 @@ from gradfiltering.reports.page.answer_section import check_diagnostics, describ
 from gradfiltering.reports.page.glossary import mark_terms, mark_verdict
 from gradfiltering.reports.page.row_measurements import measure_rows
 from gradfiltering.reports.page.row_reasons import RowExplainer, pick_examples
-from gradfiltering.reports.page.savings import estimate_savings
 from gradfiltering.reports.page.spread import compare_spread
+from gradfiltering.reports.page.training_savings import estimate_savings
 from gradfiltering.reports.run_files import RunFiles
 from gradfiltering.runs.gradient_log import GradientLogReader
 from gradfiltering.runs.run_folder import RunFolder

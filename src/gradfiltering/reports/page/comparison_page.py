@@ -46,7 +46,7 @@ class ComparedRun:
 
     @property
     def selected(self) -> np.ndarray:
-        """[N] bool."""
+        """[N] bool, True for the rows that went in."""
         assert self.measured_rows.selected is not None
         return self.measured_rows.selected
 
@@ -124,13 +124,13 @@ def compare_options(first: RunFiles, second: RunFiles) -> pd.DataFrame:
     return table[(table["A"] != table["B"]) & is_shown]
 
 
-def list_rows(run: ComparedRun, other: ComparedRun, is_listed: np.ndarray) -> list[ListedRow]:
+def list_rows(run: ComparedRun, other_run: ComparedRun, is_listed: np.ndarray) -> list[ListedRow]:
     """List the best of the rows that only `run` selected, with the reasons of both runs."""
     ranks = np.nan_to_num(run.measured_rows.values("rank"), nan=np.inf)
     row_ids = np.flatnonzero(is_listed)
     best_ids = row_ids[np.argsort(ranks[row_ids], kind="stable")][:ROWS_LISTED].tolist()
     return [
-        ListedRow(make_example(run.explainer, run.run_files, row_id), other.explainer.explain(row_id))
+        ListedRow(make_example(run.explainer, run.run_files, row_id), other_run.explainer.explain(row_id))
         for row_id in best_ids
     ]
 
@@ -147,11 +147,11 @@ def draw_ranks(first: ComparedRun, second: ComparedRun) -> Chart | None:
     count = len(ranks)
     if count > POINTS_DRAWN:
         ranks = ranks.sample(POINTS_DRAWN, random_state=numpy_rng(first.run_files.seed, "ranks shown"))
-    drawn_words = f" Drawn: {len(ranks):,} of {count:,} rows, at random." if len(ranks) < count else ""
+    sample_text = f" Drawn: {len(ranks):,} of {count:,} rows, at random." if len(ranks) < count else ""
     chart_labels = ChartLabels(
         name="ranks",
         question="Do the two runs put the rows into the same order?",
-        reading=f"On the dotted line a row has the same rank in both; 1 is the best.{drawn_words}",
+        reading=f"On the dotted line a row has the same rank in both; 1 is the best.{sample_text}",
         x_title="rank in A",
         y_title="rank in B",
     )

@@ -83,23 +83,23 @@ class RowExplainer:
     def _explain_gradient(self, row_id: int, drop: float) -> str:
         """Say how the gradient moved, and how far the members agree."""
         moved = "fell" if drop > 0 else "rose"
-        words = f"its gradient {moved} by {abs(drop):.0%}"
+        reason_text = f"its gradient {moved} by {abs(drop):.0%}"
         if self.fallen_members is None:
-            return words
+            return reason_text
         fallen, member_count = int(self.fallen_members[0][row_id]), self.fallen_members[1]
         agreeing = fallen if drop > 0 else member_count - fallen
         if agreeing == member_count:
-            words += f" and all {member_count} members agree"
+            reason_text += f" and all {member_count} members agree"
         else:
-            words += f", but {agreeing} of {member_count} members alone say so"
+            reason_text += f", as only {agreeing} of {member_count} members say"
         share = self.disagreement_shares[row_id]
         # A row may fall far and yet be dropped, because the members differ on how far.
         large_share = LARGE_SHARE if drop <= 0 or self._is_selected(row_id) else HALF_SHARE
         if np.isfinite(share) and share <= SMALL_SHARE:
-            words += f"; their measurements lie closer together than for {1 - share:.0%} of the rows"
+            reason_text += f"; their measurements lie closer together than for {1 - share:.0%} of the rows"
         elif np.isfinite(share) and share >= large_share:
-            words += f"; their measurements lie further apart than for {share:.0%} of the rows"
-        return words
+            reason_text += f"; their measurements lie further apart than for {share:.0%} of the rows"
+        return reason_text
 
     def _explain_choice(self, row_id: int) -> list[str]:
         rank = self.ranks[row_id]
@@ -134,8 +134,10 @@ def pick_examples(
         row_ids = row_ids[np.argsort(ranks[row_ids], kind="stable")]
         if not len(row_ids):
             row_ids = numpy_rng(run_files.seed, "rows explained").permutation(np.flatnonzero(is_member))
-        places = np.unique(np.linspace(0, len(row_ids) - 1, min(EXAMPLES_SHOWN, len(row_ids))).round().astype(int))
-        examples.append([make_example(explainer, run_files, int(row_ids[place])) for place in places])
+        shown_positions = np.unique(
+            np.linspace(0, len(row_ids) - 1, min(EXAMPLES_SHOWN, len(row_ids))).round().astype(int)
+        )
+        examples.append([make_example(explainer, run_files, int(row_ids[position])) for position in shown_positions])
     return examples[0], examples[1]
 
 

@@ -17,8 +17,8 @@ from gradfiltering.reports.page import (
     provenance,
     row_explorer,
     row_reasons,
-    savings,
     spread,
+    training_savings,
 )
 from gradfiltering.reports.page.charts import Chart, write_figures
 from gradfiltering.reports.page.html_rendering import write_html
@@ -116,7 +116,7 @@ def _collect_context(run_files: RunFiles, rows: RowMeasurements, sample: row_exp
         "verdict": verdict,
         "verdict_sentence": format_verdict(verdict),
         "verdict_meaning": VERDICT_MEANINGS[verdict["verdict"]],
-        "savings": savings.estimate_savings(run_files),
+        "savings": training_savings.estimate_savings(run_files),
         "spreads": spread.compare_spread(run_files, rows),
         "terms": glossary.TERMS,
         "checks_sentence": answer_section.describe_checks(run_files, checks),

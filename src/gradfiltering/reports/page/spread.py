@@ -106,7 +106,7 @@ def _compare_signs(run_files: RunFiles, is_selected: np.ndarray) -> list[Spread]
         is_unusual = shown[LANGUAGE_SIGN]
         parts = {"the usual languages of the data, or not told": ~is_unusual, "another language": is_unusual}
         spreads.append(Spread("Language", _share_parts(parts, is_selected)))
-    duplicates = {words: shown[sign] for sign, words in DUPLICATE_SIGNS.items() if sign in shown}
+    duplicates = {description: shown[sign] for sign, description in DUPLICATE_SIGNS.items() if sign in shown}
     spreads.append(Spread("Duplicates", _share_parts(duplicates, is_selected)))
     other_signs = {
         sign: is_shown

@@ -84,8 +84,8 @@ def find_best_setting(verdicts: Mapping[str, Mapping[str, Any]]) -> BestSetting 
     best_setting = min(measured, key=order)
     verdict = measured[best_setting]
     measures = [
-        (words, f"{format_interval(verdict[name])}, {_count_seeds(verdict[name]['seeds'])}")
-        for name, words in MEASURE_WORDS.items()
+        (description, f"{format_interval(verdict[name])}, {_count_seeds(verdict[name]['seeds'])}")
+        for name, description in MEASURE_WORDS.items()
         if verdict.get(name) is not None
     ]
     return BestSetting(
@@ -109,10 +109,10 @@ def _caution_against(best_setting: str, measured: Mapping[str, Mapping[str, Any]
             f"It has no interval, so that it may be first of {len(others) + 1} by luck alone: repeat it with three "
             "seeds before building on it"
         )
-    like_it = sum(best["low"] <= other["value"] <= best["high"] for other in others)
-    if not like_it:
+    like_best = sum(best["low"] <= estimate["value"] <= best["high"] for estimate in others)
+    if not like_best:
         return ""
-    return f"{like_it} of the {len(others)} other settings lie within its interval and may be as good"
+    return f"{like_best} of the {len(others)} other settings lie within its interval and may be as good"
 
 
 def rank_factors(
@@ -163,25 +163,25 @@ def _measure_factor(name: str, levels: pd.Series, values: pd.Series, lower_is_be
     return Factor(name, max(share, 0.0), best_level, worst_level)
 
 
-def describe_factors(factors: Sequence[Factor], measure_words: str) -> str:
+def describe_factors(factors: Sequence[Factor], measure_phrase: str) -> str:
     """Say in a sentence which factor mattered."""
     if not factors:
         return ""
     strongest = factors[0]
     seed_share = next((factor.share for factor in factors if factor.name == "seed"), None)
     if strongest.name == "seed" or strongest.share < 0.05:
-        return f"No option mattered for {measure_words}: none explains more of its spread than chance does"
-    sentence = f"Most goes along with {strongest.name}: {strongest.share:.0%} of the spread in {measure_words}"
+        return f"No option mattered for {measure_phrase}: none explains more of its spread than chance does"
+    sentence = f"Most goes along with {strongest.name}: {strongest.share:.0%} of the spread in {measure_phrase}"
     return sentence if seed_share is None else f"{sentence}, {seed_share:.0%} with the seed"
 
 
 def describe_costs(table: pd.DataFrame) -> str:
     """Say what the sweep took and what the cache saved."""
     seconds, saved = float(table["seconds"].sum()), float(table["saved"].sum())
-    words = f"{len(table):,} job{'' if len(table) == 1 else 's'} took {format_seconds(seconds)}"
+    cost_text = f"{len(table):,} job{'' if len(table) == 1 else 's'} took {format_seconds(seconds)}"
     if len(table) > 1:
-        words += f", {format_seconds(float(table['seconds'].median()))} each in the middle"
-    return words + (f"; the cache saved {format_seconds(saved)} more" if saved >= 1 else "")
+        cost_text += f", {format_seconds(float(table['seconds'].median()))} each in the middle"
+    return cost_text + (f"; the cache saved {format_seconds(saved)} more" if saved >= 1 else "")
 
 
 def _count_seeds(count: int) -> str:

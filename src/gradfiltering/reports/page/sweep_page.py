@@ -62,7 +62,7 @@ class Metric:
         reading: explains the values.
         best_words: label of the best value, or "" where no end is better.
         lower_is_better: the better end.
-        words: the measure within a sentence.
+        phrase: the measure within a sentence.
         neutral_value: divides better from worse, None where there is none.
     """
 
@@ -72,7 +72,7 @@ class Metric:
     reading: str
     best_words: str = ""
     lower_is_better: bool = False
-    words: str = ""
+    phrase: str = ""
     neutral_value: float | None = None
 
 
@@ -90,7 +90,7 @@ METRICS = [
         question="Which subset teaches most?",
         reading="Held-out loss of the candidate; lower is better.",
         best_words="Lowest held-out loss",
-        words="held-out loss",
+        phrase="held-out loss",
         lower_is_better=True,
     ),
     Metric(
@@ -99,7 +99,7 @@ METRICS = [
         question="Which settings let planted defects through?",
         reading="Share of planted rows among the selected; lower is better.",
         best_words="Least noise among the selected",
-        words="noise among the selected",
+        phrase="noise among the selected",
         lower_is_better=True,
     ),
     Metric(
@@ -157,15 +157,8 @@ def write_sweep_page(
         marks: what stands between the results and a claim, a sentence each.
     """
     varying_options = find_varying_options(sweep_jobs)
-    table = pd.DataFrame(sweep_rows)
-    clean_share = table["clean_selected"] if "clean_selected" in table else pd.Series(np.nan, table.index)
-    table["noise"] = 1 - clean_share.astype(float)
     unusable_jobs = [not sweep_job.has_usable_verdicts for sweep_job in sweep_jobs]
-    table.loc[unusable_jobs, [name for name in table.columns if name.startswith("pws_")]] = np.nan
-    table["method"] = [sweep_job.method for sweep_job in sweep_jobs]
-    table["M"] = [sweep_job.member_count for sweep_job in sweep_jobs]
-    table["snapshots"] = [sweep_job.epoch_pair for sweep_job in sweep_jobs]
-    table["options"] = [sweep_job.other_options(varying_options) for sweep_job in sweep_jobs]
+    table = _tabulate_jobs(sweep_jobs, sweep_rows, varying_options)
     measured_columns = set(table.columns[table.notna().any()])
     shown_metrics = [metric for metric in list_metrics(table) if metric.key in measured_columns]
     metric_keys = [metric.key for metric in shown_metrics]
@@ -192,29 +185,10 @@ def write_sweep_page(
     first_parts = heat_maps[0]["parts"] if heat_maps else []
     first_texts = [cell.text for part in first_parts for _, cells in part["rows"] for cell in cells]
     pair_values = {"jaccard": overlaps, "rank_correlation": correlations}
-    shown_labels = [
-        place
-        for place, name in enumerate(LABEL_COLUMNS)
-        if table[name].nunique() > 1 or (name == "method" and len(table) == 1)
-    ]
-    number_columns = [
-        (metric.short_name, [format_number(value) for value in table[metric.key]]) for metric in shown_metrics
-    ]
-    number_columns += [(name, [str(value) for value in table[name]]) for name in ("warnings", "seconds")]
-    constant_columns = [(name, cells[0]) for name, cells in number_columns if len(cells) > 1 and len(set(cells)) == 1]
     context: dict[str, Any] = {
         "name": folder.resolve().name,
         "marks": marks,
-        "verdicts": [
-            {
-                "setting": setting,
-                "sentence": format_verdict(verdict),
-                "class": VERDICT_CLASSES.get(verdict["verdict"], ""),
-                "command": verdict["command"],
-                "time": format_command_time(verdict),
-            }
-            for setting, verdict in verdicts.items()
-        ],
+        "verdicts": _describe_verdicts(verdicts),
         "count": len(sweep_jobs),
         "best": [_describe_best(metric, table) for metric in shown_metrics if metric.best_words],
         "heat_maps": own_maps,
@@ -228,24 +202,85 @@ def write_sweep_page(
             for name, values in pair_values.items()
             if np.isfinite(values).any() and len(sweep_jobs) <= MOST_JOBS_PAIRED
         ],
-        "label_names": [LABEL_NAMES[place] for place in shown_labels],
-        "columns": [name for name, cells in number_columns if (name, cells[0]) not in constant_columns],
+        "unusable_count": sum(unusable_jobs),
+        "missing_count": first_texts.count(NO_JOB),
+        "unmeasured_count": first_texts.count(NOT_MEASURED),
+    }
+    context |= _describe_jobs(sweep_jobs, table, shown_metrics)
+    context |= _describe_answer(sweep_jobs, table, shown_metrics, verdicts)
+    page_path = folder / SWEEP_FILE
+    write_html(page_path, "sweep.html", context, curve_charts, styles=["sweep.css"])
+    return page_path
+
+
+def _tabulate_jobs(
+    sweep_jobs: Sequence[SweepJob], sweep_rows: Sequence[Mapping[str, Any]], varying_options: set[str]
+) -> pd.DataFrame:
+    """Make a table with a row for each job: what `sweep.json` has, noise, and what tells the jobs apart."""
+    table = pd.DataFrame(sweep_rows)
+    clean_share = table["clean_selected"] if "clean_selected" in table else pd.Series(np.nan, table.index)
+    table["noise"] = 1 - clean_share.astype(float)
+    unusable_jobs = [not sweep_job.has_usable_verdicts for sweep_job in sweep_jobs]
+    table.loc[unusable_jobs, [name for name in table.columns if name.startswith("pws_")]] = np.nan
+    table["method"] = [sweep_job.method for sweep_job in sweep_jobs]
+    table["M"] = [sweep_job.member_count for sweep_job in sweep_jobs]
+    table["snapshots"] = [sweep_job.epoch_pair for sweep_job in sweep_jobs]
+    table["options"] = [sweep_job.other_options(varying_options) for sweep_job in sweep_jobs]
+    return table
+
+
+def _describe_verdicts(verdicts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Describe the verdict on each setting for the page."""
+    return [
+        {
+            "setting": setting,
+            "sentence": format_verdict(verdict),
+            "class": VERDICT_CLASSES.get(verdict["verdict"], ""),
+            "command": verdict["command"],
+            "time": format_command_time(verdict),
+        }
+        for setting, verdict in verdicts.items()
+    ]
+
+
+def _describe_jobs(
+    sweep_jobs: Sequence[SweepJob], table: pd.DataFrame, shown_metrics: Sequence[Metric]
+) -> dict[str, Any]:
+    """Describe the table of jobs for the page, without the columns in which they do not differ."""
+    shown_labels = [
+        label_index
+        for label_index, name in enumerate(LABEL_COLUMNS)
+        if table[name].nunique() > 1 or (name == "method" and len(table) == 1)
+    ]
+    number_columns = [
+        (metric.short_name, [format_number(value) for value in table[metric.key]]) for metric in shown_metrics
+    ]
+    number_columns += [(name, [str(value) for value in table[name]]) for name in ("warnings", "seconds")]
+    constant_columns = [(name, cells[0]) for name, cells in number_columns if len(cells) > 1 and len(set(cells)) == 1]
+    differing_columns = [(name, cells) for name, cells in number_columns if (name, cells[0]) not in constant_columns]
+    return {
+        "label_names": [LABEL_NAMES[label_index] for label_index in shown_labels],
+        "columns": [name for name, _ in differing_columns],
         "constant_columns": constant_columns,
         "jobs": [
             {
                 "name": sweep_job.name,
                 "link": f"{sweep_job.name}/{REPORT_FILE}" if (sweep_job.path / REPORT_FILE).is_file() else None,
-                "labels": [table[LABEL_COLUMNS[place]].iloc[number] for place in shown_labels],
-                "numbers": [
-                    cells[number] for name, cells in number_columns if (name, cells[0]) not in constant_columns
-                ],
+                "labels": [table[LABEL_COLUMNS[label_index]].iloc[number] for label_index in shown_labels],
+                "numbers": [cells[number] for _, cells in differing_columns],
             }
             for number, sweep_job in enumerate(sweep_jobs)
         ],
-        "unusable_count": sum(unusable_jobs),
-        "missing_count": first_texts.count(NO_JOB),
-        "unmeasured_count": first_texts.count(NOT_MEASURED),
     }
+
+
+def _describe_answer(
+    sweep_jobs: Sequence[SweepJob],
+    table: pd.DataFrame,
+    shown_metrics: Sequence[Metric],
+    verdicts: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Describe what the page opens with: best setting, factor that mattered, costs."""
     leading_metric = next((metric for metric in shown_metrics if metric.best_words), None)
     factors: list[sweep_answer.Factor] = []
     factors_sentence = ""
@@ -253,8 +288,8 @@ def write_sweep_page(
         factors = sweep_answer.rank_factors(
             sweep_jobs, table, leading_metric.key, lower_is_better=leading_metric.lower_is_better
         )
-        factors_sentence = sweep_answer.describe_factors(factors, leading_metric.words)
-    context |= {
+        factors_sentence = sweep_answer.describe_factors(factors, leading_metric.phrase)
+    return {
         "best_setting": sweep_answer.find_best_setting(verdicts),
         "verdict_counts": Counter(verdict["verdict"] for verdict in verdicts.values()),
         "factors": factors,
@@ -262,9 +297,6 @@ def write_sweep_page(
         "factors_metric": leading_metric,
         "costs_sentence": sweep_answer.describe_costs(table),
     }
-    page_path = folder / SWEEP_FILE
-    write_html(page_path, "sweep.html", context, curve_charts, styles=["sweep.css"])
-    return page_path
 
 
 def list_metrics(table: pd.DataFrame) -> list[Metric]:
@@ -277,7 +309,7 @@ def list_metrics(table: pd.DataFrame) -> list[Metric]:
             short_name=f"PWS, {name}",
             question=f"Which settings win against {name}?",
             best_words=f"Highest PWS against {name}",
-            words=f"PWS against {name}",
+            phrase=f"PWS against {name}",
         )
         for name in baseline_names
     ]

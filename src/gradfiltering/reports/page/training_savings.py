@@ -11,7 +11,7 @@ ALL_ROWS_MODEL = "full"
 
 
 @dataclass(frozen=True)
-class Saving:
+class TrainingSaving:
     """A cost of training on the selected rows, beside that of training on all of them.
 
     Attributes:
@@ -29,7 +29,7 @@ class Saving:
     basis: str = ""
 
 
-def estimate_savings(run_files: RunFiles) -> list[Saving]:
+def estimate_savings(run_files: RunFiles) -> list[TrainingSaving]:
     """Compare rows, tokens and minutes of training; empty where nothing was selected.
 
     Minutes are those of the models that this run trained. Where it trained none on all rows, the time grows with the
@@ -39,7 +39,7 @@ def estimate_savings(run_files: RunFiles) -> list[Saving]:
         return []
     selected_count, row_count = len(run_files.selected_ids), run_files.row_count
     savings = [
-        Saving("Rows", f"{selected_count:,}", f"{row_count:,}", 1 - selected_count / row_count),
+        TrainingSaving("Rows", f"{selected_count:,}", f"{row_count:,}", 1 - selected_count / row_count),
     ]
     token_counts = count_tokens(run_files)
     if token_counts is None:
@@ -47,7 +47,7 @@ def estimate_savings(run_files: RunFiles) -> list[Saving]:
     subset_tokens, pool_tokens = token_counts
     token_share = subset_tokens / max(pool_tokens, 1)
     savings.append(
-        Saving(
+        TrainingSaving(
             "Tokens",
             f"about {format_rounded(subset_tokens)}",
             f"{format_rounded(pool_tokens)}",
@@ -59,14 +59,14 @@ def estimate_savings(run_files: RunFiles) -> list[Saving]:
     candidate, full = target_results.get(CANDIDATE), target_results.get(ALL_ROWS_MODEL)
     if not candidate or not candidate.get("seconds"):
         note = "by tokens; no model was trained in this run"
-        savings.append(Saving("Training time", f"about {token_share:.0%}", "100%", 1 - token_share, note))
+        savings.append(TrainingSaving("Training time", f"about {token_share:.0%}", "100%", 1 - token_share, note))
         return savings
     if full and full.get("seconds"):
         pool_seconds, is_measured = full["seconds"], True
     else:
         pool_seconds, is_measured = candidate["seconds"] / max(token_share, 1e-9), False
     savings.append(
-        Saving(
+        TrainingSaving(
             "Training time",
             format_seconds(candidate["seconds"]),
             format_seconds(pool_seconds) if is_measured else f"about {format_seconds(pool_seconds)}",
