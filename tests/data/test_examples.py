@@ -201,7 +201,7 @@ class TestCache:
         def full(*args, **options):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("datasets.Dataset.map", full)
+        monkeypatch.setattr("pyarrow.OSFile", full)
         with pytest.raises(UserError, match=r"No space left on device.*cache\.path="):
             Encoder(tokenizer, 512, cache).encode(make_records(ROWS))
 

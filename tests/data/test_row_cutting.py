@@ -178,10 +178,13 @@ def test_shortening_leaves_both_ends_around_the_mark():
 def test_the_length_follows_the_context_and_the_99th_percentile(make_records, tokenizer, cache):
     short, long = ("Q", "", "a"), ("Q", "", "a" * 60)
     few = make_records([short] * 20 + [long])
-    assert find_max_tokens(tokenizer, 512, few, cache) == 512, "of a few rows none is an outlier"
+    assert find_max_tokens(Encoder(tokenizer, 512, cache), few) == 512, "of a few rows none is an outlier"
     many = make_records([short] * 300 + [long])
-    assert find_max_tokens(tokenizer, 512, many, cache) == Encoder(tokenizer, 512, cache).encode(many).lengths.min()
-    assert find_max_tokens(tokenizer, 30, few, cache) == 30
+    assert (
+        find_max_tokens(Encoder(tokenizer, 512, cache), many)
+        == Encoder(tokenizer, 512, cache).encode(many).lengths.min()
+    )
+    assert find_max_tokens(Encoder(tokenizer, 30, cache), few) == 30
 
 
 @pytest.mark.parametrize("template", [CHATML, LLAMA2, unmarked(CHATML)], ids=["chatml", "llama2", "unmarked"])

@@ -212,6 +212,7 @@ LEFT_OUT = {
     "progress": "only what is shown",
     "log_level": "only what is logged",
     "batch.workers": "starts processes",
+    "tokenising.processes": "starts processes: tests/data/test_tokenising.py",
     "embeddings.encoder": "needs another model; no stage of the cache is made of embeddings",
     "judge.compare": "names files, which are looked for at once; no stage of the cache is made of verdicts",
     "judge.others.files": "the same",

@@ -91,6 +91,7 @@ def build_experiment(cfg: DictConfig) -> Experiment:
         runs_on_one_cpu=runs_on_one_cpu(cfg),
         build_loggers=partial(build, cfg.logger),
         source=build(cfg.data),
+        tokenising=build(cfg.tokenising),
         proxy=build_from_options(
             ProxyParts,
             {"max_tokens": "target.max_tokens" if measured_with_target else "proxy.max_tokens"},

@@ -6,12 +6,14 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset, Features, Value, concatenate_datasets
 from datasets import Sequence as SequenceFeature
 from rich.console import Console
@@ -30,12 +32,10 @@ from gradfiltering.data.json_rows import RECORD_COLUMN, JsonRows, rows_from_colu
 from gradfiltering.data.preference_schema import EQUAL_WITHIN_LENGTH, SIDE_SCHEMA, Preference
 from gradfiltering.data.schemas import Columns, Row, Schema
 from gradfiltering.data.templates import find_template, layout_name
+from gradfiltering.data.tokenising import TokenisingSettings, tokenise_table
 from gradfiltering.errors import UserError
 from gradfiltering.runs.cache import Cache
-from gradfiltering.runs.files import hash_key
-from gradfiltering.runs.progress import progress_bar
 
-ENCODED_FILE = "tokens.arrow"
 ENCODING_VERSION = 5  # raise it when the same rows would be encoded otherwise
 LENGTH_PERCENTILE = 99
 SHOWN_CHARACTERS = 600  # of each stretch of the example on the screen
@@ -275,14 +275,16 @@ class Encoder:
         tokenizer: a `transformers` tokenizer with an end-of-sequence token.
         max_tokens: longest example in tokens.
         cache: of tokenised tables.
+        settings: number of processes; no result depends on it.
     """
 
-    def __init__(self, tokenizer: Any, max_tokens: int, cache: Cache):
+    def __init__(self, tokenizer: Any, max_tokens: int, cache: Cache, settings: TokenisingSettings | None = None):
         if tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no end-of-sequence token; set one in its tokenizer_config.json")
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.cache = cache
+        self.settings = settings or TokenisingSettings()
 
     def encode_all(self, dataset: InstructionDataset) -> Rows:
         """Tokenise candidate and held-out rows."""
@@ -356,49 +358,25 @@ class Encoder:
         else:
             all_columns, needed_columns = dataset_rows, schema.fields
         row_table = all_columns.select_columns([name for name in needed_columns if name in all_columns.column_names])
-        encoding_options: dict[str, Any] = {
-            "tokenizer": self.tokenizer,
-            "template": template,
-            "schema": schema,
-            "max_tokens": self.max_tokens,
-        }
-
-        def build(cache_folder: Path) -> None:
-            with progress_bar("tokenising", len(row_table)) as bar:
-
-                def encode_and_count(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
-                    encoded_rows = encode_rows(batch, indices, **encoding_options)
-                    bar.advance(len(indices))
-                    return encoded_rows
-
-                row_table.map(
-                    encode_and_count,
-                    with_indices=True,
-                    batched=True,
-                    remove_columns=row_table.column_names,
-                    features=ENCODED_PAIRS if isinstance(schema, Preference) else ENCODED,
-                    cache_file_name=str(cache_folder / ENCODED_FILE),
-                    new_fingerprint=hash_key(cache_key),
-                )
-
-        cached_result = self.cache.get_or_compute_on_rank_zero("tokens", cache_key, build)
-        return Dataset.from_file(str(cached_result.path / ENCODED_FILE))
+        encode_batch = partial(
+            encode_rows, tokenizer=self.tokenizer, template=template, schema=schema, max_tokens=self.max_tokens
+        )
+        features = ENCODED_PAIRS if isinstance(schema, Preference) else ENCODED
+        return tokenise_table(row_table, encode_batch, features, self.cache, cache_key, self.settings)
 
 
-def find_max_tokens(tokenizer: Any, context_length: int, dataset: InstructionDataset, cache: Cache) -> int:
+def find_max_tokens(whole_encoder: Encoder, dataset: InstructionDataset) -> int:
     """Find the longest example worth training on: all that the model reads, or the 99th percentile of the rows.
 
     Where that percentile is the longest row, as it is of fewer than a hundred, no row is cut that the model could read.
 
     Args:
-        tokenizer: of the model.
-        context_length: tokens that the model reads at once.
-        dataset: its rows are tokenised; an encoder with the same length finds them in the cache.
-        cache: of tokenised tables.
+        whole_encoder: of examples as long as the model reads.
+        dataset: its rows are tokenised; an encoder of the same length takes them from the cache.
     """
-    lengths = Encoder(tokenizer, context_length, cache).encode(dataset).widths
+    lengths = whole_encoder.encode(dataset).widths
     percentile = int(np.percentile(lengths, LENGTH_PERCENTILE, method="higher"))
-    return context_length if percentile == lengths.max() else percentile
+    return whole_encoder.max_tokens if percentile == lengths.max() else percentile
 
 
 def describe_template(dataset: InstructionDataset, tokenizer: Any) -> str:
@@ -492,7 +470,8 @@ def _plain_examples(table: Dataset, lengths: np.ndarray, origin: Examples) -> Ex
 
 def _scorable(encoded_rows: Dataset) -> np.ndarray:
     """[N] bool: the rows without a reason against them."""
-    return np.asarray(encoded_rows.with_format("arrow")["reason"][:]) == ""
+    is_scorable: np.ndarray = pc.equal(encoded_rows.data["reason"], "").to_numpy()
+    return is_scorable
 
 
 def _examples(row_table: Dataset, unscored: list[tuple[int, str]], max_tokens: int) -> Examples:

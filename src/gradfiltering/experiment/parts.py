@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
     from gradfiltering.data.sources import DatasetSource
+    from gradfiltering.data.tokenising import TokenisingSettings
     from gradfiltering.data.training_formats import ExportSettings
     from gradfiltering.diagnostics.limits import DiagnosticLimits
     from gradfiltering.ensembles.batch_settings import BatchSettings
@@ -131,6 +132,7 @@ class Experiment:
         runs_on_one_cpu: True where no trainer is needed to know that.
         build_loggers: builds the experiment loggers by name.
         source: of the rows.
+        tokenising: number of processes that tokenise them.
         proxy: the ensemble that rows are scored with.
         method: selects the subset.
         target: the model that is fine-tuned on it.
@@ -152,6 +154,7 @@ class Experiment:
     runs_on_one_cpu: bool
     build_loggers: "Callable[[], Mapping[str, Logger]]"
     source: "DatasetSource"
+    tokenising: "TokenisingSettings"
     proxy: ProxyParts
     method: "Method"
     target: TargetParts

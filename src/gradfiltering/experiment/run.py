@@ -259,11 +259,12 @@ def build_encoder(
     """Build the encoder that tokenises rows for a model, no longer than the model reads."""
     max_tokens, context_length = parts.max_tokens, model.context_length
     if max_tokens == "auto":
-        max_tokens = find_max_tokens(model.tokenizer, context_length, dataset, experiment.cache)
+        whole_encoder = Encoder(model.tokenizer, context_length, experiment.cache, experiment.tokenising)
+        max_tokens = find_max_tokens(whole_encoder, dataset)
         announce(f"examples have up to {max_tokens:,} tokens; the model reads {context_length:,}")
     elif max_tokens > context_length:
         announce(f"examples have up to {context_length:,} tokens, not {max_tokens:,}: the model reads no more")
-    return Encoder(model.tokenizer, min(max_tokens, context_length), experiment.cache)
+    return Encoder(model.tokenizer, min(max_tokens, context_length), experiment.cache, experiment.tokenising)
 
 
 def encode_rows(
