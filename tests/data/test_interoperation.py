@@ -5,6 +5,7 @@ import json
 
 import pytest
 from datasets import load_dataset
+from tests.support.llama_factory import turns_for_llama_factory
 
 from gradfiltering.data.export import name_run
 from gradfiltering.methods.subset_files import write_subset
@@ -46,37 +47,6 @@ def test_trl_sees_in_the_subset_what_it_saw_in_the_input(kind, subset):
     assert trl.maybe_convert_to_chatml(read[0]) == trl.maybe_convert_to_chatml(copy.deepcopy(ROWS[kind]))
 
 
-def llama_factory_columns(entry):
-    """Where LLaMA-Factory 0.9.5 looks (`data/parser.py`): what `columns` and `tags` leave out is None.
-
-    Its package cannot be installed beside this project's transformers, so its rules stand here.
-    """
-    names = ["prompt", "query", "response", "history", "messages", "system", "tools"]
-    tags = ["role_tag", "content_tag", "user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag"]
-    assert set(entry) <= {"file_name", "formatting", "columns", "tags"} and entry["file_name"] == "subset.jsonl"
-    assert set(entry["columns"]) <= set(names) and set(entry.get("tags", {})) <= set(tags)
-    assert entry.get("formatting", "alpaca") in ("alpaca", "sharegpt")
-    return {name: entry["columns"].get(name) for name in names}, {tag: entry.get("tags", {}).get(tag) for tag in tags}
-
-
-def llama_factory_turns(entry, row):
-    """A row as LLaMA-Factory aligns it (`data/converter.py`): system, prompt turns, response."""
-    columns, tags = llama_factory_columns(entry)
-    if entry.get("formatting", "alpaca") == "alpaca":
-        query = [row[columns[name]] for name in ("prompt", "query") if columns[name] and row[columns[name]]]
-        response = row[columns["response"]] if columns["response"] else None
-        return (row[columns["system"]] if columns["system"] else ""), ["\n".join(query)], response
-    messages = row[columns["messages"]]
-    system = row[columns["system"]] if columns["system"] else ""
-    if tags["system_tag"] and messages[0][tags["role_tag"]] == tags["system_tag"]:
-        system, messages = messages[0][tags["content_tag"]], messages[1:]
-    accepted = ((tags["user_tag"], tags["observation_tag"]), (tags["assistant_tag"], tags["function_tag"]))
-    for describe_row, message in enumerate(messages):
-        assert message[tags["role_tag"]] in accepted[describe_row % 2], "LLaMA-Factory would skip this row"
-    texts = [message[tags["content_tag"]] for message in messages]
-    return system, texts[:-1], texts[-1]
-
-
 @pytest.mark.parametrize(
     ("kind", "turns"),
     [
@@ -86,20 +56,19 @@ def llama_factory_turns(entry, row):
         ("messages", ("", ["a"], "b")),
         ("messages and system", ("s", ["a"], "b")),
         ("sharegpt", ("", ["a"], "b")),
-        ("text", ("", ["a b"], None)),
+        ("text", ("", ["a b"], "")),
     ],
 )
-def test_llama_factory_finds_prompt_and_response(kind, turns, subset):
-    folder, read = subset([ROWS[kind]] * 3)
-    entry = json.loads((folder / "dataset_info.json").read_text("utf-8"))[name_run(folder)]
-    assert llama_factory_turns(entry, read[0]) == turns
+def test_llama_factory_finds_prompt_and_response(kind, turns, subset, tmp_path):
+    folder, _ = subset([ROWS[kind]] * 3)
+    assert turns_for_llama_factory(folder, name_run(folder), tmp_path / "hf") == [turns] * 2
 
 
 @pytest.mark.parametrize("field", ["input", "system"])
-def test_a_field_that_no_chosen_row_has_is_not_named(field, subset):
+def test_a_field_that_no_chosen_row_has_is_not_named(field, subset, tmp_path):
     """LLaMA-Factory would look for it in the subset and fail."""
     plain = ROWS["alpaca without input" if field == "input" else "messages"]
     folder, read = subset([plain, plain, {**plain, field: "x"}])
     entry = json.loads((folder / "dataset_info.json").read_text("utf-8"))[name_run(folder)]
     assert field not in read.column_names and field not in entry["columns"].values()
-    assert llama_factory_turns(entry, read[0]) == ("", ["a"], "b")
+    assert turns_for_llama_factory(folder, name_run(folder), tmp_path / "hf") == [("", ["a"], "b")] * 2

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from datasets import load_dataset
-from tests.data.test_interoperation import llama_factory_turns
+from tests.support.llama_factory import read_as_llama_factory, turns_for_llama_factory
 
 from gradfiltering.data.export import name_run, warn_of_export
 from gradfiltering.data.training_formats import ExportSettings
@@ -56,7 +56,7 @@ def entry_of(folder):
 
 
 @pytest.mark.parametrize("kind", CONVERSATIONS)
-def test_every_kind_of_row_becomes_messages(kind, export):
+def test_every_kind_of_row_becomes_messages(kind, export, tmp_path):
     row, messages = CONVERSATIONS[kind]
     folder, exported, warnings = export([row, row], MESSAGES)
     assert exported == [{"messages": messages}] * 2 and warnings == []
@@ -65,8 +65,7 @@ def test_every_kind_of_row_becomes_messages(kind, export):
     assert entry["file_name"] == "subset_as_messages.jsonl"
     texts = [message["content"] for message in messages if message["role"] != "system"]
     system = "s" if messages[0] == SYSTEM else ""
-    turns = llama_factory_turns({**entry, "file_name": "subset.jsonl"}, exported[0])
-    assert turns == (system, texts[:-1], texts[-1])
+    assert turns_for_llama_factory(folder, name_run(folder), tmp_path / "hf") == [(system, texts[:-1], texts[-1])] * 2
 
 
 @pytest.mark.parametrize("settings", [MESSAGES, PAIRS])
@@ -89,10 +88,11 @@ def test_trl_renders_what_the_conversation_says(kind, settings, export, make_tok
         assert rendered == {"prompt": messages[0]["content"], "completion": "b"}
 
 
-def test_single_questions_become_texts_that_llama_factory_reads(export):
+def test_single_questions_become_texts_that_llama_factory_reads(export, tmp_path):
     folder, exported, warnings = export([ALPACA, {**ALPACA, "input": ""}], PAIRS)
     assert exported == [{"prompt": "a\n\nc", "completion": "b"}, {"prompt": "a", "completion": "b"}]
-    assert llama_factory_turns({**entry_of(folder), "file_name": "subset.jsonl"}, exported[0]) == ("", ["a\n\nc"], "b")
+    turns = turns_for_llama_factory(folder, name_run(folder), tmp_path / "hf")
+    assert turns == [("", ["a\n\nc"], "b"), ("", ["a"], "b")]
     assert warnings == []
 
 
@@ -137,13 +137,39 @@ def test_stretches_are_exported_as_axolotl_counts_them(export):
     )
 
 
-def test_tools_calls_and_reasoning_are_exported(export):
+def test_tools_calls_and_reasoning_are_exported(export, tmp_path):
     answer = {**ANSWER, "thinking": "hm", "tool_calls": [CALL]}
     row = {"messages": [USER, answer, {"role": "tool", "content": "1"}, ANSWER], "tools": json.dumps([TOOL])}
     folder, exported, _ = export([row], MESSAGES)
     assert exported[0]["tools"] == [TOOL]
     assert exported[0]["messages"][1] == {**ANSWER, "reasoning_content": "hm", "tool_calls": [CALL]}
     assert entry_of(folder)["formatting"] == "openai"
+    (converted,) = read_as_llama_factory(folder, name_run(folder), tmp_path / "hf")
+    assert json.loads(converted["_tools"]) == [TOOL]
+    assert [turn["role"] for turn in converted["_prompt"]] == ["user", "function", "observation"]
+    assert json.loads(converted["_prompt"][1]["content"]) == [CALL["function"]]
+
+
+def test_tools_that_are_never_called_reach_llama_factory_as_text(export, tmp_path):
+    folder, _, _ = export([{"messages": [USER, ANSWER], "tools": [TOOL]}], MESSAGES)
+    (converted,) = read_as_llama_factory(folder, name_run(folder), tmp_path / "hf")
+    assert json.loads(converted["_tools"]) == [TOOL]
+    assert [turn["content"] for turn in (*converted["_prompt"], *converted["_response"])] == ["a", "b"]
+
+
+@pytest.mark.parametrize("export_format", ["native", "messages", "prompt_completion"])
+@pytest.mark.parametrize("file_name", ["messages_200.jsonl", "mixed_300.jsonl"])
+def test_llama_factory_reads_every_answer_of_real_chats(file_name, export_format, shared_data, file_source, tmp_path):
+    dataset = file_source(shared_data / "chat" / file_name).load(0)
+    folder, row_ids = tmp_path / "run", range(len(dataset.rows))
+    write_subset(RunFolder(folder), dataset, row_ids, None, export=ExportSettings(format=export_format))
+    dataset_names = json.loads((folder / "dataset_info.json").read_text("utf-8"))
+    turns = [
+        row_turns for name in dataset_names for row_turns in turns_for_llama_factory(folder, name, tmp_path / "hf")
+    ]
+    answers = [dataset.schema.conversation(row_values).answers[-1].content for row_values in dataset.rows]
+    assert all(prompt for _, prompt, _ in turns)
+    assert sorted(answer for _, _, answer in turns) == sorted(answers)
 
 
 def test_whole_texts_are_refused_and_among_others_counted(export, write_rows, file_source):

@@ -27,6 +27,14 @@ READ_AT_ONCE = 1000  # rows
 NATIVE = ExportSettings()
 # The names LLaMA-Factory has for the roles of a conversation.
 ROLE_TAGS = {"user": "user_tag", "assistant": "assistant_tag", "system": "system_tag", "tool": "observation_tag"}
+# As OpenAI names roles. LLaMA-Factory takes a tag that is left out for None, and then two of them for the same role.
+OPENAI_ROLE_TAGS = {
+    "user_tag": "user",
+    "assistant_tag": "assistant",
+    "system_tag": "system",
+    "observation_tag": "tool",
+    "function_tag": "function_call",
+}
 
 
 def write_rows(
@@ -174,15 +182,12 @@ def llama_factory_entry(row_schema: Schema, selected_rows: Dataset | JsonRows, f
     dataset_entry: dict[str, Any] = {"file_name": file_name}
     further_columns = {"system": SYSTEM_COLUMNS, "tools": TOOLS_COLUMNS[:1]}
     if isinstance(row_schema, Messages):
-        calls_tools = any(
-            message.get("tool_calls")
-            for row_values in _iterate_rows(selected_rows)
-            for message in row_values.get(row_schema.column) or ()
-        )
+        message_tags = _tags(row_schema, selected_rows)
+        has_tools = _has_tools_as_objects(row_schema, selected_rows)
         dataset_entry |= {
-            "formatting": "openai" if calls_tools else "sharegpt",
+            "formatting": "openai" if has_tools else "sharegpt",
             "columns": {"messages": row_schema.column},
-            "tags": _tags(row_schema, selected_rows),
+            "tags": OPENAI_ROLE_TAGS | message_tags if has_tools else message_tags,
         }
     elif isinstance(row_schema, Preference):
         columns = {"chosen": row_schema.chosen, "rejected": row_schema.rejected}
@@ -215,6 +220,15 @@ def llama_factory_entry(row_schema: Schema, selected_rows: Dataset | JsonRows, f
             if meaning not in dataset_entry["columns"] and _any_row_has(selected_rows, column_name):
                 dataset_entry["columns"][meaning] = column_name
     return dataset_entry
+
+
+def _has_tools_as_objects(row_schema: Messages, selected_rows: Dataset | JsonRows) -> bool:
+    """True where calls, or tools to be called, are objects, which LLaMA-Factory reads as `openai` alone."""
+    return any(
+        any(message.get("tool_calls") for message in row_values.get(row_schema.column) or ())
+        or isinstance(row_values.get(TOOLS_COLUMNS[0]), list)
+        for row_values in _iterate_rows(selected_rows)
+    )
 
 
 def _any_row_has(selected_rows: Dataset | JsonRows, column_name: str) -> bool:
