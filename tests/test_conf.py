@@ -32,7 +32,8 @@ SHARED = [file for file in FILES if file.is_relative_to(CONF / "shared")]
 EXPERIMENTS = [file for file in FILES if file.is_relative_to(CONF / "experiment")]
 METHODS = [file for file in FILES if file.is_relative_to(CONF / "method")]
 HELP = CONF / "hydra" / "help" / "manual.yaml"
-OPTIONS = [file for file in FILES if file.parent != CONF and file not in (*SHARED, *EXPERIMENTS, *METHODS, HELP)]
+FOR_HYDRA = [file for file in FILES if file.is_relative_to(CONF / "hydra")]  # its help, and a launcher: test_slurm.py
+OPTIONS = [file for file in FILES if file.parent != CONF and file not in (*SHARED, *EXPERIMENTS, *METHODS, *FOR_HYDRA)]
 
 
 def name_of(file: Path) -> str:

@@ -11,67 +11,29 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
-from tests.support.pipeline import ROOT, SMALL_MODELS, SMALL_RUN, run_train, summary
+from tests.support.pipeline import ROOT, summary
 from tests.support.processes import TORCHRUN, finish, launch, run_in_processes, slurm_job, slurm_variables, start
+from tests.support.run_comparison import (
+    LOG_RTOL,
+    SMALL,
+    assert_same_adapters,
+    assert_same_choice,
+    assert_same_log,
+    at,
+    files_of,
+    one_process,
+)
 
-ADAPTER_RTOL = 1e-8  # float64
-LOG_RTOL = 2e-7  # the log on disk is float32
 # A float32 target, by the norm of a tensor. Processes add up a gradient in another order, so it differs by rounding.
 # AdamW divides each entry by its own size: where that is near its eps (A at the second step, B being hardly off zero),
 # rounding becomes a visible share of a whole update. test_ddp_exact.py shows in float64 that nothing else differs.
 TARGET_RTOL = 1e-3
 LOSS_RTOL = 1e-4  # float32
-BATCH = 8
-
-SMALL = [
-    *SMALL_MODELS, *SMALL_RUN, "data.heldout_rows=5", "eval.limit=5", "ensemble.m=2", f"ensemble.batch_size={BATCH}",
-    "precision=fp64", "generation.batch_size=2", "logger=csv",
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
-
-
-def at(folder: Path, cache: Path) -> list[str]:
-    return [f"cache.path={cache}", f"run_dir={folder}", f"hydra.run.dir={folder}"]
-
-
-def one_process(folder: Path, cache: Path, *overrides: str) -> Path:
-    run_train(*SMALL, "trainer=cpu", *overrides, *at(folder, cache))
-    return folder
-
-
-def assert_same_log(one: Path, other: Path, rows: int) -> None:
-    for name in ("gradient_log", "gradient_log_heldout"):
-        a, b = (pq.read_table(folder / name).to_pandas() for folder in (one, other))
-        keys = ["member", "epoch", "example_id"]
-        assert len(b) == len(b[keys].drop_duplicates()), f"{name}: an example was logged twice"
-        assert a[keys].equals(b[keys])
-        np.testing.assert_allclose(b.grad_norm, a.grad_norm, rtol=LOG_RTOL)
-        np.testing.assert_allclose(b.loss, a.loss, rtol=LOG_RTOL)
-    assert len(pq.read_table(other / "gradient_log")) == 2 * 2 * rows
-
-
-def assert_same_adapters(one: Path, other: Path) -> None:
-    files = sorted(one.glob("adapters/**/*.safetensors"))
-    assert len(files) == 4
-    for file in files:
-        a, b = load_file(file), load_file(other / file.relative_to(one))
-        for name, value in a.items():
-            assert value.dtype == np.float64
-            np.testing.assert_allclose(b[name], value, rtol=ADAPTER_RTOL, atol=ADAPTER_RTOL * np.abs(value).max())
-
-
-def assert_same_choice(one: Path, other: Path) -> None:
-    scores = [pq.read_table(folder / "scores.parquet") for folder in (one, other)]
-    assert scores[0]["rank"].equals(scores[1]["rank"])
-    assert (one / "subset.jsonl").read_bytes() == (other / "subset.jsonl").read_bytes()
-
-
-def files_of(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_two_processes_started_by_lightning_equal_one(cache, tmp_path):
@@ -80,8 +42,10 @@ def test_two_processes_started_by_lightning_equal_one(cache, tmp_path):
     one = one_process(tmp_path / "one", cache, *few)
     two = tmp_path / "two"
     output = run_in_processes(
-        tmp_path / "tmp", "train.py", *SMALL, "trainer=ddp_cpu", "progress=true", *few, *at(two, cache)
-    )
+        tmp_path / "tmp", "train.py", *SMALL, "trainer=ddp_cpu", "progress=true", *few,
+        *at(two, tmp_path / "cache"),
+    )  # fmt: skip
+    assert summary(two)["proxy"]["trained"] == 2 * 2, "the processes trained nothing"
     assert_same_log(one, two, rows)
     assert_same_adapters(one, two)
     assert_same_choice(one, two)
@@ -99,7 +63,8 @@ def test_log_adapters_and_choice_under_torchrun(cache, tmp_path, processes, coll
            "selector.fraction=0.2"]  # fmt: skip
     one, many = one_process(tmp_path / "one", cache, *few), tmp_path / "many"
     command = [*TORCHRUN, str(processes), "train.py", *SMALL, "trainer=ddp_cpu", f"trainer.devices={processes}"]
-    run_in_processes(tmp_path / "tmp", *command, *few, *at(many, cache))
+    run_in_processes(tmp_path / "tmp", *command, *few, *at(many, tmp_path / "cache"))
+    assert summary(many)["proxy"]["trained"] == 2 * 2, "the processes trained nothing"
     assert_same_log(one, many, rows)
     assert_same_adapters(one, many)
     assert_same_choice(one, many)
@@ -203,11 +168,13 @@ def test_each_job_of_a_sweep_has_one_folder(cache, tmp_path, launcher):
 def test_tasks_of_a_slurm_job_find_each_other(cache, tmp_path):
     few = ["data.rows=25", "until=select", "selector.fraction=0.2"]
     one, two = one_process(tmp_path / "one", cache, *few), tmp_path / "two"
-    command, job = ["train.py", *SMALL, "trainer=ddp_cpu", *few, *at(two, cache)], slurm_job(tasks=2)
+    command = ["train.py", *SMALL, "trainer=ddp_cpu", *few, *at(two, tmp_path / "cache")]
+    job = slurm_job(tasks=2)
     tasks = [start(tmp_path / "tmp", *command, **slurm_variables(job, task)) for task in range(2)]
     done = [finish(task) for task in tasks]
     assert [task.returncode for task in done] == [0, 0], done[0].stderr + done[1].stderr
     assert [task.stdout.count("summary.json") for task in done] == [1, 0], "the screen belongs to the first task"
+    assert summary(two)["proxy"]["trained"] == 2 * 2, "the tasks trained nothing"
     assert_same_log(one, two, 25)
     assert_same_adapters(one, two)
     assert_same_choice(one, two)

@@ -20,9 +20,11 @@ from gradfiltering.distributed.process_group import (
 )
 from gradfiltering.distributed.row_measurements import RowMeasurements
 from gradfiltering.errors import UserError
+from gradfiltering.runs import cache as cache_module
 from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.run_folder import RunFolder
 
+cache_module.SHARED_WAIT_SECONDS = 0.3
 folder, own_rank = Path(sys.argv[1]), int(sys.argv[2])
 distributed.init_process_group(
     "gloo", init_method=f"file://{folder}/meeting", rank=own_rank, world_size=2, timeout=timedelta(seconds=60)
@@ -44,6 +46,13 @@ except UserError as error:
     seen["error"] = [str(error), error.owner is UserError, list(error.arguments)]
 
 cache, calls = Cache(folder / "cache"), []
+cache.check_shared()
+distributed.barrier()
+seen["left by the check"] = [path.name for path in (folder / "cache").iterdir()]
+try:
+    Cache(folder / f"cache of {own_rank}").check_shared()
+except UserError as error:
+    seen["not shared"] = [str(error), error.owner.folder.name, list(error.arguments)]
 
 def compute_together(part_folder, text):
     calls.append(sorted(gather_from_ranks(rank())))
@@ -117,6 +126,17 @@ def test_all_ranks_compute_once_and_read_rank_zeros_result(seen):
 def test_only_rank_zero_computes_what_it_computes_alone(folder):
     calls = [json.loads((folder / f"seen {rank}.json").read_text())["calls"] for rank in range(RANKS)]
     assert [1 in rank_calls for rank_calls in calls] == [True, False]
+
+
+def test_a_cache_that_all_ranks_see_is_taken_as_shared(seen):
+    assert seen["left by the check"] == []
+
+
+def test_a_cache_of_each_ranks_own_is_refused_on_every_rank(seen, folder):
+    message, _, arguments = seen["not shared"]
+    assert "do not share the cache folder" in message and f"({folder / 'cache of 1'})" in message
+    assert "rank 1 on" in message and "rank 0 on" not in message
+    assert "mount under the same path" in message and arguments == ["path"]
 
 
 def test_every_rank_loads_the_checkpoint_of_rank_zero(seen):

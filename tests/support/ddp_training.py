@@ -1,6 +1,7 @@
 """Trains the proxy ensemble and a target in float64 in some processes and keeps what they measured, unrounded.
 
 Run as `python -m tests.support.ddp_training FOLDER PROCESSES`, also under torchrun; process R leaves `FOLDER/rank=R`.
+A third argument is the number of hosts that the processes are on.
 """
 
 import sys
@@ -73,10 +74,11 @@ class Measured:
     tables: dict[str, np.ndarray]
 
 
-def trainer_of(processes: int) -> partial[L.Trainer]:
-    """Builds a trainer of so many gloo processes."""
+def trainer_of(processes: int, hosts: int = 1) -> partial[L.Trainer]:
+    """Builds a trainer of so many gloo processes on so many hosts."""
     return partial(
-        L.Trainer, accelerator="cpu", devices=processes, strategy="ddp" if processes > 1 else "auto", logger=False,
+        L.Trainer, accelerator="cpu", devices=processes // hosts, num_nodes=hosts,
+        strategy="ddp" if processes > 1 else "auto", logger=False,
         enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
         use_distributed_sampler=False,
     )  # fmt: skip
@@ -85,40 +87,48 @@ def trainer_of(processes: int) -> partial[L.Trainer]:
 def train_all(folder: Path, trainer: partial[L.Trainer]) -> None:
     """Every way of collecting, every number of rows, and targets of each, in this process's folder."""
     for rows in ROWS:
-        none = PlantedDefects(0, 0, 0, 0, 0, 0)
-        records = TaskSource(rows, HELDOUT, None, "plain", Columns("instruction", "input", "output"), none).load(seed=0)
-        tokenizer = train_tokenizer([row["instruction"] + " " + row["output"] for row in records.rows], 300)
-        encoder = Encoder(tokenizer, SHAPE["context"], Cache(folder / "cache"))
-        encoded = encoder.encode_all(records)
-        model = new_model(SHAPE, tokenizer, 0).double().eval().requires_grad_(False)
-        model.set_attn_implementation("eager")
-        base_model = LanguageModel(model, tokenizer, "test", "test", 0.0, True)
         own = folder / f"rank={devices.rank()}" / f"rows={rows}"
         for collect in COLLECT:
-            context = measurement_context(
-                records, base_model, own / collect, folder / "cache", trainer, encoder=encoder,
-                examples=encoded.examples, heldout=encoded.heldout, ensemble=ENSEMBLE(collect=collect),
-                snapshots=EPOCHS, batches=BatchSettings(200, 0),
-            )  # fmt: skip
+            context = proxy_context(folder, rows, collect, trainer)
             keep_measurements(context, own / collect)
         (own / "target").mkdir(parents=True)
         training = FineTuningContext(
-            base_model, encoded.examples, encoded.heldout, TUNING, ResponseNLL(), Cache(folder / "cache"),
+            context.base_model, context.examples, context.heldout, TUNING, ResponseNLL(), Cache(folder / "cache"),
             RunFolder(own), 0, trainer,
         )  # fmt: skip
-        fine_tune("candidate", encoded.examples, training, own / "target")
+        fine_tune("candidate", context.examples, training, own / "target")
         # Rows of one utility but for rounding, which is another in each process, as on machines of different kinds.
         difficulty, bare = np.random.default_rng(rows).uniform(0.2, 1.2, (2, rows))
         bare = bare.round(1) + 1e-12 * np.random.default_rng(devices.rank()).normal(size=rows) * devices.rank()
-        ids = encoded.examples.example_ids
+        ids = context.examples.example_ids
         evidence = Evidence(
-            ids, 0, encoded.examples.response_tokens, encoded.examples.lengths, None,
+            ids, 0, context.examples.response_tokens, context.examples.lengths, None,
             {BaseModelLosses(): LossMeasurement(bare, None)},
         )  # fmt: skip
         for rate in SAMPLE_RATES:
             method = Lead(LEAD(sample_rate=rate), TopSelector(None, BUDGET))
             lead_training = replace(training, run_folder=RunFolder(own / f"lead={rate}"))
             method.train_candidate(None, evidence, rows, Scores(ids, difficulty), lead_training)
+
+
+def proxy_context(
+    folder: Path, rows: int, collect: str, trainer: partial[L.Trainer], **settings: float
+) -> MeasurementContext:
+    """What the proxy ensemble of so many rows is trained and measured with, by further settings of the ensemble."""
+    none = PlantedDefects(0, 0, 0, 0, 0, 0)
+    records = TaskSource(rows, HELDOUT, None, "plain", Columns("instruction", "input", "output"), none).load(seed=0)
+    tokenizer = train_tokenizer([row["instruction"] + " " + row["output"] for row in records.rows], 300)
+    encoder = Encoder(tokenizer, SHAPE["context"], Cache(folder / "cache"))
+    encoded = encoder.encode_all(records)
+    model = new_model(SHAPE, tokenizer, 0).double().eval().requires_grad_(False)
+    model.set_attn_implementation("eager")
+    base_model = LanguageModel(model, tokenizer, "test", "test", 0.0, True)
+    run_folder = folder / f"rank={devices.rank()}" / f"rows={rows}" / collect
+    return measurement_context(
+        records, base_model, run_folder, folder / "cache", trainer, encoder=encoder, examples=encoded.examples,
+        heldout=encoded.heldout, ensemble=ENSEMBLE(collect=collect, **settings), snapshots=EPOCHS,
+        batches=BatchSettings(200, 0),
+    )  # fmt: skip
 
 
 def keep_measurements(context: MeasurementContext, own: Path) -> None:
@@ -173,7 +183,7 @@ class Keeping(RowMeasurements):
 
 
 if __name__ == "__main__":
-    chosen = trainer_of(int(sys.argv[2]))
+    chosen = trainer_of(*map(int, sys.argv[2:]))
     with devices.connected_processes(chosen):
         train_all(Path(sys.argv[1]), chosen)
         train_preferences(Path(sys.argv[1]), chosen)

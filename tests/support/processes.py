@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.support.pipeline import ROOT
@@ -16,13 +16,16 @@ LONG_ENOUGH = 240
 SLURM_FIRST_PORT = 15000  # Lightning adds the last four digits of the job's number
 
 
-def start(temporary: Path, *command: str, **variables: str) -> subprocess.Popen:
-    """Starts `python command` in a clean environment with `variables`, temporary files under `temporary`."""
+def start(temporary: Path, *command: str, within: Sequence[str] = (), **variables: str) -> subprocess.Popen:
+    """Starts `python command` in a clean environment with `variables`, temporary files under `temporary`.
+
+    `within` are words before it, of a command that starts it elsewhere.
+    """
     temporary.mkdir(exist_ok=True)
     plain = {name: value for name, value in os.environ.items() if name not in PLACES and not name.startswith("SLURM_")}
     environment = {**plain, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary), **variables}
     return subprocess.Popen(
-        [sys.executable, *command], env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [*within, sys.executable, *command], env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, start_new_session=True,
     )  # fmt: skip
 

@@ -76,6 +76,7 @@ def open_run(experiment: Experiment) -> Iterator[OpenRun]:
     datasets.disable_progress_bars()
     keep_freed_memory()
     limit_kept_programs()
+    experiment.cache.check_shared()
     device = torch.device("cpu") if experiment.runs_on_one_cpu else find_device(experiment.build_trainer)
     folder = RunFolder(run_on_rank_zero(lambda: experiment.run_folder))
     with hold_run_folder(folder.path):
