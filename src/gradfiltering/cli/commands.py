@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gradfiltering.cli import cache, judge, report
+from gradfiltering.cli import cache, judge, report, select
 
 app = typer.Typer(
     help="Which part of my instruction data should I train on, and how do I know?",
@@ -16,6 +16,7 @@ app = typer.Typer(
 app.add_typer(judge.app, name="judge")
 app.add_typer(report.app, name="report")
 app.add_typer(cache.app, name="cache")
+app.command(name="select")(select.select_rows)
 
 
 @app.command(name="compare")

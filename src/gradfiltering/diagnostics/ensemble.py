@@ -8,10 +8,11 @@ import numpy as np
 
 from gradfiltering.diagnostics.failures import FailedDiagnostic
 from gradfiltering.diagnostics.limits import DiagnosticLimits, Diagnostics
-from gradfiltering.requests import EpochLog, GradientLogPair, SnapshotUnit
-from gradfiltering.statistics.rank_correlation import spearman_correlation
+from gradfiltering.diagnostics.row_columns import ArrayColumns, RowColumns
+from gradfiltering.requests import GradientLogPair, SnapshotUnit
 
 TINY = np.finfo(float).tiny
+MEMBER_DROP = "member_drop_"
 
 
 def diagnose_ensemble(
@@ -32,37 +33,67 @@ def diagnose_ensemble(
         limits: when to warn.
         unit: what snapshots are counted in.
     """
-    early_norm = logs.early.grad_norm.astype(np.float64).mean(0)  # [M, N] -> [N]
-    late_norm = logs.late.grad_norm.astype(np.float64).mean(0)
-    relative_drop = (early_norm - late_norm) / np.maximum(early_norm, TINY)
-    log_by_epoch = {str(early_epoch): logs.early, str(late_epoch): logs.late}
+    columns = ArrayColumns(ensemble_columns(logs))
+    return diagnose_ensemble_columns(columns, early_epoch, late_epoch, update_ratios, limits, unit)
+
+
+def ensemble_columns(logs: GradientLogPair) -> dict[str, np.ndarray]:
+    """Compute the numbers of each row that the diagnostics of an ensemble are statistics of.
+
+    Returns:
+        Name -> [N] float64: `relative_drop`, `loss_early` and `loss_late`; of several members `relative_variance_early`
+        and `relative_variance_late` (V/G²), and each member's own relative drop, `member_drop_0` and so on.
+    """
+    early_norms = logs.early.grad_norm.astype(np.float64)  # [M, N]
+    late_norms = logs.late.grad_norm.astype(np.float64)
+    early_norm, late_norm = early_norms.mean(0), late_norms.mean(0)  # [M, N] -> [N]
+    columns = {
+        "relative_drop": (early_norm - late_norm) / np.maximum(early_norm, TINY),
+        "loss_early": logs.early.loss.mean(0, dtype=np.float64),
+        "loss_late": logs.late.loss.mean(0, dtype=np.float64),
+    }
+    if len(early_norms) > 1:
+        columns["relative_variance_early"] = early_norms.var(0) / np.maximum(np.square(early_norm), TINY)
+        columns["relative_variance_late"] = late_norms.var(0) / np.maximum(np.square(late_norm), TINY)
+        member_drops = (early_norms - late_norms) / np.maximum(early_norms, TINY)  # [M, N]
+        columns |= {f"{MEMBER_DROP}{member_index}": drops for member_index, drops in enumerate(member_drops)}
+    return columns
+
+
+def diagnose_ensemble_columns(
+    columns: RowColumns,
+    early_epoch: int,
+    late_epoch: int,
+    update_ratios: Mapping[int, Sequence[float]],
+    limits: DiagnosticLimits,
+    unit: SnapshotUnit = "epoch",
+) -> Diagnostics:
+    """Measure what `diagnose_ensemble` does, from columns that may lie on disk.
+
+    Args:
+        columns: of `ensemble_columns`.
+        early_epoch, late_epoch, update_ratios, limits, unit: see `diagnose_ensemble`.
+    """
+    epoch_columns = {str(early_epoch): "early", str(late_epoch): "late"}
+    has_variance = "relative_variance_late" in columns.names
     values: dict[str, Any] = {
-        "positive_drop_share": float((relative_drop > 0).mean()),
-        "median_relative_drop": float(np.median(relative_drop)),
-        "relative_variance": {epoch: _relative_variance(snapshot_log) for epoch, snapshot_log in log_by_epoch.items()},
-        "update_ratio": {str(epoch): float(np.mean(member_ratios)) for epoch, member_ratios in update_ratios.items()},
-        "member_agreement": _member_agreement(logs),
-        "train_loss": {
-            epoch: float(snapshot_log.loss.mean(dtype=np.float64)) for epoch, snapshot_log in log_by_epoch.items()
+        "positive_drop_share": columns.share_above_zero("relative_drop"),
+        "median_relative_drop": columns.median("relative_drop"),
+        "relative_variance": {
+            epoch: columns.median(f"relative_variance_{moment}") if has_variance else None
+            for epoch, moment in epoch_columns.items()
         },
+        "update_ratio": {str(epoch): float(np.mean(member_ratios)) for epoch, member_ratios in update_ratios.items()},
+        "member_agreement": _member_agreement(columns),
+        "train_loss": {epoch: columns.mean(f"loss_{moment}") for epoch, moment in epoch_columns.items()},
     }
     return Diagnostics(values, _list_failures(values, early_epoch, late_epoch, limits, unit))
 
 
-def _relative_variance(snapshot_log: EpochLog) -> float | None:
-    norms = snapshot_log.grad_norm.astype(np.float64)  # [M, N]
-    squared_mean = np.maximum(np.square(norms.mean(0)), TINY)
-    return float(np.median(norms.var(0) / squared_mean)) if len(norms) > 1 else None
-
-
-def _member_agreement(logs: GradientLogPair) -> float | None:
+def _member_agreement(columns: RowColumns) -> float | None:
     """Mean Spearman, over pairs of members, of each member's own relative drops."""
-    early_norms = logs.early.grad_norm.astype(np.float64)
-    late_norms = logs.late.grad_norm.astype(np.float64)
-    member_drops = (early_norms - late_norms) / np.maximum(early_norms, TINY)
-    pair_correlations = [
-        spearman_correlation(first_drops, second_drops) for first_drops, second_drops in combinations(member_drops, 2)
-    ]
+    member_columns = [column_name for column_name in columns.names if column_name.startswith(MEMBER_DROP)]
+    pair_correlations = columns.correlate_ranks(list(combinations(member_columns, 2)))
     known_correlations = [value for value in pair_correlations if value is not None]
     return float(np.mean(known_correlations)) if known_correlations else None
 

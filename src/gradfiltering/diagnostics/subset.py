@@ -1,15 +1,16 @@
 """Diagnostics of a subset: preferences of the score, coverage of sources, easiness of the rows."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from gradfiltering.diagnostics.failures import FailedDiagnostic
 from gradfiltering.diagnostics.limits import DiagnosticLimits, Diagnostics
+from gradfiltering.diagnostics.row_columns import ArrayColumns, RowColumns
 from gradfiltering.requests import Evidence, LossMeasurement
 from gradfiltering.scorers.base import Scores
-from gradfiltering.statistics.rank_correlation import spearman_correlation
 
 MAX_SOURCES = 100
 ALMOST_NO_ROW = 0.1  # least share of rows whose norm falls, for a score that is a drop of norms
@@ -39,39 +40,80 @@ def diagnose_selection(
         base_losses: losses under the base model without adapters, where they were measured.
         limits: when to warn.
     """
-    response_tokens = evidence.response_tokens.astype(np.float64)
-    row_losses = None if base_losses is None else base_losses.row_losses
+    pool_columns = {"response_tokens": evidence.response_tokens.astype(np.float64)}
+    if base_losses is not None:
+        pool_columns["bare_loss"] = base_losses.row_losses
     is_selected = np.isin(evidence.example_ids, np.asarray(selected_ids))
-    selected_tokens = response_tokens[is_selected]
+    selected_columns = {name: column[is_selected] for name, column in pool_columns.items()}
+    if scores is None:
+        return diagnose_selected_columns(ArrayColumns(pool_columns), ArrayColumns(selected_columns), None, limits)
+    is_scored = np.isin(evidence.example_ids, scores.example_ids)
+    scored_columns = {**{name: column[is_scored] for name, column in pool_columns.items()}, **score_columns(scores)}
+    selected_columns["score"] = scores.score[is_selected[is_scored]]
+    scored_rows = ScoredColumns(ArrayColumns(scored_columns), tuple(scores.columns))
+    return diagnose_selected_columns(ArrayColumns(pool_columns), ArrayColumns(selected_columns), scored_rows, limits)
+
+
+@dataclass(frozen=True)
+class ScoredColumns:
+    """The rows that have a score.
+
+    Attributes:
+        columns: `response_tokens`, `bare_loss` where it was measured, and those of `score_columns`.
+        statistic_names: of the statistics that the scorer left beside the score.
+    """
+
+    columns: RowColumns
+    statistic_names: tuple[str, ...]
+
+
+def score_columns(scores: Scores) -> dict[str, np.ndarray]:
+    """Compute the numbers of each scored row that the diagnostics of a selection are statistics of.
+
+    Returns:
+        Name -> [N] float64: `score`, the scorer's statistics and, where it has the norms of both snapshots, `norm_drop`
+        and `differs_from_drop`: 1 where the score has not the drop's sign.
+    """
+    columns = {"score": scores.score, **scores.columns}
+    if {"g_early", "g_late"} <= scores.columns.keys():
+        columns["norm_drop"] = scores.columns["g_early"] - scores.columns["g_late"]
+        base_score = scores.columns.get("base_score", scores.score)
+        columns["differs_from_drop"] = (np.sign(base_score) != np.sign(columns["norm_drop"])).astype(np.float64)
+    return columns
+
+
+def diagnose_selected_columns(
+    pool: RowColumns, selected: RowColumns, scored_rows: ScoredColumns | None, limits: DiagnosticLimits
+) -> Diagnostics:
+    """Measure what `diagnose_selection` does, from columns that may lie on disk.
+
+    Args:
+        pool: `response_tokens` of the rows that can be scored, and `bare_loss` where it was measured.
+        selected: the same of the selected rows, and their `score`, of those that have one.
+        scored_rows: the rows that have a score, None where nothing was scored.
+        limits: when to warn.
+    """
     values: dict[str, Any] = {
-        "response_tokens": {
-            "pool": float(response_tokens.mean()),
-            "selected": float(selected_tokens.mean()),
-        }
+        "response_tokens": {"pool": pool.mean("response_tokens"), "selected": selected.mean("response_tokens")}
     }
     failures: list[FailedDiagnostic] = []
-    if scores is not None:
-        is_scored = np.isin(evidence.example_ids, scores.example_ids)
-        values["score_is_constant"] = len(scores.score) > 1 and len(np.unique(scores.score)) == 1
-        score_meaning = meaning_below_zero(scores)
+    if scored_rows is not None:
+        scored = scored_rows.columns
+        values["score_is_constant"] = scored.row_count > 1 and scored.is_constant("score")
+        score_meaning = meaning_below_zero(scored_rows.statistic_names)
         if score_meaning is not None:
-            selected_scores = scores.score[is_selected[is_scored]]
-            values["negative_selected_share"] = float((selected_scores < 0).mean())
-        scored_losses = None if row_losses is None else row_losses[is_scored]
-        compared_columns = {
-            "response_tokens": response_tokens[is_scored],
-            "bare_loss": scored_losses,
-            **scores.columns,
-        }
-        values["score_spearman"] = {
-            name: spearman_correlation(scores.score, column)
-            for name, column in compared_columns.items()
-            if column is not None and np.isfinite(column).all()
-        }
+            values["negative_selected_share"] = selected.share_below_zero("score")
+        compared_names = [
+            name
+            for name in ("response_tokens", "bare_loss", *scored_rows.statistic_names)
+            if name in scored.names and scored.is_finite(name)
+        ]
+        correlations = scored.correlate_ranks([("score", name) for name in compared_names])
+        values["score_spearman"] = dict(zip(compared_names, correlations, strict=True))
         failures += _list_score_failures(values, score_meaning, limits)
-        failures += _check_norm_drop(scores)
-    if row_losses is not None:
-        easiness = float(row_losses[is_selected].mean() / row_losses.mean())
+        failures += _check_norm_drop(scored)
+    if "bare_loss" in pool.names:
+        easiness = selected.mean("bare_loss") / pool.mean("bare_loss")
         values["easiness"] = easiness
         if easiness < limits.easiness:
             failures.append(
@@ -85,12 +127,16 @@ def diagnose_selection(
     return Diagnostics(values, failures)
 
 
-def meaning_below_zero(scores: Scores) -> str | None:
-    """Return the meaning of a negative score and a remedy; None where the sign means nothing."""
-    if any(name.startswith("influence_") for name in scores.columns):
+def meaning_below_zero(statistic_names: Collection[str]) -> str | None:
+    """Return the meaning of a negative score and a remedy; None where the sign means nothing.
+
+    Args:
+        statistic_names: of the statistics that the scorer left beside the score.
+    """
+    if any(name.startswith("influence_") for name in statistic_names):
         return MEANING_OF_NEGATIVE_INFLUENCE
     return next(
-        (meaning for column_names, meaning in MEANING_BELOW_ZERO.items() if set(column_names) <= scores.columns.keys()),
+        (meaning for column_names, meaning in MEANING_BELOW_ZERO.items() if set(column_names) <= set(statistic_names)),
         None,
     )
 
@@ -128,18 +174,16 @@ def _list_score_failures(
     return failures
 
 
-def _check_norm_drop(scores: Scores) -> list[FailedDiagnostic]:
+def _check_norm_drop(scored: RowColumns) -> list[FailedDiagnostic]:
     """Fail a score that is a drop of norms where norms fell for almost no row.
 
     A score is one of the drop where it has the drop's sign in every row; ranks, and scores of the variance or of the
     late norm alone, have not.
     """
-    if not {"g_early", "g_late"} <= scores.columns.keys():
+    if "norm_drop" not in scored.names:
         return []
-    norm_drop = scores.columns["g_early"] - scores.columns["g_late"]
-    base_score = scores.columns.get("base_score", scores.score)
-    fallen_share = float((norm_drop > 0).mean())
-    if fallen_share >= ALMOST_NO_ROW or not np.array_equal(np.sign(base_score), np.sign(norm_drop)):
+    fallen_share = scored.share_above_zero("norm_drop")
+    if fallen_share >= ALMOST_NO_ROW or scored.share_above_zero("differs_from_drop") > 0:
         return []
     return [
         FailedDiagnostic(
@@ -169,15 +213,26 @@ def diagnose_sources(
     if row_sources is None:
         return Diagnostics()
     sources, source_indices = np.unique(np.asarray(row_sources), return_inverse=True)
-    if len(sources) > MAX_SOURCES:
-        return Diagnostics()
     selected_indices = source_indices[np.asarray(selected_ids, dtype=np.int64)]
     pool_counts = np.bincount(source_indices, minlength=len(sources))
     selected_counts = np.bincount(selected_indices, minlength=len(sources))
-    pool_shares, selected_shares = (
-        pool_counts / len(source_indices),
-        selected_counts / len(selected_ids),
-    )
+    return diagnose_source_counts(sources, pool_counts, selected_counts, limits)
+
+
+def diagnose_source_counts(
+    sources: Sequence[str] | np.ndarray, pool_counts: np.ndarray, selected_counts: np.ndarray, limits: DiagnosticLimits
+) -> Diagnostics:
+    """Compare the spread of the subset over sources with the pool's, as `diagnose_sources` does.
+
+    Args:
+        sources: [S] names.
+        pool_counts: [S] rows of each source.
+        selected_counts: [S] selected rows of each source.
+        limits: when to warn.
+    """
+    if len(sources) > MAX_SOURCES:
+        return Diagnostics()
+    pool_shares, selected_shares = pool_counts / pool_counts.sum(), selected_counts / selected_counts.sum()
     source_shares = {
         str(source): {"pool": float(pool_share), "selected": float(selected_share)}
         for source, pool_share, selected_share in zip(sources, pool_shares, selected_shares, strict=True)

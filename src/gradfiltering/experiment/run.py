@@ -304,7 +304,7 @@ def measure_rows(experiment: Experiment, run: OpenRun, planned: PlannedRun) -> M
     parts, method = experiment.proxy, experiment.method
     context = measure_reference(run, planned.context)
     dataset, examples = context.dataset, context.examples
-    run.stages.add_to_summary(data=examples.summary(len(dataset)))
+    run.stages.add_to_summary(data=examples.summary(len(dataset)), counted_rows=planned.total_rows)
     run.stages.add_warnings(examples.warnings())
     write_known_rows(run.folder, dataset, examples)
     scorer = method.scorer

@@ -1,6 +1,7 @@
 """Files of the gradient log: one parquet file for each member and epoch, in Hive partitions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from gradfiltering.errors import UserError
 from gradfiltering.requests import EpochLog, SnapshotUnit
 
 PARQUET_FILE = "part-0.parquet"
+PIECE_ROWS = 1 << 18  # rows that are read, and written, at once
 SCHEMA = pa.schema(
     [
         ("example_id", pa.int64()),
@@ -43,7 +45,10 @@ def read_members(parquet_files: Sequence[Path]) -> EpochLog:
     Raises:
         UserError: the members logged different examples.
     """
-    member_tables = [pq.ParquetFile(parquet_file).read() for parquet_file in parquet_files]
+    return _join_members(parquet_files, [pq.ParquetFile(parquet_file).read() for parquet_file in parquet_files])
+
+
+def _join_members(parquet_files: Sequence[Path], member_tables: Sequence[pa.Table]) -> EpochLog:
     example_ids = member_tables[0]["example_id"].to_numpy()
     for parquet_file, member_table in zip(parquet_files, member_tables, strict=True):
         if not np.array_equal(member_table["example_id"].to_numpy(), example_ids):
@@ -54,6 +59,51 @@ def read_members(parquet_files: Sequence[Path]) -> EpochLog:
         loss=np.stack([member_table["loss"].to_numpy() for member_table in member_tables]),
         response_tokens=member_tables[0]["response_tokens"].to_numpy(),
     )
+
+
+def read_member_pieces(parquet_files: Sequence[Path], piece_rows: int = PIECE_ROWS) -> Iterator[EpochLog]:
+    """Read the log of an epoch piece by piece, in ascending order of ids, from one file for each member.
+
+    Args:
+        parquet_files: of the members.
+        piece_rows: rows of a piece; the last has fewer.
+
+    Raises:
+        UserError: the members logged different examples, or a file holds a row twice or out of order.
+    """
+    last_id = -1
+    with ExitStack() as open_files:
+        readers = [open_files.enter_context(pq.ParquetFile(parquet_file)) for parquet_file in parquet_files]
+        row_counts = [reader.metadata.num_rows for reader in readers]
+        for parquet_file, row_count in zip(parquet_files, row_counts, strict=True):
+            if row_count != row_counts[0]:
+                raise UserError(
+                    f"{parquet_file} logged {row_count:,} examples and {parquet_files[0]} {row_counts[0]:,}; "
+                    "every member must log the same"
+                )
+        for member_tables in zip(*(_iterate_tables(reader, piece_rows) for reader in readers), strict=True):
+            epoch_log = _join_members(parquet_files, member_tables)
+            id_steps = np.diff(epoch_log.example_ids, prepend=last_id)
+            if (id_steps <= 0).any():
+                first_position = int(np.flatnonzero(id_steps <= 0)[0])
+                raise UserError(
+                    f"{parquet_files[0]} holds example {epoch_log.example_ids[first_position]} twice or out of order; "
+                    "each row must be measured once, in ascending order of example_id"
+                )
+            last_id = int(epoch_log.example_ids[-1])
+            yield epoch_log
+
+
+def _iterate_tables(reader: pq.ParquetFile, piece_rows: int) -> Iterator[pa.Table]:
+    """Yield a file's rows in tables of `piece_rows` rows, whatever its row groups; the last has fewer."""
+    waiting = SCHEMA.empty_table()
+    for record_batch in reader.iter_batches(piece_rows, columns=SCHEMA.names, use_threads=False):
+        waiting = pa.concat_tables([waiting, pa.Table.from_batches([record_batch]).cast(SCHEMA)])
+        while len(waiting) >= piece_rows:
+            yield waiting.slice(0, piece_rows)
+            waiting = waiting.slice(piece_rows)
+    if len(waiting):
+        yield waiting
 
 
 class GradientLogReader:
@@ -92,6 +142,22 @@ class GradientLogReader:
         return self._epoch_logs[epoch_number]
 
     def _read_epoch(self, epoch_number: int) -> EpochLog:
+        return read_members(self.list_files(epoch_number))
+
+    def pieces(self, epoch_number: int, piece_rows: int = PIECE_ROWS) -> Iterator[EpochLog]:
+        """Read all members' measurements at an epoch piece by piece, see `read_member_pieces`."""
+        return read_member_pieces(self.list_files(epoch_number), piece_rows)
+
+    def count_rows(self, epoch_number: int) -> int:
+        """Count the rows that the first member logged at an epoch."""
+        return int(pq.read_metadata(self.list_files(epoch_number)[0]).num_rows)
+
+    def list_files(self, epoch_number: int) -> list[Path]:
+        """List the file of each member at an epoch.
+
+        Raises:
+            UserError: the log has no such epoch.
+        """
         parquet_files = [
             partition_folder(self.log_folder, member_number, epoch_number, self.unit) / PARQUET_FILE
             for member_number in self.members
@@ -103,7 +169,7 @@ class GradientLogReader:
                     f"{member_number} ({self.unit}s logged: "
                     f"{self.epochs}); choose epochs.early and epochs.late among them or log that {self.unit}"
                 )
-        return read_members(parquet_files)
+        return parquet_files
 
 
 def _partition_numbers(parent_folder: Path, partition_name: str) -> list[int]:

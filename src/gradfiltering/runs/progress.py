@@ -40,6 +40,7 @@ STAGE_WORDS = {
     "influence": "comparing the rows' gradients with the task's",
     "score": "scoring the rows",
     "select": "selecting rows",
+    "diagnostics": "diagnosing scores and selection",
     "target": "training the target model",
     "judge": "answering prompts and judging the answers",
     "report": "writing the page",

@@ -59,3 +59,26 @@ def length_bins(lengths: np.ndarray, bin_count: int) -> np.ndarray:
     """[N] number of each row's bin; equal lengths share a bin."""
     bin_edges = np.quantile(lengths, np.arange(1, bin_count) / bin_count)
     return np.searchsorted(bin_edges, lengths, side="left")
+
+
+def bins_of_lengths(lengths: np.ndarray, row_counts: np.ndarray, bin_count: int) -> np.ndarray:
+    """Compute the bins of `length_bins` from how many rows have each length.
+
+    Args:
+        lengths: [L] different lengths, ascending.
+        row_counts: [L] rows of each length.
+        bin_count: number of bins.
+
+    Returns:
+        [L] number of each length's bin.
+    """
+    last_positions = np.cumsum(row_counts)
+    edge_positions = np.arange(1, bin_count) / bin_count * (last_positions[-1] - 1)
+    lower_positions = np.floor(edge_positions).astype(np.int64)
+    upper_positions = np.minimum(lower_positions + 1, last_positions[-1] - 1)
+    lower_lengths, upper_lengths = (
+        lengths[np.searchsorted(last_positions, positions, side="right")].astype(np.float64)
+        for positions in (lower_positions, upper_positions)
+    )
+    bin_edges = lower_lengths + (edge_positions - lower_positions) * (upper_lengths - lower_lengths)
+    return np.searchsorted(bin_edges, lengths, side="left")

@@ -1,8 +1,8 @@
 """The protocol of selectors, the budget in rows, and the selection."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -81,6 +81,24 @@ class Selector(Protocol):
             scores: of these rows, or of most of them, for selectors that use scores.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Strata:
+    """Groups of rows by the values of one column, of each of which the highest scores are selected, ties by example id.
+
+    A selector that does no more than this has a method `quota_strata` that returns it, and then serves rows that lie on disk.
+
+    Attributes:
+        column: that groups the rows, None where all are one group.
+        group_values: [V] different values of the column, ascending, and [V] how many rows have each -> [V] the stratum
+            of each, a name or number.
+        share_budget: rows to select and [S] rows of each stratum, in order of names -> [S] rows to select from each.
+    """
+
+    column: Literal["source", "response_tokens"] | None
+    group_values: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    share_budget: Callable[[int, np.ndarray], np.ndarray]
 
 
 @options

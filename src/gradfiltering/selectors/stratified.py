@@ -8,8 +8,8 @@ from gradfiltering.errors import UserError
 from gradfiltering.options import PositiveInt, options
 from gradfiltering.requests import Embeddings, Evidence, Request
 from gradfiltering.scorers.base import Scores
-from gradfiltering.scorers.length_controlled import length_bins
-from gradfiltering.selectors.base import Budget, Selection
+from gradfiltering.scorers.length_controlled import bins_of_lengths, length_bins
+from gradfiltering.selectors.base import Budget, Selection, Strata
 from gradfiltering.statistics.clustering import assign_clusters
 
 
@@ -52,6 +52,19 @@ class StratifiedSelector(Budget):
             for stratum, size, quota in zip(strata, sizes, quotas, strict=True)
         }
         return Selection(sorted(selected_ids.tolist()), {"strata": stratum_facts})
+
+    def quota_strata(self) -> Strata | None:
+        """Return the strata where they are groups of sources or lengths; None for clusters, which need all rows."""
+        if self.by == "cluster":
+            return None
+
+        def group_values(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+            return values if self.by == "source" else bins_of_lengths(values, counts, self.strata)
+
+        def share_budget(row_count: int, stratum_sizes: np.ndarray) -> np.ndarray:
+            return share_out(row_count, stratum_sizes, self.quota)
+
+        return Strata("source" if self.by == "source" else "response_tokens", group_values, share_budget)
 
     def stratum_of_rows(self, evidence: Evidence) -> np.ndarray:
         """[N] name or number of each row's stratum.

@@ -2,10 +2,12 @@
 
 from typing import Any, ClassVar
 
+import numpy as np
+
 from gradfiltering.options import options
 from gradfiltering.requests import Evidence, Request
 from gradfiltering.scorers.base import Scores
-from gradfiltering.selectors.base import Budget, Selection
+from gradfiltering.selectors.base import Budget, Selection, Strata
 
 
 @options
@@ -20,3 +22,7 @@ class TopSelector(Budget):
         assert scores is not None, "the top selector uses scores"
         row_count = self.available_rows(total_rows, len(scores.example_ids))
         return Selection(sorted(scores.example_ids[scores.order[:row_count]].tolist()))
+
+    def quota_strata(self) -> Strata:
+        """Take the best of all rows, which are one stratum."""
+        return Strata(None, lambda values, counts: np.zeros(len(values)), lambda row_count, sizes: np.array([row_count]))

@@ -1,0 +1,1 @@
+"""Rows in numbers that memory does not hold: scored, ranked, selected and diagnosed from files, in bounded memory."""
