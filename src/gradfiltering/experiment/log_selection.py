@@ -130,7 +130,8 @@ def run_selection(job: LogSelection) -> dict[str, Any]:
         folder.begin(dict(job.config), job.seed, device, job.overrides)
         stages = StageRunner(folder, device)
         kept_parts = {name: source_summary[name] for name in KEPT_PARTS if name in source_summary}
-        stages.add_to_summary(**{"data": {"examples": total_rows}, **kept_parts, "log": str(job.source_folder)})
+        plain_data = {"examples": total_rows, "unscored": total_rows - compared_log.row_count}
+        stages.add_to_summary(**{"data": plain_data, **kept_parts, "log": str(job.source_folder)})
         _link_files(job, compared_log, folder)
         work_folder = temporary_path(folder.path / "selection")
         work_folder.mkdir(parents=True)
@@ -196,7 +197,10 @@ def _run_stages(work: _Work, stages: StageRunner, source_summary: Mapping[str, A
     stages.run("diagnostics", _diagnose, work, scored_log, stages, source_summary)
     from gradfiltering.reports.verdict import judge_run
 
-    stages.add_to_summary(verdict=judge_run(folder.path))
+    verdict = judge_run(folder.path)
+    if not source_summary:  # nobody knows which run would settle it
+        verdict |= {"command": None, "command_seconds": None}
+    stages.add_to_summary(verdict=verdict)
     if job.page.page:
         stages.run("report", _write_page, job, folder)
     stages.end()

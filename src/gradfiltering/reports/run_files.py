@@ -29,9 +29,14 @@ class RunFiles:
     Args:
         path: the run folder.
 
+    Attributes:
+        is_whole: True, as all rows are read; see `gradfiltering.reports.page.drawn_files`.
+
     Raises:
         UserError: it holds no run.
     """
+
+    is_whole = True
 
     def __init__(self, path: Path):
         self.path = Path(path)
@@ -57,6 +62,28 @@ class RunFiles:
     def row_count(self) -> int:
         """Rows of the dataset; 0 where the run ended before it was read."""
         return int(self.summary.get("data", {}).get("examples", 0))
+
+    @cached_property
+    def row_ids(self) -> np.ndarray:
+        """[K] ids of the rows that are read, ascending: all of them."""
+        return np.arange(self.row_count)
+
+    def is_drawn(self, example_ids: np.ndarray) -> np.ndarray:
+        """Mark the rows by which shares of all rows are counted, [n] ids -> [n] bool: all of them."""
+        return np.ones(len(example_ids), dtype=bool)
+
+    @cached_property
+    def scored_count(self) -> int:
+        """Rows with a score."""
+        return 0 if self.scores is None else len(self.scores)
+
+    @cached_property
+    def last_selected_rank(self) -> float:
+        """The last rank among the selected rows; NaN where none has a rank."""
+        if self.scores is None or self.selected_ids is None:
+            return float("nan")
+        selected_ranks = self.scores.loc[np.isin(self.scores["example_id"], self.selected_ids), "rank"]
+        return float(selected_ranks.max()) if len(selected_ranks) else float("nan")
 
     @property
     def epochs(self) -> ComparedEpochs:
@@ -84,7 +111,7 @@ class RunFiles:
     @cached_property
     def hygiene_signs(self) -> dict[int, list[str]]:
         """Signs of poor quality that a row shows, by example id; rows without any are left out."""
-        hygiene = self.folder.read_hygiene()
+        hygiene = self._read_hygiene()
         if hygiene is None:
             return {}
         signs_by_row: dict[int, list[str]] = {}
@@ -118,16 +145,19 @@ class RunFiles:
 
     @cached_property
     def row_texts(self) -> pd.DataFrame | None:
-        """`prompt`, `response` and `source` of every row, by example id."""
-        return None if self._rows is None else self._rows[0].set_index("example_id")
+        """`prompt`, `response` and `source` of the rows that are read, by example id."""
+        row_texts = self._read_texts()
+        return None if row_texts is None else row_texts.set_index("example_id")
 
     @property
     def data_facts(self) -> dict[str, str]:
         """`fingerprint` and `origin` of the data, where known."""
-        return {} if self._rows is None else self._rows[1]
+        return self.folder.read_data_facts()
 
-    @cached_property
-    def _rows(self) -> tuple[pd.DataFrame, dict[str, str]] | None:
+    def _read_hygiene(self) -> pd.DataFrame | None:
+        return self.folder.read_hygiene()
+
+    def _read_texts(self) -> pd.DataFrame | None:
         return self.folder.read_rows()
 
     @cached_property

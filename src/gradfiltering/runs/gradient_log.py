@@ -1,12 +1,13 @@
 """Files of the gradient log: one parquet file for each member and epoch, in Hive partitions."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from gradfiltering.errors import UserError
 from gradfiltering.requests import EpochLog, SnapshotUnit
@@ -94,6 +95,17 @@ def read_member_pieces(parquet_files: Sequence[Path], piece_rows: int = PIECE_RO
             yield epoch_log
 
 
+def join_pieces(pieces: Iterable[EpochLog]) -> EpochLog:
+    """Join the logs of some rows after the other."""
+    epoch_logs = list(pieces)
+    return EpochLog(
+        example_ids=np.concatenate([epoch_log.example_ids for epoch_log in epoch_logs]),
+        grad_norm=np.concatenate([epoch_log.grad_norm for epoch_log in epoch_logs], axis=1),
+        loss=np.concatenate([epoch_log.loss for epoch_log in epoch_logs], axis=1),
+        response_tokens=np.concatenate([epoch_log.response_tokens for epoch_log in epoch_logs]),
+    )
+
+
 def _iterate_tables(reader: pq.ParquetFile, piece_rows: int) -> Iterator[pa.Table]:
     """Yield a file's rows in tables of `piece_rows` rows, whatever its row groups; the last has fewer."""
     waiting = SCHEMA.empty_table()
@@ -111,6 +123,7 @@ class GradientLogReader:
 
     Args:
         log_folder: `gradient_log/` of a run.
+        read_ids: [K] int64, ascending: the rows that `epoch` returns, of those that were logged; None for all.
 
     Attributes:
         members: numbers of the logged members, ascending.
@@ -121,8 +134,9 @@ class GradientLogReader:
         UserError: there is no log.
     """
 
-    def __init__(self, log_folder: Path):
+    def __init__(self, log_folder: Path, read_ids: NDArray[np.int64] | None = None):
         self.log_folder = Path(log_folder)
+        self.read_ids = read_ids
         self.members = _partition_numbers(self.log_folder, "member")
         if not self.members:
             raise UserError(f"no gradient log at {log_folder}; run the proxy stage first (until=proxy or later)")
@@ -132,7 +146,7 @@ class GradientLogReader:
         self._epoch_logs: dict[int, EpochLog] = {}
 
     def epoch(self, epoch_number: int) -> EpochLog:
-        """Return all members' measurements at an epoch.
+        """Return all members' measurements at an epoch, of the rows that are to be read.
 
         Raises:
             UserError: the log has no such epoch.
@@ -142,7 +156,12 @@ class GradientLogReader:
         return self._epoch_logs[epoch_number]
 
     def _read_epoch(self, epoch_number: int) -> EpochLog:
-        return read_members(self.list_files(epoch_number))
+        if self.read_ids is None:
+            return read_members(self.list_files(epoch_number))
+        return join_pieces(
+            piece.select_rows(np.flatnonzero(np.isin(piece.example_ids, self.read_ids)))
+            for piece in self.pieces(epoch_number)
+        )
 
     def pieces(self, epoch_number: int, piece_rows: int = PIECE_ROWS) -> Iterator[EpochLog]:
         """Read all members' measurements at an epoch piece by piece, see `read_member_pieces`."""

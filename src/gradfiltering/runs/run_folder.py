@@ -222,17 +222,19 @@ class RunFolder:
         """Write the selector's trace: columns of equal length."""
         self.write_table(SELECTION_FILE, trace)
 
-    def read_rows(self) -> tuple[pd.DataFrame, dict[str, str]] | None:
-        """Read `example_id`, `prompt`, `response`, `source` of all rows; `fingerprint` and `origin` of the data."""
+    def read_rows(self) -> pd.DataFrame | None:
+        """Read `example_id`, `prompt`, `response` and `source` of all rows."""
+        return self._read_table(ROWS_FILE)
+
+    def read_data_facts(self) -> dict[str, str]:
+        """Read `fingerprint` and `origin` of the data, where they are known."""
         file_path = self.path / ROWS_FILE
-        if not file_path.is_file():
-            return None
-        file_metadata = pq.read_metadata(file_path).metadata or {}
+        file_metadata = (pq.read_metadata(file_path).metadata if file_path.is_file() else None) or {}
         metadata_texts = {
             entry_name.decode(): entry_value.decode("utf-8", "replace")
             for entry_name, entry_value in file_metadata.items()
         }
-        return pq.read_table(file_path).to_pandas(), {
+        return {
             entry_name: metadata_texts[entry_name]
             for entry_name in ("fingerprint", "origin")
             if entry_name in metadata_texts

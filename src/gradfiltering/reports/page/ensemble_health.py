@@ -88,7 +88,8 @@ def draw_collapse(run_files: RunFiles) -> Chart | None:
         return None
     quartiles = {}
     for epoch in gradient_log.epochs:
-        gradient_norms = gradient_log.epoch(epoch).grad_norm.astype(np.float64)  # [M, N]
+        epoch_log = gradient_log.epoch(epoch)
+        gradient_norms = epoch_log.grad_norm[:, run_files.is_drawn(epoch_log.example_ids)].astype(np.float64)  # [M, N]
         relative_variance = gradient_norms.var(0) / np.maximum(np.square(gradient_norms.mean(0)), TINY)
         quartiles[epoch] = np.quantile(relative_variance, [0.25, 0.5, 0.75])
     chart_data = pd.DataFrame.from_dict(quartiles, orient="index", columns=["low", "y", "high"])
@@ -162,9 +163,12 @@ def measure_stability(run_files: RunFiles) -> RankingStability | None:
         return None
     if not np.allclose(gradient_scorer.score_norms(early_norms, late_norms), run_scores, rtol=1e-6):
         return None
+    is_drawn = run_files.is_drawn(example_ids)
+    example_ids, run_scores = example_ids[is_drawn], run_scores[is_drawn]
+    early_norms, late_norms = early_norms[:, is_drawn], late_norms[:, is_drawn]
     run_order, run_ranks = np.lexsort((example_ids, -run_scores)), rankdata(run_scores)
     row_counts = [max(1, share_of_count(share, len(example_ids))) for share in TOP_SHARES]
-    selected_count = 0 if run_files.selected_ids is None else len(run_files.selected_ids)
+    selected_count = 0 if run_files.selected_ids is None else int(run_files.is_drawn(run_files.selected_ids).sum())
     rng = numpy_rng(run_files.seed, "members bootstrap")
     correlations, overlaps, reselected = [], [], np.zeros(len(example_ids))
     for _ in range(RESAMPLES):
@@ -223,7 +227,8 @@ def correlate_members(run_files: RunFiles) -> pd.DataFrame | None:
     gradient_log = run_files.gradient_log
     if gradient_log is None or len(gradient_log.members) < 2:
         return None
-    early_norms, late_norms = run_files.compared_norms
+    is_drawn = run_files.is_drawn(gradient_log.epoch(run_files.epochs.late).example_ids)
+    early_norms, late_norms = (norms[:, is_drawn] for norms in run_files.compared_norms)
     relative_drops = (early_norms - late_norms) / np.maximum(early_norms, TINY)  # [M, N]
     correlations = {
         f"{gradient_log.members[first]} and {gradient_log.members[second]}": correlate_ranks(

@@ -127,7 +127,7 @@
       cell.setAttribute("role", "gridcell");
       if (column.key === "selected") {
         cell.append(make("span", text, "toggle"));
-        cell.title = isIn(i) ? "Click to drop this row" : "Click to add this row";
+        if (at("edits")) cell.title = isIn(i) ? "Click to drop this row" : "Click to add this row";
       }
       if (column.wide && state.whole) cell.append(make("span", visible(data.response[i] || ""), "answer"));
       cell.dataset.title = column.title;
@@ -289,7 +289,7 @@
   }
 
   function toggle(i) {
-    if (i === undefined || !data.selected) return;
+    if (i === undefined || !data.selected || !at("edits")) return;
     const id = data.id[i], inside = !isIn(i);
     if (chosen.has(id) === inside) edited.delete(id); else edited.set(id, inside);
     changed();
@@ -305,7 +305,7 @@
   function tell() {
     if (!at("edits")) return;
     const added = [...edited.values()].filter(Boolean).length, dropped = edited.size - added;
-    const size = chosen.size + added - dropped, word = (n) => n.toLocaleString("en");
+    const size = (data.subset_rows ?? chosen.size) + added - dropped, word = (n) => n.toLocaleString("en");
     at("edits").textContent = edited.size
       ? `Changed by hand: ${word(added)} added, ${word(dropped)} dropped; the subset has ${word(size)} rows.`
       : `The subset has ${word(size)} rows. Add or drop rows by hand, and save the result.`;

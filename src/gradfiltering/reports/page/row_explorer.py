@@ -45,27 +45,30 @@ class RowSample:
 def sample_rows(run_files: RunFiles, measured_rows: RowMeasurements, row_limit: int | str) -> RowSample:
     """Take all rows, or the best, the worst, those at the cut and a random sample: at most `row_limit`, or `all`."""
     if row_limit == ALL_ROWS:
-        return RowSample(np.arange(len(measured_rows)), {}, dict.fromkeys(TEXT_COLUMNS))
+        return RowSample(measured_rows.row_ids, {}, dict.fromkeys(TEXT_COLUMNS))
     count = min(int(row_limit), len(measured_rows))
     part_counts: dict[str, int] = {}
     is_taken = np.full(len(measured_rows), count == len(measured_rows))
 
-    def take_rows(part: str, example_ids: np.ndarray, most_rows: int) -> None:
-        new_ids = example_ids[~is_taken[example_ids]][:most_rows]
-        is_taken[new_ids] = True
-        part_counts[part] = len(new_ids)
+    def take_rows(part: str, positions: np.ndarray, most_rows: int) -> None:
+        new_positions = positions[~is_taken[positions]][:most_rows]
+        is_taken[new_positions] = True
+        part_counts[part] = len(new_positions)
 
     if count < len(measured_rows):
-        best_first = measured_rows.table["rank"].dropna().sort_values(kind="stable").index.to_numpy()
+        ranks = measured_rows.values("rank")
+        best_first = np.argsort(ranks, kind="stable")[: np.isfinite(ranks).sum()]  # NaN comes last
         if len(best_first):
             take_rows("best", best_first, count // 4)
             take_rows("worst", best_first[::-1], count // 4)
             if measured_rows.selected is not None and not measured_rows.selected.all():
-                cut_distances = np.abs(np.arange(len(best_first)) - int(measured_rows.selected.sum()))
+                selected_count = run_files.summary.get("selection", {}).get("selected", measured_rows.selected.sum())
+                cut_distances = np.abs(ranks[best_first] - 1 - selected_count)
                 take_rows("at the cut", best_first[np.argsort(cut_distances, kind="stable")], count // 4)
         rng = numpy_rng(run_files.seed, "rows shown")
-        take_rows("drawn at random", rng.permutation(len(measured_rows)), count - int(is_taken.sum()))
-    example_ids = np.flatnonzero(is_taken)
+        drawn_positions = rng.permutation(np.flatnonzero(measured_rows.is_drawn))
+        take_rows("drawn at random", drawn_positions, count - int(is_taken.sum()))
+    example_ids = measured_rows.row_ids[is_taken]
     longest_texts: dict[str, int | None] = dict.fromkeys(TEXT_COLUMNS)
     if run_files.row_texts is not None:
         row_texts = run_files.row_texts.loc[example_ids, list(TEXT_COLUMNS)].fillna("")
@@ -102,6 +105,7 @@ def collect_row_data(
         reselected_share: [N] share of resampled ensembles that select a row, NaN where unknown, or None.
     """
     row_ids = sample.example_ids
+    positions = measured_rows.find_positions(row_ids)
     cut_lengths: dict[int, list[int]] = {}
     row_texts: dict[str, list[str | None]] = {}
     for column, name in enumerate(TEXT_COLUMNS):
@@ -117,26 +121,27 @@ def collect_row_data(
     for name, title in COLUMN_TITLES.items():
         values = measured_rows.values(name)
         if np.isfinite(values).any():
-            shown_values: list[float | None] = [round_number(value) for value in values[row_ids].tolist()]
+            shown_values: list[float | None] = [round_number(value) for value in values[positions].tolist()]
             if name in WHOLE_NUMBERS:
-                shown_values = [None if np.isnan(value) else int(value) for value in values[row_ids]]
+                shown_values = [None if np.isnan(value) else int(value) for value in values[positions]]
             number_columns[name] = {
                 "title": measured_rows.length_unit if name == "length" else title,
                 "values": shown_values,
             }
     if reselected_share is not None and np.isfinite(reselected_share).any():
-        shares = [round_number(share) for share in reselected_share[row_ids].tolist()]
+        shares = [round_number(share) for share in reselected_share[positions].tolist()]
         number_columns["stability"] = {"title": "again in", "values": shares}
     return {
         "id": row_ids.tolist(),
         "name": run_files.path.name,
+        "subset_rows": (run_files.summary.get("selection") or {}).get("selected"),
         "selected_ids": None if run_files.selected_ids is None else run_files.selected_ids.tolist(),
-        "selected": None if measured_rows.selected is None else measured_rows.selected[row_ids].astype(int).tolist(),
+        "selected": None if measured_rows.selected is None else measured_rows.selected[positions].astype(int).tolist(),
         **row_texts,
         "cut": cut_lengths,
         "numbers": number_columns,
-        "source": _index_names(measured_rows.sources, row_ids),
-        "kind": _index_names(measured_rows.kinds, row_ids),
+        "source": _index_names(measured_rows.sources, positions),
+        "kind": _index_names(measured_rows.kinds, positions),
         "reason": {
             position: run_files.unscored_reasons[row_id]
             for position, row_id in enumerate(row_ids.tolist())
@@ -151,10 +156,10 @@ def collect_row_data(
     }
 
 
-def _index_names(row_names: list[str] | None, row_ids: np.ndarray) -> dict[str, Any] | None:
+def _index_names(row_names: list[str] | None, positions: np.ndarray) -> dict[str, Any] | None:
     if row_names is None:
         return None
-    unique_names, name_indices = np.unique([row_names[row_id] for row_id in row_ids], return_inverse=True)
+    unique_names, name_indices = np.unique([row_names[position] for position in positions], return_inverse=True)
     return {"names": unique_names.tolist(), "indices": name_indices.tolist()}
 
 

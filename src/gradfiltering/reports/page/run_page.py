@@ -21,6 +21,7 @@ from gradfiltering.reports.page import (
     training_savings,
 )
 from gradfiltering.reports.page.charts import Chart, write_figures
+from gradfiltering.reports.page.drawn_files import open_run_files
 from gradfiltering.reports.page.html_rendering import write_html
 from gradfiltering.reports.page.row_measurements import RowMeasurements, measure_rows
 from gradfiltering.reports.page.selection_charts import draw_selection
@@ -47,19 +48,20 @@ def write_page(run_dir: Path, row_limit: int | str | None = None, figures: bool 
     Raises:
         UserError: the folder holds no run, or `rows` is no number.
     """
-    run_files = RunFiles(run_dir)
     if row_limit is None:
-        row_limit = run_files.config.get("report", {}).get("rows", row_explorer.ALL_ROWS)
+        row_limit = RunFiles(run_dir).config.get("report", {}).get("rows", row_explorer.ALL_ROWS)
     elif isinstance(row_limit, str) and row_limit.isdecimal():
         row_limit = int(row_limit)
     settings = PageSettings(rows=row_limit, figures=figures)  # type: ignore[arg-type]  # refuses other texts
+    run_files = open_run_files(run_dir, settings.rows)
     measured_rows = measure_rows(run_files)
+    drawn_rows = measured_rows.drawn
     ranking_stability = ensemble_health.measure_stability(run_files)
-    is_selected = measured_rows.selected
+    is_selected = drawn_rows.selected
     selected_share = None if is_selected is None or not len(is_selected) else float(is_selected.mean())
     section_charts: dict[str, list[Chart | None]] = {
         "answer": [answer_section.draw_winning_scores(run_files)],
-        "selection": [*draw_selection(measured_rows, run_files.diagnostics, run_files.seed)],
+        "selection": [*draw_selection(drawn_rows, run_files.diagnostics, run_files.seed)],
         "health": [
             ensemble_health.draw_trajectories(run_files),
             ensemble_health.draw_collapse(run_files),
@@ -74,7 +76,7 @@ def write_page(run_dir: Path, row_limit: int | str | None = None, figures: bool 
     reselected_share = None
     if ranking_stability is not None and ranking_stability.reselected_share is not None:
         reselected_share = np.full(len(measured_rows), np.nan)
-        reselected_share[ranking_stability.example_ids] = ranking_stability.reselected_share
+        reselected_share[measured_rows.find_positions(ranking_stability.example_ids)] = ranking_stability.reselected_share
     explainer = row_reasons.RowExplainer(run_files, measured_rows, reselected_share)
     context = {
         **_collect_context(run_files, measured_rows, sample),
@@ -117,7 +119,7 @@ def _collect_context(run_files: RunFiles, rows: RowMeasurements, sample: row_exp
         "verdict_sentence": format_verdict(verdict),
         "verdict_meaning": VERDICT_MEANINGS[verdict["verdict"]],
         "savings": training_savings.estimate_savings(run_files),
-        "spreads": spread.compare_spread(run_files, rows),
+        "spreads": spread.compare_spread(run_files, rows.drawn),
         "terms": glossary.TERMS,
         "checks_sentence": answer_section.describe_checks(run_files, checks),
         "verdict_class": VERDICT_CLASSES.get(verdict["verdict"], ""),
@@ -134,7 +136,8 @@ def _collect_context(run_files: RunFiles, rows: RowMeasurements, sample: row_exp
         "spent": format_seconds(sum(stage["seconds"] for stage in run_files.summary.get("stages", []))),
         "saved_seconds": answer_section.count_saved_seconds(run_files.summary),
         "truth": run_files.diagnostics.get("truth"),
-        "row_count": len(rows),
+        "row_count": run_files.row_count,
+        "drawn_count": None if run_files.is_whole else len(rows.drawn),
         "sample": sample,
         "has_texts": run_files.row_texts is not None,
         "has_selection": rows.selected is not None,

@@ -59,7 +59,8 @@ def draw_norms(measured_rows: RowMeasurements, seed: int) -> Chart | None:
     chart_data = pd.DataFrame({"x": drawn_rows["g_early"], "y": drawn_rows["g_late"]})
     chart_data["hover"] = [_describe_row(measured_rows, int(row_id)) for row_id in drawn_rows.index]
     if measured_rows.table["rank"].notna().any():
-        chart_data["shade"] = np.nan_to_num(measured_rows.score_share[drawn_rows.index])
+        row_positions = measured_rows.find_positions(drawn_rows.index.to_numpy())
+        chart_data["shade"] = np.nan_to_num(measured_rows.score_share[row_positions])
         chart_data = chart_data.sort_values("shade")  # the best on top
     fallen = float((measured["g_late"] < measured["g_early"]).mean())
     some_drawn = len(drawn_rows) < len(measured)
@@ -249,5 +250,8 @@ def _draw_shares(name: str, question: str, category_name: str, shares: Mapping[s
 def _describe_row(measured_rows: RowMeasurements, row_id: int) -> str:
     row = measured_rows.table.loc[row_id]
     score = "" if np.isnan(row["score"]) else f", score {row['score']:.4g}, rank {row['rank']:.0f}"
-    state = "" if measured_rows.selected is None else ", selected" if measured_rows.selected[row_id] else ", dropped"
+    state = ""
+    if measured_rows.selected is not None:
+        position = int(measured_rows.find_positions(np.array([row_id]))[0])
+        state = ", selected" if measured_rows.selected[position] else ", dropped"
     return f"row {row_id}{score}{state}, relative drop {row['relative_drop']:+.3f}"

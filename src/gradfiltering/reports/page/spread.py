@@ -51,7 +51,7 @@ def compare_spread(run_files: RunFiles, measured_rows: RowMeasurements) -> list[
     spreads = [
         _compare_sources(measured_rows.sources, is_selected),
         _compare_lengths(measured_rows, is_selected),
-        *_compare_signs(run_files, is_selected),
+        *_compare_signs(run_files, measured_rows.row_ids, is_selected),
     ]
     return [spread for spread in spreads if spread is not None and spread.lines]
 
@@ -89,11 +89,10 @@ def _compare_lengths(measured_rows: RowMeasurements, is_selected: np.ndarray) ->
     return Spread("Length of the answer", _share_parts(parts, is_selected))
 
 
-def _compare_signs(run_files: RunFiles, is_selected: np.ndarray) -> list[Spread]:
+def _compare_signs(run_files: RunFiles, row_ids: np.ndarray, is_selected: np.ndarray) -> list[Spread]:
     """Compare languages, duplicates and other signs of poor rows, as far as the run looked for them."""
     if "hygiene" not in run_files.summary:
         return []
-    row_ids = np.arange(len(is_selected))
     rows_by_sign: dict[str, list[int]] = {
         name.replace("_", " "): [] for name in run_files.summary["hygiene"].get("counts", {})
     }

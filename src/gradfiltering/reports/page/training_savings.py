@@ -37,7 +37,9 @@ def estimate_savings(run_files: RunFiles) -> list[TrainingSaving]:
     """
     if run_files.selected_ids is None or not run_files.row_count:
         return []
-    selected_count, row_count = len(run_files.selected_ids), run_files.row_count
+    selection_summary = run_files.summary.get("selection") or {}
+    selected_count = selection_summary.get("selected", len(run_files.selected_ids))
+    row_count = run_files.row_count
     savings = [
         TrainingSaving("Rows", f"{selected_count:,}", f"{row_count:,}", 1 - selected_count / row_count),
     ]
@@ -85,7 +87,7 @@ def count_tokens(run_files: RunFiles) -> tuple[float, float] | None:
     pool_tokens = run_files.summary.get("data", {}).get("tokens")
     if not pool_tokens or run_files.row_texts is None or run_files.selected_ids is None:
         return None
-    texts = run_files.row_texts
+    texts = run_files.row_texts[run_files.is_drawn(run_files.row_texts.index.to_numpy())]
     prompt_lengths, response_lengths = (
         texts[name].fillna("").str.len().to_numpy(dtype=np.float64) for name in ("prompt", "response")
     )
