@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("measurement", choices=["log", "scored", "select-scored"])
     parser.add_argument("--rows", type=int, nargs="+", required=True)
     parser.add_argument("--members", type=int, default=5)
-    parser.add_argument("--folder", type=Path, required=True, help="scratch folder; what is there already is used again")
+    parser.add_argument("--folder", type=Path, required=True, help="scratch folder; its files serve again")
     options = parser.parse_args()
     for row_count in options.rows:
         if options.measurement == "log":
@@ -56,8 +56,10 @@ def measure_log(run_folder: Path, row_count: int, members: int) -> None:
         costs = run_measured([*map(str, command), "report.figures=false"])
         summary = json.loads((output_folder / "summary.json").read_text("utf-8"))
         for stage_name, stage in summary["cost"].items():
-            print(f"{row_count:,} rows, {selector}: {stage_name} {stage['seconds']:.0f} s, "
-                  f"at most {stage['peak_bytes'] / MIB:,.0f} MiB")
+            print(
+                f"{row_count:,} rows, {selector}: {stage_name} {stage['seconds']:.0f} s, "
+                f"at most {stage['peak_bytes'] / MIB:,.0f} MiB"
+            )
         print(f"{row_count:,} rows, {selector}: {costs}", flush=True)
 
 

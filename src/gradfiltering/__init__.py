@@ -3,14 +3,24 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradfiltering.api import RowSelection, RunResult, run_experiment, select_rows
+    from gradfiltering.api import RowSelection, RunResult, run_experiment, select_from_log, select_rows
     from gradfiltering.errors import UserError
     from gradfiltering.gradients.per_example import per_example_gradients
 
-__all__ = ["RowSelection", "RunResult", "UserError", "per_example_gradients", "run_experiment", "select_rows"]
+__all__ = [
+    "RowSelection",
+    "RunResult",
+    "UserError",
+    "per_example_gradients",
+    "run_experiment",
+    "select_from_log",
+    "select_rows",
+]
 
 _MODULE_BY_NAME = {
-    **dict.fromkeys(("RowSelection", "RunResult", "run_experiment", "select_rows"), "gradfiltering.api"),
+    **dict.fromkeys(
+        ("RowSelection", "RunResult", "run_experiment", "select_from_log", "select_rows"), "gradfiltering.api"
+    ),
     "UserError": "gradfiltering.errors",
     "per_example_gradients": "gradfiltering.gradients.per_example",
 }

@@ -150,6 +150,27 @@ def select_rows(
     return RowSelection(example_ids, scores, _take_rows(rows, example_ids, folder), summary, run_folder)
 
 
+def select_from_log(run_folder: str | Path, output_folder: str | Path, overrides: Sequence[str] = ()) -> RunResult:
+    """Score the rows of a run's gradient log anew, select among them, and write scores, subset, diagnostics and page.
+
+    The log is gone through in pieces, so that memory does not grow with its rows, unless the scorer or the selector
+    compares rows with each other; these take a number of rows that the error names. No model is loaded.
+
+    Args:
+        run_folder: of a run that got as far as the proxy stage, or any folder with a `gradient_log/`.
+        output_folder: where the results are written, in the files of a run folder.
+        overrides: options as on the command line: `["scorer=raw_drop", "selector=stratified"]`, of `scorer`,
+            `selector`, `epochs`, `diagnostics`, `report`, and `seed`. What is not given is as in the run, the selector
+            and its budget as by default.
+
+    Raises:
+        UserError: there is no log, an option is wrong, or the rows are too many.
+    """
+    from gradfiltering.config.log_selection import select_from_log as select
+
+    return RunResult(select(run_folder, output_folder, overrides))
+
+
 def _proxy_overrides(proxy: str | Path) -> list[str]:
     named_proxies = {conf_file.stem for conf_file in (configuration_folder() / "proxy").glob("*.yaml")}
     if not isinstance(proxy, str | Path):

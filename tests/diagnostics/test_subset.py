@@ -113,7 +113,7 @@ class TestSelectionDiagnostics:
         scorers = (RawDrop(1e-8, 0), Learnability(), IFD("perplexity", "plain", 64, 1.0))
         found = [scorer.score(evidence) for scorer in scorers]
         assert all((one.score < 0).any() for one in found), "this example has a negative score under each of them"
-        assert [meaning_below_zero(one) for one in found] == list(MEANING_BELOW_ZERO.values())
+        assert [meaning_below_zero(one.columns) for one in found] == list(MEANING_BELOW_ZERO.values())
 
     @pytest.mark.parametrize("columns", [(), ("bare_perplexity",), ("ifd", "learnability")])
     def test_a_sign_that_says_nothing_is_not_reported(self, columns):

@@ -22,9 +22,7 @@ SCORERS = [GSNR(), RawDrop(), GradNorm(), Learnability(), LengthScorer(), RankGS
 
 @pytest.mark.parametrize("scorer", SCORERS, ids=lambda scorer: type(scorer).__name__)
 @pytest.mark.parametrize("piece_rows", [64, 10_000])
-def test_pieces_score_and_rank_as_all_rows_at_once(
-    scorer, piece_rows, compared_log, evidence, connection, tmp_path
-):
+def test_pieces_score_and_rank_as_all_rows_at_once(scorer, piece_rows, compared_log, evidence, connection, tmp_path):
     scored_log = score_log(scorer, compared_log, tmp_path, piece_rows)
     write_ranked_scores(connection, scored_log, tmp_path / "scores.parquet")
     stored, expected = pq.read_table(tmp_path / "scores.parquet"), scorer.score(evidence)
@@ -39,7 +37,7 @@ def test_pieces_score_and_rank_as_all_rows_at_once(
 
 def test_a_global_scorer_takes_so_many_rows_and_says_so(compared_log, tmp_path, monkeypatch):
     monkeypatch.setattr(scoring, "MOST_ROWS_AT_ONCE", 699)
-    with pytest.raises(UserError, match="RankGSNR compares rows .* all 700 must be in memory, and it takes 699 at"):
+    with pytest.raises(UserError, match=r"RankGSNR compares rows .* all 700 must be in memory, and it takes 699 at"):
         score_log(RankGSNR(), compared_log, tmp_path)
     assert score_log(GSNR(), compared_log, tmp_path).row_count == 700
 
@@ -74,5 +72,5 @@ def test_snapshots_of_different_rows_are_an_error(tmp_path):
     for epoch, ids in ((1, [0, 1, 2]), (2, [0, 1])):
         norms = np.ones((1, len(ids)))
         write_epoch(tmp_path, EpochLog(np.asarray(ids), norms, norms, np.ones(len(ids), np.int32)), [0], epoch)
-    with pytest.raises(UserError, match="the snapshots 1 and 2 of .* are of different rows"):
+    with pytest.raises(UserError, match=r"the snapshots 1 and 2 of .* are of different rows"):
         list(ComparedLog(GradientLogReader(tmp_path), 1, 2, 0).pieces())

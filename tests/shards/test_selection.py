@@ -1,8 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from dataclasses import replace
 
 from gradfiltering.errors import UserError
 from gradfiltering.scorers.gsnr import GSNR
@@ -65,7 +66,7 @@ def test_a_selector_without_strata_gets_all_rows_up_to_a_limit(compared_log, evi
     selected = select_in_memory(selector, compared_log, scored_file, 700)
     assert selected.example_ids == selector.select(evidence, 700, None).example_ids
     monkeypatch.setattr(scoring, "MOST_ROWS_AT_ONCE", 100)
-    with pytest.raises(UserError, match="RandomSelector compares rows .* all 700 .* takes 100 at most"):
+    with pytest.raises(UserError, match=r"RandomSelector compares rows .* all 700 .* takes 100 at most"):
         select_in_memory(selector, compared_log, scored_file, 700)
 
 

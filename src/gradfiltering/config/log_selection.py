@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, open_dict
@@ -19,16 +18,12 @@ SNAPSHOT_PAIR = "gradfiltering.ensembles.snapshots.SnapshotPair"
 
 
 def select_from_log(source_folder: Path | str, output_folder: Path | str, overrides: Sequence[str] = ()) -> Path:
-    """Score the rows of a run's gradient log anew, select among them, and write scores, subset, diagnostics and page.
-
-    The log is gone through in pieces, so that memory does not grow with its rows, unless the scorer or the selector
-    compares rows with each other; these take a number of rows that the error names. No model is loaded.
+    """Compose the options of a selection from a log, and run it; see `gradfiltering.select_from_log`.
 
     Args:
-        source_folder: of a run that got as far as the proxy stage, or any folder with a `gradient_log/`.
-        output_folder: where the results are written, in the files of a run folder.
-        overrides: NAME=VALUE of the options of `scorer`, `selector`, `epochs`, `diagnostics`, `report` and `seed`. What
-            is not given is as in the run, the selector and its budget as by default.
+        source_folder: of the run that left the log.
+        output_folder: where the results are written.
+        overrides: NAME=VALUE of `USED_OPTIONS`.
 
     Returns:
         The output folder.

@@ -156,6 +156,8 @@ def _count_rows(source_summary: Mapping[str, Any], compared_log: ComparedLog) ->
 
 def _check(job: LogSelection, compared_log: ComparedLog, total_rows: int) -> None:
     """Refuse what cannot be done, before anything is computed."""
+    for epoch in (compared_log.early, compared_log.late):
+        compared_log.log.list_files(epoch)  # refuses an epoch that was not logged
     job.scorer.check_members(len(compared_log.log.members))
     readers: list[Any] = [job.scorer, job.selector]
     for reader in readers:

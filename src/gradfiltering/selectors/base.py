@@ -87,7 +87,7 @@ class Selector(Protocol):
 class Strata:
     """Groups of rows by the values of one column, of each of which the highest scores are selected, ties by example id.
 
-    A selector that does no more than this has a method `quota_strata` that returns it, and then serves rows that lie on disk.
+    A selector that does no more than this has a method `quota_strata` that returns it, and serves rows on disk, too.
 
     Attributes:
         column: that groups the rows, None where all are one group.

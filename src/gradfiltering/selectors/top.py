@@ -25,4 +25,6 @@ class TopSelector(Budget):
 
     def quota_strata(self) -> Strata:
         """Take the best of all rows, which are one stratum."""
-        return Strata(None, lambda values, counts: np.zeros(len(values)), lambda row_count, sizes: np.array([row_count]))
+        return Strata(
+            None, lambda values, counts: np.zeros(len(values)), lambda row_count, sizes: np.array([row_count])
+        )

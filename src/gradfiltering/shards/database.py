@@ -93,9 +93,8 @@ class StoredColumns:
     def median(self, column_name: str) -> float:
         """Compute the median of a column by sorting it, since sorting spills to disk and counting values does not."""
         row_count, column = self.row_count, quote_name(column_name)
-        middle_rows = (
-            f"SELECT {column} FROM {self.rows} ORDER BY {column} LIMIT {2 - row_count % 2} OFFSET {(row_count - 1) // 2}"
-        )
+        middle = f"LIMIT {2 - row_count % 2} OFFSET {(row_count - 1) // 2}"
+        middle_rows = f"SELECT {column} FROM {self.rows} ORDER BY {column} {middle}"
         return float(self._row(f"SELECT avg({column}) FROM ({middle_rows})")[0])
 
     def share_above_zero(self, column_name: str) -> float:

@@ -12,7 +12,7 @@ from gradfiltering.errors import UserError
 from gradfiltering.scorers.base import Scores
 from gradfiltering.selectors.base import Selection, Selector, Strata
 from gradfiltering.shards.database import read_file, write_query
-from gradfiltering.shards.scoring import MOST_ROWS_AT_ONCE, ComparedLog, check_requests
+from gradfiltering.shards.scoring import ComparedLog, check_requests
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

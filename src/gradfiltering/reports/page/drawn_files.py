@@ -139,14 +139,17 @@ class DrawnRunFiles(RunFiles):
         row_ids = self.row_ids  # asks a database of its own, so before another is opened
         with self._database() as connection:
             connection.register("read_ids", pa.table({"example_id": row_ids}))
-            table = connection.execute(
+            table = connection.sql(
                 f"FROM {read_file(self.path / file_name)} SEMI JOIN read_ids USING (example_id) ORDER BY example_id"
             ).to_arrow_table()
         return table.to_pandas()
 
     @contextmanager
     def _database(self) -> Iterator["DuckDBPyConnection"]:
-        with TemporaryDirectory(prefix="gradfiltering-page-") as work_folder, open_database(Path(work_folder)) as tables:
+        with (
+            TemporaryDirectory(prefix="gradfiltering-page-") as work_folder,
+            open_database(Path(work_folder)) as tables,
+        ):
             yield tables
 
 

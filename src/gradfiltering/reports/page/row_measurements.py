@@ -15,8 +15,9 @@ class RowMeasurements:
     """N rows of the dataset: all of them, or those that a page of very many is made of.
 
     Attributes:
-        table: [N] rows by example id, which is the index, NaN where nothing was measured: `score`, `rank` (1 = best), `g_early` (G_s),
-            `g_late` (G_t), `relative_drop` ((G_s − G_t)/G_s), `variance_late` (V_t) and `length` of the response.
+        table: [N] rows by example id, which is the index, NaN where nothing was measured: `score`, `rank` (1 = best),
+            `g_early` (G_s), `g_late` (G_t), `relative_drop` ((G_s − G_t)/G_s), `variance_late` (V_t) and `length` of
+            the response.
         length_unit: of `length`: `tokens` or `characters`.
         selected: [N] bool, None where nothing was selected.
         kinds: planted kind of each row, or None.

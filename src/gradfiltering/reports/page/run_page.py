@@ -76,7 +76,9 @@ def write_page(run_dir: Path, row_limit: int | str | None = None, figures: bool 
     reselected_share = None
     if ranking_stability is not None and ranking_stability.reselected_share is not None:
         reselected_share = np.full(len(measured_rows), np.nan)
-        reselected_share[measured_rows.find_positions(ranking_stability.example_ids)] = ranking_stability.reselected_share
+        reselected_share[measured_rows.find_positions(ranking_stability.example_ids)] = (
+            ranking_stability.reselected_share
+        )
     explainer = row_reasons.RowExplainer(run_files, measured_rows, reselected_share)
     context = {
         **_collect_context(run_files, measured_rows, sample),
