@@ -72,7 +72,7 @@ def test_a_folder_with_nothing_but_a_log_is_enough(run_folder, tmp_path):
     [
         (["ensemble.m=3"], "ensemble.m=3 has no effect on a selection from a log; give options of scorer, selector"),
         (["epochs=auto"], "pair of numbers; give epochs.early and epochs.late"),
-        (["epochs.early=7", "epochs.late=9"], r"has no epoch 9 for member 0 \(epochs logged: \[1, 2\]"),
+        (["epochs.early=7", "epochs.late=9"], r"has no epoch 7 for member 0 \(epochs logged: \[1, 2\]"),
         (["scorer=ifd"], "IFD reads ResponseLosses, which a gradient log does not hold"),
         (["selector=spice"], "SpiceSelector reads Projections"),
         (["selector.fraction=2"], r"selector.fraction=2"),

@@ -73,10 +73,10 @@ def select_stored_rows(
     counts = connection.execute(
         f"SELECT stratum_value, count(*) AS row_count FROM {scored_rows} GROUP BY stratum_value ORDER BY stratum_value"
     ).fetchnumpy()
-    values = np.asarray(counts["stratum_value"])
-    value_strata = strata.group_values(values, counts["row_count"])
+    values, row_counts = np.asarray(counts["stratum_value"]), np.asarray(counts["row_count"])
+    value_strata = strata.group_values(values, row_counts)
     names, stratum_numbers = np.unique(value_strata, return_inverse=True)
-    sizes = np.bincount(stratum_numbers, weights=counts["row_count"], minlength=len(names)).astype(np.int64)
+    sizes = np.bincount(stratum_numbers, weights=row_counts, minlength=len(names)).astype(np.int64)
     quotas = strata.share_budget(row_count, sizes)
     strata_table = {"stratum_value": values, "stratum": stratum_numbers, "quota": quotas[stratum_numbers]}
     connection.register("strata", pa.table(strata_table))
@@ -158,4 +158,7 @@ def count_sources(
         f"subset_rows FROM {read_file(rows_file)} AS all_rows LEFT JOIN {read_file(subset_file)} AS selected_rows "
         "USING (example_id) GROUP BY source_name ORDER BY source_name"
     ).fetchnumpy()
-    return np.asarray(counts["source_name"]), counts["pool_rows"], counts["subset_rows"]
+    names, pool_counts, subset_counts = (
+        np.asarray(counts[column_name]) for column_name in ("source_name", "pool_rows", "subset_rows")
+    )
+    return names, pool_counts, subset_counts
