@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradfiltering.config.composition import composed, to_overrides
 from gradfiltering.config.locations import configuration_folder
+from gradfiltering.data.remote_files import is_address
 from gradfiltering.errors import UserError
 from gradfiltering.reports.verdict_lines import Verdict
 
@@ -115,7 +116,8 @@ def select_rows(
     Finished results go into the cache, so that asking again costs little; nothing else stays behind.
 
     Args:
-        rows: a file (json, jsonl, csv, parquet, …), a list of dicts, a `datasets.Dataset` or a `pandas.DataFrame`.
+        rows: a file or its address (json, jsonl, csv, parquet, …), a list of dicts, a `datasets.Dataset` or a
+            `pandas.DataFrame`.
         fraction: share of all rows to select, in (0, 1].
         proxy: the model the rows are scored with: a name of `conf/proxy`, a folder, or a name on the Hugging Face hub.
         scorer: a name of `conf/scorer`.
@@ -181,8 +183,10 @@ def _proxy_overrides(proxy: str | Path) -> list[str]:
     return ["proxy=gpt2", *to_overrides({"proxy.model": model_name})]
 
 
-def _write_rows(rows: Any, folder: Path) -> Path:
-    """Write rows to a file, unless they are in one."""
+def _write_rows(rows: Any, folder: Path) -> Path | str:
+    """Write rows to a file, unless they are in one; return its path or address."""
+    if isinstance(rows, str) and is_address(rows):
+        return rows
     if isinstance(rows, str | Path):
         return Path(rows).absolute()
     if _library_of(rows) == "pandas" and type(rows).__name__ == "DataFrame":

@@ -11,7 +11,7 @@ _STRONG_WORDS = {
     "password", "passwords", "passwd", "passphrase", "pwd", "secret", "secrets", "credential", "credentials",
     "authorization", "authorisation", "cookie", "cookies",
 }  # fmt: skip
-_LAST_WORDS = {"key", "apikey", "token", "header", "headers", "auth", "bearer"}
+_LAST_WORDS = {"key", "apikey", "token", "header", "headers", "auth", "bearer", "signature", "sig"}
 _HARMLESS_LAST_WORDS = {"variable", "variables", "name", "limit", "count"}
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _USER_OF_URL = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@'\"]+@", re.IGNORECASE)

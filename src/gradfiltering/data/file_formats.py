@@ -8,18 +8,26 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import feather
 
 from gradfiltering.data.dataset_folders import find_split_files
+from gradfiltering.data.remote_files import (
+    LOCAL_ADDRESS,
+    RemoteFile,
+    explained_access,
+    is_address,
+    list_remote_files,
+    public_address,
+)
 from gradfiltering.errors import UserError
 
 KIND_BY_SUFFIX = {
@@ -29,6 +37,7 @@ KIND_BY_SUFFIX = {
 COMPRESSION_BY_SUFFIX = {".gz": "gzip", ".zst": "zstd"}
 TYPED_KINDS = ("parquet", "arrow")
 ENTRY_POINT_GROUP = "gradfiltering.file_formats"
+ARROW_FILE_START = b"ARROW1"
 LONGEST_CELL = 2**31 - 1  # characters; the csv module's own bound is shorter than some responses
 _DAMAGE_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error, OSError)
 
@@ -45,7 +54,7 @@ class DataFile:
         compression: gzip, zstd or None.
     """
 
-    path: Path
+    path: Path | RemoteFile
     kind: str
     compression: str | None
 
@@ -111,11 +120,11 @@ def detect_file_format(data_file: DataFile) -> FileFormat:
 
 def _is_stream(data_file: DataFile) -> bool:
     with data_file.path.open("rb") as first_bytes:
-        return not first_bytes.read(6).startswith((b"ARROW1", b"FEA1"))
+        return not first_bytes.read(6).startswith((ARROW_FILE_START, b"FEA1"))
 
 
 def find_data_files(path: str, split: str | None = None) -> list[DataFile]:
-    """The files that a path, folder or glob names, in sorted order and all of one type.
+    """The files that a path, folder, glob or address names, in sorted order and all of one type.
 
     A path that exists is taken literally, whatever characters it holds. In a folder, hidden files and those of other
     types (a README) are passed over. A folder that `datasets` saved, and a copy of a dataset repository of the hub
@@ -128,6 +137,9 @@ def find_data_files(path: str, split: str | None = None) -> list[DataFile]:
     Raises:
         UserError: nothing is there, nothing readable is there, the types differ, or the splits are several.
     """
+    if is_address(path):
+        return _check_kinds(public_address(path), _remote_data_files(path, split))
+    path = LOCAL_ADDRESS.sub("", path)
     given_path = Path(path).expanduser()
     if given_path.is_file():
         return [_data_file(given_path)]
@@ -139,7 +151,9 @@ def find_data_files(path: str, split: str | None = None) -> list[DataFile]:
             )
         data_files = [_data_file(file_path) for file_path in file_paths if _kind_and_compression(file_path)[0]]
         if not data_files:
-            raise UserError(f"{path} holds no file of a known type; data.path= reads {', '.join(readable_suffixes())}")
+            raise UserError(
+                f"{path} holds no file of a known type; files of {', '.join(readable_suffixes())} can be read"
+            )
     else:
         matching_paths = sorted(glob.glob(str(given_path), recursive=True))  # noqa: PTH207  (the pattern may be absolute)
         data_files = [_data_file(Path(name)) for name in matching_paths if Path(name).is_file()]
@@ -147,12 +161,31 @@ def find_data_files(path: str, split: str | None = None) -> list[DataFile]:
         raise UserError(
             f"no such file: {path} (looked in {given_path.absolute().parent}); name a file, a folder or a glob"
         )
+    return _check_kinds(path, data_files)
+
+
+def _remote_data_files(address: str, split: str | None) -> list[DataFile]:
+    remote_files = list_remote_files(address, split)
+    if not remote_files:
+        raise UserError(f"no such file: {public_address(address)}; check the address, or the pattern")
+    if len(remote_files) == 1:
+        return [_data_file(remote_files[0])]
+    data_files = [_data_file(file) for file in remote_files if _kind_and_compression(file)[0]]
+    if not data_files:
+        raise UserError(
+            f"{public_address(address)} holds no file of a known type; files of "
+            f"{', '.join(readable_suffixes())} can be read"
+        )
+    return data_files
+
+
+def _check_kinds(path: str, data_files: list[DataFile]) -> list[DataFile]:
     if len({data_file.kind for data_file in data_files}) > 1:
         name_by_kind = {data_file.kind: data_file.path.name for data_file in data_files}
         kinds_found = ", ".join(f"{kind}: {name}" for kind, name in name_by_kind.items())
         raise UserError(
-            f"{path} mixes file types ({kinds_found}); name those of "
-            f"one type with a glob, such as data.path='{given_path}/*{data_files[0].path.suffix}'"
+            f"{path} mixes file types ({kinds_found}); name those of one type with a glob, such as "
+            f"'{path.rstrip('/')}/*{data_files[0].path.suffix}'"
         )
     return data_files
 
@@ -170,18 +203,18 @@ def detect_text_file(path: Path) -> DataFile:
     return data_file
 
 
-def _kind_and_compression(path: Path) -> tuple[str | None, str | None]:
+def _kind_and_compression(path: Path | RemoteFile) -> tuple[str | None, str | None]:
     compression = COMPRESSION_BY_SUFFIX.get(path.suffix.lower())
-    suffix = (path.with_suffix("") if compression else path).suffix.lower()
+    suffix = Path(path.name.removesuffix(path.suffix) if compression else path.name).suffix.lower()
     kind = KIND_BY_SUFFIX.get(suffix) or (suffix[1:] if suffix[1:] in load_row_readers() else None)
     return kind, compression
 
 
-def _data_file(path: Path) -> DataFile:
+def _data_file(path: Path | RemoteFile) -> DataFile:
     kind, compression = _kind_and_compression(path)
     if kind is None:
         raise UserError(
-            f"{path}: cannot read '{path.suffix}' files; data.path= reads {', '.join(readable_suffixes())} (text ones "
+            f"{path}: cannot read '{path.suffix}' files; give one of {', '.join(readable_suffixes())} (text ones "
             f"also with {' or '.join(COMPRESSION_BY_SUFFIX)} behind)"
         )
     if compression and kind in TYPED_KINDS:
@@ -210,16 +243,28 @@ def read_text_rows(data_file: DataFile) -> Iterator[NumberedRow]:
 @contextmanager
 def _open_file(data_file: DataFile) -> Iterator[BinaryIO]:
     """The file's bytes, unpacked and without a byte order mark."""
+    with _explained_access(data_file), _open_unpacked(data_file) as raw_stream:
+        yield raw_stream
+
+
+def _explained_access(data_file: DataFile) -> AbstractContextManager[None]:
+    return explained_access(str(data_file.path)) if isinstance(data_file.path, RemoteFile) else nullcontext()
+
+
+@contextmanager
+def _open_unpacked(data_file: DataFile) -> Iterator[BinaryIO]:
     try:
+        packed_stream = data_file.path.open("rb")
         if data_file.compression == "zstd":
             raw_stream = cast(
-                BinaryIO, io.BufferedReader(cast(Any, pa.input_stream(str(data_file.path), compression="zstd")))
+                BinaryIO,
+                io.BufferedReader(cast(Any, pa.CompressedInputStream(pa.PythonFile(packed_stream, mode="r"), "zstd"))),
             )
+        elif data_file.compression:
+            raw_stream = cast(BinaryIO, gzip.GzipFile(fileobj=packed_stream))
         else:
-            open_file: Any = gzip.open if data_file.compression else open
-            opened = open_file(data_file.path, "rb")
-            raw_stream = cast(BinaryIO, opened)
-        with raw_stream:
+            raw_stream = packed_stream
+        with packed_stream, raw_stream:
             first_bytes = cast(Any, raw_stream).peek(4)[:4]
             for byte_order_mark in (codecs.BOM_UTF32_LE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
                 if first_bytes.startswith(byte_order_mark):
@@ -372,6 +417,9 @@ def read_typed_batches(data_file: DataFile) -> tuple[pa.Schema, Iterator[pa.Reco
     Raises:
         UserError: the file is not of its type.
     """
+    if isinstance(data_file.path, RemoteFile):
+        with explained_access(str(data_file.path)):
+            return _read_remote_batches(data_file, data_file.path.open_anywhere())
     try:
         if data_file.kind == "parquet":
             parquet_file = pq.ParquetFile(data_file.path, memory_map=True)
@@ -381,22 +429,46 @@ def read_typed_batches(data_file: DataFile) -> tuple[pa.Schema, Iterator[pa.Reco
             if memory_map.read(4) == b"FEA1":
                 feather_table = feather.read_table(data_file.path)
                 return feather_table.schema, iter(feather_table.to_batches())
-            cell_reader = pa.ipc.open_file(memory_map)
-            record_batches = (
-                cell_reader.get_batch(batch_index) for batch_index in range(cell_reader.num_record_batches)
-            )
-            return cell_reader.schema, _explain_read_errors(data_file, record_batches)
+            return _read_arrow_file(data_file, memory_map)
         byte_stream = pa.ipc.open_stream(memory_map)
         return byte_stream.schema, _explain_read_errors(data_file, iter(byte_stream))
     except (pa.ArrowException, OSError) as error:
         raise _unreadable_file(data_file, error) from error
 
 
-def _explain_read_errors(data_file: DataFile, record_batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def _read_remote_batches(data_file: DataFile, remote_stream: IO[bytes]) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     try:
-        yield from record_batches
-    except (pa.ArrowException, OSError) as error:
+        if data_file.kind == "parquet":
+            parquet_file = pq.ParquetFile(remote_stream)
+            return parquet_file.schema_arrow, _explain_read_errors(data_file, parquet_file.iter_batches())
+        first_bytes = remote_stream.read(6)
+        remote_stream.seek(0)
+        if first_bytes.startswith(b"FEA1"):
+            raise UserError(f"{data_file.path} is of the first feather format; write it again as parquet or arrow")
+        if first_bytes.startswith(ARROW_FILE_START):
+            return _read_arrow_file(data_file, pa.PythonFile(remote_stream, mode="r"))
+        byte_stream = pa.ipc.open_stream(pa.PythonFile(remote_stream, mode="r"))
+        return byte_stream.schema, _explain_read_errors(data_file, iter(byte_stream))
+    except pa.ArrowException as error:
         raise _unreadable_file(data_file, error) from error
+
+
+def _read_arrow_file(data_file: DataFile, source: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    reader = pa.ipc.open_file(source)
+    record_batches = (reader.get_batch(batch_index) for batch_index in range(reader.num_record_batches))
+    return reader.schema, _explain_read_errors(data_file, record_batches)
+
+
+def _explain_read_errors(data_file: DataFile, record_batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    with _explained_access(data_file):
+        try:
+            yield from record_batches
+        except pa.ArrowException as error:
+            raise _unreadable_file(data_file, error) from error
+        except OSError as error:
+            if isinstance(data_file.path, RemoteFile):
+                raise
+            raise _unreadable_file(data_file, error) from error
 
 
 def _unreadable_file(data_file: DataFile, error: Exception) -> UserError:

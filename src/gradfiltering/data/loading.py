@@ -32,6 +32,7 @@ from gradfiltering.data.json_rows import (
     note_value_types,
     to_json,
 )
+from gradfiltering.data.remote_files import RemoteFile, explained_access, is_address, public_address
 from gradfiltering.errors import UserError
 from gradfiltering.runs.cache_record import (
     RECORD_FILE,
@@ -76,10 +77,11 @@ class LoadedRows:
 
 
 def load(path: str, first_rows: int | None = None, split: str | None = None) -> LoadedRows:
-    """Reads a file, the files of a folder, or those a glob names; every value stays what the file says it is.
+    """Read a file, the files of a folder, or those a glob or an address names; every value stays as it is there.
 
     The Arrow file lies in the cache of `datasets` (`HF_DATASETS_CACHE`) under a digest of what was read, so that a
-    changed file is never read from an old one.
+    changed file is never read from an old one. Files of another machine go into it as they come, without a copy of
+    their own.
 
     Args:
         path: what to read.
@@ -91,6 +93,7 @@ def load(path: str, first_rows: int | None = None, split: str | None = None) -> 
         UserError: nothing is there, it cannot be read as rows, or it holds none.
     """
     data_files = find_data_files(path, split)
+    origin = public_address(path) if is_address(path) else path
     is_typed = data_files[0].kind in TYPED_KINDS
     rows_to_read = None if is_typed else first_rows
     # A digest of the bytes would need the whole file, one of the first rows needs no more than these.
@@ -117,12 +120,12 @@ def load(path: str, first_rows: int | None = None, split: str | None = None) -> 
         Dataset.from_file(str(cache_folder / "rows.arrow")) if is_typed else open_rows(cache_folder)
     )
     if not len(rows):
-        raise UserError(f"{path} is empty; give a file with at least one row")
+        raise UserError(f"{origin} is empty; give a file with at least one row")
     file_format = detect_file_format(data_files[0])
     left_out = json.loads((cache_folder / "about.json").read_text("utf-8")).get("left_out", {}) if is_typed else {}
     if file_format.schema is not None and isinstance(rows, Dataset):
         file_format = replace(file_format, schema=_common_schema(file_format.schema, rows.features.arrow_schema))
-    return LoadedRows(rows, path, file_format, left_out)
+    return LoadedRows(rows, origin, file_format, left_out)
 
 
 def _common_schema(first_schema: pa.Schema, row_schema: pa.Schema) -> pa.Schema:
@@ -338,6 +341,13 @@ def _decoded_schema(arrow_schema: pa.Schema) -> pa.Schema:
 
 
 def _file_digest(data_file: DataFile) -> str:
+    """Digest of a file's bytes; of a file elsewhere, what its store says of them, where that tells every change."""
+    if isinstance(data_file.path, RemoteFile):
+        content_version = data_file.path.content_version()
+        if content_version is not None:
+            return content_version
+        with explained_access(str(data_file.path)), data_file.path.open("rb") as byte_stream:
+            return hashlib.file_digest(byte_stream, "sha256").hexdigest()
     try:
         with data_file.path.open("rb") as byte_stream:
             return hashlib.file_digest(byte_stream, "sha256").hexdigest()

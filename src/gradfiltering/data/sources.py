@@ -212,7 +212,11 @@ class LoadedSource:
 
 @options
 class FileSource(LoadedSource):
-    """A file, a folder or a glob: json, jsonl, csv, tsv (also gz, zst), parquet, arrow."""
+    """A file, a folder or a glob: json, jsonl, csv, tsv (also gz, zst), parquet, arrow.
+
+    Attributes:
+        path: of this machine, or an address such as `s3://bucket/rows-*.jsonl` or `hf://datasets/OWNER/NAME/*.parquet`.
+    """
 
     path: str
 
