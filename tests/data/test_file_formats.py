@@ -353,7 +353,7 @@ BAD = {
     "short.csv": ("instruction,output\na,b\nc\n", {}, "line 3, has 1 cells and the header 2; mend"),
     "quote.csv": ('instruction,output\na,"b\n', {}, "line 2, is not valid csv.*mend its double quotes"),
     "twice.tsv": ("output\toutput\na\tb\n", {}, "line 1: the header.*repeated name; give"),
-    "text.txt": ("a", {}, r"cannot read '\.txt' files; data\.path= reads"),
+    "text.txt": ("a", {}, r"cannot read '\.txt' files; give one of \.json"),
     "bad.jsonl.gz": (b"not gzip", {}, "cannot be read.*unpack it by hand .gzip."),
     "cut.jsonl.gz": (gzip.compress(LINES)[:-9], {}, "cannot be read.*unpack it by hand .gzip."),
     "bad.jsonl.zst": (b"not zstd at all", {}, "cannot be read.*unpack it by hand .zstd."),
@@ -393,7 +393,7 @@ def test_bad_input_names_file_place_and_remedy(name, tmp_path, file_source):
 
 def test_a_folder_of_several_types_or_of_none_is_refused(tmp_path):
     (tmp_path / "README.md").write_text("about")
-    with pytest.raises(UserError, match=r"no file of a known type; data\.path= reads"):
+    with pytest.raises(UserError, match=r"no file of a known type; files of"):
         load(str(tmp_path))
     (tmp_path / "a.jsonl").write_text(GOOD)
     (tmp_path / "b.csv").write_text("instruction,output\n")
