@@ -34,7 +34,7 @@ REFUSED = {
     "scalar.json": ('[{"instruction": "a", "output": "b"}, 7]', "row 1: 7 is no row; give objects"),
     "null.json": ("null", "row 0: None is no row"),
     "text.jsonl": ('"hello"\n', "row 0: 'hello' is no row"),
-    "rows.txt": ("a", r"cannot read '\.txt' files; data\.path= reads \.json"),
+    "rows.txt": ("a", r"cannot read '\.txt' files; give one of \.json"),
     "number.jsonl": ('{"a": 1%s}\n' % ("0" * 5000), "line 1, cannot be read: .*digits.*Mend the line"),
 }  # fmt: skip
 
