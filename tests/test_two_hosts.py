@@ -1,5 +1,7 @@
 """Two hosts, each with a network of its own, give what one process gives; without a shared cache they do not start."""
 
+import signal
+import time
 from functools import partial
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from tests.support.ddp_training import COLLECT, ROWS, keep_measurements, proxy_context, trainer_of
 from tests.support.hosts import two_hosts
 from tests.support.pipeline import summary
-from tests.support.processes import finish
+from tests.support.processes import LONG_ENOUGH, finish
 from tests.support.run_comparison import (
     SMALL,
     assert_same_adapters,
@@ -20,6 +22,9 @@ from tests.support.run_comparison import (
 
 RTOL = 1e-8  # float64, before the log is stored as float32
 FEW_ROWS = 25  # three batches of 8 and one of 1, of which the second host gets nothing
+MANY_ROWS = ["data.rows=200"]  # 25 updates an epoch
+# Else the launcher on the first host, which holds on to its first meeting, never tells a new host where to find it.
+REPLACEABLE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 OVERRIDES = [*SMALL, "trainer=ddp_cpu", "trainer.devices=1", "trainer.num_nodes=2", f"data.rows={FEW_ROWS}"]
 
 pytestmark = pytest.mark.slow
@@ -98,3 +103,47 @@ def test_hosts_without_a_shared_cache_end_at_once(difference, hosts, tmp_path):
     assert "do not share" not in done[1].stderr, "the first host speaks for all"
     assert not list((tmp_path / "run").glob("*")), "a run was begun"
     assert not list(shared.glob("*")), "the cache was used"
+
+
+@pytest.mark.parametrize(("collect", "epoch"), [("online", 1), ("snapshot", 2)])
+def test_a_host_that_fails_mid_epoch_is_replaced(collect, epoch, hosts, tmp_path):
+    """The other host waits for the one in its place; both go on from the last checkpoint, to the same numbers."""
+    command = ["-m", "tests.support.failing_host", str(tmp_path / "both"), collect, str(epoch)]
+    launches = [
+        partial(
+            host.torchrun, tmp_path / f"tmp {host.namespace}", *command, options=["--max_restarts=3"], **REPLACEABLE
+        )
+        for host in hosts
+    ]
+    first, failing = (start() for start in launches)
+    assert finish(failing).returncode == -signal.SIGKILL and (tmp_path / "both" / "failed").exists()
+    finish_all([first, launches[1]()])
+    place = f"rank=0/{collect}"
+    keep_measurements(proxy_context(tmp_path / "one", ROWS[1], collect, trainer_of(1)), tmp_path / "one" / place)
+    for rank in range(2):
+        assert_same_measurements(tmp_path / "one" / place, tmp_path / "both" / f"rank={rank}" / collect)
+
+
+def test_a_run_goes_on_when_a_host_is_killed_and_replaced(hosts, tmp_path):
+    few = ["until=select", "selector.fraction=0.2"]
+    one = one_process(tmp_path / "one", tmp_path / "cache of one", *MANY_ROWS, *few)
+    both, cache = tmp_path / "both", tmp_path / "cache"
+    command = ["train.py", *OVERRIDES, *MANY_ROWS, "ensemble.checkpoint_minutes=1e-4", *few, *at(both, cache)]
+    launches = [
+        partial(
+            host.torchrun, tmp_path / f"tmp {host.namespace}", *command, options=["--max_restarts=3"], **REPLACEABLE
+        )
+        for host in hosts
+    ]
+    first, killed = (start() for start in launches)
+    deadline = time.monotonic() + LONG_ENOUGH
+    while not list(cache.glob("interrupted/*/artifact.json")):
+        assert first.poll() is None and killed.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    hosts[1].kill_all()
+    assert finish(killed).returncode == -signal.SIGKILL
+    assert not list(both.glob("gradient_log/*")), "the host was killed too late to show anything"
+    finish_all([first, launches[1]()])
+    assert_same_log(one, both, 200)
+    assert_same_adapters(one, both)
+    assert_same_choice(one, both)
