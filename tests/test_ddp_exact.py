@@ -91,6 +91,19 @@ def test_target_is_that_of_one_process(one, trained, processes, launcher, rows):
 
 
 @several
+@any_rows
+def test_target_with_sharded_layers_is_that_of_one_process(one, trained, processes, launcher, rows):
+    folders = trained(processes, *launcher)
+    for folder in folders:
+        assert_same_target(one, folder, f"rows={rows}/target", f"rows={rows}/sharded")
+    held_shares = [float(np.load(folder / f"rows={rows}" / "sharded" / "held_share.npy")) for folder in folders]
+    assert sum(held_shares) == pytest.approx(1) and max(held_shares) < 0.8, "the layers were not spread"
+    assert [file.name for file in (folders[0] / f"rows={rows}" / "sharded" / "adapter").glob("*.safetensors")] == [
+        "adapter_model.safetensors"
+    ]
+
+
+@several
 def test_pairs_are_measured_and_learnt_as_in_one_process(one, trained, processes, launcher):
     for collect in COLLECT:
         with np.load(one / PAIRS / collect / "measured.npz") as alone:
@@ -122,8 +135,9 @@ def test_lead_selects_the_rows_it_selects_in_one_process(one, trained, processes
         assert_same_target(one, folder, place)
 
 
-def assert_same_target(one, other, place):
-    alone, found = (load_file(folder / place / "adapter" / "adapter_model.safetensors") for folder in (one, other))
+def assert_same_target(one, other, place, other_place=None):
+    folders = one / place, other / (other_place or place)
+    alone, found = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in folders)
     assert found.keys() == alone.keys()
     for name, value in alone.items():
         assert value.dtype == np.float64

@@ -55,9 +55,12 @@ RIGHT = {  # (end of an option's name, value) -> why the value is right
     ("heldout_rows", 0): "0: no row is held out",
     ("data.heldout.rows", 0): "0: no row is held out",
     ("heldout.share", 0): "0: no share is held out",
+    ("data.flipped", 0): "0: no pair of answers is exchanged",
     ("tie_margin", 0): "0: only equal answers tie",
     ("temperature", 0): "0: greedy",
     ("first_wait", 0): "0: tried again at once",
+    ("price_per_gpu_hour", 0): "0: free",
+    ("latency_us", 0): "0: messages take no time beside their bytes",
     ("max_requests", 0): "0: only replies of earlier runs",
     ("max_cost", 0): "0: only replies of earlier runs",
     ("input_million", 0): "0: free",
@@ -94,6 +97,7 @@ RIGHT = {  # (end of an option's name, value) -> why the value is right
             "data.limit", "eval.limit", "clip_norm", "temperature", "max_requests", "max_cost", "input_million",
             "output_million", "keep_below", "num_sanity_val_steps", "log_every_n_steps", "pool", "quota", "stop_below",
             "eval.sets.heldout.rows", "weight", "count", "train_rows",
+            "plan.minutes", "fleet.gpus", "peak_tflops", "price_per_gpu_hour",
         )
     },
 }  # fmt: skip

@@ -2,17 +2,20 @@ from types import SimpleNamespace
 
 import pytest
 from tests.support.small_ensembles import ensemble_of_kind, small_ensemble
+from tests.support.small_targets import tuning_settings
 
 from gradfiltering.ensembles.dropout_ensemble import DropoutEnsemble
 from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.errors import UserError
 from gradfiltering.evidence.adaptive_size import AdaptiveSize
+from gradfiltering.experiment import checks
 from gradfiltering.experiment.checks import check_experiment, warn_of_judging_on_validation
 from gradfiltering.experiment.parts import Experiment
 from gradfiltering.judging.generation import GenerationSettings
 from gradfiltering.methods.lead.curriculum import LeadSettings
 from gradfiltering.methods.lead.lead_method import Lead
 from gradfiltering.methods.score_and_select import ScoreAndSelect
+from gradfiltering.models.objectives import DirectPreference, ResponseNLL
 from gradfiltering.scorers.gsnr import GSNR
 from gradfiltering.scorers.ifd import IFD
 from gradfiltering.scorers.less import LESS
@@ -30,14 +33,15 @@ def less_on(validation):
     return LESS([1, 2], 1, validation, "auto", "max")
 
 
-def experiment_of(method, until="select", ensemble=None, max_new_tokens=8, baselines=("full",)) -> Experiment:
+def experiment_of(method, until="select", ensemble=None, max_new_tokens=8, baselines=("full",), tuning=None):
     """The parts of an experiment that are looked at before anything is loaded."""
     base_model = SimpleNamespace(check=lambda: None, context_length=256)
     parts = dict.fromkeys(Experiment.__dataclass_fields__)
     parts["proxy"] = SimpleNamespace(
         base_model=base_model, size=AdaptiveSize(), ensemble=ensemble or small_ensemble(), snapshots=SnapshotPair(1, 2)
     )
-    parts["target"] = SimpleNamespace(base_model=base_model, baselines=baselines)
+    parts["proxy"].objective = ResponseNLL()
+    parts["target"] = SimpleNamespace(base_model=base_model, baselines=baselines, tuning=tuning or tuning_settings())
     parts["judging"] = SimpleNamespace(generation=GenerationSettings(max_new_tokens, 8))
     return Experiment(**{**parts, "until": until, "method": method})
 
@@ -95,3 +99,30 @@ def test_judging_on_the_rows_of_the_score_is_warned_of():
     assert warn_of_judging_on_validation(fitted_to_heldout, [tasks]) == []
     for scorer in (less_on("own.jsonl"), GSNR()):
         assert warn_of_judging_on_validation(experiment_of(ScoreAndSelect(scorer, TOP)), [heldout]) == []
+
+
+@pytest.mark.parametrize(
+    ("until", "processes", "quantization", "objective", "message"),
+    [
+        ("target", 2, None, ResponseNLL(), ""),
+        ("target", 1, None, ResponseNLL(), "there is only one; start several"),
+        ("judge", 2, None, ResponseNLL(), "end the run with the stage target"),
+        ("target", 2, "4bit", ResponseNLL(), "spread weights that are not quantised"),
+        ("target", 2, None, DirectPreference(0.5), "learn from responses"),
+    ],
+    ids=["right", "one process", "answers", "quantised", "preferences"],
+)
+def test_sharded_weights_are_refused_where_they_must_be_whole(
+    until, processes, quantization, objective, message, monkeypatch
+):
+    tuning = tuning_settings(shard_weights=True)
+    experiment = experiment_of(LEAD if quantization else ScoreAndSelect(GSNR(), TOP), until, tuning=tuning)
+    experiment.target.base_model = SimpleNamespace(**vars(experiment.target.base_model), quantization=quantization)
+    experiment.proxy.objective = objective
+    monkeypatch.setattr(checks, "world_size", lambda: processes)
+    if not message:
+        check_experiment(experiment)
+        return
+    with pytest.raises(UserError, match=message) as refused:
+        check_experiment(experiment)
+    assert refused.value.owner is tuning and refused.value.arguments == ("shard_weights",)

@@ -30,6 +30,7 @@ from gradfiltering.finetuning.settings import FineTuningSettings
 from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.methods.lead.curriculum import LeadSettings
 from gradfiltering.methods.lead.lead_method import Lead
+from gradfiltering.models.adapted_layers import find_layers
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.lora import LoraSettings
 from gradfiltering.models.objectives import DirectPreference, ResponseNLL
@@ -109,6 +110,18 @@ def train_all(folder: Path, trainer: partial[L.Trainer]) -> None:
             method = Lead(LEAD(sample_rate=rate), TopSelector(None, BUDGET))
             lead_training = replace(training, run_folder=RunFolder(own / f"lead={rate}"))
             method.train_candidate(None, evidence, rows, Scores(ids, difficulty), lead_training)
+        if devices.world_size() > 1:
+            train_sharded(training, own / "sharded")
+
+
+def train_sharded(training: FineTuningContext, own: Path) -> None:
+    """Trains the target with its layers spread over the processes; keeps the share of them that this one holds."""
+    own.mkdir(parents=True)
+    settings = replace(TUNING, shard_weights=True, gradient_checkpointing=True)
+    fine_tune("candidate", training.examples, replace(training, settings=settings), own)
+    layers = find_layers(training.base_model.model).layers
+    held = sum(parameter.to_local().numel() for parameter in layers.parameters())
+    np.save(own / "held_share.npy", held / sum(parameter.numel() for parameter in layers.parameters()))
 
 
 def proxy_context(

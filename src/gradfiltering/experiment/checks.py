@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.preference_schema import Preference
+from gradfiltering.distributed.process_group import world_size
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.errors import UserError, attributed_to
 from gradfiltering.evidence.measurers import check_requests
@@ -41,6 +42,9 @@ def check_experiment(experiment: Experiment) -> None:
     if experiment.reaches("target"):
         check_baselines(target.baselines)
         target.base_model.check()
+        if target.tuning.shard_weights:
+            with attributed_to(target.tuning, "shard_weights"):
+                refuse_sharded_weights(experiment)
     if experiment.reaches("judge"):
         generation = experiment.judging.generation
         generation.prompt_room(target.base_model.context_length)
@@ -72,6 +76,32 @@ def check_objective(experiment: Experiment, dataset: InstructionDataset) -> None
         raise UserError(
             "LEAD clusters and ranks rows by losses of their responses, and these rows are preferences; choose a "
             "method that scores rows by gradients, such as gradfiltering, grand or less"
+        )
+
+
+def refuse_sharded_weights(experiment: Experiment) -> None:
+    """Refuse to spread a target's weights over processes where what the run does with them needs them whole.
+
+    Raises:
+        UserError: there is one process, the run goes on to answers, or the weights would be quantised, or learn pairs.
+    """
+    if world_size() == 1:
+        raise UserError("weights are spread over processes, and there is only one; start several, or keep them whole")
+    if experiment.reaches("judge"):
+        raise UserError(
+            "the first process generates the answers alone, for which it needs all weights; end the run with the stage "
+            "target and answer with another program, or keep the weights whole"
+        )
+    if getattr(experiment.target.base_model, "quantization", None) is not None:
+        raise UserError(
+            "quantised weights are stored in packed bytes with their scales beside them, and spreading those over "
+            "processes has not been shown to give the same weights (it takes GPUs to try); spread weights that are "
+            "not quantised, or keep quantised ones whole"
+        )
+    if reads_pairs(experiment.proxy.objective):
+        raise UserError(
+            "losses of pairs are measured against the base model with all weights at hand; learn from responses, or "
+            "keep the weights whole"
         )
 
 

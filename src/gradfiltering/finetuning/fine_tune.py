@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 TRAINING_VERSION = 4  # raise it when the same rows and settings would train another adapter, or leave other files
 # Settings on which no adapter depends: the time between checkpoints, and how much is computed or stored at once.
-SETTINGS_WITHOUT_EFFECT = ("checkpoint_minutes", "micro_batch_tokens", "gradient_checkpointing")
+SETTINGS_WITHOUT_EFFECT = ("checkpoint_minutes", "micro_batch_tokens", "gradient_checkpointing", "shard_weights")
 RESULT_FILE = "result.json"
 ROW_WORDS = {CANDIDATE: "the selected rows", "full": "all rows", "random": "random rows"}
 MODEL_FILES = (ADAPTER, CURVE_FILE, HELDOUT_LOSSES_FILE, ROUNDS_FILE, POOL_FILE)
@@ -162,6 +162,11 @@ def fine_tune(
     settings, base_model = context.settings, context.base_model
     if schedule is None:
         schedule = EpochSchedule(len(examples), settings.epochs, settings.batch_size, context.seed)
+    if settings.shard_weights:
+        from gradfiltering.finetuning.sharded_layers import shard_layers
+
+        with attributed_to(settings, "shard_weights"):
+            shard_layers(base_model, context.build_trainer().strategy.root_device)
     with attach_untrained_adapter(base_model, settings, context.seed) as model:
         module = FineTuningModule(
             model_name=model_name,

@@ -21,6 +21,8 @@ class FineTuningSettings:
             result depends on it.
         gradient_checkpointing: compute the activations of each layer again in the backward pass instead of storing
             them: far less memory, a third more work, the same result.
+        shard_weights: spread the frozen weights of each layer over all processes, which gather them as they get there,
+            for a target that fits on no device; the same result.
         lr: peak learning rate of AdamW.
         schedule: decay of the learning rate to zero after the warm-up, or `constant`.
         warmup_share: share of the training spent on a linear warm-up.
@@ -44,6 +46,7 @@ class FineTuningSettings:
     records: Annotated[int, Ge(2)]
     checkpoint_minutes: PositiveFloat
     lora: LoraSettings
+    shard_weights: bool = False
 
     def learning_rate(self, progress: int, length: int) -> float:
         """Compute the learning rate of the next update.

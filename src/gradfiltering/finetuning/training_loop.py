@@ -15,10 +15,11 @@ from torch import Tensor
 
 from gradfiltering.data.batches import Batch, LengthBatches
 from gradfiltering.data.examples import Examples
-from gradfiltering.distributed.process_group import run_on_rank_zero, sum_gradients_over_ranks
+from gradfiltering.distributed.process_group import gather_from_ranks, run_on_rank_zero, sum_gradients_over_ranks
 from gradfiltering.distributed.row_measurements import RowMeasurements, share_of_this_rank
 from gradfiltering.errors import UserError
 from gradfiltering.finetuning.settings import FineTuningSettings
+from gradfiltering.finetuning.sharded_layers import find_sharded_parameters
 from gradfiltering.finetuning.update_schedule import RoundReport, UpdateSchedule
 from gradfiltering.models.causal_model import SplitModel, split_model
 from gradfiltering.models.objectives import Objective
@@ -126,6 +127,8 @@ class FineTuningModule(L.LightningModule):
         self.loss_weights = np.ones(len(examples), dtype=np.int32) if examples.is_paired else examples.response_tokens
         self.curve_marks = np.linspace(0, schedule.length, settings.records).round()
         self.started_at = self.saved_at = time.monotonic()
+        # DDP would broadcast what each process holds a part of.
+        self._ddp_params_and_buffers_to_ignore = find_sharded_parameters(self)
         self._checkpoint: Checkpoint | None = None
         self._split_model: SplitModel | None = None
 
@@ -258,6 +261,7 @@ class FineTuningModule(L.LightningModule):
         example_ids, update_weight = self.examples.example_ids[row_indices], self.loss_weights[row_indices].sum()
         measurements = RowMeasurements(np.sort(example_ids), ["loss"])
         assert self._split_model is not None, "made when training starts"
+        idle_batches = self._make_idle_batches(self.examples, row_indices)
         with self._without_gradient_averaging():
             for batch in self._cut_batches(self.examples, row_indices):
                 batch_losses = self.objective(self._split_model, batch.to(self.device))  # [B]
@@ -265,6 +269,8 @@ class FineTuningModule(L.LightningModule):
                 row_weights = torch.from_numpy(self.loss_weights[batch_rows]).to(batch_losses)
                 self.manual_backward((batch_losses * row_weights).sum() / update_weight)
                 measurements.record(batch.example_id.numpy(), loss=batch_losses.detach().cpu().numpy())
+            for batch in idle_batches:
+                self.manual_backward(0.0 * self.objective(self._split_model, batch.to(self.device)).sum())
         sum_gradients_over_ranks(list(self.trained_parameters.values()))
         sorted_losses = measurements.gather()["loss"][0]
         return sorted_losses[np.searchsorted(measurements.example_ids, example_ids)]
@@ -289,21 +295,39 @@ class FineTuningModule(L.LightningModule):
             return None
         assert self._split_model is not None, "made when training starts"
         measurements = RowMeasurements(self.heldout.example_ids, ["loss"])
+        idle_batches = self._make_idle_batches(self.heldout, np.arange(len(self.heldout)))
         for batch in self._cut_batches(self.heldout, np.arange(len(self.heldout))):
             batch_losses = self.objective(self._split_model, batch.to(self.device))
             measurements.record(batch.example_id.numpy(), loss=batch_losses.float().cpu().numpy())
+        for batch in idle_batches:
+            self.objective(self._split_model, batch.to(self.device))
         row_losses: np.ndarray = measurements.gather()["loss"][0]  # [V]
         self.progress.heldout_row_losses = row_losses.tolist()
         return row_losses
 
     def _cut_batches(self, examples: Examples, row_indices: np.ndarray) -> Iterator[Batch]:
         """Yield this rank's share of some rows in batches of like length, within the token budget."""
-        own_rows = share_of_this_rank()(row_indices)
-        batch_overhead = BATCH_OVERHEAD.get(self.device.type, GPU_BATCH_OVERHEAD)
-        batches = LengthBatches(
-            examples, self.settings.micro_batch_tokens, self.pad_id, own_rows, batch_overhead=batch_overhead
-        )
+        batches = self._list_batches(examples, share_of_this_rank()(row_indices))
         return (batches[batch_index] for batch_index in range(len(batches)))
+
+    def _make_idle_batches(self, examples: Examples, row_indices: np.ndarray) -> list[Batch]:
+        """Return batches of one row, whose results nobody reads, for a rank with fewer batches than another has.
+
+        Where layers are sharded, all ranks must go through them equally often; elsewhere there are none. Ranks agree on
+        the number, so all of them call this before the first batch.
+        """
+        if not self.settings.shard_weights:
+            return []
+        own_count = len(self._list_batches(examples, share_of_this_rank()(row_indices)))
+        idle_count = max(gather_from_ranks(own_count)) - own_count
+        shortest_row = row_indices[np.argmin(examples.widths[row_indices])]
+        return [self._list_batches(examples, np.array([shortest_row]))[0]] * idle_count
+
+    def _list_batches(self, examples: Examples, row_indices: np.ndarray) -> LengthBatches:
+        batch_overhead = BATCH_OVERHEAD.get(self.device.type, GPU_BATCH_OVERHEAD)
+        return LengthBatches(
+            examples, self.settings.micro_batch_tokens, self.pad_id, row_indices, batch_overhead=batch_overhead
+        )
 
     def _record_curve_point(self) -> None:
         progress, heldout_losses = self.progress, self._measure_heldout_losses()

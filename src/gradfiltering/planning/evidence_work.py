@@ -18,7 +18,7 @@ from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.evidence.ensemble_passes import EnsemblePasses
 from gradfiltering.evidence.measurers import BASE_MODEL_STAGE, ENSEMBLE_STAGE, TASK_GRADIENT_STAGE
 from gradfiltering.models.objectives import ResponseNLL
-from gradfiltering.planning.memory_estimates import member_bytes
+from gradfiltering.planning.memory_estimates import adapter_bytes, member_bytes
 from gradfiltering.planning.model_shapes import ModelShape
 from gradfiltering.planning.operations import (
     TokenCounts,
@@ -279,6 +279,8 @@ def plan_training(
                 reused=is_cached,
                 stored_bytes=stored_members * member_bytes(shape),
                 stored_members=stored_members,
+                step_rows=settings.batch_size,
+                exchanged_bytes=len(member_ids) * adapter_bytes(shape),
             )
         )
     return planned_work

@@ -4,6 +4,7 @@ import psutil
 import torch
 
 from gradfiltering.data.examples import Examples
+from gradfiltering.distributed.process_group import world_size
 from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.evidence.measurers import ENSEMBLE_STAGE, TASK_GRADIENT_STAGE
 from gradfiltering.gradients.memory import LOGIT_COPIES, ChunkMemory
@@ -70,6 +71,8 @@ def tuning_bytes(target: PlannedTarget, examples: Examples) -> int:
     scores = 2 * heads * tokens * row_width * shape.element_bytes
     adapter = ADAPTER_COPIES * 4 * target.adapted_shape.adapter_weights
     weights = 0 if target.is_proxy else shape.weight_bytes  # the same model is loaded once
+    if settings.shard_weights:  # and one layer at a time is whole
+        weights = weights // world_size() + shape.weight_bytes // max(1, len(shape.layers))
     return int(weights + adapter + stored + scores + logits)
 
 
@@ -84,9 +87,14 @@ def answer_bytes(target: PlannedTarget) -> int:
     return int(2 * keys_and_values + 3 * rows * shape.vocabulary * 4)
 
 
+def adapter_bytes(shape: ModelShape) -> int:
+    """Return what one adapter takes, and its gradient, in float32."""
+    return 4 * shape.adapter_weights
+
+
 def member_bytes(shape: ModelShape) -> int:
     """Return what a trained member takes in the cache at one snapshot: adapter and moments, and its PEFT folder."""
-    return STORED_COPIES * 4 * shape.adapter_weights
+    return STORED_COPIES * adapter_bytes(shape)
 
 
 def disk_bytes(

@@ -44,6 +44,7 @@ from gradfiltering.planning.evidence_work import (
     plan_reference,
     plan_task_gradients,
 )
+from gradfiltering.planning.fleet import estimate_fleet_cost
 from gradfiltering.planning.model_shapes import ModelShape, read_shape
 from gradfiltering.planning.operations import TokenCounts
 from gradfiltering.planning.plan_settings import PlanSettings
@@ -112,7 +113,7 @@ def plan_run(request: PlanRequest, settings: PlanSettings) -> RunPlan:
         planned_work += plan_tuning(request.target, context.examples, context.heldout, request.total_rows, context.seed)
         planned_work += plan_answers(request.target)
     calibration = StoredCalibration(context.cache, context.device, settings.fresh)
-    is_wanted = settings.only or settings.minutes is not None
+    is_wanted = settings.only or settings.minutes is not None or settings.fleet.gpus is not None
     reads_ensemble = ENSEMBLE_STAGE in stage_requests or TASK_GRADIENT_STAGE in stage_requests
     adapter_plan = AdapterPlan([], base_shape)
     if reads_ensemble:
@@ -135,6 +136,9 @@ def plan_run(request: PlanRequest, settings: PlanSettings) -> RunPlan:
         logger.info("operations per second by kind of work: %s", {kind: f"{rate:.2e}" for kind, rate in rates.items()})
     timed_work = [_estimate(piece, speed) for piece in planned_work]
     stages = _build_stages(timed_work, request, context, adapter_plan, present_bytes)
+    fleet_cost = None
+    if settings.fleet.gpus is not None:
+        fleet_cost = estimate_fleet_cost(stages, settings.fleet, lambda piece: _time_on_one_device(piece, speed))
     return RunPlan(
         stages=stages,
         rows=len(context.examples),
@@ -145,6 +149,7 @@ def plan_run(request: PlanRequest, settings: PlanSettings) -> RunPlan:
         measured_at=None if speed is None else speed.measured_at,
         device=str(context.device),
         savings=_find_savings(sum_known([stage.seconds for stage in stages]), adapter_plan, speed),
+        fleet=None if fleet_cost is None else fleet_cost.to_json(),
     )
 
 
@@ -371,6 +376,15 @@ def _estimate(piece: PlannedWork, speed: Speed | None) -> PlannedWork:
     if speed is None:
         return piece
     return replace(piece, seconds=speed.estimate(piece.kind, piece.operations, piece.counts.steps) / world_size())
+
+
+def _time_on_one_device(piece: PlannedWork, speed: Speed | None) -> tuple[float, float] | None:
+    """Return the seconds of due work that more devices would share, and those that each of them would take."""
+    if not piece.operations:
+        return 0.0, 0.0
+    if speed is None:
+        return None
+    return speed.estimate(piece.kind, piece.operations, 0), speed.estimate(piece.kind, 0, piece.counts.steps)
 
 
 def _find_savings(run_seconds: float | None, adapter_plan: AdapterPlan, speed: Speed | None) -> list[Saving]:

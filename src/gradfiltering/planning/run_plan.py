@@ -7,6 +7,7 @@ from typing import Any
 from gradfiltering.planning.operations import TokenCounts
 
 FIXED = "fixed"  # kind of work whose seconds depend on no operations
+ANSWERS = "answers"  # kind of work that rank zero does while the others wait
 
 
 def sum_known(seconds: Sequence[float | None]) -> float | None:
@@ -32,6 +33,8 @@ class PlannedWork:
         estimated_from: where the estimate is from when it is not from the model itself; empty else.
         stored_bytes: that the cache keeps of it, logs and losses left out.
         stored_members: states of members that are written, one for each member and snapshot.
+        step_rows: rows of one step that processes share out; 0 where they share out whole batches.
+        exchanged_bytes: of the gradients that processes add up at each step; 0 where there are none.
     """
 
     stage: str
@@ -45,6 +48,8 @@ class PlannedWork:
     estimated_from: str = ""
     stored_bytes: int = 0
     stored_members: int = 0
+    step_rows: int = 0
+    exchanged_bytes: int = 0
 
     @property
     def operations(self) -> int:
@@ -124,6 +129,7 @@ class RunPlan:
         seed: of the draw.
         device: in words.
         savings: changes that would make a long run shorter.
+        fleet: the run's cost on a fleet, as `FleetCost.to_json` gives it; None where no fleet is planned for.
     """
 
     stages: Sequence[PlannedStage]
@@ -137,6 +143,7 @@ class RunPlan:
     seed: int = 0
     device: str = "cpu"
     savings: Sequence[Saving] = ()
+    fleet: Mapping[str, Any] | None = None
 
     @property
     def operations(self) -> int:
@@ -170,5 +177,6 @@ class RunPlan:
             "seed": self.seed,
             "device": self.device,
             "savings": [asdict(saving) for saving in self.savings],
+            "fleet": self.fleet,
             "stages": [stage.to_json() for stage in self.stages],
         }

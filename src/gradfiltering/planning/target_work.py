@@ -18,7 +18,7 @@ from gradfiltering.planning.operations import (
     loss_operations,
 )
 from gradfiltering.planning.row_passes import count_micro_batches, count_pass, count_prompts, count_tuning, cut_prompts
-from gradfiltering.planning.run_plan import PlannedWork
+from gradfiltering.planning.run_plan import ANSWERS, PlannedWork
 from gradfiltering.selectors.random import RandomSelector
 
 TARGET_STAGE, JUDGE_STAGE = "target", "judge"
@@ -97,6 +97,8 @@ def plan_tuning(
                 operations,
                 "tuning",
                 estimated_from=target.estimated_from,
+                step_rows=settings.batch_size,
+                exchanged_bytes=4 * shape.adapter_weights,
             )
         )
         if examples.is_paired:
@@ -148,7 +150,7 @@ def plan_answers(target: PlannedTarget) -> list[PlannedWork]:
             description,
             all_counts,
             model_count * operations,
-            "answers",
+            ANSWERS,
             is_per_row=False,
             estimated_from=target.estimated_from,
         )

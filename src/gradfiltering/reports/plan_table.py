@@ -56,7 +56,31 @@ def describe_plan(plan: Mapping[str, Any]) -> list[str]:
             f"Times are from {describe_calibration(plan)} on this machine ({plan['device']})"
             + (f"; of what is not loaded yet from {', '.join(sorted(estimated))}." if estimated else ".")
         )
-    return lines + [describe_saving(saving) for saving in plan.get("savings", [])]
+    lines += [describe_saving(saving) for saving in plan.get("savings", [])]
+    return lines + ([describe_fleet(plan["fleet"])] if plan.get("fleet") else [])
+
+
+def describe_fleet(cost: Mapping[str, Any]) -> str:
+    """Say what a run costs on a fleet: time, GPU hours, money, bytes on the disk and over the network."""
+    fleet, seconds = cost["fleet"], cost["seconds"]
+    nodes_text = "one machine" if fleet["nodes"] == 1 else f"{fleet['nodes']} machines"
+    speed_text = "each as fast as this device"
+    if fleet["peak_tflops"] is not None:
+        speed_text = f"{fleet['peak_tflops']:g}·10^12 operations a second each, {fleet['utilisation']:.0%} of them used"
+    hours_text = ""
+    if cost["gpu_hours"] is not None:
+        hours_text = f", {cost['gpu_hours']:,.2f} GPU hours"
+        if cost["price"] is not None:
+            hours_text += f", {cost['price']:,.2f} in money at {fleet['price_per_gpu_hour']:g} an hour"
+        if seconds:
+            hours_text += f"; {cost['exchange_seconds'] / seconds:.1%} of the time in exchanges of gradients"
+    bytes_text = f"{format_bytes(cost['disk_bytes'])} on the shared disk, {format_bytes(cost['exchanged_bytes'])} sent"
+    if fleet["nodes"] > 1:
+        bytes_text += f", {format_bytes(cost['network_bytes'])} over the network with what nodes read and write"
+    return (
+        f"On {fleet['gpus']} GPUs of {nodes_text} ({speed_text}): {format_seconds(seconds)}{hours_text}; {bytes_text} "
+        "(docs/scale.md)."
+    )
 
 
 def describe_saving(saving: Mapping[str, Any]) -> str:
