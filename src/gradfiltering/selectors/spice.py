@@ -17,6 +17,7 @@ from gradfiltering.selectors.information import (
     FullInformation,
     Information,
 )
+from gradfiltering.selectors.two_rounds import TwoRounds, select_in_two_rounds
 
 EARLY_STOP = "the gain fell below the share stop_below of the first; lower it, or set it to null"
 
@@ -41,6 +42,8 @@ class SpiceSelector(Budget):
         quota: rows to take from each pool; None for each pool's share of the budget.
         stop_below: leave a pool when its best gain is less than this share of the run's first gain;
             None never.
+        shards: random parts of the rows, in each of which a first round selects; a second selects among their
+            selections. 1 for one round over all rows.
     """
 
     alpha: PositiveFloat = 1.0
@@ -50,6 +53,7 @@ class SpiceSelector(Budget):
     pool: PositiveInt | None = None
     quota: PositiveInt | None = None
     stop_below: Probability | None = None
+    shards: PositiveInt = 1
 
     requests: ClassVar[frozenset[Request[Any]]] = frozenset({Projections()})
     uses_scores: ClassVar[bool] = False
@@ -61,6 +65,11 @@ class SpiceSelector(Budget):
                 "a quota is at most the rows of a pool, and needs pools",
                 arguments=("quota", "pool"),
             )
+        if self.shards > 1 and self.pool is not None:
+            raise UserError(
+                "rows are selected in pools or in shards; give one of them, or one shard",
+                arguments=("shards", "pool"),
+            )
         return self
 
     def select(self, evidence: Evidence, total_rows: int, scores: Scores | None) -> Selection:
@@ -69,14 +78,36 @@ class SpiceSelector(Budget):
         use_first = self.members == "first"
         gradients = projections[0] if use_first else projections.mean(axis=0, dtype=np.float32)
         row_count = self.available_rows(total_rows, len(gradients))
-        information_class = FullInformation if self.mode == "full" else DiagonalInformation
-        information = information_class(gradients, self.alpha, row_count)
-        search = _Search(information, gradients, self)
-        for pool_rows, quota in self.draw_pools(len(gradients), row_count, evidence.seed):
-            search.select_from(pool_rows, min(quota, row_count - len(search.selected_rows)))
-        selected_ids = evidence.example_ids[search.selected_rows]
+        if self.shards == 1:
+            search = self._search(gradients, row_count)
+            for pool_rows, quota in self.draw_pools(len(gradients), row_count, evidence.seed):
+                search.select_from(pool_rows, min(quota, row_count - len(search.selected)))
+            selected_rows, round_facts = np.asarray(search.selected, dtype=np.int64), {}
+        else:
+            two_rounds = self._select_in_two_rounds(gradients, row_count, evidence.seed)
+            search, selected_rows, round_facts = two_rounds.picks, two_rounds.selected_rows, two_rounds.facts
+        selected_ids = evidence.example_ids[selected_rows]
         stopped = EARLY_STOP if search.stopped and len(selected_ids) < row_count else None
-        return Selection(sorted(selected_ids.tolist()), search.summary(), search.trace(selected_ids), stopped)
+        facts = {**search.summary(), **round_facts}
+        return Selection(sorted(selected_ids.tolist()), facts, search.trace(selected_ids), stopped)
+
+    def _search(self, gradients: np.ndarray, max_rows: int) -> "_Search":
+        information_class = FullInformation if self.mode == "full" else DiagonalInformation
+        return _Search(information_class(gradients, self.alpha, max_rows), gradients, self)
+
+    def _select_in_two_rounds(self, gradients: np.ndarray, row_count: int, seed: int) -> TwoRounds["_Search"]:
+        """Select in shards, then among their selections; with a penalty of conflicts no bound is known."""
+
+        def select_among(row_indices: np.ndarray, count: int) -> _Search:
+            search = self._search(gradients[row_indices], count)
+            search.select_from(np.arange(len(row_indices)), count)
+            return search
+
+        def log_determinant(row_indices: np.ndarray, search: _Search) -> float:
+            return float(search.summary()["log_determinant"])
+
+        value_of = None if self.conflict else log_determinant
+        return select_in_two_rounds(len(gradients), row_count, self.shards, seed, select_among, select_among, value_of)
 
     def draw_pools(self, row_count: int, budget_rows: int, seed: int) -> list[tuple[np.ndarray, int]]:
         """Return the rows of each pool, in ascending order, and how many to take from it."""
@@ -103,7 +134,7 @@ class _Search:
         squared_lengths = np.einsum("nk,nk->n", gradients, gradients, dtype=np.float64)
         self.lengths = np.sqrt(squared_lengths)
         self.gradient_sum = np.zeros(gradients.shape[1])
-        self.selected_rows: list[int] = []
+        self.selected: list[int] = []
         self.steps: list[tuple[float, float, float]] = []  # gain, value, cosine
         self.stopped = False
 
@@ -135,7 +166,7 @@ class _Search:
                 return
             cosine = float(self.cosines(np.asarray([row_index]))[0])
             self.steps.append((gain, value, cosine))
-            self.selected_rows.append(row_index)
+            self.selected.append(row_index)
             self.information.add_row(row_index)
             self.gradient_sum += self.gradients[row_index]
             is_free[candidate] = False
@@ -156,7 +187,7 @@ class _Search:
             "example_id": selected_ids,
             "gain": gain,
             "value": value,
-            "epsilon": gain - self.first_gains[self.selected_rows],
+            "epsilon": gain - self.first_gains[self.selected],
             "cosine": cosine,
         }
 
@@ -166,7 +197,7 @@ class _Search:
         conflicting = cosine[cosine < 0]
         return {
             "log_determinant": float(gain.sum()),
-            "mean_epsilon": float((gain - self.first_gains[self.selected_rows]).mean()),
+            "mean_epsilon": float((gain - self.first_gains[self.selected]).mean()),
             "conflict_share": len(conflicting) / max(len(cosine), 1),
             "mean_conflict": float(conflicting.mean()) if len(conflicting) else 0.0,
         }
