@@ -96,7 +96,7 @@ RIGHT = {  # (end of an option's name, value) -> why the value is right
         for name in (
             "data.limit", "eval.limit", "clip_norm", "temperature", "max_requests", "max_cost", "input_million",
             "output_million", "keep_below", "num_sanity_val_steps", "log_every_n_steps", "pool", "quota", "stop_below",
-            "eval.sets.heldout.rows", "weight", "count", "train_rows",
+            "eval.sets.heldout.rows", "weight", "count", "train_rows", "neighbours",
             "plan.minutes", "fleet.gpus", "peak_tflops", "price_per_gpu_hour",
         )
     },

@@ -5,12 +5,14 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from gradfiltering.errors import attributed_to
 from gradfiltering.options import PositiveInt, options
 from gradfiltering.requests import Embeddings, Evidence, Request
 from gradfiltering.scorers.base import Scores
 from gradfiltering.seeding import numpy_rng
 from gradfiltering.selectors.base import Budget, Selection
 from gradfiltering.selectors.greedy import lazy_argmax
+from gradfiltering.selectors.neighbours import find_nearest
 from gradfiltering.selectors.two_rounds import TwoRounds, select_in_two_rounds
 
 BLOCK_ROWS = 1024  # columns of the similarity matrix made at once; the whole is never held
@@ -44,11 +46,14 @@ class FacilityLocationSelector(Budget):
     Attributes:
         similarity: `euclidean` for 1/(1 + distance) between vectors of length 1, as in the
             published code, or `cosine`, where negative cosines count 0.
+        neighbours: rows that each row is compared with, its nearest; others count as the last of these. None
+            for all rows, in time N². Past 400 million pairs the nearest are found by an index, not all of them.
         shards: random parts of the rows, in each of which a first round selects; a second selects among their
             selections. 1 for one round over all rows.
     """
 
     similarity: Literal["euclidean", "cosine"] = "euclidean"
+    neighbours: PositiveInt | None = None
     shards: PositiveInt = 1
 
     requests: ClassVar[frozenset[Request[Any]]] = frozenset({Embeddings()})
@@ -77,6 +82,8 @@ class FacilityLocationSelector(Budget):
             candidates: [c, D] vectors to select from.
             budget_rows: at most c.
         """
+        if self.neighbours is not None and self.neighbours < len(candidates):
+            return self._cover_neighbours(covered, candidates, budget_rows, self.neighbours)
         nearest_similarity = np.zeros(len(covered))  # [n] of each row to the nearest selected one
 
         def block_gains(block_rows: np.ndarray) -> np.ndarray:
@@ -100,6 +107,39 @@ class FacilityLocationSelector(Budget):
             selected.append(best_row)
             selected_gains.append(gain)
         return Cover(selected, selected_gains, float(nearest_similarity.mean()))
+
+    def _cover_neighbours(self, covered: np.ndarray, candidates: np.ndarray, budget_rows: int, count: int) -> Cover:
+        """Select by the similarity of each covered row to its nearest candidates, beyond that to the last of them."""
+        with attributed_to(self, "neighbours"):
+            neighbours, cosines = find_nearest(covered, candidates, count)
+        similarities = np.where(neighbours >= 0, self.similarity_of(cosines), 0)  # [n, K]
+        least_similarity = similarities[:, -1]  # [n] of each row to whatever is no neighbour of it
+        is_found = neighbours >= 0
+        excess = np.maximum(similarities - least_similarity[:, None], 0)[is_found]
+        covered_rows, neighbour_rows = np.nonzero(is_found)[0], neighbours[is_found]
+        order = np.argsort(neighbour_rows, kind="stable")
+        covered_rows, excess = covered_rows[order], excess[order].astype(np.float64)
+        starts = np.searchsorted(neighbour_rows[order], np.arange(len(candidates) + 1))  # [c + 1] of each candidate's
+        gain_bounds = np.bincount(neighbour_rows[order], excess, minlength=len(candidates))
+        covered_excess = np.zeros(len(covered))  # [n] of each row's nearest selected neighbour
+
+        def evaluate(candidate_rows: np.ndarray) -> np.ndarray:
+            for candidate in candidate_rows.tolist():
+                entries = slice(starts[candidate], starts[candidate + 1])
+                added = np.maximum(excess[entries] - covered_excess[covered_rows[entries]], 0)
+                gain_bounds[candidate] = added.sum()
+            return gain_bounds[candidate_rows]
+
+        selected, selected_gains = [], []
+        for _ in range(budget_rows):
+            best_row, gain = lazy_argmax(gain_bounds, evaluate)
+            entries = slice(starts[best_row], starts[best_row + 1])
+            rows = covered_rows[entries]
+            covered_excess[rows] = np.maximum(covered_excess[rows], excess[entries])
+            gain_bounds[best_row] = -np.inf
+            selected.append(best_row)
+            selected_gains.append(gain)
+        return Cover(selected, selected_gains, float((least_similarity + covered_excess).mean()))
 
     def _cover_in_two_rounds(self, points: np.ndarray, budget_rows: int, seed: int) -> TwoRounds[Cover]:
         """Select in shards, each row of which is to be covered, then among their selections.
@@ -134,7 +174,10 @@ class FacilityLocationSelector(Budget):
 
     def similarities(self, covered: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """[n, D], [B, D] -> [n, B], in [0, 1]."""
-        cosine = covered @ candidates.T
+        return self.similarity_of(covered @ candidates.T)
+
+    def similarity_of(self, cosine: np.ndarray) -> np.ndarray:
+        """Return the similarities of unit vectors with these cosines, of the same shape."""
         if self.similarity == "cosine":
             return np.maximum(cosine, 0)
         squared_distance = 2 - 2 * cosine
