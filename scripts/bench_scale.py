@@ -4,8 +4,8 @@ python scripts/bench_scale.py log --rows 10000000 --members 5 --folder /tmp/scal
 python scripts/bench_scale.py scored --rows 100000000 --folder /tmp/scale
 python scripts/bench_scale.py online --rows 1000 100000 1000000
 
-`log` writes a synthetic gradient log and lets `gradfiltering select` score it, select a tenth by `top` and by
-`stratified`, and write the page. `scored` writes rows with a score and selects a tenth of them. `online` trains one
+`log` writes a synthetic gradient log and lets `gradfiltering select` score it and select a tenth, by `top` with the
+page and by `stratified` without. `scored` writes rows with a score and selects a tenth of them. `online` trains one
 member for an epoch, recording its gradients. What is measured runs in a process of its own: seconds and peak memory
 of each stage, and of the whole process (the operating system's own count).
 """
@@ -13,10 +13,13 @@ of each stage, and of the whole process (the operating system's own count).
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +34,7 @@ EPOCHS = (1, 2)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("measurement", choices=["log", "scored", "select-scored"])
+    parser.add_argument("measurement", choices=["log", "scored", "select-scored", "online", "train-online"])
     parser.add_argument("--rows", type=int, nargs="+", required=True)
     parser.add_argument("--members", type=int, default=5)
     parser.add_argument("--folder", type=Path, required=True, help="scratch folder; its files serve again")
@@ -41,6 +44,11 @@ def main() -> None:
             measure_log(options.folder / f"log-{row_count}", row_count, options.members)
         elif options.measurement == "scored":
             measure_scored(options.folder / f"scored-{row_count}.parquet", row_count)
+        elif options.measurement == "online":
+            command = [sys.executable, __file__, "train-online", "--rows", str(row_count), "--folder", options.folder]
+            print(f"{row_count:,} rows: {run_measured([*map(str, command)])}", flush=True)
+        elif options.measurement == "train-online":
+            train_online(options.folder / f"online-{row_count}", row_count)
         else:
             select_scored(options.folder / f"scored-{row_count}.parquet", row_count)
 
@@ -49,11 +57,11 @@ def measure_log(run_folder: Path, row_count: int, members: int) -> None:
     """Select from a synthetic gradient log by the command that users have."""
     if not (run_folder / "gradient_log").is_dir():
         write_log(run_folder / "gradient_log", row_count, members)
-    for selector in ("top", "stratified"):
+    for selector, with_page in (("top", "true"), ("stratified", "false")):
         output_folder = run_folder / selector
         shutil.rmtree(output_folder, ignore_errors=True)
         command = [sys.executable, "-m", "gradfiltering", "select", run_folder, output_folder, f"selector={selector}"]
-        costs = run_measured([*map(str, command), "report.figures=false"])
+        costs = run_measured([*map(str, command), f"report.page={with_page}", "report.figures=false"])
         summary = json.loads((output_folder / "summary.json").read_text("utf-8"))
         for stage_name, stage in summary["cost"].items():
             print(
@@ -81,6 +89,103 @@ def select_scored(scored_file: Path, row_count: int) -> None:
         subset_file = scored_file.with_name("subset.parquet")
         selection = select_stored_rows(TopSelector(0.1), connection, scored_file, row_count, subset_file)
     print(f"{selection.row_count:,} rows selected in {time.monotonic() - started_at:.0f} s", flush=True)
+
+
+def train_online(folder: Path, row_count: int) -> None:
+    """Train one member of a tiny model for an epoch that records its gradients, and print the memory it took."""
+    from functools import partial
+
+    import lightning as L
+    from datasets import Dataset
+
+    from gradfiltering.data.batches import LengthBuckets
+    from gradfiltering.data.examples import Examples
+    from gradfiltering.ensembles.data_module import EnsembleDataModule
+    from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
+    from gradfiltering.ensembles.member_cache import MemberCache
+    from gradfiltering.ensembles.snapshots import Timeline
+    from gradfiltering.ensembles.stack_state import StackState
+    from gradfiltering.ensembles.stack_training import StackTrainer
+    from gradfiltering.gradients.fused import FusedEngine
+    from gradfiltering.models.lora import LoraSettings, initial_adapters
+    from gradfiltering.models.objectives import ResponseNLL
+    from gradfiltering.runs.cache import Cache
+    from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
+
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    table = Dataset.from_file(str(write_tokens(folder / "tokens.arrow", row_count)))
+    lengths = table.with_format("numpy")["tokens"][:].astype(np.int32)
+    examples = Examples(table, np.arange(row_count), lengths, lengths - PROMPT_TOKENS, 0, 0, 16, [])
+    tokenizer = train_tokenizer(["Say it is. 0 1 2 3 4 5 6 7 8 9"], VOCABULARY)
+    shape = {"architecture": "gpt2", "layers": 1, "heads": 2, "width": 16, "context": 16, "vocabulary": VOCABULARY}
+    lora = LoraSettings(rank=2, alpha=4, target_modules="all-linear", init_b_std=0.05)
+    model = lora.attach(new_model(shape, tokenizer, 0).eval().requires_grad_(False))
+    settings = LoraEnsemble(
+        m=1, batch_size=512, lr=1e-3, warmup_steps=3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, clip_norm=None,
+        collect="online", bucket_batches=8, trajectory_steps=10, checkpoint_minutes=10, lora=lora,
+    )  # fmt: skip
+    buckets = LengthBuckets.of(lengths, settings.batch_size, settings.bucket_batches, 0)
+    member_cache = MemberCache(Cache(folder / "cache"), settings, {"rows": row_count}, Timeline(len(buckets.slots(1))))
+    trainer = partial(
+        L.Trainer, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    engine = FusedEngine(model, ResponseNLL(), 8192)
+    state = StackState(initial_adapters(model, lora, settings.member_ids, 0), {}, 0)
+    data = EnsembleDataModule(examples, settings.member_ids, buckets, 0, 0, timeline=member_cache.timeline)
+    with anonymous_memory_printed():
+        StackTrainer(settings, engine, member_cache, model, trainer).train(state, data, 1)
+    (log_file,) = (folder / "cache").rglob("online.parquet")
+    assert pq.read_metadata(log_file).num_rows == row_count
+
+
+PROMPT_TOKENS, VOCABULARY = 2, 300
+
+
+def write_tokens(arrow_file: Path, row_count: int) -> Path:
+    """Write rows of 4 to 12 tokens in the columns that tokenising leaves."""
+    schema = pa.schema(
+        [
+            ("example_id", pa.int64()), ("input_ids", pa.list_(pa.int32())), ("supervised", pa.list_(pa.int32())),
+            ("tokens", pa.int32()), ("response_tokens", pa.int32()), ("lost_tokens", pa.int32()),
+        ]
+    )  # fmt: skip
+    with pa.OSFile(str(arrow_file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for first_row in range(0, row_count, 1000):
+            rows = min(1000, row_count - first_row)
+            rng = np.random.default_rng(first_row)
+            lengths = rng.integers(4, 13, rows)
+            token_ids = np.split(rng.integers(0, VOCABULARY, lengths.sum()), np.cumsum(lengths)[:-1])
+            spans = [[PROMPT_TOKENS, int(length)] for length in lengths]
+            ids = np.arange(first_row, first_row + rows)
+            columns = [ids, list(token_ids), spans, lengths, lengths - PROMPT_TOKENS, np.zeros(rows)]
+            arrays = [pa.array(column).cast(field.type) for column, field in zip(columns, schema, strict=True)]
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
+    return arrow_file
+
+
+@contextmanager
+def anonymous_memory_printed() -> Iterator[None]:
+    """Print the memory that no file stands behind, before the block and at most, sampled every 50 ms."""
+
+    def anonymous_mib() -> float:
+        found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"))
+        assert found is not None
+        return int(found[1]) / 1024
+
+    before, samples, ended = anonymous_mib(), [], threading.Event()
+
+    def sample() -> None:
+        while not ended.wait(0.05):
+            samples.append(anonymous_mib())
+
+    watcher = threading.Thread(target=sample, daemon=True)
+    watcher.start()
+    yield
+    ended.set()
+    watcher.join()
+    print(f"anonymous memory: {before:.0f} MiB before, {max(samples):.0f} MiB at most", flush=True)
 
 
 def run_measured(command: Sequence[str]) -> str:
@@ -112,11 +217,11 @@ def write_log(log_folder: Path, row_count: int, members: int) -> None:
 def draw_piece(first_row: int, row_count: int, member: int, epoch: int) -> pa.Table:
     rows = np.random.default_rng(first_row)  # what all members and epochs share
     own = np.random.default_rng([first_row, member, epoch])
-    tokens = rows.geometric(1 / 60, row_count).astype(np.int32)
-    row_norm = rows.gamma(4, 0.5, row_count) / np.sqrt(tokens)
-    late_share = rows.normal(0.9, 0.1, row_count) if epoch == EPOCHS[-1] else 1.0
-    norm = row_norm * late_share * np.exp(0.1 * own.normal(size=row_count))
-    loss = 2.0 * late_share + 0.1 * own.normal(size=row_count)
+    tokens = 1 + (60 * rows.standard_exponential(row_count, np.float32)).astype(np.int32)
+    row_norm = (1 + rows.standard_exponential(row_count, np.float32)) / np.sqrt(tokens)
+    late_share = 0.9 + 0.1 * rows.standard_normal(row_count, np.float32) if epoch == EPOCHS[-1] else 1.0
+    own_share = 1 + 0.1 * own.standard_normal(row_count, np.float32)
+    norm, loss = row_norm * late_share * own_share, 2.0 * late_share * own_share
     columns = [np.arange(first_row, first_row + row_count), np.abs(norm).astype("f4"), loss.astype("f4"), tokens]
     return pa.table(columns, schema=SCHEMA)
 

@@ -20,7 +20,8 @@ UPPER_LAYER = ["proxy.base_model.layers=2", "ensemble.lora.layers=last_1"]  # wh
 OFTEN = ["ensemble.checkpoint_minutes=1e-9", "target.tuning.checkpoint_minutes=1e-9"]
 KILLS, SEED = 20, 0
 STORED = {
-    "locks", "base_models", "tokens", "base_model_losses", "members", "interrupted", "gradient_log",
+    "locks", "base_models", "tokens", "base_model_losses", "members", "interrupted", "interrupted_rows",
+    "gradient_log",
     "targets", "answers", "row_hygiene", "frozen_prefix",
 }  # fmt: skip
 EPOCHS_OF_MEMBERS = 4

@@ -16,7 +16,7 @@ UNUSABLE_PATH = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
 }  # fmt: skip
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# How libraries that raise no OSError say that a write failed: safetensors, and torch's archives.
+# How libraries that raise no OSError say that a write failed: safetensors, DuckDB, and torch's archives.
 _FULL_WORDS = re.compile(r"os error (28|27|122)\b|No space left on device|PytorchStreamWriter|unexpected pos \d+ vs")
 _MEMORY_WORDS = re.compile(
     r"can't allocate memory|not enough memory: you tried to allocate|out of memory", re.IGNORECASE
@@ -56,7 +56,9 @@ def is_disk_full(error: BaseException) -> bool:
     """Return True where a write failed for want of space, whichever library was writing."""
     if isinstance(error, OSError):
         return error.errno in DISK_FULL
-    return type(error).__name__ in ("SafetensorError", "RuntimeError") and bool(_FULL_WORDS.search(str(error)))
+    return type(error).__name__ in ("SafetensorError", "RuntimeError", "IOException") and bool(
+        _FULL_WORDS.search(str(error))
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

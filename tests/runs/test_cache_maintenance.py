@@ -95,6 +95,21 @@ def test_resume_points_are_listed_verified_and_pruned(cache):
     assert point.load() is None and len(list_entries(cache.folder)) == 3
 
 
+def test_prune_deletes_rows_without_a_checkpoint_after_a_day(cache):
+    points = [cache.resume_point("members", {"epoch": epoch}) for epoch in range(3)]
+    points[0].save({}, {"steps": 1})
+    for point in points:
+        point.rows_folder.mkdir(parents=True)
+        write("a")(point.rows_folder)
+    for point in points[:2]:
+        for path in [point.rows_folder, *point.rows_folder.rglob("*")]:
+            os.utime(path, (0, 0))
+    assert "half-written interrupted_rows" in run(cache, "prune", "--older-than", "30")
+    assert [point.rows_folder.is_dir() for point in points] == [True, False, True]
+    points[0].delete()
+    assert not points[0].rows_folder.is_dir(), "the work is done"
+
+
 def test_prune_deletes_half_written_files_after_a_day(cache):
     parts = [cache.folder / "members" / "a.12345678.part", cache.folder / "targets" / "b.12345678.part"]
     for part in parts:

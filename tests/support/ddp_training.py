@@ -12,16 +12,17 @@ from unittest import mock
 
 import lightning as L
 import numpy as np
+import pandas as pd
 from tests.support.small_ensembles import measurement_context
 
 from gradfiltering.data.dataset import Columns
 from gradfiltering.data.examples import Encoder
 from gradfiltering.distributed import process_group as devices
-from gradfiltering.distributed.row_measurements import RowMeasurements
-from gradfiltering.ensembles import log_recorder
+from gradfiltering.ensembles import stack_training
 from gradfiltering.ensembles.batch_settings import BatchSettings
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.ensembles.snapshots import SnapshotPair
+from gradfiltering.evidence import ensemble_passes
 from gradfiltering.evidence.base_model_losses import add_reference_nll
 from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.evidence.measurers import find_measurer
@@ -40,6 +41,7 @@ from gradfiltering.runs.run_folder import RunFolder
 from gradfiltering.scorers.base import Scores
 from gradfiltering.scorers.loss import LossScorer
 from gradfiltering.selectors.top import TopSelector
+from gradfiltering.shards.measurement_shards import MeasurementShards
 from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
 from gradfiltering.synthetic.task_source import TaskSource
@@ -147,7 +149,11 @@ def proxy_context(
 def keep_measurements(context: MeasurementContext, own: Path) -> None:
     """Measures the gradient log and keeps what this process measured of it, and all of it, unrounded."""
     passes: list[Measured] = []
-    with mock.patch.object(log_recorder, "RowMeasurements", partial(Keeping, passes)):
+    keeping = partial(Keeping, passes)
+    with (
+        mock.patch.object(ensemble_passes, "MeasurementShards", keeping),
+        mock.patch.object(stack_training, "MeasurementShards", keeping),
+    ):
         find_measurer(GradientLog()).measure(GradientLog(), context)
     own.mkdir(parents=True, exist_ok=True)  # on rank zero it is the run folder
     np.savez(
@@ -182,17 +188,23 @@ def train_preferences(folder: Path, trainer: partial[L.Trainer]) -> None:
     fine_tune("candidate", examples, training, own / "target")
 
 
-class Keeping(RowMeasurements):
-    """A recorder that keeps what it hands out."""
+class Keeping(MeasurementShards):
+    """A recorder that keeps what its process and what all of them recorded, as it was before it is merged."""
 
     def __init__(self, passes: list[Measured], *arguments):
         super().__init__(*arguments)
         self.passes = passes
 
-    def gather(self) -> dict[str, np.ndarray]:
-        tables = super().gather()
-        self.passes.append(Measured(self.counts.copy(), tables))
-        return tables
+    def list_files(self) -> list[str]:
+        file_names = super().list_files()
+        shards = pd.concat([pd.read_parquet(self.folder / name) for name in file_names])
+        own = pd.concat([pd.read_parquet(self.folder / name) for name in self.own_files] or [shards.head(0)])
+        index = pd.MultiIndex.from_product([range(self.members), sorted(shards["example_id"].unique())])
+        times = own.groupby(["member", "example_id"]).size().reindex(index, fill_value=0)
+        measured = shards.set_index(["member", "example_id"]).reindex(index)  # refuses a row that is there twice
+        tables = {name: measured[name].to_numpy().reshape(self.members, -1) for name in ("grad_norm", "loss")}
+        self.passes.append(Measured(times.to_numpy().reshape(self.members, -1), tables))
+        return file_names
 
 
 if __name__ == "__main__":

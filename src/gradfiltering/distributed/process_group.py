@@ -1,8 +1,8 @@
 """The process group of a run: one process for each device, started by Lightning, `torchrun` or SLURM.
 
 Every process runs the whole experiment. Domain code meets the others in three places only: in the training step
-(`sum_over_ranks`), when the rows of a pass are measured (`RowMeasurements`), and in the cache. With one process, and
-inside work that rank zero does alone, all of this does nothing.
+(`sum_over_ranks`), when rows are measured (`RowMeasurements`, `MeasurementShards`), and in the cache. With one process,
+and inside work that rank zero does alone, all of this does nothing.
 """
 
 import atexit

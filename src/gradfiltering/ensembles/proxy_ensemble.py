@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from gradfiltering.data.batches import Batch
 from gradfiltering.distributed.process_group import gather_from_ranks, sum_over_ranks, world_size
-from gradfiltering.distributed.row_measurements import RowMeasurements
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.ensembles.stack_state import StackState
 from gradfiltering.ensembles.trajectory import TrajectoryRecorder, flatten_adapters
@@ -20,6 +19,7 @@ from gradfiltering.gradients.dropout import Dropout
 from gradfiltering.gradients.engine import GradientEngine
 from gradfiltering.models.lora import Adapters
 from gradfiltering.runs.memory import return_freed_memory
+from gradfiltering.shards.measurement_shards import MeasurementShards
 
 
 class ProxyEnsemble(L.LightningModule):
@@ -46,7 +46,7 @@ class ProxyEnsemble(L.LightningModule):
             [nn.Parameter(initial_state.adapters[parameter_name]) for parameter_name in self.parameter_names]
         )
         self.trajectory = TrajectoryRecorder(member_ids)
-        self.recorder: RowMeasurements | None = None  # of an online log
+        self.recorder: MeasurementShards | None = None  # of an online log
         self.dropout: Dropout | None = None
         self._adapters_before_step: Tensor | None = None
 
@@ -125,9 +125,7 @@ class ProxyEnsemble(L.LightningModule):
             return torch.stack([(stacked_value * 0).sum() for stacked_value in self.stacked]).sum()
         if self.recorder is not None:
             self.recorder.record(
-                batch.example_id.cpu().numpy(),
-                grad_norm=measurement.grad_norm.cpu().numpy(),
-                loss=measurement.loss.cpu().numpy(),
+                batch.example_id.cpu().numpy(), measurement.grad_norm.cpu().numpy(), measurement.loss.cpu().numpy()
             )
         mean_gradient = measurement.mean_gradient
         assert mean_gradient is not None

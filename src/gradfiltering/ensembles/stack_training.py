@@ -8,26 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
-import torch
 from peft import PeftModel
 
 from gradfiltering.data.batches import Batch
 from gradfiltering.data.examples import Examples
+from gradfiltering.distributed.process_group import rank, run_on_rank_zero
 from gradfiltering.ensembles.data_module import EnsembleDataModule
-from gradfiltering.ensembles.log_recorder import build_log, log_recorder
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.ensembles.member_cache import ONLINE_LOG_FILE, MemberCache
 from gradfiltering.ensembles.proxy_ensemble import ProxyEnsemble
 from gradfiltering.ensembles.stack_state import StackState
 from gradfiltering.ensembles.trajectory import TrajectoryPoint
 from gradfiltering.gradients.engine import GradientEngine
-from gradfiltering.requests import EpochLog
 from gradfiltering.runs.cache import ResumePoint
-from gradfiltering.runs.gradient_log import write_member
+from gradfiltering.runs.files import discard_quietly
 from gradfiltering.runs.progress import ProgressBar, progress_bar
-
-RECORDER_PREFIX = "recorder/"
+from gradfiltering.shards.measurement_shards import MeasurementShards, has_all_files, merge_shards
 
 
 @dataclass
@@ -38,28 +34,26 @@ class EpochProgress:
         state: of the stack.
         steps_done: steps of the epoch that were taken.
         trajectory: points recorded in it.
-        measurements: of an online log, the tables of the recorder.
+        shards: of an online log, the files of what was measured so far, in the rows' folder of the resume point.
         seconds: time the epoch took so far.
-        finished: whether all of its steps were taken, and `measurements` are complete.
+        finished: whether all of its steps were taken, and the shards are complete.
     """
 
     state: StackState
     steps_done: int
     trajectory: list[TrajectoryPoint]
-    measurements: dict[str, np.ndarray]
+    shards: list[str]
     seconds: float
     finished: bool
 
     def save(self, resume_point: ResumePoint) -> None:
         """Store it, in place of an earlier one."""
-        recorded_tables = {
-            f"{RECORDER_PREFIX}{name}": torch.from_numpy(table) for name, table in self.measurements.items()
-        }
         resume_point.save(
-            tensors={**self.state.to_tensors(), **recorded_tables},
+            tensors=self.state.to_tensors(),
             state={
                 "steps_done": self.steps_done,
                 "trajectory": self.trajectory,
+                "shards": self.shards,
                 "seconds": self.seconds,
                 "finished": self.finished,
             },
@@ -67,16 +61,13 @@ class EpochProgress:
 
     @classmethod
     def load(cls, resume_point: ResumePoint) -> "EpochProgress | None":
-        """Load what `save` stored, None where there is nothing."""
+        """Load what `save` stored, None where there is nothing, or rows that were measured are gone."""
         checkpoint = resume_point.load()
-        if checkpoint is None:
+        if checkpoint is None or "shards" not in checkpoint.state:  # of an earlier version
             return None
-        measurements = {
-            name.removeprefix(RECORDER_PREFIX): table.numpy()
-            for name, table in checkpoint.tensors.items()
-            if name.startswith(RECORDER_PREFIX)
-        }
-        return cls(StackState.from_tensors(checkpoint.tensors), measurements=measurements, **checkpoint.state)
+        progress = cls(StackState.from_tensors(checkpoint.tensors), **checkpoint.state)
+        is_whole = run_on_rank_zero(has_all_files, resume_point.rows_folder, progress.shards)
+        return progress if is_whole else None
 
 
 @dataclass(frozen=True)
@@ -144,21 +135,43 @@ class StackTrainer:
         for resume_point in self.member_cache.resume_points():
             progress = EpochProgress.load(resume_point)
             if progress is not None and progress.finished:
-                self.commit_epoch(resume_point.key["members"], resume_point.key[unit], progress, examples)
+                member_ids = resume_point.key["members"]
+                member_files = self.merge_shards(resume_point, len(member_ids), progress.shards, examples)
+                self.commit_epoch(member_ids, resume_point.key[unit], progress, member_files)
                 resume_point.delete()
 
-    def commit_epoch(self, member_ids: Sequence[int], epoch: int, progress: EpochProgress, examples: Examples) -> None:
-        """Store each member of a stack after an epoch that has ended."""
+    def merge_shards(
+        self, resume_point: ResumePoint, members: int, shards: Sequence[str], examples: Examples
+    ) -> list[Path]:
+        """Return the log that training recorded of each member; no file where it recorded none.
+
+        Args:
+            resume_point: whose folder the shards are in.
+            members: M.
+            shards: files of all ranks.
+            examples: rows that were trained on.
+
+        Raises:
+            UserError: a number is not finite, or a row was not measured exactly once.
+        """
+        if not shards:
+            return []
+        return run_on_rank_zero(
+            merge_shards,
+            resume_point.rows_folder,
+            shards,
+            examples.example_ids,
+            examples.response_tokens,
+            members,
+            type(self.settings),
+        )
+
+    def commit_epoch(
+        self, member_ids: Sequence[int], epoch: int, progress: EpochProgress, member_files: Sequence[Path]
+    ) -> None:
+        """Store each member of a stack after an epoch that has ended, with the log of its steps where there is one."""
         for member_index, member_id in enumerate(member_ids):
-            write_log = None
-            if progress.measurements:
-                log = EpochLog(
-                    example_ids=examples.example_ids,
-                    grad_norm=progress.measurements["grad_norm"],
-                    loss=progress.measurements["loss"],
-                    response_tokens=examples.response_tokens,
-                )
-                write_log = partial(_write_online_log, log=log, member_index=member_index)
+            write_log = partial(_move_online_log, member_files[member_index]) if member_files else None
             self.member_cache.commit_member(
                 key=self.member_cache.member_key(member_id, epoch),
                 state=progress.state.select_member(member_index),
@@ -173,8 +186,8 @@ def _count_members(member_ids: Sequence[int]) -> str:
     return "1 member" if len(member_ids) == 1 else f"{len(member_ids)} members"
 
 
-def _write_online_log(folder: Path, log: EpochLog, member_index: int) -> None:
-    write_member(folder / ONLINE_LOG_FILE, log, member_index)
+def _move_online_log(member_file: Path, folder: Path) -> None:
+    member_file.replace(folder / ONLINE_LOG_FILE)
 
 
 class _MemberSaver(L.Callback):
@@ -186,6 +199,7 @@ class _MemberSaver(L.Callback):
         self.member_cache = stack_trainer.member_cache
         self.earlier_progress = progress
         self.bar = bar
+        self.has_checkpoint = False
         self.epoch_start = self.last_save = time.monotonic()
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -193,14 +207,22 @@ class _MemberSaver(L.Callback):
         assert isinstance(module, ProxyEnsemble)
         data = _data_module(trainer)
         if self.member_cache.records_steps:
-            module.recorder = log_recorder(data.examples, len(module.member_ids))
+            rows_folder = self.member_cache.resume_point(module.member_ids, data.epoch).rows_folder
+            module.recorder = MeasurementShards(rows_folder, len(module.member_ids))
         self.epoch_start = self.last_save = time.monotonic()
         if self.earlier_progress is not None:
             module.trajectory.points = self.earlier_progress.trajectory
             if module.recorder is not None:
-                module.recorder.restore(self.earlier_progress.measurements)
+                module.recorder.restore(self.earlier_progress.shards)
             self.epoch_start -= self.earlier_progress.seconds
+        self.has_checkpoint = self.earlier_progress is not None
         self.earlier_progress = None
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        """Delete what was recorded in an epoch that ends early, unless there is a checkpoint to go on from."""
+        assert isinstance(module, ProxyEnsemble)
+        if module.recorder is not None and not self.has_checkpoint and rank() == 0:
+            discard_quietly(module.recorder.folder)
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
         """Drop inputs by the masks of the epoch that the update belongs to."""
@@ -228,36 +250,33 @@ class _MemberSaver(L.Callback):
         seconds_since_save = time.monotonic() - self.last_save
         checkpoint_due = seconds_since_save >= 60 * self.settings.checkpoint_minutes and not trainer.is_last_batch
         if trainer.strategy.reduce_boolean_decision(checkpoint_due, all=False):
-            recorded_tables = module.recorder.state() if module.recorder is not None else {}
-            progress = self._progress(module, steps_done, recorded_tables, finished=False)
+            progress = self._progress(module, steps_done, finished=False)
             progress.save(self.member_cache.resume_point(module.member_ids, data.epoch))
+            self.has_checkpoint = True
             self.last_save = time.monotonic()
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Store the members after the epoch that just ended."""
         assert isinstance(module, ProxyEnsemble)
         data = _data_module(trainer)
-        recorded_tables = {}
-        if module.recorder is not None:
-            log = build_log(module.recorder.gather(), data.examples, self.settings)
-            recorded_tables = {"grad_norm": log.grad_norm, "loss": log.loss}
-        progress = self._progress(module, data.step_count, recorded_tables, finished=True)
+        progress = self._progress(module, data.step_count, finished=True)
         resume_point = self.member_cache.resume_point(module.member_ids, data.epoch)
+        members = len(module.member_ids)
+        member_files = self.stack_trainer.merge_shards(resume_point, members, progress.shards, data.examples)
         progress.save(resume_point)
-        self.stack_trainer.commit_epoch(module.member_ids, data.epoch, progress, data.examples)
+        self.has_checkpoint = True
+        self.stack_trainer.commit_epoch(module.member_ids, data.epoch, progress, member_files)
         resume_point.delete()
         module.recorder = None
         if data.timeline.unit == "epoch":
             module.trajectory.points = []
 
-    def _progress(
-        self, module: ProxyEnsemble, steps_done: int, measurements: dict[str, np.ndarray], finished: bool
-    ) -> EpochProgress:
+    def _progress(self, module: ProxyEnsemble, steps_done: int, finished: bool) -> EpochProgress:
         return EpochProgress(
             state=module.state,
             steps_done=steps_done,
             trajectory=module.trajectory.points,
-            measurements=measurements,
+            shards=[] if module.recorder is None else module.recorder.list_files(),
             seconds=time.monotonic() - self.epoch_start,
             finished=finished,
         )

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import numpy as np
 
 from gradfiltering.data.batches import LengthBatches, batch_rows, make_batch_loader
 from gradfiltering.data.examples import Examples, hash_examples
-from gradfiltering.distributed.row_measurements import Column, share_of_this_rank
+from gradfiltering.distributed.process_group import run_on_rank_zero
+from gradfiltering.distributed.row_measurements import Column, RowMeasurements, share_of_this_rank
 from gradfiltering.ensembles.batch_settings import FORWARD_TOKENS
-from gradfiltering.ensembles.log_recorder import build_log, log_recorder
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.ensembles.member_cache import ONLINE_LOG_FILE, MemberCache
 from gradfiltering.ensembles.trained_ensemble import EnsembleCosts, TrainedEnsemble
@@ -20,13 +21,13 @@ from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.gradients.attention import set_attention
 from gradfiltering.gradients.projection import GradientSketch
 from gradfiltering.gradients.statistics import GradientStatistic
-from gradfiltering.requests import EpochLog
 from gradfiltering.runs.cache import CachedResult
 from gradfiltering.runs.files import write_json
-from gradfiltering.runs.gradient_log import PARQUET_FILE, read_members, write_member
+from gradfiltering.runs.gradient_log import PARQUET_FILE, read_members
 from gradfiltering.runs.memory import return_freed_memory
 from gradfiltering.runs.progress import track
 from gradfiltering.runs.run_folder import PROJECTION_FILE
+from gradfiltering.shards.measurement_shards import MeasurementShards, merge_shards
 
 LOG_VERSION = 1  # raise it when the same adapters would be measured otherwise
 PROJECTION_VERSION = 1  # raise it when the same gradients would be projected otherwise
@@ -121,28 +122,47 @@ class EnsemblePasses:
             self.member_cache.describe_measurement(member_id, epoch): member_id for member_id in member_ids
         }
         measured_members = sorted(distinct_measurements.values())
-        log, gradient_sketches = self._measure_rows(measured_members, epoch, gradient_sketch)
-        pass_seconds = time.monotonic() - start_time
-        stored_logs = []
-        for member_index, member_id in enumerate(measured_members):
-            member_seconds = pass_seconds / len(measured_members)
-            write_log = _log_writer(log, member_index)
-            stored_logs.append(self.cache.commit(LOGS, self._key(member_id, epoch), write_log, member_seconds))
-            if gradient_sketch is not None and gradient_sketches is not None:
-                write_sketches = _sketch_writer(gradient_sketches[member_index], gradient_sketch)
-                self.cache.commit(
-                    PROJECTIONS, self._key(member_id, epoch, gradient_sketch), write_sketches, member_seconds
-                )
+        with self.cache.work_folder(LOGS) as shard_folder:
+            shards = MeasurementShards(shard_folder, len(measured_members))
+            gradient_sketches = self._measure_rows(measured_members, epoch, gradient_sketch, shards)
+            member_files = self._merge(shards)
+            pass_seconds = time.monotonic() - start_time
+            stored_logs = []
+            for member_index, member_id in enumerate(measured_members):
+                member_seconds = pass_seconds / len(measured_members)
+                write_log = partial(_move_log, member_files[member_index])
+                stored_logs.append(self.cache.commit(LOGS, self._key(member_id, epoch), write_log, member_seconds))
+                if gradient_sketch is not None and gradient_sketches is not None:
+                    write_sketches = _sketch_writer(gradient_sketches[member_index], gradient_sketch)
+                    self.cache.commit(
+                        PROJECTIONS, self._key(member_id, epoch, gradient_sketch), write_sketches, member_seconds
+                    )
         self.ensemble.costs.count_pass(stored_logs, self.examples.tokens, pass_seconds)
+
+    def _merge(self, shards: MeasurementShards) -> list[Path]:
+        """Return the log of each member, from what all ranks wrote."""
+        return run_on_rank_zero(
+            merge_shards,
+            shards.folder,
+            shards.list_files(),
+            self.examples.example_ids,
+            self.examples.response_tokens,
+            shards.members,
+            type(self.ensemble.settings),
+        )
 
     def _describe_pass(self, epoch: int) -> str:
         moment_text = "before training" if epoch == 0 else f"after {self.member_cache.timeline.unit} {epoch}"
         return f"measuring {self.row_description} {moment_text}"
 
     def _measure_rows(
-        self, member_ids: Sequence[int], epoch: int, gradient_sketch: GradientSketch | None
-    ) -> tuple[EpochLog, np.ndarray | None]:
-        """Return the log in float64, [M, N], and the sketches, [M, N, K] float32."""
+        self,
+        member_ids: Sequence[int],
+        epoch: int,
+        gradient_sketch: GradientSketch | None,
+        shards: MeasurementShards,
+    ) -> np.ndarray | None:
+        """Record this rank's share of the log, and return the sketches of all rows, [M, N, K] float32."""
         trained_ensemble = self.ensemble
         batch_tokens = trained_ensemble.prepare_engine(member_ids)
         adapters = {
@@ -151,8 +171,10 @@ class EnsemblePasses:
         }
         dropout = trained_ensemble.measuring_dropout(member_ids, epoch)
         statistics: dict[str, GradientStatistic] = {} if gradient_sketch is None else {"sketch": gradient_sketch}
-        more_columns = {} if gradient_sketch is None else {"sketch": Column((gradient_sketch.width,), np.float32)}
-        row_recorder = log_recorder(self.examples, len(member_ids), more_columns)
+        sketches: RowMeasurements | None = None
+        if gradient_sketch is not None:
+            sketch_column = {"sketch": Column((gradient_sketch.width,), np.float32)}
+            sketches = RowMeasurements(self.examples.example_ids, sketch_column, len(member_ids))
         row_states = trained_ensemble.keep_prefix_states(self.examples)
         if row_states is None:
             shares_layers = trained_ensemble.engine.prefix is not None
@@ -174,22 +196,16 @@ class EnsemblePasses:
                 statistics=statistics,
                 dropout=dropout,
             )
-            row_recorder.record(
-                batch.example_id.numpy(),
-                grad_norm=measurement.grad_norm.cpu().numpy(),
-                loss=measurement.loss.cpu().numpy(),
-                **{name: values.float().cpu().numpy() for name, values in measurement.statistics.items()},
-            )
+            batch_ids = batch.example_id.numpy()
+            shards.record(batch_ids, measurement.grad_norm.cpu().numpy(), measurement.loss.cpu().numpy())
+            if sketches is not None:
+                sketches.record(batch_ids, sketch=measurement.statistics["sketch"].float().cpu().numpy())
             return_freed_memory()
-        tables = row_recorder.gather()
-        return build_log(tables, self.examples, trained_ensemble.settings), tables.get("sketch")
+        return None if sketches is None else sketches.gather()["sketch"]
 
 
-def _log_writer(log: EpochLog, member_index: int) -> Callable[[Path], None]:
-    def write_log(result_folder: Path) -> None:
-        write_member(result_folder / PARQUET_FILE, log, member_index)
-
-    return write_log
+def _move_log(member_file: Path, result_folder: Path) -> None:
+    member_file.replace(result_folder / PARQUET_FILE)
 
 
 def _sketch_writer(gradient_sketches: np.ndarray, gradient_sketch: GradientSketch) -> Callable[[Path], None]:

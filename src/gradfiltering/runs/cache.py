@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 Arguments = ParamSpec("Arguments")
 CacheKey = Mapping[str, Any]
 RESUME_KIND = "interrupted"  # folder of what interrupted work would go on from
+ROWS_KIND = "interrupted_rows"  # folder of the rows that interrupted work had measured
 SHARED_WAIT_SECONDS = 10.0  # for a file written on one machine to be seen on the others
 SHARED_LOOK_SECONDS = 0.1  # between two looks at a file that another machine wrote
 
@@ -231,6 +232,23 @@ class Cache:
         with _ResultLock(lock_path).held():
             yield
 
+    @contextmanager
+    def work_folder(self, result_kind: str) -> Iterator[Path]:
+        """Make a folder that all ranks write into while they work on results of a kind; it is deleted in the end."""
+
+        def make_folder() -> Path:
+            folder = temporary_path(self.folder / result_kind / "work")
+            with explain_failed_writes(folder):
+                folder.mkdir(parents=True)
+            return folder
+
+        shared_folder = run_on_rank_zero(make_folder)
+        try:
+            yield shared_folder
+        finally:
+            if rank() == 0:
+                discard_quietly(shared_folder)
+
     def list_keys(self, result_kind: str) -> list[dict[str, Any]]:
         """List the keys of all results of a kind; every rank gets the same list."""
         return run_on_rank_zero(self._keys, result_kind)
@@ -373,10 +391,16 @@ class ResumePoint:
         """Delete the checkpoint, if there is one and the cache can be written; the work is done."""
         if rank() == 0:
             discard_quietly(self._cache._result_folder(RESUME_KIND, self._resume_key))
+            discard_quietly(self.rows_folder)
 
     def _load(self) -> Checkpoint | None:
         cached_result = self._cache._find(RESUME_KIND, self._resume_key)
         return None if cached_result is None else read_checkpoint(cached_result.path)
+
+    @property
+    def rows_folder(self) -> Path:
+        """A folder for files of all ranks that a checkpoint names, deleted with it."""
+        return self._cache.folder / ROWS_KIND / self._cache._result_folder(RESUME_KIND, self._resume_key).name
 
 
 class _ResultLock:

@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from gradfiltering.errors import UserError
+from gradfiltering.runs.cache import RESUME_KIND, ROWS_KIND
 from gradfiltering.runs.cache_record import RECORD_FILE, find_damaged_files, list_result_files, read_record
-from gradfiltering.runs.files import PART_SUFFIX, delete_path, discard_folder, list_leftovers
+from gradfiltering.runs.files import PART_SUFFIX, delete_path, discard_folder, is_long_untouched, list_leftovers
 
 GIB, MIB = 2**30, 2**20
 COMPARED_RESULTS = 3  # nearest results of its kind that a result is compared with
@@ -81,9 +82,17 @@ def _read_or_guess_record(record_path: Path) -> dict[str, Any]:
 
 
 def list_cache_leftovers(cache_folder: Path) -> list[Path]:
-    """List files and folders that killed processes were writing or deleting."""
+    """List files and folders that killed processes were writing or deleting, and rows that no checkpoint names."""
     kind_folders = sorted(path for path in cache_folder.glob("*") if path.is_dir())
-    return [leftover_path for kind_folder in kind_folders for leftover_path in list_leftovers(kind_folder)]
+    half_written = [leftover_path for kind_folder in kind_folders for leftover_path in list_leftovers(kind_folder)]
+    lost_rows = [
+        rows_folder
+        for rows_folder in sorted((cache_folder / ROWS_KIND).glob("*"))
+        if rows_folder.suffix != PART_SUFFIX
+        and not (cache_folder / RESUME_KIND / rows_folder.name).is_dir()
+        and is_long_untouched(rows_folder)  # else a run may be writing there, and has no checkpoint yet
+    ]
+    return half_written + lost_rows
 
 
 def compare_keys(first_value: Any, second_value: Any, field_path: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -122,8 +122,13 @@ def _is_leftover(part_path: Path) -> bool:
         return False
     if name_match["host"] == _host_digest():
         return _start_of_process(int(name_match["process"])) != int(name_match["start"])
+    return is_long_untouched(part_path)
+
+
+def is_long_untouched(path: Path) -> bool:
+    """Return True where a file, or a folder and all that is in it, was written more than a day ago."""
     try:
-        last_touched = max(path.lstat().st_mtime for path in [part_path, *part_path.rglob("*")])
+        last_touched = max(file_path.lstat().st_mtime for file_path in [path, *path.rglob("*")])
     except OSError:  # somebody is deleting it
         return False
     return last_touched < time.time() - IN_USE_SECONDS

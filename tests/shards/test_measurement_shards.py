@@ -1,0 +1,113 @@
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
+from gradfiltering.errors import UserError
+from gradfiltering.runs.gradient_log import SCHEMA, read_members
+from gradfiltering.shards.measurement_shards import MeasurementShards, has_all_files, merge_shards
+
+IDS, MEMBERS = np.array([2, 3, 5, 8, 13, 21, 34]), 3
+TOKENS = np.arange(1, 8, dtype=np.int32)
+NORMS, LOSSES = np.random.default_rng(0).normal(size=(2, MEMBERS, len(IDS)))
+
+
+def merge(shards: MeasurementShards, file_names=None):
+    return merge_shards(
+        shards.folder, shards.list_files() if file_names is None else file_names, IDS, TOKENS, MEMBERS, LoraEnsemble
+    )
+
+
+def record_all(shards: MeasurementShards, batch_rows: int = 2, rows=None) -> MeasurementShards:
+    """Record rows in batches, of which each member sees them in an order of its own."""
+    positions = np.stack(
+        [np.random.default_rng(m).permutation(len(IDS) if rows is None else rows) for m in range(MEMBERS)]
+    )
+    for start in range(0, positions.shape[1], batch_rows):
+        batch = positions[:, start : start + batch_rows]
+        shards.record(IDS[batch], *(np.take_along_axis(values, batch, 1) for values in (NORMS, LOSSES)))
+    return shards
+
+
+@pytest.mark.parametrize("shard_rows", [1, 4, 1000])
+def test_members_come_out_in_the_order_of_ids(shard_rows, tmp_path):
+    shards = record_all(MeasurementShards(tmp_path / "new", MEMBERS, shard_rows))
+    log = read_members(merge(shards))
+    np.testing.assert_array_equal(log.example_ids, IDS)
+    np.testing.assert_array_equal(log.grad_norm, NORMS.astype(np.float32))
+    np.testing.assert_array_equal(log.loss, LOSSES.astype(np.float32))
+    np.testing.assert_array_equal(log.response_tokens, TOKENS)
+    assert pq.read_schema(merge(shards)[0]) == SCHEMA
+    assert len(shards.list_files()) == {1: 4, 4: 4, 1000: 1}[shard_rows]
+
+
+def test_rows_that_all_members_see_alike_need_their_ids_once(tmp_path):
+    shards = MeasurementShards(tmp_path, MEMBERS)
+    shards.record(IDS, NORMS, LOSSES)
+    np.testing.assert_array_equal(read_members(merge(shards)).grad_norm, NORMS.astype(np.float32))
+
+
+def test_what_was_written_before_an_interruption_is_gone_on_from(tmp_path):
+    first = MeasurementShards(tmp_path, MEMBERS)
+    first.record(IDS[:3], NORMS[:, :3], LOSSES[:, :3])
+    saved_names = first.list_files()
+    first.record(IDS[3:5], NORMS[:, 3:5], LOSSES[:, 3:5])
+    first.list_files()  # after the last checkpoint: measured again
+    second = MeasurementShards(tmp_path, MEMBERS)
+    second.restore(saved_names)
+    second.record(IDS[3:], NORMS[:, 3:], LOSSES[:, 3:])
+    np.testing.assert_array_equal(read_members(merge(second)).loss, LOSSES.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("recorded", "message"),
+    [
+        (range(6), r"of 21 measurements of rows 3 are missing \(first row 34\)"),
+        ([*range(7), 4], r"of 21 measurements of rows 3 were made more than once \(first row 13\)"),
+        ([0, 1, 2, 2, 4, 5, 6], r"3 are missing \(first row 8\) and 3 were made more than once \(first row 5\)"),
+    ],
+)
+def test_a_row_that_was_not_measured_exactly_once_is_named(recorded, message, tmp_path):
+    shards, rows = MeasurementShards(tmp_path, MEMBERS), list(recorded)
+    shards.record(IDS[rows], NORMS[:, rows], LOSSES[:, rows])
+    with pytest.raises(UserError, match=message):
+        merge(shards)
+
+
+def test_a_row_that_nobody_asked_for_is_named(tmp_path):
+    shards = MeasurementShards(tmp_path, MEMBERS)
+    shards.record(np.append(IDS, 99), *(np.hstack([values, values[:, :1]]) for values in (NORMS, LOSSES)))
+    with pytest.raises(UserError, match=r"rows 3 are of other rows \(first row 99\)"):
+        merge(shards)
+
+
+def test_one_member_that_lacks_a_row_is_seen(tmp_path):
+    shards = MeasurementShards(tmp_path, MEMBERS)
+    ids = np.stack([IDS, IDS, IDS[[0, 1, 2, 3, 4, 5, 5]]])
+    shards.record(ids, NORMS, LOSSES)
+    with pytest.raises(
+        UserError, match=r"1 are missing \(first row 34\) and 1 were made more than once \(first row 21"
+    ):
+        merge(shards)
+
+
+@pytest.mark.parametrize("column", [0, 1])
+@pytest.mark.parametrize("bad_value", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_name_members_and_rows(column, bad_value, tmp_path):
+    values = np.stack([NORMS, LOSSES])
+    values[column, 1, [3, 5]] = bad_value
+    shards = MeasurementShards(tmp_path, MEMBERS)
+    shards.record(IDS, *values)
+    with pytest.raises(UserError, match=r"not finite for 1 of 3 members, rows \[8, 21\]; lower") as refusal:
+        merge(shards)
+    assert (refusal.value.owner, refusal.value.arguments) == (LoraEnsemble, ("lr", "clip_norm"))
+
+
+def test_a_file_that_another_host_does_not_see_is_an_error_with_a_remedy(tmp_path):
+    shards = record_all(MeasurementShards(tmp_path, MEMBERS))
+    names = [*shards.list_files(), "rank=1-abc.parquet"]
+    assert has_all_files(tmp_path, names[:-1]) and not has_all_files(tmp_path, names)
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / names[0]).read_bytes()[:-3])
+    assert not has_all_files(tmp_path, ["cut.parquet"])
+    with pytest.raises(UserError, match=r"rank=1-abc.parquet was written by another process .* share"):
+        merge(shards, names)
