@@ -1,6 +1,7 @@
 """Plans of runs: what measuring really computes, what the cache spares, and rows cut to the time given."""
 
 import json
+import re
 import time
 from copy import deepcopy
 from dataclasses import replace
@@ -230,8 +231,11 @@ def test_time_enough_leaves_all_rows(context, steady_speed):
 
 
 def test_too_little_time_is_refused(context, steady_speed):
-    with pytest.raises(UserError, match="even 32 of 120 rows take longer than 1e-05 minutes; give more time"):
+    _, whole = fit_rows(plan_request(context, GradientLog()), PlanSettings(minutes=600), lambda rows: rows)
+    with pytest.raises(UserError, match="even 32 of 120 rows take longer than 1e-05 minutes") as refusal:
         fit_rows(plan_request(context, GradientLog()), PlanSettings(minutes=1e-5), lambda rows: rows)
+    minutes = re.search(r"minutes, about (\d+), most of it for training the ensemble", str(refusal.value))
+    assert minutes is not None and whole.seconds / 60 * 32 / 120 - 1 < int(minutes[1]) <= whole.seconds / 60 + 1
 
 
 def test_drawn_rows_are_those_of_the_seed(context):

@@ -54,6 +54,7 @@ from gradfiltering.planning.stored_calibration import StoredCalibration, describ
 from gradfiltering.planning.target_work import JUDGE_STAGE, TARGET_STAGE, PlannedTarget, plan_answers, plan_tuning
 from gradfiltering.requests import GradientLog, Projections, Request, TaskGradients
 from gradfiltering.runs.files import hash_key
+from gradfiltering.runs.progress import describe_stage
 from gradfiltering.seeding import numpy_rng
 
 PLANNED_STAGES = (
@@ -488,10 +489,14 @@ def fit_rows(
     row_count = len(all_examples)
     fitted_request, fitted_plan = request, plan
     for _ in range(MAX_DRAWS):
-        row_count = _rows_for(fitted_plan, row_count, allowed_seconds)
+        planned_rows, row_count = row_count, _rows_for(fitted_plan, row_count, allowed_seconds)
         if row_count < MIN_ROWS:
+            fixed_seconds, growing_seconds = _split_seconds(fitted_plan)
+            least_seconds = fixed_seconds + growing_seconds * min(1.0, MIN_ROWS / planned_rows)
+            longest_stage = max(fitted_plan.stages, key=lambda stage: stage.seconds or 0.0)
             raise UserError(
-                f"even {MIN_ROWS} of {len(all_examples):,} rows take longer than {settings.minutes:g} minutes; give "
+                f"even {MIN_ROWS} of {len(all_examples):,} rows take longer than {settings.minutes:g} minutes, about "
+                f"{math.ceil(least_seconds / 60)}, most of it for {describe_stage(longest_stage.name)}; give "
                 "more time, fewer members, fewer epochs, or an earlier last stage",
                 owner=settings,
                 arguments=("minutes",),
@@ -511,8 +516,13 @@ def fit_rows(
 
 def _rows_for(plan: RunPlan, row_count: int, allowed_seconds: float) -> int:
     """Return how many of `row_count` rows take the time, by the work that grows with them."""
-    all_work = [piece for stage in plan.stages for piece in stage.work]
-    growing_seconds = sum(piece.seconds or 0.0 for piece in all_work if piece.is_per_row)
-    fixed_seconds = sum(piece.seconds or 0.0 for piece in all_work if not piece.is_per_row)
+    fixed_seconds, growing_seconds = _split_seconds(plan)
     share = (allowed_seconds - fixed_seconds) / growing_seconds if growing_seconds else 1.0
     return max(0, min(row_count - 1, math.floor(row_count * share)))
+
+
+def _split_seconds(plan: RunPlan) -> tuple[float, float]:
+    """Seconds of the work that any number of rows costs, and of the work that grows with the rows."""
+    all_work = [piece for stage in plan.stages for piece in stage.work]
+    growing_seconds = sum(piece.seconds or 0.0 for piece in all_work if piece.is_per_row)
+    return sum(piece.seconds or 0.0 for piece in all_work if not piece.is_per_row), growing_seconds

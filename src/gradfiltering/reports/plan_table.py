@@ -12,6 +12,8 @@ from rich.text import Text
 from gradfiltering.runs.progress import describe_stage
 from gradfiltering.runs.sizes import format_bytes
 
+SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
 
 def print_plan(plan: Mapping[str, Any], console: Console) -> None:
     """Print a plan: for each stage its work line by line, and the sums."""
@@ -25,7 +27,8 @@ def print_plan(plan: Mapping[str, Any], console: Console) -> None:
         operations = format_operations(stage["operations"])
         table.add_row(stage_label, "", "", "", operations, format_seconds(stage["seconds"]))
         for item in stage["work"]:
-            numbers = [f"{item['counts'][name]:,}" for name in ("rows", "tokens", "padded")]
+            counts = [item["counts"][name] for name in ("rows", "tokens", "padded")]
+            numbers = [f"{count:,}" if count else "" for count in counts]
             cost = [format_operations(item["operations"]), format_seconds(item["seconds"])]
             table.add_row(Text(item["description"]), *numbers, *(["in the cache", ""] if item["reused"] else cost))
         for note in stage["notes"]:
@@ -48,7 +51,8 @@ def describe_plan(plan: Mapping[str, Any]) -> list[str]:
     ]
     if plan["members"]:
         lines.append(
-            f"{plan['members']} members on a model of {plan['parameters'] / 1e6:,.1f} million parameters in products."
+            f"{plan['members']} members on a model with {plan['parameters'] / 1e6:,.1f} million weights in its matrix "
+            "products."
         )
     estimated = {item["estimated_from"] for stage in plan["stages"] for item in stage["work"]} - {""}
     if plan["calibration_seconds"]:
@@ -133,8 +137,8 @@ def format_seconds(seconds: float | None) -> str:
 
 
 def format_operations(operations: int) -> str:
-    """Write a number of operations as a power of ten."""
+    """Write a number of operations as a power of ten; nothing for none."""
     if operations < 1000:
-        return str(operations)
+        return str(operations or "")
     mantissa, _, exponent = f"{operations:.1e}".partition("e")
-    return f"{mantissa}·10^{int(exponent)}"
+    return f"{mantissa}·10{str(int(exponent)).translate(SUPERSCRIPTS)}"
