@@ -1,14 +1,15 @@
 """Record what a command prints on a terminal of a given width, as a picture and as plain text.
 
-    python scripts/record_screen.py --columns 80 160 --folder docs/images --name run -- python train.py data=tasks data.limit=200
+    python scripts/record_screen.py --columns 80 160 --folder shots --name run -- python train.py data.limit=200
 
-The command runs in a pseudo-terminal of its own for each width, so that bars and colours are those that a person sees; a
-terminal emulator keeps what stands there at the end, lines that were scrolled away included. `NAME_80.svg` and
+The command runs in a pseudo-terminal of its own for each width, so that bars and colours are those that a person sees.
+A terminal emulator keeps what stands there at the end, lines that were scrolled away included. `NAME_80.svg` and
 `NAME_80.txt` are written. Runs share a cache where the command does.
 """
 
 import argparse
 import fcntl
+import io
 import os
 import pty
 import struct
@@ -43,7 +44,7 @@ def main() -> None:
         lines = record(arguments.command, columns)
         target = arguments.folder / f"{arguments.name}_{columns}"
         target.with_suffix(".txt").write_text("".join(f"{line.plain.rstrip()}\n" for line in lines), "utf-8")
-        console = Console(width=columns, record=True, file=Path(os.devnull).open("w"), color_system="truecolor")
+        console = Console(width=columns, record=True, file=io.StringIO(), color_system="truecolor")
         for line in lines:
             console.print(line, no_wrap=True, overflow="crop", crop=True)
         console.save_svg(str(target.with_suffix(".svg")), title=arguments.title, theme=MONOKAI)
