@@ -108,6 +108,15 @@ def test_influences_in_two_processes_with_a_cache_of_their_own(cache, tmp_path):
         np.testing.assert_allclose(np.load(two / file.relative_to(one)), np.load(file), rtol=1e-4, atol=1e-5)
 
 
+def assert_same_target_adapter(one: Path, other: Path, model: str) -> None:
+    first, second = (
+        load_file(folder / "target" / model / "adapter" / "adapter_model.safetensors") for folder in (one, other)
+    )
+    for name, value in first.items():
+        apart = np.linalg.norm(second[name] - value) / np.linalg.norm(value)
+        assert apart <= TARGET_RTOL, f"{model} {name}: {apart:.1e} apart; a row is missing or counted twice"
+
+
 @pytest.mark.slow
 def test_whole_run_in_three_processes_with_a_cache_of_its_own(cache, tmp_path):
     few = ["data.rows=40", "target.tuning.batch_size=7"]
@@ -116,12 +125,7 @@ def test_whole_run_in_three_processes_with_a_cache_of_its_own(cache, tmp_path):
     run_in_processes(tmp_path / "tmp", *command, *at(three, tmp_path / "cache"))
     assert_same_choice(one, three)
     for model in ("candidate", "full", "random"):
-        a, b = (
-            load_file(folder / "target" / model / "adapter" / "adapter_model.safetensors") for folder in (one, three)
-        )
-        for name, value in a.items():
-            apart = np.linalg.norm(b[name] - value) / np.linalg.norm(value)
-            assert apart <= TARGET_RTOL, f"{model} {name}: {apart:.1e} apart; a row is missing or counted twice"
+        assert_same_target_adapter(one, three, model)
         assert (one / f"responses/{model}.jsonl").read_bytes() == (three / f"responses/{model}.jsonl").read_bytes()
     assert files_of(one) == files_of(three)
     a, b = summary(one), summary(three)
@@ -131,6 +135,17 @@ def test_whole_run_in_three_processes_with_a_cache_of_its_own(cache, tmp_path):
             assert b["target"][model][name] == found[name]
         for name in ("final_loss", "heldout_loss"):
             assert b["target"][model][name] == pytest.approx(found[name], rel=LOSS_RTOL)
+
+
+@pytest.mark.slow
+def test_a_target_with_sharded_layers_is_that_of_one_process(cache, tmp_path):
+    few = ["data.rows=25", "until=target", "selector.fraction=0.4", "target.tuning.batch_size=7"]
+    one, two = one_process(tmp_path / "one", cache, *few), tmp_path / "two"
+    command = ["train.py", *SMALL, "trainer=ddp_cpu", "target.tuning.shard_weights=true", *few]
+    run_in_processes(tmp_path / "tmp", *command, *at(two, tmp_path / "cache"))
+    assert not any(entry["reused"] for entry in summary(two)["target"].values()), "nothing was trained"
+    for model in ("candidate", "full", "random"):
+        assert_same_target_adapter(one, two, model)
 
 
 @pytest.mark.slow
