@@ -1,9 +1,11 @@
 """Seconds, memory and value of the greedy selectors on made-up rows, in one round and in two.
 
     python scripts/bench_selectors.py --selector k_center --rows 1000000 --count 100 --shards 1 100
+    python scripts/bench_selectors.py --selector facility_location --rows 100000 --count 100 --neighbours 64
 
 Rows lie in 1,000 clusters of unequal size. What a selection is worth is measured alike for all: the mean similarity to
-the nearest selected row over 2,000 random rows, the log determinant, or the greatest distance to a selected row.
+the nearest selected row over 2,000 random rows, the log determinant, or the greatest distance to a selected row. With
+neighbours, recall is the share of the nearest rows of 1,000 random ones that are found.
 """
 
 import argparse
@@ -19,10 +21,12 @@ from gradfiltering.requests import Embeddings, Evidence, Projections
 from gradfiltering.runs.environment import peak_memory_bytes
 from gradfiltering.selectors.facility_location import FacilityLocationSelector, unit_rows
 from gradfiltering.selectors.k_center import KCenterSelector
+from gradfiltering.selectors.neighbours import find_nearest
 from gradfiltering.selectors.spice import SpiceSelector
 
 CLUSTERS = 1000
 MEASURED_ROWS = 2000
+RECALLED_ROWS = 1000
 
 
 def clustered_rows(count: int, width: int, seed: int) -> np.ndarray:
@@ -43,6 +47,16 @@ def selection_value(selector, points: np.ndarray, selection) -> float:
     return selection.facts["radius" if isinstance(selector, KCenterSelector) else "log_determinant"]
 
 
+def measure_recall(points: np.ndarray, count: int) -> float:
+    """Share of the nearest rows of some rows that are found when those of all are looked for."""
+    rows = unit_rows(points)
+    found, _ = find_nearest(rows, rows, count)
+    sample = np.random.default_rng(2).choice(len(rows), size=min(RECALLED_ROWS, len(rows)), replace=False)
+    exact = np.argsort(-(rows[sample] @ rows.T), axis=1)[:, :count]
+    shares = [len(np.intersect1d(some, others)) / count for some, others in zip(exact, found[sample], strict=True)]
+    return float(np.mean(shares))
+
+
 def processor_seconds() -> float:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
@@ -55,6 +69,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100, help="rows to select")
     parser.add_argument("--width", type=int, default=16, help="of embeddings or projections")
     parser.add_argument("--shards", type=int, nargs="+", default=[1])
+    parser.add_argument("--neighbours", type=int, help="of facility_location")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     points = clustered_rows(options.rows, options.width, options.seed)
@@ -63,7 +78,7 @@ def main() -> None:
     evidence = Evidence(np.arange(options.rows), options.seed, no_tokens, no_tokens, None, results)
     selector = {
         "spice": SpiceSelector(None, options.count, conflict=0.0),
-        "facility_location": FacilityLocationSelector(None, options.count),
+        "facility_location": FacilityLocationSelector(None, options.count, neighbours=options.neighbours),
         "k_center": KCenterSelector(None, options.count),
     }[options.selector]
     for shards in options.shards:
@@ -75,6 +90,7 @@ def main() -> None:
             json.dumps(
                 {
                     "selector": options.selector, "rows": options.rows, "count": options.count, "shards": shards,
+                    "neighbours": options.neighbours,
                     "seconds": round(seconds, 1), "processor_seconds": round(processor, 1),
                     "peak_gib": round(peak_memory_bytes(torch.device("cpu")) / 2**30, 2),
                     "value": round(selection_value(sharded, points, selection), 4),
@@ -82,6 +98,8 @@ def main() -> None:
             ),
             flush=True,
         )  # fmt: skip
+    if options.neighbours is not None:
+        print(json.dumps({"recall": round(measure_recall(points, options.neighbours), 4)}))
 
 
 if __name__ == "__main__":

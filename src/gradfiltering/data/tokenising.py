@@ -29,7 +29,7 @@ ROWS_PER_SHARD = 50_000  # what an interruption costs at most, for each process
 ROWS_PER_BATCH = 1000
 FEWEST_ROWS_FOR_PROCESSES = 2 * ROWS_PER_SHARD  # below, starting processes takes longer than they save
 PARENT_CHECK_SECONDS = 1.0
-MOST_PROCESSES = 16  # of `auto`; each holds about half a gigabyte
+MOST_PROCESSES = 16  # of `auto`; each holds about a quarter of a gigabyte
 
 Batch: TypeAlias = dict[str, list]
 EncodeBatch: TypeAlias = Callable[[Batch, list[int]], Batch]
