@@ -13,6 +13,9 @@ from tests.support.documentation import read_commands
 from tests.support.pipeline import ROOT, SMALL_MODELS, SMALL_RUN, SMALL_TASKS, TINY_MODELS, run_train, summary
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
+from gradfiltering.reports.run_files import RunFiles
+from gradfiltering.reports.sweep_jobs import SweepJob
+
 SMALL = [*SMALL_MODELS, *SMALL_RUN, *SMALL_TASKS]
 FILES = [
     "config.yaml", "environment.json", "trajectory.parquet", "scores.parquet", "unscored.parquet", "subset.jsonl",
@@ -280,11 +283,22 @@ def test_command_line_entry_lists_its_options():
 def test_an_ensemble_that_finds_its_own_size_and_epoch_says_why(cache, tmp_path, capsys):
     places = [f"run_dir={tmp_path}", f"hydra.run.dir={tmp_path}", "logger=none", "until=select"]
     sizes = ["ensemble.m=auto", "adaptive.limit=4", "adaptive.step=1", "adaptive.stability=1", "adaptive.resamples=10"]
-    run_train(*SMALL, cache, *places, *sizes, "epochs=auto", "epochs.limit=3", "epochs.overlap=1")
+    run_train(*SMALL, cache, *places, *sizes, "epochs=auto", "epochs.limit=3", "epochs.overlap=1", "report.page=true")
     found = summary(tmp_path)["proxy"]
     chosen = found["adaptive"]
     assert found["members"] == chosen["members"]["m"] == 4 and "limit was reached" in chosen["members"]["why"]
     assert found["epochs"] == [1, 3] and chosen["epochs"]["late"] == 3
     assert f"members: 4, since {chosen['members']['why']}" in " ".join(capsys.readouterr().out.split())
     assert (tmp_path / "gradient_log" / "member=03" / "epoch=03").is_dir()
+    assert (tmp_path / "report.html").is_file() and SweepJob(tmp_path).epoch_pair == "auto"
+    assert "gradients after epochs 1 and 3" in (tmp_path / "README.md").read_text("utf-8")
     assert pq.read_table(tmp_path / "scores.parquet").num_rows == 80 - summary(tmp_path)["data"]["unscored"]
+
+
+def test_a_page_shows_the_updates_that_a_fall_of_loss_chose(cache, tmp_path):
+    places = [f"run_dir={tmp_path}", f"hydra.run.dir={tmp_path}", "logger=none", "until=select", "report.page=true"]
+    run_train(*SMALL, cache, *places, "ensemble.m=2", "epochs=loss_fall", "ensemble.lr=1e-2", "ensemble.batch_size=4")
+    chosen = summary(tmp_path)["proxy"]["adaptive"]["epochs"]
+    run_files = RunFiles(tmp_path)
+    assert run_files.epochs == (chosen["early"], chosen["late"]) and run_files.gradient_log.unit == "update"
+    assert (tmp_path / "report.html").is_file() and SweepJob(tmp_path).epoch_pair == "loss_fall"

@@ -154,11 +154,9 @@ def _list_selection_facts(run_files: RunFiles) -> dict[str, Any]:
         "versions": _format_versions(run_files),
     }
     if "proxy" in run_files.summary:
-        pair = run_files.config.get("epochs", {})
         card_facts["proxy ensemble"] = (
             f"{run_files.summary['proxy']['members']} LoRA members, gradients after "
-            f"{find_snapshot_unit(run_files.summary)}s {pair.get('early')} and "
-            f"{pair.get('late')}"
+            f"{find_snapshot_unit(run_files.summary)}s {run_files.epochs.early} and {run_files.epochs.late}"
         )
     return card_facts
 

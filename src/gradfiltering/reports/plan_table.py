@@ -51,7 +51,7 @@ def describe_plan(plan: Mapping[str, Any]) -> list[str]:
     ]
     if plan["members"]:
         lines.append(
-            f"{plan['members']} members on a model with {plan['parameters'] / 1e6:,.1f} million weights in its matrix "
+            f"{plan['members']} members on a model with {_format_weights(plan['parameters'])} weights in its matrix "
             "products."
         )
     estimated = {item["estimated_from"] for stage in plan["stages"] for item in stage["work"]} - {""}
@@ -85,6 +85,10 @@ def describe_fleet(cost: Mapping[str, Any]) -> str:
         f"On {fleet['gpus']} GPUs of {nodes_text} ({speed_text}): {format_seconds(seconds)}{hours_text}; {bytes_text} "
         "(docs/scale.md)."
     )
+
+
+def _format_weights(weight_count: int) -> str:
+    return f"{weight_count / 1e6:,.1f} million" if weight_count >= 100_000 else f"{weight_count:,}"
 
 
 def describe_saving(saving: Mapping[str, Any]) -> str:

@@ -87,8 +87,9 @@ class RunFiles:
 
     @property
     def epochs(self) -> ComparedEpochs:
-        """The compared snapshots."""
-        return ComparedEpochs(self.config["epochs"]["early"], self.config["epochs"]["late"])
+        """The compared snapshots: those that the run took, after a search or not, else those of its options."""
+        taken_pair = self.summary.get("proxy", {}).get("epochs")
+        return ComparedEpochs(*(taken_pair or (self.config["epochs"]["early"], self.config["epochs"]["late"])))
 
     @cached_property
     def scores(self) -> pd.DataFrame | None:

@@ -21,6 +21,7 @@ INDIFFERENT_OPTIONS = {
 DATASET_NAMES = {"tatsu-lab/alpaca": "Alpaca", "vicgalle/alpaca-gpt4": "Alpaca-GPT4"}
 MODEL_SIZES = {"7b": "LLaMA-2 7B", "13b": "LLaMA-2 13B"}
 NOT_KNOWN = "–"
+SNAPSHOT_SEARCHES = {"SettlingSnapshots": "auto", "LossFallSnapshots": "loss_fall"}
 SELECTING_STAGES = ("base_model_passes", "score", "select")
 
 
@@ -57,8 +58,11 @@ class SweepJob(RunFiles):
 
     @property
     def epoch_pair(self) -> str:
-        """The pair of snapshots, such as `e1_e2`."""
+        """The pair of snapshots, such as `e1_e2`, or the name of the search for it."""
         pair = self.config.get("epochs", {})
+        search_name = SNAPSHOT_SEARCHES.get(str(pair.get("_target_", "")).rpartition(".")[2])
+        if search_name is not None:
+            return search_name
         letter = str(pair.get("unit", "epoch"))[0]
         return f"{letter}{pair['early']}_{letter}{pair['late']}" if {"early", "late"} <= pair.keys() else NOT_KNOWN
 

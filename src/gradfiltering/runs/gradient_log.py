@@ -127,7 +127,7 @@ class GradientLogReader:
 
     Attributes:
         members: numbers of the logged members, ascending.
-        epochs: logged snapshots of the first member, ascending.
+        epochs: snapshots that were logged of every member, ascending; members that a search added lack some.
         unit: what these are counted in.
 
     Raises:
@@ -140,9 +140,11 @@ class GradientLogReader:
         self.members = _partition_numbers(self.log_folder, "member")
         if not self.members:
             raise UserError(f"no gradient log at {log_folder}; run the proxy stage first (until=proxy or later)")
-        first_member_folder = partition_folder(self.log_folder, self.members[0], 0).parent
-        self.unit: SnapshotUnit = "update" if any(first_member_folder.glob("update=*")) else "epoch"
-        self.epochs = _partition_numbers(first_member_folder, self.unit)
+        member_folders = [partition_folder(self.log_folder, member_number, 0).parent for member_number in self.members]
+        self.unit: SnapshotUnit = "update" if any(member_folders[0].glob("update=*")) else "epoch"
+        self.epochs = sorted(
+            set.intersection(*(set(_partition_numbers(folder, self.unit)) for folder in member_folders))
+        )
         self._epoch_logs: dict[int, EpochLog] = {}
 
     def epoch(self, epoch_number: int) -> EpochLog:

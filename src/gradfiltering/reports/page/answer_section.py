@@ -163,7 +163,7 @@ def check_diagnostics(run_files: RunFiles) -> pd.DataFrame:
     What a run could not measure is not in the table; a scorer without gradients has few of them.
     """
     diagnostics, limits = run_files.diagnostics, run_files.config.get("diagnostics", {})
-    late_epoch = str(run_files.config.get("epochs", {}).get("late"))
+    late_epoch = str(run_files.epochs.late) if "proxy" in run_files.summary else ""
     length_correlation = (diagnostics.get("score_spearman") or {}).get("response_tokens")
     update_ratios = [value for value in (diagnostics.get("update_ratio") or {}).values() if value is not None]
     values = {
