@@ -104,7 +104,7 @@ def defaults_of(file: Path) -> list[str]:
 
 
 def test_all_files_found_are_tested():
-    tested = [CONF / "train.yaml", *OPTIONS, *SHARED, *EXPERIMENTS, *METHODS, HELP]
+    tested = [CONF / "train.yaml", *OPTIONS, *SHARED, *EXPERIMENTS, *METHODS, *FOR_HYDRA]
     assert sorted(tested) == FILES and len(FILES) == len(set(FILES)) > 40
     others = [path for path in CONF.rglob("*") if path.is_file() and path.suffix != ".yaml"]
     assert not others, f"Hydra does not see {others}; name configuration *.yaml"

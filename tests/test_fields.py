@@ -17,13 +17,14 @@ from omegaconf import DictConfig, OmegaConf
 from tests.support.configuration_fields import EVERYTHING, LEFT_OUT, PROXY_TEXT, TEXT, TOUCHING, UNTOUCHING
 from tests.support.pipeline import ROOT, run_train
 
+from gradfiltering.ensembles.member_cache import ONLINE_LOG_FILE
 from gradfiltering.ensembles.stack_state import StackState
-from gradfiltering.ensembles.stack_training import _write_online_log
 from gradfiltering.experiment.model_loading import load_language_model
 from gradfiltering.finetuning.fine_tune import FineTuningResult
 from gradfiltering.requests import EpochLog
 from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.files import hash_key
+from gradfiltering.runs.gradient_log import write_member
 from gradfiltering.seeding import derive_seed, numpy_rng
 from gradfiltering.synthetic.pretraining import hash_corpus, new_model, train_tokenizer
 
@@ -110,6 +111,10 @@ def made_up(examples, members, *names) -> EpochLog:
     return EpochLog(examples.example_ids, norm, loss, examples.response_tokens)
 
 
+def write_online_log(member_folder, log):
+    write_member(member_folder / ONLINE_LOG_FILE, log, 0)
+
+
 def train_members(stack_trainer, initial_state, data, last_epoch):
     member_cache = stack_trainer.member_cache
     for epoch in range(data.earlier_epochs + 1, last_epoch + 1):
@@ -121,20 +126,21 @@ def train_members(stack_trainer, initial_state, data, last_epoch):
             write_log = None
             if stack_trainer.settings.collect == "online":
                 log = made_up(data.examples, 1, hash_key(key))
-                write_log = partial(_write_online_log, log=log, member_index=0)
+                write_log = partial(write_online_log, log=log)
             state = StackState(adapters, {}, epoch)
             member_cache.commit_member(key, state, stack_trainer.model, 1.0, [], write_log)
 
 
-def measure_rows(passes, member_ids, epoch, gradient_sketch):
+def measure_rows(passes, member_ids, epoch, gradient_sketch, shards):
     examples, members = passes.examples, len(member_ids)
     adapters = passes.ensemble.load_adapters(member_ids, epoch)
     names = digest(*(adapters[name].double().numpy() for name in sorted(adapters)), examples.example_ids)
     log = made_up(examples, members, names)
+    shards.record(log.example_ids, log.grad_norm, log.loss)
     if gradient_sketch is None:
-        return log, None
+        return None
     rng = numpy_rng("projection", names, gradient_sketch.width, gradient_sketch.seed)
-    return log, rng.normal(size=(members, len(examples), gradient_sketch.width))
+    return rng.normal(size=(members, len(examples), gradient_sketch.width))
 
 
 def compute_losses(context, objective, examples):

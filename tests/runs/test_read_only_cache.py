@@ -120,10 +120,10 @@ def test_rows_that_were_read_need_no_lock(stored, tmp_path, monkeypatch):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"instruction": "a", "output": "b"}\n', "utf-8")
     if stored == "rows":
-        load(rows)
+        load(str(rows))
     with read_only(tmp_path / "hf"):
         if stored == "nothing":
             with pytest.raises(UserError, match=r"cannot write.*HF_DATASETS_CACHE"):
-                load(rows)
+                load(str(rows))
         else:
-            assert load(rows).rows[0]["output"] == "b"
+            assert load(str(rows)).rows[0]["output"] == "b"
