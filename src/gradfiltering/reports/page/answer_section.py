@@ -163,12 +163,12 @@ def check_diagnostics(run_files: RunFiles) -> pd.DataFrame:
     What a run could not measure is not in the table; a scorer without gradients has few of them.
     """
     diagnostics, limits = run_files.diagnostics, run_files.config.get("diagnostics", {})
-    late_epoch = str(run_files.epochs.late) if "proxy" in run_files.summary else ""
+    relative_variances = diagnostics.get("relative_variance") or {}
     length_correlation = (diagnostics.get("score_spearman") or {}).get("response_tokens")
     update_ratios = [value for value in (diagnostics.get("update_ratio") or {}).values() if value is not None]
     values = {
         **{name: value for name, value in diagnostics.items() if not isinstance(value, Mapping)},
-        "relative_variance": (diagnostics.get("relative_variance") or {}).get(late_epoch),
+        "relative_variance": relative_variances.get(str(run_files.epochs.late)) if relative_variances else None,
         "update_ratio": max(update_ratios, default=None),
         "length_correlation": None if length_correlation is None else abs(length_correlation),
         "source_spread": (diagnostics.get("sources") or {}).get("effective"),
