@@ -139,8 +139,9 @@ def proxy_context(
     model.set_attn_implementation("eager")
     base_model = LanguageModel(model, tokenizer, "test", "test", 0.0, True)
     run_folder = folder / f"rank={devices.rank()}" / f"rows={rows}" / collect
+    member_cache = folder / f"cache {collect}"  # members are those of either way, and would be trained once
     return measurement_context(
-        records, base_model, run_folder, folder / "cache", trainer, encoder=encoder, examples=encoded.examples,
+        records, base_model, run_folder, member_cache, trainer, encoder=encoder, examples=encoded.examples,
         heldout=encoded.heldout, ensemble=ENSEMBLE(collect=collect, **settings), snapshots=EPOCHS,
         batches=BatchSettings(200, 0),
     )  # fmt: skip
@@ -148,7 +149,7 @@ def proxy_context(
 
 def keep_measurements(context: MeasurementContext, own: Path) -> None:
     """Measures the gradient log and keeps what this process measured of it, and all of it, unrounded."""
-    passes: list[Measured] = []
+    passes: dict[Path, Measured] = {}
     keeping = partial(Keeping, passes)
     with (
         mock.patch.object(ensemble_passes, "MeasurementShards", keeping),
@@ -158,8 +159,10 @@ def keep_measurements(context: MeasurementContext, own: Path) -> None:
     own.mkdir(parents=True, exist_ok=True)  # on rank zero it is the run folder
     np.savez(
         own / "measured.npz",
-        **{f"{name}/{at}": one.tables[name] for at, one in enumerate(passes) for name in ("grad_norm", "loss")},
-        **{f"times/{at}": one.times for at, one in enumerate(passes)},
+        **{
+            f"{name}/{at}": one.tables[name] for at, one in enumerate(passes.values()) for name in ("grad_norm", "loss")
+        },
+        **{f"times/{at}": one.times for at, one in enumerate(passes.values())},
     )
 
 
@@ -175,8 +178,8 @@ def train_preferences(folder: Path, trainer: partial[L.Trainer]) -> None:
     own = folder / f"rank={devices.rank()}" / PAIRS
     for collect in COLLECT:
         context = measurement_context(
-            records, base_model, own / collect, folder / "cache", trainer, ensemble=ENSEMBLE(collect=collect),
-            snapshots=EPOCHS, batches=BatchSettings(400, 0), objective=objective,
+            records, base_model, own / collect, folder / f"cache {collect}", trainer,
+            ensemble=ENSEMBLE(collect=collect), snapshots=EPOCHS, batches=BatchSettings(400, 0), objective=objective,
             build_engine=partial(FusedEngine, objective=objective),
         )  # fmt: skip
         examples, heldout = (add_reference_nll(context, rows) for rows in (context.examples, context.heldout))
@@ -189,9 +192,12 @@ def train_preferences(folder: Path, trainer: partial[L.Trainer]) -> None:
 
 
 class Keeping(MeasurementShards):
-    """A recorder that keeps what its process and what all of them recorded, as it was before it is merged."""
+    """A recorder that keeps what its process and what all of them recorded, as it was before it is merged.
 
-    def __init__(self, passes: list[Measured], *arguments):
+    Files are listed at checkpoints, too; the last list of a pass is that of all rows.
+    """
+
+    def __init__(self, passes: dict[Path, Measured], *arguments):
         super().__init__(*arguments)
         self.passes = passes
 
@@ -203,7 +209,7 @@ class Keeping(MeasurementShards):
         times = own.groupby(["member", "example_id"]).size().reindex(index, fill_value=0)
         measured = shards.set_index(["member", "example_id"]).reindex(index)  # refuses a row that is there twice
         tables = {name: measured[name].to_numpy().reshape(self.members, -1) for name in ("grad_norm", "loss")}
-        self.passes.append(Measured(times.to_numpy().reshape(self.members, -1), tables))
+        self.passes[self.folder] = Measured(times.to_numpy().reshape(self.members, -1), tables)
         return file_names
 
 
