@@ -5,7 +5,8 @@ import json
 
 import pytest
 from datasets import load_dataset
-from tests.support.llama_factory import turns_for_llama_factory
+from tests.data.test_preference_schema import FORMS
+from tests.support.llama_factory import read_as_llama_factory, turns_for_llama_factory
 
 from gradfiltering.data.export import name_run
 from gradfiltering.methods.subset_files import write_subset
@@ -72,3 +73,27 @@ def test_a_field_that_no_chosen_row_has_is_not_named(field, subset, tmp_path):
     entry = json.loads((folder / "dataset_info.json").read_text("utf-8"))[name_run(folder)]
     assert field not in read.column_names and field not in entry["columns"].values()
     assert turns_for_llama_factory(folder, name_run(folder), tmp_path / "hf") == [("", ["a"], "b")] * 2
+
+
+PREFERENCES = {
+    **FORMS,
+    "sharegpt with roles": {
+        "conversations": [{"role": "user", "content": "Say it."}],
+        "chosen": {"role": "assistant", "content": "right"}, "rejected": {"role": "assistant", "content": "wrong"},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", PREFERENCES)
+def test_llama_factory_reads_both_answers_of_a_preference(form, write_rows, file_source, tmp_path):
+    row = PREFERENCES[form]
+    dataset = file_source(write_rows([row] * 2), schema="preference").load(0)
+    write_subset(RunFolder(tmp_path / "out"), dataset, [0, 1], None)
+    if isinstance(row["chosen"], list):
+        assert json.loads((tmp_path / "out" / "dataset_info.json").read_text("utf-8")) == {}, "it reads no such lists"
+        return
+    converted_rows = read_as_llama_factory(tmp_path / "out", name_run(tmp_path / "out"), tmp_path / "hf")
+    assert len(converted_rows) == 2
+    for converted in converted_rows:
+        assert [turn["content"] for turn in converted["_prompt"]] == ["Say it."]
+        assert [turn["content"] for turn in converted["_response"]] == ["right", "wrong"]

@@ -5,7 +5,8 @@ import pytest
 from scipy.stats import spearmanr
 from tests.diagnostics.limits import QUIET
 
-from gradfiltering.diagnostics.ensemble import diagnose_ensemble
+from gradfiltering.diagnostics.ensemble import diagnose_ensemble, ensemble_columns
+from gradfiltering.diagnostics.row_columns import ArrayColumns
 from gradfiltering.requests import EpochLog, GradientLogPair
 
 RTOL = 1e-6  # logged norms are float32
@@ -28,7 +29,7 @@ def log():
 
 def ensemble(log, limits=QUIET, update_ratio=0.1):
     ratios = {1: [0.01, 0.03], 2: [update_ratio] * 2}
-    return diagnose_ensemble(log, 1, 2, ratios, limits)
+    return diagnose_ensemble(ArrayColumns(ensemble_columns(log)), 1, 2, ratios, limits)
 
 
 class TestEnsembleDiagnostics:

@@ -61,7 +61,8 @@ def write_rows(
     elif isinstance(dataset.schema, Mixed):
         entries = _write_by_schema(run_dir, dataset.schema, selected_rows)
     else:
-        entries = {"": llama_factory_entry(dataset.schema, selected_rows, "subset.jsonl")}
+        entry = llama_factory_entry(dataset.schema, selected_rows, "subset.jsonl")
+        entries = {} if entry is None else {"": entry}
     named_entries = {"_".join(filter(None, (run_name, suffix))): entry for suffix, entry in entries.items()}
     write_json(run_dir / "dataset_info.json", named_entries)
 
@@ -84,11 +85,13 @@ def _write_exported(
     table = JsonRows.from_list(exported_rows)
     _write_text_rows(run_dir / file_name, table, JSON_LINES)
     if export.format == "messages":
-        return {"": llama_factory_entry(Messages("messages"), table, file_name)}
-    if holds_messages(exported_rows):
+        exported_schema: Schema = Messages("messages")
+    elif holds_messages(exported_rows):
         return {}
-    pair_schema = Instruction("prompt_completion", "prompt", None, "completion")
-    return {"": llama_factory_entry(pair_schema, table, file_name)}
+    else:
+        exported_schema = Instruction("prompt_completion", "prompt", None, "completion")
+    entry = llama_factory_entry(exported_schema, table, file_name)
+    return {} if entry is None else {"": entry}
 
 
 def _write_by_schema(run_dir: Path, mixed_schema: Mixed, selected_rows: Dataset | JsonRows) -> dict[str, Any]:
@@ -108,7 +111,9 @@ def _write_by_schema(run_dir: Path, mixed_schema: Mixed, selected_rows: Dataset 
         column_names = "_".join(row_schema.required)
         file_name = f"subset_{column_names}.jsonl"
         _write_text_rows(run_dir / file_name, rows_of_schema, JSON_LINES)
-        entries[column_names] = llama_factory_entry(row_schema, rows_of_schema, file_name)
+        entry = llama_factory_entry(row_schema, rows_of_schema, file_name)
+        if entry is not None:
+            entries[column_names] = entry
     return entries
 
 
@@ -174,10 +179,11 @@ def _write_typed_rows(output_path: Path, selected_rows: Dataset, file_format: Fi
                 file_writer.write_table(arrow_table.select(row_schema.names).cast(row_schema))
 
 
-def llama_factory_entry(row_schema: Schema, selected_rows: Dataset | JsonRows, file_name: str) -> dict[str, Any]:
+def llama_factory_entry(row_schema: Schema, selected_rows: Dataset | JsonRows, file_name: str) -> dict[str, Any] | None:
     """Describe rows of one schema for LLaMA-Factory's `dataset_info.json`: their columns and, of messages, their tags.
 
-    A column that no selected row has is one that LLaMA-Factory would not find, and is not named.
+    A column that no selected row has is one that LLaMA-Factory would not find, and is not named. None for preference
+    rows whose answers are lists of messages, which LLaMA-Factory does not read.
     """
     dataset_entry: dict[str, Any] = {"file_name": file_name}
     further_columns = {"system": SYSTEM_COLUMNS, "tools": TOOLS_COLUMNS[:1]}
@@ -191,14 +197,19 @@ def llama_factory_entry(row_schema: Schema, selected_rows: Dataset | JsonRows, f
         }
     elif isinstance(row_schema, Preference):
         columns = {"chosen": row_schema.chosen, "rejected": row_schema.rejected}
+        answers = [row_values.get(name) for row_values in _iterate_rows(selected_rows) for name in columns.values()]
         message_columns = [name for name in row_schema.conversation_columns if _any_row_has(selected_rows, name)]
-        if message_columns:
+        if message_columns and all(isinstance(answer, dict) for answer in answers):
+            has_roles = any("role" in answer for answer in answers if isinstance(answer, dict))
             return {
                 **dataset_entry,
                 "formatting": "sharegpt",
                 "ranking": True,
                 "columns": {"messages": message_columns[0], **columns},
+                **({"tags": {"role_tag": "role", "content_tag": "content", **OPENAI_ROLE_TAGS}} if has_roles else {}),
             }
+        if not all(isinstance(answer, str) for answer in answers):
+            return None
         has_prompt = _any_row_has(selected_rows, row_schema.prompt)
         columns["prompt"] = row_schema.prompt if has_prompt else row_schema.instruction
         if not has_prompt:

@@ -8,33 +8,11 @@ import numpy as np
 
 from gradfiltering.diagnostics.failures import FailedDiagnostic
 from gradfiltering.diagnostics.limits import DiagnosticLimits, Diagnostics
-from gradfiltering.diagnostics.row_columns import ArrayColumns, RowColumns
+from gradfiltering.diagnostics.row_columns import RowColumns
 from gradfiltering.requests import GradientLogPair, SnapshotUnit
 
 TINY = np.finfo(float).tiny
 MEMBER_DROP = "member_drop_"
-
-
-def diagnose_ensemble(
-    logs: GradientLogPair,
-    early_epoch: int,
-    late_epoch: int,
-    update_ratios: Mapping[int, Sequence[float]],
-    limits: DiagnosticLimits,
-    unit: SnapshotUnit = "epoch",
-) -> Diagnostics:
-    """Measure drop, variance, growth, agreement and training loss of an ensemble.
-
-    Args:
-        logs: gradient log of the run at both snapshots.
-        early_epoch: epoch of the early snapshot.
-        late_epoch: epoch of the late snapshot.
-        update_ratios: epoch -> ‖ΔW‖/‖W‖ of each member.
-        limits: when to warn.
-        unit: what snapshots are counted in.
-    """
-    columns = ArrayColumns(ensemble_columns(logs))
-    return diagnose_ensemble_columns(columns, early_epoch, late_epoch, update_ratios, limits, unit)
 
 
 def ensemble_columns(logs: GradientLogPair) -> dict[str, np.ndarray]:
@@ -60,7 +38,7 @@ def ensemble_columns(logs: GradientLogPair) -> dict[str, np.ndarray]:
     return columns
 
 
-def diagnose_ensemble_columns(
+def diagnose_ensemble(
     columns: RowColumns,
     early_epoch: int,
     late_epoch: int,
@@ -68,11 +46,15 @@ def diagnose_ensemble_columns(
     limits: DiagnosticLimits,
     unit: SnapshotUnit = "epoch",
 ) -> Diagnostics:
-    """Measure what `diagnose_ensemble` does, from columns that may lie on disk.
+    """Measure drop, variance, growth, agreement and training loss of an ensemble.
 
     Args:
-        columns: of `ensemble_columns`.
-        early_epoch, late_epoch, update_ratios, limits, unit: see `diagnose_ensemble`.
+        columns: of `ensemble_columns`, in memory or on disk.
+        early_epoch: epoch of the early snapshot.
+        late_epoch: epoch of the late snapshot.
+        update_ratios: epoch -> ‖ΔW‖/‖W‖ of each member.
+        limits: when to warn.
+        unit: what snapshots are counted in.
     """
     epoch_columns = {str(early_epoch): "early", str(late_epoch): "late"}
     has_variance = "relative_variance_late" in columns.names

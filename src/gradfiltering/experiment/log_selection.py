@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradfiltering.diagnostics.ensemble import diagnose_ensemble_columns
+from gradfiltering.diagnostics.ensemble import diagnose_ensemble
 from gradfiltering.diagnostics.limits import DiagnosticLimits
 from gradfiltering.diagnostics.subset import ScoredColumns, diagnose_selected_columns, diagnose_source_counts
 from gradfiltering.ensembles.snapshots import SnapshotPair
@@ -87,8 +87,17 @@ class LogSelection:
 
 
 @dataclass(frozen=True)
-class _Work:
-    """Files and tables of a selection that is under way."""
+class _OpenSelection:
+    """A selection whose folders and database are open.
+
+    Attributes:
+        job: what is to be done.
+        compared_log: the log that is scored.
+        total_rows: rows of the dataset, which budgets count.
+        folder: of the results.
+        work_folder: for files that are deleted in the end.
+        connection: of the database.
+    """
 
     job: LogSelection
     compared_log: ComparedLog
@@ -137,8 +146,8 @@ def run_selection(job: LogSelection) -> dict[str, Any]:
         work_folder.mkdir(parents=True)
         try:
             with log_to_file(folder.path), open_database(work_folder) as connection:
-                work = _Work(job, compared_log, total_rows, folder, work_folder, connection)
-                _run_stages(work, stages, source_summary)
+                opened = _OpenSelection(job, compared_log, total_rows, folder, work_folder, connection)
+                _run_stages(opened, stages, source_summary)
         finally:
             discard_quietly(work_folder)
     return stages.summary
@@ -179,24 +188,24 @@ def _link_files(job: LogSelection, compared_log: ComparedLog, folder: RunFolder)
             folder.link(job.source_folder / file_name, file_name)
 
 
-def _run_stages(work: _Work, stages: StageRunner, source_summary: Mapping[str, Any]) -> None:
-    job, folder = work.job, work.folder
-    scored_log = stages.run("score", _score, work)
+def _run_stages(opened: _OpenSelection, stages: StageRunner, source_summary: Mapping[str, Any]) -> None:
+    job, folder = opened.job, opened.folder
+    scored_log = stages.run("score", _score, opened)
     unscored = RunFolder(job.source_folder).read_unscored()
     folder.write_unscored(
         [*zip(unscored["example_id"].tolist(), unscored["reason"].tolist(), strict=True), *scored_log.unscored]
     )
-    selection = stages.run("select", _select, work, scored_log)
+    selection = stages.run("select", _select, opened, scored_log)
     stages.add_to_summary(
         selection={
             "scorer": job.choices["scorer"],
             "selector": job.choices["selector"],
-            "fraction": selection.row_count / work.total_rows,
+            "fraction": selection.row_count / opened.total_rows,
             "selected": selection.row_count,
             **selection.facts,
         }
     )
-    stages.run("diagnostics", _diagnose, work, scored_log, stages, source_summary)
+    stages.run("diagnostics", _diagnose, opened, scored_log, stages, source_summary)
     from gradfiltering.reports.verdict import judge_run
 
     verdict = judge_run(folder.path)
@@ -208,45 +217,47 @@ def _run_stages(work: _Work, stages: StageRunner, source_summary: Mapping[str, A
     stages.end()
 
 
-def _score(work: _Work) -> ScoredLog:
-    scored_log = score_log(work.job.scorer, work.compared_log, work.work_folder)
-    work.folder.write(SCORES_FILE, partial(write_ranked_scores, work.connection, scored_log))
+def _score(opened: _OpenSelection) -> ScoredLog:
+    scored_log = score_log(opened.job.scorer, opened.compared_log, opened.work_folder)
+    opened.folder.write(SCORES_FILE, partial(write_ranked_scores, opened.connection, scored_log))
     return scored_log
 
 
-def _select(work: _Work, scored_log: ScoredLog) -> StoredSelection:
-    job = work.job
+def _select(opened: _OpenSelection, scored_log: ScoredLog) -> StoredSelection:
+    job = opened.job
     if find_strata(job.selector) is not None:
-        subset_file = work.work_folder / SUBSET_FILE
+        subset_file = opened.work_folder / SUBSET_FILE
         selection = select_stored_rows(
-            job.selector, work.connection, scored_log.scored_file, work.total_rows, subset_file, work.rows_file
+            job.selector, opened.connection, scored_log.scored_file, opened.total_rows, subset_file, opened.rows_file
         )
-        work.folder.write(SUBSET_FILE, subset_file.replace)
+        opened.folder.write(SUBSET_FILE, subset_file.replace)
         return selection
-    in_memory = select_in_memory(job.selector, work.compared_log, scored_log.scored_file, work.total_rows)
-    scores = work.folder.read_scores()
+    in_memory = select_in_memory(job.selector, opened.compared_log, scored_log.scored_file, opened.total_rows)
+    scores = opened.folder.read_scores()
     assert scores is not None, "the rows were scored before"
     selected_ids = np.asarray(in_memory.example_ids, dtype=np.int64)
-    work.folder.write_subset(selected_ids, scores.set_index("example_id")["score"].reindex(selected_ids).to_numpy())
-    return StoredSelection(work.folder.path / SUBSET_FILE, len(selected_ids), in_memory.facts)
+    opened.folder.write_subset(selected_ids, scores.set_index("example_id")["score"].reindex(selected_ids).to_numpy())
+    return StoredSelection(opened.folder.path / SUBSET_FILE, len(selected_ids), in_memory.facts)
 
 
-def _diagnose(work: _Work, scored_log: ScoredLog, stages: StageRunner, source_summary: Mapping[str, Any]) -> None:
+def _diagnose(
+    opened: _OpenSelection, scored_log: ScoredLog, stages: StageRunner, source_summary: Mapping[str, Any]
+) -> None:
     """Diagnose ensemble and selection from the files; what another choice of rows does not change is taken over."""
-    job, connection = work.job, work.connection
+    job, connection = opened.job, opened.connection
     noted = source_summary.get("diagnostics", {})
     stages.summary["diagnostics"].update({name: noted[name] for name in KEPT_DIAGNOSTICS if name in noted})
     kept_failures = [failure for failure in noted.get("failed", []) if failure["name"] in KEPT_FAILURES]
     stages.summary["diagnostics"]["failed"] += kept_failures
     stages.add_warnings([failure["warning"] for failure in kept_failures])
     update_ratios = {epoch: [ratio] for epoch, ratio in noted.get("update_ratio", {}).items()}
-    subset_file = work.folder.path / SUBSET_FILE
+    subset_file = opened.folder.path / SUBSET_FILE
     scored_rows = StoredColumns(connection, read_file(scored_log.scored_file))
     selected_rows = StoredColumns(
         connection, f"(SELECT * FROM {scored_rows.rows} SEMI JOIN {read_file(subset_file)} USING (example_id))"
     )
     findings = [
-        diagnose_ensemble_columns(
+        diagnose_ensemble(
             StoredColumns(connection, read_file(scored_log.ensemble_file)),
             job.snapshots.early,
             job.snapshots.late,
@@ -258,9 +269,9 @@ def _diagnose(work: _Work, scored_log: ScoredLog, stages: StageRunner, source_su
             scored_rows, selected_rows, ScoredColumns(scored_rows, scored_log.statistic_names), job.limits
         ),
     ]
-    if work.rows_file is not None and has_sources(connection, work.rows_file):
+    if opened.rows_file is not None and has_sources(connection, opened.rows_file):
         findings.append(
-            diagnose_source_counts(*count_sources(connection, work.rows_file, subset_file), limits=job.limits)
+            diagnose_source_counts(*count_sources(connection, opened.rows_file, subset_file), limits=job.limits)
         )
     for diagnostics in findings:
         stages.add_diagnostics(diagnostics.values, diagnostics.failed)

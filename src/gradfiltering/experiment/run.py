@@ -15,11 +15,12 @@ from gradfiltering.data.row_hygiene import check_hygiene
 from gradfiltering.data.row_texts import write_row_texts
 from gradfiltering.data.templates import layout_name
 from gradfiltering.data.unknown_tokens import unknown_token_share
-from gradfiltering.diagnostics.ensemble import diagnose_ensemble
+from gradfiltering.diagnostics.ensemble import diagnose_ensemble, ensemble_columns
 from gradfiltering.diagnostics.failures import FailedDiagnostic
 from gradfiltering.diagnostics.heldout_loss import HeldoutLosses, diagnose_heldout_loss
 from gradfiltering.diagnostics.planted_truth import compare_with_truth
 from gradfiltering.diagnostics.proxy_knowledge import diagnose_proxy_knowledge
+from gradfiltering.diagnostics.row_columns import ArrayColumns
 from gradfiltering.diagnostics.subset import diagnose_selection, diagnose_sources
 from gradfiltering.distributed.process_group import run_on_rank_zero
 from gradfiltering.errors import attributed_to
@@ -386,7 +387,7 @@ def add_measurements_to_summary(
         ensemble_report = context.reports.ensemble
         run.stages.add_to_summary(proxy=ensemble_report.summary())
         findings = diagnose_ensemble(
-            logs=evidence.get(GradientLog()),
+            columns=ArrayColumns(ensemble_columns(evidence.get(GradientLog()))),
             early_epoch=context.snapshots.early,
             late_epoch=context.snapshots.late,
             update_ratios=ensemble_report.update_ratios,

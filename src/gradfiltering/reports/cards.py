@@ -69,7 +69,7 @@ def build_dataset_card(run_files: RunFiles) -> DatasetCard:
         "the input's order; `subset.parquet` holds each row's position there (`example_id`) and its score.",
         "## Use\n\n```python\nfrom datasets import load_dataset\n\n"
         'rows = load_dataset("json", data_files="subset.jsonl", split="train")\n```\n\n'
-        "`dataset_info.json` describes the file for LLaMA-Factory.",
+        "`dataset_info.json` describes the file for LLaMA-Factory, where that reads such rows.",
         _format_verdict_section(run_files),
         "## Selection\n\n" + _format_facts(_list_selection_facts(run_files)),
         "## Before you trust it\n\n" + _format_diagnostics(run_files.summary),
