@@ -20,7 +20,7 @@ from gradfiltering.runs.gradient_log import GradientLogReader
 
 GOOD = '{"instruction": "a", "input": "", "output": "b"}\n'
 TALK = '{"messages": [{"role": "%s", "content": "a"}]}\n'
-PACKED = gzip.compress(GOOD.encode() * 99)
+PACKED = gzip.compress(GOOD.encode() * 99, mtime=0)  # a time would make names of tests differ by the second
 
 
 def parquet(**columns):

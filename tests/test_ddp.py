@@ -170,8 +170,8 @@ def test_each_job_of_a_sweep_has_one_folder(cache, tmp_path, launcher):
     output = run_in_processes(
         tmp_path / "tmp", *launcher, "train.py", "-m", *overrides, "scorer=gsnr,raw_drop", f"hydra.sweep.dir={sweep}"
     )
-    files = ["multirun.yaml", "sweep.csv", "sweep.html", "sweep.json"]
-    assert sorted(path.name for path in sweep.iterdir()) == ["0", "1", *files, "tables"]
+    files = ["multirun.yaml", "sweep.csv", "sweep.html", "sweep.json", "tables", "verdicts.json"]
+    assert sorted(path.name for path in sweep.iterdir()) == ["0", "1", *files]
     assert [summary(sweep / job)["selection"]["scorer"] for job in "01"] == ["gsnr", "raw_drop"]
     assert files_of(sweep / "0") == files_of(sweep / "1") and "summary.json" in files_of(sweep / "0")
     assert output.count("summary.json") == 2, "each job is told once, by the first process"

@@ -59,7 +59,8 @@ def write_as(path, kind):
 
 BYTES = {
     "json": json.dumps(ROWS).encode(), "jsonl": LINES, "ndjson": LINES, "csv": as_csv(","), "tsv": as_csv("\t"),
-    "jsonl.gz": gzip.compress(LINES), "jsonl.zst": zstd(LINES), "csv.gz": gzip.compress(as_csv(",")),
+    "jsonl.gz": gzip.compress(LINES, mtime=0), "jsonl.zst": zstd(LINES),
+    "csv.gz": gzip.compress(as_csv(","), mtime=0),
     "json.zst": zstd(json.dumps(ROWS).encode()),
 }  # fmt: skip
 
@@ -355,7 +356,7 @@ BAD = {
     "twice.tsv": ("output\toutput\na\tb\n", {}, "line 1: the header.*repeated name; give"),
     "text.txt": ("a", {}, r"cannot read '\.txt' files; give one of \.json"),
     "bad.jsonl.gz": (b"not gzip", {}, "cannot be read.*unpack it by hand .gzip."),
-    "cut.jsonl.gz": (gzip.compress(LINES)[:-9], {}, "cannot be read.*unpack it by hand .gzip."),
+    "cut.jsonl.gz": (gzip.compress(LINES, mtime=0)[:-9], {}, "cannot be read.*unpack it by hand .gzip."),
     "bad.jsonl.zst": (b"not zstd at all", {}, "cannot be read.*unpack it by hand .zstd."),
     "cut.jsonl.zst": (zstd(LINES)[:-9], {}, "cannot be read.*unpack it by hand .zstd."),
     "bad.parquet": (b"PAR1 nothing", {}, "no readable parquet file.*write it again"),

@@ -48,7 +48,7 @@ def arrow_bytes(new_writer) -> bytes:
 
 CONTENTS = {
     "rows.jsonl": LINES,
-    "rows.jsonl.gz": gzip.compress(LINES),
+    "rows.jsonl.gz": gzip.compress(LINES, mtime=0),
     "rows.jsonl.zst": to_bytes(compress_lines),
     "rows.json": json.dumps(ROWS).encode(),
     "rows.csv": b"instruction,output\n" + b"".join(f"Say {n}.,{n}\n".encode() for n in range(30)),
@@ -115,12 +115,13 @@ def test_files_of_two_kinds_are_refused(store):
     ("name", "content", "message"),
     [
         ("broken.jsonl", b'{"text": \n', r"memory://bucket/broken\.jsonl, line 1, is not valid JSON"),
-        ("broken.jsonl.gz", gzip.compress(LINES)[:40], r"memory://bucket/broken\.jsonl\.gz cannot be read"),
+        ("broken.jsonl.gz", gzip.compress(LINES, mtime=0)[:40], r"memory://bucket/broken\.jsonl\.gz cannot be read"),
         ("broken.parquet", b"PAR1 nothing", r"memory://bucket/broken\.parquet is no readable parquet file"),
         ("broken.arrow", b"ARROW1 nothing", r"memory://bucket/broken\.arrow is no readable arrow file"),
         ("rows.txt", b"text", r"memory://bucket/rows\.txt: cannot read '\.txt' files"),
         ("empty.jsonl", b"", r"memory://bucket/empty\.jsonl is empty"),
     ],
+    ids=["jsonl", "jsonl.gz", "parquet", "arrow", "txt", "nothing"],  # the content of an archive is no name
 )
 def test_broken_files_are_named_by_their_address(name, content, message, store):
     with pytest.raises(UserError, match=message):
