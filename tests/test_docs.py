@@ -167,7 +167,7 @@ def write_rows(path: Path, rows: int = 60) -> None:
 
 @pytest.mark.parametrize("name", [*FORBIDDING_DIAGNOSTICS, *DOUBTING_DIAGNOSTICS])
 def test_every_diagnostic_has_an_entry(name):
-    entry = r'^`(\w+)` · "([^"]+)"\n\n\*\*Meaning\.\*\* .+\n\n\*\*Do\.\*\* .+'
+    entry = r'^`(\w+)` · "([^"]+)"\n\n\*\*Meaning\.\*\* (?:.+\n)+\n\*\*Do\.\*\* .+'
     quoted = dict(re.findall(entry, TROUBLESHOOTING, re.MULTILINE))
     assert name in quoted, f"docs/troubleshooting.md says nothing of {name}"
     sources = "".join(path.read_text("utf-8") for path in (ROOT / "src" / "gradfiltering" / "diagnostics").glob("*.py"))
