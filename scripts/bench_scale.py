@@ -2,12 +2,14 @@
 
 python scripts/bench_scale.py log --rows 10000000 --members 5 --folder /tmp/scale
 python scripts/bench_scale.py scored --rows 100000000 --folder /tmp/scale
-python scripts/bench_scale.py online --rows 1000 100000 1000000
+python scripts/bench_scale.py online --rows 1000 100000 1000000 --folder /tmp/scale
+python scripts/bench_scale.py hygiene --rows 50000 500000 --folder /tmp/scale --alpaca alpaca_data.json
 
 `log` writes a synthetic gradient log and lets `gradfiltering select` score it and select a tenth, by `top` with the
 page and by `stratified` without. `scored` writes rows with a score and selects a tenth of them. `online` trains one
-member for an epoch, recording its gradients. What is measured runs in a process of its own: seconds and peak memory
-of each stage, and of the whole process (the operating system's own count).
+member for an epoch, recording its gradients. `hygiene` looks for signs of poor rows among Alpaca's rows, repeated with
+changes. What is measured runs in a process of its own: seconds and peak memory of each stage, and of the whole process
+(the operating system's own count).
 """
 
 import argparse
@@ -34,10 +36,13 @@ EPOCHS = (1, 2)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("measurement", choices=["log", "scored", "select-scored", "online", "train-online"])
+    parser.add_argument(
+        "measurement", choices=["log", "scored", "select-scored", "online", "train-online", "hygiene", "check-hygiene"]
+    )
     parser.add_argument("--rows", type=int, nargs="+", required=True)
     parser.add_argument("--members", type=int, default=5)
     parser.add_argument("--folder", type=Path, required=True, help="scratch folder; its files serve again")
+    parser.add_argument("--alpaca", type=Path, help="alpaca_data.json, for hygiene")
     options = parser.parse_args()
     for row_count in options.rows:
         if options.measurement == "log":
@@ -49,6 +54,14 @@ def main() -> None:
             print(f"{row_count:,} rows: {run_measured([*map(str, command)])}", flush=True)
         elif options.measurement == "train-online":
             train_online(options.folder / f"online-{row_count}", row_count)
+        elif options.measurement == "hygiene":
+            rows_file = options.folder / f"alpaca-{row_count}.jsonl"
+            if not rows_file.is_file():
+                write_changed_rows(rows_file, row_count, options.alpaca)
+            command = [sys.executable, __file__, "check-hygiene", "--rows", str(row_count), "--folder", options.folder]
+            print(f"{row_count:,} rows: {run_measured([*map(str, command)])}", flush=True)
+        elif options.measurement == "check-hygiene":
+            check_rows_hygiene(options.folder, row_count)
         else:
             select_scored(options.folder / f"scored-{row_count}.parquet", row_count)
 
@@ -224,6 +237,56 @@ def draw_piece(first_row: int, row_count: int, member: int, epoch: int) -> pa.Ta
     norm, loss = row_norm * late_share * own_share, 2.0 * late_share * own_share
     columns = [np.arange(first_row, first_row + row_count), np.abs(norm).astype("f4"), loss.astype("f4"), tokens]
     return pa.table(columns, schema=SCHEMA)
+
+
+def check_rows_hygiene(folder: Path, row_count: int) -> None:
+    """Look for signs of poor rows, and print how many show them and the memory it took."""
+    import datasets
+
+    from gradfiltering.data.row_hygiene import check_hygiene
+    from gradfiltering.data.schemas import Columns
+    from gradfiltering.data.sources import FileSource, Heldout
+    from gradfiltering.runs.cache import Cache
+    from gradfiltering.synthetic.planted_defects import PlantedDefects
+
+    work_folder = folder / f"hygiene-{row_count}"
+    shutil.rmtree(work_folder, ignore_errors=True)
+    datasets.config.HF_DATASETS_CACHE = work_folder / "datasets"
+    source = FileSource(
+        path=str(folder / f"alpaca-{row_count}.jsonl"), limit=None, template="alpaca", schema="auto",
+        columns=Columns("instruction", "input", "output"), heldout=Heldout(None, 0, 0.0),
+        corrupt=PlantedDefects(0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
+    )  # fmt: skip
+    dataset = source.load(0)
+    processor_before = time.process_time()
+    with anonymous_memory_printed():
+        hygiene = check_hygiene(dataset, [], Cache(work_folder / "cache"))
+    print(f"{time.process_time() - processor_before:.0f} s of processor time, {hygiene.counts}", flush=True)
+    shutil.rmtree(work_folder)
+
+
+CHANGED_WORDS, UNCHANGED_ROWS = 0.3, 0.02
+
+
+def write_changed_rows(rows_file: Path, row_count: int, alpaca_file: Path) -> None:
+    """Write Alpaca's rows over and over; in all but a few, words are replaced by words of other rows."""
+    rows_file.parent.mkdir(parents=True, exist_ok=True)
+    rows = json.loads(alpaca_file.read_text("utf-8"))
+    vocabulary = np.array(" ".join(row["output"] for row in rows[:5000]).split())
+    rng = np.random.default_rng(0)
+
+    def change(text: str) -> str:
+        words = np.array(text.split(" "), dtype=object)
+        is_changed = rng.random(len(words)) < CHANGED_WORDS
+        words[is_changed] = rng.choice(vocabulary, is_changed.sum())
+        return " ".join(words)
+
+    with rows_file.open("w", encoding="utf-8") as file:
+        for number in range(row_count):
+            row = rows[number % len(rows)]
+            if number >= len(rows) and rng.random() >= UNCHANGED_ROWS:
+                row = {name: change(value) for name, value in row.items()}
+            file.write(json.dumps(row) + "\n")
 
 
 def write_scored_rows(scored_file: Path, row_count: int) -> None:

@@ -1,27 +1,35 @@
 """Signs of poor rows: right counts on rows of every kind, in several scripts, and no hit on good rows."""
 
+import zlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from datasketch import MinHash, MinHashLSH
 
 from gradfiltering.data.examples import Encoder
+from gradfiltering.data.row_duplicates import (
+    BAND_WIDTH,
+    BANDS,
+    NEAR_SIMILARITY,
+    PERMUTATIONS,
+    ExactDuplicates,
+    NearDuplicates,
+)
 from gradfiltering.data.row_hygiene import (
-    CHECKS,
     HYGIENE_NAMES,
-    RowText,
+    UnexpectedLanguages,
+    asks_any_of,
     check_hygiene,
-    find_evaluation_prompts,
-    find_exact_duplicates,
-    find_near_duplicates,
-    find_unexpected_languages,
     identify_language,
     is_empty,
     is_one_word,
     is_refusal,
     is_repetitive,
     is_unfinished,
+    make_checks,
 )
+from gradfiltering.data.row_texts import RowText
 
 STORY = (
     "The old lighthouse keeper climbed the stairs every evening to light the lamp, and every morning he wrote down how "
@@ -32,6 +40,17 @@ ENGLISH = [
     "Plants turn sunlight into sugar, which feeds nearly every other living thing on land and in the sea.",
     "You should wash the vegetables first, then cut them into small pieces and fry them in a little oil.",
 ]
+
+
+def find_rows(check, rows, batch_size=1000):
+    """Add rows to a check in batches, and return the positions of those that show its sign."""
+    for first_row in range(0, len(rows), batch_size):
+        check.add_rows(rows[first_row : first_row + batch_size])
+    hits = check.find_hits()
+    assert hits.shape == (len(rows),) and hits.dtype == bool
+    return np.flatnonzero(hits).tolist()
+
+
 GOOD_ANSWERS = {
     "sentence": "Paris is the capital of France and also its largest city by far.",
     "number": "7",
@@ -123,25 +142,68 @@ def test_empty_and_one_word_answers():
     assert not any(is_one_word(answer) for answer in more)
 
 
-def test_exact_duplicates_repeat_question_and_answer_of_an_earlier_row():
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_exact_duplicates_repeat_question_and_answer_of_an_earlier_row(batch_size):
     rows = [RowText("a", "b"), RowText("a", "c"), RowText("a", "b"), RowText("ab", ""), RowText("a", "b")]
-    assert find_exact_duplicates(rows).tolist() == [False, False, True, False, True]
+    assert find_rows(ExactDuplicates(), rows, batch_size) == [2, 4]
 
 
-def test_near_duplicates_differ_by_a_word_and_exact_ones_are_not_counted_again():
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_near_duplicates_differ_by_a_word_or_not_at_all(tmp_path, batch_size):
     rows = [
         RowText("Tell a story.", STORY), RowText("Tell a story.", STORY), RowText("Tell a story!", STORY),
         RowText("Tell a story.", STORY.replace("evening", "night")), RowText("Tell a story.", STORY[:90]),
         *(RowText("What is it?", text) for text in ENGLISH), RowText("", ""), RowText("What is 3 + 4?", "7"),
         RowText("What is 3 + 5?", "8"),
     ]  # fmt: skip
-    assert np.flatnonzero(find_near_duplicates(rows)).tolist() == [2, 3]
+    assert find_rows(NearDuplicates(tmp_path), rows, batch_size) == [1, 2, 3]
 
 
-def test_near_duplicates_in_a_script_without_blanks():
+def test_near_duplicates_in_a_script_without_blanks(tmp_path):
     text = "".join(chr(0x4E00 + 7 * position) for position in range(90))
     rows = [RowText("", text), RowText("", text[:45] + "\u4e00" + text[46:]), RowText("", text[:40])]
-    assert find_near_duplicates(rows).tolist() == [False, True, False]
+    assert find_rows(NearDuplicates(tmp_path), rows) == [1]
+
+
+@pytest.mark.parametrize("check_type", [ExactDuplicates, UnexpectedLanguages])
+def test_no_rows_show_no_signs(check_type, tmp_path):
+    assert find_rows(check_type(), []) == find_rows(NearDuplicates(tmp_path), []) == []
+
+
+def draw_similar_rows(row_count, seed):
+    """Draw rows of which many share most of their words with others, a few all of them."""
+    rng = np.random.default_rng(seed)
+    stems = [rng.choice(5000, 60).astype(str) for _ in range(row_count // 12)]
+    rows = []
+    for _ in range(row_count):
+        words = stems[rng.integers(len(stems))].copy()
+        changed_words = rng.random(60) < rng.choice([0.0, 0.02, 0.04, 0.06, 0.08, 0.2, 0.5])
+        words[changed_words] = rng.choice(5000, changed_words.sum()).astype(str)
+        rows.append(RowText("Go on.", " ".join(words)))
+    return rows
+
+
+def find_near_rows_in_memory(rows):
+    """Find near duplicates by datasketch's own index, which holds all sketches in memory."""
+    lookup_index, sketches, near_rows = MinHashLSH(threshold=NEAR_SIMILARITY, num_perm=PERMUTATIONS), {}, []
+    assert (lookup_index.b, lookup_index.r) == (BANDS, BAND_WIDTH)
+    for row_id, row in enumerate(rows):
+        words = f"{row.question} {row.answer}".lower().replace(".", "").split()
+        sketch = MinHash(num_perm=PERMUTATIONS, hashfunc=zlib.crc32)
+        sketch.update_batch([" ".join(words[start : start + 3]).encode() for start in range(len(words) - 2)])
+        if any(sketches[other].jaccard(sketch) >= NEAR_SIMILARITY for other in lookup_index.query(sketch)):
+            near_rows.append(row_id)
+        else:
+            lookup_index.insert(row_id, sketch)
+            sketches[row_id] = sketch
+    return near_rows
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_near_duplicates_are_those_of_an_index_in_memory(tmp_path, seed):
+    rows = draw_similar_rows(600, seed)
+    near_rows = find_rows(NearDuplicates(tmp_path), rows, batch_size=70)
+    assert near_rows == find_near_rows_in_memory(rows) and 100 < len(near_rows) < 500
 
 
 FRENCH = "Ceci est un document qui décrit l'état actuel de la recherche en apprentissage automatique."
@@ -150,15 +212,15 @@ JAPANESE = "東京は日本の首都です。とても大きい町です。"
 
 def test_languages_that_few_rows_are_in():
     rows = [RowText("", text) for text in [*ENGLISH * 10, FRENCH, JAPANESE, "7", "def add(a, b):\n    return a + b"]]
-    assert np.flatnonzero(find_unexpected_languages(rows)).tolist() == [30, 31]
-    assert not find_unexpected_languages([RowText("", text) for text in [*ENGLISH * 2, FRENCH, FRENCH]]).any()
-    assert not find_unexpected_languages([RowText("", "7")]).any() and find_unexpected_languages([]).tolist() == []
+    assert find_rows(UnexpectedLanguages(), rows, batch_size=7) == [30, 31]
+    assert find_rows(UnexpectedLanguages(), [RowText("", text) for text in [*ENGLISH * 2, FRENCH, FRENCH]]) == []
+    assert find_rows(UnexpectedLanguages(), [RowText("", "7")]) == []
     assert [identify_language(text) for text in (ENGLISH[0], FRENCH, JAPANESE, "oui")] == ["en", "fr", "ja", None]
 
 
 def test_questions_of_the_evaluation_are_recognised_whatever_case_and_blanks():
     rows = [RowText("Name a  city\n", "x"), RowText("Name a town", "x"), RowText("", "x")]
-    assert find_evaluation_prompts(rows, ["name A city", ""]).tolist() == [True, False, False]
+    assert find_rows(asks_any_of(["name A city", ""]), rows) == [0]
 
 
 ROWS = [
@@ -168,15 +230,17 @@ ROWS = [
 ]  # fmt: skip
 
 
-def test_counts_of_all_checks_and_a_second_look_from_the_cache(make_records, cache, monkeypatch):
+def test_counts_of_all_checks_and_a_second_look_from_the_cache(make_records, cache, tmp_path, monkeypatch):
     dataset = make_records(ROWS)
     hygiene = check_hygiene(dataset, ["ask me"], cache)
     counted = {name: count for name, count in hygiene.counts.items() if count}
-    assert list(hygiene.counts) == list(HYGIENE_NAMES) and set(HYGIENE_NAMES) == {*CHECKS, "evaluation_prompt"}
+    assert list(hygiene.counts) == list(HYGIENE_NAMES) and list(HYGIENE_NAMES) == list(make_checks(tmp_path, []))
     assert counted == {
         "exact_duplicate": 1, "empty_answer": 1, "one_word_answer": 1, "refusal": 1, "evaluation_prompt": 1
     }  # fmt: skip
-    monkeypatch.setattr("gradfiltering.data.row_hygiene.CHECKS", {})
+    (result_folder,) = {path.parent for path in cache.folder.rglob("hygiene.npz")}
+    assert not any(path.is_dir() for path in result_folder.iterdir())
+    monkeypatch.delattr("gradfiltering.data.row_hygiene.make_checks")
     assert check_hygiene(dataset, ["Ask  me"], cache).counts == hygiene.counts
     set_aside = replace(dataset, set_aside=frozenset({5}))
     assert check_hygiene(set_aside, ["ask me"], cache).counts["evaluation_prompt"] == 0

@@ -4,22 +4,22 @@ A hit is a sign and no proof: rows are counted, and left out only where the user
 """
 
 import re
-import zlib
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradfiltering.data.dataset import InstructionDataset, hash_content
-from gradfiltering.data.row_contents import iterate_columns
-from gradfiltering.data.row_texts import prompt_and_response
+from gradfiltering.data.row_duplicates import ExactDuplicates, NearDuplicates
+from gradfiltering.data.row_texts import WORD, RowText, iterate_row_texts
 from gradfiltering.runs.cache import Cache
-from gradfiltering.runs.plain_text import replace_lone_surrogates
-from gradfiltering.runs.progress import progress_bar, track
+from gradfiltering.runs.progress import progress_bar
 
 HYGIENE_FILE = "hygiene.npz"
 HYGIENE_VERSION = 1  # raise it when a check finds other rows
@@ -30,10 +30,6 @@ HygieneName = Literal[
     "repetition", "unexpected_language", "evaluation_prompt",
 ]  # fmt: skip
 HYGIENE_NAMES: tuple[HygieneName, ...] = get_args(HygieneName)
-
-# Characters of scripts that put no blanks between words: each counts as a word.
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 
 REFUSAL_OPENING = 250  # characters of an answer in which a refusal stands
 REFUSAL = re.compile(
@@ -80,24 +76,15 @@ MIN_LETTERS_OTHER_SCRIPT = 10
 USUAL_SHARE = 0.05  # a language of so many rows is usual
 SURE = 0.97
 
-SHINGLE_WORDS = 3
-NEAR_SIMILARITY = 0.8  # Jaccard, of shingles
-PERMUTATIONS = 128
-
-
-@dataclass(frozen=True)
-class RowText:
-    """A row as plain text; the question is all that stands before the last answer."""
-
-    question: str
-    answer: str
-
 
 class HygieneCheck(Protocol):
-    """A check of all rows of a dataset at once."""
+    """A check of a dataset whose rows come batch by batch, in order; what it holds of each row is small."""
 
-    def __call__(self, rows: Sequence[RowText]) -> np.ndarray:
-        """Return [N] bool: True for a row that shows the sign."""
+    def add_rows(self, rows: Sequence[RowText]) -> None:
+        """Look at the next rows."""
+
+    def find_hits(self) -> NDArray[np.bool_]:
+        """Return [N] bool for all rows that were added: True for a row that shows the sign."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +95,7 @@ class RowHygiene:
         hits: name of a check -> [N] bool.
     """
 
-    hits: Mapping[str, np.ndarray]
+    hits: Mapping[str, NDArray[np.bool_]]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -140,13 +127,10 @@ def check_hygiene(dataset: InstructionDataset, prompt_questions: Sequence[str], 
     }
 
     def check_all_rows(folder: Path) -> None:
-        with progress_bar("looking for signs of poor rows", len(CHECKS), "checks") as bar:
-            rows = read_row_texts(dataset)
-            hits: dict[str, np.ndarray] = {}
-            for name, check in CHECKS.items():
-                hits[name] = check(rows)
-                bar.advance()
-        hits[EVALUATION_PROMPT] = find_evaluation_prompts(rows, prompt_questions)
+        with TemporaryDirectory(dir=folder) as scratch_folder:
+            hits = find_hits(
+                iterate_row_texts(dataset), make_checks(Path(scratch_folder), prompt_questions), len(dataset)
+            )
         with (folder / HYGIENE_FILE).open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **hits)
 
@@ -157,60 +141,69 @@ def check_hygiene(dataset: InstructionDataset, prompt_questions: Sequence[str], 
     return RowHygiene(hits)
 
 
-def read_row_texts(dataset: InstructionDataset) -> list[RowText]:
-    """Read question and answer of each row."""
-    row_texts = []
-    for row_values in iterate_columns(dataset.rows, dataset.schema.fields):
-        question, answer = prompt_and_response(dataset.schema, row_values)
-        row_texts.append(RowText(replace_lone_surrogates(question), replace_lone_surrogates(answer)))
-    return row_texts
+def make_checks(scratch_folder: Path, prompt_questions: Sequence[str]) -> dict[HygieneName, HygieneCheck]:
+    """Make all checks, by name.
+
+    Args:
+        scratch_folder: for what is too large for memory.
+        prompt_questions: questions of the evaluation.
+    """
+    return {
+        "exact_duplicate": ExactDuplicates(),
+        "near_duplicate": NearDuplicates(scratch_folder),
+        "empty_answer": RowCheck(lambda row: is_empty(row.answer)),
+        "one_word_answer": RowCheck(lambda row: is_one_word(row.answer)),
+        "refusal": RowCheck(lambda row: is_refusal(row.answer)),
+        "unfinished_answer": RowCheck(lambda row: is_unfinished(row.answer)),
+        "repetition": RowCheck(lambda row: is_repetitive(row.answer)),
+        "unexpected_language": UnexpectedLanguages(),
+        "evaluation_prompt": asks_any_of(prompt_questions),
+    }
 
 
-def find_evaluation_prompts(rows: Sequence[RowText], prompt_questions: Sequence[str]) -> np.ndarray:
-    """Find the rows that ask what the evaluation asks, letters' case and blanks aside. [N] bool."""
+def find_hits(
+    row_batches: Iterable[Sequence[RowText]], checks: Mapping[HygieneName, HygieneCheck], row_count: int
+) -> dict[str, NDArray[np.bool_]]:
+    """Check rows that come in batches, and return the name of each check with [N] bool."""
+    with progress_bar("looking for signs of poor rows", row_count) as bar:
+        for rows in row_batches:
+            for check in checks.values():
+                check.add_rows(rows)
+            bar.advance(len(rows))
+        hits: dict[str, NDArray[np.bool_]] = {name: check.find_hits() for name, check in checks.items()}
+    hits["near_duplicate"] &= ~hits["exact_duplicate"]  # these are counted by themselves
+    return hits
+
+
+class RowCheck:
+    """A check that needs one row at a time.
+
+    Args:
+        is_hit: returns True for a row that shows the sign.
+    """
+
+    def __init__(self, is_hit: Callable[[RowText], bool]):
+        self.is_hit = is_hit
+        self._hits = bytearray()  # one byte a row
+
+    def add_rows(self, rows: Sequence[RowText]) -> None:
+        """Look at the next rows."""
+        self._hits.extend(map(self.is_hit, rows))
+
+    def find_hits(self) -> NDArray[np.bool_]:
+        """Return [N] bool."""
+        return np.frombuffer(self._hits, dtype=bool)
+
+
+def asks_any_of(prompt_questions: Sequence[str]) -> RowCheck:
+    """Make the check that finds rows which ask what the evaluation asks, letters' case and blanks aside."""
     asked_questions = {normalize_question(question) for question in prompt_questions} - {""}
-    return np.array([normalize_question(row.question) in asked_questions for row in rows], dtype=bool)
+    return RowCheck(lambda row: normalize_question(row.question) in asked_questions)
 
 
 def normalize_question(question: str) -> str:
     """Return a question in lower case with single blanks."""
     return " ".join(question.casefold().split())
-
-
-def find_exact_duplicates(rows: Sequence[RowText]) -> np.ndarray:
-    """Find the rows whose question and answer an earlier row has. [N] bool."""
-    seen_rows: set[RowText] = set()
-    repeats = np.zeros(len(rows), dtype=bool)
-    for row_id, row in enumerate(rows):
-        repeats[row_id] = row in seen_rows
-        seen_rows.add(row)
-    return repeats
-
-
-def find_near_duplicates(rows: Sequence[RowText]) -> np.ndarray:
-    """Find the rows that nearly repeat an earlier row, exact duplicates aside. [N] bool.
-
-    The estimated Jaccard similarity of runs of three words is 0.8 or more (MinHash with banding, Broder 1997).
-    """
-    from datasketch import MinHash, MinHashLSH
-
-    lookup_index = MinHashLSH(threshold=NEAR_SIMILARITY, num_perm=PERMUTATIONS)
-    sketches: dict[int, MinHash] = {}
-    near_rows = np.zeros(len(rows), dtype=bool)
-    empty_sketch = MinHash(num_perm=PERMUTATIONS, hashfunc=zlib.crc32)
-    distinct_rows = np.flatnonzero(~find_exact_duplicates(rows)).tolist()
-    for row_id in track(distinct_rows, "looking for near duplicates"):
-        row_words = WORD.findall(f"{rows[row_id].question} {rows[row_id].answer}".lower())
-        starts = range(max(1, len(row_words) - SHINGLE_WORDS + 1))
-        shingles = {" ".join(row_words[start : start + SHINGLE_WORDS]).encode() for start in starts}
-        sketch = empty_sketch.copy()
-        sketch.update_batch(sorted(shingles))
-        if any(sketches[earlier_row].jaccard(sketch) >= NEAR_SIMILARITY for earlier_row in lookup_index.query(sketch)):
-            near_rows[row_id] = True
-        else:
-            lookup_index.insert(row_id, sketch, check_duplication=False)
-            sketches[row_id] = sketch
-    return near_rows
 
 
 def is_empty(answer: str) -> bool:
@@ -290,19 +283,33 @@ def is_repetitive(answer: str) -> bool:
     return 1 - len(set(word_runs)) / len(word_runs) >= REPEATED_SHARE
 
 
-def find_unexpected_languages(rows: Sequence[RowText]) -> np.ndarray:
-    """Find the rows whose answer is in a language that few rows are in. [N] bool.
+class UnexpectedLanguages:
+    """Finds the rows whose answer is in a language that few rows are in.
 
     A language of 5 % of the rows or more is usual. Short answers, code, and answers of which the identifier is not
     sure count as usual.
     """
-    languages = [identify_language(row.answer) for row in track(rows, "looking for unexpected languages")]
-    language_counts = Counter(filter(None, languages))
-    usual_rows = max(1.0, USUAL_SHARE * sum(language_counts.values()))
-    usual_languages = {language for language, count in language_counts.items() if count > usual_rows}
-    if not usual_languages:
-        return np.zeros(len(rows), dtype=bool)
-    return np.array([bool(language) and language not in usual_languages for language in languages], dtype=bool)
+
+    def __init__(self) -> None:
+        self._numbers: dict[str | None, int] = {None: 0}  # of languages
+        self._languages = array("H")  # number of each row's language
+
+    def add_rows(self, rows: Sequence[RowText]) -> None:
+        """Look at the next rows."""
+        for row in rows:
+            language = identify_language(row.answer)
+            self._languages.append(self._numbers.setdefault(language, len(self._numbers)))
+
+    def find_hits(self) -> NDArray[np.bool_]:
+        """Return [N] bool; no row where no language is usual."""
+        languages = np.frombuffer(self._languages, dtype=np.uint16)
+        row_counts = np.bincount(languages, minlength=len(self._numbers))
+        row_counts[0] = 0  # not identified
+        is_usual = row_counts > max(1.0, USUAL_SHARE * row_counts.sum())
+        if not is_usual.any():
+            return np.zeros(len(languages), dtype=bool)
+        is_usual[0] = True
+        return ~is_usual[languages]
 
 
 def identify_language(text: str) -> str | None:
@@ -324,20 +331,3 @@ def _load_language_identifier() -> Any:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-
-
-def _of_answers(is_hit: Callable[[str], bool]) -> HygieneCheck:
-    """Make a check that looks at one answer at a time."""
-    return lambda rows: np.array([is_hit(row.answer) for row in rows], dtype=bool)
-
-
-CHECKS: Mapping[str, HygieneCheck] = {
-    "exact_duplicate": find_exact_duplicates,
-    "near_duplicate": find_near_duplicates,
-    "empty_answer": _of_answers(is_empty),
-    "one_word_answer": _of_answers(is_one_word),
-    "refusal": _of_answers(is_refusal),
-    "unfinished_answer": _of_answers(is_unfinished),
-    "repetition": _of_answers(is_repetitive),
-    "unexpected_language": find_unexpected_languages,
-}

@@ -2,7 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gradfiltering.data.dataset import InstructionDataset
-from gradfiltering.data.json_rows import JsonRows
+from gradfiltering.data.json_rows import READ_AT_ONCE, JsonRows
 from gradfiltering.data.row_contents import iterate_columns
 from gradfiltering.data.schemas import Schema
 from gradfiltering.runs.cache import Cache
@@ -19,6 +22,11 @@ from gradfiltering.runs.plain_text import replace_lone_surrogates
 
 ROWS_FILE = "rows.parquet"
 WRITTEN_AT_ONCE = 2000  # rows
+
+# Characters of scripts that put no blanks between words: each counts as a word.
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
+
 ROWS_SCHEMA = pa.schema(
     [
         ("example_id", pa.int64()),
@@ -27,6 +35,22 @@ ROWS_SCHEMA = pa.schema(
         ("source", pa.large_string()),
     ]
 )
+
+
+@dataclass(frozen=True)
+class RowText:
+    """A row as plain text; the question is all that stands before the last answer."""
+
+    question: str
+    answer: str
+
+
+def iterate_row_texts(dataset: InstructionDataset) -> Iterator[Sequence[RowText]]:
+    """Yield question and answer of the rows in order, some at a time; half a surrogate pair becomes U+FFFD."""
+    all_rows = iterate_columns(dataset.rows, dataset.schema.fields)
+    while row_batch := list(islice(all_rows, READ_AT_ONCE)):
+        texts = (prompt_and_response(dataset.schema, row_values) for row_values in row_batch)
+        yield [RowText(*map(replace_lone_surrogates, question_and_answer)) for question_and_answer in texts]
 
 
 def write_row_texts(run_dir: Path, dataset: InstructionDataset, cache: Cache) -> None:

@@ -195,7 +195,7 @@ class RunFolder:
     def write_hygiene(self, hits: Mapping[str, "NDArray[np.bool_]"]) -> None:
         """Write which rows show which signs: [N] truth values by sign."""
         row_count = len(next(iter(hits.values())))
-        self.write_table(HYGIENE_FILE, {"example_id": list(range(row_count)), **hits})
+        self.write_table(HYGIENE_FILE, {"example_id": range(row_count), **hits})
 
     def read_truth(self) -> pd.DataFrame | None:
         """Read `example_id` and the planted `kind` of each row, where it is known."""
