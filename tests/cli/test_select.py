@@ -4,11 +4,15 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from tests.support.gradient_logs import write_epoch
 from tests.support.pipeline import TINY_RUN, run_train, summary
 
 from gradfiltering.cli import main
 from gradfiltering.config.log_selection import select_from_log
 from gradfiltering.errors import UserError
+from gradfiltering.requests import EpochLog
+from gradfiltering.runs.files import write_json
+from gradfiltering.runs.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +62,35 @@ def test_the_command_takes_another_scorer_and_selector(run_folder, tmp_path, cap
     assert "6 of 24 rows selected by raw_drop" in capsys.readouterr().out
 
 
+def test_single_options_leave_the_rest_as_in_the_run(run_folder, tmp_path):
+    select_from_log(run_folder, tmp_path / "drop", ["scorer=raw_drop", "selector.fraction=0.5", "report.page=false"])
+    select_from_log(tmp_path / "drop", tmp_path / "again", ["scorer.epsilon=7", "report.page=false"])
+    expected = read(tmp_path / "drop", "scores.parquet")
+    pd.testing.assert_frame_equal(read(tmp_path / "again", "scores.parquet"), expected)  # raw_drop divides by nothing
+    assert summary(tmp_path / "again")["selection"]["scorer"] == "raw_drop"
+    assert RunFolder(tmp_path / "again").read_config()["scorer"]["epsilon"] == 7
+
+
+def test_one_snapshot_that_is_given_leaves_the_other_as_in_the_run(tmp_path):
+    norms = {epoch: np.random.default_rng(epoch).random((2, 6), dtype=np.float32) for epoch in (1, 2, 3, 4)}
+    for epoch, norm in norms.items():
+        log = EpochLog(np.arange(6), norm, norm, np.arange(1, 7, dtype=np.int32))
+        write_epoch(tmp_path / "run" / "gradient_log", log, [0, 1], epoch)
+    write_json(tmp_path / "run" / "summary.json", {"proxy": {"epochs": [2, 4]}})
+    options = ["scorer=raw_drop", "selector.fraction=0.5", "report.page=false"]
+    select_from_log(tmp_path / "run", tmp_path / "out", [*options, "epochs.late=3"])
+    expected = norms[2].astype(float).mean(0) - norms[3].astype(float).mean(0)
+    np.testing.assert_allclose(read(tmp_path / "out", "scores.parquet")["score"], expected, rtol=1e-12)
+
+
+def test_the_command_that_would_settle_it_selects_as_here(run_folder, tmp_path):
+    strata = ["selector=stratified", "selector.strata=2", "selector.fraction=0.5", "report.page=false"]
+    select_from_log(run_folder, tmp_path / "first", ["scorer=length_controlled", "scorer.bins=2", *strata])
+    select_from_log(tmp_path / "first", tmp_path / "second", ["scorer=raw_drop", "report.page=false"])
+    overrides = RunFolder(tmp_path / "second").read_environment()["overrides"]
+    assert [name for name in overrides if name.startswith(("scorer", "selector"))] == ["scorer=raw_drop"]
+
+
 def test_a_folder_with_nothing_but_a_log_is_enough(run_folder, tmp_path):
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "gradient_log").symlink_to(run_folder / "gradient_log")
@@ -77,6 +110,8 @@ def test_a_folder_with_nothing_but_a_log_is_enough(run_folder, tmp_path):
         (["selector=spice"], "SpiceSelector reads Projections"),
         (["selector.fraction=2"], r"selector.fraction=2"),
         (["scorer=nothing"], "Could not find 'scorer/nothing'"),
+        (["scorer.bins=3"], r"no option scorer\.bins; options of the run's scorer: _target_, epsilon, ddof"),
+        (["+scorer.bins=3"], r"\+scorer\.bins=3 does not set an option; give it as scorer\.bins=value"),
     ],
 )
 def test_what_a_log_does_not_serve_is_refused(overrides, message, run_folder, tmp_path):

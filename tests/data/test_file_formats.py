@@ -124,6 +124,19 @@ def read_table(path, kind):
     return pq.read_table(path) if kind == "parquet" else pa.ipc.open_file(path).read_all()
 
 
+@pytest.mark.parametrize(("suffix", "separator"), [("csv", ","), ("tsv", "\t")])
+def test_cells_with_line_ends_of_all_systems_are_given_back(suffix, separator, tmp_path, file_source):
+    cells = ["a\rb", "\r", "c\r\nd", "e\nf", ' "g" ', "h,\ti", "=j", ""]
+    lines = [f"instruction{separator}output"] + [
+        separator.join('"' + cell.replace('"', '""') + '"' for cell in (text, text or "k")) for text in cells
+    ]
+    (tmp_path / f"in.{suffix}").write_bytes("\r\n".join(lines).encode())
+    dataset = file_source(tmp_path / f"in.{suffix}").load(0)
+    write_subset(RunFolder(tmp_path / "run"), dataset, range(len(cells)), None)
+    rows = [{"instruction": text, "output": text or "k"} for text in cells]
+    assert load(str(tmp_path / "run" / f"subset.{suffix}")).rows.to_list() == rows == dataset.rows.to_list()
+
+
 @pytest.mark.parametrize(
     ("name", "layout", "read"),
     [

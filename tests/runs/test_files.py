@@ -22,11 +22,13 @@ from gradfiltering.runs.files import (
     delete_path,
     discard_folder,
     list_leftovers,
+    refuse_address,
     temporary_path,
     write_json,
 )
 from gradfiltering.runs.logs import log_to_file
 from gradfiltering.runs.run_folder import LOGGER_FOLDERS, OUTPUTS, RunFolder
+from gradfiltering.runs.run_lock import hold_run_folder
 
 KEY = {"seed": 0}
 NAME_A_PART = """
@@ -294,3 +296,19 @@ def test_a_log_that_cannot_be_written_is_told_once(obstacle, tmp_path, capsys):
     shown = capsys.readouterr()
     assert shown.out.count("cannot write") == 1 and "run.log" in shown.out and "lines are missing there" in shown.out
     assert "Traceback" not in shown.out + shown.err
+
+
+@pytest.mark.parametrize(
+    "address", ["s3://bucket/out", "memory://out", "file:///tmp/out", "gs:/bucket", "/work/s3:/bucket"]
+)
+def test_an_address_is_no_folder_for_results(address, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for use_folder in (Cache, lambda folder: hold_run_folder(Path(folder)).__enter__()):
+        with pytest.raises(UserError, match="is an address, and results are written to a folder of this machine"):
+            use_folder(address)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("folder", ["a:b", "runs/12:30:00/x", "C:/runs", "C:\\runs", "/x=1,y=[a:b]/z", "seed:"])
+def test_a_colon_makes_no_address(folder):
+    refuse_address(folder)

@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gradfiltering.diagnostics.row_columns import ArrayColumns
-from gradfiltering.shards.database import StoredColumns, read_file
+from gradfiltering.shards.database import StoredColumns, read_file, read_files, write_query
 
 RTOL = 1e-12
 
@@ -51,3 +51,18 @@ def test_values_that_are_not_finite_are_seen(bad_value, connection, tmp_path):
 def test_a_mean_of_no_rows_is_no_number(connection, tmp_path):
     stored, _ = both(connection, tmp_path, a=np.zeros(0))
     assert np.isnan(stored.mean("a")) and np.isnan(stored.share_below_zero("a"))
+
+
+@pytest.mark.parametrize(
+    "name", ["run[1]", "run*", "run?", "[!a]", "score=7", "seed=1,ids=[1,2]", "a\\b", "~", 'it\'s "x"']
+)
+def test_a_file_is_read_whatever_its_folder_is_called(name, connection, tmp_path, monkeypatch):
+    for value, folder_name in enumerate(["run1", "runs", "b", "ab", "seed=1,ids=1", name]):
+        (tmp_path / folder_name).mkdir()
+        pq.write_table(pa.table({"score": [float(value)]}), tmp_path / folder_name / "rows.parquet")
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path / name, type(tmp_path)(name)):
+        assert connection.sql(read_file(folder / "rows.parquet")).fetchall() == [(5.0,)]
+        write_query(connection, f"FROM {read_file(folder / 'rows.parquet')}", folder / "copy.parquet")
+        two_files = read_files([folder / "rows.parquet", folder / "copy.parquet"])
+        assert connection.sql(two_files).fetchall() == [(5.0,), (5.0,)]

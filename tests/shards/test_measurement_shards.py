@@ -41,6 +41,14 @@ def test_members_come_out_in_the_order_of_ids(shard_rows, tmp_path):
     assert len(shards.list_files()) == {1: 4, 4: 4, 1000: 1}[shard_rows]
 
 
+@pytest.mark.parametrize("folder_name", ["member=0", "loss=1", "work[1]", "*"])
+def test_measurements_are_their_own_in_any_folder(folder_name, tmp_path):
+    record_all(MeasurementShards(tmp_path / "work1", MEMBERS)).list_files()
+    merged = read_members(merge(record_all(MeasurementShards(tmp_path / folder_name, MEMBERS))))
+    np.testing.assert_array_equal(merged.grad_norm, NORMS.astype(np.float32))
+    np.testing.assert_array_equal(merged.loss, LOSSES.astype(np.float32))
+
+
 def test_rows_that_all_members_see_alike_need_their_ids_once(tmp_path):
     shards = MeasurementShards(tmp_path, MEMBERS)
     shards.record(IDS, NORMS, LOSSES)

@@ -132,12 +132,7 @@ def row_to_json_line(row_values: Any) -> str:
 def _write_text_rows(output_path: Path, selected_rows: Dataset | JsonRows, file_format: FileFormat) -> None:
     with atomic_path(output_path) as partial_path, _text_file(partial_path, file_format.compression) as text_file:
         if file_format.kind in ("csv", "tsv"):
-            cell_separator = "\t" if file_format.kind == "tsv" else ","
-            file_writer = csv.DictWriter(
-                text_file, selected_rows.column_names, delimiter=cell_separator, lineterminator="\n"
-            )
-            file_writer.writeheader()
-            file_writer.writerows(_iterate_rows(selected_rows))
+            _write_cells(text_file, selected_rows, "\t" if file_format.kind == "tsv" else ",")
         elif file_format.kind == "json":
             for row_number, row_values in enumerate(_iterate_rows(selected_rows)):
                 text_file.write((",\n" if row_number else "[\n") + row_to_json_line(row_values))
@@ -145,6 +140,24 @@ def _write_text_rows(output_path: Path, selected_rows: Dataset | JsonRows, file_
         else:
             for row_values in _iterate_rows(selected_rows):
                 text_file.write(row_to_json_line(row_values) + "\n")
+
+
+def _write_cells(text_file: TextIO, selected_rows: Dataset | JsonRows, cell_separator: str) -> None:
+    """Write a header and a line for each row.
+
+    Python's writer puts a cell with a carriage return in quotes only where lines end in one, and its reader takes a
+    bare one for the end of a line; so the cells of such rows are all quoted.
+    """
+    column_names = selected_rows.column_names
+    plain_writer, quoting_writer = (
+        csv.DictWriter(text_file, column_names, delimiter=cell_separator, lineterminator="\n", quoting=quoting)
+        for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
+    )
+    has_return = any("\r" in name for name in column_names)
+    (quoting_writer if has_return else plain_writer).writeheader()
+    for row_values in _iterate_rows(selected_rows):
+        has_return = any("\r" in cell_text for cell_text in row_values.values())
+        (quoting_writer if has_return else plain_writer).writerow(row_values)
 
 
 @contextmanager

@@ -145,7 +145,8 @@ def _build_stages(run_summary: Mapping[str, Any]) -> pd.DataFrame:
 def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Write a table as CSV."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(path, index=False)
+    # Cells with a carriage return are quoted where lines end in one, and break in two where they do not.
+    table.to_csv(path, index=False, lineterminator="\r\n")
 
 
 def to_markdown(table: pd.DataFrame) -> str:

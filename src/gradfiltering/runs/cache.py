@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 from filelock import FileLock, Timeout
 
 from gradfiltering.distributed.process_group import gather_from_ranks, rank, run_on_rank_zero, world_size
-from gradfiltering.errors import UserError
+from gradfiltering.errors import UserError, attributed_to
 from gradfiltering.options import OptionsError
 from gradfiltering.runs.cache_record import (
     RECORD_FILE,
@@ -40,6 +40,7 @@ from gradfiltering.runs.files import (
     discard_quietly,
     explain_failed_writes,
     hash_key,
+    refuse_address,
     temporary_path,
     write_json,
 )
@@ -86,6 +87,8 @@ class Cache:
     def __init__(self, path: Path | str):
         if not isinstance(path, str | Path):
             raise OptionsError(f"path must be a folder, got {path!r}", Cache, ("path",), "the name of a folder", path)
+        with attributed_to(self, "path"):
+            refuse_address(path)
         self.folder = Path(path)
 
     def get_or_compute(

@@ -23,6 +23,7 @@ NOT_PERMITTED = {errno.EACCES, errno.EPERM, errno.EROFS}
 WRITE_FAILURES = {*NOT_PERMITTED, errno.EIO, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
 PART_SUFFIX = ".part"  # of a name that is being written or deleted, or was when its process was killed
 IN_USE_SECONDS = 24 * 3600  # a half-written file of an unknown process touched since then may be in use
+_ADDRESS = re.compile(r"(?:^|/)[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # of `s3://`, paths leave `s3:/`
 # `name.HOST-PROCESS-START-DIGITS.part`; early versions had the digits alone.
 _PART_NAME = re.compile(
     r".+\.(?:(?P<host>[0-9a-f]{8})-(?P<process>[0-9]+)-(?P<start>[0-9]+)-)?[0-9a-f]{8}\.part", re.DOTALL
@@ -63,6 +64,19 @@ def explain_failed_writes(path: Path) -> Iterator[None]:
             "or place the run elsewhere with run_dir=, the cache with cache.path= and the cache of read files with the "
             "environment variable HF_DATASETS_CACHE"
         ) from write_error
+
+
+def refuse_address(folder: Path | str) -> None:
+    """Refuse an address of another machine as a folder for results, which would become a folder called `s3:`.
+
+    Raises:
+        UserError: it is such an address.
+    """
+    if _ADDRESS.search(str(folder)):
+        raise UserError(
+            f"{folder} is an address, and results are written to a folder of this machine; give a folder, such as that "
+            "where the store is mounted, and copy the results from there"
+        )
 
 
 def temporary_path(path: Path) -> Path:

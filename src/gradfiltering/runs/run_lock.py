@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 
 from gradfiltering.distributed.process_group import run_on_rank_zero
 from gradfiltering.errors import UserError
-from gradfiltering.runs.files import delete_symbolic_link, explain_failed_writes
+from gradfiltering.runs.files import delete_symbolic_link, explain_failed_writes, refuse_address
 
 LOCK_FILE = ".run.lock"  # of the run folder, gone when the run ends
 
@@ -22,7 +22,7 @@ def hold_run_folder(run_folder: Path) -> Iterator[None]:
     The lock is the operating system's: a run that is killed holds it no longer.
 
     Raises:
-        UserError: another run is writing into the folder, or it cannot be written.
+        UserError: another run is writing into the folder, it cannot be written, or is an address of another machine.
     """
     held_locks: list[FileLock] = []
     run_on_rank_zero(lambda: held_locks.append(_acquire(run_folder)))
@@ -36,6 +36,7 @@ def hold_run_folder(run_folder: Path) -> Iterator[None]:
 
 
 def _acquire(run_folder: Path) -> FileLock:
+    refuse_address(run_folder)
     file_lock = FileLock(run_folder / LOCK_FILE, timeout=0)
     with explain_failed_writes(run_folder):
         if run_folder.exists() and not run_folder.is_dir():

@@ -1,5 +1,6 @@
 """Parquet files of rows, asked by DuckDB, which sorts and groups in bounded memory and spills to disk."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 MEMORY_BYTES = 3 << 29  # that the database may take, beside the process itself: 1.5 GiB
+PATTERN_SIGNS = re.compile(r"[*?\[]")
 
 
 @contextmanager
@@ -54,7 +56,17 @@ def quote_name(column_name: str) -> str:
 
 def read_file(parquet_file: Path) -> str:
     """Return the expression of SQL that stands for the rows of a parquet file."""
-    return f"(FROM read_parquet({quote_text(str(parquet_file))}))"
+    return read_files([parquet_file])
+
+
+def read_files(parquet_files: Sequence[Path]) -> str:
+    """Return the expression of SQL that stands for the rows of parquet files, whatever their folders are called.
+
+    DuckDB takes a path for a pattern, so that `run[1]` would be `run1`, and a folder `source=web` for a column that
+    replaces the file's own.
+    """
+    literal_paths = [PATTERN_SIGNS.sub(r"[\g<0>]", str(parquet_file.absolute())) for parquet_file in parquet_files]
+    return f"(FROM read_parquet([{', '.join(map(quote_text, literal_paths))}], hive_partitioning = false))"
 
 
 def write_query(connection: "DuckDBPyConnection", query: str, parquet_file: Path) -> None:

@@ -15,7 +15,7 @@ from gradfiltering.distributed.process_group import gather_from_ranks, rank
 from gradfiltering.errors import UserError
 from gradfiltering.runs.files import explain_failed_writes
 from gradfiltering.runs.gradient_log import PIECE_ROWS, SCHEMA
-from gradfiltering.shards.database import open_database, quote_text
+from gradfiltering.shards.database import open_database, read_files
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -128,7 +128,7 @@ def merge_shards(
                 "of a run need one cache folder that they share"
             )
     merged_files = [folder / f"member={member_index}.parquet" for member_index in range(members)]
-    shards = f"read_parquet([{', '.join(quote_text(str(folder / file_name)) for file_name in file_names)}])"
+    shards = read_files([folder / file_name for file_name in file_names])
     with open_database(folder) as connection:
         if not file_names:  # of no rows
             connection.register("no_rows", SHARD_SCHEMA.empty_table())
