@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -81,6 +82,20 @@ def test_one_snapshot_that_is_given_leaves_the_other_as_in_the_run(tmp_path):
     select_from_log(tmp_path / "run", tmp_path / "out", [*options, "epochs.late=3"])
     expected = norms[2].astype(float).mean(0) - norms[3].astype(float).mean(0)
     np.testing.assert_allclose(read(tmp_path / "out", "scores.parquet")["score"], expected, rtol=1e-12)
+
+
+def test_a_row_that_only_the_scorer_of_the_run_left_out_is_scored(run_folder, tmp_path):
+    source = shutil.copytree(run_folder, tmp_path / "run")
+    unscored = read(source, "unscored.parquet").astype({"example_id": "int64"})
+    scored_ids = read(source, "scores.parquet")["example_id"].tolist()
+    left_out = pd.DataFrame({"example_id": scored_ids[:2], "reason": ["it has no loss alone"] * 2})
+    pd.concat([unscored, left_out]).to_parquet(source / "unscored.parquet", index=False)
+    select_from_log(source, tmp_path / "out", ["scorer=raw_drop", "report.page=false"])
+    assert read(tmp_path / "out", "unscored.parquet")["example_id"].tolist() == unscored["example_id"].tolist()
+    assert read(tmp_path / "out", "scores.parquet")["example_id"].tolist() == scored_ids
+    data = summary(tmp_path / "out")["data"]
+    assert data["unscored"] == sum(data["unscored_reasons"].values()) == len(unscored)
+    assert summary(tmp_path / "out")["objective"] == summary(run_folder)["objective"]
 
 
 def test_the_command_that_would_settle_it_selects_as_here(run_folder, tmp_path):

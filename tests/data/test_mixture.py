@@ -79,12 +79,19 @@ def test_fields_get_the_names_of_the_other_sources(paths, write_rows, mixture_so
     assert sorted((row["instruction"], row["output"]) for row in quiz_rows) == [(f"Q{n}", f"A{n}") for n in range(3)]
 
 
+def test_a_row_whose_source_is_null_gets_the_name_of_its_source(write_rows, mixture_source):
+    rows = [{"instruction": str(n), "output": "x", "source": source} for n, source in enumerate([None, "own", None])]
+    dataset = mixture_source({"a": {"path": write_rows(rows, "null.jsonl")}}).load(0)
+    assert {row["instruction"]: row["source"] for row in dataset.rows.to_list()} == {"0": "a", "1": "own", "2": "a"}
+
+
 @pytest.mark.parametrize(
     ("part", "message"),
     [
         ({"count": 38, "heldout": 3}, "source a: 3 held-out rows leave too few of the 40 rows"),
         ({"heldout": 40}, "source a: 40 held-out rows leave too few of the 40 rows"),
         ({"rename": {"question": "instruction"}}, "source a has no field 'question' to rename; it has .*instruction"),
+        ({"rename": {"n": "x", "input": "x"}}, "source a: two fields would be renamed to the same name"),
         ({"rename": {"n": "output"}}, "source a has a field 'output' already; rename 'n' to another name"),
     ],
 )

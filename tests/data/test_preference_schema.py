@@ -63,6 +63,7 @@ def test_every_form_becomes_one_prompt_with_two_answers(encode, tokenizer, form)
     assert (chosen, rejected) == ("right</s>", "wrong</s>")
     assert dataset.schema.turn(FORMS[form]).output == "right"
     assert dataset.schema.turn(FORMS[form]).question == "Say it."
+    assert dataset.schema.unused(FORMS[form]) == []
 
 
 def test_a_history_and_a_system_turn_stand_in_both_sequences(encode, tokenizer):
@@ -73,6 +74,30 @@ def test_a_history_and_a_system_turn_stand_in_both_sequences(encode, tokenizer):
     assert chosen_prompt == rejected_prompt
     assert all(text in chosen_prompt for text in ("Be kind.", "Say it.", "right", "Name one."))
     assert (chosen, rejected) == ("right</s>", "wrong</s>")
+
+
+def test_an_input_stands_before_answers_that_are_messages(encode, tokenizer):
+    row = {"instruction": "Say it", "input": "in French.", "chosen": [RIGHT], "rejected": [WRONG]}
+    dataset, examples = encode([row], tokenizer, template="conversation")
+    (chosen_prompt, chosen), (rejected_prompt, rejected) = read_sides(examples, 0, tokenizer)
+    assert chosen_prompt == rejected_prompt and "Say it" in chosen_prompt and "in French." in chosen_prompt
+    assert (chosen, rejected) == ("right</s>", "wrong</s>") and dataset.schema.unused(row) == []
+
+
+@pytest.mark.parametrize(
+    ("further", "unused"),
+    [
+        ({}, []),
+        ({"prompt": "Say it."}, []),
+        ({"prompt": "Say more."}, ["prompt beside another prompt"]),
+        ({"instruction": "Say", "input": "it."}, ["instruction beside another prompt", "input beside another prompt"]),
+        ({"messages": [USER]}, []),
+    ],
+)
+def test_a_prompt_beside_the_one_that_is_read_is_named(encode, tokenizer, further, unused):
+    rows = [{**further, "chosen": [USER, RIGHT], "rejected": [USER, WRONG]}]
+    dataset, _ = encode([*rows, {"prompt": "a", "chosen": "b", "rejected": "c"}], tokenizer, template="conversation")
+    assert dataset.schema.unused(rows[0]) == unused
 
 
 def test_rows_that_teach_no_preference_are_listed(encode, tokenizer):

@@ -170,6 +170,12 @@ def test_no_rows_show_no_signs(check_type, tmp_path):
     assert find_rows(check_type(), []) == find_rows(NearDuplicates(tmp_path), []) == []
 
 
+@pytest.mark.parametrize("row_count", [1, 2, 5])
+def test_rows_that_agree_in_nothing_are_no_near_duplicates(tmp_path, row_count):
+    rows = [RowText(f"Question {number}?", STORY[30 * number : 30 * number + 60]) for number in range(row_count)]
+    assert find_rows(NearDuplicates(tmp_path), rows) == []
+
+
 def draw_similar_rows(row_count, seed):
     """Draw rows of which many share most of their words with others, a few all of them."""
     rng = np.random.default_rng(seed)

@@ -156,6 +156,11 @@ def test_details_of_a_selection_without_scorer_or_ensemble():
     assert "random" in text and " by " not in text and "Proxy ensemble" not in text
 
 
+def test_rows_that_were_not_taken_are_told_from_those_that_were():
+    summary = {**deepcopy(SELECT), "counted_rows": 500}
+    assert "of 500 rows taken from 2,000 selected by gsnr" in describe_selection(summary)[0]
+
+
 def test_result_of_a_judged_run_reads_as_people_speak(tmp_path):
     for name in ("report.html", "subset.jsonl", "scores.parquet", "verdicts.jsonl"):
         (tmp_path / name).write_text("")
@@ -163,7 +168,7 @@ def test_result_of_a_judged_run_reads_as_people_speak(tmp_path):
     assert text == (
         "──────────────────────────────────── Result ────────────────────────────────────\n"
         "Not tested: one seed alone; it takes 3 to tell a difference from chance\n"
-        "199 of 2,000 rows selected by gsnr; 17 could not be scored\n"
+        "199 of 2,000 rows selected by gsnr; 17 were not scored\n"
         "PWS of this seed (even: 1): 1.20 against all rows\n"
         "! norms rose [bold]everywhere[/]\n"
         "145 of 1,983 rows were cut to 128 tokens and lost 1,234 tokens, 19.8% of all\n"

@@ -87,6 +87,7 @@ class Examples:
         max_tokens: the longest that an example could be.
         unscored: example id and reason of every row left out.
         not_shown: what rows hold and the model does not see -> number of examples.
+        not_shown_of: examples that these were counted among, of which a few may have been drawn since.
         sequence_lengths: [N, 2] int32, tokens of each of a preference row's two sequences; None for other rows.
         reference_nll: [N, 2] float64, negative log-likelihood of both answers of preference rows under the base model
             without adapters, in nats; None where it was not measured.
@@ -101,6 +102,7 @@ class Examples:
     max_tokens: int
     unscored: list[tuple[int, str]]
     not_shown: Mapping[str, int] = field(default_factory=dict)
+    not_shown_of: int = 0
     sequence_lengths: np.ndarray | None = None
     reference_nll: np.ndarray | None = None
 
@@ -176,9 +178,10 @@ class Examples:
 
     def warnings(self) -> list[str]:
         """Name what the model does not see of the rows, with the number of examples."""
+        counted_examples = self.not_shown_of or len(self)
         return [
-            f"{count} of {len(self)} examples have {name} that the template does not show, so that nothing is learnt "
-            "of it; choose a template that shows it, or drop it from the rows"
+            f"{count} of {counted_examples} examples have {name} that the template does not show, so that nothing is "
+            "learnt of it; choose a template that shows it, or drop it from the rows"
             for name, count in self.not_shown.items()
         ]
 
@@ -496,6 +499,7 @@ def _examples(row_table: Dataset, unscored: list[tuple[int, str]], max_tokens: i
         max_tokens=max_tokens,
         unscored=unscored,
         not_shown=dict(sorted(not_shown.items())),
+        not_shown_of=len(row_table),
         sequence_lengths=sequence_lengths,
     )
 

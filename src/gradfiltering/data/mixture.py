@@ -17,6 +17,8 @@ from gradfiltering.options import NonNegativeInt, PositiveFloat, PositiveInt, mo
 from gradfiltering.seeding import numpy_rng
 from gradfiltering.statistics.rounding import round_half_up
 
+DRAWN_FORMAT = 2  # raise it when the same rows would be written otherwise
+
 
 @options
 class MixturePart:
@@ -43,7 +45,7 @@ class MixtureSource(LoadedSource):
 
     With counts, each source gives so many rows; with weights, sources give rows in these proportions,
     as many as the scarcest allows; with neither, all rows are taken. The rows taken depend on the seed
-    and the source's name; their order is a shuffle by the seed. A row without a field `source` gets
+    and the source's name; their order is a shuffle by the seed. A row whose field `source` is missing or null gets
     its source's name there. Held-out rows are drawn from all rows, or for each source by its own number.
 
     Attributes:
@@ -110,6 +112,7 @@ class MixtureSource(LoadedSource):
             own_heldout = replace(self.heldout, rows=len(heldout_order))
             source = replace(self, limit=len(mixed_order), heldout=own_heldout)
         cache_key = {
+            "format": DRAWN_FORMAT,
             "mixture": {
                 source_name: [hash_content(loaded.rows, loaded.rows.column_names), loaded.origin]
                 for source_name, loaded in loaded_sources.items()
@@ -121,7 +124,10 @@ class MixtureSource(LoadedSource):
 
         def draw_rows() -> Iterator[tuple[dict[str, Any], int]]:
             for source_name, row_id in [*mixed_order, *heldout_order]:
-                yield {"source": source_name, **row_at(loaded_sources[source_name].rows, row_id)}, 0
+                row_values = {"source": source_name, **row_at(loaded_sources[source_name].rows, row_id)}
+                if row_values["source"] is None:
+                    row_values["source"] = source_name
+                yield row_values, 0
 
         def write_mixture(folder: Path) -> None:
             write_rows(folder, draw_rows(), [])
@@ -145,6 +151,12 @@ class MixtureSource(LoadedSource):
         if not new_names:
             return loaded
         argument, field_names = f"sources.{source_name}.rename", loaded.rows.column_names
+        if len(set(new_names.values())) < len(new_names):
+            raise UserError(
+                f"source {source_name}: two fields would be renamed to the same name; give each a name of its own",
+                owner=self,
+                arguments=(argument,),
+            )
         for old_name, new_name in new_names.items():
             if old_name not in field_names:
                 raise UserError(

@@ -131,10 +131,15 @@ class Preference:
         return SIDE_SCHEMA.is_multi_turn(self.split(row_values)[0])
 
     def unused(self, row_values: Row) -> list[str]:
-        """Name what the read columns hold and nothing uses."""
-        chosen_side = self.split(row_values)[0]
-        layout = SIDE_SCHEMA.of_row(chosen_side)
-        return layout.unused(chosen_side) if layout is not None else []
+        """Name what the read columns hold and nothing uses, of prompts beside the one that is read, too."""
+        names: dict[str, None] = {}
+        for side in self.split(row_values):
+            layout = SIDE_SCHEMA.of_row(side)
+            names |= dict.fromkeys(layout.unused(side) if layout is not None else [])
+        for column_name in (self.prompt, *self.conversation_columns, self.instruction, self.input):
+            if row_values.get(column_name) and not self._reads_prompt_column(row_values, column_name):
+                names[f"{column_name} beside another prompt"] = None
+        return list(names)
 
     def segments(self, row_values: Row, template_name: str, tokenizer: Any) -> list[Segment]:
         """The prompt and the chosen answer in order."""
@@ -156,7 +161,25 @@ class Preference:
             if row_values.get(column_name):
                 return row_values[column_name]
         answers_are_messages = any(isinstance(row_values.get(name), list) for name in self.required)
-        return row_values.get(self.instruction) if answers_are_messages else None
+        return self._question_of(row_values) if answers_are_messages else None
+
+    def _question_of(self, row_values: Row) -> Any:
+        """Return instruction and input as one text; the instruction as it is where one of them is no text."""
+        instruction, input_text = row_values.get(self.instruction), row_values.get(self.input)
+        if not isinstance(input_text, str) or not isinstance(instruction, str | None):
+            return instruction
+        return "\n\n".join(text for text in (instruction, input_text) if text)
+
+    def _reads_prompt_column(self, row_values: Row, column_name: str) -> bool:
+        """Return True where what a column of the prompt holds is in the prompt."""
+        prompt, value = self._prompt_of(row_values), row_values[column_name]
+        if column_name in (self.instruction, self.input):
+            return prompt is None or prompt == self._question_of(row_values)
+        if isinstance(prompt, list) and isinstance(value, str):  # the question among these messages
+            return any(message.get("content", message.get("value")) == value for message in prompt)
+        if isinstance(prompt, list) and isinstance(value, list):  # with an answer behind it, as in UltraFeedback
+            return value[: len(prompt)] == prompt
+        return bool(value == prompt)
 
     def _repeats_prompt(self, row_values: Row) -> bool:
         """Return True where both answers begin with the messages of the prompt."""

@@ -149,7 +149,7 @@ class BandGroups:
         return len(self._row_ids)
 
     def __iter__(self) -> Iterator[tuple[int, NDArray[np.int32]]]:
-        ends = np.append(self._first_groups[1:], len(self._groups))
+        ends = [*self._first_groups[1:].tolist(), len(self._groups)][: self.row_count]  # none where no rows agree
         for row_id, first, end in zip(self._row_ids, self._first_groups, ends, strict=True):
             yield int(row_id), self._groups[first:end]
 

@@ -1,5 +1,6 @@
 """Selection of rows anew from the gradient log that a run left, whatever its size: no model, and no row's text."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from gradfiltering.diagnostics.ensemble import diagnose_ensemble
 from gradfiltering.diagnostics.limits import DiagnosticLimits
@@ -47,7 +49,9 @@ if TYPE_CHECKING:
 
 LINKED_FILES = (ROWS_FILE, HYGIENE_FILE, TRAJECTORY_FILE)  # of the run, which the page shows
 # Parts of the run's summary, and diagnostics, that another choice of rows leaves as they are.
-KEPT_PARTS = ("data", "contents", "study_part", "base_models", "templates", "hygiene", "proxy", "counted_rows")
+KEPT_PARTS = (
+    "data", "contents", "study_part", "objective", "base_models", "templates", "hygiene", "proxy", "counted_rows",
+)  # fmt: skip
 KEPT_DIAGNOSTICS = (
     "base_loss", "chance_loss", "chance_loss_share", "unknown_token_share", "proxy_knows_rows", "heldout_loss",
     "heldout_rows",
@@ -191,10 +195,11 @@ def _link_files(job: LogSelection, compared_log: ComparedLog, folder: RunFolder)
 def _run_stages(opened: _OpenSelection, stages: StageRunner, source_summary: Mapping[str, Any]) -> None:
     job, folder = opened.job, opened.folder
     scored_log = stages.run("score", _score, opened)
-    unscored = RunFolder(job.source_folder).read_unscored()
-    folder.write_unscored(
-        [*zip(unscored["example_id"].tolist(), unscored["reason"].tolist(), strict=True), *scored_log.unscored]
-    )
+    unscored = _list_unscored(opened, scored_log)
+    folder.write_unscored(unscored)
+    reasons = dict(Counter(reason for _, reason in unscored))
+    counts = {"unscored": len(unscored), "unscored_reasons": reasons} if source_summary else {}
+    stages.add_to_summary(data={**stages.summary["data"], **counts})
     selection = stages.run("select", _select, opened, scored_log)
     stages.add_to_summary(
         selection={
@@ -215,6 +220,19 @@ def _run_stages(opened: _OpenSelection, stages: StageRunner, source_summary: Map
     if job.page.page:
         stages.run("report", _write_page, job, folder)
     stages.end()
+
+
+def _list_unscored(opened: _OpenSelection, scored_log: ScoredLog) -> list[tuple[int, str]]:
+    """List id and reason of the rows without a score: those of the run that the log lacks, and those left out here.
+
+    A row that only the run's own scorer gave no score has one now, or another reason.
+    """
+    unscored = RunFolder(opened.job.source_folder).read_unscored()
+    opened.connection.register("unscored", pa.Table.from_pandas(unscored.astype({"example_id": np.int64})))
+    unscored_rows = opened.connection.sql(
+        f"SELECT example_id, reason FROM unscored ANTI JOIN {read_file(scored_log.scored_file)} USING (example_id)"
+    ).fetchall()
+    return sorted({**dict(unscored_rows), **dict(scored_log.unscored)}.items())
 
 
 def _score(opened: _OpenSelection) -> ScoredLog:

@@ -63,6 +63,11 @@ class RunFiles:
         """Rows of the dataset; 0 where the run ended before it was read."""
         return int(self.summary.get("data", {}).get("examples", 0))
 
+    @property
+    def counted_rows(self) -> int:
+        """Rows that budgets count: all of the dataset, or those drawn for the time given or of the part of a study."""
+        return int(self.summary.get("counted_rows") or self.row_count)
+
     @cached_property
     def row_ids(self) -> np.ndarray:
         """[K] ids of the rows that are read, ascending: all of them."""

@@ -92,9 +92,12 @@ def describe_selection(run_summary: Mapping[str, Any]) -> list[str]:
     selection_summary = run_summary["selection"]
     method = f" by {selection_summary['scorer']}" if selection_summary["scorer"] else ""
     data_summary = run_summary["data"]
-    selected_words = f"{selection_summary['selected']:,} of {data_summary['examples']:,} rows selected{method}"
+    all_rows = data_summary["examples"]
+    counted_rows = run_summary.get("counted_rows") or all_rows
+    taken_words = f" taken from {all_rows:,}" if counted_rows < all_rows else ""
+    selected_words = f"{selection_summary['selected']:,} of {counted_rows:,} rows{taken_words} selected{method}"
     if data_summary["unscored"]:
-        selected_words += f"; {data_summary['unscored']:,} could not be scored"
+        selected_words += f"; {data_summary['unscored']:,} were not scored"
     proxy_knows_rows = run_summary["diagnostics"].get("proxy_knows_rows", True)
     if "pws" not in run_summary or not verdicts_are_usable(run_summary) or not proxy_knows_rows:
         return [selected_words]

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from tests.reports.page.runs import WARNING, plain_rows, write_bare, write_chose
 from gradfiltering.errors import UserError
 from gradfiltering.reports.page.answer_section import check_diagnostics, interpret_interval, split_warning
 from gradfiltering.reports.page.run_page import write_page
+from gradfiltering.reports.page.training_savings import estimate_savings
 from gradfiltering.reports.run_files import RunFiles
 
 
@@ -22,6 +24,16 @@ def text_of(folder, rows=5000):
 
 def embedded(page, name):
     return json.loads(re.search(rf'id="{name}">(.*?)</script>', page, re.S)[1])
+
+
+def test_a_run_on_a_part_of_the_rows_says_what_its_share_is_of(whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "part")
+    run_summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    run_summary["counted_rows"] = 20
+    run_summary["selection"] |= {"fraction": 0.5}
+    (folder / "summary.json").write_text(json.dumps(run_summary), encoding="utf-8")
+    assert "10 of 20 rows taken from 40 (50%) were selected: top by gsnr." in text_of(folder)
+    assert estimate_savings(RunFiles(folder))[0].saved_share == 0.5
 
 
 def test_a_whole_run_answers_every_question(whole):

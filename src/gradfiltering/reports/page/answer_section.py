@@ -38,7 +38,10 @@ def format_headline(run_files: RunFiles) -> str:
     if selection_summary.get("scorer"):
         method += f" by {selection_summary['scorer']}"
     percent = 100 * selection_summary["fraction"]
-    return f"{selection_summary['selected']:,} of {run_files.row_count:,} rows ({percent:.3g}%) were selected: {method}"
+    counted_words = f"{run_files.counted_rows:,} rows"
+    if run_files.counted_rows < run_files.row_count:
+        counted_words += f" taken from {run_files.row_count:,}"
+    return f"{selection_summary['selected']:,} of {counted_words} ({percent:.3g}%) were selected: {method}"
 
 
 def summarise_verdicts(run_files: RunFiles) -> list[dict[str, Any]]:

@@ -39,7 +39,7 @@ def estimate_savings(run_files: RunFiles) -> list[TrainingSaving]:
         return []
     selection_summary = run_files.summary.get("selection") or {}
     selected_count = selection_summary.get("selected", len(run_files.selected_ids))
-    row_count = run_files.row_count
+    row_count = run_files.counted_rows
     savings = [
         TrainingSaving("Rows", f"{selected_count:,}", f"{row_count:,}", 1 - selected_count / row_count),
     ]
