@@ -49,6 +49,11 @@ def test_too_few_rows_left_is_told(rows, evidence):
     assert len(found.example_ids) == 2 and "1 near-duplicates were left out" in found.stopped
 
 
+def test_rows_that_no_score_was_found_for_are_no_near_duplicates(rows, evidence):
+    found = make(RandomSelector(None, 4)).select(evidence(IDS[1:3], row_tokens=rows[1:3]), 6, None)
+    assert len(found.example_ids) == 2 and found.facts["near_duplicates"] == 0 and found.stopped is None
+
+
 def test_shingles():
     assert len(token_shingles([1, 2, 3, 1, 2, 3], 3)) == 3 and len(token_shingles([1, 2], 3)) == 1
 

@@ -66,9 +66,9 @@ class DeduplicatedSelector(Budget):
         distinct_evidence = evidence.select_rows(distinct_ids)
         inner_selection = self.inner.select(distinct_evidence, total_rows, distinct_scores)
         duplicates = len(priority_ids) - len(distinct_ids)
-        stopped = inner_selection.stopped or (
-            f"{duplicates} near-duplicates were left out; raise the threshold, or ask for fewer rows"
-        )
+        stopped = inner_selection.stopped
+        if stopped is None and duplicates:
+            stopped = f"{duplicates} near-duplicates were left out; raise the threshold, or ask for fewer rows"
         selection_facts = {**inner_selection.facts, "near_duplicates": duplicates}
         return Selection(inner_selection.example_ids, selection_facts, inner_selection.trace, stopped)
 
