@@ -139,7 +139,9 @@ def train_online(folder: Path, row_count: int) -> None:
         collect="online", bucket_batches=8, trajectory_steps=10, checkpoint_minutes=10, lora=lora,
     )  # fmt: skip
     buckets = LengthBuckets.of(lengths, settings.batch_size, settings.bucket_batches, 0)
-    member_cache = MemberCache(Cache(folder / "cache"), settings, {"rows": row_count}, Timeline(len(buckets.slots(1))))
+    member_cache = MemberCache(
+        Cache(folder / "cache"), settings, {"rows": row_count}, Timeline(buckets.steps_per_epoch)
+    )
     trainer = partial(
         L.Trainer, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,

@@ -54,6 +54,19 @@ def test_every_row_occurs_exactly_once_an_epoch(lengths, batch_size, bucket_batc
     assert all(size == batch_size for size in sizes[1:]) and 1 <= sizes[0] <= batch_size
 
 
+def test_batches_of_a_seed_stay_what_they_were():
+    batches = as_lists(buckets_of(4, 2, seed=3, lengths=LENGTHS[:18]).updates(1, 3, 8))
+    assert batches == [[7, 5, 6, 2], [16, 15, 0, 1], [0, 9, 17, 15], [1, 10, 13, 16], [11, 14]]
+
+
+def test_batches_behind_the_last_update_are_refused():
+    updates = buckets_of().updates(0, 2, 5)
+    assert len(updates) == 3 and len(list(updates)) == 3
+    for update in (-1, 3):
+        with pytest.raises(IndexError, match=f"update {update} of 3"):
+            updates[update]
+
+
 def test_members_share_slots_and_so_the_lengths_of_their_batches():
     buckets = buckets_of()
     where = {row: number for number, rows in enumerate(buckets.buckets) for row in rows.tolist()}
@@ -78,12 +91,14 @@ def test_rows_differ_between_members_epochs_and_seeds():
     assert as_lists(buckets_of().epoch(0, 2)) != base, "two epochs see the same batches"
     assert as_lists(buckets_of(seed=1).epoch(0, 1)) != base
     assert as_lists(buckets_of().epoch(0, 1)) == base, "the same stream must give the same batches again"
-    assert buckets_of().slots(1) != buckets_of().slots(2), "the order of buckets should change with the epoch"
+    assert not np.array_equal(buckets_of().slots(1), buckets_of().slots(2)), (
+        "the order of buckets should change with the epoch"
+    )
 
 
 def test_a_members_rows_do_not_depend_on_the_other_members(examples):
     buckets = buckets_of(4, 2, 0, examples.lengths)
-    steps = len(buckets.slots(1))
+    steps = buckets.steps_per_epoch
     alone = MemberBatches(examples, buckets, [2], 0, steps, PAD)
     among = MemberBatches(examples, buckets, [0, 1, 2, 5], 0, steps, PAD)
     fewer = MemberBatches(examples, buckets, [2, 0], 0, steps, PAD)
@@ -96,7 +111,7 @@ def test_a_members_rows_do_not_depend_on_the_other_members(examples):
 def test_stacked_batches_hold_each_members_own_rows(examples):
     members = [0, 3]
     buckets = buckets_of(4, 2, 0, examples.lengths)
-    steps = MemberBatches(examples, buckets, members, 0, len(buckets.slots(1)), PAD)
+    steps = MemberBatches(examples, buckets, members, 0, buckets.steps_per_epoch, PAD)
     seen = {member: [] for member in members}
     for step in range(len(steps)):
         batch = steps[step]

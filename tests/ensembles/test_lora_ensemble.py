@@ -112,6 +112,18 @@ def test_files_of_the_contract(train, tmp_path, tokenizer):
     assert PeftModel.from_pretrained(model, str(adapter)).peft_config["default"].r == 2
 
 
+@pytest.mark.parametrize(("steps", "spacing"), [(0, 10), (10_000, 10), (10_001, 11), (1_000_000, 1000)])
+def test_sketches_are_bounded_in_a_long_epoch(steps, spacing):
+    assert small_ensemble(trajectory_steps=10).space_sketches(steps) == spacing
+
+
+def test_a_long_epoch_is_sketched_less_often(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(lora_ensemble, "MAX_SKETCHES", 1)
+    train("long", small_ensemble(m=1), pair=(0, 1))
+    steps = -(-ROWS // 4)
+    assert pq.read_table(tmp_path / "long" / "trajectory.parquet")["step"].to_pylist() == [0, steps]
+
+
 def module_with(records_batch, how, model, adapters):
     module = ProxyEnsemble(FusedEngine(model, ResponseNLL(), 4096), StackState(adapters, {}, 0), how, range(3))
     module.log = lambda *_, **__: None

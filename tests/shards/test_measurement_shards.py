@@ -49,6 +49,20 @@ def test_measurements_are_their_own_in_any_folder(folder_name, tmp_path):
     np.testing.assert_array_equal(merged.loss, LOSSES.astype(np.float32))
 
 
+def test_rows_are_merged_in_pieces_and_nothing_else_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr("gradfiltering.shards.measurement_shards.PIECE_ROWS", 3)
+    merged_files = merge(record_all(MeasurementShards(tmp_path, MEMBERS)))
+    assert [pq.read_metadata(merged_file).num_row_groups for merged_file in merged_files] == [3, 3, 3]
+    np.testing.assert_array_equal(read_members(merged_files).grad_norm, NORMS.astype(np.float32))
+    assert all(path.suffix == ".parquet" for path in tmp_path.iterdir())
+
+
+def test_no_rows_make_empty_files(tmp_path):
+    none = np.zeros(0, dtype=np.int64)
+    (merged_file,) = merge_shards(tmp_path, [], none, none.astype(np.int32), 1, LoraEnsemble)
+    assert len(read_members([merged_file]).example_ids) == 0
+
+
 def test_rows_that_all_members_see_alike_need_their_ids_once(tmp_path):
     shards = MeasurementShards(tmp_path, MEMBERS)
     shards.record(IDS, NORMS, LOSSES)

@@ -45,7 +45,7 @@ class EnsembleDataModule(L.LightningDataModule):
         self.buckets = buckets
         self.pad_id = pad_id
         self.workers = workers
-        self.timeline = Timeline(len(buckets.slots(1))) if timeline is None else timeline
+        self.timeline = Timeline(buckets.steps_per_epoch) if timeline is None else timeline
         self.earlier_epochs = earlier_epochs
         self.row_states = row_states
         self.earlier_steps = 0

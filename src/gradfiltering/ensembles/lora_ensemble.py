@@ -25,6 +25,7 @@ from gradfiltering.seeding import numpy_rng
 AUTO = "auto"
 ONLINE: Final = "online"
 SNAPSHOT: Final = "snapshot"
+MAX_SKETCHES = 1000  # of the adapters of a member in an epoch
 ONLINE_ROWS = 500  # from which on `auto` collects online; docs/findings.md, norms of training steps
 
 
@@ -73,7 +74,8 @@ class LoraEnsemble:
             `online` keeps the norms of the epoch's own training steps; `auto` does so from `ONLINE_ROWS` rows on, where
             the two hardly differ, and where each row is trained on once in an epoch.
         bucket_batches: batches in a length bucket.
-        trajectory_steps: a sketch of the adapters is recorded every so many steps.
+        trajectory_steps: a sketch of the adapters is recorded every so many steps, and at most `MAX_SKETCHES` times in
+            an epoch.
         checkpoint_minutes: time between two checkpoints within an epoch.
         lora: shape and start of each adapter.
         train_rows: number of rows, drawn by the seed, that all members are trained on, where an epoch of all is too
@@ -107,6 +109,10 @@ class LoraEnsemble:
                 arguments=("collect",),
             )
         return self
+
+    def space_sketches(self, steps_per_epoch: int) -> int:
+        """Return the steps between two sketches of the adapters, for epochs of a length."""
+        return max(self.trajectory_steps, -(-steps_per_epoch // MAX_SKETCHES))
 
     @property
     def online_obstacle(self) -> str:

@@ -32,10 +32,16 @@ class ProxyEnsemble(L.LightningModule):
         initial_state: adapters, moments and steps that training starts from.
         settings: optimiser and logging.
         member_ids: members of the stack, in order.
+        sketch_steps: a sketch of the adapters is recorded every so many steps; None for the settings' own.
     """
 
     def __init__(
-        self, engine: GradientEngine, initial_state: StackState, settings: LoraEnsemble, member_ids: Sequence[int]
+        self,
+        engine: GradientEngine,
+        initial_state: StackState,
+        settings: LoraEnsemble,
+        member_ids: Sequence[int],
+        sketch_steps: int | None = None,
     ):
         super().__init__()
         self.engine = engine
@@ -46,6 +52,7 @@ class ProxyEnsemble(L.LightningModule):
             [nn.Parameter(initial_state.adapters[parameter_name]) for parameter_name in self.parameter_names]
         )
         self.trajectory = TrajectoryRecorder(member_ids)
+        self.sketch_steps = sketch_steps or settings.trajectory_steps
         self.recorder: MeasurementShards | None = None  # of an online log
         self.dropout: Dropout | None = None
         self._adapters_before_step: Tensor | None = None
@@ -149,7 +156,7 @@ class ProxyEnsemble(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Copy the adapters before a step whose sketch will be recorded."""
-        if (self.steps_taken + 1) % self.settings.trajectory_steps == 0:
+        if (self.steps_taken + 1) % self.sketch_steps == 0:
             self._adapters_before_step = flatten_adapters(self.adapters).clone()
 
     def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:

@@ -112,7 +112,8 @@ class StackTrainer:
             initial_state, data.earlier_steps = progress.state, progress.state.steps - first_update
         step_count = timeline.count_updates(last_epoch) - first_update - data.earlier_steps
         description = f"training {_count_members(data.member_ids)}"
-        module = ProxyEnsemble(self.engine, initial_state, self.settings, data.member_ids)
+        sketch_steps = self.settings.space_sketches(timeline.steps_per_epoch)
+        module = ProxyEnsemble(self.engine, initial_state, self.settings, data.member_ids, sketch_steps)
         if timeline.unit == "update" and data.earlier_epochs:
             module.trajectory.points = self.member_cache.load_trajectory(data.member_ids, data.earlier_epochs)
         with progress_bar(description, step_count, "steps") as bar:

@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,7 @@ SHARD_ROWS = 1 << 16  # measurements that a process holds before it writes them
 SHARD_SCHEMA = pa.schema(
     [("member", pa.int32()), ("example_id", pa.int64()), ("grad_norm", pa.float64()), ("loss", pa.float64())]
 )
+MEASUREMENTS_FILE = "measurements.bin"
 IDS_NAMED = 10  # in an error
 
 
@@ -105,7 +107,8 @@ def merge_shards(
 ) -> list[Path]:
     """Merge shards into one file for each member, by example id, in the layout of the gradient log.
 
-    Rank zero calls it, after all ranks have listed their files. Memory does not grow with the rows.
+    Rank zero calls it, after all ranks have listed their files. Memory does not grow with the rows: numbers are put
+    where their rows stand in a file of 8 bytes a row, which is mapped into memory and deleted in the end.
 
     Args:
         folder: of the shards; the merged files go into it.
@@ -128,57 +131,98 @@ def merge_shards(
                 "of a run need one cache folder that they share"
             )
     merged_files = [folder / f"member={member_index}.parquet" for member_index in range(members)]
-    shards = read_files([folder / file_name for file_name in file_names])
-    with open_database(folder) as connection:
-        if not file_names:  # of no rows
-            connection.register("no_rows", SHARD_SCHEMA.empty_table())
-            shards = "no_rows"
-        _check_finite(connection, shards, members, settings_class)
+    shard_files = [folder / file_name for file_name in file_names]
+    with explain_failed_writes(folder), TemporaryDirectory(dir=folder) as scratch_folder:
         for member_index, merged_file in enumerate(merged_files):
-            member_rows = (
-                f"SELECT example_id, grad_norm, loss FROM {shards} WHERE member = {member_index} ORDER BY example_id"
-            )
-            with connection.sql(member_rows).to_arrow_reader(PIECE_ROWS) as reader:
-                is_complete = _write_member(reader, merged_file, example_ids, response_tokens)
-            if not is_complete:
-                raise _describe_miscount(connection, shards, example_ids, members)
+            measurements_file = Path(scratch_folder) / MEASUREMENTS_FILE
+            is_complete = _place_measurements(shard_files, member_index, example_ids, measurements_file)
+            if not (is_complete and _write_member(measurements_file, merged_file, example_ids, response_tokens)):
+                raise _describe_problem(folder, shard_files, example_ids, members, settings_class)
     return merged_files
 
 
-def _write_member(
-    reader: pa.RecordBatchReader,
-    merged_file: Path,
-    example_ids: NDArray[np.int64],
-    response_tokens: NDArray[np.int32],
+def _place_measurements(
+    shard_files: Sequence[Path], member_index: int, example_ids: NDArray[np.int64], measurements_file: Path
 ) -> bool:
-    """Write one member's rows as they come, by example id; False where they are not those that were asked for."""
-    row_count = 0
-    with pq.ParquetWriter(merged_file, SCHEMA) as writer:
-        for record_batch in reader:
-            batch_ids = record_batch["example_id"].to_numpy()
-            rows = slice(row_count, row_count + len(batch_ids))
-            if not np.array_equal(batch_ids, example_ids[rows]):
+    """Write the numbers of one member into a file of [N, 2] float32, norm and loss, NaN for rows without.
+
+    Returns:
+        False where a number is not finite, there are more or fewer than one for each row, or they are of other rows.
+    """
+    if not len(example_ids):
+        return not shard_files
+    measurements = np.memmap(measurements_file, np.float32, "w+", shape=(len(example_ids), 2))
+    measurements[:] = np.nan
+    measured_count = 0
+    for shard_file in shard_files:
+        shard = pq.ParquetFile(shard_file).read(use_threads=False)
+        is_of_member = shard["member"].to_numpy() == member_index
+        measured_ids = shard["example_id"].to_numpy()[is_of_member]
+        positions = np.minimum(np.searchsorted(example_ids, measured_ids), len(example_ids) - 1)
+        if not np.array_equal(example_ids[positions], measured_ids):
+            return False
+        for column_index, column_name in enumerate(("grad_norm", "loss")):
+            column_values = shard[column_name].to_numpy()[is_of_member]
+            if not np.isfinite(column_values).all():
                 return False
-            measurements = [record_batch[name].to_numpy().astype(np.float32) for name in ("grad_norm", "loss")]
-            writer.write_table(pa.table([batch_ids, *measurements, response_tokens[rows]], schema=SCHEMA))
-            row_count += len(batch_ids)
-    return row_count == len(example_ids)
+            measurements[positions, column_index] = column_values
+        measured_count += len(measured_ids)
+    measurements.flush()
+    return measured_count == len(example_ids)
 
 
-def _check_finite(connection: "DuckDBPyConnection", shards: str, members: int, settings_class: type) -> None:
+def _write_member(
+    measurements_file: Path, merged_file: Path, example_ids: NDArray[np.int64], response_tokens: NDArray[np.int32]
+) -> bool:
+    """Write one member's rows by example id; False where a row has no measurement."""
+    with pq.ParquetWriter(merged_file, SCHEMA) as writer:
+        for first_row in range(0, len(example_ids), PIECE_ROWS):
+            rows = slice(first_row, first_row + PIECE_ROWS)
+            piece_ids = example_ids[rows]
+            measurements = np.fromfile(
+                measurements_file, np.float32, count=2 * len(piece_ids), offset=8 * first_row
+            ).reshape(-1, 2)
+            if np.isnan(measurements).any():
+                return False
+            writer.write_table(pa.table([piece_ids, *measurements.T, response_tokens[rows]], schema=SCHEMA))
+    return True
+
+
+def _describe_problem(
+    folder: Path,
+    shard_files: Sequence[Path],
+    example_ids: NDArray[np.int64],
+    members: int,
+    settings_class: type,
+) -> UserError:
+    """Find which rows have numbers that are not finite, or were not measured exactly once."""
+    shards = read_files(shard_files)
+    with open_database(folder) as connection:
+        if not shard_files:
+            connection.register("no_rows", SHARD_SCHEMA.empty_table())
+            shards = "no_rows"
+        infinite_numbers = _describe_infinite(connection, shards, members, settings_class)
+        return infinite_numbers or _describe_miscount(connection, shards, example_ids, members)
+
+
+def _describe_infinite(
+    connection: "DuckDBPyConnection", shards: str, members: int, settings_class: type
+) -> UserError | None:
+    """Name the rows whose norm or loss is not finite; None where all are."""
     not_finite = f"FROM {shards} WHERE NOT (isfinite(grad_norm) AND isfinite(loss))"
     member_count = connection.execute(f"SELECT count(DISTINCT member) {not_finite}").fetchall()[0][0]
-    if member_count:
-        first_rows = connection.execute(
-            f"SELECT DISTINCT example_id {not_finite} ORDER BY example_id LIMIT {IDS_NAMED}"
-        ).fetchall()
-        raise UserError(
-            f"gradient norm or loss is not finite for {member_count} of {members} members, rows "
-            f"{[example_id for (example_id,) in first_rows]}; lower the learning rate, clip the gradients, or look at "
-            "those rows",
-            owner=settings_class,
-            arguments=("lr", "clip_norm"),
-        )
+    if not member_count:
+        return None
+    first_rows = connection.execute(
+        f"SELECT DISTINCT example_id {not_finite} ORDER BY example_id LIMIT {IDS_NAMED}"
+    ).fetchall()
+    return UserError(
+        f"gradient norm or loss is not finite for {member_count} of {members} members, rows "
+        f"{[example_id for (example_id,) in first_rows]}; lower the learning rate, clip the gradients, or look at "
+        "those rows",
+        owner=settings_class,
+        arguments=("lr", "clip_norm"),
+    )
 
 
 def _describe_miscount(
