@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
@@ -30,6 +30,7 @@ from gradfiltering.data.encoding import (
 )
 from gradfiltering.data.json_rows import RECORD_COLUMN, JsonRows, rows_from_columns
 from gradfiltering.data.preference_schema import EQUAL_WITHIN_LENGTH, SIDE_SCHEMA, Preference
+from gradfiltering.data.row_duplicates import find_first_equal
 from gradfiltering.data.schemas import Columns, Row, Schema
 from gradfiltering.data.templates import find_template, layout_name
 from gradfiltering.data.tokenising import TokenisingSettings, tokenise_table
@@ -185,7 +186,7 @@ class Examples:
             for name, count in self.not_shown.items()
         ]
 
-    def select(self, example_ids: Sequence[int]) -> "Examples":
+    def select(self, example_ids: Sequence[int] | np.ndarray) -> "Examples":
         """The examples with these ids, in ascending order of id."""
         row_positions = np.flatnonzero(np.isin(self.example_ids, np.asarray(example_ids)))
         selected_table = self.table.select(row_positions)
@@ -227,16 +228,24 @@ def hash_examples(examples: Examples) -> str:
 
 def digest_rows(examples: Examples) -> list[bytes]:
     """Digest of each row's tokens, 16 bytes."""
-    digests = []
+    return list(_iterate_digests(examples))
+
+
+def number_equal_rows(examples: Examples) -> np.ndarray:
+    """Return [N] int64: for each row the position of the first row of the same tokens."""
+    digests = bytearray()
+    for row_digest in _iterate_digests(examples):
+        digests += row_digest
+    return find_first_equal(np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2))
+
+
+def _iterate_digests(examples: Examples) -> Iterator[bytes]:
     for batch in examples.table.select_columns(["input_ids"]).with_format("arrow").iter(10_000):
         column = batch["input_ids"].combine_chunks()
         row_ends = np.cumsum(column.value_lengths().to_numpy(zero_copy_only=False))
         tokens = np.ascontiguousarray(column.flatten().to_numpy(zero_copy_only=False))
-        digests += [
-            hashlib.blake2b(row_tokens.tobytes(), digest_size=16).digest()
-            for row_tokens in np.split(tokens, row_ends[:-1])
-        ]
-    return digests
+        for row_tokens in np.split(tokens, row_ends[:-1]):
+            yield hashlib.blake2b(row_tokens.tobytes(), digest_size=16).digest()
 
 
 def hash_tokenizer(tokenizer: Any) -> str:

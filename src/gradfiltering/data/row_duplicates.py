@@ -42,11 +42,17 @@ class ExactDuplicates:
     def find_hits(self) -> NDArray[np.bool_]:
         """Return [N] bool: True for a row that repeats an earlier one."""
         digests = np.concatenate(self._digests)  # [N, 2]
-        row_order = np.lexsort(digests.T)  # equal rows stand together, the earliest first
-        equals_previous = (digests[row_order[1:]] == digests[row_order[:-1]]).all(axis=1)
-        is_repeat = np.zeros(len(digests), dtype=bool)
-        is_repeat[row_order[1:][equals_previous]] = True
-        return is_repeat
+        return find_first_equal(digests) != np.arange(len(digests))
+
+
+def find_first_equal(digests: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return [N]: for each of [N, 2] digests the position of the first that equals it, often its own."""
+    row_order = np.lexsort(digests.T)  # equal digests stand together, the earliest first
+    starts_group = np.ones(len(digests), dtype=bool)
+    starts_group[1:] = (digests[row_order[1:]] != digests[row_order[:-1]]).any(axis=1)
+    first_rows = np.empty(len(digests), dtype=np.int64)
+    first_rows[row_order] = row_order[starts_group][np.cumsum(starts_group) - 1]
+    return first_rows
 
 
 def _digest_row(row: RowText) -> bytes:

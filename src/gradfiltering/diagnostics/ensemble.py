@@ -22,19 +22,21 @@ def ensemble_columns(logs: GradientLogPair) -> dict[str, np.ndarray]:
         Name -> [N] float64: `relative_drop`, `loss_early` and `loss_late`; of several members `relative_variance_early`
         and `relative_variance_late` (V/G²), and each member's own relative drop, `member_drop_0` and so on.
     """
-    early_norms = logs.early.grad_norm.astype(np.float64)  # [M, N]
-    late_norms = logs.late.grad_norm.astype(np.float64)
-    early_norm, late_norm = early_norms.mean(0), late_norms.mean(0)  # [M, N] -> [N]
+    early_norms, late_norms = logs.early.grad_norm, logs.late.grad_norm  # [M, N]
+    early_norm, late_norm = (norms.mean(0, dtype=np.float64) for norms in (early_norms, late_norms))  # [M, N] -> [N]
     columns = {
         "relative_drop": (early_norm - late_norm) / np.maximum(early_norm, TINY),
         "loss_early": logs.early.loss.mean(0, dtype=np.float64),
         "loss_late": logs.late.loss.mean(0, dtype=np.float64),
     }
     if len(early_norms) > 1:
-        columns["relative_variance_early"] = early_norms.var(0) / np.maximum(np.square(early_norm), TINY)
-        columns["relative_variance_late"] = late_norms.var(0) / np.maximum(np.square(late_norm), TINY)
-        member_drops = (early_norms - late_norms) / np.maximum(early_norms, TINY)  # [M, N]
-        columns |= {f"{MEMBER_DROP}{member_index}": drops for member_index, drops in enumerate(member_drops)}
+        for moment, norms, norm in (("early", early_norms, early_norm), ("late", late_norms, late_norm)):
+            variance = norms.var(0, dtype=np.float64)
+            columns[f"relative_variance_{moment}"] = variance / np.maximum(np.square(norm), TINY)
+        for member_index in range(len(early_norms)):
+            member_early = early_norms[member_index].astype(np.float64)
+            drop = member_early - late_norms[member_index]
+            columns[f"{MEMBER_DROP}{member_index}"] = drop / np.maximum(member_early, TINY)
     return columns
 
 

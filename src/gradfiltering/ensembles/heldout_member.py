@@ -5,7 +5,7 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 from annotated_types import Gt, Le
 
-from gradfiltering.data.examples import Examples, digest_rows
+from gradfiltering.data.examples import Examples, number_equal_rows
 from gradfiltering.errors import UserError
 from gradfiltering.options import options
 from gradfiltering.seeding import derive_seed, numpy_rng
@@ -71,8 +71,8 @@ class HeldoutMember:
             UserError: the member was asked for, and there are too few rows.
         """
         heldout_count = self.count_heldout_rows(len(examples), has_heldout_rows)
-        heldout_positions = _draw_positions(examples, heldout_count, seed)
-        if len(heldout_positions) < MIN_HELDOUT_ROWS:
+        is_heldout = _draw_rows(examples, heldout_count, seed)
+        if is_heldout.sum() < MIN_HELDOUT_ROWS:
             if self.train is True:
                 raise UserError(
                     f"{len(examples)} rows are too few for a member that is trained on {MIN_TRAINING_ROWS} of them or "
@@ -81,10 +81,8 @@ class HeldoutMember:
                     arguments=("train", "share"),
                 )
             return None
-        is_heldout = np.zeros(len(examples), dtype=bool)
-        is_heldout[heldout_positions] = True
         training_ids, heldout_ids = examples.example_ids[~is_heldout], examples.example_ids[is_heldout]
-        return HeldoutSplit(examples.select(training_ids.tolist()), examples.select(heldout_ids.tolist()))
+        return HeldoutSplit(examples.select(training_ids), examples.select(heldout_ids))
 
 
 def heldout_member_seed(run_seed: int) -> int:
@@ -92,15 +90,19 @@ def heldout_member_seed(run_seed: int) -> int:
     return derive_seed(run_seed, HELDOUT_MEMBER)
 
 
-def _draw_positions(examples: Examples, heldout_count: int, seed: int) -> list[int]:
-    """Draw up to so many positions, all those of equal tokens or none of them."""
-    groups: dict[bytes, list[int]] = {}
-    if heldout_count:
-        for position, digest in enumerate(digest_rows(examples)):
-            groups.setdefault(digest, []).append(position)
-    group_members = list(groups.values())
-    drawn_positions: list[int] = []
-    for group_index in numpy_rng(seed, HELDOUT_MEMBER, "rows").permutation(len(group_members)).tolist():
-        if len(drawn_positions) + len(group_members[group_index]) <= heldout_count:
-            drawn_positions += group_members[group_index]
-    return drawn_positions
+def _draw_rows(examples: Examples, heldout_count: int, seed: int) -> np.ndarray:
+    """Draw up to so many rows, all those of equal tokens or none of them. [N] bool."""
+    if not heldout_count:
+        return np.zeros(len(examples), dtype=bool)
+    first_rows = number_equal_rows(examples)  # [N]
+    groups, group_sizes = np.unique(first_rows, return_counts=True)  # groups of equal rows, by their first row
+    is_drawn = np.zeros(len(groups), dtype=bool)
+    drawn_count = 0
+    for group_index in numpy_rng(seed, HELDOUT_MEMBER, "rows").permutation(len(groups)):
+        if drawn_count == heldout_count:
+            break
+        if drawn_count + group_sizes[group_index] <= heldout_count:
+            is_drawn[group_index] = True
+            drawn_count += int(group_sizes[group_index])
+    drawn_rows: np.ndarray = is_drawn[np.searchsorted(groups, first_rows)]
+    return drawn_rows

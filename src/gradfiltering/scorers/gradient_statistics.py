@@ -40,10 +40,12 @@ def gradient_statistics(early_norms: np.ndarray, late_norms: np.ndarray, ddof: i
         late_norms: [M, N] norms at the late snapshot.
         ddof: 0 for the population variance, 1 for the sample variance.
     """
-    early_norms, late_norms = early_norms.astype(np.float64), late_norms.astype(np.float64)
-    single_member = len(late_norms) == 1
-    late_variance = np.full(late_norms.shape[1], np.nan) if single_member else late_norms.var(axis=0, ddof=ddof)
-    return GradientStatistics(early_norms.mean(axis=0), late_norms.mean(axis=0), late_variance)
+    early_norm, late_norm = (norms.mean(axis=0, dtype=np.float64) for norms in (early_norms, late_norms))
+    if len(late_norms) == 1:
+        late_variance = np.full(late_norms.shape[1], np.nan)
+    else:
+        late_variance = late_norms.var(axis=0, dtype=np.float64, ddof=ddof)
+    return GradientStatistics(early_norm, late_norm, late_variance)
 
 
 @options
