@@ -22,11 +22,11 @@ from gradfiltering.selectors.spice import SpiceSelector
 def projections(rows: int, width: int, spectrum: str, seed: int) -> np.ndarray:
     """[1, N, K] float32."""
     rng = np.random.default_rng(seed)
-    made = rng.standard_normal((rows, width), dtype=np.float32)
+    directions = rng.standard_normal((rows, width), dtype=np.float32)
     if spectrum == "decaying":
-        made /= np.sqrt(np.arange(1, width + 1, dtype=np.float32))
-    made *= np.exp(0.5 * rng.standard_normal((rows, 1))).astype(np.float32) / np.float32(np.sqrt(width))
-    return made[None]
+        directions /= np.sqrt(np.arange(1, width + 1, dtype=np.float32))
+    directions *= np.exp(0.5 * rng.standard_normal((rows, 1))).astype(np.float32) / np.float32(np.sqrt(width))
+    return directions[None]
 
 
 def main() -> None:
@@ -40,18 +40,20 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=None)
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the gradients")
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
-    made = projections(asked.rows, asked.width, asked.spectrum, asked.seed) * np.float32(asked.scale)
-    no_tokens = np.zeros(asked.rows, dtype=np.int32)
-    evidence = Evidence(np.arange(asked.rows), asked.seed, no_tokens, no_tokens, None, {Projections(): made})
-    selector = SpiceSelector(asked.fraction, None, 1.0, asked.conflict, asked.mode, "first", asked.pool, None, None)
+    options = parser.parse_args()
+    gradients = projections(options.rows, options.width, options.spectrum, options.seed) * np.float32(options.scale)
+    no_tokens = np.zeros(options.rows, dtype=np.int32)
+    evidence = Evidence(np.arange(options.rows), options.seed, no_tokens, no_tokens, None, {Projections(): gradients})
+    selector = SpiceSelector(
+        fraction=options.fraction, conflict=options.conflict, mode=options.mode, members="first", pool=options.pool
+    )
     started = time.monotonic()
-    found = selector.select(evidence, asked.rows, None)
+    selection = selector.select(evidence, options.rows, None)
     seconds = time.monotonic() - started
     threads = os.environ.get("OMP_NUM_THREADS", f"{os.cpu_count()} cores")
     peak = peak_bytes(torch.device("cpu")) / 2**30
-    measured = {"selected": len(found.example_ids), "seconds": round(seconds, 1), "peak_gib": round(peak, 2)}
-    print(json.dumps({**vars(asked), "threads": threads, **measured, **found.about}))
+    measured = {"selected": len(selection.example_ids), "seconds": round(seconds, 1), "peak_gib": round(peak, 2)}
+    print(json.dumps({**vars(options), "threads": threads, **measured, **selection.facts}))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from tests.support.run_comparison import (
     assert_same_adapters,
     assert_same_choice,
     assert_same_log,
+    assert_same_run,
     at,
     files_of,
     one_process,
@@ -46,10 +47,7 @@ def test_two_processes_started_by_lightning_equal_one(cache, tmp_path):
         *at(two, tmp_path / "cache"),
     )  # fmt: skip
     assert summary(two)["proxy"]["trained"] == 2 * 2, "the processes trained nothing"
-    assert_same_log(one, two, rows)
-    assert_same_adapters(one, two)
-    assert_same_choice(one, two)
-    assert files_of(one) == files_of(two)
+    assert_same_run(one, two, rows)
     assert output.count("summary.json") == 1, "the screen belongs to the first process"
     assert not list((tmp_path / "tmp").glob("gradfiltering-*")), "another process left its folder behind"
 
@@ -65,10 +63,7 @@ def test_log_adapters_and_choice_under_torchrun(cache, tmp_path, processes, coll
     command = [*TORCHRUN, str(processes), "train.py", *SMALL, "trainer=ddp_cpu", f"trainer.devices={processes}"]
     run_in_processes(tmp_path / "tmp", *command, *few, *at(many, tmp_path / "cache"))
     assert summary(many)["proxy"]["trained"] == 2 * 2, "the processes trained nothing"
-    assert_same_log(one, many, rows)
-    assert_same_adapters(one, many)
-    assert_same_choice(one, many)
-    assert files_of(one) == files_of(many)
+    assert_same_run(one, many, rows)
 
 
 @pytest.mark.slow
@@ -190,10 +185,7 @@ def test_tasks_of_a_slurm_job_find_each_other(cache, tmp_path):
     assert [task.returncode for task in done] == [0, 0], done[0].stderr + done[1].stderr
     assert [task.stdout.count("summary.json") for task in done] == [1, 0], "the screen belongs to the first task"
     assert summary(two)["proxy"]["trained"] == 2 * 2, "the tasks trained nothing"
-    assert_same_log(one, two, 25)
-    assert_same_adapters(one, two)
-    assert_same_choice(one, two)
-    assert files_of(one) == files_of(two)
+    assert_same_run(one, two, 25)
 
 
 @pytest.mark.slow

@@ -11,10 +11,7 @@ from tests.support.pipeline import ROOT, TINY_RUN, summary
 from tests.support.processes import PLACES, slurm_job
 from tests.support.run_comparison import (
     SMALL,
-    assert_same_adapters,
-    assert_same_choice,
-    assert_same_log,
-    files_of,
+    assert_same_run,
     one_process,
 )
 
@@ -103,10 +100,7 @@ def test_tasks_of_the_proxy_file_give_what_one_process_gives(cluster, tmp_path):
     printed = cluster("local", "proxy.sbatch", *SMALL, "trainer=ddp_cpu", *few, **job)
     two = tmp_path / "shared" / "runs" / job["SLURM_JOB_ID"]
     assert printed.count("summary.json") == 1, "the screen belongs to the first task"
-    assert_same_log(one, two, 25)
-    assert_same_adapters(one, two)
-    assert_same_choice(one, two)
-    assert files_of(one) == files_of(two)
+    assert_same_run(one, two, 25)
 
 
 @pytest.mark.slow

@@ -15,8 +15,8 @@ from tests.support.run_comparison import (
     assert_same_adapters,
     assert_same_choice,
     assert_same_log,
+    assert_same_run,
     at,
-    files_of,
     one_process,
 )
 
@@ -49,10 +49,7 @@ def test_a_run_on_two_hosts_is_that_of_one_process(hosts, tmp_path):
     command = ["train.py", *OVERRIDES, *few, *at(both, tmp_path / "cache")]
     done = finish_all([host.torchrun(tmp_path / f"tmp {host.namespace}", *command) for host in hosts])
     assert summary(both)["proxy"]["trained"] == 2 * 2, "the hosts trained nothing"
-    assert_same_log(one, both, FEW_ROWS)
-    assert_same_adapters(one, both)
-    assert_same_choice(one, both)
-    assert files_of(one) == files_of(both)
+    assert_same_run(one, both, FEW_ROWS)
     assert [host.stdout.count("summary.json") for host in done] == [1, 0], "the screen belongs to the first host"
     assert not list((tmp_path / "cache").glob("shared*")), "the file that all hosts looked for was left"
 

@@ -54,5 +54,13 @@ def assert_same_choice(first_run: Path, second_run: Path) -> None:
     assert (first_run / "subset.jsonl").read_bytes() == (second_run / "subset.jsonl").read_bytes()
 
 
+def assert_same_run(first_run: Path, second_run: Path, rows: int) -> None:
+    """Two run folders have the same files, gradient logs, adapters and selection."""
+    assert_same_log(first_run, second_run, rows)
+    assert_same_adapters(first_run, second_run)
+    assert_same_choice(first_run, second_run)
+    assert files_of(first_run) == files_of(second_run)
+
+
 def files_of(run_folder: Path) -> set[str]:
     return {path.relative_to(run_folder).as_posix() for path in run_folder.rglob("*") if path.is_file()}

@@ -15,7 +15,7 @@ from gradfiltering.reports.data_lines import (
     learns_pairs,
 )
 from gradfiltering.reports.judge_lines import describe_judge, verdicts_are_usable
-from gradfiltering.reports.page.answer_section import format_interval
+from gradfiltering.reports.number_formats import format_interval
 from gradfiltering.reports.references import format_bibtex
 from gradfiltering.reports.run_files import CANDIDATE, RunFiles
 from gradfiltering.reports.verdict import read_verdict
@@ -46,7 +46,7 @@ def write_cards(run_dir: Path) -> None:
     if "selection" not in run_files.summary:
         return
     _write_card(run_dir / CARD_FILE, build_dataset_card(run_files))
-    for model in run_files.summary.get("target", {}):
+    for model in run_files.target_results:
         adapter_folder = run_dir / "target" / model / "adapter"
         if adapter_folder.is_dir():
             adapter_config = json.loads((adapter_folder / "adapter_config.json").read_text("utf-8"))
@@ -73,7 +73,7 @@ def build_dataset_card(run_files: RunFiles) -> DatasetCard:
         _format_verdict_section(run_files),
         "## Selection\n\n" + _format_facts(_list_selection_facts(run_files)),
         "## Before you trust it\n\n" + _format_diagnostics(run_files.summary),
-        *_compare_with_baselines(run_files.summary),
+        *_compare_with_baselines(run_files),
         *_close_card(run_files),
     ]
     return DatasetCard(_join_sections(card_data, card_sections))
@@ -81,7 +81,7 @@ def build_dataset_card(run_files: RunFiles) -> DatasetCard:
 
 def build_model_card(run_files: RunFiles, model: str, adapter_config: Mapping[str, Any]) -> ModelCard:
     """Build the card of a LoRA adapter from the name of its model and its `adapter_config.json`."""
-    target_result = run_files.summary["target"][model]
+    target_result = run_files.target_results[model]
     base_model = adapter_config.get("base_model_name_or_path") or ""
     # The hub knows models by owner/name; a folder or a model trained from scratch has no page to link to.
     on_hub = base_model.count("/") == 1 and not base_model.startswith((".", "/"))
@@ -92,7 +92,7 @@ def build_model_card(run_files: RunFiles, model: str, adapter_config: Mapping[st
         pipeline_tag="text-generation",
         tags=["lora", "gradfiltering"],
     )
-    tuning_options = run_files.config.get("target", {}).get("tuning", {})
+    tuning_options = run_files.options("target").get("tuning", {})
     training_rows = {
         CANDIDATE: f"the subset selected by {_format_method(run_files.summary['selection'])}",
         "full": "all rows that can be scored",
@@ -124,7 +124,7 @@ def build_model_card(run_files: RunFiles, model: str, adapter_config: Mapping[st
         'model = PeftModel.from_pretrained(model, "PATH-OR-NAME-OF-THIS-ADAPTER")\n```',
         "## Training\n\n" + _format_facts(card_facts),
         *([_format_verdict_section(run_files)] if model == CANDIDATE else []),
-        *(_compare_with_baselines(run_files.summary) if model == CANDIDATE else []),
+        *(_compare_with_baselines(run_files) if model == CANDIDATE else []),
         *_close_card(run_files),
     ]
     return ModelCard(_join_sections(card_data, card_sections))
@@ -138,8 +138,8 @@ def _describe_objective(run_files: RunFiles) -> str:
 
 def _target_template(run_files: RunFiles) -> str:
     """Name the prompt template that the target was trained with, or the option where the run did not note it."""
-    configured_template = run_files.config.get("data", {}).get("template", "auto")
-    return str(run_files.summary.get("templates", {}).get("target", configured_template))
+    noted_templates = run_files.summary.get("templates", {})
+    return str(noted_templates.get("target") or run_files.options("data").get("template", "not noted"))
 
 
 def _list_selection_facts(run_files: RunFiles) -> dict[str, Any]:
@@ -198,18 +198,18 @@ def _format_verdict_section(run_files: RunFiles) -> str:
     return section
 
 
-def _compare_with_baselines(run_summary: Mapping[str, Any]) -> list[str]:
-    if not run_summary.get("pws"):
+def _compare_with_baselines(run_files: RunFiles) -> list[str]:
+    if not run_files.pairwise_scores:
         return []
     lines = ["| against | prompts | PWS (1 = on a par) | win / tie / loss |", "|---|---|---|---|"]
-    for baseline, sets in run_summary["pws"].items():
+    for baseline, sets in run_files.pairwise_scores.items():
         for prompt_set, score in sets.items():
             counts = f"{score['wins']} / {score['ties']} / {score['losses']}"
             lines.append(f"| {baseline} | {prompt_set} | {format_interval(score)} | {counts} |")
     introduction = "A target tuned on the subset, compared with others, judged pairwise in both orders, with intervals:"
-    judge_line = describe_judge(run_summary)
+    judge_line = describe_judge(run_files.summary)
     if judge_line is not None:
-        warning_mark = "" if verdicts_are_usable(run_summary) else "> **Warning:** "
+        warning_mark = "" if verdicts_are_usable(run_files.summary) else "> **Warning:** "
         introduction = f"{warning_mark}{judge_line}.\n\n{introduction}"
     return [f"## Results of training on it\n\n{introduction}\n\n" + "\n".join(lines)]
 

@@ -71,6 +71,11 @@ def describe_proxy(run_summary: Mapping[str, Any]) -> str | None:
     )
 
 
+def proxy_knows_rows(run_diagnostics: Mapping[str, Any]) -> bool:
+    """Return False where a run found that its proxy knows little of the rows; True where it did not look."""
+    return bool(run_diagnostics.get("proxy_knows_rows", True))
+
+
 def learns_pairs(run_summary: Mapping[str, Any]) -> bool:
     """Return True for a run on preference rows."""
     return bool(run_summary.get("objective", {}).get("pairs", False))

@@ -126,7 +126,7 @@ def silence_libraries() -> None:
 
 def _log_reused_curves(run_logger: Logger, run_files: RunFiles) -> None:
     """Log the curve of each model that was in the cache; the others were logged while they were trained."""
-    for model, target_result in run_files.summary.get("target", {}).items():
+    for model, target_result in run_files.target_results.items():
         if target_result.get("reused") and model in run_files.curves:
             losses = run_files.curves[model].set_index("step")[["train_loss", "heldout_loss"]]
             for step, row in losses.dropna(how="all").iterrows():

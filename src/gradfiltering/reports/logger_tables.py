@@ -27,10 +27,10 @@ def build_logger_tables(run_files: RunFiles) -> dict[str, pd.DataFrame]:
         **_build_rankings(run_files),
         "run/verdict": _build_verdict(run_files),
         "judge/verdicts": _build_verdicts(run_files),
-        "judge/pws": _build_winning_scores(run_files.summary.get("pws", {})),
+        "judge/pws": _build_winning_scores(run_files.pairwise_scores),
         "target/curves": _build_curves(run_files),
-        "run/stages": _build_stages(run_files.summary),
-        "run/warnings": pd.DataFrame({"warning": run_files.diagnostics.get("warnings", [])}),
+        "run/stages": _build_stages(run_files),
+        "run/warnings": pd.DataFrame({"warning": run_files.warnings}),
     }
     return {name: table for name, table in logger_tables.items() if len(table)}
 
@@ -133,11 +133,11 @@ def _build_curves(run_files: RunFiles) -> pd.DataFrame:
     )
 
 
-def _build_stages(run_summary: Mapping[str, Any]) -> pd.DataFrame:
-    stage_table = pd.DataFrame(run_summary.get("stages", []))
+def _build_stages(run_files: RunFiles) -> pd.DataFrame:
+    stage_table = pd.DataFrame(run_files.stages)
     if stage_table.empty:
         return stage_table
-    stage_costs = run_summary.get("cost", {})
+    stage_costs = run_files.summary.get("cost", {})
     stage_table["peak_bytes"] = [stage_costs.get(name, {}).get("peak_bytes") for name in stage_table["name"]]
     return stage_table.rename(columns={"name": "stage"})[["stage", "seconds", "reused", "peak_bytes"]]
 

@@ -10,11 +10,9 @@ import pandas as pd
 
 from gradfiltering.errors import UserError
 from gradfiltering.reports.paper_tables import PaperTable
-from gradfiltering.reports.run_files import CANDIDATE
-from gradfiltering.reports.seed_tables import CONFIDENCE, group_by_setting, group_draws
+from gradfiltering.reports.seed_tables import CONFIDENCE, group_by_setting, group_draws, tabulate_estimates
 from gradfiltering.reports.sweep_jobs import SweepJob
 from gradfiltering.reports.verdict_tables import read_outcomes
-from gradfiltering.statistics.paired_comparison import correct_by_holm
 from gradfiltering.statistics.seed_intervals import (
     MIN_SEEDS,
     SeedEstimate,
@@ -71,29 +69,20 @@ def build_method_table(
     ]
     if not comparisons:
         return None
-    p_values = [comparison.estimate.p for comparison in comparisons if comparison.estimate.p is not None]
-    corrected = iter(correct_by_holm(p_values))
-    lines = []
-    for comparison in comparisons:
-        estimate = comparison.estimate
-        p_holm = None if estimate.p is None else next(corrected)
-        lines.append(
-            {
-                "setting": comparison.first_setting,
-                "minus": comparison.second_setting,
-                "measure": comparison.measure,
-                "seeds": str(estimate.seeds),
-                "difference": estimate.value,
-                "low": estimate.low,
-                "high": estimate.high,
-                "p": estimate.p,
-                "p (Holm)": p_holm,
-                "shown": "*" if p_holm is not None and p_holm < 1 - CONFIDENCE else "",
-            }
-        )
-    table = pd.DataFrame(lines).astype({name: float for name in ("difference", "low", "high", "p", "p (Holm)")})
+    labels = [
+        {
+            "setting": comparison.first_setting,
+            "minus": comparison.second_setting,
+            "measure": comparison.measure,
+            "seeds": str(comparison.estimate.seeds),
+        }
+        for comparison in comparisons
+    ]
+    estimates = tabulate_estimates([comparison.estimate for comparison in comparisons], "difference")
+    table = pd.concat([pd.DataFrame(labels), estimates], axis=1)
+    tested_count = estimates["p"].count()
     note = (
-        f"{len(p_values)} tests, corrected by Holm's method; a star marks what is left of them. Differences are taken "
+        f"{tested_count} tests, corrected by Holm's method; a star marks what is left of them. Differences are taken "
         f"within a seed; their intervals are of {CONFIDENCE:.0%}, and fewer than {MIN_SEEDS} common seeds have none."
     )
     return PaperTable(
@@ -137,16 +126,15 @@ def compare_settings(
 
 def _share_rows(first_job: SweepJob, second_job: SweepJob) -> bool:
     """Return True where two jobs of a seed have the same rows, held-out ones included, and the same target model."""
-    first_config, second_config = first_job.config, second_job.config
     return bool(
-        first_config.get("data") == second_config.get("data")
-        and first_config.get("target", {}).get("base_model") == second_config.get("target", {}).get("base_model")
+        first_job.options("data") == second_job.options("data")
+        and first_job.options("target").get("base_model") == second_job.options("target").get("base_model")
         and first_job.target_model == second_job.target_model
     )
 
 
 def _read_heldout_loss(sweep_job: SweepJob) -> float | None:
-    return sweep_job.summary.get("target", {}).get(CANDIDATE, {}).get("heldout_loss")
+    return sweep_job.candidate_result.get("heldout_loss")
 
 
 def _subtract_outcomes(

@@ -48,10 +48,66 @@ class RunFiles:
         self.environment = self.folder.read_environment()
         self.config: dict[str, Any] = self.folder.read_config() if (self.path / CONFIG_FILE).is_file() else {}
 
+    def options(self, group: str) -> dict[str, Any]:
+        """Options of a group in the resolved configuration; empty where the run left none."""
+        return self.config.get(group) or {}
+
+    @property
+    def overrides(self) -> list[str]:
+        """Overrides of the command line."""
+        return self.environment.get("overrides", [])
+
     @property
     def diagnostics(self) -> dict[str, Any]:
         """Diagnostics of the summary."""
         return self.summary.get("diagnostics", {})
+
+    @property
+    def warnings(self) -> list[str]:
+        """Warnings of failed diagnostics and others, in words."""
+        return self.diagnostics.get("warnings", [])
+
+    @property
+    def stages(self) -> list[dict[str, Any]]:
+        """Name, seconds and reuse of each stage, in the order in which they ran."""
+        return self.summary.get("stages", [])
+
+    @property
+    def stage_seconds(self) -> float:
+        """Seconds of all stages together."""
+        return float(sum(stage["seconds"] for stage in self.stages))
+
+    @property
+    def saved_seconds(self) -> float:
+        """Seconds that cached members, targets and answers had taken when they were made.
+
+        Where a run trains an ensemble and measures influences as well, the latter find the former's members in the
+        cache: the members are counted once, and not at all where this run trained them.
+        """
+        members = self.summary.get("proxy") or self.summary.get("influence") or {}
+        parts = [members, self.summary.get("heldout_member", {}), self.summary.get("answers", {})]
+        target_seconds = [result["seconds"] for result in self.target_results.values() if result.get("reused")]
+        return float(sum(part.get("reused_seconds", 0.0) for part in parts) + sum(target_seconds))
+
+    @property
+    def selection(self) -> dict[str, Any]:
+        """Number of selected rows, scorer and selector; empty where the run ended before."""
+        return self.summary.get("selection") or {}
+
+    @property
+    def target_results(self) -> dict[str, dict[str, Any]]:
+        """Losses, updates and seconds of each fine-tuned model, by its name."""
+        return self.summary.get("target", {})
+
+    @property
+    def candidate_result(self) -> dict[str, Any]:
+        """Result of the model that was fine-tuned on the subset; empty where none was."""
+        return self.target_results.get(CANDIDATE, {})
+
+    @property
+    def pairwise_scores(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Pairwise winning scores of the candidate by baseline and prompt set, `all` among the sets."""
+        return self.summary.get("pws", {})
 
     @property
     def seed(self) -> int:
@@ -94,7 +150,7 @@ class RunFiles:
     def epochs(self) -> ComparedEpochs:
         """The compared snapshots: those that the run took, after a search or not, else those of its options."""
         taken_pair = self.summary.get("proxy", {}).get("epochs")
-        return ComparedEpochs(*(taken_pair or (self.config["epochs"]["early"], self.config["epochs"]["late"])))
+        return ComparedEpochs(*(taken_pair or (self.options("epochs")["early"], self.options("epochs")["late"])))
 
     @cached_property
     def scores(self) -> pd.DataFrame | None:

@@ -19,6 +19,7 @@ from gradfiltering.reports.data_lines import (
     find_loss_unit,
     find_snapshot_unit,
     learns_pairs,
+    proxy_knows_rows,
 )
 from gradfiltering.reports.judge_lines import describe_judge, verdicts_are_usable
 from gradfiltering.reports.verdict_lines import DO_NOT_USE_IT, USE_IT, format_command_time, format_verdict
@@ -53,7 +54,7 @@ def print_result(run_summary: Mapping[str, Any], folder: Path, console: Console)
     """Print what came out, in at most 20 lines of 80 columns: verdict, doubts, rows, files, and what to do next."""
     details_file = "report.html" if (folder / "report.html").exists() else "summary.json"
     console.rule("[bold]Result")
-    if not run_summary["diagnostics"].get("proxy_knows_rows", True):
+    if not proxy_knows_rows(run_summary["diagnostics"]):
         console.print(Text("The proxy knows little of these rows: do not rely on their scores", "bold red"))
         for line in (describe_proxy(run_summary), describe_heldout_loss(run_summary)):
             if line is not None:
@@ -98,8 +99,8 @@ def describe_selection(run_summary: Mapping[str, Any]) -> list[str]:
     selected_words = f"{selection_summary['selected']:,} of {counted_rows:,} rows{taken_words} selected{method}"
     if data_summary["unscored"]:
         selected_words += f"; {data_summary['unscored']:,} were not scored"
-    proxy_knows_rows = run_summary["diagnostics"].get("proxy_knows_rows", True)
-    if "pws" not in run_summary or not verdicts_are_usable(run_summary) or not proxy_knows_rows:
+    scores_count = verdicts_are_usable(run_summary) and proxy_knows_rows(run_summary["diagnostics"])
+    if "pws" not in run_summary or not scores_count:
         return [selected_words]
     scores = [
         f"{_describe_score(sets[ALL_SETS])} against {OPPONENT_WORDS.get(baseline, baseline)}"
@@ -122,7 +123,7 @@ def describe_doubts(run_diagnostics: Mapping[str, Any], details_file: str) -> li
     """
     warnings = run_diagnostics.get("warnings", [])
     # What the proxy does not know stands above, and weighs more than the rest.
-    printed_count = DOUBTS_PRINTED if run_diagnostics.get("proxy_knows_rows", True) else 0
+    printed_count = DOUBTS_PRINTED if proxy_knows_rows(run_diagnostics) else 0
     doubts = [CLAUSE_END.split(warning_text, maxsplit=1)[0] for warning_text in warnings[:printed_count]]
     more_count = len(warnings) - len(doubts)
     if more_count:
@@ -139,7 +140,7 @@ def describe_next_step(run_summary: Mapping[str, Any], details_file: str) -> str
         details_file: has everything that the screen leaves out.
     """
     run_diagnostics = run_summary["diagnostics"]
-    if not run_diagnostics.get("proxy_knows_rows", True):
+    if not proxy_knows_rows(run_diagnostics):
         return "take a proxy that knows such rows, such as proxy=smollm2"
     if "selection" not in run_summary:
         return "give the same command with until=select; what is done is not done again"

@@ -3,6 +3,7 @@
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from gradfiltering.reports.paper_tables import PaperTable
@@ -53,31 +54,46 @@ def build_seed_table(sweep_jobs: Sequence[SweepJob], varying_options: set[str]) 
     ]
     if not rows:
         return None
-    tested_rows = [row for row in rows if row.estimate.p is not None]
-    corrected = iter(correct_by_holm([row.estimate.p for row in tested_rows if row.estimate.p is not None]))
-    lines = []
-    for row in rows:
-        p_holm = None if row.estimate.p is None else next(corrected)
-        lines.append(
-            {
-                "setting": row.setting,
-                "measure": row.measure,
-                "seeds": str(row.estimate.seeds),
-                "by seed": " ".join(f"{value:.3f}" for value in row.estimate.by_seed),
-                "value": row.estimate.value,
-                "low": row.estimate.low,
-                "high": row.estimate.high,
-                "p": row.estimate.p,
-                "p (Holm)": p_holm,
-                "shown": "*" if p_holm is not None and p_holm < 1 - CONFIDENCE else "",
-            }
-        )
-    table = pd.DataFrame(lines).astype({name: float for name in ("value", "low", "high", "p", "p (Holm)")})
+    labels = [
+        {
+            "setting": row.setting,
+            "measure": row.measure,
+            "seeds": str(row.estimate.seeds),
+            "by seed": " ".join(f"{value:.3f}" for value in row.estimate.by_seed),
+        }
+        for row in rows
+    ]
+    estimates = tabulate_estimates([row.estimate for row in rows], "value")
+    table = pd.concat([pd.DataFrame(labels), estimates], axis=1)
+    tested_count = estimates["p"].count()
     note = (
-        f"{len(tested_rows)} tests, corrected by Holm's method; a star marks what is left of them. Intervals are of "
+        f"{tested_count} tests, corrected by Holm's method; a star marks what is left of them. Intervals are of "
         f"{CONFIDENCE:.0%}, over seeds and prompts; fewer than {MIN_SEEDS} seeds have none."
     )
     return PaperTable(SEED_TABLE, "Every setting over its seeds, held-out loss first.", table, label_count=4, note=note)
+
+
+def tabulate_estimates(estimates: Sequence[SeedEstimate], value_column: str) -> pd.DataFrame:
+    """Tabulate values with intervals and p-values; a star marks what Holm's correction over all of them leaves.
+
+    Args:
+        estimates: those without a p-value were not tested.
+        value_column: name of the column of values.
+    """
+    p_values = [estimate.p for estimate in estimates if estimate.p is not None]
+    corrected = iter(correct_by_holm(p_values))
+    table = pd.DataFrame(
+        {
+            value_column: [estimate.value for estimate in estimates],
+            "low": [estimate.low for estimate in estimates],
+            "high": [estimate.high for estimate in estimates],
+            "p": [estimate.p for estimate in estimates],
+            "p (Holm)": [None if estimate.p is None else next(corrected) for estimate in estimates],
+        },
+        dtype=float,
+    )
+    table["shown"] = np.where(table["p (Holm)"] < 1 - CONFIDENCE, "*", "")
+    return table
 
 
 def group_by_setting(sweep_jobs: Sequence[SweepJob], varying_options: set[str]) -> dict[str, dict[int, SweepJob]]:
@@ -169,7 +185,7 @@ def group_draws(sweep_jobs: Sequence[SweepJob]) -> dict[str, list[str]]:
     names = dict.fromkeys(
         name
         for sweep_job in sweep_jobs
-        for name in (*sweep_job.summary.get("target", {}), *sweep_job.summary.get("pws", {}))
+        for name in (*sweep_job.target_results, *sweep_job.pairwise_scores)
         if name != CANDIDATE
     )
     families: dict[str, list[str]] = {}
@@ -181,11 +197,12 @@ def group_draws(sweep_jobs: Sequence[SweepJob]) -> dict[str, list[str]]:
 
 def _subtract_heldout_losses(sweep_job: SweepJob, baselines: Sequence[str]) -> float | None:
     """Subtract the baseline's held-out loss, the mean over its draws, from the candidate's."""
-    losses = {name: result.get("heldout_loss") for name, result in sweep_job.summary.get("target", {}).items()}
-    baseline_losses = [losses[name] for name in baselines if losses.get(name) is not None]
-    if losses.get(CANDIDATE) is None or not baseline_losses:
+    candidate_loss: float | None = sweep_job.candidate_result.get("heldout_loss")
+    results = [sweep_job.target_results[name] for name in baselines if name in sweep_job.target_results]
+    baseline_losses = [result["heldout_loss"] for result in results if result.get("heldout_loss") is not None]
+    if candidate_loss is None or not baseline_losses:
         return None
-    return float(losses[CANDIDATE] - sum(baseline_losses) / len(baseline_losses))
+    return float(candidate_loss - sum(baseline_losses) / len(baseline_losses))
 
 
 def _collect_outcomes(sweep_job: SweepJob, baselines: Sequence[str]) -> list[dict[Hashable, int]]:

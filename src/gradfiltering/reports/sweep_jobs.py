@@ -34,32 +34,27 @@ class SweepJob(RunFiles):
         return self.path.name
 
     @property
-    def overrides(self) -> list[str]:
-        """Overrides of the command line."""
-        return self.environment.get("overrides", [])
-
-    @property
     def method(self) -> str:
         """Scorer, and selector where it is not `top`; the selector alone where no score was used."""
-        selection_summary = self.summary.get("selection", {})
-        options = dict(override.lstrip("+~").partition("=")[::2] for override in self.overrides)
-        selector_name = options.get("selector") or selection_summary.get("selector") or "top"
+        selection_summary = self.selection
+        given_options = dict(override.lstrip("+~").partition("=")[::2] for override in self.overrides)
+        selector_name = given_options.get("selector") or selection_summary.get("selector") or "top"
         if selection_summary and selection_summary.get("scorer") is None:  # a target that leads uses no selector
             selector_name = selection_summary.get("selector") or selector_name
             return "random" if selector_name == "random" else f"selector {selector_name}"
-        class_name = str(self.config.get("scorer", {}).get("_target_", "")).rpartition(".")[2]
-        scorer_name = options.get("scorer") or selection_summary.get("scorer") or class_name or NOT_KNOWN
+        class_name = str(self.options("scorer").get("_target_", "")).rpartition(".")[2]
+        scorer_name = given_options.get("scorer") or selection_summary.get("scorer") or class_name or NOT_KNOWN
         return scorer_name if selector_name == "top" else f"{scorer_name}, {selector_name}"
 
     @property
     def member_count(self) -> str:
         """M."""
-        return str(self.config.get("ensemble", {}).get("m", NOT_KNOWN))
+        return str(self.options("ensemble").get("m", NOT_KNOWN))
 
     @property
     def epoch_pair(self) -> str:
         """The pair of snapshots, such as `e1_e2`, or the name of the search for it."""
-        pair = self.config.get("epochs", {})
+        pair = self.options("epochs")
         search_name = SNAPSHOT_SEARCHES.get(str(pair.get("_target_", "")).rpartition(".")[2])
         if search_name is not None:
             return search_name
@@ -69,12 +64,12 @@ class SweepJob(RunFiles):
     @property
     def fraction(self) -> float | None:
         """Share of the rows that was to be selected."""
-        return self.config.get("selector", {}).get("fraction")
+        return self.options("selector").get("fraction")
 
     @property
     def dataset(self) -> str:
         """The dataset's name."""
-        data_options = self.config.get("data", {})
+        data_options = self.options("data")
         name = data_options.get("name") or data_options.get("path")
         if not name:
             return "tasks" if str(data_options.get("_target_", "")).endswith("TaskSource") else "data"
@@ -83,7 +78,7 @@ class SweepJob(RunFiles):
     @property
     def target_model(self) -> str:
         """The fine-tuned model's name."""
-        model = str(self.config.get("target", {}).get("model") or "")
+        model = str(self.options("target").get("model") or "")
         size = next((label for word, label in MODEL_SIZES.items() if word in model.lower()), None)
         return size or Path(model).name or "tiny"
 
@@ -96,7 +91,7 @@ class SweepJob(RunFiles):
         """Pairwise winning score against a baseline by prompt set, `all` among them; none of an unusable judge."""
         if not self.has_usable_verdicts:
             return {}
-        sets = self.summary.get("pws", {}).get(baseline, {})
+        sets = self.pairwise_scores.get(baseline, {})
         return {name: score["value"] for name, score in sets.items() if score.get("value") is not None}
 
     @property
@@ -105,11 +100,11 @@ class SweepJob(RunFiles):
 
         In a LEAD run they are those of the training that selects.
         """
-        seconds = sum(stage["seconds"] for stage in self.summary["stages"] if stage["name"] in SELECTING_STAGES)
+        seconds = sum(stage["seconds"] for stage in self.stages if stage["name"] in SELECTING_STAGES)
         for part in ("proxy", "influence"):
             seconds += sum(self.summary.get(part, {}).get(name, 0.0) for name in ("seconds", "reused_seconds"))
-        leads = self.summary.get("selection", {}).get("selector") == "lead"
-        return float(seconds + (self.summary["target"]["candidate"]["seconds"] if leads else 0.0))
+        leads = self.selection.get("selector") == "lead"
+        return float(seconds + (self.candidate_result["seconds"] if leads else 0.0))
 
     def other_options(self, varying_options: set[str]) -> str:
         """Overrides of the options that differ between the jobs and are no axis."""

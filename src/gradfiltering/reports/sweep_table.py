@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from gradfiltering.reports.method_comparisons import build_method_table, strongest_first
-from gradfiltering.reports.page.answer_section import count_saved_seconds
 from gradfiltering.reports.page.sweep_page import write_sweep_page
 from gradfiltering.reports.paper_tables import PaperTable
 from gradfiltering.reports.seed_tables import build_seed_table
@@ -165,7 +164,7 @@ def build_rows(
 
 
 def _build_row(sweep_job: SweepJob) -> dict[str, Any]:
-    selection_summary, planted_truth = sweep_job.summary.get("selection", {}), sweep_job.diagnostics.get("truth", {})
+    selection_summary, planted_truth = sweep_job.selection, sweep_job.diagnostics.get("truth", {})
     row: dict[str, Any] = {"job": sweep_job.name, "asked_for": " ".join(sweep_job.overrides)}
     row.update({name: selection_summary.get(name) for name in ("scorer", "selector", "selected")})
     scores = sweep_job.score_values.sort_values().tolist()
@@ -176,19 +175,19 @@ def _build_row(sweep_job: SweepJob) -> dict[str, Any]:
         row.update({f"auc_{name}": planted_truth["auc"]["scorer"][name] for name in ("value", "low", "high")})
     if "clean" in planted_truth.get("share", {}):
         row["clean_selected"] = planted_truth["share"]["clean"]["selected"]
-    row["warnings"] = len(sweep_job.diagnostics.get("warnings", []))
-    candidate = sweep_job.summary.get("target", {}).get("candidate", {})
+    row["warnings"] = len(sweep_job.warnings)
+    candidate = sweep_job.candidate_result
     row["heldout_loss"] = candidate.get("heldout_loss")
     if candidate.get("heldout_accuracy") is not None:
         row["heldout_accuracy"] = candidate["heldout_accuracy"]
     if "judge_agreement" in sweep_job.summary:
         row["judge_kappa"] = sweep_job.summary["judge_agreement"]["kappa"]
         row["judge_usable"] = sweep_job.has_usable_verdicts
-    for baseline, sets in sweep_job.summary.get("pws", {}).items():
+    for baseline, sets in sweep_job.pairwise_scores.items():
         row[f"pws_{baseline}"] = sets["all"]["value"]
         row.update({f"pws_{baseline}_{end}": sets["all"][end] for end in ("low", "high")})
-    row["seconds"] = round(sum(stage["seconds"] for stage in sweep_job.summary["stages"]), 1)
-    row["saved"] = round(count_saved_seconds(sweep_job.summary), 1)
+    row["seconds"] = round(sweep_job.stage_seconds, 1)
+    row["saved"] = round(sweep_job.saved_seconds, 1)
     return row
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from gradfiltering.errors import UserError
-from gradfiltering.reports.run_files import CANDIDATE
 from gradfiltering.reports.sweep_jobs import SweepJob, option_name, read_jobs
 from gradfiltering.runs.files import hash_key, write_json
 
@@ -88,7 +87,7 @@ class TuningRecord:
     def list_marks(self, sweep_jobs: Sequence[SweepJob]) -> list[str]:
         """List in words what makes the results of reporting runs no fair comparison; empty where nothing does."""
         conflicts = {
-            conflict: None for job in sweep_jobs for conflict in self.list_conflicts(job.seed, job.config["data"])
+            conflict: None for job in sweep_jobs for conflict in self.list_conflicts(job.seed, job.options("data"))
         }
         methods = dict.fromkeys(job.method for job in sweep_jobs if job.method not in METHODS_WITHOUT_SETTINGS)
         budgets = {
@@ -133,7 +132,7 @@ def record_tuning(sweep_jobs: Sequence[SweepJob]) -> TuningRecord:
         jobs_by_setting.setdefault((job.method, digest_setting(job.config)), {})[job.seed] = job
     tried: dict[str, list[TriedSetting]] = {}
     for (method, digest), jobs in jobs_by_setting.items():
-        losses = [job.summary.get("target", {}).get(CANDIDATE, {}).get("heldout_loss") for job in jobs.values()]
+        losses = [job.candidate_result.get("heldout_loss") for job in jobs.values()]
         known_losses = [loss for loss in losses if loss is not None]
         mean_loss = sum(known_losses) / len(known_losses) if len(known_losses) == len(losses) else None
         options = " ".join(
@@ -142,7 +141,7 @@ def record_tuning(sweep_jobs: Sequence[SweepJob]) -> TuningRecord:
             if option_name(override).partition(".")[0] not in UNTOLD_OPTIONS
         )
         tried.setdefault(method, []).append(TriedSetting(digest, options, tuple(sorted(jobs)), mean_loss))
-    data = {hash_key(job.config["data"]): job.config["data"] for job in sweep_jobs}
+    data = {hash_key(job.options("data")): job.options("data") for job in sweep_jobs}
     return TuningRecord(frozenset(job.seed for job in sweep_jobs), list(data.values()), tried)
 
 
@@ -190,7 +189,7 @@ def list_study_marks(sweep_jobs: Sequence[SweepJob]) -> list[str]:
             return read_tuning(folders).list_marks(sweep_jobs)
         except UserError as error:
             return [f"What was tuned is not known: {error}."]
-    uses = {_read_part(job.config.get("data", {})).get("use") for job in sweep_jobs}
+    uses = {_read_part(job.options("data")).get("use") for job in sweep_jobs}
     if "tuning" in uses:
         return ["Settings were compared on rows for tuning here; report the chosen ones on other rows and seeds."]
     if "reporting" in uses:
@@ -200,7 +199,7 @@ def list_study_marks(sweep_jobs: Sequence[SweepJob]) -> list[str]:
 
 def is_tuning_sweep(sweep_jobs: Sequence[SweepJob]) -> bool:
     """Return True where all jobs use rows for tuning."""
-    return all(_read_part(job.config.get("data", {})).get("use") == "tuning" for job in sweep_jobs)
+    return all(_read_part(job.options("data")).get("use") == "tuning" for job in sweep_jobs)
 
 
 def rows_are_apart(tuning_data: Mapping[str, Any], reporting_data: Mapping[str, Any]) -> bool:
@@ -256,7 +255,7 @@ def _flatten(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _named_folders(job: SweepJob) -> Sequence[str]:
-    return job.config.get("report", {}).get("tuning") or ()
+    return job.options("report").get("tuning") or ()
 
 
 def _read_part(data_options: Mapping[str, Any]) -> Mapping[str, Any]:

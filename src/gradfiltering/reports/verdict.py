@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from gradfiltering.diagnostics.failures import FORBIDDING_DIAGNOSTICS
-from gradfiltering.reports.page.answer_section import count_saved_seconds
+from gradfiltering.reports.data_lines import proxy_knows_rows
 from gradfiltering.reports.paper_tables import PaperTable
 from gradfiltering.reports.run_files import RunFiles
 from gradfiltering.reports.seed_tables import (
@@ -109,7 +109,7 @@ def describe_verdict(evidence: VerdictEvidence, jobs: Sequence[SweepJob]) -> dic
         "no difference shown": _reasons_for_doubt,
     }[word](evidence, jobs)
     seeds = _seeds_to_run(word, evidence, jobs)
-    is_timed = any(stage["name"] == "judge" for job in jobs for stage in job.summary.get("stages", []))
+    is_timed = any(stage["name"] == "judge" for job in jobs for stage in job.stages)
     return {
         "verdict": word,
         "reasons": reasons,
@@ -127,12 +127,12 @@ def describe_verdict(evidence: VerdictEvidence, jobs: Sequence[SweepJob]) -> dic
 def build_command(job: SweepJob, seeds: Sequence[int]) -> str:
     """Build the command that runs a job to its end with several seeds, beside random rows and with rows held out."""
     changed_options = {}
-    baselines = job.config.get("judge", {}).get("against") or []
+    baselines = job.options("judge").get("against") or []
     if not find_random_arm([job]) and not any(baseline in RANDOM_ARMS for baseline in baselines):
         changed_options["judge.against"] = "[full,random]"
-    heldout = job.config.get("data", {}).get("heldout")
+    heldout = job.options("data").get("heldout")
     holds_nothing_out = isinstance(heldout, Mapping) and not heldout.get("path") and not heldout.get("share")
-    if holds_nothing_out and job.config["data"].get("limit") is None:
+    if holds_nothing_out and job.options("data").get("limit") is None:
         changed_options["data.heldout.share"] = str(HELDOUT_SHARE)
     kept_overrides = [
         override
@@ -184,10 +184,7 @@ def _seeds_to_run(word: VerdictWord, evidence: VerdictEvidence, jobs: Sequence[S
 
 def _estimate_seconds(jobs: Sequence[SweepJob], seeds: Sequence[int]) -> float:
     """Estimate the time of the seeds that were not run yet, from the slowest job and what the cache saved it."""
-    seconds_of_jobs = [
-        sum(stage["seconds"] for stage in job.summary.get("stages", [])) + count_saved_seconds(job.summary)
-        for job in jobs
-    ]
+    seconds_of_jobs = [job.stage_seconds + job.saved_seconds for job in jobs]
     return round(max(seconds_of_jobs) * (len(seeds) - len(jobs)), 1)
 
 
@@ -196,7 +193,7 @@ def _read_failures(diagnostics: Mapping[str, Any]) -> set[tuple[str, bool]]:
     if "failed" in diagnostics:
         return {(failure["name"], failure["forbids_use"]) for failure in diagnostics["failed"]}
     failures = {(OLD_WARNING, False)} if diagnostics.get("warnings") else set()
-    return failures | ({("proxy_knowledge", True)} if not diagnostics.get("proxy_knows_rows", True) else set())
+    return failures if proxy_knows_rows(diagnostics) else failures | {("proxy_knowledge", True)}
 
 
 def _reasons_for_use(evidence: VerdictEvidence, jobs: Sequence[SweepJob]) -> list[str]:

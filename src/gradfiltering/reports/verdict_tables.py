@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gradfiltering.reports.page.answer_section import format_interval, format_number
+from gradfiltering.reports.number_formats import format_interval, format_number
 from gradfiltering.reports.run_files import CANDIDATE
 from gradfiltering.reports.sweep_jobs import NOT_KNOWN, SweepJob
 from gradfiltering.runs.files import write_json

@@ -85,7 +85,7 @@ class RunWandbLogger(WandbLogger):
             source_artifacts = {
                 name: logged_artifacts[name] for name in ARTIFACT_SOURCES[kind] if name in logged_artifacts
             }
-            metadata = {"selection": run_files.summary.get("selection", {}), "seed": run_files.environment.get("seed")}
+            metadata = {"selection": run_files.selection, "seed": run_files.environment.get("seed")}
             artifact = self._build_artifact(kind, run_files.path, paths, {**metadata, "made_from": source_artifacts})
             logged_artifacts[kind] = f"{artifact.name}, digest {artifact.digest}"
             self.experiment.log_artifact(artifact)

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from gradfiltering.reports.judge_lines import verdicts_are_usable
+from gradfiltering.reports.number_formats import format_interval, format_number
 from gradfiltering.reports.page.charts import Chart, ChartLabels, ReferenceLine, interval_chart
 from gradfiltering.reports.run_files import RunFiles
 
@@ -30,8 +30,8 @@ LIMITED_DIAGNOSTICS = (
 
 def format_headline(run_files: RunFiles) -> str:
     """Say in a sentence how many rows were selected, and by which method."""
-    selection_summary = run_files.summary.get("selection")
-    if selection_summary is None:
+    selection_summary = run_files.selection
+    if not selection_summary:
         read_words = f"{run_files.row_count:,} rows were read; none has been selected yet"
         return read_words if run_files.row_count else "No row was read"
     method = selection_summary["selector"]
@@ -48,7 +48,7 @@ def summarise_verdicts(run_files: RunFiles) -> list[dict[str, Any]]:
     """Collect the verdicts over all prompts for each baseline, with their meaning in words."""
     return [
         {"baseline": baseline, **sets["all"], "meaning": interpret_verdicts(run_files.summary, sets["all"])}
-        for baseline, sets in run_files.summary.get("pws", {}).items()
+        for baseline, sets in run_files.pairwise_scores.items()
     ]
 
 
@@ -77,7 +77,7 @@ def draw_winning_scores(run_files: RunFiles) -> Chart | None:
     if not verdicts_are_usable(run_files.summary):
         return None
     lines = []
-    for baseline, sets in run_files.summary.get("pws", {}).items():
+    for baseline, sets in run_files.pairwise_scores.items():
         shown_sets = sets if len(sets) > 2 else {"all": sets["all"]}  # a single set and the pool are equal
         for prompt_set, score in shown_sets.items():
             if score["value"] is not None and score["low"] is not None:
@@ -86,7 +86,7 @@ def draw_winning_scores(run_files: RunFiles) -> Chart | None:
                 lines.append({"series": "candidate", "x": score["value"], "y": name, **ends})
     if not lines:
         return None
-    confidence = run_files.config.get("judge", {}).get("confidence")
+    confidence = run_files.options("judge").get("confidence")
     level = f"{confidence:.0%} " if isinstance(confidence, float) else ""
     chart_labels = ChartLabels(
         name="pws",
@@ -101,7 +101,7 @@ def draw_winning_scores(run_files: RunFiles) -> Chart | None:
 def tabulate_judge(run_files: RunFiles) -> pd.DataFrame:
     """Tabulate the judge's behaviour for each baseline."""
     table = {}
-    for baseline in run_files.summary.get("pws", {}):
+    for baseline in run_files.pairwise_scores:
         judge_behaviour = run_files.summary.get("judge", {}).get(baseline)
         if judge_behaviour:
             level = judge_behaviour.get("length_controlled")
@@ -135,7 +135,7 @@ def tabulate_metrics(run_files: RunFiles) -> pd.DataFrame:
 def tabulate_costs(run_files: RunFiles) -> pd.DataFrame:
     """Tabulate each stage's seconds, memory and estimated operations."""
     table = {}
-    for stage in run_files.summary.get("stages", []):
+    for stage in run_files.stages:
         cost = run_files.summary.get("cost", {}).get(stage["name"], {})
         table[stage["name"]] = {
             "seconds": format_number(stage["seconds"], 1),
@@ -146,26 +146,12 @@ def tabulate_costs(run_files: RunFiles) -> pd.DataFrame:
     return pd.DataFrame.from_dict(table, orient="index")
 
 
-def count_saved_seconds(run_summary: Mapping[str, Any]) -> float:
-    """Add up the seconds that cached members, targets and answers had taken when they were made.
-
-    Where a run trains an ensemble and measures influences as well, the latter find the former's members in the cache:
-    the members are counted once, and not at all where this run trained them.
-    """
-    member_summaries = [run_summary.get("proxy") or run_summary.get("influence") or {}]
-    member_summaries.append(run_summary.get("heldout_member", {}))
-    member_seconds = [member_summary.get("reused_seconds", 0.0) for member_summary in member_summaries]
-    target_seconds = [target["seconds"] for target in run_summary.get("target", {}).values() if target.get("reused")]
-    answer_seconds = run_summary.get("answers", {}).get("reused_seconds", 0.0)
-    return float(sum(member_seconds) + sum(target_seconds) + answer_seconds)
-
-
 def check_diagnostics(run_files: RunFiles) -> pd.DataFrame:
     """Hold the diagnostics against their limits: `value`, `limit` and `result` by the question they answer.
 
     What a run could not measure is not in the table; a scorer without gradients has few of them.
     """
-    diagnostics, limits = run_files.diagnostics, run_files.config.get("diagnostics", {})
+    diagnostics, limits = run_files.diagnostics, run_files.options("diagnostics")
     relative_variances = diagnostics.get("relative_variance") or {}
     length_correlation = (diagnostics.get("score_spearman") or {}).get("response_tokens")
     update_ratios = [value for value in (diagnostics.get("update_ratio") or {}).values() if value is not None]
@@ -212,27 +198,13 @@ def split_warning(text: str) -> tuple[str, str]:
 
 def list_missing_parts(run_files: RunFiles) -> list[str]:
     """List the parts that the page cannot show, and the reasons."""
-    summary, gradient_log = run_files.summary, run_files.gradient_log
+    gradient_log = run_files.gradient_log
     parts = {
         "No gradients were logged (scorer and selector need none), so there is no ensemble.": gradient_log is None,
         "The ensemble has one member, so there is no variance V_t.": gradient_log and len(gradient_log.members) < 2,
         "No row was scored (the selector needs no score, or the run ended before).": run_files.scores is None,
         "No rows were selected; the run ended before.": run_files.selected_ids is None,
         "No target model was trained, so there is no convergence to show.": not run_files.curves,
-        "Nothing was judged, so this run does not show whether the subset is better.": not summary.get("pws"),
+        "Nothing was judged, so this run does not show whether the subset is better.": not run_files.pairwise_scores,
     }
     return [sentence for sentence, is_missing in parts.items() if is_missing]
-
-
-def format_number(value: float | None, digits: int = 3) -> str:
-    """Write a number with so many decimals; a missing number is a dash."""
-    return "–" if value is None or np.isnan(value) else f"{value:.{digits}f}"
-
-
-def format_interval(interval: Mapping[str, Any] | None) -> str:
-    """Write a value with its interval."""
-    if interval is None or interval["value"] is None:
-        return "–"
-    if interval["low"] is None:
-        return format_number(interval["value"])
-    return f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"

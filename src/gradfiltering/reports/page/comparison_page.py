@@ -190,7 +190,7 @@ def _correlate(first: RowMeasurements, second: RowMeasurements) -> float | None:
 
 def _describe_run(run: ComparedRun, page_path: Path) -> Mapping[str, Any]:
     verdict = read_verdict(run.run_files)
-    selection = run.run_files.summary.get("selection", {})
+    selection = run.run_files.selection
     report_path = run.run_files.path / REPORT_FILE
     is_beside = report_path.is_file() and report_path.parent.resolve() == page_path.parent.resolve()
     return {

@@ -63,7 +63,7 @@ class DrawnRunFiles(RunFiles):
         scores_file = self.path / SCORES_FILE
         if not scores_file.is_file():
             return self.drawn_ids
-        selected = (self.summary.get("selection") or {}).get("selected", 0)
+        selected = self.selection.get("selected", 0)
         margin = self.shown_rows // 4  # as many as `sample_rows` takes of each
         with self._database() as connection:
             shown_ids = connection.execute(

@@ -94,7 +94,7 @@ def draw_collapse(run_files: RunFiles) -> Chart | None:
         quartiles[epoch] = np.quantile(relative_variance, [0.25, 0.5, 0.75])
     chart_data = pd.DataFrame.from_dict(quartiles, orient="index", columns=["low", "y", "high"])
     chart_data = chart_data.rename_axis("x").reset_index().assign(series="rows")
-    variance_limit = float(run_files.config["diagnostics"]["relative_variance"])
+    variance_limit = float(run_files.options("diagnostics")["relative_variance"])
     chart_labels = ChartLabels(
         name="collapse",
         question="Has the members' disagreement collapsed?",
@@ -139,7 +139,7 @@ def draw_heldout(run_files: RunFiles) -> Chart | None:
 
 def build_gradient_scorer(run_files: RunFiles) -> Any:
     """Build the run's scorer where it scores gradient norms, else None; only the project's own classes are built."""
-    options = dict(run_files.config.get("scorer", {}))
+    options = dict(run_files.options("scorer"))
     target_path = str(options.pop("_target_", ""))
     if not target_path.startswith(SCORER_PACKAGE):
         return None

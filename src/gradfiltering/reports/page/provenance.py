@@ -13,7 +13,7 @@ from gradfiltering.reports.screen import describe_templates
 
 def format_command(run_files: RunFiles) -> str:
     """Write the command that does the run again, at its commit."""
-    overrides = run_files.environment.get("overrides", [])
+    overrides = run_files.overrides
     if not any(override.startswith("seed=") for override in overrides):
         overrides = [*overrides, f"seed={run_files.seed}"]
     commit = str(run_files.environment.get("git_commit") or "").removesuffix("-dirty")
@@ -29,7 +29,7 @@ def list_facts(run_files: RunFiles) -> pd.DataFrame:
     run_facts = {
         "commit": commit.replace("-dirty", " with local changes"),
         "seed": str(run_files.seed),
-        "data": run_files.data_facts.get("origin", str(run_files.config.get("data", {}).get("_target_", ""))),
+        "data": run_files.data_facts.get("origin", str(run_files.options("data").get("_target_", ""))),
         "fingerprint of the data": run_files.data_facts.get("fingerprint", "not kept by this run"),
         "rows": f"{run_files.row_count:,}, of which {data_summary.get('unscored', 0):,} not scored",
         "prompt template": describe_templates(run_files.summary) if "templates" in run_files.summary else "not noted",

@@ -62,7 +62,7 @@ def sample_rows(run_files: RunFiles, measured_rows: RowMeasurements, row_limit: 
             take_rows("best", best_first, count // 4)
             take_rows("worst", best_first[::-1], count // 4)
             if measured_rows.selected is not None and not measured_rows.selected.all():
-                selected_count = run_files.summary.get("selection", {}).get("selected", measured_rows.selected.sum())
+                selected_count = run_files.selection.get("selected", measured_rows.selected.sum())
                 cut_distances = np.abs(ranks[best_first] - 1 - selected_count)
                 take_rows("at the cut", best_first[np.argsort(cut_distances, kind="stable")], count // 4)
         rng = numpy_rng(run_files.seed, "rows shown")
@@ -134,7 +134,7 @@ def collect_row_data(
     return {
         "id": row_ids.tolist(),
         "name": run_files.path.name,
-        "subset_rows": (run_files.summary.get("selection") or {}).get("selected"),
+        "subset_rows": run_files.selection.get("selected"),
         "selected_ids": None if run_files.selected_ids is None else run_files.selected_ids.tolist(),
         "selected": None if measured_rows.selected is None else measured_rows.selected[positions].astype(int).tolist(),
         **row_texts,

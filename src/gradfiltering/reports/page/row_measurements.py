@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from gradfiltering.reports.run_files import RunFiles
+from gradfiltering.scorers.gradient_statistics import GradientScorer
 
 TINY = np.finfo(float).tiny
 
@@ -86,7 +87,8 @@ def measure_rows(run_files: RunFiles) -> RowMeasurements:
         logged["length"] = late_log.response_tokens
         logged["relative_drop"] = (logged["g_early"] - logged["g_late"]) / logged["g_early"].clip(lower=TINY)
         if len(late_norms) > 1:
-            logged["variance_late"] = late_norms.var(axis=0, ddof=run_files.config.get("scorer", {}).get("ddof", 0))
+            ddof = run_files.options("scorer").get("ddof", GradientScorer.ddof)
+            logged["variance_late"] = late_norms.var(axis=0, ddof=ddof)
         measured_columns |= {str(name): column for name, column in logged.items()}
     elif run_files.row_texts is not None:
         length_unit = "characters"

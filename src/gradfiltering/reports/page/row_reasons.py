@@ -44,7 +44,7 @@ class RowExplainer:
         self.run_files = run_files
         self.measured_rows = measured_rows
         self.reselected_share = reselected_share
-        self.scorer = (run_files.summary.get("selection") or {}).get("scorer")
+        self.scorer = run_files.selection.get("scorer")
         self.ranks = measured_rows.values("rank")
         self.scored_count = measured_rows.scored_count
         self.disagreement_shares = _rank_shares(measured_rows.values("variance_late"), measured_rows.is_drawn)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gradfiltering.reports.data_lines import describe_data
+from gradfiltering.reports.data_lines import describe_data, proxy_knows_rows
 from gradfiltering.reports.judge_lines import describe_judge, verdicts_are_usable
 from gradfiltering.reports.page import (
     answer_section,
@@ -39,17 +39,17 @@ def write_page(run_dir: Path, row_limit: int | str | None = None, figures: bool 
 
     Args:
         run_dir: the run folder.
-        rows: number of rows the page holds with their text, or `all`; None for what the run's configuration says.
+        row_limit: number of rows the page holds with their text, or `all`; None for what the run's configuration says.
         figures: whether to write the charts as PNG and SVG files too.
 
     Returns:
         The page.
 
     Raises:
-        UserError: the folder holds no run, or `rows` is no number.
+        UserError: the folder holds no run, or `row_limit` is no number.
     """
     if row_limit is None:
-        row_limit = RunFiles(run_dir).config.get("report", {}).get("rows", row_explorer.ALL_ROWS)
+        row_limit = RunFiles(run_dir).options("report").get("rows", PageSettings.rows)
     elif isinstance(row_limit, str) and row_limit.isdecimal():
         row_limit = int(row_limit)
     settings = PageSettings(rows=row_limit, figures=figures)  # type: ignore[arg-type]  # refuses other texts
@@ -114,7 +114,7 @@ def _collect_context(run_files: RunFiles, rows: RowMeasurements, sample: row_exp
         "name": "/".join(run_files.path.resolve().parts[-2:]),
         "data_lines": describe_data(run_files.summary),
         "headline": answer_section.format_headline(run_files),
-        "proxy_knows_rows": run_files.diagnostics.get("proxy_knows_rows", True),
+        "proxy_knows_rows": proxy_knows_rows(run_files.diagnostics),
         "judge_line": describe_judge(run_files.summary),
         "judge_is_usable": verdicts_are_usable(run_files.summary),
         "verdict": verdict,
@@ -131,12 +131,12 @@ def _collect_context(run_files: RunFiles, rows: RowMeasurements, sample: row_exp
         "metrics": answer_section.tabulate_metrics(run_files),
         "costs": answer_section.tabulate_costs(run_files),
         "checks": checks,
-        "warnings": [answer_section.split_warning(text) for text in run_files.diagnostics.get("warnings", [])],
+        "warnings": [answer_section.split_warning(text) for text in run_files.warnings],
         "missing_parts": answer_section.list_missing_parts(run_files),
-        "selection": run_files.summary.get("selection"),
-        "targets": run_files.summary.get("target", {}),
-        "spent": format_seconds(sum(stage["seconds"] for stage in run_files.summary.get("stages", []))),
-        "saved_seconds": answer_section.count_saved_seconds(run_files.summary),
+        "selection": run_files.selection,
+        "targets": run_files.target_results,
+        "spent": format_seconds(run_files.stage_seconds),
+        "saved_seconds": run_files.saved_seconds,
         "truth": run_files.diagnostics.get("truth"),
         "row_count": run_files.row_count,
         "drawn_count": None if run_files.is_whole else len(rows.drawn),

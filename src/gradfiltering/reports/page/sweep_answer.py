@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gradfiltering.reports.page.answer_section import format_interval
+from gradfiltering.reports.number_formats import format_interval
 from gradfiltering.reports.plan_table import format_seconds
 from gradfiltering.reports.sweep_jobs import SweepJob, option_name
 from gradfiltering.reports.verdict_lines import VERDICT_CLASSES, format_verdict

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from gradfiltering.reports.method_comparisons import METHOD_TABLE
+from gradfiltering.reports.number_formats import format_number
 from gradfiltering.reports.page import sweep_answer
-from gradfiltering.reports.page.answer_section import format_number
 from gradfiltering.reports.page.charts import write_figures
 from gradfiltering.reports.page.html_rendering import write_html
 from gradfiltering.reports.page.sweep_curves import draw_sweep_curves
@@ -180,7 +180,7 @@ def write_sweep_page(
     for paper_table in (*shown_tables, *_list_plain_tables(table, metric_keys, overlaps, correlations)):
         paper_table.write(folder / TABLES_NAME)
     curve_charts = draw_sweep_curves(sweep_jobs, varying_options)
-    if any(sweep_job.config.get("report", {}).get("figures") for sweep_job in sweep_jobs):
+    if any(sweep_job.options("report").get("figures") for sweep_job in sweep_jobs):
         write_figures(curve_charts, folder / FIGURES)
     first_parts = heat_maps[0]["parts"] if heat_maps else []
     first_texts = [cell.text for part in first_parts for _, cells in part["rows"] for cell in cells]

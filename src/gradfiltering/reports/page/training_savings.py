@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradfiltering.reports.plan_table import format_seconds
-from gradfiltering.reports.run_files import CANDIDATE, RunFiles
+from gradfiltering.reports.run_files import RunFiles
 
 ALL_ROWS_MODEL = "full"
 
@@ -37,7 +37,7 @@ def estimate_savings(run_files: RunFiles) -> list[TrainingSaving]:
     """
     if run_files.selected_ids is None or not run_files.row_count:
         return []
-    selection_summary = run_files.summary.get("selection") or {}
+    selection_summary = run_files.selection
     selected_count = selection_summary.get("selected", len(run_files.selected_ids))
     row_count = run_files.counted_rows
     savings = [
@@ -57,9 +57,8 @@ def estimate_savings(run_files: RunFiles) -> list[TrainingSaving]:
             "by the length of the texts",
         )
     )
-    target_results = run_files.summary.get("target", {})
-    candidate, full = target_results.get(CANDIDATE), target_results.get(ALL_ROWS_MODEL)
-    if not candidate or not candidate.get("seconds"):
+    candidate, full = run_files.candidate_result, run_files.target_results.get(ALL_ROWS_MODEL)
+    if not candidate.get("seconds"):
         note = "by tokens; no model was trained in this run"
         savings.append(TrainingSaving("Training time", f"about {token_share:.0%}", "100%", 1 - token_share, note))
         return savings
