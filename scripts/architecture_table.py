@@ -29,19 +29,23 @@ from tests.support.architectures import (  # noqa: E402
 
 INTRODUCTION = """# Architectures and gradient engines
 
-Largest relative difference of a per-example gradient, or of its norm, from a loop over rows of one, in float64: two
-layers, weights of standard deviation 0.5, soft caps of 1, sliding windows of 4 tokens, random sinks, rows of 12, 7 and
-9 tokens padded together, two adapters, LoRA on all linear layers but the head (on the layers named in
-tests/support/architectures.py where PEFT refuses that). `auto` is the engine that `gradients=auto` takes.
+The table shows, for each architecture, how far the per-example gradients of each engine are from those of a loop that
+takes one row at a time. A number is the largest relative difference of a gradient, or of its norm, in float64. `auto`
+is the engine that `gradients=auto` takes.
 
-Models that are encoders by default (BERT, RoBERTa and their like) stand here with `is_decoder: true`, without which
-they are refused. A refusal comes before anything is trained: each engine is compared with the loop on two short rows
-of the user's own model before it is used.
+The models have two layers, weights of standard deviation 0.5, soft caps of 1, sliding windows of 4 tokens, and random
+sinks. They read rows of 12, 7 and 9 tokens, padded together, with two adapters: LoRA on all linear layers but the head,
+or on the layers named in tests/support/architectures.py where PEFT refuses that.
 
-Where only upper layers have adapters (`ensemble.lora.layers`), the fused engine goes on from the hidden states that
-enter the first of them. With adapters in the second of the two layers, and the states of the first given as the cache
-gives them, it equals the loop to 1e-12 for every architecture that it serves (tests/gradients/test_prefix.py);
-nemotron_h was left out, whose second layer has none of the adapted modules.
+Models that are encoders by default (BERT, RoBERTa and their like) are listed with `is_decoder: true`, without which
+they are refused. A refusal comes before anything is trained, because each engine is compared with the loop on two short
+rows of the user's own model before it is used.
+
+If only upper layers have adapters (`ensemble.lora.layers`), the fused engine starts from the hidden states that enter
+the first of them. This was tested with adapters in the second of the two layers, and the states after the first as the
+cache holds them. The engine then equals the loop to 1e-12 for every architecture that it supports
+(tests/gradients/test_prefix.py), except nemotron_h, which was left out because its second layer has none of the adapted
+modules.
 
 {count} architectures of transformers {transformers} with torch {torch}; {date}; {machine}.
 `python scripts/architecture_table.py "{machine}"`

@@ -39,7 +39,7 @@ def test_published_reviews(shared_data, review_files):
     assert pooled["longer_wins_share"] == pytest.approx(0.71, abs=0.005)
 
 
-def test_own_verdicts_with_two_opponents_are_not_mixed(rescore, tmp_path, make_verdict):
+def test_own_verdicts_with_two_baselines_are_not_mixed(rescore, tmp_path, make_verdict):
     path = tmp_path / "verdicts.jsonl"
     win, loss = ((9.0, 1.0), (1.0, 9.0)), ((1.0, 9.0), (9.0, 1.0))
     write_verdicts(

@@ -69,7 +69,7 @@ def test_bad_options_are_refused(verdicts, resamples, confidence, message):
         pairwise_winning_score(verdicts, resamples, confidence, 0)
 
 
-def test_tally_keeps_opponents_and_sets_apart_and_ignores_repeats(make_verdict):
+def test_tally_keeps_baselines_and_sets_apart_and_ignores_repeats(make_verdict):
     win, loss = ((9.0, 1.0), (1.0, 9.0)), ((1.0, 9.0), (9.0, 1.0))
     verdicts = [
         make_verdict(*win, against="full", prompt_set="vicuna", prompt_id="1"),
@@ -170,7 +170,7 @@ def test_outcomes_are_read_from_runs(tmp_path, make_verdict):
     ]  # fmt: skip
     write_verdicts(tmp_path / "verdicts.jsonl", verdicts)
     assert read_outcomes({"a": tmp_path / "verdicts.jsonl"}, "full") == {"a": {("tasks", "0"): 1, ("tasks", "1"): -1}}
-    with pytest.raises(UserError, match=r"against 'lead' \(opponents: full, random\)"):
+    with pytest.raises(UserError, match=r"against 'lead' \(baselines: full, random\)"):
         read_outcomes({"a": tmp_path / "verdicts.jsonl"}, "lead")
 
 

@@ -23,7 +23,7 @@ def shown(table):
     return " ".join(stream.getvalue().split())
 
 
-def test_several_opponents_share_the_level_of_the_sign_test():
+def test_several_baselines_share_the_level_of_the_sign_test():
     pws, judge = deepcopy(JUDGE["pws"]), deepcopy(JUDGE["judge"])
     pws["random"], judge["random"] = deepcopy(pws["full"]), deepcopy(judge["full"])
     pws["full"]["all"]["sign_p"], pws["random"]["all"]["sign_p"] = 0.03, 0.02
@@ -41,7 +41,7 @@ def test_missing_values_are_dashes_and_missing_repeats_left_out():
     assert "repeats" not in text and "agreement" not in text and "9 of 9" in text and text.count("│ – │") >= 7
 
 
-def job(folder, name, outcomes, opponent="the same", against="full"):
+def job(folder, name, outcomes, baseline="the same", against="full"):
     """A run folder of a sweep, judged."""
     path = folder / name
     path.mkdir()
@@ -50,7 +50,7 @@ def job(folder, name, outcomes, opponent="the same", against="full"):
         for n, scores in enumerate(outcomes)
     ]
     write_verdicts(path / "verdicts.jsonl", verdicts)
-    for model, text in (("candidate", name), (against, opponent)):
+    for model, text in (("candidate", name), (against, baseline)):
         said = [Response("s", str(n), "p", text, 1, 1, "eos", False) for n in range(len(outcomes))]
         write_responses(path / "responses" / f"{model}.jsonl", said)
     (path / "summary.json").write_text("{}")
@@ -59,10 +59,10 @@ def job(folder, name, outcomes, opponent="the same", against="full"):
     return SweepJob(path)
 
 
-def test_candidates_are_compared_where_the_opponent_is_the_same(tmp_path):
+def test_candidates_are_compared_where_the_baseline_is_the_same(tmp_path):
     jobs = [
         job(tmp_path, "0", [WIN] * 30), job(tmp_path, "1", [LOSS] * 30), job(tmp_path, "2", [WIN, LOSS] * 15),
-        job(tmp_path, "3", [LOSS] * 30, opponent="another"), job(tmp_path, "4", [WIN] * 30, against="random"),
+        job(tmp_path, "3", [LOSS] * 30, baseline="another"), job(tmp_path, "4", [WIN] * 30, against="random"),
     ]  # fmt: skip
     stream = io.StringIO()
     compare_jobs(tmp_path, jobs, Console(file=stream, width=160))

@@ -76,7 +76,7 @@ def test_tables_hold_the_rows_with_their_text(logged):
     assert [row[0] for row in run.table(folder, "selection/bottom_rows")[1]][-1] == 20
     columns, verdicts = run.table(folder, "judge/verdicts")
     said = dict(zip(columns, verdicts[1], strict=True))
-    assert said["verdict"] == "win" and said["scores"] == "8 7" and said["opponent"] == "full 1"
+    assert said["verdict"] == "win" and said["scores"] == "8 7" and said["baseline"] == "full 1"
     assert run.table(folder, "run/warnings")[1] == [["the score follows length"]]
     assert run.table(folder, "judge/pws")[1][0][:3] == ["full", "tasks", 1.2]
     assert len(run.table(folder, "target/curves")[1]) == 4

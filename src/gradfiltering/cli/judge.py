@@ -168,15 +168,15 @@ def harness(
 
     task_names = [name for name in tasks.split(",") if name]
     task_results = run_harness(
-        run_folder,
-        model_name,
-        task_names,
-        task_folder,
-        document_limit,
-        shot_count,
-        use_chat_template,
-        batch_size,
-        device_name,
+        run_folder=run_folder,
+        model_name=model_name,
+        task_names=task_names,
+        task_folder=task_folder,
+        document_limit=document_limit,
+        shot_count=shot_count,
+        use_chat_template=use_chat_template,
+        batch_size=batch_size,
+        device_name=device_name,
     )
     if as_json:
         return _print_json(task_results)

@@ -1,4 +1,4 @@
-"""Putting the answers of a candidate and its opponents before a judge, in both orders."""
+"""Putting the answers of a candidate and its baselines before a judge, in both orders."""
 
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -27,7 +27,7 @@ def judge_pairs(
         repeats: times each pair is judged.
 
     Returns:
-        A verdict per opponent, repeat and prompt, in this order.
+        A verdict per baseline, repeat and prompt, in this order.
 
     Raises:
         ValueError: a prompt has no response.
@@ -42,21 +42,21 @@ def judge_pairs(
             raise ValueError(
                 f"model {model_name!r} has no response to prompt {prompt.prompt_id!r} of {prompt.prompt_set}"
             )
-    opponents = [model_name for model_name in responses if model_name != candidate]
-    judged_pairs = list(product(opponents, range(repeats), prompts))
+    baselines = [model_name for model_name in responses if model_name != candidate]
+    judged_pairs = list(product(baselines, range(repeats), prompts))
     pair_questions = []
-    for opponent, repeat_index, prompt in judged_pairs:
+    for baseline, repeat_index, prompt in judged_pairs:
         candidate_answer = answers[candidate, prompt.prompt_set, prompt.prompt_id]
-        opponent_answer = answers[opponent, prompt.prompt_set, prompt.prompt_id]
+        baseline_answer = answers[baseline, prompt.prompt_set, prompt.prompt_id]
         pair_questions += [
-            Question(prompt, candidate_answer, opponent_answer, 0, repeat_index),
-            Question(prompt, opponent_answer, candidate_answer, 1, repeat_index),
+            Question(prompt, candidate_answer, baseline_answer, 0, repeat_index),
+            Question(prompt, baseline_answer, candidate_answer, 1, repeat_index),
         ]
     judge_replies = judge.answer_questions(pair_questions)
     return [
         Verdict(
             candidate=candidate,
-            against=opponent,
+            against=baseline,
             judge=judge.name,
             repeat=repeat_index,
             prompt_set=prompt.prompt_set,
@@ -67,21 +67,21 @@ def judge_pairs(
             scores_reverse=reverse_reply.scores,
             verdict=decide_verdict(first_reply.scores, reverse_reply.scores),
         )
-        for (opponent, repeat_index, prompt), first_reply, reverse_reply in zip(
+        for (baseline, repeat_index, prompt), first_reply, reverse_reply in zip(
             judged_pairs, judge_replies[::2], judge_replies[1::2], strict=True
         )
     ]
 
 
 def check_judging(
-    judge: Judge, prompts: Sequence[Prompt], opponents: Sequence[str], repeats: int, max_answer_tokens: int
+    judge: Judge, prompts: Sequence[Prompt], baselines: Sequence[str], repeats: int, max_answer_tokens: int
 ) -> None:
     """Refuse judging that cannot end well, before anything is trained.
 
     Args:
         judge: the judge.
         prompts: prompts that the models will answer.
-        opponents: names of the models that the candidate is compared with.
+        baselines: names of the models that the candidate is compared with.
         repeats: times each pair is judged.
         max_answer_tokens: longest answer of a model.
 
@@ -91,4 +91,4 @@ def check_judging(
     if repeats < 1:
         raise UserError(f"the number of repeats is {repeats}; it must be at least 1")
     # Each pair is judged in both orders.
-    judge.check_feasible(prompts, 2 * len(opponents) * repeats, max_answer_tokens)
+    judge.check_feasible(prompts, 2 * len(baselines) * repeats, max_answer_tokens)

@@ -32,7 +32,7 @@ def rescore_files(
         test's p-value and the detectable difference; contradiction_rate, first_slot_share; and,
         None where the answers are not known, longer_wins_share, the mean answer lengths in
         characters and the length-controlled PWS, by both forms of the regressor. Several
-        opponents are never mixed: a file with more than one has an entry `file/opponent` for each,
+        baselines are never mixed: a file with more than one has an entry `file/baseline` for each,
         and so has the pool.
 
     Raises:
@@ -48,7 +48,7 @@ def rescore_files(
     return {
         entry_label: _score_reviews(group_reviews, resamples, confidence, derive_seed(seed, "rescore", entry_label))
         for file_name, file_reviews in {**reviews_by_name, POOLED: pooled_reviews}.items()
-        for entry_label, group_reviews in _split_opponents(file_name, file_reviews).items()
+        for entry_label, group_reviews in _split_baselines(file_name, file_reviews).items()
     }
 
 
@@ -79,13 +79,13 @@ def _score_reviews(reviews: Sequence[Review], resamples: int, confidence: float,
     }
 
 
-def _split_opponents(file_name: str, file_reviews: list[Review]) -> dict[str, list[Review]]:
-    reviews_by_opponent: dict[str, list[Review]] = {}
+def _split_baselines(file_name: str, file_reviews: list[Review]) -> dict[str, list[Review]]:
+    reviews_by_baseline: dict[str, list[Review]] = {}
     for review in file_reviews:
-        reviews_by_opponent.setdefault(review.verdict.against, []).append(review)
-    if len(reviews_by_opponent) == 1:
+        reviews_by_baseline.setdefault(review.verdict.against, []).append(review)
+    if len(reviews_by_baseline) == 1:
         return {file_name: file_reviews}
-    return {f"{file_name}/{opponent}": group_reviews for opponent, group_reviews in reviews_by_opponent.items()}
+    return {f"{file_name}/{baseline}": group_reviews for baseline, group_reviews in reviews_by_baseline.items()}
 
 
 def _name_files(file_paths: Sequence[Path]) -> list[str]:

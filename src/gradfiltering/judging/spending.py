@@ -82,14 +82,14 @@ class SpendingLimits:
         if self.max_requests is not None and request_count > self.max_requests:
             raise UserError(
                 f"judging takes {request_count:,} requests ({estimate_basis}), max_requests is "
-                f"{self.max_requests:,}; raise it, or judge less: fewer prompts, opponents or repeats",
+                f"{self.max_requests:,}; raise it, or judge less: fewer prompts, baselines or repeats",
                 owner=self,
                 arguments=("max_requests",),
             )
         if self.max_cost is not None and request_cost > self.max_cost:
             raise UserError(
                 f"judging may cost {request_cost:,.2f} ({estimate_basis}), max_cost is {self.max_cost:,.2f}; raise "
-                "it, or judge less: fewer prompts, opponents or repeats, shorter replies or answers",
+                "it, or judge less: fewer prompts, baselines or repeats, shorter replies or answers",
                 owner=self,
                 arguments=("max_cost",),
             )

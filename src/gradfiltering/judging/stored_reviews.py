@@ -12,7 +12,7 @@ from gradfiltering.judging.responses import read_responses
 from gradfiltering.judging.verdicts import Scores, Verdict, decide_verdict, read_scores, read_verdicts
 
 QUESTION_FIELDS = ("prompt", "text", "Instruction", "instruction", "conversations")
-CANDIDATE, OPPONENT = "answer1", "answer2"
+CANDIDATE, BASELINE = "answer1", "answer2"
 # The published code stores these in place of scores that it could not read.
 UNREADABLE_SCORES = (-1.0, -1.0)
 
@@ -24,7 +24,7 @@ class Review:
     Attributes:
         verdict: the verdict by the rules of this project.
         question: text of the question; None when the file names it only by prompt set and id.
-        answers: (candidate's, opponent's); None when the file does not hold them.
+        answers: (candidate's, baseline's); None when the file does not hold them.
     """
 
     verdict: Verdict
@@ -66,7 +66,7 @@ def read_reviews(reviews_path: Path) -> list[Review]:
 
 
 def read_reviews_with_answers(reviews_path: Path) -> list[tuple[str, str, Review]]:
-    """Read stored judgements as (candidate's answer, opponent's answer, judgement).
+    """Read stored judgements as (candidate's answer, baseline's answer, judgement).
 
     For a `verdicts.jsonl` the answers are read from `responses/<model>.jsonl` beside it.
 
@@ -116,7 +116,7 @@ def _read_record(record_location: str, prompt_set: str, record_index: int, revie
     reply_reverse, scores_reverse = _read_review(record_location, review_record, "review_reverse", "scores_reverse")
     record_verdict = Verdict(
         candidate=CANDIDATE,
-        against=OPPONENT,
+        against=BASELINE,
         judge="replay",
         repeat=0,
         prompt_set=prompt_set,

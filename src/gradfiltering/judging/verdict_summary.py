@@ -20,7 +20,7 @@ from gradfiltering.statistics.agreement import measure_agreements
 from gradfiltering.statistics.judge_bias import JudgeBias, Steadiness, measure_judge_bias, measure_steadiness
 from gradfiltering.statistics.winning_score import ALL_SETS, PWS, pairwise_winning_score
 
-PairKey = tuple[str, str, str]  # opponent, prompt set, prompt id
+PairKey = tuple[str, str, str]  # baseline, prompt set, prompt id
 LabelsByRater = dict[str, dict[Any, str]]
 # In a person's verdict the candidate's answer is the first.
 OUTCOME_OF_LABEL = {"first": "win", "second": "loss", "tie": "tie"}
@@ -47,7 +47,7 @@ def summarize_verdicts(
         seed: seed of the bootstrap.
 
     Returns:
-        `pws`, by opponent and prompt set, with intervals; and `judge`, by opponent: the judge's
+        `pws`, by baseline and prompt set, with intervals; and `judge`, by baseline: the judge's
         bias, its steadiness over repeats, and its agreement with other judges and of raters.
     """
     scores = tally_verdicts(verdicts, resamples, confidence, seed)
@@ -57,24 +57,24 @@ def summarize_verdicts(
         for judge_name, judge in other_judges.items()
     }
     judge_summary = {}
-    for opponent in scores:
-        opponent_verdicts = [verdict for verdict in verdicts if verdict.against == opponent]
-        first_verdicts = [verdict for verdict in opponent_verdicts if verdict.repeat == 0]
+    for baseline in scores:
+        baseline_verdicts = [verdict for verdict in verdicts if verdict.against == baseline]
+        first_verdicts = [verdict for verdict in baseline_verdicts if verdict.repeat == 0]
         bias = summarize_bias(
             first_verdicts,
             answer_lengths(first_verdicts, responses),
             resamples,
             confidence,
-            derive_seed(seed, "length", opponent),
+            derive_seed(seed, "length", baseline),
         )
-        steadiness = summarize_steadiness(opponent_verdicts)
-        judge_summary[opponent] = {
+        steadiness = summarize_steadiness(baseline_verdicts)
+        judge_summary[baseline] = {
             **asdict(bias),
             "repeats": None if steadiness is None else asdict(steadiness),
             "agreement": summarize_agreement(
                 first_verdicts,
                 {
-                    judge_name: [verdict for verdict in judged if verdict.against == opponent]
+                    judge_name: [verdict for verdict in judged if verdict.against == baseline]
                     for judge_name, judged in other_verdicts.items()
                 },
                 resamples,
@@ -83,7 +83,7 @@ def summarize_verdicts(
             ),
         }
     pws_summary = {
-        opponent: {set_name: asdict(score) for set_name, score in by_set.items()} for opponent, by_set in scores.items()
+        baseline: {set_name: asdict(score) for set_name, score in by_set.items()} for baseline, by_set in scores.items()
     }
     return {"pws": pws_summary, "judge": judge_summary}
 
@@ -105,13 +105,13 @@ def warn_of_unreadable_verdicts(pws_summary: Mapping[str, Mapping[str, Mapping[s
 def tally_verdicts(
     verdicts: Iterable[Verdict], resamples: int, confidence: float, seed: int
 ) -> dict[str, dict[str, PWS]]:
-    """Compute PWS per opponent and prompt set, and pooled over the sets under "all".
+    """Compute PWS per baseline and prompt set, and pooled over the sets under "all".
 
     Only each pair's first judging (`repeat` 0) counts: a repeat shows how steady the judge is, but
     it is not another prompt, and counting it as one would make the interval too narrow.
 
     Returns:
-        `{against: {prompt set or "all": PWS}}`, opponents and sets in order of first appearance,
+        `{against: {prompt set or "all": PWS}}`, baselines and sets in order of first appearance,
         "all" last.
     """
     outcomes: dict[str, dict[str, list[str]]] = {}
@@ -120,13 +120,13 @@ def tally_verdicts(
             outcomes_by_set = outcomes.setdefault(verdict.against, {})
             outcomes_by_set.setdefault(verdict.prompt_set, []).append(verdict.verdict)
     scores: dict[str, dict[str, PWS]] = {}
-    for opponent, outcomes_by_set in outcomes.items():
+    for baseline, outcomes_by_set in outcomes.items():
         if ALL_SETS in outcomes_by_set:
             raise ValueError(f"a prompt set is called {ALL_SETS!r}, the name of the pool of all sets; rename it")
         pool = [outcome for set_outcomes in outcomes_by_set.values() for outcome in set_outcomes]
-        scores[opponent] = {
+        scores[baseline] = {
             set_name: pairwise_winning_score(
-                set_outcomes, resamples, confidence, derive_seed(seed, "pws", opponent, set_name)
+                set_outcomes, resamples, confidence, derive_seed(seed, "pws", baseline, set_name)
             )
             for set_name, set_outcomes in {**outcomes_by_set, ALL_SETS: pool}.items()
         }
@@ -143,8 +143,8 @@ def summarize_bias(
     """Measure the pull of order and length on verdicts.
 
     Args:
-        verdicts: verdicts of one candidate against one opponent, each pair once.
-        lengths: (candidate's, opponent's) answer length for each verdict; None where the answers
+        verdicts: verdicts of one candidate against one baseline, each pair once.
+        lengths: (candidate's, baseline's) answer length for each verdict; None where the answers
             are unknown.
         resamples: bootstrap resamples of the length-controlled score.
         confidence: probability mass of its interval.
@@ -170,7 +170,7 @@ def summarize_steadiness(verdicts: Sequence[Verdict]) -> Steadiness | None:
     """Measure a judge's agreement with itself; None without repeats or complete pairs.
 
     Args:
-        verdicts: verdicts of one candidate against one opponent, all repeats.
+        verdicts: verdicts of one candidate against one baseline, all repeats.
     """
     outcomes_by_pair: dict[PairKey, dict[int, int]] = {}
     for verdict in verdicts:
@@ -196,7 +196,7 @@ def summarize_agreement(
     """Measure the agreement of raters with each other, and of a judge with other judges.
 
     Args:
-        verdicts: verdicts of one judge on one opponent, each pair once.
+        verdicts: verdicts of one judge on one baseline, each pair once.
         other_verdicts: verdicts on the same pairs, by the name of their judge.
         resamples: bootstrap resamples.
         confidence: probability mass of the intervals.
@@ -223,7 +223,7 @@ def summarize_agreement(
 
 
 def answer_lengths(verdicts: Sequence[Verdict], responses: Mapping[str, Sequence[Response]]) -> list[tuple[int, int]]:
-    """Count characters of the candidate's and the opponent's answer for each verdict.
+    """Count characters of the candidate's and the baseline's answer for each verdict.
 
     Args:
         verdicts: verdicts whose answers are measured.
@@ -263,18 +263,18 @@ def read_labels(files: Mapping[str, Path]) -> LabelsByRater:
     return labels_by_rater
 
 
-def read_outcomes(files: Mapping[str, Path], opponent: str) -> dict[str, dict[Any, int]]:
-    """Read outcomes of several runs' candidates against one opponent, first judgings only.
+def read_outcomes(files: Mapping[str, Path], baseline: str) -> dict[str, dict[Any, int]]:
+    """Read outcomes of several runs' candidates against one baseline, first judgings only.
 
     Args:
         files: `verdicts.jsonl` by the name its candidate shall have.
-        opponent: name of the opponent.
+        baseline: name of the baseline.
 
     Returns:
         By candidate, 1, 0 or -1 by (prompt set, prompt id).
 
     Raises:
-        UserError: a file has no verdict against this opponent.
+        UserError: a file has no verdict against this baseline.
     """
     outcomes: dict[str, dict[Any, int]] = {}
     for name, labels_path in files.items():
@@ -282,12 +282,12 @@ def read_outcomes(files: Mapping[str, Path], opponent: str) -> dict[str, dict[An
         outcomes[name] = {
             (verdict.prompt_set, verdict.prompt_id): OUTCOME_VALUES[verdict.verdict]
             for verdict in verdicts
-            if verdict.against == opponent and verdict.verdict in OUTCOME_VALUES
+            if verdict.against == baseline and verdict.verdict in OUTCOME_VALUES
         }
         if not outcomes[name]:
-            opponents = ", ".join(sorted({verdict.against for verdict in verdicts})) or "none"
+            baselines = ", ".join(sorted({verdict.against for verdict in verdicts})) or "none"
             raise UserError(
-                f"{labels_path}: no judged verdict against {opponent!r} (opponents: {opponents}); name one of these"
+                f"{labels_path}: no judged verdict against {baseline!r} (baselines: {baselines}); name one of these"
             )
     return outcomes
 

@@ -15,11 +15,11 @@ HUMAN = "human"  # the judge whose replies hold each rater's label
 
 
 def order_signs(scores: Scores, scores_reverse: Scores) -> tuple[int, int]:
-    """Tell who is ahead in each order: 1 = the candidate, -1 = its opponent, 0 = neither.
+    """Tell who is ahead in each order: 1 = the candidate, -1 = its baseline, 0 = neither.
 
     Args:
         scores: (candidate, against), as given when the candidate's answer came first.
-        scores_reverse: (against, candidate), as given when the opponent's answer came first.
+        scores_reverse: (against, candidate), as given when the baseline's answer came first.
     """
     return _sign(scores[0] - scores[1]), _sign(scores_reverse[1] - scores_reverse[0])
 
@@ -42,14 +42,14 @@ class Verdict:
 
     Attributes:
         candidate: name of the model that is compared.
-        against: name of its opponent.
+        against: name of its baseline.
         judge: name of the judge.
         repeat: 0 for the first time this judge saw this pair, 1 for the second, …
         prompt_set: name of the set the prompt belongs to.
         prompt_id: the prompt's name within the set.
         reply: the judge's raw reply with the candidate's answer first.
         scores: (candidate, against) from `reply`; None when it held no two scores.
-        reply_reverse: the raw reply with the opponent's answer first.
+        reply_reverse: the raw reply with the baseline's answer first.
         scores_reverse: (against, candidate) from `reply_reverse`, so in the swapped order.
         verdict: the decision for the candidate, by `decide_verdict`.
     """

@@ -100,13 +100,13 @@ def _build_verdicts(run_files: RunFiles) -> pd.DataFrame:
     lines = []
     for verdict_record in shown_verdicts.to_dict(orient="records"):
         prompt = (verdict_record["prompt_set"], verdict_record["prompt_id"])
-        candidate, opponent = (
+        candidate, baseline = (
             answers_by_model.get(verdict_record[role], {}).get(prompt, {}) for role in ("candidate", "against")
         )
         line = {name: verdict_record[name] for name in ("against", "prompt_set", "prompt_id", "verdict")}
         line["prompt"] = shorten_text(candidate.get("prompt"))
         line["candidate"] = shorten_text(candidate.get("response"))
-        line["opponent"] = shorten_text(opponent.get("response"))
+        line["baseline"] = shorten_text(baseline.get("response"))
         for name in ("scores", "scores_reverse"):
             pair = verdict_record[name]
             line[name] = f"{pair[0]:g} {pair[1]:g}" if isinstance(pair, list) else None

@@ -37,7 +37,7 @@ FILE_MEANINGS = {
     "subset_as_prompt_completion.jsonl": "the same as prompts with completions",
     "scores.parquet": "score and rank of every row",
 }
-OPPONENT_WORDS = {"full": "all rows", "random": "random rows"}
+BASELINE_WORDS = {"full": "all rows", "random": "random rows"}
 ALL_SETS = "all"  # prompt sets together
 DOUBTS_PRINTED = 2
 CLAUSE_END = re.compile(r"(?<=.{12}): |(?<=.{12}); |(?<=.{12})\. ", re.DOTALL)
@@ -103,7 +103,7 @@ def describe_selection(run_summary: Mapping[str, Any]) -> list[str]:
     if "pws" not in run_summary or not scores_count:
         return [selected_words]
     scores = [
-        f"{_describe_score(sets[ALL_SETS])} against {OPPONENT_WORDS.get(baseline, baseline)}"
+        f"{_describe_score(sets[ALL_SETS])} against {BASELINE_WORDS.get(baseline, baseline)}"
         for baseline, sets in run_summary["pws"].items()
     ]
     return [selected_words, f"PWS of this seed (even: 1): {', '.join(scores)}"]

@@ -37,7 +37,7 @@ def build_trust_table(winning_scores: Mapping[str, Any], judge_behaviour: Mappin
             format_interval(judged.get("length_controlled_log_ratio")) for judged in behaviours
         ],
         "longer answer wins": [_format_share(judged["longer_wins_share"], judged["decided"]) for judged in behaviours],
-        "mean characters, candidate / opponent": [_format_lengths(judged) for judged in behaviours],
+        "mean characters, candidate / baseline": [_format_lengths(judged) for judged in behaviours],
         "orders contradict each other": [
             _format_share(judged["contradiction_rate"], judged["judged"]) for judged in behaviours
         ],

@@ -21,7 +21,7 @@ class JudgeBias:
         longer_wins_share: share of the decided that the longer answer won (answers of equal length
             count as not won by the longer). None without lengths or when none was decided.
         candidate_mean_length: mean length of the candidate's answers, in the unit given.
-        against_mean_length: mean length of the opponent's answers.
+        against_mean_length: mean length of the baseline's answers.
         length_controlled: PWS had the answers been of like length, with a regressor that saturates
             (tanh). None without lengths or when nothing was judged.
         length_controlled_log_ratio: the same with the logarithm of the ratio of lengths. The two
@@ -52,7 +52,7 @@ def measure_judge_bias(
     Args:
         order_signs: [N, 2] float, of each verdict: 1, 0 or -1 as the candidate is ahead, level or
             behind, with its answer shown first and shown second; NaN without scores.
-        lengths: [N, 2] lengths of the candidate's and the opponent's answers; None where the
+        lengths: [N, 2] lengths of the candidate's and the baseline's answers; None where the
             answers are unknown.
         prompt_sets: [N] set of each verdict's prompt.
         resamples: bootstrap resamples of the length-controlled score.
@@ -63,7 +63,7 @@ def measure_judge_bias(
     order_signs = order_signs[is_judged]  # [N, 2] -> [judged, 2]
     outcomes = np.sign(order_signs.sum(1))  # [judged, 2] -> [judged]
     decided = outcomes != 0
-    # In the second order the opponent's answer is shown first.
+    # In the second order the baseline's answer is shown first.
     slot_signs = order_signs * np.array([1, -1])
     longer_wins, controlled, by_ratio = None, None, None
     if lengths is not None and len(outcomes):

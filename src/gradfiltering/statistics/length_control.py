@@ -21,7 +21,7 @@ class LengthControlled:
     """A pairwise winning score without the pull of length.
 
     Attributes:
-        value: from 0 to 2; 1 = as good as the opponent.
+        value: from 0 to 2; 1 = as good as the baseline.
         low: lower end of the percentile bootstrap interval; where all outcomes are the same, of the
             multinomial's bound.
         high: upper end of it.
@@ -48,12 +48,12 @@ def length_controlled(
     The regressor x is \(\tanh(d / s_d)\), d the difference of lengths and \(s_d\) its standard deviation, or the
     logarithm of the ratio of lengths (each plus 1). How much of a lead is length depends on the form, so both are
     reported. PWS at x = 0 is \(2\sigma(\theta_k)\), averaged over the prompts; a tie counts as half a win, as it does
-    in PWS. With one opponent and one judgement per prompt the difficulty of single prompts, which AlpacaEval fits over
+    in PWS. With one baseline and one judgement per prompt the difficulty of single prompts, which AlpacaEval fits over
     many models, cannot be told.
 
     Args:
         outcomes: [N] 1, 0 or -1.
-        lengths: [N, 2] lengths of the candidate's and the opponent's answers.
+        lengths: [N, 2] lengths of the candidate's and the baseline's answers.
         prompt_sets: [N] name or number of each prompt's set.
         form: of the regressor.
         resamples: bootstrap resamples (at most `MAX_RESAMPLES` are drawn), of the prompts of each set.

@@ -24,13 +24,13 @@ class PWS:
     All but the counts are None when no prompt was judged.
 
     Attributes:
-        value: (wins - losses) / judged + 1, from 0 to 2; 1 = as good as the opponent.
+        value: (wins - losses) / judged + 1, from 0 to 2; 1 = as good as the baseline.
         low: lower end of the bootstrap interval; of the multinomial's bound where all verdicts are
             the same.
         high: upper end of the interval.
         wins: prompts the candidate won.
         ties: prompts that were level.
-        losses: prompts the opponent won.
+        losses: prompts the baseline won.
         unparsed: prompts without a verdict. They count neither as judged nor as ties.
         bca_low: lower end of the bias-corrected and accelerated bootstrap interval.
         bca_high: upper end of it.
