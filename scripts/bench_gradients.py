@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def add_common_options(parser: argparse.ArgumentParser, is_data_required: bool = True) -> None:
-    """What every script says that runs a proxy over rows."""
+    """Add the options of every script that runs a proxy over rows."""
     parser.add_argument("--proxy", default="gpt2-random", help="folder, hub id, or gpt2-random: 124M shape")
     parser.add_argument("--tokenizer", type=Path, help="folder of the tokenizer; without it, the model's own")
     parser.add_argument("--data", required=is_data_required, help="file of rows in any supported form")
@@ -135,7 +135,7 @@ class Bench:
         mixed = [self.batch(shuffled[s : s + TUTORIAL_BATCH]) for s in range(0, len(shuffled), TUTORIAL_BATCH)]
         size = options.batch_size
         by_length = np.argsort(self.examples.lengths, kind="stable")
-        like = [self.batch(by_length[start : start + size]) for start in range(0, len(by_length), size)]
+        similar_batches = [self.batch(by_length[start : start + size]) for start in range(0, len(by_length), size)]
         model = self.model(self.precision)
         fused, bare = (FusedEngine(model, objective, 1 << 30, record_statistics=record) for record in (True, False))
         for engine in (fused, bare):
@@ -147,16 +147,16 @@ class Bench:
         else:
             self.tokens = int(options.tokens)
         fused.chunk_tokens = bare.chunk_tokens = self.tokens
-        found = {"loop": Method(self.step(LoopEngine(self.model("fp32"), objective, 1 << 30)), rows)}
+        methods = {"loop": Method(self.step(LoopEngine(self.model("fp32"), objective, 1 << 30)), rows)}
         if self.precision != "fp32":
-            found["loop_narrow"] = Method(self.step(LoopEngine(self.model(self.precision), objective, 1 << 30)), rows)
-        found["vmap"] = Method(tutorial_vmap(self.model("fp32"), objective), mixed)
-        found["fused"] = Method(self.step(fused), like)
-        found["fused_no_record"] = Method(self.step(bare), like)
-        return found
+            methods["loop_narrow"] = Method(self.step(LoopEngine(self.model(self.precision), objective, 1 << 30)), rows)
+        methods["vmap"] = Method(tutorial_vmap(self.model("fp32"), objective), mixed)
+        methods["fused"] = Method(self.step(fused), similar_batches)
+        methods["fused_no_record"] = Method(self.step(bare), similar_batches)
+        return methods
 
     def step(self, engine: GradientEngine) -> Callable[[Adapters, Batch], Any]:
-        """What a training step asks of an engine."""
+        """Measure as a training step does."""
         return partial(engine.measure, with_mean_gradient=True)
 
     def time(self, method: Method) -> tuple[float, float]:
@@ -172,10 +172,10 @@ class Bench:
         return time.perf_counter() - started, peak_mb(self.device)
 
     def figures(self, methods: dict[str, Method], peak: float) -> dict[str, Any]:
-        """What is printed and written."""
+        """Collect the figures that are printed and written."""
         passes = self.options.members
         rows, tokens = len(self.examples) * passes, self.examples.tokens * passes
-        found: dict[str, Any] = {
+        figures: dict[str, Any] = {
             "device": device_name(self.device),
             "proxy": self.options.proxy,
             "precision": self.precision,
@@ -184,19 +184,19 @@ class Bench:
             "batch_tokens": self.tokens,
         }
         for name, method in methods.items():
-            found[name] = {
+            figures[name] = {
                 "seconds": round(method.seconds, 3),
                 "rows_per_s": round(rows / method.seconds, 2),
                 "tokens_per_s": round(tokens / method.seconds, 1),
                 "peak_rss_mb": round(method.peak_mb),
             }
-        found["gemm_peak_tflops"] = round(peak / 1e12, 3)
+        figures["gemm_peak_tflops"] = round(peak / 1e12, 3)
         if "fused" in methods:
             seconds = methods["fused"].seconds
-            found["fused_share_of_peak"] = round(self.flops() / seconds / peak, 3)
+            figures["fused_share_of_peak"] = round(self.flops() / seconds / peak, 3)
             for name, method in methods.items():
-                found[f"{name}_over_fused"] = round(method.seconds / seconds, 3)
-        return found
+                figures[f"{name}_over_fused"] = round(method.seconds / seconds, 3)
+        return figures
 
     def flops(self) -> float:
         """Arithmetic that must be done for all rows and members."""
@@ -241,15 +241,15 @@ def tutorial_vmap(model: PeftModel, objective: ResponseNLL) -> Callable[[Adapter
     per_example = vmap(grad_and_value(loss), in_dims=(None, 0, 0))
 
     def step(adapters: Adapters, batch: Batch) -> Any:
-        found = []
+        member_results = []
         for member in range(len(next(iter(adapters.values())))):
-            own = {name: value[member] for name, value in adapters.items()}
-            gradients, losses = per_example(own, batch.input_ids, batch.labels)
+            adapter = {name: value[member] for name, value in adapters.items()}
+            gradients, losses = per_example(adapter, batch.input_ids, batch.labels)
             squares = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients.values()])
-            found.append(
+            member_results.append(
                 (squares.sum(0).sqrt(), {name: gradient.mean(0) for name, gradient in gradients.items()}, losses)
             )
-        return found
+        return member_results
 
     return step
 
@@ -311,9 +311,9 @@ def peak_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if platform.system() == "Linux":
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-        assert found is not None
-        return int(found[1]) / 2**10
+        peak_line = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        assert peak_line is not None
+        return int(peak_line[1]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 

@@ -1,4 +1,4 @@
-"""How well judge=openai keeps a server busy, and what planted faults cost.
+"""Throughput of judge=openai against a server of known latency, with and without planted faults.
 
     python scripts/bench_judge.py --latency 0.5 --concurrency 64 [--faults 0.3]
 
@@ -30,12 +30,15 @@ WORDS = "An answer of some length, with a reason and an example. " * 12
 
 def questions(prompts: int) -> list[Question]:
     """Pairs in both orders; no two texts are alike."""
-    made = []
+    pair_questions = []
     for number in range(prompts):
         prompt = Prompt("bench", str(number), f"Question {number}?", "", None)
-        one, two = f"One {number}. {WORDS}", f"Two {number}. {WORDS}"
-        made += [Question(prompt, one, two, 0, 0), Question(prompt, two, one, 1, 0)]
-    return made
+        first_answer, second_answer = f"One {number}. {WORDS}", f"Two {number}. {WORDS}"
+        pair_questions += [
+            Question(prompt, first_answer, second_answer, 0, 0),
+            Question(prompt, second_answer, first_answer, 1, 0),
+        ]
+    return pair_questions
 
 
 def judge(url: str, concurrency: int, timeout: float, replies: Path) -> OpenAIJudge:
@@ -59,23 +62,23 @@ def main() -> None:
     server = subprocess.Popen([*command, "--client-timeout", str(options.timeout)], stdout=subprocess.PIPE, text=True)
     try:
         port = int(server.stdout.readline())
-        asked = questions(options.prompts)
+        pair_questions = questions(options.prompts)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "replies.sqlite"
             client = judge(f"http://127.0.0.1:{port}/v1", options.concurrency, options.timeout, file)
             client.endpoint.check_secrets()  # the client's library is imported before the clock starts
             started, busy = time.perf_counter(), time.process_time()
-            replies = client.answer_questions(asked)
+            replies = client.answer_questions(pair_questions)
             seconds, busy = time.perf_counter() - started, time.process_time() - busy
-        seen = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/log"))
+        server_log = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/log"))
     finally:
         server.kill()
-    allowed = math.ceil(len(seen["log"]) / options.concurrency) * options.latency
+    allowed = math.ceil(len(server_log["log"]) / options.concurrency) * options.latency
     judged = sum(reply.scores is not None for reply in replies)
-    print(f"{len(asked)} questions, {judged} judged, {len(seen['log'])} requests in {seconds:.1f} s")
-    print(f"{len(seen['log']) / seconds:.1f} requests/s; {allowed / seconds:.1%} of what the latency allows")
-    print(f"client's processor time per request: {1000 * busy / len(seen['log']):.2f} ms")
-    print(f"most under way at the server: {seen['most_under_way']}")
+    print(f"{len(pair_questions)} questions, {judged} judged, {len(server_log['log'])} requests in {seconds:.1f} s")
+    print(f"{len(server_log['log']) / seconds:.1f} requests/s; {allowed / seconds:.1%} of what the latency allows")
+    print(f"client's processor time per request: {1000 * busy / len(server_log['log']):.2f} ms")
+    print(f"most under way at the server: {server_log['most_under_way']}")
 
 
 if __name__ == "__main__":

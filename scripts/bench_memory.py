@@ -60,9 +60,12 @@ def main() -> None:
                 arguments = ["--members", members, "--rows", rows, "--tokens", tokens, "--steps", options.steps]
                 command = [sys.executable, __file__, "--cell", *map(str, arguments)]
                 command += ["--batch-size", str(options.batch_size)]
-                done = subprocess.run(command, capture_output=True, text=True, check=True)
-                found = json.loads(done.stdout.splitlines()[-1])
-                print(f"{tokens} | {rows} | {members} | {found['before']:.0f} | {found['growth']:.0f}", flush=True)
+                cell_process = subprocess.run(command, capture_output=True, text=True, check=True)
+                cell_memory = json.loads(cell_process.stdout.splitlines()[-1])
+                print(
+                    f"{tokens} | {rows} | {members} | {cell_memory['before']:.0f} | {cell_memory['growth']:.0f}",
+                    flush=True,
+                )
 
 
 def cell(members: int, rows: int, tokens: int, options: argparse.Namespace) -> dict[str, float]:
@@ -80,26 +83,29 @@ def cell(members: int, rows: int, tokens: int, options: argparse.Namespace) -> d
         shape = {"architecture": "gpt2", "layers": 3, "heads": 4, "width": 96, "context": 128, "vocabulary": 1024}
         lora = LoraSettings(rank=8, alpha=16, target_modules="all-linear", init_b_std=0.02)
         model = lora.attach(new_model(shape, tokenizer, 0).eval().requires_grad_(False))
-        how = LoraEnsemble(
+        ensemble = LoraEnsemble(
             m=members, batch_size=options.batch_size, lr=2e-3, warmup_steps=10, betas=(0.9, 0.999), eps=1e-8,
             weight_decay=0.0, clip_norm=None, collect="snapshot", bucket_batches=8, trajectory_steps=10,
             checkpoint_minutes=10, lora=lora,
         )  # fmt: skip
         engine = FusedEngine(model, ResponseNLL(), tokens)
         module = ProxyEnsemble(
-            engine, StackState(initial_adapters(model, lora, how.member_ids, 0), {}, 0), how, how.member_ids
+            engine,
+            StackState(initial_adapters(model, lora, ensemble.member_ids, 0), {}, 0),
+            ensemble,
+            ensemble.member_ids,
         )
-        buckets = LengthBuckets.of(examples.lengths, how.batch_size, 8, 0)
-        data = EnsembleDataModule(examples, how.member_ids, buckets, 0, 0)
+        buckets = LengthBuckets.of(examples.lengths, ensemble.batch_size, 8, 0)
+        data = EnsembleDataModule(examples, ensemble.member_ids, buckets, 0, 0)
         trainer = partial(
             L.Trainer, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
         device = torch.device("cpu")
-        before = psutil.Process().memory_info().rss / 2**20
+        start_mb = psutil.Process().memory_info().rss / 2**20
         reset_peak(device)
         trainer(max_steps=options.steps, max_epochs=1000).fit(module, datamodule=data)
-        return {"before": before, "growth": peak_mb(device) - before}
+        return {"before": start_mb, "growth": peak_mb(device) - start_mb}
 
 
 if __name__ == "__main__":

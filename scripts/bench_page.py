@@ -1,4 +1,4 @@
-"""How a page opens and answers in headless Chromium: size, first paint, searching, sorting, console and network.
+"""Opening and searching a page in headless Chromium: size, first paint, searching, sorting, console and network.
 
 PYTHONPATH=. python scripts/bench_page.py logs/runs/…/report.html --search poem python "three tips" --screenshots shots/
 

@@ -40,7 +40,7 @@ def clustered_rows(count: int, width: int, seed: int) -> np.ndarray:
 
 
 def selection_value(selector, points: np.ndarray, selection) -> float:
-    """What the selector makes large or, of k-center, small."""
+    """Value of a selection: what the selector makes large or, for k-center, small."""
     if isinstance(selector, FacilityLocationSelector):
         sample = np.random.default_rng(1).choice(len(points), size=min(MEASURED_ROWS, len(points)), replace=False)
         return selector.coverage_of(unit_rows(points[sample]), unit_rows(points[selection.example_ids]))
@@ -48,12 +48,13 @@ def selection_value(selector, points: np.ndarray, selection) -> float:
 
 
 def measure_recall(points: np.ndarray, count: int) -> float:
-    """Share of the nearest rows of some rows that are found when those of all are looked for."""
+    """Share of the nearest rows of sampled rows that the search over all rows finds."""
     rows = unit_rows(points)
-    found, _ = find_nearest(rows, rows, count)
+    nearest_rows, _ = find_nearest(rows, rows, count)
     sample = np.random.default_rng(2).choice(len(rows), size=min(RECALLED_ROWS, len(rows)), replace=False)
     exact = np.argsort(-(rows[sample] @ rows.T), axis=1)[:, :count]
-    shares = [len(np.intersect1d(some, others)) / count for some, others in zip(exact, found[sample], strict=True)]
+    row_pairs = zip(exact, nearest_rows[sample], strict=True)
+    shares = [len(np.intersect1d(exact_rows, found_rows)) / count for exact_rows, found_rows in row_pairs]
     return float(np.mean(shares))
 
 

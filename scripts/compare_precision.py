@@ -1,4 +1,4 @@
-"""How near the fused engine's norms in a narrow type are to those in fp32, and both to a float64 loop.
+"""Differences of the fused engine's norms in a narrow type from those in fp32, and of both from a float64 loop.
 
 export PYTHONPATH=.  # for the loop engine among the tests
 python scripts/compare_precision.py --proxy gpt2-random --tokenizer folder/of/gpt2 --data alpaca_data.json --rows 256
@@ -35,7 +35,7 @@ def main() -> None:
     wide = norms(bench, FusedEngine, "fp32", len(bench.examples))
     narrow = norms(bench, FusedEngine, "bf16", len(bench.examples))
     relative = np.abs(narrow / wide - 1)
-    found = {
+    figures = {
         "rows": len(bench.examples),
         "members": options.members,
         "fp32_fused_against_fp64_loop_max_relative": float(np.abs(wide[:, : options.loop_rows] / exact - 1).max()),
@@ -43,7 +43,7 @@ def main() -> None:
         "bf16_against_fp32_median_relative": float(np.median(relative)),
         "bf16_against_fp32_max_relative": float(relative.max()),
     }
-    print(json.dumps(found, indent=2))
+    print(json.dumps(figures, indent=2))
 
 
 def norms(bench: Bench, kind: type[GradientEngine], precision: str, rows: int) -> np.ndarray:
@@ -54,12 +54,13 @@ def norms(bench: Bench, kind: type[GradientEngine], precision: str, rows: int) -
     dtype = torch.float64 if precision == "fp64" else torch.float32
     adapters = {name: value.to(dtype) for name, value in bench.adapters(model).items()}
     order = np.argsort(bench.examples.lengths[:rows], kind="stable")
-    found: Any = np.zeros((bench.options.members, rows))
+    all_norms: Any = np.zeros((bench.options.members, rows))
     for start in range(0, rows, bench.options.batch_size):
-        some = order[start : start + bench.options.batch_size]
-        found[:, some] = engine.measure(adapters, bench.batch(some), with_mean_gradient=False).grad_norm.cpu().numpy()
-        print(f"{precision}: {start + len(some)} of {rows} rows", flush=True)
-    return found
+        positions = order[start : start + bench.options.batch_size]
+        measured = engine.measure(adapters, bench.batch(positions), with_mean_gradient=False)
+        all_norms[:, positions] = measured.grad_norm.cpu().numpy()
+        print(f"{precision}: {start + len(positions)} of {rows} rows", flush=True)
+    return all_norms
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ class MemoryWatch:
             with suppress(psutil.Error):
                 memory = process.memory_info()
                 sizes.append((memory.rss - memory.shared, memory.rss))
-        own_sizes = [own for own, _ in sizes]
+        own_sizes = [own_bytes for own_bytes, _ in sizes]
         self.own = max(self.own, own_sizes[0])
         self.largest_child = max(self.largest_child, *own_sizes[1:], 0)
         self.all_own = max(self.all_own, sum(own_sizes))
@@ -63,10 +63,10 @@ def processor_seconds() -> float:
 @contextmanager
 def measured(name: str, rows: int) -> Iterator[None]:
     """Print seconds, rate and the most memory of a block."""
-    memory, done = MemoryWatch(), threading.Event()
+    memory, is_over = MemoryWatch(), threading.Event()
 
     def watch() -> None:
-        while not done.wait(0.2):
+        while not is_over.wait(0.2):
             memory.sample()
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -76,7 +76,7 @@ def measured(name: str, rows: int) -> Iterator[None]:
     try:
         yield
     finally:
-        done.set()
+        is_over.set()
         watcher.join()
         memory.sample()
         seconds, processor = time.monotonic() - started, processor_seconds() - started_processor
@@ -91,10 +91,10 @@ def measured(name: str, rows: int) -> Iterator[None]:
 
 def write_rows(path: Path, count: int) -> None:
     """A file of rows as long as Alpaca's are on average, no two alike."""
-    some = generate_rows(DISTINCT_ROWS, 0, "train")
+    distinct_rows = generate_rows(DISTINCT_ROWS, 0, "train")
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
-            row = some[number % DISTINCT_ROWS]
+            row = distinct_rows[number % DISTINCT_ROWS]
             output = " ".join([row["output"]] * 8)
             file.write(json.dumps({**row, "instruction": f"{number}: {row['instruction']}", "output": output}) + "\n")
 
@@ -142,8 +142,8 @@ def measure(options: argparse.Namespace, row_count: int, scratch: Path) -> None:
     with measured(f"tokenise by {settings.count_processes(row_count)} processes", row_count):
         examples = encoder.encode(records)
     with measured("select a tenth", row_count):
-        some = examples.select(examples.example_ids[::10])
-    print(f"{len(examples):,} examples, {examples.tokens:,} tokens, a tenth of them {some.tokens:,}", flush=True)
+        tenth = examples.select(examples.example_ids[::10])
+    print(f"{len(examples):,} examples, {examples.tokens:,} tokens, a tenth of them {tenth.tokens:,}", flush=True)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ LIBRARY_MEANINGS = {  # arguments of other libraries' classes
 
 @dataclass
 class OptionEntry:
-    """What is known of an option.
+    """Description of an option.
 
     Attributes:
         values: choice of the group -> default.

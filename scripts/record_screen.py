@@ -83,7 +83,7 @@ def record(command: list[str], columns: int) -> list[Text]:
 
 
 def _read(descriptor: int) -> bytes:
-    """What the terminal has to give; nothing once the command has closed it."""
+    """Read what the terminal has to give; nothing once the command has closed it."""
     try:
         return os.read(descriptor, 65536)
     except OSError:

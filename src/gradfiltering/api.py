@@ -155,7 +155,7 @@ def select_rows(
 def select_from_log(run_folder: str | Path, output_folder: str | Path, overrides: Sequence[str] = ()) -> RunResult:
     """Score the rows of a run's gradient log anew, select among them, and write scores, subset, diagnostics and page.
 
-    The log is gone through in pieces, so that memory does not grow with its rows, unless the scorer or the selector
+    The log is read in pieces, so that memory does not grow with its rows, unless the scorer or the selector
     compares rows with each other; these take a number of rows that the error names. No model is loaded.
 
     Args:

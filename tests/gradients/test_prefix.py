@@ -1,4 +1,4 @@
-"""The frozen prefix: adapters in upper layers only, with the layers below gone through once, or never."""
+"""The frozen prefix: adapters in upper layers only, with the layers below computed once, or never."""
 
 from dataclasses import replace
 
@@ -167,7 +167,7 @@ def test_layers_that_reach_past_the_prefix_are_gone_through_whole(make_model, ma
     model, adapters, _ = make_adapters(plain, layers=1)
     with caplog.at_level("INFO"):
         engine = fused(model)
-    assert engine.prefix is None and "layers 0-0 are gone through for each member: " in caplog.text
+    assert engine.prefix is None and "layers 0-0 are computed for each member: " in caplog.text
     batch = make_batch(LENGTHS, PROMPTS)
     found = engine.measure(adapters, batch, with_mean_gradient=False)
     for row, length in enumerate(LENGTHS):

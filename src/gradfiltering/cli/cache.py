@@ -61,7 +61,8 @@ def verify(cache_folder: CacheFolder) -> None:
 def prune(
     cache_folder: CacheFolder,
     older_than: Annotated[
-        float | None, typer.Option(metavar="DAYS", callback=_check_amount, help="Results made before so many days.")
+        float | None,
+        typer.Option(metavar="DAYS", callback=_check_amount, help="Results made this many days ago or earlier."),
     ] = None,
     larger_than: Annotated[
         float | None,

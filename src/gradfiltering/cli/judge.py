@@ -151,7 +151,7 @@ def harness(
         Path | None, typer.Option("--include", metavar="FOLDER", help="Task files of your own.")
     ] = None,
     document_limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Only the first so many documents of each task.")
+        int | None, typer.Option("--limit", min=1, help="Only this many documents of each task, from its start.")
     ] = None,
     shot_count: Annotated[
         int | None, typer.Option("--shots", min=0, help="Examples in the prompt; by default as each task says.")

@@ -71,7 +71,7 @@ def spell_out(overrides: Sequence[str]) -> list[str]:
 
 
 def refuse_unnamed_choices(overrides: Sequence[str]) -> None:
-    """Refuse a group of options that is given null, a number or a truth value in the place of a name.
+    """Refuse a group of options that is given null, a number or a truth value instead of a name.
 
     Raises:
         UserError: names the group and its choices.

@@ -47,7 +47,7 @@ def tokenize_rows(dataset_rows: Sequence[Row], schema: Schema, template: str, to
     Segments are tokenised apart, so the boundary between them never depends on how they would merge. A conversation
     takes the tokenizer's own chat template where that marks the assistant's tokens. Either way each response ends in
     the one token that `closing_token` names, or in an end of sequence that the template itself writes. What the model
-    would see is held against what the row says: a row whose question is left out is refused, and other parts that
+    would see is compared with what the row says: a row whose question is left out is refused, and other parts that
     are left out are named.
     """
     closing_token_id = closing_token(template, tokenizer)
@@ -130,7 +130,7 @@ def _check_segments(
     text_pieces: Sequence[TokenPiece],
     chat_tokenizer: Any | None,
 ) -> TokenizedRow:
-    """Hold the text of segments against what the row says.
+    """Compare the text of segments with what the row says.
 
     Args:
         conversation: the row as messages; None for a text.

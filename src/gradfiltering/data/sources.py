@@ -70,7 +70,7 @@ class LoadedSource:
     """The options that all sources of a user's rows share.
 
     Attributes:
-        limit: only the first so many rows, None for all.
+        limit: reads only this many rows, from the start; None for all.
         template: name of the prompt template, or `auto` for the model's own chat template, else Alpaca's.
         schema: one of `SCHEMAS`, or `preference` for rows of a chosen and a rejected answer.
         columns: names of the columns that hold a row's question and answer.

@@ -40,7 +40,7 @@ class Turn:
 def alpaca(turn: Turn, tokenizer: Any) -> str:
     """The standard Alpaca prompt (Taori et al., 2023), with and without an input.
 
-    A system turn stands in the place of the opening sentences, as in LLaMA-Factory and axolotl.
+    A system turn replaces the opening sentences, as in LLaMA-Factory and axolotl.
     """
     if turn.input:
         opening = turn.system or (

@@ -28,7 +28,7 @@ class BatchSettings:
         workers: processes that prepare batches.
         memory_limit: most memory that one chunk of `auto` takes, in bytes or as `8GB`; None for half of what is free.
         prefix_limit: the most that is kept on the disk, for one set of rows, of what the layers below the first adapter
-            hand on, in bytes or as `20GB`; where it would be more, these layers are gone through anew for each batch.
+            hand on, in bytes or as `20GB`; where it would be more, these layers are computed again for each batch.
     """
 
     tokens: PositiveInt | Literal["auto"] = "auto"

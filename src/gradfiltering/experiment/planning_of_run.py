@@ -1,4 +1,4 @@
-"""The plan of an experiment: made, shown before anything heavy starts, and held against what followed.
+"""The plan of an experiment: made, shown before anything heavy starts, and compared with what followed.
 
 What plans is imported where it is called, as it brings the libraries of models along.
 """

@@ -50,7 +50,7 @@ class FusedEngine(GradientEngine):
         record_statistics: False leaves out all per-example statistics, to find out what they cost.
 
     Attributes:
-        prefix_refusal: why layers without adapters are gone through for each member; empty where they
+        prefix_refusal: why layers without adapters are computed for each member; empty where they
             are not, or there are none.
 
     Raises:
@@ -102,10 +102,10 @@ class FusedEngine(GradientEngine):
             return
         self.prefix_refusal = compare_prefix(self, prefix)
         if self.prefix_refusal:
-            logger.info("layers %s are gone through for each member: %s", prefix.layer_range, self.prefix_refusal)
+            logger.info("layers %s are computed for each member: %s", prefix.layer_range, self.prefix_refusal)
             return
         self.prefix = prefix
-        logger.info("layers %s have no adapter and are gone through once for all members", prefix.layer_range)
+        logger.info("layers %s have no adapter and are computed once for all members", prefix.layer_range)
 
     def compute_prefix_states(self, prefix: FrozenPrefix, input_ids: Tensor) -> Tensor:
         """Compute the hidden states that enter the first adapted layer.

@@ -76,7 +76,7 @@ class FrozenPrefix:
             for hook in hooks:
                 hook.remove()
         if len(output_lengths) != len(self._frozen_layers):
-            raise UnsupportedModelError("the layers are not gone through once each")
+            raise UnsupportedModelError("the layers are not each called exactly once")
         if hidden_states.dim() != 3 or hidden_states.shape[:2] != input_ids.shape:
             raise UnsupportedModelError(f"states of shape {tuple(hidden_states.shape)} go from layer to layer")
         self._returned_values = output_lengths
@@ -152,7 +152,7 @@ class _HandOn:
 
 
 class _PutIn:
-    """Puts states in the place of those that come to a layer."""
+    """Replaces the states that come to a layer."""
 
     def __init__(self, hidden_states: Tensor):
         self.hidden_states = hidden_states
@@ -161,7 +161,7 @@ class _PutIn:
         replaced_states = _take_hidden_states(arguments, keywords)
         if replaced_states.shape != self.hidden_states.shape:
             raise UnsupportedModelError(
-                f"states of shape {tuple(replaced_states.shape)} come to the first adapted layer, in the place of "
+                f"states of shape {tuple(replaced_states.shape)} come to the first adapted layer, instead of "
                 f"{tuple(self.hidden_states.shape)}"
             )
         if arguments:

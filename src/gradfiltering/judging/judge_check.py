@@ -13,7 +13,7 @@ from gradfiltering.options import Correlation, OpenShare, PositiveInt, options
 from gradfiltering.runs.logs import announce
 from gradfiltering.statistics.agreement import measure_agreements
 
-FIRST, SECOND = "first", "second"  # names of the two answers, in the place of models'
+FIRST, SECOND = "first", "second"  # names of the two answers, instead of models'
 OUTCOME_OF_PREFERENCE = {"first": "win", "second": "loss", "tie": "tie"}
 
 

@@ -37,7 +37,7 @@ class Prices:
         return self.input_million is not None and self.output_million is not None
 
     def cost(self, input_tokens: int, output_tokens: int) -> float:
-        """Compute the cost of so many tokens; 0 when the prices are unknown."""
+        """Compute the cost of a number of tokens; 0 when the prices are unknown."""
         input_cost = input_tokens * (self.input_million or 0)
         output_cost = output_tokens * (self.output_million or 0)
         return (input_cost + output_cost) / MILLION

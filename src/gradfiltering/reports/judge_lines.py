@@ -5,7 +5,7 @@ from typing import Any
 
 
 def verdicts_are_usable(run_summary: Mapping[str, Any]) -> bool:
-    """Return False where the judge was held against labelled pairs and agreed too little with them."""
+    """Return False where the judge was tried on labelled pairs and agreed too little with them."""
     return bool((run_summary.get("judge_agreement") or {}).get("usable", True))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 
 def format_number(value: float | None, digits: int = 3) -> str:
-    """Write a number with so many decimals; a missing number is a dash."""
+    """Write a number with the given decimals; a missing number is a dash."""
     return "–" if value is None or np.isnan(value) else f"{value:.{digits}f}"
 
 

@@ -229,7 +229,7 @@ def _list_origins(data_options: Mapping[str, Any]) -> set[tuple[str, ...]]:
     sources = data_options.get("sources")
     origins: set[tuple[str, ...]] = set()
     for options in [data_options, *(sources.values() if isinstance(sources, Mapping) else ())]:
-        if options.get("path"):  # it is read in the place of a dataset of the hub
+        if options.get("path"):  # it is read instead of a dataset of the hub
             origins.add(("path", os.path.normpath(str(options["path"]))))
         elif options.get("name"):
             origins.add(tuple(str(options.get(name)) for name in DATASET_OPTIONS))

@@ -1,6 +1,6 @@
 """The verdict on a subset: use it, do not use it, no difference shown, or not tested.
 
-The subset is held against as many random rows, in two measures: the held-out loss of the model that was trained on it,
+The subset is compared with as many random rows, in two measures: the held-out loss of the model that was trained on it,
 and the pairwise winning score (PWS) of that model's answers. docs/verdict.md states the rule in words.
 """
 

@@ -26,7 +26,7 @@ class CurriculumSource:
         heldout_rows: rows to hold out, a quarter of each family; none of the training rows asks what they ask.
         composition: share of compositions.
         rare_format: share of rows in the rare format.
-        limit: only the first so many rows, None for all.
+        limit: reads only this many rows, from the start; None for all.
         template: name of the prompt template.
         columns: names of the columns that hold instruction, input and output.
         drop: signs of poor rows that a row is left out for.

@@ -26,7 +26,7 @@ class TaskSource:
     Attributes:
         rows: rows to generate.
         heldout_rows: clean rows to hold out; none of the training rows asks what they ask.
-        limit: only the first so many rows, None for all.
+        limit: reads only this many rows, from the start; None for all.
         template: name of the prompt template.
         columns: names of the columns that hold instruction, input and output.
         corrupt: the defects that are planted.

@@ -43,7 +43,7 @@ TABLE_HEADINGS = {
     METHOD_TABLE: "Which settings differ, seed by seed?",
     SEED_TABLE: "What is left when all chance is counted?",
     "main": "The paper's main table",
-    "ablation": "Ablation: other scores in the place of G-SNR",
+    "ablation": "Ablation: other scores instead of G-SNR",
 }
 PAIR_QUESTIONS = {
     "jaccard": ("Which jobs selected the same rows?", "Jaccard index of the selected rows"),
