@@ -424,6 +424,8 @@ def correlate_variance(job: SweepJob) -> dict[str, float | None]:
         if log is None or len(log.members) < 2:
             continue
         late_log = log.epoch(job.epochs.late)
+        if not late_log.has_norms:  # of held-out rows they are measured with report.heldout_norms=true
+            continue
         norms, losses = late_log.grad_norm.astype(np.float64), late_log.loss.astype(np.float64).mean(axis=0)
         variance, mean_norm = norms.var(axis=0), norms.mean(axis=0)
         relative = variance / np.maximum(mean_norm**2, np.finfo(float).tiny)

@@ -21,7 +21,7 @@ OFTEN = ["ensemble.checkpoint_minutes=1e-9", "target.tuning.checkpoint_minutes=1
 KILLS, SEED = 20, 0
 STORED = {
     "locks", "base_models", "tokens", "base_model_losses", "members", "interrupted", "interrupted_rows",
-    "gradient_log",
+    "gradient_log", "ensemble_losses",
     "targets", "answers", "row_hygiene", "frozen_prefix",
 }  # fmt: skip
 EPOCHS_OF_MEMBERS = 4

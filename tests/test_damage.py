@@ -19,13 +19,16 @@ STAGES = {
     "base_model_losses",
     "members",
     "gradient_log",
+    "ensemble_losses",
     "projections",
     "targets",
     "answers",
     "row_hygiene",
     "frozen_prefix",
 }
-READ_BY = {"frozen_prefix": ["gradient_log", "projections"]}  # results without which a run reads a stage again
+READ_BY = {
+    "frozen_prefix": ["gradient_log", "ensemble_losses", "projections"]
+}  # results without which a run reads a stage again
 UPPER_LAYER = ["proxy.base_model.layers=2", "ensemble.lora.layers=last_1"]
 WHOLE = [*TINY_RUN, *UPPER_LAYER, "ensemble.m=1", "selector=spice", "projection.width=8"]
 

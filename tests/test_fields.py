@@ -143,6 +143,10 @@ def measure_rows(passes, member_ids, epoch, gradient_sketch, shards):
     return rng.normal(size=(members, len(examples), gradient_sketch.width))
 
 
+def measure_row_losses(passes, member_ids, epoch, shards):
+    measure_rows(passes, member_ids, epoch, None, shards)
+
+
 def compute_losses(context, objective, examples):
     return numpy_rng(weights(context.base_model.model)).random(len(examples))
 
@@ -158,6 +162,7 @@ STAND_INS = {
     "gradfiltering.synthetic.causal_training.pretrain": pretrain,
     "gradfiltering.ensembles.stack_training.StackTrainer.train": train_members,
     "gradfiltering.evidence.ensemble_passes.EnsemblePasses._measure_rows": measure_rows,
+    "gradfiltering.evidence.ensemble_passes.EnsemblePasses._measure_row_losses": measure_row_losses,
     "gradfiltering.evidence.base_model_losses._compute_losses": compute_losses,
     "gradfiltering.finetuning.fine_tune.fine_tune": fine_tune,
 }

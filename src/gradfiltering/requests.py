@@ -42,7 +42,8 @@ class EpochLog:
 
     Attributes:
         example_ids: [N] int64, ascending.
-        grad_norm: [M, N] float32 when read from disk, float64 while it is being measured.
+        grad_norm: [M, N] float32 when read from disk, float64 while it is being measured; NaN where losses alone were
+            measured.
         loss: [M, N] likewise, nats per response token.
         response_tokens: [N] int32.
     """
@@ -51,6 +52,11 @@ class EpochLog:
     grad_norm: np.ndarray
     loss: np.ndarray
     response_tokens: np.ndarray
+
+    @property
+    def has_norms(self) -> bool:
+        """True where gradient norms were measured, not losses alone."""
+        return not np.isnan(self.grad_norm).any()
 
     def select_rows(self, row_indices: np.ndarray) -> "EpochLog":
         """Return the measurements of some rows, [n] int64 positions."""

@@ -30,6 +30,8 @@ def test_equals_pefts_own_dropout(engine, make_model, make_adapters, make_batch,
     losses = torch.tensor([[loss for loss, _ in line] for line in rows], dtype=torch.float64)
     torch.testing.assert_close(found.grad_norm, norms, rtol=RTOL, atol=0)
     torch.testing.assert_close(found.loss, losses, rtol=RTOL, atol=0)
+    alone = engine(model, tokens).compute_losses(adapters, batch, DROPOUT)
+    torch.testing.assert_close(alone, losses, rtol=RTOL, atol=0)
     for name in adapters:
         expected = torch.stack([torch.stack([gradient[name] for _, gradient in line]).mean(0) for line in rows])
         torch.testing.assert_close(found.mean_gradient[name], expected, rtol=RTOL, atol=1e-14)

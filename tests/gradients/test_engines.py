@@ -39,6 +39,18 @@ def test_norms_and_losses_equal_the_loop(engine, make_model, make_adapters, make
     assert measured.mean_gradient is None
 
 
+@pytest.mark.parametrize("members", [None, 3], ids=["shared rows", "rows per member"])
+@pytest.mark.parametrize("tokens", [1, 40, 10_000], ids=["one example", "some", "all at once"])
+def test_losses_without_gradients_are_those_with_them(engine, make_model, make_adapters, make_batch, members, tokens):
+    model, adapters, _ = make_adapters(make_model())
+    batch = make_batch(LENGTHS, PROMPTS, members, pad_to=20)
+    built = engine(model, tokens)
+    losses = built.compute_losses(adapters, batch)
+    assert losses.shape == (3, len(LENGTHS)) and not losses.requires_grad
+    measured = built.measure(adapters, batch, with_mean_gradient=False)
+    torch.testing.assert_close(losses, measured.loss, rtol=RTOL, atol=0)
+
+
 @pytest.mark.parametrize("tokens", [1, 40, 10_000], ids=["one example", "some", "all at once"])
 def test_mean_gradient_equals_the_loops_mean_in_any_chunks(engine, make_model, make_adapters, make_batch, tokens):
     model, adapters, _ = make_adapters(make_model())

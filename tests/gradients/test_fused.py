@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from tests.reference.gradients import loop_gradients, norm
+from tests.support.operation_counter import operation_counter
 from tests.support.small_models import FixedLogits
 from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
@@ -127,6 +128,20 @@ def test_token_losses_equal_cross_entropy_and_so_does_their_gradient():
     (found,) = torch.autograd.grad(losses.sum(), hidden)
     torch.testing.assert_close(losses, plain, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_losses_that_go_nowhere_make_no_gradient_of_the_head(mode):
+    torch.manual_seed(0)
+    hidden, weight, labels = torch.randn(3, 7, 5), torch.randn(11, 5), torch.randint(0, 11, (3, 7))
+    product = 2 * 3 * 6 * 5 * 11
+    with operation_counter() as counter:
+        learned = head_token_losses(hidden.clone().requires_grad_(), labels, weight, None)
+    assert counter.get_total_flops() == 2 * product
+    with mode(), operation_counter() as counter:
+        losses = head_token_losses(hidden, labels, weight, None)
+    assert counter.get_total_flops() == product
+    torch.testing.assert_close(losses, learned.detach(), rtol=0, atol=0)
 
 
 def test_a_large_shared_part_of_the_logits_costs_bf16_nothing(make_model, make_adapters, make_batch):

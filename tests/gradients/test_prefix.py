@@ -51,6 +51,8 @@ def test_equals_the_loop(make_model, make_adapters, make_batch, architecture, me
     engine = fused(model, tokens)
     assert engine.prefix is not None and engine.prefix.first_layer == 1
     measured = engine.measure(adapters, with_states(engine, batch) if are_given else batch, with_mean_gradient=True)
+    losses_alone = engine.compute_losses(adapters, with_states(engine, batch) if are_given else batch)
+    torch.testing.assert_close(losses_alone, measured.loss, rtol=RTOL, atol=0)
     own_rows = batch if members else batch.map_tensors(lambda tensor: tensor.expand(3, *tensor.shape))
     for member in range(3):
         own = {name: value[member] for name, value in adapters.items()}

@@ -5,6 +5,7 @@ import re
 import time
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ from gradfiltering.errors import UserError
 from gradfiltering.evidence.heldout_member import measure_heldout_member
 from gradfiltering.evidence.measurers import measure_evidence
 from gradfiltering.finetuning.settings import FineTuningSettings
+from gradfiltering.gradients.vmap import VmapEngine
 from gradfiltering.judging.generation import GenerationSettings
+from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.planning import planner, stored_calibration
 from gradfiltering.planning.model_shapes import read_shape
 from gradfiltering.planning.plan_settings import PlanSettings
@@ -41,6 +44,8 @@ TUNING = FineTuningSettings(
     ("requests", "changes"),
     [
         ([GradientLog()], {}),
+        ([GradientLog()], {"heldout_norms": True}),
+        ([GradientLog()], {"build_engine": partial(VmapEngine, objective=ResponseNLL())}),
         ([GradientLog()], {"ensemble": small_ensemble(collect="online")}),
         ([GradientLog()], {"ensemble": small_ensemble(lora=replace(LORA, layers="last_1"))}),
         ([GradientLog()], {"ensemble": small_ensemble(lora=replace(LORA, layers="last_1")), "batches": "nothing kept"}),
@@ -53,6 +58,8 @@ TUNING = FineTuningSettings(
     ],
     ids=[
         "log",
+        "norms of held-out rows",
+        "vmap",
         "online",
         "upper layers",
         "nothing kept",
@@ -73,6 +80,22 @@ def test_operations_are_those_of_the_work(context, requests, changes):
     with operation_counter() as counter:
         measure_evidence(requests, context)
     assert plan.operations == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+def test_heldout_losses_take_a_third_of_the_work_with_norms(context):
+    plans = [
+        plan_run(plan_request(replace(context, heldout_norms=with_norms), GradientLog()), NO_PLAN)
+        for with_norms in (False, True)
+    ]
+    (losses, norms) = (
+        {piece.description: piece for piece in plan.stages[1].work if "held-out rows" in piece.description}
+        for plan in plans
+    )
+    assert list(losses) == [f"losses of held-out rows after epoch {epoch}, 3 members" for epoch in (1, 2)]
+    late_norms = norms["gradients of held-out rows after epoch 2, 3 members"]
+    late_losses = losses["losses of held-out rows after epoch 2, 3 members"]
+    assert 0.25 < late_losses.operations / late_norms.operations < 0.45
+    assert (late_losses.kind, late_norms.kind) == ("losses", "gradients") and not late_losses.is_per_row
 
 
 def test_what_the_cache_has_costs_nothing_and_is_named(context):

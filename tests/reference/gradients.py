@@ -80,3 +80,6 @@ class LoopEngine(GradientEngine):
             stacked = torch.stack([gradient[name] for gradient in gradients])
             accumulator.add(name, stacked.unflatten(0, (members, -1)))
         return accumulator.result(torch.stack(losses).view(members, -1))
+
+    def _compute_chunk_losses(self, adapters: Adapters, batch: Batch) -> Tensor:
+        return self._measure_chunk(adapters, batch, GradientAccumulator(False, {})).loss

@@ -21,13 +21,16 @@ LOSSES = {1: np.full((2, 4), 3.0), 2: np.array([[0.5, 1.0, 2.0, 3.0], [0.5, 1.0,
 TOKENS = np.array([1, 4, 9, 16], dtype=np.int32)
 
 
-def make_job(folder, number, seed, overrides, config=(), log=False, heldout_log=False, **summary):
+def make_job(folder, number, seed, overrides, config=(), log=False, heldout_log=False, heldout_norms=True, **summary):
     path = folder / str(number)
     job_config = {**config_of(path), "seed": seed, **dict(config)}
     write_run(path, job_config, [*overrides, f"seed={seed}"], scores=[4.0, 3.0, 2.0, 1.0], chosen=[0], **summary)
     for name, is_wanted in (("gradient_log", log), ("gradient_log_heldout", heldout_log)):
         for epoch in (1, 2) if is_wanted else ():
-            epoch_log = EpochLog(np.arange(4), NORMS[epoch] + 0.1 * seed, LOSSES[epoch], TOKENS)
+            norms = NORMS[epoch] + 0.1 * seed
+            if name == "gradient_log_heldout" and not heldout_norms:
+                norms = np.full_like(norms, np.nan)
+            epoch_log = EpochLog(np.arange(4), norms, LOSSES[epoch], TOKENS)
             for member in range(2):
                 member_folder = partition_folder(path / name, member, epoch)
                 member_folder.mkdir(parents=True)
@@ -151,6 +154,13 @@ def test_variance_and_scales_are_correlated_by_hand(tmp_path, read):
     assert scales["proxy=tiny"]["G, sum"] == "1.000"  # longer rows have the larger norms already
     agreement, _ = read("gradients", 2)
     assert agreement["proxy=tiny with proxy=smollm2"]["late norm"] == "1.000"
+
+
+def test_heldout_losses_without_norms_have_no_correlation(tmp_path, read):
+    make_job(tmp_path, 0, 0, ["proxy=tiny"], log=True, heldout_log=True, heldout_norms=False)
+    variance, _ = read("gradients")
+    assert "V with loss, trained rows" in variance["proxy=tiny"]
+    assert "V with loss, held-out rows" not in variance["proxy=tiny"]
 
 
 def test_pulls_of_unit_vectors_forget_lengths(tmp_path, read):

@@ -69,6 +69,23 @@ def test_rows_that_all_members_see_alike_need_their_ids_once(tmp_path):
     np.testing.assert_array_equal(read_members(merge(shards)).grad_norm, NORMS.astype(np.float32))
 
 
+def test_norms_that_were_not_measured_are_null(tmp_path):
+    shards = MeasurementShards(tmp_path, MEMBERS)
+    shards.record(IDS, None, LOSSES)
+    merged_files = merge(shards)
+    log = read_members(merged_files)
+    np.testing.assert_array_equal(log.loss, LOSSES.astype(np.float32))
+    assert np.isnan(log.grad_norm).all() and not log.has_norms
+    assert pq.read_table(merged_files[0])["grad_norm"].null_count == len(IDS)
+
+
+def test_losses_alone_must_be_finite_too(tmp_path):
+    shards = MeasurementShards(tmp_path, MEMBERS)
+    shards.record(IDS, None, np.where(IDS == 8, np.nan, LOSSES))
+    with pytest.raises(UserError, match=r"not finite for 3 of 3 members, rows \[8\]"):
+        merge(shards)
+
+
 def test_what_was_written_before_an_interruption_is_gone_on_from(tmp_path):
     first = MeasurementShards(tmp_path, MEMBERS)
     first.record(IDS[:3], NORMS[:, :3], LOSSES[:, :3])

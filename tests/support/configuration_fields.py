@@ -6,7 +6,7 @@ tokens; `candidate`, `full` and `random` are the target models.
 
 from typing import Any
 
-ENSEMBLE = {"members", "gradient_log", "projections", "candidate"}
+ENSEMBLE = {"members", "gradient_log", "ensemble_losses", "projections", "candidate"}
 WEIGHTS = {"base_model_losses", *ENSEMBLE}  # whatever the proxy's frozen weights are part of
 PROXY = {"base_model", *WEIGHTS}
 PROXY_TEXT = {"tokens", *PROXY}  # another tokenizer as well
@@ -55,13 +55,17 @@ TOUCHING: dict[str, tuple[Any, set[str]]] = {
     "ensemble.bucket_batches": (3, ENSEMBLE),
     "ensemble.trajectory_steps": (3, ENSEMBLE),
     "ensemble.train_rows": (40, ENSEMBLE),
-    "heldout_member.train": (True, {"base_model_losses", "members", "gradient_log"}),  # besides those of the ensemble
+    "heldout_member.train": (  # besides those of the ensemble
+        True,
+        {"base_model_losses", "members", "gradient_log", "ensemble_losses"},
+    ),
+    "report.heldout_norms": (True, {"ensemble_losses"}),  # those of the late snapshot are not looked for
     "ensemble.lora.rank": (3, ENSEMBLE),
     "ensemble.lora.alpha": (3, ENSEMBLE),
     "ensemble.lora.target_modules": (["c_attn"], ENSEMBLE),
     "ensemble.lora.init_b_std": (0.5, ENSEMBLE),
     "ensemble.lora.layers": ([0], ENSEMBLE),
-    "epochs.early": (0, {"gradient_log", "candidate"}),
+    "epochs.early": (0, {"gradient_log", "ensemble_losses", "candidate"}),
     "epochs.late": (3, ENSEMBLE),
     "scorer.epsilon": (10.0, {"candidate"}),
     "selector.fraction": (0.3, {"candidate", "random"}),
@@ -103,7 +107,10 @@ TOUCHING: dict[str, tuple[Any, set[str]]] = {
     "data.drop": (["exact_duplicate"], {"base_model_losses", *ENSEMBLE, *MODELS}),
     "data.rows": (50, DATA),
     # Held-out rows are measured and never trained on.
-    "data.heldout_rows": (7, {"row_hygiene", "tokens", "base_model_losses", "gradient_log", "target_tokens", *MODELS}),
+    "data.heldout_rows": (
+        7,
+        {"row_hygiene", "tokens", "base_model_losses", "gradient_log", "ensemble_losses", "target_tokens", *MODELS},
+    ),
     "judge.against": (["full"], {"random"}),
     "trainer.precision": ("bf16-mixed", {"base_model", "target_base_model", *ENSEMBLE, *MODELS}),
 }

@@ -46,6 +46,7 @@ class EnsembleCosts:
 
     Attributes:
         tokens: tokens put through forward and backward, over members, padding not counted.
+        forward_tokens: tokens put through forward alone, likewise.
         frozen_tokens: tokens put through the layers below the first adapter.
         batch_tokens: padded tokens computed at once; None where nothing had to be computed.
         trained: epochs of members that were trained; an ensemble may train fewer than it logs.
@@ -55,6 +56,7 @@ class EnsembleCosts:
     """
 
     tokens: int = 0
+    forward_tokens: int = 0
     frozen_tokens: int = 0
     batch_tokens: int | None = None
     trained: int = 0
@@ -74,11 +76,16 @@ class EnsembleCosts:
         self.tokens += tokens * len(stored_results)
         self.made_seconds += sum(result.seconds for result in stored_results)
 
-    def count_pass(self, results: Sequence[CachedResult], tokens: int, seconds: float) -> None:
+    def count_pass(
+        self, results: Sequence[CachedResult], tokens: int, seconds: float, with_gradients: bool = True
+    ) -> None:
         """Count a pass over rows by as many members as there are results, of so many tokens each."""
         self._take_uncounted(results)
         self.logged += len(results)
-        self.tokens += tokens * len(results)
+        if with_gradients:
+            self.tokens += tokens * len(results)
+        else:
+            self.forward_tokens += tokens * len(results)
         self.made_seconds += seconds
 
     def _take_uncounted(self, results: Iterable[CachedResult]) -> list[CachedResult]:

@@ -67,15 +67,18 @@ class WorkReport:
     def flops(self) -> int:
         """An estimate: 4 per weight in a matrix product and token, forward and backward through the activations.
 
-        Below the first adapter there is no backward, and the forward may be shared. Attention scores and the adapters
-        themselves are not counted.
+        A forward alone takes 2. Below the first adapter there is no backward, and the forward may be shared. Attention
+        scores and the adapters themselves are not counted.
         """
         adapted_weights = self.matmul_weights - self.frozen_weights
-        return 4 * adapted_weights * self.costs.tokens + 2 * self.frozen_weights * self.costs.frozen_tokens
+        adapted_tokens = 4 * self.costs.tokens + 2 * self.costs.forward_tokens
+        return adapted_weights * adapted_tokens + 2 * self.frozen_weights * self.costs.frozen_tokens
 
     def summary(self) -> dict[str, Any]:
         """Return the report's part of `summary.json`."""
-        cost_names = ("tokens", "batch_tokens", "trained", "logged", "reused_seconds", "made_seconds")
+        cost_names = (
+            "tokens", "forward_tokens", "batch_tokens", "trained", "logged", "reused_seconds", "made_seconds",
+        )  # fmt: skip
         return {"seconds": self.seconds, **{name: getattr(self.costs, name) for name in cost_names}}
 
 
@@ -182,6 +185,7 @@ class MeasurementContext:
         run_folder: where measurements that users look at are linked.
         seed: of the run.
         build_trainer: builds a `lightning.Trainer` from keyword arguments.
+        heldout_norms: measure gradient norms of the held-out rows at the late snapshot; else their losses alone.
         reports: filled by measurers.
     """
 
@@ -201,6 +205,7 @@ class MeasurementContext:
     run_folder: RunFolder
     seed: int
     build_trainer: "Callable[..., L.Trainer]"
+    heldout_norms: bool = False
     reports: MeasurementReports = field(default_factory=MeasurementReports)
 
     @cached_property

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gradfiltering.data.examples import Examples
 from gradfiltering.ensembles.lora_ensemble import ONLINE
 from gradfiltering.ensembles.member_cache import ADAPTER_FOLDER
 from gradfiltering.ensembles.trained_ensemble import TrainedEnsemble
@@ -23,8 +24,9 @@ from gradfiltering.runs.run_folder import TRAJECTORY_FILE
 class GradientLogMeasurer(Measurer[GradientLog]):
     """Trains the ensemble where the cache lacks it, and measures both snapshots.
 
-    The run folder gets the log, adapters and trajectory; `context.reports.ensemble` gets costs and health. Losses of
-    the base model are measured along, because diagnostics compare the log with them.
+    Of held-out rows it measures losses, by a pass without gradients. The run folder gets the log, adapters and
+    trajectory; `context.reports.ensemble` gets costs and health. Losses of the base model are measured along, because
+    diagnostics compare the log with them.
     """
 
     request_type = GradientLog
@@ -49,13 +51,7 @@ class GradientLogMeasurer(Measurer[GradientLog]):
             for epoch in (snapshots.early, snapshots.late):
                 logs[epoch] = _log_rows(trained_ensemble, epoch, context)
                 if context.heldout is not None:
-                    passes = EnsemblePasses(trained_ensemble, context.heldout, "held-out rows")
-                    heldout_log = _read_and_link(
-                        passes.measure_logs(trained_ensemble.settings.member_ids, epoch),
-                        epoch,
-                        context,
-                        heldout=True,
-                    )
+                    heldout_log = _log_heldout_rows(trained_ensemble, context.heldout, epoch, context)
                     report.heldout_losses[epoch] = float(np.mean(heldout_log.loss, dtype=np.float64))
                 report.update_ratios[epoch] = _export_adapters(trained_ensemble, epoch, context)
             report.training_rows = len(trained_ensemble.examples)
@@ -77,6 +73,16 @@ def _log_rows(trained_ensemble: TrainedEnsemble, epoch: int, context: Measuremen
     recorded_online = trained_ensemble.settings.collect == ONLINE and epoch > 0
     log_files = passes.online_logs(member_ids, epoch) if recorded_online else passes.measure_logs(member_ids, epoch)
     return _read_and_link(log_files, epoch, context)
+
+
+def _log_heldout_rows(
+    trained_ensemble: TrainedEnsemble, heldout: Examples, epoch: int, context: MeasurementContext
+) -> EpochLog:
+    """Return the losses of held-out rows at an epoch; their norms, too, at the late snapshot where they are wanted."""
+    passes = EnsemblePasses(trained_ensemble, heldout, "held-out rows")
+    with_norms = context.heldout_norms and epoch == context.snapshots.late
+    measure = passes.measure_logs if with_norms else passes.measure_losses
+    return _read_and_link(measure(trained_ensemble.settings.member_ids, epoch), epoch, context, heldout=True)
 
 
 def _read_and_link(log_files: list[Path], epoch: int, context: MeasurementContext, heldout: bool = False) -> EpochLog:

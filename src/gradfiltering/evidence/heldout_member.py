@@ -9,6 +9,8 @@ from gradfiltering.evidence.context import HeldoutMemberReport, MeasurementConte
 from gradfiltering.evidence.ensemble_passes import EnsemblePasses, attach_ensemble
 from gradfiltering.models.weights import count_frozen_weights, count_matmul_weights
 
+HELDOUT_MEMBER_STAGE = "heldout_member"
+
 
 def measure_heldout_member(context: MeasurementContext, split: HeldoutSplit) -> HeldoutMemberReport:
     """Train the extra member where the cache lacks it, and measure its losses; nothing of it is in the run folder.

@@ -28,7 +28,7 @@ from gradfiltering.evidence.adaptive_size import measure_settled_evidence
 from gradfiltering.evidence.base_model_losses import REFERENCE_STAGE, add_reference_nll
 from gradfiltering.evidence.base_model_passes import TargetWork
 from gradfiltering.evidence.context import MeasurementContext
-from gradfiltering.evidence.heldout_member import measure_heldout_member
+from gradfiltering.evidence.heldout_member import HELDOUT_MEMBER_STAGE, measure_heldout_member
 from gradfiltering.evidence.measurers import check_requests_of_dataset
 from gradfiltering.experiment.checks import (
     check_experiment,
@@ -297,6 +297,7 @@ def encode_rows(
         run_folder=run.folder,
         seed=experiment.seed,
         build_trainer=run.build_trainer,
+        heldout_norms=experiment.page.heldout_norms,
     )
 
 
@@ -351,7 +352,7 @@ def measure_heldout_loss(experiment: Experiment, run: OpenRun, context: Measurem
     settings = experiment.proxy.heldout_member
     split = settings.split(context.examples, context.heldout is not None, context.seed)
     if split is not None:
-        report = run.stages.run("heldout_member", measure_heldout_member, context, split)
+        report = run.stages.run(HELDOUT_MEMBER_STAGE, measure_heldout_member, context, split)
         context.reports.heldout_member = report
         run.stages.add_to_summary(heldout_member=report.summary())
     elif context.heldout is None and settings.train:

@@ -2,10 +2,11 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from gradfiltering.data.batches import Batch
 from gradfiltering.errors import UserError
 from gradfiltering.gradients.check import check_engine
-from gradfiltering.gradients.chunks import cut_chunks, example_lengths, original_order, take_chunk
+from gradfiltering.gradients.chunks import Chunk, cut_chunks, example_lengths, original_order, take_chunk
 from gradfiltering.gradients.dropout import Dropout, expand_adapters
 from gradfiltering.gradients.prefix import FrozenPrefix
 from gradfiltering.gradients.statistics import (
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 logger = logging.getLogger(__name__)
+
+Computed = TypeVar("Computed")
 
 
 class GradientEngine(ABC):
@@ -114,9 +117,36 @@ class GradientEngine(ABC):
             UnsupportedModelError: this engine cannot compute the model's gradients.
             torch.OutOfMemoryError: not even one example of one member fits.
         """
+        measure = partial(
+            self._measure_in_chunks,
+            adapters,
+            with_mean_gradient=with_mean_gradient,
+            statistics=statistics or {},
+            dropout=dropout,
+        )
+        return self._fit_into_memory(measure, batch)
+
+    @torch.no_grad()
+    def compute_losses(self, adapters: Adapters, batch: Batch, dropout: Dropout | None = None) -> Tensor:
+        """Compute the losses of a batch without gradients, a third of the work of `measure`.
+
+        Args:
+            adapters, batch, dropout: see `measure`.
+
+        Returns:
+            [M, B], those of `measure` up to rounding.
+
+        Raises:
+            UnsupportedModelError: this engine cannot compute with the model.
+            torch.OutOfMemoryError: not even one example of one member fits.
+        """
+        return self._fit_into_memory(partial(self._compute_in_chunks, adapters, dropout=dropout), batch)
+
+    def _fit_into_memory(self, compute: Callable[[Batch], Computed], batch: Batch) -> Computed:
+        """Compute a batch, with ever smaller chunks where memory runs out."""
         while True:
             try:
-                return self._measure_in_chunks(adapters, batch, with_mean_gradient, statistics or {}, dropout)
+                return compute(batch)
             except torch.OutOfMemoryError:
                 least_tokens = _tokens_per_example(batch)
                 if self.chunk_tokens <= least_tokens:
@@ -138,9 +168,7 @@ class GradientEngine(ABC):
         dropout: Dropout | None,
     ) -> GradientMeasurement:
         batch = self._add_prefix_states(batch)
-        stack_size, examples = member_count(adapters), batch.example_id.shape[-1]
-        sequences = batch.input_ids.shape[batch.example_id.dim() : -1].numel()
-        groups = cut_chunks(example_lengths(batch), stack_size, self.chunk_tokens, self.model.device.type, sequences)
+        groups = self._cut_into_chunks(adapters, batch)
         group_results = []
         for chunks in groups:
             stack = {name: stacked[chunks[0].members] for name, stacked in adapters.items()}
@@ -151,8 +179,7 @@ class GradientEngine(ABC):
                     accumulator = GradientAccumulator(with_mean_gradient, statistics)
                     chunk_results.append(self._measure_chunk(stack, chunk_batch, accumulator))
                 else:
-                    example_ids = chunk_batch.example_id.expand(chunk.shape).cpu().numpy()
-                    input_factors = dropout.draw_factors(example_ids, chunk.members, stack)
+                    input_factors = _draw_factors(dropout, stack, chunk_batch, chunk)
                     chunk_results.append(
                         self._measure_with_dropout(
                             stack,
@@ -161,7 +188,28 @@ class GradientEngine(ABC):
                         )
                     )
             group_results.append(_reorder_examples(_join_examples(chunk_results), original_order(chunks)))
-        return _join_members(group_results, examples if with_mean_gradient else None)
+        return _join_members(group_results, batch.example_id.shape[-1] if with_mean_gradient else None)
+
+    def _compute_in_chunks(self, adapters: Adapters, batch: Batch, dropout: Dropout | None) -> Tensor:
+        batch = self._add_prefix_states(batch)
+        group_losses = []
+        for chunks in self._cut_into_chunks(adapters, batch):
+            stack = {name: stacked[chunks[0].members] for name, stacked in adapters.items()}
+            chunk_losses = []
+            for chunk in chunks:
+                chunk_batch = take_chunk(batch, chunk)
+                if dropout is None:
+                    chunk_losses.append(self._compute_chunk_losses(stack, chunk_batch))
+                else:
+                    expanded = _expand_members(stack, chunk_batch, _draw_factors(dropout, stack, chunk_batch, chunk))
+                    chunk_losses.append(self._compute_chunk_losses(*expanded).view(chunk.shape))
+            group_losses.append(_reorder_rows(torch.cat(chunk_losses, 1), original_order(chunks)))
+        return torch.cat(group_losses)
+
+    def _cut_into_chunks(self, adapters: Adapters, batch: Batch) -> list[list[Chunk]]:
+        sequences = batch.input_ids.shape[batch.example_id.dim() : -1].numel()
+        device_type = self.model.device.type
+        return cut_chunks(example_lengths(batch), member_count(adapters), self.chunk_tokens, device_type, sequences)
 
     def _add_prefix_states(self, batch: Batch) -> Batch:
         """Compute what enters the first adapted layer, once for all members of the batch."""
@@ -171,15 +219,7 @@ class GradientEngine(ABC):
         self, adapters: Adapters, batch: Batch, accumulator: DropoutAccumulator
     ) -> GradientMeasurement:
         """Measure each example under adapters of its own, with the columns of dropped inputs 0."""
-        example_axes = batch.example_id.dim()
-
-        def give_each_example_a_member(tensor: Tensor) -> Tensor:
-            every_member = tensor.expand(*accumulator.shape, *tensor.shape[example_axes:])
-            return every_member.flatten(0, 1)[:, None]  # [M·B, 1, ...]
-
-        expanded_adapters = expand_adapters(adapters, accumulator.input_factors)
-        expanded_batch = batch.map_tensors(give_each_example_a_member)
-        return self._measure_chunk(expanded_adapters, expanded_batch, accumulator)
+        return self._measure_chunk(*_expand_members(adapters, batch, accumulator.input_factors), accumulator)
 
     @abstractmethod
     def _measure_chunk(self, adapters: Adapters, batch: Batch, accumulator: GradientAccumulator) -> GradientMeasurement:
@@ -190,6 +230,28 @@ class GradientEngine(ABC):
             batch: [M, B, T], or [B, T] for the same examples under every member.
             accumulator: takes in the gradients.
         """
+
+    @abstractmethod
+    def _compute_chunk_losses(self, adapters: Adapters, batch: Batch) -> Tensor:
+        """Compute the [M, B] losses of one chunk at once, without gradients; arguments as of `_measure_chunk`."""
+
+
+def _draw_factors(dropout: Dropout, adapters: Adapters, batch: Batch, chunk: Chunk) -> Adapters:
+    """Draw what the inputs of a chunk's adapters are multiplied by; name of each A -> [M, B, D_in]."""
+    example_ids = batch.example_id.expand(chunk.shape).cpu().numpy()
+    return dropout.draw_factors(example_ids, chunk.members, adapters)
+
+
+def _expand_members(adapters: Adapters, batch: Batch, input_factors: Adapters) -> tuple[Adapters, Batch]:
+    """Give each example adapters of its own, with their inputs dropped: a stack of M·B members of one example each."""
+    example_axes = batch.example_id.dim()
+    stack_shape = next(iter(input_factors.values())).shape[:2]
+
+    def give_each_example_a_member(tensor: Tensor) -> Tensor:
+        every_member = tensor.expand(*stack_shape, *tensor.shape[example_axes:])
+        return every_member.flatten(0, 1)[:, None]  # [M·B, 1, ...]
+
+    return expand_adapters(adapters, input_factors), batch.map_tensors(give_each_example_a_member)
 
 
 def _tokens_per_example(batch: Batch) -> int:
@@ -209,18 +271,19 @@ def _join_examples(chunks: list[GradientMeasurement]) -> GradientMeasurement:
 
 def _reorder_examples(measurement: GradientMeasurement, order: np.ndarray) -> GradientMeasurement:
     """Put the examples of each member, or of all alike, in this order, [members or 1, B]."""
-    positions = torch.from_numpy(order).expand(measurement.loss.shape).to(measurement.loss.device)
-
-    def reorder(values: Tensor) -> Tensor:
-        every_value = positions.view(*positions.shape, *[1] * (values.dim() - 2))
-        return values.gather(1, every_value.expand(values.shape))
-
     return replace(
         measurement,
-        loss=reorder(measurement.loss),
-        grad_norm=reorder(measurement.grad_norm),
-        statistics={name: reorder(values) for name, values in measurement.statistics.items()},
+        loss=_reorder_rows(measurement.loss, order),
+        grad_norm=_reorder_rows(measurement.grad_norm, order),
+        statistics={name: _reorder_rows(values, order) for name, values in measurement.statistics.items()},
     )
+
+
+def _reorder_rows(values: Tensor, order: np.ndarray) -> Tensor:
+    """Put the examples of each member, [M, B, ...], in this order, [M or 1, B]."""
+    positions = torch.from_numpy(order).expand(values.shape[:2]).to(values.device)
+    every_value = positions.view(*positions.shape, *[1] * (values.dim() - 2))
+    return values.gather(1, every_value.expand(values.shape))
 
 
 def _join_members(stacks: list[GradientMeasurement], example_count: int | None) -> GradientMeasurement:

@@ -151,26 +151,11 @@ class FusedEngine(GradientEngine):
 
     def _measure_chunk(self, adapters: Adapters, batch: Batch, accumulator: GradientAccumulator) -> GradientMeasurement:
         stack_size = member_count(adapters)
-        if batch.example_id.dim() == 1:
-            batch = batch.map_tensors(lambda tensor: tensor.expand(stack_size, *tensor.shape))
-        flat_batch = batch.map_tensors(lambda tensor: tensor.flatten(0, 1))  # [M·B, ...]
+        flat_batch = _flatten_members(batch, stack_size)
         if not self.record_statistics:
             accumulator.statistics = {}
-        if self._split_model is None:
-            self._split_model = split_model(self.model)
-        prefix_states = flat_batch.prefix_states
-        replaced_layers = (
-            self.prefix.replaced_by(prefix_states.flatten(0, -3))  # [M·B·S, T, D]
-            if self.prefix is not None and prefix_states is not None
-            else nullcontext()
-        )
-        with (
-            torch.enable_grad(),
-            self._eager_attention.replacing(),
-            self._stacked(adapters, accumulator, flat_batch),
-            replaced_layers,
-        ):
-            loss = self.objective(self._split_model, flat_batch)
+        with torch.enable_grad():
+            loss = self._compute_flat_losses(adapters, flat_batch, accumulator)
             loss.sum().backward()
         for parameter_name in sorted(adapters.keys() - accumulator.parameter_names):
             # Adapted layers that take no part, such as those of a vision tower.
@@ -179,6 +164,25 @@ class FusedEngine(GradientEngine):
             row_count = len(flat_batch.example_id) // stack_size
             accumulator.add(parameter_name, no_gradient.expand(stack_size, row_count, *parameter_shape))
         return accumulator.result(loss.detach().view(stack_size, -1))
+
+    def _compute_chunk_losses(self, adapters: Adapters, batch: Batch) -> Tensor:
+        stack_size = member_count(adapters)
+        flat_batch = _flatten_members(batch, stack_size)
+        unused_accumulator = GradientAccumulator(sum_gradients=False, statistics={})  # nothing goes backward
+        return self._compute_flat_losses(adapters, flat_batch, unused_accumulator).view(stack_size, -1)
+
+    def _compute_flat_losses(self, adapters: Adapters, flat_batch: Batch, accumulator: GradientAccumulator) -> Tensor:
+        """Compute the [M·B] losses of a batch of [M·B, ...]; a backward pass reports to the accumulator."""
+        if self._split_model is None:
+            self._split_model = split_model(self.model)
+        prefix_states = flat_batch.prefix_states
+        replaced_layers = (
+            self.prefix.replaced_by(prefix_states.flatten(0, -3))  # [M·B·S, T, D]
+            if self.prefix is not None and prefix_states is not None
+            else nullcontext()
+        )
+        with self._eager_attention.replacing(), self._stacked(adapters, accumulator, flat_batch), replaced_layers:
+            return self.objective(self._split_model, flat_batch)
 
     @contextmanager
     def _stacked(self, adapters: Adapters, accumulator: GradientAccumulator, batch: Batch) -> Iterator[None]:
@@ -206,6 +210,13 @@ class FusedEngine(GradientEngine):
         finally:
             for layer in self.layers.values():
                 layer.__dict__.pop("forward", None)
+
+
+def _flatten_members(batch: Batch, stack_size: int) -> Batch:
+    """Put the members' rows one after the other: [B, ...], of all members, or [M, B, ...] -> [M·B, ...]."""
+    if batch.example_id.dim() == 1:
+        batch = batch.map_tensors(lambda tensor: tensor.expand(stack_size, *tensor.shape))
+    return batch.map_tensors(lambda tensor: tensor.flatten(0, 1))
 
 
 def _find_lora_layers(model: "PeftModel", adapter_name: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Per-example gradients by `torch.func`: vmap over members of vmap over examples of grad."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -25,17 +26,31 @@ class VmapEngine(GradientEngine):
         set_attention(self.base_model, EAGER)
 
     def _measure_chunk(self, adapters: Adapters, batch: Batch, accumulator: GradientAccumulator) -> GradientMeasurement:
+        gradients, loss = self._map_over_examples(grad_and_value(self._example_loss(batch)), adapters, batch)
+        for parameter_name, gradient in gradients.items():
+            accumulator.add(parameter_name, gradient)
+        return accumulator.result(loss)
+
+    def _compute_chunk_losses(self, adapters: Adapters, batch: Batch) -> Tensor:
+        losses: Tensor = self._map_over_examples(self._example_loss(batch), adapters, batch)
+        return losses
+
+    def _example_loss(self, batch: Batch) -> Callable[[Adapters, dict[str, Tensor]], Tensor]:
         batch_type: Any = type(batch)
 
-        def example_loss(adapter: Adapters, example: dict[str, Tensor]) -> Tensor:
+        def compute_loss(adapter: Adapters, example: dict[str, Tensor]) -> Tensor:
             example_batch = batch_type(**{name: value[None] for name, value in example.items()})
             return self.objective(FunctionalModel(self.model, adapter), example_batch)[0]
 
-        over_examples = vmap(grad_and_value(example_loss), in_dims=(None, 0))
+        return compute_loss
+
+    def _map_over_examples(self, function: Callable[..., Any], adapters: Adapters, batch: Batch) -> Any:
+        """Apply a function of one adapter and one example to all members and examples of a chunk."""
+        over_examples = vmap(function, in_dims=(None, 0))
         shared_rows = batch.example_id.dim() == 1
         over_members = vmap(over_examples, in_dims=(0, None if shared_rows else 0))
         try:
-            gradients, loss = over_members(adapters, batch.tensors)
+            return over_members(adapters, batch.tensors)
         except RuntimeError as error:
             if not re.search("vmap|transform", str(error)):  # memory, for instance
                 raise
@@ -43,6 +58,3 @@ class VmapEngine(GradientEngine):
                 f"torch.func cannot take per-example gradients of {type(self.base_model).__name__}, which does what it "
                 f"does not support: {str(error).splitlines()[0]}"
             ) from error
-        for parameter_name, gradient in gradients.items():
-            accumulator.add(parameter_name, gradient)
-        return accumulator.result(loss)

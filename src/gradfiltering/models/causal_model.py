@@ -150,8 +150,8 @@ def head_token_losses(hidden_states: Tensor, labels: Tensor, head_weight: Tensor
 class _LinearNll(torch.autograd.Function):
     """Output layer, softmax and negative log-likelihood in one, a slice of the tokens at a time.
 
-    The gradient of the inputs is made along with the loss, so that no slice of logits outlives its
-    turn.
+    The gradient of the inputs is made along with the loss, where one is needed, so that no slice of
+    logits outlives its turn.
     """
 
     @staticmethod
@@ -162,7 +162,7 @@ class _LinearNll(torch.autograd.Function):
         wide_dtype = torch.promote_types(hidden_states.dtype, torch.float32)
         token_count, vocabulary_size = len(hidden_states), len(head_weight)
         nll = torch.empty(token_count, dtype=wide_dtype, device=hidden_states.device)
-        hidden_gradient = torch.empty_like(hidden_states)
+        hidden_gradient = torch.empty_like(hidden_states) if ctx.needs_input_grad[0] else None
         slice_size = max(1, CHUNK_BYTES // (hidden_states.element_size() * vocabulary_size))
         for start in range(0, token_count, slice_size):
             token_slice = slice(start, start + slice_size)
@@ -176,9 +176,10 @@ class _LinearNll(torch.autograd.Function):
             probability = torch.softmax(logits, dim=-1)
             greatest_probability = probability.amax(1).to(wide_dtype)
             nll[token_slice] = greatest_logit - target_logit - greatest_probability.log()
-            minus_one = probability.new_full(target_column.shape, -1.0)
-            probability.scatter_add_(1, target_column, minus_one)
-            hidden_gradient[token_slice] = probability @ head_weight
+            if hidden_gradient is not None:
+                minus_one = probability.new_full(target_column.shape, -1.0)
+                probability.scatter_add_(1, target_column, minus_one)
+                hidden_gradient[token_slice] = probability @ head_weight
         ctx.save_for_backward(hidden_gradient)
         return nll
 

@@ -1,6 +1,6 @@
 """Work that measuring the evidence of a run takes: passes of the base model, training of members, snapshot passes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from gradfiltering.ensembles.trained_ensemble import TrainedEnsemble
 from gradfiltering.evidence.base_model_losses import REFERENCE_STAGE, find_losses, find_reference_nll
 from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.evidence.ensemble_passes import EnsemblePasses
+from gradfiltering.evidence.heldout_member import HELDOUT_MEMBER_STAGE
 from gradfiltering.evidence.measurers import BASE_MODEL_STAGE, ENSEMBLE_STAGE, TASK_GRADIENT_STAGE
 from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.planning.memory_estimates import adapter_bytes, member_bytes
@@ -39,8 +40,7 @@ from gradfiltering.requests import (
     ResponseLosses,
     TaskGradients,
 )
-
-HELDOUT_MEMBER_STAGE = "heldout_member"
+from gradfiltering.runs.cache import CachedResult
 
 
 def plan_base_model_passes(
@@ -145,48 +145,76 @@ def _count_responses_alone(examples: Examples, batch_tokens: int) -> TokenCounts
 def plan_ensemble(
     trained_ensemble: TrainedEnsemble,
     epochs: Sequence[int],
-    row_sets: Sequence[tuple[str, Examples]],
+    context: MeasurementContext,
     shape: ModelShape,
     batch_tokens: int,
     projections: Projections | None = None,
-    context: MeasurementContext | None = None,
 ) -> list[PlannedWork]:
     """Plan the training of an ensemble and its passes over rows, but for what the cache has.
 
     Args:
         trained_ensemble: attached; what it has trained is looked up.
         epochs: the snapshots.
-        row_sets: rows that are measured at each of them, in words; the first are those trained on.
+        context: knows the rows, the projection, and whether the norms of held-out rows are measured.
         shape: of the model with adapters.
         batch_tokens: padded tokens computed at once, over members.
         projections: requested at the last snapshot; None for none.
-        context: knows the projection.
     """
-    settings, member_cache = trained_ensemble.settings, trained_ensemble.member_cache
+    member_ids = trained_ensemble.settings.member_ids
     planned_work = plan_training(trained_ensemble, epochs, ENSEMBLE_STAGE, shape)
     for epoch in epochs:
-        for set_index, (description, examples) in enumerate(row_sets):
-            if settings.collect == ONLINE and epoch > 0 and set_index == 0:
-                continue
-            passes = EnsemblePasses(trained_ensemble, examples, description)
-            logs = passes.find_logs(settings.member_ids, epoch)
-            missing = {member_id for member_id, log in logs.items() if log is None}
-            if projections is not None and context is not None and epoch == epochs[-1] and set_index == 0:
-                sketches = passes.find_sketches(settings.member_ids, epoch, context.projection)
-                missing = {member_id for member_id, sketch in sketches.items() if sketch is None}
-            measurements = {member_cache.describe_measurement(member_id, epoch) for member_id in missing}
-            all_measurements = {member_cache.describe_measurement(member, epoch) for member in settings.member_ids}
-            member_count = len(measurements) or len(all_measurements)
-            counts = count_pass(examples, max(1, batch_tokens // member_count), member_count)
-            moment_text = f"{member_cache.timeline.unit} {epoch}"
-            description = f"gradients of {description} after {moment_text}, {_count_members(member_count)}"
-            operations = count_gradients(trained_ensemble, examples, shape, counts, member_count)
-            planned_work.append(
-                PlannedWork(
-                    ENSEMBLE_STAGE, description, counts, operations, "gradients", not measurements, set_index == 0
-                )
-            )
+        passes = EnsemblePasses(trained_ensemble, context.examples, "all rows")
+        if projections is not None and epoch == epochs[-1]:
+            sketches = passes.find_sketches(member_ids, epoch, context.projection)
+            planned_work.append(plan_pass(passes, epoch, sketches, ENSEMBLE_STAGE, shape, batch_tokens))
+        elif trained_ensemble.settings.collect != ONLINE or epoch == 0:
+            logs = passes.find_logs(member_ids, epoch)
+            planned_work.append(plan_pass(passes, epoch, logs, ENSEMBLE_STAGE, shape, batch_tokens))
+        if context.heldout is not None:
+            passes = EnsemblePasses(trained_ensemble, context.heldout, "held-out rows")
+            with_norms = context.heldout_norms and epoch == epochs[-1]
+            results = passes.find_logs(member_ids, epoch) if with_norms else passes.find_losses(member_ids, epoch)
+            heldout_pass = plan_pass(passes, epoch, results, ENSEMBLE_STAGE, shape, batch_tokens, with_norms)
+            planned_work.append(replace(heldout_pass, is_per_row=False))
     return planned_work
+
+
+def plan_pass(
+    passes: EnsemblePasses,
+    epoch: int,
+    results: Mapping[int, CachedResult | None],
+    stage_name: str,
+    shape: ModelShape,
+    batch_tokens: int,
+    with_gradients: bool = True,
+) -> PlannedWork:
+    """Plan a pass of members over rows at a snapshot, but for the members that the cache has.
+
+    Args:
+        passes: of the ensemble over these rows.
+        epoch: the snapshot.
+        results: of each member in the cache; None where the pass makes it.
+        stage_name: of the pass.
+        shape: of the model with adapters.
+        batch_tokens: padded tokens computed at once, over members.
+        with_gradients: norms are measured, not losses alone.
+    """
+    trained_ensemble, member_cache, examples = passes.ensemble, passes.member_cache, passes.examples
+    missing_members = [member_id for member_id, result in results.items() if result is None]
+    measurements = {member_cache.describe_measurement(member_id, epoch) for member_id in missing_members}
+    all_measurements = {member_cache.describe_measurement(member_id, epoch) for member_id in results}
+    member_count = len(measurements or all_measurements)
+    counts = count_pass(examples, max(1, batch_tokens // member_count), member_count)
+    count_operations = count_gradients if with_gradients else count_losses
+    measured_text = f"{'gradients' if with_gradients else 'losses'} of {passes.row_description}"
+    return PlannedWork(
+        stage=stage_name,
+        description=f"{measured_text} after {member_cache.timeline.unit} {epoch}, {_count_members(member_count)}",
+        counts=counts,
+        all_operations=count_operations(trained_ensemble, examples, shape, counts, member_count),
+        kind="gradients" if with_gradients else "losses",
+        reused=not measurements,
+    )
 
 
 def plan_heldout_member(
@@ -220,13 +248,12 @@ def plan_heldout_member(
         seed=seed,
     )
     planned_work = plan_training(extra_member, epochs, HELDOUT_MEMBER_STAGE, shape)
-    passes = EnsemblePasses(extra_member, split.heldout, "rows that the extra member never saw")
+    passes = EnsemblePasses(extra_member, split.heldout, "rows that it never saw")
     for epoch in epochs:
-        is_cached = all(log is not None for log in passes.find_logs(settings.member_ids, epoch).values())
-        counts = count_pass(split.heldout, batch_tokens)
-        operations = count_gradients(extra_member, split.heldout, shape, counts, 1)
-        description = f"losses of rows that it never saw, after {trained_ensemble.member_cache.timeline.unit} {epoch}"
-        planned_work.append(PlannedWork(HELDOUT_MEMBER_STAGE, description, counts, operations, "gradients", is_cached))
+        losses = passes.find_losses(settings.member_ids, epoch)
+        planned_work.append(
+            plan_pass(passes, epoch, losses, HELDOUT_MEMBER_STAGE, shape, batch_tokens, with_gradients=False)
+        )
     counts = count_pass(split.heldout, trained_ensemble.batches.forward_tokens)
     operations = loss_operations(shape, counts)
     is_cached = find_losses(context, context.objective, split.heldout) is not None
@@ -368,12 +395,33 @@ def count_gradients(
         sharing_members: members that see the same batch, so that they share these layers; None where each has its own.
     """
     operations = gradient_operations(shape, counts, trained_ensemble.engine.name == "fused")
+    return operations - _count_spared(trained_ensemble, examples, shape, counts, sharing_members)
+
+
+def count_losses(
+    trained_ensemble: TrainedEnsemble, examples: Examples, shape: ModelShape, counts: TokenCounts, sharing_members: int
+) -> int:
+    """Count losses of a stack, without gradients; arguments as of `count_gradients`."""
+    operations = loss_operations(
+        shape, counts, with_adapters=True, responses_only=trained_ensemble.engine.name == "fused"
+    )
+    return operations - _count_spared(trained_ensemble, examples, shape, counts, sharing_members)
+
+
+def _count_spared(
+    trained_ensemble: TrainedEnsemble,
+    examples: Examples,
+    shape: ModelShape,
+    counts: TokenCounts,
+    sharing_members: int | None,
+) -> int:
+    """Count what members need not go through of the layers below the first adapter."""
     if trained_ensemble.engine.prefix is None:
-        return operations
+        return 0
     frozen = frozen_operations(shape, counts)
     if keeps_prefix(trained_ensemble, examples):
-        return operations - frozen
-    return operations if sharing_members is None else operations - frozen + frozen // sharing_members
+        return frozen
+    return 0 if sharing_members is None else frozen - frozen // sharing_members
 
 
 def _count_members(member_count: int) -> str:

@@ -6,6 +6,7 @@ import torch
 from gradfiltering.data.examples import Examples
 from gradfiltering.distributed.process_group import world_size
 from gradfiltering.evidence.context import MeasurementContext
+from gradfiltering.evidence.heldout_member import HELDOUT_MEMBER_STAGE
 from gradfiltering.evidence.measurers import ENSEMBLE_STAGE, TASK_GRADIENT_STAGE
 from gradfiltering.gradients.memory import LOGIT_COPIES, ChunkMemory
 from gradfiltering.models.causal_model import CHUNK_BYTES
@@ -16,7 +17,7 @@ from gradfiltering.planning.target_work import TARGET_STAGE, PlannedTarget
 # Float32 copies of each adapter: itself, its gradient, the mean gradient, both moments, and those while it is stored.
 ADAPTER_COPIES = 7
 STORED_COPIES = 4  # of a member in the cache: adapter and moments, and the adapter once more for PEFT
-LOG_BYTES = 24  # of a row in a gradient log
+LOG_BYTES, LOSS_BYTES = 24, 8  # of a row in a gradient log, and in losses of the base model
 CPU_OVERHEAD = 1.3  # gaps between tensors of many sizes, and what libraries keep; 1.1 to 1.6 measured
 FORWARD_COPIES = 4  # widest tensors that live at once in a forward pass
 STORED_SHARE = 1.5  # numbers that a layer stores for its backward, for each that goes in or out of its matrices
@@ -112,6 +113,8 @@ def disk_bytes(
                 added_bytes += piece.counts.rows * context.projection.width * 4
         elif piece.kind == "tuning" and target is not None:
             added_bytes += 4 * target.adapted_shape.adapter_weights
-        elif piece.kind == "losses" and stage_name not in (TARGET_STAGE, ENSEMBLE_STAGE):
-            added_bytes += 8 * piece.counts.rows
+        elif piece.kind == "losses" and stage_name in (ENSEMBLE_STAGE, HELDOUT_MEMBER_STAGE):
+            added_bytes += 0 if piece.stored_bytes else LOG_BYTES * piece.counts.rows  # a log without norms
+        elif piece.kind == "losses" and stage_name != TARGET_STAGE:
+            added_bytes += LOSS_BYTES * piece.counts.rows
     return added_bytes

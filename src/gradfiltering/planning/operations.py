@@ -7,7 +7,7 @@ For τ padded tokens, of which an output layer sees K at response positions, in 
     its adapter, backward: two gradients, and back to the inputs      2·τ·R·(2·i + 2·o)
     attention over a width W, forward (QKᵀ and its product with V)    4·Σ τ·T·W
     attention, backward                                               8·Σ τ·T·W
-    output layer [D, V] with its gradient                             4·K·D·V
+    output layer [D, V], with its gradient 4·K·D·V, without            2·K·D·V
 
 Frozen layers below the first adapted one have no backward, and what enters the first adapted one needs no gradient.
 """
@@ -83,9 +83,19 @@ def gradient_operations(shape: ModelShape, counts: TokenCounts, responses_only: 
     return layers + 2 * head_operations(shape, positions)
 
 
-def loss_operations(shape: ModelShape, counts: TokenCounts, with_adapters: bool = False) -> int:
-    """Count losses without gradients; the output layer's own gradient is made along with them."""
-    return forward_operations(shape, counts, with_adapters) + 2 * head_operations(shape, counts.responses)
+def loss_operations(
+    shape: ModelShape, counts: TokenCounts, with_adapters: bool = False, responses_only: bool = True
+) -> int:
+    """Count losses without gradients.
+
+    Args:
+        shape: of the model.
+        counts: of the pass.
+        with_adapters: the shape has adapters, and they are gone through.
+        responses_only: the output layer sees response positions alone, else all.
+    """
+    positions = counts.responses if responses_only else counts.padded
+    return forward_operations(shape, counts, with_adapters) + head_operations(shape, positions)
 
 
 def generation_operations(shape: ModelShape, prompt_counts: TokenCounts, batch_rows: int, new_tokens: int) -> int:

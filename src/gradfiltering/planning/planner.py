@@ -20,6 +20,7 @@ from gradfiltering.errors import UserError
 from gradfiltering.evidence.base_model_losses import REFERENCE_STAGE
 from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.evidence.ensemble_passes import attach_ensemble
+from gradfiltering.evidence.heldout_member import HELDOUT_MEMBER_STAGE
 from gradfiltering.evidence.measurers import BASE_MODEL_STAGE, ENSEMBLE_STAGE, TASK_GRADIENT_STAGE, sort_requests
 from gradfiltering.evidence.task_gradients import take_members
 from gradfiltering.gradients.memory import ChunkMemory, measure_chunk_memory
@@ -35,7 +36,6 @@ from gradfiltering.planning.calibration import (
     time_update,
 )
 from gradfiltering.planning.evidence_work import (
-    HELDOUT_MEMBER_STAGE,
     list_uncounted,
     plan_base_model_passes,
     plan_ensemble,
@@ -273,7 +273,7 @@ def _plan_ensembles(
         projections = next((item for item in stage_requests[ENSEMBLE_STAGE] if isinstance(item, Projections)), None)
         epochs = [context.snapshots.early, context.snapshots.late]
         planned_work += plan_frozen_layers(trained_ensemble, row_sets, ENSEMBLE_STAGE, shape)
-        planned_work += plan_ensemble(trained_ensemble, epochs, row_sets, shape, chunk_tokens, projections, context)
+        planned_work += plan_ensemble(trained_ensemble, epochs, context, shape, chunk_tokens, projections)
         trained_epochs = context.snapshots.late if context.snapshots.unit == "epoch" else 0
     for item in stage_requests.get(TASK_GRADIENT_STAGE, []):
         if isinstance(item, TaskGradients):

@@ -32,7 +32,8 @@ IDS_NAMED = 10  # in an error
 class MeasurementShards:
     """Records the gradient norm and loss of rows in any order and on any rank, in files of a folder that all ranks see.
 
-    No process holds more than `SHARD_ROWS` measurements, and none is sent to another.
+    Where losses alone are measured, the norms are null. No process holds more than `SHARD_ROWS` measurements, and none
+    is sent to another.
 
     Args:
         folder: shared by the ranks; made when the first file is written.
@@ -49,24 +50,27 @@ class MeasurementShards:
         self._waiting_rows = 0
 
     def record(
-        self, example_ids: NDArray[np.int64], grad_norm: NDArray[np.floating], loss: NDArray[np.floating]
+        self,
+        example_ids: NDArray[np.int64],
+        grad_norm: NDArray[np.floating] | None,
+        loss: NDArray[np.floating],
     ) -> None:
         """Record a batch.
 
         Args:
             example_ids: [B], or [M, B] where members see different rows.
-            grad_norm: [M, B].
+            grad_norm: [M, B]; None where losses alone are measured.
             loss: [M, B], nats per response token.
         """
-        member_index = np.broadcast_to(np.arange(self.members, dtype=np.int32)[:, None], grad_norm.shape)
+        member_index = np.broadcast_to(np.arange(self.members, dtype=np.int32)[:, None], loss.shape)
         columns = [
             np.ravel(member_index),
-            np.ravel(np.broadcast_to(example_ids, grad_norm.shape)),
-            np.ravel(grad_norm).astype(np.float64),
+            np.ravel(np.broadcast_to(example_ids, loss.shape)),
+            pa.nulls(loss.size, pa.float64()) if grad_norm is None else np.ravel(grad_norm).astype(np.float64),
             np.ravel(loss).astype(np.float64),
         ]
         self._waiting.append(pa.table(columns, schema=SHARD_SCHEMA))
-        self._waiting_rows += grad_norm.size
+        self._waiting_rows += loss.size
         if self._waiting_rows >= self.shard_rows:
             self._write()
 
@@ -144,7 +148,7 @@ def merge_shards(
 def _place_measurements(
     shard_files: Sequence[Path], member_index: int, example_ids: NDArray[np.int64], measurements_file: Path
 ) -> bool:
-    """Write the numbers of one member into a file of [N, 2] float32, norm and loss, NaN for rows without.
+    """Write the numbers of one member into a file of [N, 2] float32, norm and loss, NaN for what was not measured.
 
     Returns:
         False where a number is not finite, there are more or fewer than one for each row, or they are of other rows.
@@ -162,6 +166,8 @@ def _place_measurements(
         if not np.array_equal(example_ids[positions], measured_ids):
             return False
         for column_index, column_name in enumerate(("grad_norm", "loss")):
+            if shard[column_name].null_count == len(shard):  # losses alone were measured
+                continue
             column_values = shard[column_name].to_numpy()[is_of_member]
             if not np.isfinite(column_values).all():
                 return False
@@ -174,7 +180,7 @@ def _place_measurements(
 def _write_member(
     measurements_file: Path, merged_file: Path, example_ids: NDArray[np.int64], response_tokens: NDArray[np.int32]
 ) -> bool:
-    """Write one member's rows by example id; False where a row has no measurement."""
+    """Write one member's rows by example id; False where a row has no loss."""
     with pq.ParquetWriter(merged_file, SCHEMA) as writer:
         for first_row in range(0, len(example_ids), PIECE_ROWS):
             rows = slice(first_row, first_row + PIECE_ROWS)
@@ -182,9 +188,11 @@ def _write_member(
             measurements = np.fromfile(
                 measurements_file, np.float32, count=2 * len(piece_ids), offset=8 * first_row
             ).reshape(-1, 2)
-            if np.isnan(measurements).any():
+            norms, losses = measurements.T
+            if np.isnan(losses).any():
                 return False
-            writer.write_table(pa.table([piece_ids, *measurements.T, response_tokens[rows]], schema=SCHEMA))
+            known_norms = pa.array(norms, from_pandas=True)  # null where it was not measured
+            writer.write_table(pa.table([piece_ids, known_norms, losses, response_tokens[rows]], schema=SCHEMA))
     return True
 
 

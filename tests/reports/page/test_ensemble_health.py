@@ -77,6 +77,15 @@ def test_heldout_correlation_is_spearmans(whole):
     assert f"Spearman {expected:+.2f} [" in health.draw_heldout(run).reading
 
 
+def test_heldout_losses_without_norms_draw_nothing(tmp_path):
+    run = scored(tmp_path / "run", {1: np.ones((2, 4)), 2: np.ones((2, 4))}, 4)
+    losses = np.arange(1.0, 9.0).reshape(2, 4)
+    for norms, is_drawn in ((np.full((2, 4), np.nan), False), (np.square(losses), True)):
+        log = EpochLog(np.arange(4), norms, losses, np.ones(4, np.int32))
+        write_epoch(run.path / "gradient_log_heldout", log, range(2), 2)
+        assert (health.draw_heldout(run) is not None) == is_drawn
+
+
 def test_disagreement_is_variance_over_square(tmp_path):
     norm = np.stack([np.full(4, 1.0), np.full(4, 3.0)])
     run = scored(tmp_path / "run", {1: norm, 2: norm * 0.5}, 4)

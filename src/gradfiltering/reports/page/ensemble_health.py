@@ -108,12 +108,18 @@ def draw_collapse(run_files: RunFiles) -> Chart | None:
 
 
 def draw_heldout(run_files: RunFiles) -> Chart | None:
-    """Draw V_t against the loss of held-out rows, with Spearman's correlation and its bootstrap interval over rows."""
+    """Draw V_t against the loss of held-out rows, with Spearman's correlation and its bootstrap interval over rows.
+
+    Returns:
+        None where gradient norms of held-out rows were not measured, or by one member only.
+    """
     gradient_log = run_files.folder.read_gradient_log(heldout=True)
     if gradient_log is None or len(gradient_log.members) < 2:
         return None
     late_epoch = run_files.epochs.late if run_files.epochs.late in gradient_log.epochs else gradient_log.epochs[-1]
     late_log = gradient_log.epoch(late_epoch)
+    if not late_log.has_norms:
+        return None
     late_variance, mean_loss = late_log.grad_norm.astype(np.float64).var(0), late_log.loss.astype(np.float64).mean(0)
     correlation = correlate_ranks(late_variance, mean_loss)
     if correlation is None:
