@@ -22,6 +22,7 @@ from gradfiltering.ensembles.heldout_member import HeldoutMember
 from gradfiltering.ensembles.snapshot_ensemble import SnapshotEnsemble
 from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.errors import UserError
+from gradfiltering.evidence import base_model_losses
 from gradfiltering.evidence.base_model_losses import measure_losses
 from gradfiltering.evidence.heldout_member import measure_heldout_member
 from gradfiltering.evidence.measurers import find_measurer
@@ -122,6 +123,23 @@ def test_losses_are_those_of_a_member_trained_on_the_other_rows(make_context):
     assert report.losses[2] < report.losses[1] < report.base_loss
     smaller = replace(context, ensemble=small_ensemble(m=1))
     assert measure_heldout_member(smaller, split).losses == report.losses
+
+
+@pytest.mark.parametrize("are_all_measured", [False, True])
+def test_losses_of_the_base_model_are_measured_once(make_context, monkeypatch, are_all_measured):
+    context, measured_rows, compute = make_context(), [], base_model_losses._compute_losses
+
+    def count_rows(context, objective, examples):
+        measured_rows.append(len(examples))
+        return compute(context, objective, examples)
+
+    monkeypatch.setattr(base_model_losses, "_compute_losses", count_rows)
+    split = SETTINGS.split(context.examples, False, 0)
+    if are_all_measured:
+        measure_losses(context, context.objective, context.examples)
+    loss = base_model_losses.measure_base_loss_of_part(context, split.heldout)
+    assert measured_rows == [ROWS if are_all_measured else 8]
+    assert loss == pytest.approx(compute(context, context.objective, split.heldout).mean(), rel=1e-12)
 
 
 def test_the_ensemble_is_the_same_with_and_without_the_extra_member(make_context, tmp_path):

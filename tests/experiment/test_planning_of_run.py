@@ -55,6 +55,30 @@ def test_a_finished_run_holds_its_plan_beside_what_it_took(cache, tmp_path, stea
     assert set(stages) == {"base_model_passes", "proxy", "target", "judge"}
 
 
+def read_reuse(found, stage_name):
+    """Description of a piece of work up to its numbers -> whether it is in the cache."""
+    (stage,) = (stage for stage in found["plan"]["stages"] if stage["name"] == stage_name)
+    return {
+        piece["description"].partition(":" if stage_name == "target" else ",")[0]: piece["reused"]
+        for piece in stage["work"]
+    }
+
+
+def test_targets_and_answers_in_the_cache_cost_nothing(cache, tmp_path):
+    one_model = ["target.base_model.architecture=gpt2", "target.base_model.context=128", "seed=13"]
+    first = run(tmp_path / "first", cache, *one_model, "scorer=length")
+    assert not any(read_reuse(first, "target").values()) and read_reuse(first, "judge") == {"3 models": False}
+    again = run(tmp_path / "again", cache, *one_model, "scorer=length", "plan=true")
+    assert read_reuse(again, "target") == {"candidate": True, "full": True, "random": True}
+    assert read_reuse(again, "judge") == {"3 models": True}
+    assert [stage["operations"] for stage in again["plan"]["stages"] if stage["name"] in ("target", "judge")] == [0, 0]
+    measured = run(tmp_path / "measured", cache, *one_model, "scorer=gsnr", "plan=true")
+    assert read_reuse(measured, "target") == {"candidate": False, "full": True, "random": True}, "its rows are open"
+    assert read_reuse(measured, "judge") == {"1 model": False, "2 models": True}
+    other = run(tmp_path / "other", cache, *one_model, "scorer=length", "target.tuning.lr=0.5", "plan=true")
+    assert not any(read_reuse(other, "target").values()) and read_reuse(other, "judge") == {"3 models": False}
+
+
 def test_rows_are_cut_to_the_time_given_and_never_in_silence(cache, tmp_path, steady_speed, monkeypatch, capsys):
     monkeypatch.setattr(planner, "MIN_ROWS", 4)
     sizes = ["until=select", "selector.fraction=0.5", "seed=12"]

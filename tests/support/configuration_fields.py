@@ -57,7 +57,7 @@ TOUCHING: dict[str, tuple[Any, set[str]]] = {
     "ensemble.train_rows": (40, ENSEMBLE),
     "heldout_member.train": (  # besides those of the ensemble
         True,
-        {"base_model_losses", "members", "gradient_log", "ensemble_losses"},
+        {"members", "gradient_log", "ensemble_losses"},
     ),
     "report.heldout_norms": (True, {"ensemble_losses"}),  # those of the late snapshot are not looked for
     "ensemble.lora.rank": (3, ENSEMBLE),

@@ -43,6 +43,18 @@ def measure_base_loss(context: MeasurementContext, examples: Examples) -> float:
     return float(measure_losses(context, context.objective, examples).mean())
 
 
+def measure_base_loss_of_part(context: MeasurementContext, part: Examples) -> float:
+    """Return the mean loss of some of the rows, by the objective of the run, under the base model.
+
+    Where the cache has the losses of all rows, as it does in a run that logs gradients, nothing is measured.
+    """
+    examples = context.examples
+    if find_losses(context, context.objective, examples) is None:
+        return measure_base_loss(context, part)
+    losses = measure_losses(context, context.objective, examples)
+    return float(losses[np.searchsorted(examples.example_ids, part.example_ids)].mean())
+
+
 def add_reference_nll(context: BaseModelWork, examples: Examples) -> Examples:
     """Return preference rows with the base model's losses of their answers, from the cache if it has them.
 

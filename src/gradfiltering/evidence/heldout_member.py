@@ -4,7 +4,7 @@ import time
 from dataclasses import replace
 
 from gradfiltering.ensembles.heldout_member import HeldoutSplit, heldout_member_seed
-from gradfiltering.evidence.base_model_losses import measure_base_loss
+from gradfiltering.evidence.base_model_losses import measure_base_loss_of_part
 from gradfiltering.evidence.context import HeldoutMemberReport, MeasurementContext
 from gradfiltering.evidence.ensemble_passes import EnsemblePasses, attach_ensemble
 from gradfiltering.models.weights import count_frozen_weights, count_matmul_weights
@@ -24,7 +24,7 @@ def measure_heldout_member(context: MeasurementContext, split: HeldoutSplit) -> 
         matmul_weights=count_matmul_weights(context.base_model.model),
         training_rows=len(split.training),
         heldout_rows=len(split.heldout),
-        base_loss=measure_base_loss(context, split.heldout),
+        base_loss=measure_base_loss_of_part(context, split.heldout),
     )
     member_context = replace(
         context,

@@ -9,7 +9,7 @@ from annotated_types import Gt, Le
 from gradfiltering.ensembles.heldout_member import HeldoutMember, HeldoutSplit, heldout_member_seed
 from gradfiltering.ensembles.snapshots import SnapshotPair, Timeline
 from gradfiltering.errors import UserError
-from gradfiltering.evidence.base_model_losses import measure_losses
+from gradfiltering.evidence.base_model_losses import measure_base_loss_of_part
 from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.evidence.ensemble_passes import EnsemblePasses, attach_ensemble
 from gradfiltering.options import PositiveInt, Share, model_validator, options
@@ -126,7 +126,7 @@ def find_loss_fall(snapshots: LossFallSnapshots, context: MeasurementContext) ->
 
 def _measure_fall(snapshots: LossFallSnapshots, context: MeasurementContext, split: HeldoutSplit) -> dict[int, float]:
     """Return number of updates -> mean held-out loss, in nats per response token."""
-    losses = {0: float(measure_losses(context, context.objective, split.heldout).mean())}
+    losses = {0: measure_base_loss_of_part(context, split.heldout)}
     settings = context.ensemble.single_member()
     member_context = replace(
         context,

@@ -1,8 +1,11 @@
-"""Loading of the proxy and the target."""
+"""Loading of the proxy and the target, and of what tokenises their rows."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from gradfiltering.data.dataset import InstructionDataset
+from gradfiltering.data.examples import Encoder, find_max_tokens
+from gradfiltering.experiment.parts import Experiment, ModelParts
 from gradfiltering.models.language_model import (
     ConvertibleSource,
     LanguageModel,
@@ -11,6 +14,7 @@ from gradfiltering.models.language_model import (
     TrainableSource,
 )
 from gradfiltering.runs.cache import Cache
+from gradfiltering.runs.logs import announce
 from gradfiltering.runs.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -37,3 +41,17 @@ def load_language_model(
             converted = cache.get_or_compute_on_rank_zero("base_models", source.conversion_key, source.convert)
         return source.load(device, converted.path)
     return source.load(device)
+
+
+def build_encoder(
+    parts: ModelParts, model: LanguageModel, experiment: Experiment, dataset: InstructionDataset
+) -> Encoder:
+    """Build the encoder that tokenises rows for a model, no longer than the model reads."""
+    max_tokens, context_length = parts.max_tokens, model.context_length
+    if max_tokens == "auto":
+        whole_encoder = Encoder(model.tokenizer, context_length, experiment.cache, experiment.tokenising)
+        max_tokens = find_max_tokens(whole_encoder, dataset)
+        announce(f"examples have up to {max_tokens:,} tokens; the model reads {context_length:,}")
+    elif max_tokens > context_length:
+        announce(f"examples have up to {context_length:,} tokens, not {max_tokens:,}: the model reads no more")
+    return Encoder(model.tokenizer, min(max_tokens, context_length), experiment.cache, experiment.tokenising)

@@ -76,7 +76,7 @@ def plan_experiment(
         context=context,
         first_members=experiment.proxy.size.start,
         total_rows=context.dataset.counted_rows,
-        target=_describe_target(experiment, context, prompts),
+        target=_describe_target(experiment, run, context, prompts),
         notes=_list_notes(experiment),
         heldout_member=experiment.proxy.heldout_member,
     )
@@ -113,9 +113,11 @@ def compare_with_plan(plan_content: Mapping[str, Any], costs: Mapping[str, Any])
 
 
 def _describe_target(
-    experiment: Experiment, context: MeasurementContext, prompts: Sequence[Prompt]
+    experiment: Experiment, run: OpenRun, context: MeasurementContext, prompts: Sequence[Prompt]
 ) -> "PlannedTarget | None":
     """Describe the target without loading it; prompts are counted by the proxy's tokenizer."""
+    from gradfiltering.experiment.cached_targets import CachedTargets
+    from gradfiltering.finetuning.fine_tune import TARGETS
     from gradfiltering.planning.model_shapes import read_shape
     from gradfiltering.planning.target_work import PlannedTarget
 
@@ -126,6 +128,7 @@ def _describe_target(
     model = context.base_model.model if is_proxy else _build_empty(source, context.device)
     if model is None:
         return None
+    has_targets = bool(context.cache.list_keys(TARGETS))  # else nothing needs to be looked for
     tokenizer, judging = context.base_model.tokenizer, experiment.judging
     prompt_lengths: list[int] = []
     if experiment.reaches("judge") and prompts:
@@ -141,6 +144,7 @@ def _describe_target(
         generation=judging.generation if prompt_lengths else None,
         prompt_lengths=prompt_lengths,
         device_type=context.device.type,
+        cached=CachedTargets(experiment, run, context, prompts) if is_proxy and has_targets else None,
     )
 
 

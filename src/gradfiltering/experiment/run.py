@@ -3,13 +3,12 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from gradfiltering.data.dataset import InstructionDataset
-from gradfiltering.data.examples import Encoder, Examples, describe_template, find_max_tokens
+from gradfiltering.data.examples import Examples, describe_template
 from gradfiltering.data.export import warn_of_export
 from gradfiltering.data.row_hygiene import check_hygiene
 from gradfiltering.data.row_texts import write_row_texts
@@ -30,19 +29,19 @@ from gradfiltering.evidence.base_model_passes import TargetWork
 from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.evidence.heldout_member import HELDOUT_MEMBER_STAGE, measure_heldout_member
 from gradfiltering.evidence.measurers import check_requests_of_dataset
+from gradfiltering.experiment.cached_targets import build_tuning_context, cut_heldout
 from gradfiltering.experiment.checks import (
     check_experiment,
     check_objective,
     check_training_rows,
     warn_of_judging_on_validation,
 )
-from gradfiltering.experiment.model_loading import load_language_model
+from gradfiltering.experiment.model_loading import build_encoder, load_language_model
 from gradfiltering.experiment.open_run import OpenRun, open_run
 from gradfiltering.experiment.parts import Experiment, ModelParts
 from gradfiltering.experiment.planning_of_run import PlannedRun, compare_with_plan, plan_experiment
 from gradfiltering.experiment.stage_list import list_stages
 from gradfiltering.finetuning.fine_tune import (
-    FineTuningContext,
     TrainedModel,
     average_losses_by_source,
     fine_tune_all,
@@ -254,20 +253,6 @@ def load_model(parts: ModelParts, experiment: Experiment, run: OpenRun) -> Langu
     return load_language_model(parts.base_model, experiment.cache, experiment.seed, run.build_trainer)
 
 
-def build_encoder(
-    parts: ModelParts, model: LanguageModel, experiment: Experiment, dataset: InstructionDataset
-) -> Encoder:
-    """Build the encoder that tokenises rows for a model, no longer than the model reads."""
-    max_tokens, context_length = parts.max_tokens, model.context_length
-    if max_tokens == "auto":
-        whole_encoder = Encoder(model.tokenizer, context_length, experiment.cache, experiment.tokenising)
-        max_tokens = find_max_tokens(whole_encoder, dataset)
-        announce(f"examples have up to {max_tokens:,} tokens; the model reads {context_length:,}")
-    elif max_tokens > context_length:
-        announce(f"examples have up to {context_length:,} tokens, not {max_tokens:,}: the model reads no more")
-    return Encoder(model.tokenizer, min(max_tokens, context_length), experiment.cache, experiment.tokenising)
-
-
 def encode_rows(
     experiment: Experiment, run: OpenRun, dataset: InstructionDataset, proxy: LanguageModel
 ) -> MeasurementContext:
@@ -447,9 +432,7 @@ def train_models(
     if rows.is_cut:
         drawn_ids = rows.examples.example_ids.tolist()
         target_rows = replace(target_rows, examples=target_rows.examples.select(drawn_ids))
-    if rows.heldout is not None and target_rows.heldout is not None:
-        measured_ids = rows.heldout.example_ids.tolist()
-        target_rows = replace(target_rows, heldout=target_rows.heldout.select(measured_ids))
+    target_rows = cut_heldout(target_rows, rows.heldout)
     if target_rows.examples.truncated and not measured_with_target:
         run.stages.add_warnings([warn_of_cut_target_rows(target_rows.examples)])
     target.check_examples(target_rows.examples)
@@ -457,18 +440,7 @@ def train_models(
         report_model(run, rows.dataset, "target", target)
     target_work = TargetWork(target, experiment.proxy.batches, experiment.cache, run.device)
     heldout = None if target_rows.heldout is None else add_reference_nll(target_work, target_rows.heldout)
-    context = FineTuningContext(
-        base_model=target,
-        examples=target_rows.examples,
-        heldout=heldout,
-        settings=parts.tuning,
-        objective=experiment.proxy.objective,
-        cache=experiment.cache,
-        run_folder=run.folder,
-        seed=experiment.seed,
-        build_trainer=run.build_trainer,
-        complete_rows=partial(add_reference_nll, target_work),
-    )
+    context = build_tuning_context(experiment, run, target_work, replace(target_rows, heldout=heldout))
     total_rows = rows.total_rows
     selection, candidate = method.train_candidate(selection, rows.evidence, total_rows, rows.scores, context)
     if method.selects_while_training:

@@ -19,7 +19,7 @@ from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.lora import initial_adapters
 from gradfiltering.models.objectives import Objective
 from gradfiltering.models.weights import count_matmul_weights, hash_weights
-from gradfiltering.runs.cache import Cache, ResumePoint
+from gradfiltering.runs.cache import Cache, CachedResult, ResumePoint
 from gradfiltering.runs.progress import progress_bar
 from gradfiltering.runs.run_folder import (
     ADAPTER,
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 TRAINING_VERSION = 4  # raise it when the same rows and settings would train another adapter, or leave other files
 # Settings on which no adapter depends: the time between checkpoints, and how much is computed or stored at once.
 SETTINGS_WITHOUT_EFFECT = ("checkpoint_minutes", "micro_batch_tokens", "gradient_checkpointing", "shard_weights")
+TARGETS = "targets"  # kind of result
 RESULT_FILE = "result.json"
 ROW_WORDS = {CANDIDATE: "the selected rows", "full": "all rows", "random": "random rows"}
 MODEL_FILES = (ADAPTER, CURVE_FILE, HELDOUT_LOSSES_FILE, ROUNDS_FILE, POOL_FILE)
@@ -244,10 +245,9 @@ def fine_tune_all(training_sets: Mapping[str, TrainingSet], context: FineTuningC
             )
         if context.complete_rows is not None:
             examples = context.complete_rows(examples)
-        key = {**context.shared_key, "examples": hash_examples(examples)}
+        key = _model_key(examples, training_set, context)
         schedule = None
         if training_set.update_count is not None:
-            key["updates"] = training_set.update_count
             settings = context.settings
             schedule = EpochSchedule(
                 len(examples), settings.epochs, settings.batch_size, context.seed, training_set.update_count
@@ -255,6 +255,24 @@ def fine_tune_all(training_sets: Mapping[str, TrainingSet], context: FineTuningC
         train = partial(fine_tune, model_name, examples, context, schedule=schedule)
         trained_models[model_name] = train_or_reuse(model_name, key, train, context)
     return trained_models
+
+
+def find_tuned_model(training_set: TrainingSet, context: FineTuningContext) -> CachedResult | None:
+    """Find the model that was trained on a set of rows in the cache.
+
+    Args:
+        training_set: rows and updates.
+        context: base model and settings; its `complete_rows` is called for the rows.
+    """
+    examples = context.examples.select(training_set.example_ids)
+    if len(examples) and context.complete_rows is not None:
+        examples = context.complete_rows(examples)
+    return context.cache.find(TARGETS, _model_key(examples, training_set, context)) if len(examples) else None
+
+
+def _model_key(examples: Examples, training_set: TrainingSet, context: FineTuningContext) -> dict[str, Any]:
+    key = {**context.shared_key, "examples": hash_examples(examples)}
+    return key if training_set.update_count is None else {**key, "updates": training_set.update_count}
 
 
 def train_or_reuse(
@@ -271,13 +289,13 @@ def train_or_reuse(
         train: trains into a folder, with checkpoints at the resume point.
         context: cache and run folder.
     """
-    resume_point = context.cache.resume_point("targets", key)
+    resume_point = context.cache.resume_point(TARGETS, key)
 
     def train_into(folder: Path) -> None:
         result = train(folder, resume_point)
         (folder / RESULT_FILE).write_text(json.dumps(asdict(result)), "utf-8")
 
-    cached_model = context.cache.get_or_compute("targets", key, train_into)
+    cached_model = context.cache.get_or_compute(TARGETS, key, train_into)
     resume_point.delete()
     for name in MODEL_FILES:
         if (cached_model.path / name).exists():

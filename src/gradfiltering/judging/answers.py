@@ -17,9 +17,10 @@ from gradfiltering.judging.vllm_answers import VllmGenerator
 from gradfiltering.models.language_model import LanguageModel, find_context_length
 from gradfiltering.models.lora import load_adapter, read_rank
 from gradfiltering.models.weights import hash_adapter, hash_weights
-from gradfiltering.runs.cache import Cache
+from gradfiltering.runs.cache import Cache, CachedResult
 from gradfiltering.runs.files import hash_key
 
+ANSWERS = "answers"  # kind of result
 ANSWERS_FILE = "answers.jsonl"
 ANSWERS_VERSION = 1  # raise it when the same model would answer otherwise
 
@@ -61,9 +62,7 @@ def generate_answers(
         device: device to generate on.
     """
     prompt_texts = render_prompts(prompts, template_name, language_model.tokenizer)
-    prompt_content = [
-        [prompt.prompt_set, prompt.prompt_id, text] for prompt, text in zip(prompts, prompt_texts, strict=True)
-    ]
+    shared_key = share_answers_key(language_model, hash_weights(language_model.model), prompts, prompt_texts, settings)
     responses, reused_seconds = {}, 0.0
 
     @call_once
@@ -73,18 +72,9 @@ def generate_answers(
         return VllmGenerator(language_model, max(ranks), settings.max_new_tokens)
 
     for model_name, adapter_folder in adapter_folders.items():
-        cache_key = {
-            "code": ANSWERS_VERSION,
-            "base_model": hash_weights(language_model.model),
-            "tokenizer": hash_tokenizer(language_model.tokenizer),
-            "context": find_context_length(language_model.model.config, language_model.tokenizer),
-            "prompts": hash_key(prompt_content),
-            "generation": asdict(settings),
-            "adapter": hash_adapter(adapter_folder),
-        }
-
+        cache_key = {**shared_key, "adapter": hash_adapter(adapter_folder)}
         cached_answers = cache.get_or_compute_on_rank_zero(
-            "answers",
+            ANSWERS,
             cache_key,
             _write_answers,
             adapter_folder,
@@ -99,6 +89,46 @@ def generate_answers(
         responses[model_name] = read_responses(cached_answers.path / ANSWERS_FILE)
         reused_seconds += cached_answers.seconds if cached_answers.reused else 0.0
     return ModelAnswers(responses, reused_seconds)
+
+
+def share_answers_key(
+    language_model: LanguageModel,
+    model_hash: str,
+    prompts: Sequence[Prompt],
+    prompt_texts: Sequence[str],
+    settings: GenerationSettings,
+) -> dict[str, Any]:
+    """Return the part of a cache key that the answers of all fine-tuned models share.
+
+    Args:
+        language_model: the base model with its tokenizer.
+        model_hash: digest of the base model's weights.
+        prompts: prompts to answer.
+        prompt_texts: their rendered texts.
+        settings: length and batch size.
+    """
+    prompt_content = [
+        [prompt.prompt_set, prompt.prompt_id, text] for prompt, text in zip(prompts, prompt_texts, strict=True)
+    ]
+    return {
+        "code": ANSWERS_VERSION,
+        "base_model": model_hash,
+        "tokenizer": hash_tokenizer(language_model.tokenizer),
+        "context": find_context_length(language_model.model.config, language_model.tokenizer),
+        "prompts": hash_key(prompt_content),
+        "generation": asdict(settings),
+    }
+
+
+def find_answers(shared_key: Mapping[str, Any], adapter_folder: Path, cache: Cache) -> CachedResult | None:
+    """Find the answers of a fine-tuned model in the cache.
+
+    Args:
+        shared_key: of `share_answers_key`.
+        adapter_folder: of the model.
+        cache: cache of answers.
+    """
+    return cache.find(ANSWERS, {**shared_key, "adapter": hash_adapter(adapter_folder)})
 
 
 def _write_answers(

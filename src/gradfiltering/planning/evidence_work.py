@@ -254,12 +254,11 @@ def plan_heldout_member(
         planned_work.append(
             plan_pass(passes, epoch, losses, HELDOUT_MEMBER_STAGE, shape, batch_tokens, with_gradients=False)
         )
-    counts = count_pass(split.heldout, trained_ensemble.batches.forward_tokens)
-    operations = loss_operations(shape, counts)
-    is_cached = find_losses(context, context.objective, split.heldout) is not None
-    planned_work.append(
-        PlannedWork(HELDOUT_MEMBER_STAGE, "their losses under the base model", counts, operations, "losses", is_cached)
-    )
+    if split.heldout.is_paired:  # of other rows the losses of all rows are measured before
+        counts = count_pass(split.heldout, trained_ensemble.batches.forward_tokens)
+        description, operations = "their losses under the base model", loss_operations(shape, counts)
+        is_cached = find_losses(context, context.objective, split.heldout) is not None
+        planned_work.append(PlannedWork(HELDOUT_MEMBER_STAGE, description, counts, operations, "losses", is_cached))
     return planned_work
 
 

@@ -51,7 +51,14 @@ from gradfiltering.planning.plan_settings import PlanSettings
 from gradfiltering.planning.run_plan import FIXED, PlannedStage, PlannedWork, RunPlan, Saving, sum_known
 from gradfiltering.planning.savings import CheaperWork, find_savings, plan_cheaper_work
 from gradfiltering.planning.stored_calibration import StoredCalibration, describe_lengths
-from gradfiltering.planning.target_work import JUDGE_STAGE, TARGET_STAGE, PlannedTarget, plan_answers, plan_tuning
+from gradfiltering.planning.target_work import (
+    JUDGE_STAGE,
+    TARGET_STAGE,
+    PlannedTarget,
+    list_models,
+    plan_answers,
+    plan_tuning,
+)
 from gradfiltering.requests import GradientLog, Projections, Request, TaskGradients
 from gradfiltering.runs.files import hash_key
 from gradfiltering.runs.progress import describe_stage
@@ -111,8 +118,10 @@ def plan_run(request: PlanRequest, settings: PlanSettings) -> RunPlan:
     planned_work = plan_reference(context, base_shape)
     planned_work += plan_base_model_passes(stage_requests.get(BASE_MODEL_STAGE, []), context, base_shape)
     if request.target is not None:
-        planned_work += plan_tuning(request.target, context.examples, context.heldout, request.total_rows, context.seed)
-        planned_work += plan_answers(request.target)
+        target, examples, heldout, seed = request.target, context.examples, context.heldout, context.seed
+        models = list_models(target, examples, heldout, request.total_rows, seed)
+        planned_work += plan_tuning(target, models, examples, heldout, seed)
+        planned_work += plan_answers(target, models)
     calibration = StoredCalibration(context.cache, context.device, settings.fresh)
     is_wanted = settings.only or settings.minutes is not None or settings.fleet.gpus is not None
     reads_ensemble = ENSEMBLE_STAGE in stage_requests or TASK_GRADIENT_STAGE in stage_requests

@@ -1,8 +1,10 @@
 """Work of the target: fine-tuning of the candidate and its baselines, and the answers of all of them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -24,6 +26,19 @@ from gradfiltering.selectors.random import RandomSelector
 TARGET_STAGE, JUDGE_STAGE = "target", "judge"
 
 
+class TunedModels(Protocol):
+    """Targets and their answers that earlier runs left in the cache."""
+
+    def select_rows(self, examples: Examples, total_rows: int) -> Sequence[int] | None:
+        """Select the candidate's rows, where no measurement is needed for that."""
+
+    def find_adapter(self, training_set: TrainingSet, heldout: Examples | None) -> Path | None:
+        """Find the adapter that was trained on a set of rows."""
+
+    def has_answers(self, adapter_folder: Path) -> bool:
+        """Return True where all answers of a model are there."""
+
+
 @dataclass(frozen=True)
 class PlannedTarget:
     """The target as the plan sees it.
@@ -37,6 +52,7 @@ class PlannedTarget:
         generation: settings of the answers; None where the run ends before.
         prompt_lengths: tokens of the prompts.
         device_type: that it is trained on.
+        cached: targets in the cache; None where their keys are not known before the run.
     """
 
     shape: ModelShape
@@ -47,6 +63,7 @@ class PlannedTarget:
     generation: GenerationSettings | None = None
     prompt_lengths: Sequence[int] = ()
     device_type: str = "cpu"
+    cached: TunedModels | None = None
 
     @property
     def adapted_shape(self) -> ModelShape:
@@ -59,12 +76,25 @@ class PlannedTarget:
         return "" if self.is_proxy else "the proxy's speed, by shapes"
 
 
-def plan_tuning(
-    target: PlannedTarget, examples: Examples, heldout: Examples | None, total_rows: int, seed: int
-) -> list[PlannedWork]:
-    """Plan the fine-tuning of every model, the held-out losses of its curve included.
+@dataclass(frozen=True)
+class PlannedModel:
+    """A target model to be trained, or in the cache.
 
-    The candidate's rows are not known yet; random ones stand in for them.
+    Attributes:
+        training_set: its rows; random ones stand in where they are not known before the run.
+        adapter_folder: of the trained model; None where the cache has none, or that is not known.
+    """
+
+    training_set: TrainingSet
+    adapter_folder: Path | None
+
+
+def list_models(
+    target: PlannedTarget, examples: Examples, heldout: Examples | None, total_rows: int, seed: int
+) -> dict[str, PlannedModel]:
+    """List the models that a run compares, by name.
+
+    The candidate's rows are not known yet where rows are measured to select them.
 
     Args:
         target: model and settings.
@@ -73,16 +103,46 @@ def plan_tuning(
         total_rows: all rows of the pool, for budgets.
         seed: of the run.
     """
-    settings, shape = target.settings, target.adapted_shape
-    selected_rows = min(target.selected_rows, len(examples))
-    candidate_ids = RandomSelector(None, selected_rows).draw_rows(examples.example_ids, total_rows, seed)
+    settings, cached = target.settings, target.cached
+    selected_ids = None if cached is None else cached.select_rows(examples, total_rows)
+    candidate_ids = selected_ids
+    if candidate_ids is None:
+        selected_rows = min(target.selected_rows, len(examples))
+        candidate_ids = RandomSelector(None, selected_rows).draw_rows(examples.example_ids, total_rows, seed)
     candidate_updates = settings.epochs * math.ceil(len(candidate_ids) / settings.batch_size)
     training_sets = {CANDIDATE: TrainingSet(candidate_ids)}
     training_sets |= build_baseline_sets(
         target.baselines, candidate_ids, candidate_updates, examples.example_ids, total_rows, seed
     )
-    planned_work = []
+    models = {}
     for model_name, training_set in training_sets.items():
+        reads_selection = model_name == CANDIDATE or model_name.startswith("subset")
+        is_known = selected_ids is not None or not reads_selection
+        adapter_folder = cached.find_adapter(training_set, heldout) if cached is not None and is_known else None
+        models[model_name] = PlannedModel(training_set, adapter_folder)
+    return models
+
+
+def plan_tuning(
+    target: PlannedTarget,
+    models: Mapping[str, PlannedModel],
+    examples: Examples,
+    heldout: Examples | None,
+    seed: int,
+) -> list[PlannedWork]:
+    """Plan the fine-tuning of every model, the held-out losses of its curve included, but for what the cache has.
+
+    Args:
+        target: model and settings.
+        models: of `list_models`.
+        examples: rows that can be trained on, as the proxy reads them.
+        heldout: rows of the held-out loss.
+        seed: of the run.
+    """
+    settings, shape = target.settings, target.adapted_shape
+    planned_work = []
+    for model_name, planned_model in models.items():
+        training_set, is_cached = planned_model.training_set, planned_model.adapter_folder is not None
         example_ids, update_count = training_set.example_ids, training_set.update_count
         model_examples = examples if len(example_ids) == len(examples) else examples.select(example_ids)
         counts = count_tuning(model_examples, settings, seed, target.device_type, update_count)
@@ -96,6 +156,7 @@ def plan_tuning(
                 counts,
                 operations,
                 "tuning",
+                reused=is_cached,
                 estimated_from=target.estimated_from,
                 step_rows=settings.batch_size,
                 exchanged_bytes=4 * shape.adapter_weights,
@@ -110,6 +171,7 @@ def plan_tuning(
                     reference_counts,
                     loss_operations(target.shape, reference_counts),
                     "losses",
+                    reused=is_cached,
                     estimated_from=target.estimated_from,
                 )
             )
@@ -123,6 +185,7 @@ def plan_tuning(
                     heldout_counts,
                     loss_operations(shape, heldout_counts, with_adapters=True),
                     "losses",
+                    reused=is_cached,
                     is_per_row=False,
                     estimated_from=target.estimated_from,
                 )
@@ -130,28 +193,44 @@ def plan_tuning(
     return planned_work
 
 
-def plan_answers(target: PlannedTarget) -> list[PlannedWork]:
-    """Plan the answers of every model; each batch is taken to need all new tokens that an answer may have."""
+def plan_answers(target: PlannedTarget, models: Mapping[str, PlannedModel]) -> list[PlannedWork]:
+    """Plan the answers of every model, but for those that the cache has.
+
+    Each batch is taken to need all new tokens that an answer may have.
+
+    Args:
+        target: model and settings.
+        models: of `list_models`.
+    """
     if target.generation is None or not target.prompt_lengths:
         return []
     new_tokens, shape = target.generation.max_new_tokens, target.adapted_shape
-    model_count = 1 + len(target.baselines)
     batches = cut_prompts(target.prompt_lengths, target.generation.batch_size)
     counts, operations = count_prompts(batches[0]), 0
     for batch_index, batch in enumerate(batches):
         batch_counts = count_prompts(batch)
         counts = batch_counts if batch_index == 0 else counts + batch_counts
         operations += generation_operations(shape, batch_counts, len(batch), new_tokens)
-    description = f"{model_count} models, {len(target.prompt_lengths):,} prompts, up to {new_tokens} tokens each"
-    all_counts = replace(counts.times(model_count), steps=model_count * len(batches) * new_tokens)
-    return [
-        PlannedWork(
-            JUDGE_STAGE,
-            description,
-            all_counts,
-            model_count * operations,
-            ANSWERS,
-            is_per_row=False,
-            estimated_from=target.estimated_from,
+    adapter_folders = [model.adapter_folder for model in models.values()]
+    cached_count = sum(
+        target.cached is not None and folder is not None and target.cached.has_answers(folder)
+        for folder in adapter_folders
+    )
+    planned_work = []
+    for model_count, is_cached in ((len(models) - cached_count, False), (cached_count, True)):
+        if not model_count:
+            continue
+        models_text = f"{model_count} model{'s' if model_count > 1 else ''}"
+        planned_work.append(
+            PlannedWork(
+                JUDGE_STAGE,
+                f"{models_text}, {len(target.prompt_lengths):,} prompts, up to {new_tokens} tokens each",
+                replace(counts.times(model_count), steps=model_count * len(batches) * new_tokens),
+                model_count * operations,
+                ANSWERS,
+                reused=is_cached,
+                is_per_row=False,
+                estimated_from=target.estimated_from,
+            )
         )
-    ]
+    return planned_work
