@@ -46,7 +46,9 @@ def test_the_same_again_computes_nothing(train, tmp_path, collect):
     again = train("again", small_ensemble(collect=collect), cache=cache, trainer=counting(steps))
     assert steps.taken == 0 and train.report.reused and train.report.costs.tokens == 0
     records = [json.loads(path.read_text()) for path in cache.glob("*/*/artifact.json")]
-    kept = [record["seconds"] for record in records if record["stage"] in ("members", "gradient_log", "ensemble_losses")]
+    kept = [
+        record["seconds"] for record in records if record["stage"] in ("members", "gradient_log", "ensemble_losses")
+    ]
     assert len(kept) > 4 and train.report.costs.reused_seconds == pytest.approx(sum(kept))
     assert_identical_logs(first, again, (1, 2))
     for name in ("trajectory.parquet", "adapters/member=01/epoch=02/adapter_model.safetensors"):

@@ -82,7 +82,7 @@ def test_operations_are_those_of_the_work(context, requests, changes):
     assert plan.operations == pytest.approx(counter.get_total_flops(), rel=0.05)
 
 
-def test_heldout_losses_take_a_third_of_the_work_with_norms(context):
+def test_heldout_losses_take_half_of_the_work_with_norms(context):
     plans = [
         plan_run(plan_request(replace(context, heldout_norms=with_norms), GradientLog()), NO_PLAN)
         for with_norms in (False, True)
@@ -94,7 +94,7 @@ def test_heldout_losses_take_a_third_of_the_work_with_norms(context):
     assert list(losses) == [f"losses of held-out rows after epoch {epoch}, 3 members" for epoch in (1, 2)]
     late_norms = norms["gradients of held-out rows after epoch 2, 3 members"]
     late_losses = losses["losses of held-out rows after epoch 2, 3 members"]
-    assert 0.25 < late_losses.operations / late_norms.operations < 0.45
+    assert 0.4 < late_losses.operations / late_norms.operations < 0.5
     assert (late_losses.kind, late_norms.kind) == ("losses", "gradients") and not late_losses.is_per_row
 
 

@@ -128,7 +128,7 @@ class GradientEngine(ABC):
 
     @torch.no_grad()
     def compute_losses(self, adapters: Adapters, batch: Batch, dropout: Dropout | None = None) -> Tensor:
-        """Compute the losses of a batch without gradients, a third of the work of `measure`.
+        """Compute the losses of a batch without gradients, half of the work of `measure` or less.
 
         Args:
             adapters, batch, dropout: see `measure`.

@@ -15,7 +15,7 @@ class PageSettings:
         rows: number of rows it holds with their text, or `all`.
         figures: whether to write the charts as PNG and SVG files too.
         heldout_norms: measure gradient norms of the held-out rows at the late snapshot, for the chart of V_t against
-            their losses; else losses alone, a third of the work.
+            their losses; else losses alone, half of the work.
         tuning: folders of the sweeps in which the settings were found that this run reports on.
     """
 
