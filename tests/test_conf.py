@@ -353,7 +353,16 @@ def test_what_the_command_line_names_wins_over_what_data_brings(dataset, given, 
         (["experiment=shootout", "data=alpaca"], ("smollm2", "smollm2", "report")),
         (["experiment=shootout"], ("tiny", "tiny", "report")),
         (["experiment=ablation", "data=alpaca"], ("smollm2", "smollm2", "select")),
+        (["experiment=quick", "data=file"], ("smollm2", "smollm2", "report")),
     ],
 )
 def test_an_experiment_keeps_its_models_and_its_last_stage(overrides, expected):
     assert models_and_end(*overrides) == expected
+
+
+def test_the_quick_experiment_needs_no_gradients_and_one_baseline():
+    cfg = composed("experiment=quick", "data=file", "data.path=my.jsonl")
+    assert cfg.scorer["_target_"].endswith(".IFD") and list(cfg.judge.against) == ["random"]
+    assert (cfg.plan.minutes, cfg.data.heldout.share, cfg.selector.fraction) == (10, 0.1, 0.1)
+    named = composed("experiment=quick", "data=file", "data.path=my.jsonl", "scorer=gsnr", "plan.minutes=30")
+    assert named.scorer["_target_"].endswith(".GSNR") and named.plan.minutes == 30, "what the user names wins"

@@ -175,5 +175,8 @@ def test_the_screen_shows_the_schema_and_an_example_with_the_supervised_part_set
     console = Console(record=True, force_terminal=True, width=200, file=io.StringIO())
     Encoder(tokenizer, 512, cache).show_example(records, examples, console)
     shown = console.export_text(styles=True)
-    assert "schema messages (messages), template roles (a plain layout" in shown
+    assert "schema messages (messages); a row as the model reads it, with what it learns in green:" in shown
     assert "\x1b[1;32mright" in shown and "\x1b[2m<|system|>" in shown
+    plain_console = Console(record=True, width=200, file=io.StringIO())
+    Encoder(tokenizer, 512, cache).show_example(records, examples, plain_console)
+    assert "a row as the model reads it:" in plain_console.export_text()

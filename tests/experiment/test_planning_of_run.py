@@ -1,12 +1,18 @@
 """The plan of a whole run: printed before, kept in the summary beside what followed, and rows cut to the time."""
 
 import json
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 from tests.support.pipeline import TINY_RUN, run_train, summary
 
+from gradfiltering.config.build import build_experiment
+from gradfiltering.config.composition import composed
+from gradfiltering.experiment.planning_of_run import list_requests_under_ifd
 from gradfiltering.planning import planner, stored_calibration
+from gradfiltering.reports import experiment_logger
+from gradfiltering.scorers.ifd import IFD
 
 RATE = 1e9
 
@@ -31,11 +37,18 @@ def run(folder, cache, *overrides):
     return summary(folder)
 
 
-def test_plan_alone_ends_before_anything_is_measured(tmp_path, capsys):
+def test_plan_alone_ends_before_anything_is_measured(tmp_path, capsys, monkeypatch):
     cache = tmp_path / "cache"
+    monkeypatch.setattr(experiment_logger, "open_loggers", lambda *_: pytest.fail("a plan is not logged"))
     found = run(tmp_path / "run", f"cache.path={cache}", "plan.minutes=60", "plan=true")
     printed = " ".join(capsys.readouterr().out.split())
-    for words in ("Plan of this run", "training the ensemble and", "training of 2 members", "in all for 24 rows"):
+    for words in (
+        "timing a few seconds of the work itself",
+        "Plan of this run",
+        "training the ensemble and",
+        "training of 2 members",
+        "in all for 24 rows",
+    ):
         assert words in printed, words
     assert [stage["name"] for stage in found["stages"]] == ["data", "base_model"]
     assert found["plan"]["seconds"] > 0 and found["plan"]["minutes"] == 60
@@ -96,3 +109,22 @@ def test_rows_are_cut_to_the_time_given_and_never_in_silence(cache, tmp_path, st
     assert found["selection"]["selected"] == int(rows / 2 + 0.5), "half of the rows that were drawn, halves up"
     texts = [json.loads(line) for line in (tmp_path / "cut" / "subset.jsonl").read_text("utf-8").splitlines()]
     assert len(texts) == found["selection"]["selected"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "is_paired", "is_proposed"),
+    [
+        ([], False, True),
+        (["scorer=raw_drop", "selector=stratified"], False, True),
+        ([], True, False),
+        (["selector=spice"], False, False),  # reads gradients itself
+        (["scorer=less"], False, False),
+        (["method=lead"], False, False),
+        (["until=proxy"], False, False),
+        (["selector=random"], False, False),
+    ],
+)
+def test_ifd_is_proposed_where_it_can_take_the_scorers_place(overrides, is_paired, is_proposed, tmp_path):
+    with composed([*overrides, f"run_dir={tmp_path}", "logger=none"]) as cfg:
+        requests = list_requests_under_ifd(build_experiment(cfg), SimpleNamespace(is_paired=is_paired))
+    assert requests == (IFD().requests if is_proposed else None)

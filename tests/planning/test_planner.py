@@ -27,8 +27,8 @@ from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.planning import planner, stored_calibration
 from gradfiltering.planning.model_shapes import read_shape
 from gradfiltering.planning.plan_settings import PlanSettings
-from gradfiltering.planning.planner import draw_rows, fit_rows, plan_run
-from gradfiltering.planning.target_work import PlannedTarget
+from gradfiltering.planning.planner import LESS_WORK, PLANNED_STAGES, draw_rows, fit_rows, plan_run
+from gradfiltering.planning.target_work import TARGET_STAGE, PlannedTarget
 from gradfiltering.reports.plan_table import describe_calibration
 from gradfiltering.requests import BaseModelLosses, Embeddings, ErrorNorms, GradientLog, Projections, TaskGradients
 
@@ -259,6 +259,13 @@ def test_too_little_time_is_refused(context, steady_speed):
         fit_rows(plan_request(context, GradientLog()), PlanSettings(minutes=1e-5), lambda rows: rows)
     minutes = re.search(r"minutes, about (\d+), most of it for training the ensemble", str(refusal.value))
     assert minutes is not None and whole.seconds / 60 * 32 / 120 - 1 < int(minutes[1]) <= whole.seconds / 60 + 1
+    assert "give more time, fewer members, fewer epochs, or measure the speed anew" in str(refusal.value)
+    assert refusal.value.arguments == ("minutes", "fresh")
+
+
+def test_advice_suits_the_stage_that_takes_longest():
+    assert set(LESS_WORK) <= set(PLANNED_STAGES)
+    assert "members" not in LESS_WORK[TARGET_STAGE] and "baselines" in LESS_WORK[TARGET_STAGE]
 
 
 def test_drawn_rows_are_those_of_the_seed(context):

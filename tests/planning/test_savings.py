@@ -19,6 +19,9 @@ from gradfiltering.planning.run_plan import PlannedWork
 from gradfiltering.planning.savings import CheaperWork, adapt_last_layers, find_savings
 from gradfiltering.reports.plan_table import describe_plan, describe_saving
 from gradfiltering.requests import GradientLog, TaskGradients
+from gradfiltering.scorers.gsnr import GSNR
+from gradfiltering.scorers.ifd import IFD
+from gradfiltering.scorers.loss import LossScorer
 
 SNAPSHOTS = SnapshotPair(1, 4)
 
@@ -126,12 +129,32 @@ def test_few_updates_are_those_of_the_option():
     assert (options["early"], options["late"]) == (savings.FEW_UPDATES.early, savings.FEW_UPDATES.late)
 
 
-def test_savings_are_told_with_option_and_effect(context, steady_speed, every_run_is_long):
-    plan = plan_run(plan_request(replace(context, snapshots=SNAPSHOTS), GradientLog()), WANTED)
+@pytest.mark.usefixtures("steady_speed", "every_run_is_long")
+def test_losses_of_the_base_model_spare_all_work_with_adapters(context):
+    request = replace(plan_request(context, *GSNR().requests), requests_under_ifd=IFD().requests)
+    plan = plan_run(request, WANTED)
+    ifd_plan = plan_run(plan_request(context, *IFD().requests), WANTED)
+    saved_seconds = {saving.change: saving.seconds for saving in plan.savings}
+    assert saved_seconds["ifd"] == pytest.approx(plan.seconds - ifd_plan.seconds)
+    assert plan.savings[0].change == "ifd", "the greatest saving comes first"
+    assert list(saved_seconds.values()) == sorted(saved_seconds.values(), reverse=True)
+    assert not ifd_plan.savings
+
+
+@pytest.mark.usefixtures("steady_speed", "every_run_is_long")
+def test_losses_are_not_proposed_in_the_place_of_losses(context):
+    request = replace(plan_request(context, *LossScorer().requests), requests_under_ifd=IFD().requests)
+    assert not plan_run(request, WANTED).savings
+
+
+def test_savings_are_told_with_option_time_and_effect(context, steady_speed, every_run_is_long):
+    request = plan_request(replace(context, snapshots=SNAPSHOTS), GradientLog())
+    plan = plan_run(replace(request, requests_under_ifd=IFD().requests), WANTED)
     content = json.loads(json.dumps(plan.to_json()))
-    told = describe_plan(content)[-3:]
-    assert "ensemble.collect=online: norms of the training steps instead of passes of their own." in told[0]
-    assert "ensemble.lora.layers=last_1: adapters in the last quarter of the layers only" in told[1]
-    assert "epochs=updates or ensemble.train_rows=88: 90 updates instead of 120" in told[2]
-    minutes = describe_saving({"change": "online", "values": {}, "seconds": 600.0})
-    assert minutes.startswith("10 min less with ensemble.collect=online:")
+    told = "\n".join(describe_plan(content)[-4:])
+    assert "with scorer=ifd: losses of the base model in the place of gradients; on SmolLM2 the rows of neither" in told
+    assert "with ensemble.collect=online: norms of the training steps instead of passes of their own." in told
+    assert "with ensemble.lora.layers=last_1: adapters in the last quarter of the layers only" in told
+    assert "with epochs=updates or ensemble.train_rows=88: 90 updates instead of 120" in told
+    minutes = describe_saving({"change": "online", "values": {}, "seconds": 600.0}, 2100.0)
+    assert minutes.startswith("25 min instead of 35 min with ensemble.collect=online:")

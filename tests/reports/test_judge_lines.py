@@ -76,7 +76,7 @@ def test_the_screen_opens_with_an_unusable_judge(tmp_path):
     folder = judged_run(tmp_path / "run", UNUSABLE)
     text = shown_lines(folder)
     assert UNUSABLE_LINE.partition(" (")[0] in "\n".join(text.splitlines()[1:4])
-    assert "PWS of this seed" not in text and "choose another judge" in text
+    assert "Winning score" not in text and "choose another judge" in text
     details = format_details(RunFiles(folder).summary)
     assert "(1 = on a par): unusable, its judge agrees too little" in " ".join(details.split())
     usable = shown_lines(judged_run(tmp_path / "other", USABLE))

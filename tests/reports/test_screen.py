@@ -169,7 +169,7 @@ def test_result_of_a_judged_run_reads_as_people_speak(tmp_path):
         "──────────────────────────────────── Result ────────────────────────────────────\n"
         "Not tested: one seed alone; it takes 3 to tell a difference from chance\n"
         "199 of 2,000 rows selected by gsnr; 17 were not scored\n"
-        "PWS of this seed (even: 1): 1.20 against all rows\n"
+        "Winning score (even: 1): 1.20 against all rows\n"
         "! norms rose [bold]everywhere[/]\n"
         "145 of 1,983 rows were cut to 128 tokens and lost 1,234 tokens, 19.8% of all\n"
         "To settle it (about 2 min): python train.py -m seed=0,1,2 until=report\n"
@@ -196,13 +196,27 @@ def test_result_never_takes_more_than_twenty_lines(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("reasons", "said"),
+    [
+        ({"held out for evaluation (data.heldout.share)": 17}, "; 17 held out"),
+        ({"held out for evaluation (data.heldout.share)": 15, "empty response": 2}, "; 15 held out, 2 were not scored"),
+        ({}, ""),
+    ],
+)
+def test_rows_set_aside_are_told_from_those_without_a_score(reasons, said):
+    summary = deepcopy(SELECT)
+    summary["data"] |= {"unscored": sum(reasons.values()), "unscored_reasons": reasons}
+    assert describe_selection(summary)[0] == f"199 of 2,000 rows selected by gsnr{said}"
+
+
+@pytest.mark.parametrize(
     ("ends", "said"),
     [((1.2, 1.1, 1.3), "1.20"), ((0.8, 0.7, 0.9), "0.80"), ((1.0, None, None), "1.00"), ((None,) * 3, "not readable")],
 )
 def test_the_score_of_one_seed_is_told_without_a_judgement(ends, said):
     summary = deepcopy(JUDGE)
     summary["pws"]["full"]["all"] |= dict(zip(("value", "low", "high"), ends, strict=True))
-    assert describe_selection(summary)[1] == f"PWS of this seed (even: 1): {said} against all rows"
+    assert describe_selection(summary)[1] == f"Winning score (even: 1): {said} against all rows"
 
 
 @pytest.mark.parametrize(
@@ -210,13 +224,20 @@ def test_the_score_of_one_seed_is_told_without_a_judgement(ends, said):
     [
         ({"proxy_knows_rows": False, "warnings": ["w"]}, "take a proxy that knows such rows"),
         ({"warnings": ["w"]}, "open summary.json: it says what to change for each warning"),
-        ({"warnings": []}, "open summary.json before you train on subset.jsonl: no advantage is shown yet"),
+        ({"warnings": []}, "run the command above to decide; summary.json shows the rows, and why"),
     ],
 )
 def test_next_step_follows_from_what_is_known(changes, said):
     summary = deepcopy(JUDGE)
     summary["diagnostics"] |= changes
     assert describe_next_step(summary, "summary.json").startswith(said)
+
+
+def test_next_step_where_more_seeds_would_change_nothing():
+    summary = deepcopy(JUDGE)
+    summary["verdict"]["command"], summary["diagnostics"]["warnings"] = None, []
+    said = "open report.html before you train on subset.jsonl: no advantage is shown yet"
+    assert describe_next_step(summary, "report.html") == said
 
 
 def test_the_next_step_is_training_where_the_verdict_allows_it():

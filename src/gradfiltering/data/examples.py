@@ -306,8 +306,9 @@ class Encoder:
         """Print the schema found and the first example as the model will see it; its response stands out."""
         schema, first_example = dataset.schema, examples.table[0]
         present_columns = ", ".join(name for name in schema.fields if name in dataset.rows.column_names)
-        template = describe_template(dataset, self.tokenizer)
-        console.print(Text(f"{dataset.origin}: schema {schema.name} ({present_columns}), template {template}"))
+        coloured = ", with what it learns in green" if console.color_system is not None else ""
+        heading = f"{dataset.origin}: schema {schema.name} ({present_columns}); a row as the model reads it{coloured}:"
+        console.print(Text(heading))
         token_ids = first_example["input_ids"]
         piece_bounds = [0, *first_example["supervised"], len(token_ids)]
         example_text = Text()

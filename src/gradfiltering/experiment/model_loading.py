@@ -51,7 +51,10 @@ def build_encoder(
     if max_tokens == "auto":
         whole_encoder = Encoder(model.tokenizer, context_length, experiment.cache, experiment.tokenising)
         max_tokens = find_max_tokens(whole_encoder, dataset)
-        announce(f"examples have up to {max_tokens:,} tokens; the model reads {context_length:,}")
+        if max_tokens == context_length:
+            announce(f"no row is cut that the model can read: {context_length:,} tokens")
+        else:
+            announce(f"rows are cut to {max_tokens:,} tokens, and 99% of them fit; the model reads {context_length:,}")
     elif max_tokens > context_length:
         announce(f"examples have up to {context_length:,} tokens, not {max_tokens:,}: the model reads no more")
     return Encoder(model.tokenizer, min(max_tokens, context_length), experiment.cache, experiment.tokenising)

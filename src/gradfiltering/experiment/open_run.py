@@ -49,9 +49,9 @@ class OpenRun:
         return open_loggers(self.experiment.build_loggers, self.masked_config)
 
     def build_trainer(self, **trainer_options: Any) -> "L.Trainer":
-        """Build a `lightning.Trainer` with these loggers, from further keyword arguments."""
+        """Build a `lightning.Trainer` with these loggers, of a plan alone with none, from further keyword arguments."""
         return self.experiment.build_trainer(
-            logger=self.loggers,
+            logger=False if self.experiment.planning.only else self.loggers,
             default_root_dir=self.folder.path,
             enable_progress_bar=False,  # the run's own display shows what goes on
             **trainer_options,

@@ -4,7 +4,7 @@ What plans is imported where it is called, as it brings the libraries of models 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,14 +14,18 @@ from gradfiltering.data.examples import Examples
 from gradfiltering.data.templates import tokenize_prompts
 from gradfiltering.distributed.process_group import run_on_rank_zero
 from gradfiltering.evidence.context import MeasurementContext
+from gradfiltering.evidence.measurers import BASE_MODEL_STAGE, sort_requests
 from gradfiltering.experiment.open_run import OpenRun
 from gradfiltering.experiment.parts import Experiment
 from gradfiltering.experiment.stage_list import list_stages
 from gradfiltering.judging.generation import render_prompts
 from gradfiltering.judging.prompts import Prompt
+from gradfiltering.methods.score_and_select import ScoreAndSelect
 from gradfiltering.models.language_model import EmptySource, TrainableSource
 from gradfiltering.reports.plan_table import print_plan
+from gradfiltering.requests import Request, TaskGradients
 from gradfiltering.runs.logs import announce, screen
+from gradfiltering.scorers.ifd import IFD
 
 if TYPE_CHECKING:
     from gradfiltering.planning.run_plan import RunPlan
@@ -79,6 +83,7 @@ def plan_experiment(
         target=_describe_target(experiment, run, context, prompts),
         notes=_list_notes(experiment),
         heldout_member=experiment.proxy.heldout_member,
+        requests_under_ifd=list_requests_under_ifd(experiment, context.examples),
     )
     request, plan = fit_rows(request, experiment.planning, method.budget_rows)
     plan_content = plan.to_json()
@@ -110,6 +115,23 @@ def compare_with_plan(plan_content: Mapping[str, Any], costs: Mapping[str, Any])
         cost = costs.get(stage["name"], {})
         stages.append({**stage, "actual_seconds": cost.get("seconds"), "actual_peak_bytes": cost.get("peak_bytes")})
     return {**plan_content, "stages": stages}
+
+
+def list_requests_under_ifd(experiment: Experiment, examples: Examples) -> frozenset[Request[Any]] | None:
+    """List what a run would measure were its rows scored by IFD, by forward passes of the base model alone.
+
+    Returns:
+        The requests; None where IFD is no substitute: for a scorer that looks at the rows of a task, for a selector
+        that reads gradients itself, for preference rows, of which it would see one answer, for other kinds of methods,
+        and for a run that scores nothing.
+    """
+    method = experiment.method
+    if not isinstance(method, ScoreAndSelect) or examples.is_paired or not experiment.reaches("score"):
+        return None
+    if any(isinstance(request, TaskGradients) for request in method.requests):
+        return None
+    requests = replace(method, row_scorer=IFD()).requests
+    return requests if set(sort_requests(requests)) == {BASE_MODEL_STAGE} else None
 
 
 def _describe_target(

@@ -74,6 +74,14 @@ SHORT_SECONDS = 5.0
 MIN_ROWS = 32  # the fewest rows that a run is cut to
 MAX_DRAWS = 4
 MOST_HELDOUT_ROWS = 100  # that are measured where the time is short
+# Stage -> what makes it shorter whatever the rows.
+LESS_WORK = {
+    ENSEMBLE_STAGE: "fewer members, fewer epochs",
+    HELDOUT_MEMBER_STAGE: "fewer epochs, no extra member",
+    TASK_GRADIENT_STAGE: "fewer members, fewer checkpoints",
+    TARGET_STAGE: "fewer baselines, fewer epochs of the target, an earlier last stage",
+    JUDGE_STAGE: "fewer prompts, shorter answers, an earlier last stage",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +98,8 @@ class PlanRequest:
         target: the target; None where the run ends before, or where nothing is known of it.
         notes: stage -> what is not counted.
         heldout_member: the extra member of the held-out loss; None for none.
+        requests_under_ifd: measurements that the run would make were its rows scored by IFD, without adapters; None
+            where that is no change to propose.
     """
 
     requests: frozenset[Request[Any]]
@@ -99,6 +109,7 @@ class PlanRequest:
     target: PlannedTarget | None
     notes: Mapping[str, Sequence[str]]
     heldout_member: HeldoutMember | None = None
+    requests_under_ifd: frozenset[Request[Any]] | None = None
 
 
 def plan_run(request: PlanRequest, settings: PlanSettings) -> RunPlan:
@@ -116,7 +127,8 @@ def plan_run(request: PlanRequest, settings: PlanSettings) -> RunPlan:
     present_bytes = memory_estimates.present_bytes(context.device, base_shape)
     stage_requests = sort_requests(request.requests)
     planned_work = plan_reference(context, base_shape)
-    planned_work += plan_base_model_passes(stage_requests.get(BASE_MODEL_STAGE, []), context, base_shape)
+    base_passes = plan_base_model_passes(stage_requests.get(BASE_MODEL_STAGE, []), context, base_shape)
+    planned_work += base_passes
     if request.target is not None:
         target, examples, heldout, seed = request.target, context.examples, context.heldout, context.seed
         models = list_models(target, examples, heldout, request.total_rows, seed)
@@ -158,7 +170,12 @@ def plan_run(request: PlanRequest, settings: PlanSettings) -> RunPlan:
         calibration_seconds=0.0 if speed is None else speed.seconds,
         measured_at=None if speed is None else speed.measured_at,
         device=str(context.device),
-        savings=_find_savings(sum_known([stage.seconds for stage in stages]), adapter_plan, speed),
+        savings=_find_savings(
+            run_seconds=sum_known([stage.seconds for stage in stages]),
+            measuring_work=[*base_passes, *adapter_plan.planned_work],
+            cheaper_work=_list_cheaper_work(request, context, base_shape, base_passes, adapter_plan),
+            speed=speed,
+        ),
         fleet=None if fleet_cost is None else fleet_cost.to_json(),
     )
 
@@ -397,7 +414,30 @@ def _time_on_one_device(piece: PlannedWork, speed: Speed | None) -> tuple[float,
     return speed.estimate(piece.kind, piece.operations, 0), speed.estimate(piece.kind, 0, piece.counts.steps)
 
 
-def _find_savings(run_seconds: float | None, adapter_plan: AdapterPlan, speed: Speed | None) -> list[Saving]:
+def _list_cheaper_work(
+    request: PlanRequest,
+    context: MeasurementContext,
+    base_shape: ModelShape,
+    base_passes: Sequence[PlannedWork],
+    adapter_plan: AdapterPlan,
+) -> list[CheaperWork]:
+    """List the work of measuring rows under each change that spares some: cheaper adapters, or none at all."""
+    cheaper_work = [
+        replace(item, planned_work=[*base_passes, *item.planned_work]) for item in adapter_plan.cheaper_work
+    ]
+    if adapter_plan.planned_work and request.requests_under_ifd is not None:
+        ifd_requests = sort_requests(request.requests_under_ifd)[BASE_MODEL_STAGE]
+        ifd_passes = plan_base_model_passes(ifd_requests, context, base_shape)
+        cheaper_work.append(CheaperWork("ifd", {}, ifd_passes))
+    return cheaper_work
+
+
+def _find_savings(
+    run_seconds: float | None,
+    measuring_work: Sequence[PlannedWork],
+    cheaper_work: Sequence[CheaperWork],
+    speed: Speed | None,
+) -> list[Saving]:
     """Name the changes that would make a long run shorter."""
     if speed is None:
         return []
@@ -405,8 +445,8 @@ def _find_savings(run_seconds: float | None, adapter_plan: AdapterPlan, speed: S
     def time_work(planned_work: Sequence[PlannedWork]) -> list[PlannedWork]:
         return [_estimate(piece, speed) for piece in [*planned_work, *_plan_fixed_work(planned_work, speed)]]
 
-    cheaper_work = [replace(item, planned_work=time_work(item.planned_work)) for item in adapter_plan.cheaper_work]
-    return find_savings(run_seconds, time_work(adapter_plan.planned_work), cheaper_work)
+    timed_work = [replace(item, planned_work=time_work(item.planned_work)) for item in cheaper_work]
+    return find_savings(run_seconds, time_work(measuring_work), timed_work)
 
 
 def _build_stages(
@@ -506,9 +546,10 @@ def fit_rows(
             raise UserError(
                 f"even {MIN_ROWS} of {len(all_examples):,} rows take longer than {settings.minutes:g} minutes, about "
                 f"{math.ceil(least_seconds / 60)}, most of it for {describe_stage(longest_stage.name)}; give "
-                "more time, fewer members, fewer epochs, or an earlier last stage",
+                f"more time, {LESS_WORK.get(longest_stage.name, 'a smaller model')}, or measure the speed anew when "
+                "less else is running",
                 owner=settings,
-                arguments=("minutes",),
+                arguments=("minutes", "fresh"),
             )
         examples = draw_rows(all_examples, row_count, seed)
         target = request.target

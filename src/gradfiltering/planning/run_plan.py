@@ -103,7 +103,7 @@ class Saving:
     """A change to the run, and the time that it would save.
 
     Attributes:
-        change: `online`, `upper_layers` or `few_updates`.
+        change: `ifd`, `online`, `upper_layers` or `few_updates`.
         values: numbers that the change is made with.
         seconds: that the run would be shorter by.
     """

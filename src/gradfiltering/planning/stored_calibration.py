@@ -16,6 +16,8 @@ import torch
 from gradfiltering.data.examples import Examples
 from gradfiltering.errors import UserError
 from gradfiltering.runs.cache import Cache
+from gradfiltering.runs.logs import announce
+from gradfiltering.runs.progress import progress_bar
 
 CALIBRATION_VERSION = 1  # raise it when the same work would be timed otherwise
 CALIBRATIONS = "calibrations"  # kind of result
@@ -34,12 +36,14 @@ class StoredCalibration:
         fresh: True to measure anew, and to keep that in the place of what is stored.
         measured_at: when the oldest measurement was made that came from the cache, in seconds since 1970; None where
             all of them were made now.
+        is_announced: the user knows that something is timed.
     """
 
     cache: Cache
     device: torch.device
     fresh: bool = False
     measured_at: float | None = None
+    is_announced: bool = False
 
     def measure(
         self, work_kind: str, settings: Mapping[str, Any], time_work: Callable[[], dict[str, Any]]
@@ -63,8 +67,12 @@ class StoredCalibration:
             self.measured_at = min(self.measured_at or content["measured_at"], content["measured_at"])
             measurement: dict[str, Any] = content["measurement"]
             return measurement
+        if not self.is_announced:
+            announce("timing a few seconds of the work itself, for the plan of this run")
+            self.is_announced = True
         started_at = time.monotonic()
-        measurement = time_work()
+        with progress_bar("timing the work on this machine"):
+            measurement = time_work()
         content = {"measured_at": time.time(), "measurement": measurement}
 
         def write(folder: Path) -> None:

@@ -60,7 +60,7 @@ def describe_plan(plan: Mapping[str, Any]) -> list[str]:
             f"Times are from {describe_calibration(plan)} on this machine ({plan['device']})"
             + (f"; of what is not loaded yet from {', '.join(sorted(estimated))}." if estimated else ".")
         )
-    lines += [describe_saving(saving) for saving in plan.get("savings", [])]
+    lines += [describe_saving(saving, plan["seconds"]) for saving in plan.get("savings", [])]
     return lines + ([describe_fleet(plan["fleet"])] if plan.get("fleet") else [])
 
 
@@ -91,10 +91,21 @@ def _format_weights(weight_count: int) -> str:
     return f"{weight_count / 1e6:,.1f} million" if weight_count >= 100_000 else f"{weight_count:,}"
 
 
-def describe_saving(saving: Mapping[str, Any]) -> str:
-    """Say what a change would save, how to ask for it, and what changes by it."""
+def describe_saving(saving: Mapping[str, Any], run_seconds: float) -> str:
+    """Say how long a run would take with a change, how to ask for it, and what changes by it.
+
+    Args:
+        saving: of the plan.
+        run_seconds: of the run without the change.
+    """
     values = saving["values"]
-    if saving["change"] == "online":
+    if saving["change"] == "ifd":
+        change_text = "scorer=ifd"
+        effect_text = (
+            "losses of the base model in the place of gradients; on SmolLM2 the rows of neither trained better than "
+            "random ones (docs/findings.md)"
+        )
+    elif saving["change"] == "online":
         change_text = "ensemble.collect=online"
         effect_text = "norms of the training steps instead of passes of their own"
     elif saving["change"] == "upper_layers":
@@ -109,7 +120,8 @@ def describe_saving(saving: Mapping[str, Any]) -> str:
             f"{values['late']} updates instead of {values['updates']:,} (after {values['early']} and {values['late']}, "
             "or epochs of fewer rows); all rows are scored"
         )
-    return f"{format_seconds(saving['seconds'])} less with {change_text}: {effect_text}."
+    seconds_left = max(0.0, run_seconds - saving["seconds"])
+    return f"{format_seconds(seconds_left)} instead of {format_seconds(run_seconds)} with {change_text}: {effect_text}."
 
 
 def describe_calibration(plan: Mapping[str, Any]) -> str:

@@ -39,6 +39,7 @@ FILE_MEANINGS = {
 }
 BASELINE_WORDS = {"full": "all rows", "random": "random rows"}
 ALL_SETS = "all"  # prompt sets together
+HELD_OUT = "held out"  # the reasons for rows that are set aside on purpose begin so
 DOUBTS_PRINTED = 2
 CLAUSE_END = re.compile(r"(?<=.{12}): |(?<=.{12}); |(?<=.{12})\. ", re.DOTALL)
 DETAIL_WIDTH = 120
@@ -97,8 +98,13 @@ def describe_selection(run_summary: Mapping[str, Any]) -> list[str]:
     counted_rows = run_summary.get("counted_rows") or all_rows
     taken_words = f" taken from {all_rows:,}" if counted_rows < all_rows else ""
     selected_words = f"{selection_summary['selected']:,} of {counted_rows:,} rows{taken_words} selected{method}"
-    if data_summary["unscored"]:
-        selected_words += f"; {data_summary['unscored']:,} were not scored"
+    held_out_count = sum(
+        count for reason, count in data_summary.get("unscored_reasons", {}).items() if reason.startswith(HELD_OUT)
+    )
+    other_count = data_summary["unscored"] - held_out_count
+    parts = [(held_out_count, "held out"), (other_count, "were not scored")]
+    left_out_words = ", ".join(f"{count:,} {words}" for count, words in parts if count)
+    selected_words += f"; {left_out_words}" if left_out_words else ""
     scores_count = verdicts_are_usable(run_summary) and proxy_knows_rows(run_summary["diagnostics"])
     if "pws" not in run_summary or not scores_count:
         return [selected_words]
@@ -106,7 +112,7 @@ def describe_selection(run_summary: Mapping[str, Any]) -> list[str]:
         f"{_describe_score(sets[ALL_SETS])} against {BASELINE_WORDS.get(baseline, baseline)}"
         for baseline, sets in run_summary["pws"].items()
     ]
-    return [selected_words, f"PWS of this seed (even: 1): {', '.join(scores)}"]
+    return [selected_words, f"Winning score (even: 1): {', '.join(scores)}"]
 
 
 def _describe_score(score: Mapping[str, Any]) -> str:
@@ -154,6 +160,8 @@ def describe_next_step(run_summary: Mapping[str, Any], details_file: str) -> str
         return f"open {details_file}; to test the rows before you train on them, run the command above"
     if not verdicts_are_usable(run_summary):
         return "choose another judge; the answers are not generated again"
+    if run_summary["verdict"]["command"] is not None:
+        return f"run the command above to decide; {details_file} shows the rows, and why"
     return f"open {details_file} before you train on subset.jsonl: no advantage is shown yet"
 
 

@@ -28,6 +28,7 @@ class Scorer(Protocol):
 
     def check_members(self, member_count: int) -> None:
         """Refuse an ensemble of too few members, before it is trained."""
+        return
 
     def score(self, evidence: Evidence) -> "Scores":
         """Score every example of the evidence."""

@@ -73,6 +73,21 @@ def test_scores_without_gradients_have_reasons_of_their_own(tmp_path, scorer, wo
     assert explainer_of(folder).explain(39).startswith(words)
 
 
+def test_a_score_by_ifd_says_how_far_the_prompt_helps(tmp_path):
+    folder = selected_run(tmp_path, "ifd", members=0)
+    scores = pd.read_parquet(folder / "scores.parquet").assign(ifd=np.nan)
+    scores.loc[scores["example_id"] == 39, "ifd"] = 0.98
+    scores.loc[scores["example_id"] == 0, ["ifd", "score"]] = [3.7, -3.7]
+    scores.loc[scores["example_id"] == 1, "ifd"] = 1.2
+    scores.to_parquet(folder / "scores.parquet")
+    explainer = explainer_of(folder)
+    assert explainer.explain(39) == "Its prompt makes the answer 2% less surprising (IFD 0.98); rank 1 of 40"
+    last_reason = "Its prompt makes the answer no less surprising (IFD 3.70), so it comes after all others"
+    assert explainer.explain(0) == f"{last_reason}; rank 40 of 40"
+    assert explainer.explain(1) == "Its prompt makes the answer no less surprising (IFD 1.20); rank 39 of 40"
+    assert explainer.explain(5).startswith("Its score is 5"), "scores of older versions have no ratio beside them"
+
+
 def test_a_row_that_was_not_scored_says_why(tmp_path):
     folder = selected_run(tmp_path)
     RunFolder(folder).write_unscored([(3, "empty response")])

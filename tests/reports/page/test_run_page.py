@@ -32,13 +32,13 @@ def test_a_run_on_a_part_of_the_rows_says_what_its_share_is_of(whole, tmp_path):
     run_summary["counted_rows"] = 20
     run_summary["selection"] |= {"fraction": 0.5}
     (folder / "summary.json").write_text(json.dumps(run_summary), encoding="utf-8")
-    assert "10 of 20 rows taken from 40 (50%) were selected: top by gsnr." in text_of(folder)
+    assert "10 of 20 rows taken from 40 (50%) were selected: the best by gsnr." in text_of(folder)
     assert estimate_savings(RunFiles(folder))[0].saved_share == 0.5
 
 
 def test_a_whole_run_answers_every_question(whole):
     page = text_of(whole)
-    assert "10 of 40 rows (25%) were selected: top by gsnr." in page
+    assert "10 of 40 rows (25%) were selected: the best by gsnr." in page
     assert "PWS</dfn> 1.200" in page and "[1.050, 1.300]" in page and "the whole interval lies above 1 for" in page
     assert "Raise selector.fraction" in page and WARNING.split(";")[0] in page
     for chart in (

@@ -36,7 +36,7 @@ def format_headline(run_files: RunFiles) -> str:
         return read_words if run_files.row_count else "No row was read"
     method = selection_summary["selector"]
     if selection_summary.get("scorer"):
-        method += f" by {selection_summary['scorer']}"
+        method = f"{'the best' if method == 'top' else method} by {selection_summary['scorer']}"
     percent = 100 * selection_summary["fraction"]
     counted_words = f"{run_files.counted_rows:,} rows"
     if run_files.counted_rows < run_files.row_count:

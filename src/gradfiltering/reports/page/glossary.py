@@ -23,6 +23,9 @@ TERMS = {
     "interval": "Where the true value lies with a confidence of 95 %. An interval that holds the even value shows no "
     "difference.",
     "Spearman": "Agreement of two orders: 1 is the same order, 0 none, −1 the reverse.",
+    "IFD": "Instruction-following difficulty: how surprising the answer is to the model with its prompt, divided by "
+    "how surprising it is alone. Near 1 the prompt helps little, and the row is taken first; from 1 on the prompt "
+    "hinders, and the row is taken last.",
     "AUC": "Chance that a clean row scores above a planted bad one: 1 is always, 0.5 is guessing.",
     "G_s": "A row's gradient norm at the early snapshot, the mean over the members.",
     "G_t": "A row's gradient norm at the late snapshot, the mean over the members.",

@@ -49,6 +49,7 @@ class RowExplainer:
         self.scored_count = measured_rows.scored_count
         self.disagreement_shares = _rank_shares(measured_rows.values("variance_late"), measured_rows.is_drawn)
         self.length_shares = _rank_shares(measured_rows.values("length"), measured_rows.is_drawn)
+        self.ifd_ratios = _read_ifd(run_files, measured_rows)
         self.fallen_members = _count_fallen_members(run_files, measured_rows)
         self.last_selected_rank = run_files.last_selected_rank
 
@@ -76,7 +77,9 @@ class RowExplainer:
             length = self.measured_rows.values("length")[position]
             share = self.length_shares[position]
             return [f"its answer has {length:,.0f} {self.measured_rows.length_unit}, more than {share:.0%} of the rows"]
-        score = self.measured_rows.values("score")[position]
+        score, ifd_ratio = self.measured_rows.values("score")[position], self.ifd_ratios[position]
+        if np.isfinite(ifd_ratio):
+            return [_explain_ifd(ifd_ratio, comes_last=score < 0)]
         return [f"its score is {score:.3g}"] if np.isfinite(score) else []
 
     def _explain_gradient(self, position: int, drop: float) -> str:
@@ -149,6 +152,21 @@ def make_example(explainer: RowExplainer, run_files: RunFiles, row_id: int) -> R
             text = run_files.row_texts.loc[row_id, name]
             texts[name] = _shorten(text if isinstance(text, str) else "")
     return RowExample(row_id, texts["prompt"], texts["response"], explainer.explain(row_id))
+
+
+def _explain_ifd(ifd_ratio: float, comes_last: bool) -> str:
+    """Say how far the prompt helps a model to predict the answer; scores below zero come after all others."""
+    extent = f"{1 - ifd_ratio:.0%} less" if ifd_ratio < 1 else "no less"
+    consequence = ", so it comes after all others" if comes_last else ""
+    return f"its prompt makes the answer {extent} surprising (IFD {ifd_ratio:.2f}){consequence}"
+
+
+def _read_ifd(run_files: RunFiles, measured_rows: RowMeasurements) -> np.ndarray:
+    """Read the ratio beside each score by IFD; [N] float64, NaN where a row has none."""
+    scores = run_files.scores
+    if scores is None or "ifd" not in scores:
+        return np.full(len(measured_rows), np.nan)
+    return scores.set_index("example_id")["ifd"].reindex(measured_rows.row_ids).to_numpy(dtype=float)
 
 
 def _shorten(text: str) -> str:
