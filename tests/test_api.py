@@ -57,6 +57,10 @@ def test_every_form_of_rows_gives_the_same_selection(tmp_path):
     [
         ({"rows": "gone.jsonl"}, "no such file"),
         ({"rows": [1]}, "rows must be a path"),
+        ({"rows": []}, "there are no rows in this list"),
+        ({"rows": pd.DataFrame(columns=["instruction", "output"])}, "there are no rows in this DataFrame"),
+        ({"rows": [{"instruction": "a", "output": 5}]}, "^rows, line 1, row 0: column 'output' holds 5, not text"),
+        ({"rows": datasets.Dataset.from_list([{"question_of": "a"}])}, "^rows has no column 'instruction'"),
         ({"rows": (row for row in ROWS)}, "rows must be a path, .* got generator"),
         ({"rows": datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS))}, "of one split, .* got DatasetDict"),
         ({"rows": datasets.Dataset.from_list(ROWS).to_iterable_dataset()}, "not streamed.* got IterableDataset"),

@@ -3,7 +3,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -141,7 +141,8 @@ def select_rows(
             "hydra.run.dir": folder,
             "report.figures": False,
         }
-        run_result = run_experiment([*overrides, *to_overrides(fixed_options), *to_overrides(options)])
+        all_overrides = [*overrides, *to_overrides(fixed_options), *to_overrides(options)]
+        run_result = _run_on_rows(all_overrides, rows, rows_path)
     example_ids = pd.read_parquet(folder / "subset.parquet")["example_id"].tolist()
     scores_path = folder / "scores.parquet"
     scores = pd.read_parquet(scores_path) if scores_path.is_file() else pd.DataFrame({"example_id": [], "score": []})
@@ -173,6 +174,16 @@ def select_from_log(run_folder: str | Path, output_folder: str | Path, overrides
     return RunResult(select(run_folder, output_folder, overrides))
 
 
+def _run_on_rows(overrides: Sequence[str], rows: Any, rows_path: Path | str) -> RunResult:
+    """Run an experiment; of rows that came without a file, errors name no file that nobody knows."""
+    try:
+        return run_experiment(overrides)
+    except UserError as error:
+        if isinstance(rows, str | Path):
+            raise
+        raise UserError(str(error).replace(f" (data.path={rows_path})", "").replace(str(rows_path), "rows")) from error
+
+
 def _proxy_overrides(proxy: str | Path) -> list[str]:
     named_proxies = {conf_file.stem for conf_file in (configuration_folder() / "proxy").glob("*.yaml")}
     if not isinstance(proxy, str | Path):
@@ -189,6 +200,8 @@ def _write_rows(rows: Any, folder: Path) -> Path | str:
         return rows
     if isinstance(rows, str | Path):
         return Path(rows).absolute()
+    if isinstance(rows, Sized) and not len(rows):
+        raise UserError(f"there are no rows in this {type(rows).__name__}; give one at least")
     if _library_of(rows) == "pandas" and type(rows).__name__ == "DataFrame":
         try:
             rows.to_parquet(folder / "rows.parquet", index=False)
