@@ -57,6 +57,7 @@ def test_every_form_of_rows_gives_the_same_selection(tmp_path):
     [
         ({"rows": "gone.jsonl"}, "no such file"),
         ({"rows": [1]}, "rows must be a path"),
+        ({"rows": ""}, "the path of the data is empty; name a file"),
         ({"rows": []}, "there are no rows in this list"),
         ({"rows": pd.DataFrame(columns=["instruction", "output"])}, "there are no rows in this DataFrame"),
         ({"rows": [{"instruction": "a", "output": 5}]}, "^rows, line 1, row 0: column 'output' holds 5, not text"),
@@ -76,6 +77,35 @@ def test_every_form_of_rows_gives_the_same_selection(tmp_path):
 def test_errors_are_raised_with_the_option(arguments, message):
     with pytest.raises(UserError, match=message):
         select_rows(**{"rows": ROWS, **arguments})
+
+
+@pytest.mark.parametrize("options", [{"until": "proxy", "scorer": "random"}, {"plan": {"only": True}}])
+def test_a_run_that_selects_no_rows_is_refused_in_words(options):
+    with pytest.raises(UserError, match="ended before it selected rows; leave out until and plan"):
+        select_rows(ROWS, proxy="tiny", **options, **OPTIONS)
+
+
+def test_a_folder_that_is_named_holds_the_run(tmp_path):
+    options = {"run_dir": tmp_path / "run", "report": {"page": False}}
+    selection = select_rows(ROWS, proxy="tiny", scorer="random", **options, **OPTIONS)
+    subset = pd.read_parquet(tmp_path / "run" / "subset.parquet")
+    assert subset["example_id"].tolist() == selection.example_ids and len(selection.rows) == 2
+    with pytest.raises(UserError, match="the rows were selected without a page"):
+        selection.report(tmp_path / "page.html")
+
+
+@pytest.mark.parametrize("overrides", ["until=select", [1], ["-m", "until=select"], None])
+def test_what_is_no_list_of_overrides_is_refused(overrides):
+    with pytest.raises(UserError, match="give a list of NAME=VALUE"):
+        run_experiment(overrides)
+
+
+@pytest.mark.parametrize("option", ["run_dir=", "cache.path=", "data.path=", "data.heldout.path="])
+def test_an_empty_name_is_not_the_working_folder(option, empty_folder, tmp_path):
+    (empty_folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    overrides = ["data=file", f"data.path={empty_folder / 'rows.jsonl'}", "proxy=tiny", "target=tiny", "logger=none"]
+    with pytest.raises(UserError, match=f"{option}''"):
+        run_experiment([*overrides, f"run_dir={tmp_path}", option])
 
 
 def test_an_experiment_runs_by_overrides(tmp_path):

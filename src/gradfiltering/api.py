@@ -57,7 +57,8 @@ class RowSelection:
     scores: "pd.DataFrame"
     rows: Any
     summary: dict[str, Any]
-    _run_folder: "tempfile.TemporaryDirectory[str]" = field(repr=False, compare=False)
+    _folder: Path = field(repr=False, compare=False)
+    _temporary_folder: "tempfile.TemporaryDirectory[str]" = field(repr=False, compare=False)
 
     @property
     def verdict(self) -> Verdict:
@@ -75,8 +76,14 @@ class RowSelection:
 
         Returns:
             The same path.
+
+        Raises:
+            UserError: the rows were selected without a page.
         """
-        return Path(shutil.copyfile(Path(self._run_folder.name) / "report.html", page_path))
+        written_page = self._folder / "report.html"
+        if not written_page.is_file():
+            raise UserError("the rows were selected without a page; leave out report.page=false")
+        return Path(shutil.copyfile(written_page, page_path))
 
 
 def run_experiment(overrides: Sequence[str] = ()) -> RunResult:
@@ -95,6 +102,7 @@ def run_experiment(overrides: Sequence[str] = ()) -> RunResult:
 
     if (
         not isinstance(overrides, Sequence)
+        or not all(isinstance(override_text, str) for override_text in overrides)
         or isinstance(overrides, str)
         or any(override_text in ("-m", "--multirun") for override_text in overrides)
     ):
@@ -129,20 +137,22 @@ def select_rows(
     """
     import pandas as pd
 
-    run_folder = tempfile.TemporaryDirectory(prefix="gradfiltering-")
-    folder = Path(run_folder.name)
+    temporary_folder = tempfile.TemporaryDirectory(prefix="gradfiltering-")
     with tempfile.TemporaryDirectory(prefix="gradfiltering-rows-") as rows_folder:
         rows_path = _write_rows(rows, Path(rows_folder))
         overrides = [*_proxy_overrides(proxy), f"scorer={scorer}", "data=file", "until=select", "logger=none"]
         fixed_options = {
             "data.path": rows_path,
             "selector.fraction": fraction,
-            "run_dir": folder,
-            "hydra.run.dir": folder,
+            "run_dir": temporary_folder.name,
+            "hydra.run.dir": temporary_folder.name,
             "report.figures": False,
         }
         all_overrides = [*overrides, *to_overrides(fixed_options), *to_overrides(options)]
         run_result = _run_on_rows(all_overrides, rows, rows_path)
+    folder = run_result.folder
+    if not (folder / "subset.parquet").is_file():
+        raise UserError("the run ended before it selected rows; leave out until and plan, or use run_experiment")
     example_ids = pd.read_parquet(folder / "subset.parquet")["example_id"].tolist()
     scores_path = folder / "scores.parquet"
     scores = pd.read_parquet(scores_path) if scores_path.is_file() else pd.DataFrame({"example_id": [], "score": []})
@@ -150,7 +160,8 @@ def select_rows(
     command = summary["verdict"]["command"]
     if command is not None and not isinstance(rows, str | Path):
         summary["verdict"]["command"] = command.replace(str(rows_path), "ROWS.jsonl")  # the file is gone by now
-    return RowSelection(example_ids, scores, _take_rows(rows, example_ids, folder), summary, run_folder)
+    selected_rows = _take_rows(rows, example_ids, folder)
+    return RowSelection(example_ids, scores, selected_rows, summary, folder, temporary_folder)
 
 
 def select_from_log(run_folder: str | Path, output_folder: str | Path, overrides: Sequence[str] = ()) -> RunResult:
@@ -196,7 +207,7 @@ def _proxy_overrides(proxy: str | Path) -> list[str]:
 
 def _write_rows(rows: Any, folder: Path) -> Path | str:
     """Write rows to a file, unless they are in one; return its path or address."""
-    if isinstance(rows, str) and is_address(rows):
+    if isinstance(rows, str) and (is_address(rows) or not rows.strip()):
         return rows
     if isinstance(rows, str | Path):
         return Path(rows).absolute()

@@ -125,6 +125,7 @@ def test_a_folder_with_nothing_but_a_log_is_enough(run_folder, tmp_path):
         (["selector=spice"], "SpiceSelector reads Projections"),
         (["selector.fraction=2"], r"selector.fraction=2"),
         (["scorer=nothing"], "Could not find 'scorer/nothing'"),
+        (["~selector"], "~selector has no effect on a selection from a log; give options of"),
         (["scorer.bins=3"], r"no option scorer\.bins; options of the run's scorer: _target_, epsilon, ddof"),
         (["+scorer.bins=3"], r"\+scorer\.bins=3 does not set an option; give it as scorer\.bins=value"),
     ],

@@ -35,7 +35,7 @@ def select_from_log(source_folder: Path | str, output_folder: Path | str, overri
         UserError: there is no log, an option is wrong, or the rows are too many.
     """
     for override in overrides:
-        if _group_of(override) not in USED_OPTIONS:
+        if _group_of(override) not in USED_OPTIONS or override.startswith("~"):
             raise UserError(
                 f"{override} has no effect on a selection from a log; give options of {', '.join(USED_OPTIONS)}"
             )

@@ -45,6 +45,12 @@ class RunSwitches:
     log_level: Literal["debug", "info", "warning", "error"]
     progress: bool
 
+    @model_validator(mode="after")
+    def _check_run_dir(self) -> "RunSwitches":
+        if not self.run_dir.strip():
+            raise UserError("a run needs a folder, and its name is empty; give one", None, ("run_dir",))
+        return self
+
 
 @options
 class TrainerOptions:

@@ -137,6 +137,8 @@ def find_data_files(path: str, split: str | None = None) -> list[DataFile]:
     Raises:
         UserError: nothing is there, nothing readable is there, the types differ, or the splits are several.
     """
+    if not path.strip():
+        raise UserError("the path of the data is empty; name a file, a folder or a glob")
     if is_address(path):
         return _check_kinds(public_address(path), _remote_data_files(path, split))
     path = LOCAL_ADDRESS.sub("", path)

@@ -85,7 +85,7 @@ class Cache:
     """
 
     def __init__(self, path: Path | str):
-        if not isinstance(path, str | Path):
+        if not isinstance(path, str | Path) or not str(path).strip():
             raise OptionsError(f"path must be a folder, got {path!r}", Cache, ("path",), "the name of a folder", path)
         with attributed_to(self, "path"):
             refuse_address(path)
