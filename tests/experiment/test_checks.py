@@ -107,10 +107,11 @@ def test_judging_on_the_rows_of_the_score_is_warned_of():
         ("target", 2, None, ResponseNLL(), ""),
         ("target", 1, None, ResponseNLL(), "there is only one; start several"),
         ("judge", 2, None, ResponseNLL(), "end the run with the stage target"),
-        ("target", 2, "4bit", ResponseNLL(), "spread weights that are not quantised"),
+        ("target", 2, "4bit", ResponseNLL(), ""),
+        ("target", 2, "8bit", ResponseNLL(), "take 4bit or weights that are not quantised"),
         ("target", 2, None, DirectPreference(0.5), "learn from responses"),
     ],
-    ids=["right", "one process", "answers", "quantised", "preferences"],
+    ids=["right", "one process", "answers", "4 bits", "8 bits", "preferences"],
 )
 def test_sharded_weights_are_refused_where_they_must_be_whole(
     until, processes, quantization, objective, message, monkeypatch

@@ -45,9 +45,19 @@ def load_small_target(
     dataset: InstructionDataset, folder: Path, quantization: Quantization | None = None, **shape: Any
 ) -> LanguageModel:
     """An untrained model with a tokenizer of the dataset's own text."""
+    save_small_target(dataset, folder, **shape)
+    return load_saved_target(folder, quantization)
+
+
+def save_small_target(dataset: InstructionDataset, folder: Path, **shape: Any) -> None:
+    """Writes an untrained model and a tokenizer of the dataset's own text into `folder/base`."""
     tokenizer = train_tokenizer([row["instruction"] + " " + row["output"] for row in dataset.rows], 300)
     new_model(SHAPE | shape, tokenizer, 0).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
+
+
+def load_saved_target(folder: Path, quantization: Quantization | None = None) -> LanguageModel:
+    """Loads what `save_small_target` wrote."""
     pretrained = PretrainedModel(str(folder / "base"), None, "fp32", "sdpa", False, quantization)
     return pretrained.load(torch.device("cpu"))
 

@@ -83,7 +83,7 @@ def refuse_sharded_weights(experiment: Experiment) -> None:
     """Refuse to spread a target's weights over processes where what the run does with them needs them whole.
 
     Raises:
-        UserError: there is one process, the run goes on to answers, or the weights would be quantised, or learn pairs.
+        UserError: there is one process, the run goes on to answers, or the weights would have 8 bits, or learn pairs.
     """
     if world_size() == 1:
         raise UserError("weights are spread over processes, and there is only one; start several, or keep them whole")
@@ -92,11 +92,10 @@ def refuse_sharded_weights(experiment: Experiment) -> None:
             "the first process generates the answers alone, for which it needs all weights; end the run with the stage "
             "target and answer with another program, or keep the weights whole"
         )
-    if getattr(experiment.target.base_model, "quantization", None) is not None:
+    if getattr(experiment.target.base_model, "quantization", None) == "8bit":
         raise UserError(
-            "quantised weights are stored in packed bytes with their scales beside them, and spreading those over "
-            "processes has not been shown to give the same weights (it takes GPUs to try); spread weights that are "
-            "not quantised, or keep quantised ones whole"
+            "weights in 8 bits change their own constants as they compute, and have not been shown to be the same when "
+            "they are spread over processes; take 4bit or weights that are not quantised, or keep them whole"
         )
     if reads_pairs(experiment.proxy.objective):
         raise UserError(

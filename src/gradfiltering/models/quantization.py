@@ -1,6 +1,8 @@
 """Base models whose frozen weights are quantised as they are loaded, for adapters trained on them (QLoRA)."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata, util
 from typing import Any, Literal
 
@@ -14,6 +16,7 @@ PACKAGE = "bitsandbytes"
 INSTALL_COMMAND = "python -m pip install 'gradfiltering[quantized]'"
 OLDEST_VERSION = (0, 46)  # the first that runs without CUDA, too
 DEVICES = ("cuda", "xpu", "cpu")
+WEIGHT_ATTRIBUTES = ("quant_state", "compress_statistics", "quant_type")  # of a 4-bit weight, beside its packed bytes
 
 
 def check_quantization_package() -> None:
@@ -80,6 +83,24 @@ def keep_weight_layout(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+@contextmanager
+def kept_quantization(module: nn.Module) -> Iterator[None]:
+    """Give 4-bit weights of a module their quantisation back when the block ends, which replaces them by others.
+
+    bitsandbytes gives the constants that a layer has to a weight that has none, such as packed bytes just gathered.
+    """
+    quantized_layers: list[tuple[Any, dict[str, Any]]] = [
+        (layer, {name: getattr(layer.weight, name) for name in WEIGHT_ATTRIBUTES})
+        for layer in module.modules()
+        if getattr(getattr(layer, "weight", None), "quant_state", None) is not None
+    ]
+    yield
+    for layer, attributes in quantized_layers:
+        layer.quant_state = attributes["quant_state"]
+        for name, value in attributes.items():
+            setattr(layer.weight, name, value)
 
 
 def weight_shape(weight: nn.Parameter) -> torch.Size:
