@@ -94,8 +94,9 @@ def _list_failures(
                 f"gradient norms fell from {unit} {early_epoch} to {late_epoch} for {drop_share:.0%} of "
                 f"examples (limit {limits.positive_drop_share:.0%}), median relative drop "
                 f"{median_drop:+.3f}: with negative drops, dividing by a small variance turns the order "
-                "over. Train longer (a later pair of epochs), raise the learning rate or the initial "
-                "spread of the adapters (init_b_std), or score by the inverse variance alone",
+                "over. Choose other snapshots (a later pair of epochs; where an epoch has more than about 40 "
+                "updates, an earlier pair, counted in updates), raise the learning rate or the initial spread of the "
+                "adapters (init_b_std), or score by the inverse variance alone",
             )
         )
     late_variance = values["relative_variance"][str(late_epoch)]
