@@ -18,7 +18,7 @@ def test_each_diagnostic_forbids_or_casts_doubt():
 
 def test_the_page_on_verdicts_names_every_diagnostic():
     text = (Path(__file__).parents[2] / "docs" / "verdict.md").read_text("utf-8")
-    forbidding, doubting = text.partition("| it forbids |")[2].split("| it casts doubt |")
+    forbidding, doubting = text.partition("| forbids use |")[2].split("| casts doubt |")
     assert all(f"`{name}`" in forbidding for name in FORBIDDING_DIAGNOSTICS)
     assert all(f"`{name}`" in doubting for name in DOUBTING_DIAGNOSTICS)
 
