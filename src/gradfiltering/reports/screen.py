@@ -103,7 +103,7 @@ def describe_selection(run_summary: Mapping[str, Any]) -> list[str]:
     )
     other_count = data_summary["unscored"] - held_out_count
     parts = [(held_out_count, "held out"), (other_count, "were not scored")]
-    left_out_words = ", ".join(f"{count:,} {words}" for count, words in parts if count)
+    left_out_words = ", ".join(f"{count:,} {fate}" for count, fate in parts if count)
     selected_words += f"; {left_out_words}" if left_out_words else ""
     scores_count = verdicts_are_usable(run_summary) and proxy_knows_rows(run_summary["diagnostics"])
     if "pws" not in run_summary or not scores_count:
