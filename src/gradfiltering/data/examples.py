@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset, Features, Value, concatenate_datasets
 from datasets import Sequence as SequenceFeature
+from numpy.typing import DTypeLike
 from rich.console import Console
 from rich.text import Text
 
@@ -45,6 +46,7 @@ WITHOUT_EFFECT = re.compile(
     r"name_or_path|is_local|local_files_only|model_max_length|(padding|truncation)_side|chat_template|"
     r".*_(file|token|tokens|tokens_decoder)"
 )
+READ_AT_ONCE = 10_000  # rows of a tokenised table
 SET_ASIDE = "held out for evaluation (data.heldout.share)"
 OTHER_PART = "of the other part of the study"
 
@@ -190,7 +192,7 @@ class Examples:
         """The examples with these ids, in ascending order of id."""
         row_positions = np.flatnonzero(np.isin(self.example_ids, np.asarray(example_ids)))
         selected_table = self.table.select(row_positions)
-        lost_tokens = np.asarray(selected_table.with_format("numpy")["lost_tokens"][:])
+        lost_tokens = read_numbers(selected_table, "lost_tokens", np.int32)
         return replace(
             self,
             table=selected_table,
@@ -214,11 +216,25 @@ class Rows:
     heldout: Examples | None
 
 
+def read_numbers(table: Dataset, column_name: str, dtype: DTypeLike) -> np.ndarray:
+    """Return a column of numbers. [N], of the type given.
+
+    It is read a few rows at a time: at once, a table of selected rows takes hundreds of bytes for each of them.
+    """
+    numbers = np.empty(len(table), dtype=dtype)
+    first_row = 0
+    for batch in table.select_columns([column_name]).with_format("arrow").iter(READ_AT_ONCE):
+        batch_numbers = batch[column_name].to_numpy()
+        numbers[first_row : first_row + len(batch_numbers)] = batch_numbers
+        first_row += len(batch_numbers)
+    return numbers
+
+
 def hash_examples(examples: Examples) -> str:
     """Digest of ids, tokens and the spans to learn."""
     digest = hashlib.sha256(np.ascontiguousarray(examples.example_ids).tobytes())
     column_names = ["input_ids", "supervised", *(REJECTED_COLUMNS if examples.is_paired else ())]
-    for batch in examples.table.select_columns(column_names).with_format("arrow").iter(10_000):
+    for batch in examples.table.select_columns(column_names).with_format("arrow").iter(READ_AT_ONCE):
         for column_name in column_names:
             column = batch[column_name].combine_chunks()
             digest.update(column.value_lengths().to_numpy(zero_copy_only=False).tobytes())
@@ -226,26 +242,26 @@ def hash_examples(examples: Examples) -> str:
     return digest.hexdigest()[:32]
 
 
-def digest_rows(examples: Examples) -> list[bytes]:
-    """Digest of each row's tokens, 16 bytes."""
-    return list(_iterate_digests(examples))
+def digest_rows(examples: Examples) -> np.ndarray:
+    """Return [N, 2] uint64, a digest of each row's tokens, equal for rows of equal tokens."""
+    digests = np.empty((len(examples), 2), dtype=np.uint64)
+    first_row = 0
+    for batch in examples.table.select_columns(["input_ids"]).with_format("arrow").iter(READ_AT_ONCE):
+        column = batch["input_ids"].combine_chunks()
+        row_ends = np.cumsum(column.value_lengths().to_numpy(zero_copy_only=False))
+        tokens = np.ascontiguousarray(column.flatten().to_numpy(zero_copy_only=False))
+        batch_digests = b"".join(
+            hashlib.blake2b(row_tokens.tobytes(), digest_size=16).digest()
+            for row_tokens in np.split(tokens, row_ends[:-1])
+        )
+        digests[first_row : first_row + len(column)] = np.frombuffer(batch_digests, dtype=np.uint64).reshape(-1, 2)
+        first_row += len(column)
+    return digests
 
 
 def number_equal_rows(examples: Examples) -> np.ndarray:
     """Return [N] int64: for each row the position of the first row of the same tokens."""
-    digests = bytearray()
-    for row_digest in _iterate_digests(examples):
-        digests += row_digest
-    return find_first_equal(np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2))
-
-
-def _iterate_digests(examples: Examples) -> Iterator[bytes]:
-    for batch in examples.table.select_columns(["input_ids"]).with_format("arrow").iter(10_000):
-        column = batch["input_ids"].combine_chunks()
-        row_ends = np.cumsum(column.value_lengths().to_numpy(zero_copy_only=False))
-        tokens = np.ascontiguousarray(column.flatten().to_numpy(zero_copy_only=False))
-        for row_tokens in np.split(tokens, row_ends[:-1]):
-            yield hashlib.blake2b(row_tokens.tobytes(), digest_size=16).digest()
+    return find_first_equal(digest_rows(examples))
 
 
 def hash_tokenizer(tokenizer: Any) -> str:
@@ -490,20 +506,18 @@ def _scorable(encoded_rows: Dataset) -> np.ndarray:
 def _examples(row_table: Dataset, unscored: list[tuple[int, str]], max_tokens: int) -> Examples:
     not_shown = Counter(name for names in row_table["not_shown"] for name in names)
     row_table = row_table.remove_columns("not_shown")
-    numpy_columns = row_table.with_format("numpy")
-    response_tokens = np.asarray(numpy_columns["response_tokens"][:], dtype=np.int32)
-    lost_tokens = np.asarray(numpy_columns["lost_tokens"][:])
-    lengths = np.asarray(numpy_columns["tokens"][:], dtype=np.int32)
+    lost_tokens = read_numbers(row_table, "lost_tokens", np.int32)
+    lengths = read_numbers(row_table, "tokens", np.int32)
     sequence_lengths = None
     if "rejected_tokens" in row_table.column_names:
-        rejected_lengths = np.asarray(numpy_columns["rejected_tokens"][:], dtype=np.int32)
+        rejected_lengths = read_numbers(row_table, "rejected_tokens", np.int32)
         sequence_lengths = np.stack([lengths - rejected_lengths, rejected_lengths], 1)
         row_table = row_table.remove_columns("rejected_tokens")
     return Examples(
         table=row_table,
-        example_ids=np.asarray(numpy_columns["example_id"][:], dtype=np.int64),
+        example_ids=read_numbers(row_table, "example_id", np.int64),
         lengths=lengths,
-        response_tokens=response_tokens,
+        response_tokens=read_numbers(row_table, "response_tokens", np.int32),
         truncated=int(np.count_nonzero(lost_tokens)),
         lost_tokens=int(lost_tokens.sum()),
         max_tokens=max_tokens,

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from gradfiltering.data.batches import LengthBatches, collate
 from gradfiltering.data.examples import Examples, digest_rows
+from gradfiltering.data.row_duplicates import find_first_equal
 from gradfiltering.distributed.process_group import gather_from_ranks, run_on_rank_zero, world_size
 from gradfiltering.distributed.row_measurements import share_of_this_rank
 from gradfiltering.ensembles.batch_settings import FORWARD_TOKENS, BatchSettings
@@ -29,7 +29,6 @@ from gradfiltering.runs.sizes import format_bytes
 PREFIX_VERSION = 2  # raise it when the same rows would have other states
 FROZEN_PREFIX = "frozen_prefix"  # kind of result
 INDEX_FILE, LENGTHS_FILE, DIGESTS_FILE = "index.json", "lengths.npy", "digests.npy"
-DIGEST_BYTES = 16
 SHARD_BYTES = 128 << 20
 FREE_DISK_SHARE = 0.9  # of the free space, at most so much is taken
 RAW_TYPES = {torch.float64: "<f8", torch.float32: "<f4", torch.bfloat16: "<i2", torch.float16: "<i2"}
@@ -65,12 +64,12 @@ class PrefixStates:
         return {**vars(self), "_shards": {}}
 
     @classmethod
-    def open(cls, cached_result: CachedResult, digests: Sequence[bytes]) -> "PrefixStates":
+    def open(cls, cached_result: CachedResult, digests: np.ndarray) -> "PrefixStates":
         """Open what `keep_prefix_states` made.
 
         Args:
             cached_result: states of these rows, perhaps among others.
-            digests: of the rows.
+            digests: [K, 2] uint64, of the rows.
         """
         folder = cached_result.path
         positions = _find_rows(cached_result, digests)
@@ -91,12 +90,11 @@ class PrefixStates:
         """Return [rows, padded_length, D] states; padding repeats the last token's, so that it is finite."""
         raw_type = np.dtype(RAW_TYPES[self.dtype])
         states = np.empty((len(row_positions), padded_length, self.width), raw_type)
-        row_ends = np.cumsum(self.lengths, dtype=np.int64)  # in tokens, over all shards
         rows = self.positions[row_positions]
         shard_numbers = np.searchsorted(self.first_rows, rows, side="right") - 1
         for row_states, row, shard_number in zip(states, rows, shard_numbers, strict=True):
             first_row, row_length = self.first_rows[shard_number], self.lengths[row]
-            row_start = row_ends[row] - row_length - (row_ends[first_row] - self.lengths[first_row])
+            row_start = int(self.lengths[first_row:row].sum(dtype=np.int64))  # in tokens of the shard
             shard = self._map_shard(int(shard_number))
             row_states[:row_length] = shard[row_start : row_start + row_length]
             row_states[row_length:] = row_states[row_length - 1]
@@ -161,9 +159,7 @@ def count_prefix_bytes(prefix: FrozenPrefix, examples: Examples) -> int:
     return examples.tokens * prefix.state_width * prefix.state_dtype.itemsize
 
 
-def _prefix_keys(
-    prefix: FrozenPrefix, digests: Sequence[bytes], model_hash: str
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def _prefix_keys(prefix: FrozenPrefix, digests: np.ndarray, model_hash: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the part of the key that all sets of rows share, and the key of these rows."""
     assert prefix.state_dtype is not None
     shared_key = {
@@ -172,11 +168,11 @@ def _prefix_keys(
         "first_layer": prefix.first_layer,
         "precision": _name_type(prefix.state_dtype),
     }
-    return shared_key, {**shared_key, "tokens": hashlib.sha256(b"".join(digests)).hexdigest()}
+    return shared_key, {**shared_key, "tokens": hashlib.sha256(digests.data).hexdigest()}
 
 
 def _find_states(
-    cache: Cache, key: dict[str, Any], shared_key: dict[str, Any], digests: Sequence[bytes]
+    cache: Cache, key: dict[str, Any], shared_key: dict[str, Any], digests: np.ndarray
 ) -> PrefixStates | None:
     """Find the states of these rows, or of more."""
     kept_keys = [
@@ -195,17 +191,16 @@ def _find_states(
     return None
 
 
-def _find_rows(cached_result: CachedResult, digests: Sequence[bytes]) -> np.ndarray | None:
+def _find_rows(cached_result: CachedResult, digests: np.ndarray) -> np.ndarray | None:
     """Return the positions of rows among those that are kept; None where one is missing."""
-    kept_digests = np.load(cached_result.path / DIGESTS_FILE)  # [N, 16] uint8
-    kept_positions = {digest.tobytes(): position for position, digest in enumerate(kept_digests)}
-    positions = [kept_positions.get(digest, -1) for digest in digests]
-    return None if min(positions) < 0 else np.asarray(positions)
+    kept_digests = np.load(cached_result.path / DIGESTS_FILE).view(np.uint64)  # [N, 2], [N, 16] bytes in the file
+    if np.array_equal(kept_digests, digests):
+        return np.arange(len(digests))
+    positions = find_first_equal(np.concatenate([kept_digests, digests]))[len(kept_digests) :]
+    return positions if (positions < len(kept_digests)).all() else None
 
 
-def _write_states(
-    rank_folder: Path, engine: FusedEngine, examples: Examples, pad_id: int, digests: Sequence[bytes]
-) -> None:
+def _write_states(rank_folder: Path, engine: FusedEngine, examples: Examples, pad_id: int, digests: np.ndarray) -> None:
     """Write all shards into the folder of rank zero, each rank those of its share."""
     prefix = engine.prefix
     assert prefix is not None and prefix.state_dtype is not None
@@ -237,7 +232,7 @@ def _write_states(
         shard.tofile(result_folder / _shard_name(shard_number))
     gather_from_ranks(None)  # all shards are written
     np.save(rank_folder / LENGTHS_FILE, examples.lengths)
-    np.save(rank_folder / DIGESTS_FILE, np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES))
+    np.save(rank_folder / DIGESTS_FILE, digests.view(np.uint8))
     index: dict[str, Any] = {
         "dtype": _name_type(prefix.state_dtype),
         "width": prefix.state_width,

@@ -64,6 +64,16 @@ def return_freed_memory(most_freed_bytes: int = MOST_FREED_BYTES) -> bool:
     return True
 
 
+def return_freed_buffers() -> None:
+    """Give back to the system what Arrow's allocator keeps of freed buffers; it is another one than the C library's.
+
+    Each parquet file that is written or read would leave some of it, up to several times the file's rows.
+    """
+    import pyarrow
+
+    pyarrow.default_memory_pool().release_unused()
+
+
 @cache
 def _find_c_library() -> Any:
     """Return the C library where it is one that tells what it holds and gives it back; else None."""

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from gradfiltering.distributed.process_group import gather_from_ranks, rank
 from gradfiltering.errors import UserError
 from gradfiltering.runs.files import explain_failed_writes
-from gradfiltering.runs.gradient_log import PIECE_ROWS, SCHEMA
+from gradfiltering.runs.gradient_log import SCHEMA
+from gradfiltering.runs.memory import return_freed_buffers
 from gradfiltering.shards.database import open_database, read_files
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class MeasurementShards:
             pq.write_table(pa.concat_tables(self._waiting), self.folder / file_name, use_dictionary=False)
         self.own_files.append(file_name)
         self._waiting, self._waiting_rows = [], 0
+        return_freed_buffers()
 
 
 def has_all_files(folder: Path, file_names: Sequence[str]) -> bool:
@@ -173,6 +175,7 @@ def _place_measurements(
                 return False
             measurements[positions, column_index] = column_values
         measured_count += len(measured_ids)
+        return_freed_buffers()
     measurements.flush()
     return measured_count == len(example_ids)
 
@@ -181,9 +184,9 @@ def _write_member(
     measurements_file: Path, merged_file: Path, example_ids: NDArray[np.int64], response_tokens: NDArray[np.int32]
 ) -> bool:
     """Write one member's rows by example id; False where a row has no loss."""
-    with pq.ParquetWriter(merged_file, SCHEMA) as writer:
-        for first_row in range(0, len(example_ids), PIECE_ROWS):
-            rows = slice(first_row, first_row + PIECE_ROWS)
+    with pq.ParquetWriter(merged_file, SCHEMA, use_dictionary=["response_tokens"]) as writer:
+        for first_row in range(0, len(example_ids), SHARD_ROWS):
+            rows = slice(first_row, first_row + SHARD_ROWS)
             piece_ids = example_ids[rows]
             measurements = np.fromfile(
                 measurements_file, np.float32, count=2 * len(piece_ids), offset=8 * first_row
@@ -193,6 +196,7 @@ def _write_member(
                 return False
             known_norms = pa.array(norms, from_pandas=True)  # null where it was not measured
             writer.write_table(pa.table([piece_ids, known_norms, losses, response_tokens[rows]], schema=SCHEMA))
+            return_freed_buffers()
     return True
 
 
