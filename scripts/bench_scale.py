@@ -123,8 +123,11 @@ def train_online(folder: Path, row_count: int) -> None:
     from gradfiltering.models.lora import LoraSettings, initial_adapters
     from gradfiltering.models.objectives import ResponseNLL
     from gradfiltering.runs.cache import Cache
+    from gradfiltering.runs.memory import keep_freed_memory, limit_kept_programs
     from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
 
+    keep_freed_memory()  # as a run does
+    limit_kept_programs()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     table = Dataset.from_file(str(write_tokens(folder / "tokens.arrow", row_count)))

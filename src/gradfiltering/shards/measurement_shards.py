@@ -26,6 +26,9 @@ SHARD_ROWS = 1 << 16  # measurements that a process holds before it writes them
 SHARD_SCHEMA = pa.schema(
     [("member", pa.int32()), ("example_id", pa.int64()), ("grad_norm", pa.float64()), ("loss", pa.float64())]
 )
+WAITING_TYPE = np.dtype(
+    [("member", "i4"), ("example_id", "i8"), ("has_norm", "?"), ("grad_norm", "f8"), ("loss", "f8")]
+)
 MEASUREMENTS_FILE = "measurements.bin"
 IDS_NAMED = 10  # in an error
 
@@ -34,7 +37,8 @@ class MeasurementShards:
     """Records the gradient norm and loss of rows in any order and on any rank, in files of a folder that all ranks see.
 
     Where losses alone are measured, the norms are null. No process holds more than `SHARD_ROWS` measurements, and none
-    is sent to another.
+    is sent to another. They wait in a single array: small ones, kept among the large buffers of training steps, would
+    leave the heap in pieces that later buffers do not fit into.
 
     Args:
         folder: shared by the ranks; made when the first file is written.
@@ -47,7 +51,7 @@ class MeasurementShards:
         self.members = members
         self.shard_rows = shard_rows
         self.own_files: list[str] = []
-        self._waiting: list[pa.Table] = []
+        self._waiting = np.empty(0, dtype=WAITING_TYPE)
         self._waiting_rows = 0
 
     def record(
@@ -63,21 +67,22 @@ class MeasurementShards:
             grad_norm: [M, B]; None where losses alone are measured.
             loss: [M, B], nats per response token.
         """
-        member_index = np.broadcast_to(np.arange(self.members, dtype=np.int32)[:, None], loss.shape)
-        columns = [
-            np.ravel(member_index),
-            np.ravel(np.broadcast_to(example_ids, loss.shape)),
-            pa.nulls(loss.size, pa.float64()) if grad_norm is None else np.ravel(grad_norm).astype(np.float64),
-            np.ravel(loss).astype(np.float64),
-        ]
-        self._waiting.append(pa.table(columns, schema=SHARD_SCHEMA))
-        self._waiting_rows += loss.size
+        first_row, end_row = self._waiting_rows, self._waiting_rows + loss.size
+        if end_row > len(self._waiting):
+            self._waiting = np.resize(self._waiting, self.shard_rows + loss.size)
+        batch = self._waiting[first_row:end_row].reshape(loss.shape)  # [M, B]
+        batch["member"] = np.arange(self.members)[:, None]
+        batch["example_id"] = example_ids
+        batch["has_norm"] = grad_norm is not None
+        batch["grad_norm"] = 0.0 if grad_norm is None else grad_norm
+        batch["loss"] = loss
+        self._waiting_rows = end_row
         if self._waiting_rows >= self.shard_rows:
             self._write()
 
     def list_files(self) -> list[str]:
         """Write what waits, and list the names of all ranks' files so far; every rank calls it."""
-        if self._waiting:
+        if self._waiting_rows:
             self._write()
         return list(chain.from_iterable(gather_from_ranks(self.own_files)))
 
@@ -87,11 +92,14 @@ class MeasurementShards:
 
     def _write(self) -> None:
         file_name = f"rank={rank()}-{uuid.uuid4().hex}.parquet"
+        waiting = self._waiting[: self._waiting_rows]
+        norms = pa.array(waiting["grad_norm"], mask=~waiting["has_norm"], from_pandas=False)  # NaN stays NaN
+        shard = pa.table([waiting["member"], waiting["example_id"], norms, waiting["loss"]], schema=SHARD_SCHEMA)
         with explain_failed_writes(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            pq.write_table(pa.concat_tables(self._waiting), self.folder / file_name, use_dictionary=False)
+            pq.write_table(shard, self.folder / file_name, use_dictionary=False)
         self.own_files.append(file_name)
-        self._waiting, self._waiting_rows = [], 0
+        self._waiting_rows = 0
         return_freed_buffers()
 
 
