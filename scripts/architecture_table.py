@@ -11,6 +11,7 @@ import datetime
 import sys
 import textwrap
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -65,11 +66,11 @@ def describe(comparison: Comparison) -> str:
     return textwrap.shorten(reason, REASON_CHARACTERS, placeholder=" …")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("machine", help="in words")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     lines, not_built = [], [f"- {name}: {reason}" for name, reason in sorted(NOT_SMALL.items())]

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 from gradfiltering.judging.base import Question
@@ -41,7 +42,8 @@ def questions(prompts: int) -> list[Question]:
     return pair_questions
 
 
-def judge(url: str, concurrency: int, timeout: float, replies: Path) -> OpenAIJudge:
+def make_judge(url: str, concurrency: int, timeout: float, replies: Path) -> OpenAIJudge:
+    """Make a judge that waits shortly before it asks again."""
     endpoint = ChatEndpoint(
         url, None, {}, concurrency, timeout, RetrySettings(attempts=12, first_wait=0.05, longest_wait=2.0)
     )
@@ -50,22 +52,24 @@ def judge(url: str, concurrency: int, timeout: float, replies: Path) -> OpenAIJu
     return OpenAIJudge(endpoint, ChatRequest("bench", 0.0, "max_tokens", {}), conversation, limits)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Judge through a server of its own, and print what it took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=1030, help="each asked in both orders (%(default)s)")
     parser.add_argument("--concurrency", type=int, default=64, help="(%(default)s)")
     parser.add_argument("--latency", type=float, default=0.5, help="of the server, seconds (%(default)s)")
     parser.add_argument("--faults", type=float, default=0.0, help="share of calls that go wrong (%(default)s)")
     parser.add_argument("--timeout", type=float, default=5.0, help="of the client, seconds (%(default)s)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     command = [sys.executable, str(SERVER), "--latency", str(options.latency), "--faults", str(options.faults)]
     server = subprocess.Popen([*command, "--client-timeout", str(options.timeout)], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
     try:
         port = int(server.stdout.readline())
         pair_questions = questions(options.prompts)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "replies.sqlite"
-            client = judge(f"http://127.0.0.1:{port}/v1", options.concurrency, options.timeout, file)
+            client = make_judge(f"http://127.0.0.1:{port}/v1", options.concurrency, options.timeout, file)
             client.endpoint.check_secrets()  # the client's library is imported before the clock starts
             started, busy = time.perf_counter(), time.process_time()
             replies = client.answer_questions(pair_questions)
@@ -73,6 +77,8 @@ def main() -> None:
         server_log = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/log"))
     finally:
         server.kill()
+        server.wait()
+        server.stdout.close()
     allowed = math.ceil(len(server_log["log"]) / options.concurrency) * options.latency
     judged = sum(reply.scores is not None for reply in replies)
     print(f"{len(pair_questions)} questions, {judged} judged, {len(server_log['log'])} requests in {seconds:.1f} s")

@@ -3,7 +3,7 @@
 python scripts/bench_memory.py --members 1 3 5 10 20 --rows 1000 10000
 
 Every cell is a process of its own that trains the tiny proxy's shape on rows of the task generator for a few steps and
-says how much its peak memory grew over what it held before the first step.
+prints how much its peak memory grew over what it held before the first step.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,10 +21,9 @@ import psutil
 import torch
 from datasets import concatenate_datasets
 
-from bench_gradients import peak_mb, reset_peak
 from gradfiltering.data.batches import LengthBuckets
-from gradfiltering.data.dataset import Columns
 from gradfiltering.data.examples import Encoder
+from gradfiltering.data.schemas import Columns
 from gradfiltering.ensembles.data_module import EnsembleDataModule
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.ensembles.proxy_ensemble import ProxyEnsemble
@@ -32,7 +32,8 @@ from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.models.lora import LoraSettings, initial_adapters
 from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.runs.cache import Cache
-from gradfiltering.runs.memory import keep_freed_memory, limit_kept_programs
+from gradfiltering.runs.environment import peak_memory_bytes, reset_peak_memory
+from gradfiltering.runs.memory import keep_freed_memory, limit_kept_programs, return_freed_memory
 from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
 from gradfiltering.synthetic.task_generator import prose
@@ -41,7 +42,8 @@ from gradfiltering.synthetic.task_source import TaskSource
 POOL = 5000  # different rows of the task generator; more of them are these again
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a process for each cell of the table and print its line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--members", type=int, nargs="+", default=[1, 3, 5, 10, 20])
     parser.add_argument("--rows", type=int, nargs="+", default=[1000, 10000])
@@ -49,16 +51,16 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--tokens", type=int, nargs="+", default=[8192], help="padded tokens computed at once")
     parser.add_argument("--cell", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.cell:
-        print(json.dumps(cell(options.members[0], options.rows[0], options.tokens[0], options)))
+        print(json.dumps(measure_cell(options.members[0], options.rows[0], options.tokens[0], options)))
         return
     print("tokens at once | rows | members | MiB before | MiB of growth")
     for tokens in options.tokens:
         for rows in options.rows:
             for members in options.members:
-                arguments = ["--members", members, "--rows", rows, "--tokens", tokens, "--steps", options.steps]
-                command = [sys.executable, __file__, "--cell", *map(str, arguments)]
+                cell_options = ["--members", members, "--rows", rows, "--tokens", tokens, "--steps", options.steps]
+                command = [sys.executable, __file__, "--cell", *map(str, cell_options)]
                 command += ["--batch-size", str(options.batch_size)]
                 cell_process = subprocess.run(command, capture_output=True, text=True, check=True)
                 cell_memory = json.loads(cell_process.stdout.splitlines()[-1])
@@ -68,13 +70,13 @@ def main() -> None:
                 )
 
 
-def cell(members: int, rows: int, tokens: int, options: argparse.Namespace) -> dict[str, float]:
-    """Trains `members` on `rows` rows and measures."""
+def measure_cell(members: int, rows: int, tokens: int, options: argparse.Namespace) -> dict[str, float]:
+    """Train members on rows for a few steps; return the MiB before the first step, and those of growth."""
     keep_freed_memory()
     limit_kept_programs()
     tokenizer = train_tokenizer(prose(100_000, 0), 1024)
-    nothing = PlantedDefects(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    source = TaskSource(min(rows, POOL), 0, None, "alpaca", Columns("instruction", "input", "output"), nothing)
+    columns = Columns("instruction", "input", "output")
+    source = TaskSource(min(rows, POOL), 0, None, "alpaca", columns, PlantedDefects())
     with tempfile.TemporaryDirectory() as scratch:
         records = source.load(0)
         many = concatenate_datasets([records.rows] * -(-rows // len(records))).select(range(rows))
@@ -102,10 +104,12 @@ def cell(members: int, rows: int, tokens: int, options: argparse.Namespace) -> d
             enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
         device = torch.device("cpu")
-        start_mb = psutil.Process().memory_info().rss / 2**20
-        reset_peak(device)
+        return_freed_memory(0)
+        reset_peak_memory(device)
+        start_bytes = psutil.Process().memory_info().rss
         trainer(max_steps=options.steps, max_epochs=1000).fit(module, datamodule=data)
-        return {"before": start_mb, "growth": peak_mb(device) - start_mb}
+        growth = peak_memory_bytes(device) - start_bytes
+        return {"before": start_bytes / 2**20, "growth": growth / 2**20}
 
 
 if __name__ == "__main__":

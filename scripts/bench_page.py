@@ -1,6 +1,7 @@
-"""Opening and searching a page in headless Chromium: size, first paint, searching, sorting, console and network.
+"""Open and search a page in headless Chromium: size, first paint, searching, sorting, console and network.
 
-PYTHONPATH=. python scripts/bench_page.py logs/runs/…/report.html --search poem python "three tips" --screenshots shots/
+    export PYTHONPATH=.  # for the browser among the tests
+    python scripts/bench_page.py logs/runs/…/report.html --search poem python "three tips" --screenshots shots/
 
 First paint is the browser's first-contentful-paint. A search or a sort is timed from the event to the frame that shows
 its answer. Needs Chromium and what the tests need (`pip install -e '.[dev]'`).
@@ -11,6 +12,7 @@ import asyncio
 import base64
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +33,13 @@ SORT = """new Promise((done) => {
 PAINT = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
 
 
-def main() -> None:
+def main(command_line: Sequence[str] | None = None) -> None:
+    """Measure one page and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("page", type=Path)
     parser.add_argument("--search", nargs="+", default=["a", "the", "poem", "no such words"])
     parser.add_argument("--screenshots", type=Path, help="folder for pictures: 1440 and 390 pixels, light and dark")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(command_line)
     measurements: dict[str, Any] = {"size_mb": round(arguments.page.stat().st_size / 1e6, 2)}
 
     async def measure(tab: Any) -> None:

@@ -9,15 +9,15 @@ are timed through a hook of DDP.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 ROOT = Path(__file__).parents[1]
 COMMON = ["logger=none", "report.page=false", "progress=false", "until=select"]
@@ -25,14 +25,14 @@ COLLECTIVES = ("all_reduce", "all_gather_object", "broadcast_object_list", "barr
 STAGES = ("base_model", "proxy")
 
 
-def main() -> None:
+def main(command_line: Sequence[str] | None = None) -> None:
     """Run each number of processes and print a line for each."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--json", type=Path, help="write the measurements there")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="options of all runs, after --")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(command_line)
     if arguments.child is not None:
         run_child(arguments.child, arguments.overrides)
         return
@@ -127,16 +127,17 @@ def run_child(folder: Path, overrides: list[str]) -> None:
     def init_with_hook(strategy: Any, *positional: Any, **keywords: Any) -> None:
         init_strategy(strategy, *positional, **{"ddp_comm_hook": timed_exchange, **keywords})
 
-    for name in COLLECTIVES:
-        setattr(torch.distributed, name, timed(getattr(torch.distributed, name)))
-    StageRunner.run = run_timed  # type: ignore[method-assign]
-    DDPStrategy.__init__ = init_with_hook  # type: ignore[method-assign]
-    run_experiment(overrides)
-    usage = resource.getrusage(resource.RUSAGE_SELF)
+    timed_collectives: dict[str, Any] = {name: timed(getattr(torch.distributed, name)) for name in COLLECTIVES}
+    with (
+        patch.multiple(torch.distributed, **timed_collectives),
+        patch.object(StageRunner, "run", run_timed),
+        patch.object(DDPStrategy, "__init__", init_with_hook),
+    ):
+        run_experiment(overrides)
     content = {
         "stages": stage_seconds,
         "collectives": {name: collective_seconds[name] for name in stage_seconds},
-        "processor_seconds": usage.ru_utime + usage.ru_stime,
+        "processor_seconds": time.process_time(),
     }
     (folder / f"rank-{own_rank}.json").write_text(json.dumps(content), encoding="utf-8")
 

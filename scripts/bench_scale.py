@@ -34,7 +34,8 @@ MIB, GIB = 2**20, 2**30
 EPOCHS = (1, 2)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure each number of rows in turn."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "measurement", choices=["log", "scored", "select-scored", "online", "train-online", "hygiene", "check-hygiene"]
@@ -43,7 +44,9 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=5)
     parser.add_argument("--folder", type=Path, required=True, help="scratch folder; its files serve again")
     parser.add_argument("--alpaca", type=Path, help="alpaca_data.json, for hygiene")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    if options.measurement == "hygiene" and options.alpaca is None:
+        parser.error("hygiene needs --alpaca alpaca_data.json")
     for row_count in options.rows:
         if options.measurement == "log":
             measure_log(options.folder / f"log-{row_count}", row_count, options.members)
@@ -188,11 +191,12 @@ def anonymous_memory_printed() -> Iterator[None]:
     """Print the memory that no file stands behind, before the block and at most, sampled every 50 ms."""
 
     def anonymous_mib() -> float:
-        found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"))
-        assert found is not None
-        return int(found[1]) / 1024
+        anonymous_line = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"))
+        assert anonymous_line is not None
+        return int(anonymous_line[1]) / 1024
 
-    before, samples, ended = anonymous_mib(), [], threading.Event()
+    before, ended = anonymous_mib(), threading.Event()
+    samples = [before]
 
     def sample() -> None:
         while not ended.wait(0.05):
@@ -248,21 +252,14 @@ def check_rows_hygiene(folder: Path, row_count: int) -> None:
     """Look for signs of poor rows, and print how many show them and the memory it took."""
     import datasets
 
+    from file_rows import read_rows
     from gradfiltering.data.row_hygiene import check_hygiene
-    from gradfiltering.data.schemas import Columns
-    from gradfiltering.data.sources import FileSource, Heldout
     from gradfiltering.runs.cache import Cache
-    from gradfiltering.synthetic.planted_defects import PlantedDefects
 
     work_folder = folder / f"hygiene-{row_count}"
     shutil.rmtree(work_folder, ignore_errors=True)
     datasets.config.HF_DATASETS_CACHE = work_folder / "datasets"
-    source = FileSource(
-        path=str(folder / f"alpaca-{row_count}.jsonl"), limit=None, template="alpaca", schema="auto",
-        columns=Columns("instruction", "input", "output"), heldout=Heldout(None, 0, 0.0),
-        corrupt=PlantedDefects(0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
-    )  # fmt: skip
-    dataset = source.load(0)
+    dataset = read_rows(folder / f"alpaca-{row_count}.jsonl", None)
     processor_before = time.process_time()
     with anonymous_memory_printed():
         hygiene = check_hygiene(dataset, [], Cache(work_folder / "cache"))

@@ -10,8 +10,8 @@ neighbours, recall is the share of the nearest rows of 1,000 random ones that ar
 
 import argparse
 import json
-import resource
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,10 +19,13 @@ import torch
 
 from gradfiltering.requests import Embeddings, Evidence, Projections
 from gradfiltering.runs.environment import peak_memory_bytes
+from gradfiltering.selectors.base import Selection
 from gradfiltering.selectors.facility_location import FacilityLocationSelector, unit_rows
 from gradfiltering.selectors.k_center import KCenterSelector
 from gradfiltering.selectors.neighbours import find_nearest
 from gradfiltering.selectors.spice import SpiceSelector
+
+GreedySelector = SpiceSelector | FacilityLocationSelector | KCenterSelector
 
 CLUSTERS = 1000
 MEASURED_ROWS = 2000
@@ -39,12 +42,12 @@ def clustered_rows(count: int, width: int, seed: int) -> np.ndarray:
     return rows
 
 
-def selection_value(selector, points: np.ndarray, selection) -> float:
+def selection_value(selector: GreedySelector, points: np.ndarray, selection: Selection) -> float:
     """Value of a selection: what the selector makes large or, for k-center, small."""
     if isinstance(selector, FacilityLocationSelector):
         sample = np.random.default_rng(1).choice(len(points), size=min(MEASURED_ROWS, len(points)), replace=False)
         return selector.coverage_of(unit_rows(points[sample]), unit_rows(points[selection.example_ids]))
-    return selection.facts["radius" if isinstance(selector, KCenterSelector) else "log_determinant"]
+    return float(selection.facts["radius" if isinstance(selector, KCenterSelector) else "log_determinant"])
 
 
 def measure_recall(points: np.ndarray, count: int) -> float:
@@ -58,12 +61,8 @@ def measure_recall(points: np.ndarray, count: int) -> float:
     return float(np.mean(shares))
 
 
-def processor_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Select by each number of shards, and print a line for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--selector", choices=("spice", "facility_location", "k_center"), required=True)
     parser.add_argument("--rows", type=int, required=True)
@@ -72,21 +71,23 @@ def main() -> None:
     parser.add_argument("--shards", type=int, nargs="+", default=[1])
     parser.add_argument("--neighbours", type=int, help="of facility_location")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    if options.neighbours is not None and options.selector != "facility_location":
+        parser.error("--neighbours are of --selector facility_location")
     points = clustered_rows(options.rows, options.width, options.seed)
     no_tokens = np.zeros(options.rows, dtype=np.int32)
     results = {Embeddings(): points, Projections(): points[None]}
     evidence = Evidence(np.arange(options.rows), options.seed, no_tokens, no_tokens, None, results)
-    selector = {
+    selectors: dict[str, GreedySelector] = {
         "spice": SpiceSelector(None, options.count, conflict=0.0),
         "facility_location": FacilityLocationSelector(None, options.count, neighbours=options.neighbours),
         "k_center": KCenterSelector(None, options.count),
-    }[options.selector]
+    }
     for shards in options.shards:
-        sharded = replace(selector, shards=shards)
-        started, started_processor = time.monotonic(), processor_seconds()
+        sharded = replace(selectors[options.selector], shards=shards)
+        started, started_processor = time.monotonic(), time.process_time()
         selection = sharded.select(evidence, options.rows, None)
-        seconds, processor = time.monotonic() - started, processor_seconds() - started_processor
+        seconds, processor = time.monotonic() - started, time.process_time() - started_processor
         print(
             json.dumps(
                 {

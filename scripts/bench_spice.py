@@ -10,17 +10,18 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from gradfiltering.requests import Evidence, Projections
-from gradfiltering.runs.environment import peak_memory_bytes as peak_bytes
+from gradfiltering.runs.environment import peak_memory_bytes
 from gradfiltering.selectors.spice import SpiceSelector
 
 
-def projections(rows: int, width: int, spectrum: str, seed: int) -> np.ndarray:
-    """[1, N, K] float32."""
+def draw_projections(rows: int, width: int, spectrum: str, seed: int) -> np.ndarray:
+    """Draw [1, N, K] float32."""
     rng = np.random.default_rng(seed)
     directions = rng.standard_normal((rows, width), dtype=np.float32)
     if spectrum == "decaying":
@@ -29,7 +30,8 @@ def projections(rows: int, width: int, spectrum: str, seed: int) -> np.ndarray:
     return directions[None]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Select once and print what it took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=52_002)
     parser.add_argument("--width", type=int, default=1024)
@@ -40,8 +42,9 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=None)
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the gradients")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    gradients = projections(options.rows, options.width, options.spectrum, options.seed) * np.float32(options.scale)
+    options = parser.parse_args(arguments)
+    gradients = draw_projections(options.rows, options.width, options.spectrum, options.seed)
+    gradients *= np.float32(options.scale)
     no_tokens = np.zeros(options.rows, dtype=np.int32)
     evidence = Evidence(np.arange(options.rows), options.seed, no_tokens, no_tokens, None, {Projections(): gradients})
     selector = SpiceSelector(
@@ -51,7 +54,7 @@ def main() -> None:
     selection = selector.select(evidence, options.rows, None)
     seconds = time.monotonic() - started
     threads = os.environ.get("OMP_NUM_THREADS", f"{os.cpu_count()} cores")
-    peak = peak_bytes(torch.device("cpu")) / 2**30
+    peak = peak_memory_bytes(torch.device("cpu")) / 2**30
     measured = {"selected": len(selection.example_ids), "seconds": round(seconds, 1), "peak_gib": round(peak, 2)}
     print(json.dumps({**vars(options), "threads": threads, **measured, **selection.facts}))
 

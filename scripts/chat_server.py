@@ -11,6 +11,8 @@ import asyncio
 import hashlib
 import json
 import random
+from collections.abc import Sequence
+from typing import Any
 
 from aiohttp import web
 
@@ -18,6 +20,14 @@ KINDS = ("429", "500", "timeout", "cut", "garbage", "slow")
 
 
 class Server:
+    """Replies, and what was asked.
+
+    Attributes:
+        log: [digest of the request, what was done with it] of every request.
+        most_under_way: most requests at a time.
+        keys: `Authorization` headers that were sent.
+    """
+
     def __init__(self, latency: float, faults: float, unreadable: float, client_timeout: float, seed: int):
         self.latency, self.faults, self.unreadable = latency, faults, unreadable
         self.client_timeout = client_timeout
@@ -40,7 +50,7 @@ class Server:
         finally:
             self.under_way -= 1
 
-    async def answer(self, request: web.Request, body: dict, digest: str, kind: str) -> web.StreamResponse:
+    async def answer(self, request: web.Request, body: dict[str, Any], digest: str, kind: str) -> web.StreamResponse:
         await asyncio.sleep(self.latency)
         if kind == "429":
             headers = {"retry-after": "0.1"} if self.random.random() < 0.5 else {}
@@ -66,7 +76,8 @@ class Server:
             )
             await response.prepare(request)
             await response.write(content[: len(content) // 2])
-            request.transport.abort()
+            if request.transport is not None:
+                request.transport.abort()
             return response
         return web.Response(body=content, content_type="application/json")
 
@@ -82,18 +93,20 @@ async def serve(server: Server) -> None:
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0, backlog=1024)
     await site.start()
-    print(site._server.sockets[0].getsockname()[1], flush=True)
+    _, port = runner.addresses[0]
+    print(port, flush=True)
     await asyncio.Event().wait()
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve until the process is ended."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--latency", type=float, default=0.02, help="seconds to each reply (%(default)s)")
     parser.add_argument("--faults", type=float, default=0.0, help="share of calls that go wrong (%(default)s)")
     parser.add_argument("--unreadable", type=float, default=0.0, help="share of replies without scores (%(default)s)")
     parser.add_argument("--client-timeout", type=float, default=1.0, help="seconds the client waits (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     asyncio.run(serve(Server(**vars(options))))
 
 

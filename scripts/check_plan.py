@@ -13,8 +13,10 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 ROOT = Path(__file__).parents[1]
 COMMON = ["logger=none", "report.page=false", "progress=false", "eval.limit=8", "target.tuning.epochs=1"]
@@ -55,18 +57,17 @@ def run_child(overrides: list[str], counts_operations: bool) -> None:
     from gradfiltering import run_experiment
     from gradfiltering.runs.stages import StageRunner
 
-    if counts_operations:
-        run_stage = StageRunner.run
+    run_stage = StageRunner.run
 
-        def run_counted(runner: Any, stage_name: str, function: Any, *arguments: Any, **keywords: Any) -> Any:
-            counter = operation_counter()
-            with counter:
-                result = run_stage(runner, stage_name, function, *arguments, **keywords)
-            runner.summary["cost"][stage_name]["counted"] = counter.get_total_flops()
-            return result
+    def run_counted(runner: Any, stage_name: str, function: Any, *arguments: Any, **keywords: Any) -> Any:
+        counter = operation_counter()
+        with counter:
+            result = run_stage(runner, stage_name, function, *arguments, **keywords)
+        runner.summary["cost"][stage_name]["counted"] = counter.get_total_flops()
+        return result
 
-        StageRunner.run = run_counted  # type: ignore[method-assign]
-    run_experiment(overrides)
+    with patch.object(StageRunner, "run", run_counted if counts_operations else run_stage):
+        run_experiment(overrides)
 
 
 def compare(timed: dict[str, Any], counted: dict[str, Any]) -> dict[str, dict[str, float | None]]:
@@ -88,7 +89,7 @@ def compare(timed: dict[str, Any], counted: dict[str, Any]) -> dict[str, dict[st
     return stages
 
 
-def main() -> None:
+def main(command_line: Sequence[str] | None = None) -> None:
     """Compare plans with runs and print a line a stage."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", default=",".join(SIZES), help="comma-separated names of sizes")
@@ -96,7 +97,7 @@ def main() -> None:
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--count", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="further options of all runs, after --")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(command_line)
     if arguments.child:
         run_child(arguments.overrides, arguments.count)
         return

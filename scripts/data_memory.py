@@ -13,20 +13,17 @@ import resource
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import datasets
 import psutil
-from transformers import AutoTokenizer, GPT2TokenizerFast
 
+from file_rows import load_tokenizer, read_rows
 from gradfiltering.data.examples import Encoder
-from gradfiltering.data.schemas import Columns
-from gradfiltering.data.sources import FileSource, Heldout
 from gradfiltering.data.tokenising import TokenisingSettings
 from gradfiltering.runs.cache import Cache
-from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.pretraining import train_tokenizer
 from gradfiltering.synthetic.task_generator import generate_rows, prose
 
@@ -90,7 +87,7 @@ def measured(name: str, rows: int) -> Iterator[None]:
 
 
 def write_rows(path: Path, count: int) -> None:
-    """A file of rows as long as Alpaca's are on average, no two alike."""
+    """Write a file of rows as long as Alpaca's are on average, no two alike."""
     distinct_rows = generate_rows(DISTINCT_ROWS, 0, "train")
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
@@ -99,14 +96,15 @@ def write_rows(path: Path, count: int) -> None:
             file.write(json.dumps({**row, "instruction": f"{number}: {row['instruction']}", "output": output}) + "\n")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure each number of rows in turn."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", required=True)
     parser.add_argument("--folder", type=Path, required=True, help="scratch folder; what is made in it is deleted")
     parser.add_argument("--tokenizer", type=Path, help="folder of a tokenizer; without it, that of proxy=tiny")
     parser.add_argument("--max-tokens", type=int, default=512)
     parser.add_argument("--processes", type=int, help="that tokenise; without it, as many as a run would take")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     for row_count in options.rows:
         scratch = options.folder / "data_memory"
         scratch.mkdir(parents=True)
@@ -117,30 +115,20 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, row_count: int, scratch: Path) -> None:
-    """Each step of the data stage in turn."""
+    """Measure each step of the data stage in turn."""
     datasets.config.HF_DATASETS_CACHE = scratch / "cache"
     datasets.disable_progress_bars()
     path = scratch / "rows.jsonl"
     write_rows(path, row_count)
     print(f"{row_count:,} rows, {path.stat().st_size / MIB:.0f} MiB", flush=True)
-    if options.tokenizer is None:
-        tokenizer = train_tokenizer(prose(200_000, 0), 1024)
-    elif (options.tokenizer / "tokenizer.json").is_file():
-        tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
-    else:
-        tokenizer = GPT2TokenizerFast.from_pretrained(options.tokenizer)
-    nothing = PlantedDefects(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    columns = Columns("instruction", "input", "output")
-    source = FileSource(
-        path=str(path), limit=None, template="alpaca", schema="auto", columns=columns,
-        heldout=Heldout(None, 0, 0.0), corrupt=nothing,
-    )  # fmt: skip
+    own_tokenizer = options.tokenizer is None
+    tokenizer = train_tokenizer(prose(200_000, 0), 1024) if own_tokenizer else load_tokenizer(options.tokenizer)
     with measured("read and check", row_count):
-        records = source.load(0)
+        dataset = read_rows(path, None)
     settings = TokenisingSettings(options.processes or "auto")
     encoder = Encoder(tokenizer, options.max_tokens, Cache(scratch / "store"), settings)
     with measured(f"tokenise by {settings.count_processes(row_count)} processes", row_count):
-        examples = encoder.encode(records)
+        examples = encoder.encode(dataset)
     with measured("select a tenth", row_count):
         tenth = examples.select(examples.example_ids[::10])
     print(f"{len(examples):,} examples, {examples.tokens:,} tokens, a tenth of them {tenth.tokens:,}", flush=True)

@@ -259,7 +259,7 @@ def _describe_argument(target: Any, argument: str) -> str:
     try:
         hints = get_type_hints(target, include_extras=True)
         if isinstance(target, type) and argument not in hints:
-            hints = get_type_hints(target.__init__, include_extras=True)
+            hints = get_type_hints(inspect.getattr_static(target, "__init__"), include_extras=True)
     except (NameError, TypeError):
         return ""
     if argument not in hints:
@@ -315,8 +315,9 @@ def _show_value(value: Any) -> str:
 
 
 def _to_plain(node: Any) -> dict[str, Any]:
-    plain_node: dict[str, Any] = OmegaConf.to_container(node, resolve=False)
-    return plain_node
+    plain_node = OmegaConf.to_container(node, resolve=False)
+    assert isinstance(plain_node, dict), "every file of conf/ is a mapping"
+    return {str(name): value for name, value in plain_node.items()}
 
 
 if __name__ == "__main__":

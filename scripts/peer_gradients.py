@@ -70,11 +70,11 @@ def opacus_norms(model: PeftModel) -> MeasureNorms:
     def measure(adapters: Adapters, batch: Batch) -> Tensor:
         member_norms = []
         for member in range(member_count(adapters)):
-            parameters = _load_member(model, adapters, member)
+            _load_member(model, adapters, member)
             objective(split_model, batch).sum().backward()
-            member_norms.append(_norms(parameter.grad_sample for parameter in parameters))
-            for parameter in parameters:
-                parameter.grad = parameter.grad_sample = None
+            trained_parameters = [value for value in recording_model.parameters() if value.requires_grad]
+            member_norms.append(_norms(value.grad_sample for value in trained_parameters))
+            recording_model.zero_grad(set_to_none=True)
         return torch.stack(member_norms)
 
     return measure
@@ -85,12 +85,10 @@ def _trainable_parameters(model: PeftModel) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _load_member(model: PeftModel, adapters: Adapters, member: int) -> list[Tensor]:
-    """Copy one member's weights into the model, and return the model's parameters."""
-    parameters = _trainable_parameters(model)
-    for name, parameter in parameters.items():
+def _load_member(model: PeftModel, adapters: Adapters, member: int) -> None:
+    """Copy one member's weights into the model."""
+    for name, parameter in _trainable_parameters(model).items():
         parameter.copy_(adapters[name][member])
-    return list(parameters.values())
 
 
 def _norms(gradients: Iterable[Tensor]) -> Tensor:

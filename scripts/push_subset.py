@@ -8,6 +8,7 @@ Repositories are private unless --public. Until the licence in each card is fill
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,7 +101,7 @@ def push_uploads(uploads: list[Upload], api: HfApi, public: bool) -> list[str]:
     return addresses
 
 
-def main() -> None:
+def main(command_line: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path)
@@ -108,7 +109,7 @@ def main() -> None:
     parser.add_argument("--model", help="OWNER/NAME for the candidate's adapter")
     parser.add_argument("--public", action="store_true", help="a new repository is public")
     parser.add_argument("--dry-run", action="store_true", help="list what would be uploaded, and upload nothing")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(command_line)
     with plain_words():
         uploads = plan_uploads(arguments.run_dir, arguments.dataset, arguments.model)
         for upload in uploads:

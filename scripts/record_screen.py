@@ -14,8 +14,8 @@ import os
 import pty
 import struct
 import subprocess
-import sys
 import termios
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -30,7 +30,7 @@ ROWS, KEPT_LINES = 50, 2000
 COLOURS = {"brown": "yellow"}  # as pyte names what rich calls yellow
 
 
-def main() -> None:
+def main(command_line: Sequence[str] | None = None) -> None:
     """Run the command once for each width and write its screens."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--columns", type=int, nargs="+", default=[80, 160])
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--name", default="screen")
     parser.add_argument("--title", default="gradfiltering")
     parser.add_argument("command", nargs="+", help="after --")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(command_line)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     for columns in arguments.columns:
         lines = record(arguments.command, columns)
@@ -119,4 +119,4 @@ def _colour(name: str) -> str | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,6 +1,6 @@
 """Coverage of nominal 95 % intervals of a winning score over seeds, by simulation, and the rate of false stars.
 
-    python scripts/simulate_intervals.py [--experiments 2000] [--resamples 400] [--json FILE]
+    python scripts/simulate_intervals.py [--experiments 4000] [--resamples 400] [--json FILE]
 
 An outcome (1 win, 0 tie, -1 loss) comes of a normal variable cut at two thresholds, which is the sum of the effect, a
 part of the seed, one of the random subset drawn within the seed, one of the prompt (shared by all seeds, or each
@@ -11,7 +11,7 @@ there could be; a false star is an interval that leaves out no difference where 
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -105,7 +105,8 @@ def simulate_outcomes(setting: Setting, experiments: int, rng: np.random.Generat
 def average_draws(outcomes: np.ndarray, has_draw: np.ndarray) -> np.ndarray:
     """Average over the draws of each seed, [R, S, D, P] -> [R, S, P]."""
     weights = has_draw / has_draw.sum(1, keepdims=True)  # [S, D]
-    return np.einsum("rsdp,sd->rsp", outcomes.astype(np.float32), weights.astype(np.float32))
+    averages: np.ndarray = np.einsum("rsdp,sd->rsp", outcomes.astype(np.float32), weights.astype(np.float32))
+    return averages
 
 
 def spread_prompts(setting: Setting, cells: np.ndarray) -> np.ndarray:
@@ -158,7 +159,7 @@ def make_bootstrap(resamples: int, levels: tuple[str, ...], accelerated: bool = 
         rng, lows, highs = numpy_rng(0, "bootstrap", *levels), [], []
         uniform = np.full(setting.prompts, 1 / setting.prompts)
         for experiment in outcomes.astype(np.float32):  # [S, D, P]
-            seed_weights = np.ones((resamples, setting.seeds))
+            seed_weights: np.ndarray = np.ones((resamples, setting.seeds))
             if "seeds" in levels:
                 seed_weights = rng.multinomial(setting.seeds, [1 / setting.seeds] * setting.seeds, size=resamples)
             draw_weights = np.zeros((resamples, *has_draw.shape))
@@ -198,7 +199,8 @@ def accelerate(quantiles: np.ndarray, values: np.ndarray, seed_means: np.ndarray
         return quantiles
     bias, acceleration = stats.norm.ppf(share_below), (deviations**3).sum() / (6 * square_sum**1.5)
     ends = bias + stats.norm.ppf(quantiles)
-    return stats.norm.cdf(bias + ends / (1 - acceleration * ends))
+    moved_quantiles: np.ndarray = stats.norm.cdf(bias + ends / (1 - acceleration * ends))
+    return moved_quantiles
 
 
 def list_methods(resamples: int) -> dict[str, tuple[Callable[..., Interval], bool]]:
@@ -226,12 +228,13 @@ def measure_coverage(
     }
 
 
-def main() -> None:
+def main(command_line: Sequence[str] | None = None) -> None:
+    """Simulate every setting and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiments", type=int, default=4000, help="of each setting; a tenth for the slow methods")
     parser.add_argument("--resamples", type=int, default=400)
     parser.add_argument("--json", type=Path, help="write every setting's numbers there")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(command_line)
     started_at, lines = time.process_time(), []
     for setting in list_settings():
         rng = numpy_rng(0, "simulate intervals", *map(str, asdict(setting).values()))
@@ -242,8 +245,8 @@ def main() -> None:
     table = pd.DataFrame(lines)
     if arguments.json:
         arguments.json.write_text(table.to_json(orient="records", indent=1))
-    columns = {"lowest": "min", "mean": "mean", "highest": "max"}
-    summary = table.groupby("method", sort=False)["coverage"].agg(**columns)
+    coverage = table.groupby("method", sort=False)["coverage"]
+    summary = pd.DataFrame({"lowest": coverage.min(), "mean": coverage.mean(), "highest": coverage.max()})
     by_seeds = table.pivot_table(index="method", columns="seeds", values="coverage", aggfunc="min", sort=False)
     null_cases = table[table["effect"] == 0]
     summary["false stars, mean"] = null_cases.groupby("method")["stars"].mean()

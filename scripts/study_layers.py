@@ -15,6 +15,7 @@ is shared.
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
@@ -22,6 +23,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -39,7 +41,7 @@ TOLERANCE = 0.02  # of the gate: fewer layers may agree so much less with all th
 QUANTITIES = {"G_s": "early norm", "G_t": "late norm", "drop": "relative drop", "V_t": "variance", "gsnr": "G-SNR"}
 
 
-def main() -> None:
+def main(command_line: Sequence[str] | None = None) -> None:
     """Train what is missing, compare, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="file of rows in any supported form")
@@ -57,20 +59,16 @@ def main() -> None:
     parser.add_argument(
         "overrides", nargs="*", help="further options of the run, before the others here, such as precision=fp32"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(command_line)
     choices = [ALL_LAYERS, *arguments.layers]
     runs = {
         (seed, choice): measure(arguments, seed, choice) for seed, choice in itertools.product(arguments.seeds, choices)
     }
     results = {
-        "machine": f"{processor_name()}, {os.cpu_count()} cores",
-        "arguments": {
-            name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()
-        },
         "costs": [{"seed": seed, "layers": choice, **read_costs(run)} for (seed, choice), run in runs.items()],
         **compare(runs, arguments),
     }
-    arguments.json.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
+    write_results(arguments, results)
     table = write_table(results, choices)
     print(table)
     if arguments.table:
@@ -89,26 +87,57 @@ def measure(arguments: argparse.Namespace, seed: int, choice: str) -> Path:
     }  # fmt: skip
     described = "_".join(f"{name}-{value}" for name, value in settings.items() if value is not None)
     name = re.sub(r"[^\w.-]+", "-", described)
-    run_folder = arguments.folder.absolute() / "runs" / name
-    if (run_folder / "scores.parquet").is_file():
-        return run_folder
     early, late = arguments.epochs
-    command = [
-        sys.executable, str(ROOT / "train.py"), "data=file", f"data.path={arguments.data}",
-        f"data.limit={arguments.rows}", "data.heldout.rows=0", "heldout_member.train=false",
-        f"proxy={arguments.proxy}", "scorer=gsnr", "until=score", "logger=none", "report.page=false",
-        f"ensemble.m={arguments.members}", f"epochs.early={early}", f"epochs.late={late}", f"seed={seed}",
-        f"ensemble.lora.layers={choice}", f"cache.path={arguments.folder.absolute() / 'cache'}",
-        f"run_dir={run_folder}",
+    overrides = [
+        f"proxy={arguments.proxy}", f"ensemble.m={arguments.members}", f"epochs.early={early}", f"epochs.late={late}",
+        f"ensemble.lora.layers={choice}",
         *([f"ensemble.lr={arguments.lr}"] if arguments.lr else []),
         *([f"ensemble.batch_size={arguments.batch_size}"] if arguments.batch_size else []),
         *arguments.overrides,
     ]  # fmt: skip
-    print(f"seed {seed}, layers {choice}", flush=True)
+    return score_rows(arguments, name, arguments.rows, seed, overrides)
+
+
+def score_rows(arguments: argparse.Namespace, name: str, row_count: int, seed: int, overrides: Sequence[str]) -> Path:
+    """Run a study's configuration up to the scores in a process of its own, unless its scores are there.
+
+    Args:
+        arguments: of the study: `data`, and `folder` for the cache and the run folders.
+        name: of the run folder; a digest of the options is added, so that other data or another model is another run.
+        row_count: first rows of the file.
+        seed: of the run.
+        overrides: further options; of two that set the same, these count.
+
+    Returns:
+        The run folder, beside which the screen is kept as a file.
+    """
+    data_path, folder = Path(arguments.data).absolute(), arguments.folder.absolute()
+    options = [
+        "data=file", f"data.path={data_path}", f"data.limit={row_count}", "data.heldout.rows=0",
+        "heldout_member.train=false", "scorer=gsnr", "until=score", "logger=none", "report.page=false", f"seed={seed}",
+        *overrides,
+    ]  # fmt: skip
+    run_folder: Path = folder / "runs" / f"{name}_{hashlib.sha256(repr(options).encode()).hexdigest()[:8]}"
+    if (run_folder / "scores.parquet").is_file():
+        return run_folder
+    command = [sys.executable, str(ROOT / "train.py"), *options]
+    print(name, flush=True)
     run_folder.parent.mkdir(parents=True, exist_ok=True)
-    with (run_folder.parent / f"{name}.txt").open("a") as screen:
-        subprocess.run(command, check=True, stdout=screen, stderr=subprocess.STDOUT, cwd=ROOT)
+    with run_folder.with_suffix(".txt").open("a") as screen:
+        subprocess.run(
+            [*command, f"cache.path={folder / 'cache'}", f"run_dir={run_folder}"],
+            check=True, stdout=screen, stderr=subprocess.STDOUT, cwd=ROOT,
+        )  # fmt: skip
     return run_folder
+
+
+def write_results(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Write a study's numbers into its JSON file, with the machine and the arguments."""
+    plain_arguments = {
+        name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()
+    }
+    content = {"machine": f"{processor_name()}, {os.cpu_count()} cores", "arguments": plain_arguments, **results}
+    arguments.json.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
 def read_costs(run_folder: Path) -> dict[str, Any]:
@@ -167,13 +196,13 @@ def compare_quantities(first: dict[str, np.ndarray], second: dict[str, np.ndarra
 
 
 def write_table(results: dict[str, Any], choices: list[str]) -> str:
-    """Write a Markdown table of means over seeds, and the verdict of the gate on G-SNR."""
+    """Write a Markdown table of means over seeds, and which choices of layers pass the gate on G-SNR."""
     header = ["layers", *(f"{words} ρ / top" for words in QUANTITIES.values()), "seconds", "operations"]
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     noise = [entry for entry in results["between_seeds"] if entry["layers"] == ALL_LAYERS]
     if noise:
         lines.append(f"| all, of two seeds | {' | '.join(format_means(noise))} | | |")
-    verdicts = []
+    agreements = []
     for choice in choices:
         costs = [entry for entry in results["costs"] if entry["layers"] == choice]
         entries = [entry for entry in results["with_all_layers"] if entry["layers"] == choice]
@@ -185,15 +214,17 @@ def write_table(results: dict[str, Any], choices: list[str]) -> str:
         name = describe_choice(choice)
         lines.append(f"| {name} | {' | '.join(cells)} | {cost_cells} |")
         if entries and noise:
-            agrees = all(
-                mean_of(entries, "gsnr", measure_name) >= mean_of(noise, "gsnr", measure_name) - TOLERANCE
-                for measure_name in ("spearman", "overlap")
-            )
-            verdicts.append(f"{name}: {'agrees as well' if agrees else 'agrees less'}")
-    verdict_line = (
-        f"\nG-SNR against two seeds with each other, less {TOLERANCE}: {'; '.join(verdicts)}.\n" if verdicts else ""
+            agreements.append(f"{name}: agrees {'as well' if agrees_as_well(entries, noise) else 'less'}")
+    agreement_line = f"\nG-SNR against two seeds with each other, less {TOLERANCE}: {'; '.join(agreements)}.\n"
+    return "\n".join(lines) + "\n" + (agreement_line if agreements else "")
+
+
+def agrees_as_well(entries: list[dict[str, Any]], noise: list[dict[str, Any]]) -> bool:
+    """Check that G-SNR agrees as well as between two seeds, less the tolerance, by both measures."""
+    return all(
+        mean_of(entries, "gsnr", measure_name) >= mean_of(noise, "gsnr", measure_name) - TOLERANCE
+        for measure_name in ("spearman", "overlap")
     )
-    return "\n".join(lines) + "\n" + verdict_line
 
 
 def describe_choice(choice: str) -> str:

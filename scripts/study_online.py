@@ -12,29 +12,25 @@ Everything trained lies in the cache below `--folder`: an interrupted study goes
 
 import argparse
 import itertools
-import json
-import os
-import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from study_layers import (
     QUANTITIES,
-    TOLERANCE,
+    agrees_as_well,
     compare_quantities,
     compute_quantities,
     format_means,
-    mean_of,
-    processor_name,
+    score_rows,
+    write_results,
 )
 
-ROOT = Path(__file__).parents[1]
 WAYS = ("snapshot", "online")
 EPOCHS = (1, 2)
 
 
-def main() -> None:
+def main(command_line: Sequence[str] | None = None) -> None:
     """Measure what is missing, compare, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="file of rows in any supported form")
@@ -45,7 +41,7 @@ def main() -> None:
     parser.add_argument(
         "overrides", nargs="*", help="further options of the run, before the others here, such as proxy=smollm2"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(command_line)
     sizes = []
     for row_count in arguments.rows:
         runs = {
@@ -62,46 +58,27 @@ def main() -> None:
         ]
         sizes.append({"rows": row_count, "within_seeds": within_seeds, "between_seeds": between_seeds})
         print(write_table(sizes), flush=True)
-    results = {
-        "machine": f"{processor_name()}, {os.cpu_count()} cores",
-        "arguments": {
-            name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()
-        },
-        "sizes": sizes,
-    }
-    arguments.json.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
+    write_results(arguments, {"sizes": sizes})
 
 
 def measure(arguments: argparse.Namespace, row_count: int, seed: int, way: str) -> Path:
     """Measure the gradient log in one way, unless it is there, and return the run folder."""
-    run_folder = arguments.folder.absolute() / "runs" / f"rows-{row_count}_seed-{seed}_{way}"
-    if (run_folder / "scores.parquet").is_file():
-        return run_folder
-    command = [
-        sys.executable, str(ROOT / "train.py"), "data=file", f"data.path={arguments.data}",
-        f"data.limit={row_count}", "data.heldout.rows=0", "scorer=gsnr", "until=score", "logger=none",
-        "report.page=false", "heldout_member.train=false", f"seed={seed}", f"ensemble.collect={way}",
-        f"cache.path={arguments.folder.absolute() / 'cache'}", f"run_dir={run_folder}", *arguments.overrides,
-    ]  # fmt: skip
-    print(f"{row_count} rows, seed {seed}, {way}", flush=True)
-    run_folder.parent.mkdir(parents=True, exist_ok=True)
-    with (run_folder.parent / f"{run_folder.name}.txt").open("a") as screen:
-        subprocess.run(command, check=True, stdout=screen, stderr=subprocess.STDOUT, cwd=ROOT)
-    return run_folder
+    early, late = EPOCHS
+    overrides = [f"ensemble.collect={way}", f"epochs.early={early}", f"epochs.late={late}", *arguments.overrides]
+    return score_rows(arguments, f"rows-{row_count}_seed-{seed}_{way}", row_count, seed, overrides)
 
 
 def write_table(sizes: list[dict[str, Any]]) -> str:
-    """Write a Markdown table of means over seeds, with the verdict of the gate on G-SNR."""
+    """Write a Markdown table of means over seeds, and whether the steps pass the gate on G-SNR."""
     header = ["rows", "compared", *(f"{words} ρ / top" for words in QUANTITIES.values()), "G-SNR agrees"]
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     for size in sizes:
         within_seeds, between_seeds = size["within_seeds"], size["between_seeds"]
-        agrees = bool(between_seeds) and all(
-            mean_of(within_seeds, "gsnr", name) >= mean_of(between_seeds, "gsnr", name) - TOLERANCE
-            for name in ("spearman", "overlap")
-        )
-        verdict = ("as well" if agrees else "less") if between_seeds else "–"
-        lines.append(f"| {size['rows']:,} | steps with passes | {' | '.join(format_means(within_seeds))} | {verdict} |")
+        agreement = "–"
+        if between_seeds:
+            agreement = "as well" if agrees_as_well(within_seeds, between_seeds) else "less"
+        means = " | ".join(format_means(within_seeds))
+        lines.append(f"| {size['rows']:,} | steps with passes | {means} | {agreement} |")
         if between_seeds:
             lines.append(f"| | two seeds | {' | '.join(format_means(between_seeds))} | |")
     return "\n".join(lines) + "\n"

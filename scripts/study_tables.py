@@ -6,19 +6,22 @@
     python scripts/study_tables.py variance FOLDER… --factors seed ensemble.lr epochs ensemble.m
     python scripts/study_tables.py gradients FOLDER…
 
-`methods`: a row for each setting, as in `scripts/methods_table.py`, and beside it the differences between pairs of
-settings (`--compare`, else every two), seed by seed. `tasks`: held-out loss of each task, the tasks' shares among the
-chosen rows, and how the tasks' mean gradients point to each other. `kinds`: how often rows of a planted kind are chosen
-against their share of the pool, and their losses at both snapshots. `variance`: shares of the variance of AUC and of
-overlap with the largest setting's choice that each factor of a full design explains. `gradients`: the variance over
-members against losses, rankings by other scales of the same gradients, and agreement of norms between settings.
+`methods`: a row for each setting, the lowest held-out loss first, with the composition and cost of what it selected;
+and the differences between pairs of settings (`--compare`, else every two), seed by seed. Minutes are those that
+selecting took, or would have taken without the cache, and are as noisy as the machine. `tasks`: held-out loss of each
+task, the tasks' shares among the chosen rows, and how the tasks' mean gradients point to each other. `kinds`: how often
+rows of a planted kind are chosen against their share of the pool, and their losses at both snapshots. `variance`:
+shares of the variance of AUC and of overlap with the largest setting's choice that each factor of a full design
+explains. `gradients`: the variance over members against losses, rankings by other scales of the same gradients, and
+agreement of norms between settings.
 
 A setting is what differs between the jobs beside the seed. Values are means over seeds; intervals are of 95 %, over
 seeds, from three seeds on; a star marks what is left after Holm's correction over all tests of a table.
 """
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -38,6 +41,7 @@ from gradfiltering.statistics.rounding import share_of_count
 from gradfiltering.statistics.seed_intervals import estimate_mean_value
 from gradfiltering.statistics.stability import select_top
 from gradfiltering.statistics.variance_shares import share_variance
+from gradfiltering.synthetic.planted_defects import DEFECT_KINDS
 
 TOP_SHARE = 0.1
 LOSS, AREA = "held-out loss", "AUC, clean over planted"
@@ -45,14 +49,14 @@ LOSS, AREA = "held-out loss", "AUC, clean over planted"
 JobsBySetting = dict[str, dict[int, SweepJob]]
 
 
-def main() -> None:
+def main(command_line: Sequence[str] | None = None) -> None:
     """Read the jobs and print the tables asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=list(TABLES))
     parser.add_argument("folders", type=Path, nargs="+", help="of sweeps")
     parser.add_argument("--compare", nargs=2, action="append", default=[], metavar=("FIRST", "SECOND"))
     parser.add_argument("--factors", nargs="+", default=[], help="options of a full design, `seed` among them")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(command_line)
     sweep_jobs = [job for folder in arguments.folders for job in read_jobs(folder)]
     print("\n\n".join(TABLES[arguments.table](sweep_jobs, arguments)))
 
@@ -102,13 +106,13 @@ def write_estimates(rows: Sequence[SeedRow], extra_cells: Mapping[str, Mapping[s
     tested_rows = [row for row in rows if row.estimate.p is not None]
     corrected = correct_by_holm([row.estimate.p for row in tested_rows if row.estimate.p is not None])
     p_values = {(row.setting, row.measure): p for row, p in zip(tested_rows, corrected, strict=True)}
-    lines: dict[str, dict[str, str]] = {}
+    lines: defaultdict[str, dict[str, str]] = defaultdict(dict)
     for row in rows:
-        cells = lines.setdefault(row.setting, {})
+        cells = lines[row.setting]
         cells["seeds"] = str(max(row.estimate.seeds, int(cells.get("seeds", 0))))
         cells[row.measure] = format_estimate(row, p_values.get((row.setting, row.measure)))
-    for setting, cells in (extra_cells or {}).items():
-        lines.setdefault(setting, {}).update(cells)
+    for setting, further_cells in (extra_cells or {}).items():
+        lines[setting].update(further_cells)
     table = pd.DataFrame(lines).T.fillna("–").rename_axis("setting").to_markdown(disable_numparse=True)
     return f"{table}\n\n{len(tested_rows)} tests, corrected by Holm's method."
 
@@ -128,18 +132,37 @@ def format_estimate(row: SeedRow, p_holm: float | None) -> str:
 def write_methods(sweep_jobs: Sequence[SweepJob], arguments: argparse.Namespace) -> list[str]:
     """Write each setting against its baselines, and pairs of settings against each other."""
     settings = group_jobs(sweep_jobs)
-    rows = [row for setting, jobs in settings.items() for row in measure_setting(setting, jobs)]
-    minutes = {
-        setting: {"minutes of selecting": f"{fmean(job.selecting_seconds for job in jobs.values()) / 60:.1f}"}
-        for setting, jobs in settings.items()
-    }
+    costs = {setting: describe_selections(list(jobs.values())) for setting, jobs in settings.items()}
+    lowest_loss_first = sorted(settings, key=lambda setting: average_heldout_loss(settings[setting].values()))
     pairs = arguments.compare or list(combinations(settings, 2))
     unknown_names = {name for pair in pairs for name in pair} - set(settings)
     if unknown_names:
         raise SystemExit(f"no setting {', '.join(sorted(unknown_names))}; there are {', '.join(settings)}")
     differences = [row for first, second in pairs for row in compare_settings(settings, first, second)]
-    tables = [write_estimates(rows, minutes)]
+    rows = [row for setting in lowest_loss_first for row in measure_setting(setting, settings[setting])]
+    tables = [write_estimates(rows, costs)]
     return [*tables, write_estimates(differences)] if differences else tables
+
+
+def average_heldout_loss(jobs: Iterable[SweepJob]) -> float:
+    """Average the candidate's held-out loss over the jobs that have it; infinite where none has."""
+    losses = [loss for job in jobs if (loss := read_heldout_loss(job)) is not None]
+    return fmean(losses) if losses else float("inf")
+
+
+def describe_selections(jobs: Sequence[SweepJob]) -> dict[str, str]:
+    """Describe which share of the selected rows is of each kind of planted defect, and what selecting cost."""
+    cells = {}
+    shares = [(job.diagnostics.get("truth") or {}).get("share", {}) for job in jobs]
+    for kind in DEFECT_KINDS:
+        selected = [share[kind]["selected"] for share in shares if kind in share]
+        if selected:
+            cells[f"{kind} %"] = f"{100 * fmean(selected):.1f}"
+    cells["minutes of selecting"] = f"{fmean(job.selecting_seconds for job in jobs) / 60:.1f}"
+    peaks = [cost["peak_bytes"] for job in jobs for cost in job.summary.get("cost", {}).values()]
+    if peaks:
+        cells["peak GiB"] = f"{max(peaks) / 2**30:.2f}"
+    return cells
 
 
 def compare_settings(settings: JobsBySetting, first: str, second: str) -> list[SeedRow]:
@@ -160,12 +183,14 @@ def compare_settings(settings: JobsBySetting, first: str, second: str) -> list[S
 
 def read_heldout_loss(job: SweepJob) -> float | None:
     """Read the candidate's held-out loss, nats per response token."""
-    return job.summary.get("target", {}).get("candidate", {}).get("heldout_loss")
+    loss: float | None = job.summary.get("target", {}).get("candidate", {}).get("heldout_loss")
+    return loss
 
 
 def read_area(job: SweepJob) -> float | None:
     """Read the AUC of clean over planted rows."""
-    return job.diagnostics.get("truth", {}).get("auc", {}).get("scorer", {}).get("value")
+    area: float | None = job.diagnostics.get("truth", {}).get("auc", {}).get("scorer", {}).get("value")
+    return area
 
 
 # Tasks.
@@ -303,8 +328,8 @@ def write_variance(sweep_jobs: Sequence[SweepJob], arguments: argparse.Namespace
     if len(factors) < 2:
         raise SystemExit("name the factors of the design: --factors seed ensemble.m …")
     levels = {job: tuple(read_level(job, factor) for factor in factors) for job in sweep_jobs}
-    measures: dict[str, dict[tuple[str, ...], float]] = {"AUC": {}, "overlap with the largest setting": {}}
-    largest = find_largest(levels, factors)
+    measures: dict[str, dict[tuple[Hashable, ...], float]] = {"AUC": {}, "overlap with the largest setting": {}}
+    largest = find_largest(levels)
     for job, cell in levels.items():
         area, overlap = read_area(job), measure_overlap(job, largest[read_level(job, "seed")])
         if area is not None:
@@ -313,12 +338,12 @@ def write_variance(sweep_jobs: Sequence[SweepJob], arguments: argparse.Namespace
             measures["overlap with the largest setting"][cell] = overlap
     lines = {
         factor: {
-            f"{measure}, {name}": f"{getattr(share, attribute):.1%}"
+            f"{measure}, {name}": f"{value:.1%}"
             for measure, outcomes in measures.items()
             if len(set(outcomes.values())) > 1
             for share in share_variance(outcomes, factors)
             if share.factor == factor
-            for name, attribute in (("first order", "first_order"), ("total", "total"))
+            for name, value in (("first order", share.first_order), ("total", share.total))
         }
         for factor in factors
     }
@@ -345,7 +370,7 @@ def read_level(job: SweepJob, factor: str) -> str:
     return options[factor]
 
 
-def find_largest(levels: Mapping[SweepJob, tuple[str, ...]], factors: Sequence[str]) -> dict[str, SweepJob]:
+def find_largest(sweep_jobs: Iterable[SweepJob]) -> dict[str, SweepJob]:
     """Find each seed's largest setting: the most members, then the latest pair of snapshots, then the highest rate."""
 
     def size(job: SweepJob) -> tuple[float, float, float, float]:
@@ -353,7 +378,7 @@ def find_largest(levels: Mapping[SweepJob, tuple[str, ...]], factors: Sequence[s
         return (float(ensemble["m"]), float(job.epochs.late), float(job.epochs.early), float(ensemble.get("lr", 0.0)))
 
     largest: dict[str, SweepJob] = {}
-    for job in levels:
+    for job in sweep_jobs:
         seed = str(job.seed)
         if seed not in largest or size(job) > size(largest[seed]):
             largest[seed] = job
@@ -494,7 +519,7 @@ def correlate_jobs(first_job: SweepJob, second_job: SweepJob) -> dict[str, float
     first_columns, second_columns = (table.loc[shared_ids] for table in columns)
     return {
         name: spearman_correlation(first_columns[name].to_numpy(), second_columns[name].to_numpy())
-        for name in first_columns
+        for name in ("early norm", "late norm", "relative drop")
     }
 
 

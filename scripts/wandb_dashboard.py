@@ -9,6 +9,7 @@ Panels are named by the metrics that `logger=wandb` logs; runs of a sweep are on
 
 import argparse
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import wandb_workspaces.reports.v2 as wr
@@ -80,7 +81,8 @@ def _selected() -> list[Any]:
 def _sweep() -> list[Any]:
     option_columns = [wr.Config(name) for name in ("ensemble.m", "epochs.early", "epochs.late", "selector.fraction")]
     result_columns = [wr.SummaryMetric(name) for name in ("diagnostics/easiness", "pws/full/all/value")]
-    columns = [wr.ParallelCoordinatesPlotColumn(metric) for metric in (*option_columns, *result_columns)]
+    columns = [wr.ParallelCoordinatesPlotColumn(column) for column in option_columns]
+    columns += [wr.ParallelCoordinatesPlotColumn(column) for column in result_columns]
     return [
         wr.ParallelCoordinatesPlot(columns, title="Options and what came of them"),
         wr.ParameterImportancePlot(with_respect_to="pws/full/all/value"),
@@ -105,16 +107,17 @@ def _costs() -> list[Any]:
 
 def read_specification(workspace: ws.Workspace) -> dict[str, Any]:
     """Read the specification that W&B would be sent."""
-    return json.loads(workspace._to_model().model_dump_json(by_alias=True, exclude_none=True))
+    specification: dict[str, Any] = workspace._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)
+    return specification
 
 
-def main() -> None:
+def main(command_line: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--entity", required=True, help="user or team of W&B")
     parser.add_argument("--project", default="gradfiltering", help="as in logger.project")
     parser.add_argument("--dry-run", action="store_true", help="print what would be sent, and send nothing")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(command_line)
     workspace = build_workspace(arguments.entity, arguments.project)
     if arguments.dry_run:
         print(json.dumps(read_specification(workspace), indent=2))

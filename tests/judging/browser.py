@@ -52,9 +52,11 @@ class Page:
 
 async def drive(profile, url, script):
     """Starts a browser with its own profile, opens `url` and runs `await script(page)`."""
+    assert CHROMIUM is not None, f"none of {', '.join(NAMES)} is installed"
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-proxy-server"]
     command = [CHROMIUM, *options, "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"]
     browser = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert browser.stderr is not None
     try:
         address = ""
         while not (found := re.search(r"ws://([\d.:]+)/", address)):

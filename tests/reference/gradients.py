@@ -1,6 +1,7 @@
 """The slow, obviously correct twins of the gradient engines: one example and one member at a time, by autograd."""
 
 from dataclasses import replace
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -63,10 +64,10 @@ class LoopEngine(GradientEngine):
         losses, gradients = [], []
         for member in range(members):
             parameters = {name: stacked[member].detach().requires_grad_() for name, stacked in adapters.items()}
-            rows = batch if is_shared else batch.map_tensors(lambda t, m=member: t[m])
+            rows = batch if is_shared else batch.map_tensors(itemgetter(member))
             for row in range(len(rows.example_id)):
                 length = int((rows.labels[row] != IGNORED).nonzero()[:, -1].max()) + 1  # then padding
-                example = rows.map_tensors(lambda tensor, r=row: tensor[r : r + 1])
+                example = rows.map_tensors(itemgetter(slice(row, row + 1)))
                 example = replace(
                     example, input_ids=example.input_ids[..., :length], labels=example.labels[..., :length]
                 )

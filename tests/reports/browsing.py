@@ -5,6 +5,9 @@ import functools
 import json
 import shutil
 import subprocess
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.judging.browser import drive
@@ -24,7 +27,9 @@ OFF_THE_SHEET = """(() => {
 })()"""
 
 
-def browse(tmp_path, path, script, width=1200, theme="light"):
+def browse(
+    tmp_path: Path, path: Path, script: Callable[[Any], Awaitable[None]], width: int = 1200, theme: str = "light"
+) -> tuple[list[Any], list[str]]:
     """Opens the page, runs the script, and gives back what was said in the console and asked of the network."""
     noticed = []
 

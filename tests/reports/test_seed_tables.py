@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 from rich.console import Console
-from scripts.methods_table import build_table
 from tests.reports.folders import config_of, write_run
 
 from gradfiltering.judging.verdicts import Verdict, decide_verdict, write_verdicts
@@ -116,11 +115,3 @@ def test_the_sweep_prints_and_writes_it(sweep):
     page = (sweep / "sweep.html").read_text("utf-8")
     assert "What is left when all chance is counted?" in page and "Over seeds" in page
     assert (sweep / "tables" / "seeds.csv").read_text().startswith("setting,measure,seeds,by seed,value,low,high")
-
-
-def test_the_table_of_methods_stars_what_is_left_of_all_tests(sweep):
-    jobs = {setting: by_seed for setting, by_seed in group_by_setting(read_jobs(sweep), set()).items()}
-    table = build_table(jobs)
-    assert table.index.tolist() == ["gsnr", "raw_drop"]
-    assert table.loc["gsnr", "PWS against random"].endswith("]\\*")
-    assert "[" not in table.loc["raw_drop", "PWS against random"]

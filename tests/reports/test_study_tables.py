@@ -76,6 +76,21 @@ def test_settings_are_compared_seed_by_seed(tmp_path, read):
     assert pairs["gsnr − ifd"]["AUC, clean over planted"].startswith("-0.100")
 
 
+def test_methods_stand_by_loss_with_composition_and_cost(tmp_path, read):
+    for number, (scorer, loss, clean) in enumerate([("ifd", 2.0, 0.5), ("gsnr", 1.0, 0.75), ("gsnr", 1.5, 1.0)]):
+        make_job(
+            tmp_path, number, number, [f"scorer={scorer}"], target={"candidate": result_of(loss)},
+            diagnostics=truth_of(0.5, clean=(0.5, clean), gibberish=(0.5, 1 - clean)),
+            cost={"proxy": {"peak_bytes": 2**30 * (1 + number)}, "target": {"peak_bytes": 2**29}},
+        )  # fmt: skip
+    make_job(tmp_path, 3, 3, ["scorer=loss"])
+    methods, _ = read("methods")
+    assert list(methods) == ["gsnr", "ifd", "loss"]
+    assert methods["gsnr"]["clean %"] == "87.5" and methods["gsnr"]["gibberish %"] == "12.5"
+    assert methods["gsnr"]["peak GiB"] == "3.00" and methods["ifd"]["peak GiB"] == "1.00"
+    assert methods["loss"]["clean %"] == methods["loss"]["AUC, clean over planted"] == "–"
+
+
 def test_unknown_settings_are_named(tmp_path, read):
     make_job(tmp_path, 0, 0, ["scorer=gsnr"])
     with pytest.raises(SystemExit, match="no setting spice; there are all jobs"):

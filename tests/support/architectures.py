@@ -101,7 +101,7 @@ def causal_architectures() -> list[str]:
 def small_config(model_type: str) -> PretrainedConfig:
     """Shrink the default configuration of an architecture."""
     default_config = CONFIG_MAPPING[model_type]()
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(default_config)]
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(default_config)]
     if not issubclass(type(default_config), model_class.config_class):
         default_config = default_config.get_text_config()
     return type(default_config)(**{**_small_values(default_config), **FORCED.get(model_type, {})})
@@ -138,7 +138,7 @@ def small_model(model_type: str) -> nn.Module:
     config = small_config(model_type)
     torch.manual_seed(0)
     default_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    model_class = default_class or MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[model_type]]
+    model_class: Any = default_class or MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[model_type]]
     model = model_class._from_config(config, experts_implementation="eager").double().eval()
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
@@ -267,10 +267,11 @@ def _measure_by_loop(model_type: str, layers: str) -> tuple[PeftModel, Adapters,
         settings = LoraSettings(rank=2, alpha=4, target_modules=targets, init_b_std=0.3, layers=layers)
         model = settings.attach(small_model(model_type))
         adapters = {name: value.double() for name, value in initial_adapters(model, settings, (0, 1), 0).items()}
-        attention = model.get_base_model().config._attn_implementation
-        set_attention(model.get_base_model(), EAGER)
+        base_model: Any = model.get_base_model()
+        attention = base_model.config._attn_implementation
+        set_attention(base_model, EAGER)
         expected = _example_gradients(LoopEngine(model, ResponseNLL(), 10_000), adapters)
-        set_attention(model.get_base_model(), attention)
+        set_attention(base_model, attention)
     except Exception as error:  # whatever a configuration made small does not allow
         first_line = (str(error).splitlines() or [""])[0]
         raise NotSmallError(f"{type(error).__name__}: {first_line[:140]}") from error
