@@ -28,6 +28,7 @@ from gradfiltering.selectors.spice import SpiceSelector
 GreedySelector = SpiceSelector | FacilityLocationSelector | KCenterSelector
 
 CLUSTERS = 1000
+BLOCK_ROWS = 1 << 16
 MEASURED_ROWS = 2000
 RECALLED_ROWS = 1000
 
@@ -37,8 +38,11 @@ def clustered_rows(count: int, width: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     weights = rng.exponential(size=CLUSTERS)
     centres = rng.standard_normal((CLUSTERS, width), dtype=np.float32)
-    rows = 0.3 * rng.standard_normal((count, width), dtype=np.float32)
-    rows += centres[rng.choice(CLUSTERS, size=count, p=weights / weights.sum())]
+    rows = rng.standard_normal((count, width), dtype=np.float32)
+    rows *= 0.3
+    clusters = rng.choice(CLUSTERS, size=count, p=weights / weights.sum())
+    for start in range(0, count, BLOCK_ROWS):
+        rows[start : start + BLOCK_ROWS] += centres[clusters[start : start + BLOCK_ROWS]]
     return rows
 
 

@@ -1,6 +1,7 @@
 """Selection in shards and then among their picks: against one round, the best subset, and the bounds that are known."""
 
 import itertools
+import tracemalloc
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -53,6 +54,18 @@ def value_function(selector, points):
 
 def select_positions(selector, evidence, points, seed=0):
     return [row // 3 for row in selector.select(make(evidence, points, seed), len(points), None).example_ids]
+
+
+@pytest.mark.parametrize("name", ["spice", "spice, diagonal", "spice with conflicts", "k_center"])
+def test_only_one_shard_is_copied_at_a_time(name, evidence):
+    points = clusters(100_000, 32, seed=0)
+    all_rows = make(evidence, points)
+    tracemalloc.start()
+    selection = replace(SELECTORS[name], shards=20).select(all_rows, len(points), None)
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(selection.example_ids) == 10
+    assert most_bytes < points.nbytes / 2
 
 
 def test_rows_are_divided_at_random_into_equal_parts():

@@ -187,5 +187,9 @@ class FacilityLocationSelector(Budget):
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
     """[N, D] float32 vectors of length 1; zero stays zero."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.maximum(lengths, np.finfo(np.float32).tiny)).astype(np.float32)
+    unit_vectors = np.empty(vectors.shape, dtype=np.float32)
+    for start in range(0, len(vectors), BLOCK_ROWS):
+        block = vectors[start : start + BLOCK_ROWS]
+        lengths = np.linalg.norm(block, axis=1, keepdims=True)
+        unit_vectors[start : start + BLOCK_ROWS] = block / np.maximum(lengths, np.finfo(np.float32).tiny)
+    return unit_vectors

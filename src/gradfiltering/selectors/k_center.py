@@ -77,7 +77,9 @@ class KCenterSelector(Budget):
 
 def select_farthest_first(points: np.ndarray, budget_rows: int) -> FarthestFirst:
     """Select among [n, D] vectors, the one nearest to their mean first."""
-    squared_lengths = np.square(points, dtype=np.float64).sum(1)
+    starts = range(0, len(points), BLOCK_ROWS)
+    blocks = [np.square(points[start : start + BLOCK_ROWS], dtype=np.float64).sum(1) for start in starts]
+    squared_lengths = np.concatenate(blocks)  # [n]
 
     def distances_to(centre: np.ndarray, squared_length: float) -> np.ndarray:
         squares = squared_lengths - 2 * (points @ centre) + squared_length

@@ -1,5 +1,6 @@
 """SPICE: information-rich rows whose gradients do not pull against each other."""
 
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -82,29 +83,30 @@ class SpiceSelector(Budget):
             search = self._search(gradients, row_count)
             for pool_rows, quota in self.draw_pools(len(gradients), row_count, evidence.seed):
                 search.select_from(pool_rows, min(quota, row_count - len(search.selected)))
-            selected_rows, round_facts = np.asarray(search.selected, dtype=np.int64), {}
+            picks = search.list_picks()
+            selected_rows, round_facts = np.asarray(picks.selected, dtype=np.int64), {}
         else:
             two_rounds = self._select_in_two_rounds(gradients, row_count, evidence.seed)
-            search, selected_rows, round_facts = two_rounds.picks, two_rounds.selected_rows, two_rounds.facts
+            picks, selected_rows, round_facts = two_rounds.picks, two_rounds.selected_rows, two_rounds.facts
         selected_ids = evidence.example_ids[selected_rows]
-        stopped = EARLY_STOP if search.stopped and len(selected_ids) < row_count else None
-        facts = {**search.summary(), **round_facts}
-        return Selection(sorted(selected_ids.tolist()), facts, search.trace(selected_ids), stopped)
+        stopped = EARLY_STOP if picks.stopped and len(selected_ids) < row_count else None
+        facts = {**picks.summary(), **round_facts}
+        return Selection(sorted(selected_ids.tolist()), facts, picks.trace(selected_ids), stopped)
 
     def _search(self, gradients: np.ndarray, max_rows: int) -> "_Search":
         information_class = FullInformation if self.mode == "full" else DiagonalInformation
         return _Search(information_class(gradients, self.alpha, max_rows), gradients, self)
 
-    def _select_in_two_rounds(self, gradients: np.ndarray, row_count: int, seed: int) -> TwoRounds["_Search"]:
+    def _select_in_two_rounds(self, gradients: np.ndarray, row_count: int, seed: int) -> TwoRounds["SpicePicks"]:
         """Select in shards, then among their selections; with a penalty of conflicts no bound is known."""
 
-        def select_among(row_indices: np.ndarray, count: int) -> _Search:
+        def select_among(row_indices: np.ndarray, count: int) -> SpicePicks:
             search = self._search(gradients[row_indices], count)
             search.select_from(np.arange(len(row_indices)), count)
-            return search
+            return search.list_picks()
 
-        def log_determinant(row_indices: np.ndarray, search: _Search) -> float:
-            return float(search.summary()["log_determinant"])
+        def log_determinant(row_indices: np.ndarray, picks: SpicePicks) -> float:
+            return float(picks.summary()["log_determinant"])
 
         value_of = None if self.conflict else log_determinant
         return select_in_two_rounds(len(gradients), row_count, self.shards, seed, select_among, select_among, value_of)
@@ -121,6 +123,48 @@ class SpiceSelector(Budget):
         pool_ends = [min(start + self.pool, row_count) for start in starts]
         reached = [budget_rows * pool_end // row_count for pool_end in pool_ends]
         return list(zip(pools, np.diff([0, *reached]).tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class SpicePicks:
+    """A greedy selection among some candidates, step by step.
+
+    Attributes:
+        selected: positions among the candidates, in the order of selection.
+        steps: [k, 3] gain, value and cosine of each step.
+        first_gains: [k] Δ(x|∅) of the selected rows.
+        stopped: True where the gain fell below the least one.
+    """
+
+    selected: list[int]
+    steps: np.ndarray
+    first_gains: np.ndarray
+    stopped: bool
+
+    def trace(self, selected_ids: np.ndarray) -> dict[str, np.ndarray]:
+        """Return gain, value, ε_t = Δ(x|S) − Δ(x|∅) and cosine of each step.
+
+        The cosine is with the mean of the rows selected before.
+        """
+        gain, value, cosine = self.steps.T
+        return {
+            "example_id": selected_ids,
+            "gain": gain,
+            "value": value,
+            "epsilon": gain - self.first_gains,
+            "cosine": cosine,
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """Return the objective reached and how far the selected gradients conflict."""
+        gain, _, cosine = self.steps.T
+        conflicting = cosine[cosine < 0]
+        return {
+            "log_determinant": float(gain.sum()),
+            "mean_epsilon": float((gain - self.first_gains).mean()),
+            "conflict_share": len(conflicting) / max(len(cosine), 1),
+            "mean_conflict": float(conflicting.mean()) if len(conflicting) else 0.0,
+        }
 
 
 class _Search:
@@ -177,30 +221,11 @@ class _Search:
         products = self.gradients[row_indices] @ self.gradient_sum
         return np.divide(products, lengths, out=np.zeros(len(row_indices)), where=lengths > 0)
 
-    def trace(self, selected_ids: np.ndarray) -> dict[str, np.ndarray]:
-        """Return gain, value, ε_t = Δ(x|S) − Δ(x|∅) and cosine of each step.
-
-        The cosine is with the mean of the rows selected before.
-        """
-        gain, value, cosine = np.asarray(self.steps).reshape(-1, 3).T
-        return {
-            "example_id": selected_ids,
-            "gain": gain,
-            "value": value,
-            "epsilon": gain - self.first_gains[self.selected],
-            "cosine": cosine,
-        }
-
-    def summary(self) -> dict[str, Any]:
-        """Return the objective reached and how far the selected gradients conflict."""
-        gain, _, cosine = np.asarray(self.steps).reshape(-1, 3).T
-        conflicting = cosine[cosine < 0]
-        return {
-            "log_determinant": float(gain.sum()),
-            "mean_epsilon": float((gain - self.first_gains[self.selected]).mean()),
-            "conflict_share": len(conflicting) / max(len(cosine), 1),
-            "mean_conflict": float(conflicting.mean()) if len(conflicting) else 0.0,
-        }
+    def list_picks(self) -> SpicePicks:
+        """Return what was selected, without the gradients that it was selected from."""
+        return SpicePicks(
+            self.selected, np.asarray(self.steps).reshape(-1, 3), self.first_gains[self.selected], self.stopped
+        )
 
 
 class _ConflictBounds:
