@@ -5,7 +5,7 @@
 
 Rows lie in 1,000 clusters of unequal size. What a selection is worth is measured alike for all: the mean similarity to
 the nearest selected row over 2,000 random rows, the log determinant, or the greatest distance to a selected row. With
-neighbours, recall is the share of the nearest rows of 1,000 random ones that are found.
+neighbours and one round, recall is the share of the nearest rows of 1,000 random ones that are found.
 """
 
 import argparse
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ),
             flush=True,
         )  # fmt: skip
-    if options.neighbours is not None:
+    if options.neighbours is not None and 1 in options.shards:
         print(json.dumps({"recall": round(measure_recall(points, options.neighbours), 4)}))
 
 
