@@ -115,7 +115,7 @@ def train_online(folder: Path, row_count: int) -> None:
     from datasets import Dataset
 
     from gradfiltering.data.batches import LengthBuckets
-    from gradfiltering.data.examples import Examples
+    from gradfiltering.data.examples import Examples, read_numbers
     from gradfiltering.ensembles.data_module import EnsembleDataModule
     from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
     from gradfiltering.ensembles.member_cache import MemberCache
@@ -134,8 +134,9 @@ def train_online(folder: Path, row_count: int) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     table = Dataset.from_file(str(write_tokens(folder / "tokens.arrow", row_count)))
-    lengths = table.with_format("numpy")["tokens"][:].astype(np.int32)
-    examples = Examples(table, np.arange(row_count), lengths, lengths - PROMPT_TOKENS, 0, 0, 16, [])
+    row_ids, lengths = read_numbers(table, "example_id", np.int64), read_numbers(table, "tokens", np.int32)
+    response_tokens = read_numbers(table, "response_tokens", np.int32)
+    examples = Examples(table, row_ids, lengths, response_tokens, 0, 0, 16, [])
     tokenizer = train_tokenizer(["Say it is. 0 1 2 3 4 5 6 7 8 9"], VOCABULARY)
     shape = {"architecture": "gpt2", "layers": 1, "heads": 2, "width": 16, "context": 16, "vocabulary": VOCABULARY}
     lora = LoraSettings(rank=2, alpha=4, target_modules="all-linear", init_b_std=0.05)

@@ -54,6 +54,21 @@ def test_every_row_occurs_exactly_once_an_epoch(lengths, batch_size, bucket_batc
     assert all(size == batch_size for size in sizes[1:]) and 1 <= sizes[0] <= batch_size
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_rows_in_files_make_the_same_batches(workers, tokenizer, cache, make_records, monkeypatch):
+    rows = make_records([("Say it.", "", "right " * (1 + position % 5)) for position in range(20)])
+
+    def load_batches():
+        examples = Encoder(tokenizer, 30, cache).encode(rows).select(np.arange(1, 20))
+        buckets = buckets_of(4, 2, lengths=examples.lengths)
+        batches = MemberBatches(examples, buckets, [0, 3], 0, 7, PAD)
+        return [(batch.example_id.tolist(), batch.input_ids.tolist()) for batch in make_batch_loader(batches, workers)]
+
+    in_memory = load_batches()
+    monkeypatch.setattr("gradfiltering.runs.mapped_arrays.LEAST_MAPPED_BYTES", 1)
+    assert load_batches() == in_memory and len(in_memory) == 7
+
+
 def test_batches_of_a_seed_stay_what_they_were():
     batches = as_lists(buckets_of(4, 2, seed=3, lengths=LENGTHS[:18]).updates(1, 3, 8))
     assert batches == [[7, 5, 6, 2], [16, 15, 0, 1], [0, 9, 17, 15], [1, 10, 13, 16], [11, 14]]

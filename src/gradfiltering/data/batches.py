@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from gradfiltering.data.examples import Examples
 from gradfiltering.distributed.row_measurements import ALL_WORK, WorkShare
+from gradfiltering.runs.mapped_arrays import map_large_array
 from gradfiltering.seeding import numpy_rng
 
 IGNORED = -100
@@ -158,6 +159,7 @@ class LengthBuckets:
         rows_by_length = np.argsort(lengths, kind="stable")
         if len(lengths) <= np.iinfo(np.int32).max:
             rows_by_length = rows_by_length.astype(np.int32)
+        rows_by_length = map_large_array(rows_by_length)
         bucket_rows = batch_size * bucket_batches
         bucket_starts = range(0, len(rows_by_length), bucket_rows)
         buckets = [rows_by_length[start : start + bucket_rows] for start in bucket_starts]
@@ -208,7 +210,7 @@ class LengthBuckets:
         row_order = np.concatenate(member_buckets)
         for start, end in pairwise(np.cumsum([0, *map(len, member_buckets)])):
             generator.shuffle(row_order[start:end])
-        return row_order
+        return map_large_array(row_order)
 
     def resample(self, member: int) -> list[np.ndarray]:
         """A bootstrap sample of the rows, in order of length, cut into buckets of the same sizes.

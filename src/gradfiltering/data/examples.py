@@ -37,6 +37,7 @@ from gradfiltering.data.templates import find_template, layout_name
 from gradfiltering.data.tokenising import TokenisingSettings, tokenise_table
 from gradfiltering.errors import UserError
 from gradfiltering.runs.cache import Cache
+from gradfiltering.runs.mapped_arrays import map_large_array
 
 ENCODING_VERSION = 5  # raise it when the same rows would be encoded otherwise
 LENGTH_PERCENTILE = 99
@@ -196,9 +197,9 @@ class Examples:
         return replace(
             self,
             table=selected_table,
-            example_ids=self.example_ids[row_positions],
-            lengths=self.lengths[row_positions],
-            response_tokens=self.response_tokens[row_positions],
+            example_ids=map_large_array(self.example_ids[row_positions]),
+            lengths=map_large_array(self.lengths[row_positions]),
+            response_tokens=map_large_array(self.response_tokens[row_positions]),
             truncated=int(np.count_nonzero(lost_tokens)),
             lost_tokens=int(lost_tokens.sum()),
             unscored=[],
@@ -217,7 +218,7 @@ class Rows:
 
 
 def read_numbers(table: Dataset, column_name: str, dtype: DTypeLike) -> np.ndarray:
-    """Return a column of numbers. [N], of the type given.
+    """Return a column of numbers. [N], of the type given, in a file where they are many.
 
     It is read a few rows at a time: at once, a table of selected rows takes hundreds of bytes for each of them.
     """
@@ -227,7 +228,7 @@ def read_numbers(table: Dataset, column_name: str, dtype: DTypeLike) -> np.ndarr
         batch_numbers = batch[column_name].to_numpy()
         numbers[first_row : first_row + len(batch_numbers)] = batch_numbers
         first_row += len(batch_numbers)
-    return numbers
+    return map_large_array(numbers)
 
 
 def hash_examples(examples: Examples) -> str:

@@ -23,6 +23,7 @@ from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.gradients.prefix import FrozenPrefix
 from gradfiltering.runs.cache import Cache, CachedResult
 from gradfiltering.runs.logs import announce
+from gradfiltering.runs.mapped_arrays import map_large_array
 from gradfiltering.runs.progress import track
 from gradfiltering.runs.sizes import format_bytes
 
@@ -79,11 +80,11 @@ class PrefixStates:
             folder=folder,
             dtype=getattr(torch, index["dtype"]),
             width=index["width"],
-            lengths=np.load(folder / LENGTHS_FILE),
+            lengths=np.load(folder / LENGTHS_FILE, mmap_mode="r"),
             first_rows=np.asarray(index["first_rows"]),
             is_new=not cached_result.reused,
             seconds=cached_result.seconds,
-            positions=positions,
+            positions=map_large_array(positions),
         )
 
     def read(self, row_positions: np.ndarray, padded_length: int) -> Tensor:
