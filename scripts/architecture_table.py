@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 python scripts/architecture_table.py "machine in words"
 
-writes docs/architectures.md. Models have two layers and large random weights (tests/support/architectures.py says how
-they are made small), and compute in float64 throughout.
+writes docs/architectures.md; with `--only gpt2 llama` it prints these lines and writes nothing. Models have two layers
+and large random weights (tests/support/architectures.py says how they are made small), and compute in float64
+throughout.
 """
 
 import argparse
@@ -70,11 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("machine", help="in words")
+    parser.add_argument("--only", nargs="+", metavar="MODEL_TYPE", help="print these lines alone, and write nothing")
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     lines, not_built = [], [f"- {name}: {reason}" for name, reason in sorted(NOT_SMALL.items())]
-    for model_type in causal_architectures():
+    for model_type in options.only or causal_architectures():
         try:
             chosen, comparisons = compare_engines(model_type)
         except NotSmallError as error:
@@ -83,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         described = " | ".join(describe(comparison) for comparison in comparisons.values())
         lines.append(f"| {model_type} | {chosen or 'none'} | {described} |")
         print(lines[-1], flush=True)
+    if options.only:
+        return
     introduction = INTRODUCTION.format(
         count=len(lines),
         transformers=transformers.__version__,

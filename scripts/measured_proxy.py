@@ -20,7 +20,7 @@ from file_rows import load_tokenizer, read_rows
 from gradfiltering.data.batches import Batch, collate
 from gradfiltering.data.examples import Encoder, Examples
 from gradfiltering.models.causal_model import FunctionalModel
-from gradfiltering.models.language_model import DTYPES
+from gradfiltering.models.language_model import DTYPES, find_context_length
 from gradfiltering.models.lora import Adapters, LoraSettings, initial_adapters, member_count
 from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.runs.cache import Cache
@@ -70,7 +70,8 @@ class MeasuredProxy:
             if options.tokenizer is None and options.proxy == RANDOM_PROXY:
                 raise SystemExit(f"--proxy {RANDOM_PROXY} has no tokenizer of its own; give --tokenizer FOLDER")
             tokenizer = load_tokenizer(options.tokenizer or options.proxy)
-            self.examples = load_rows(options, tokenizer)
+            max_tokens = min(MAX_TOKENS, find_context_length(self.plain_model.config, tokenizer))
+            self.examples = load_rows(options, tokenizer, max_tokens)
             self._pad_id = int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
         else:
             self.examples = invent_rows(options.rows, tokens_per_row, self.plain_model.config.vocab_size)
@@ -110,10 +111,17 @@ def load_model(name: str) -> Any:
     return AutoModelForCausalLM.from_pretrained(name)
 
 
-def load_rows(options: argparse.Namespace, tokenizer: Any) -> Examples:
-    """Load rows as the data stage makes them: batches of neighbours by length, evenly spaced over the pool."""
+def load_rows(options: argparse.Namespace, tokenizer: Any, max_tokens: int) -> Examples:
+    """Load rows as the data stage makes them: batches of neighbours by length, evenly spaced over the pool.
+
+    Args:
+        options: of `add_common_options`.
+        tokenizer: of the proxy.
+        max_tokens: longer rows are cut to so many.
+    """
     with tempfile.TemporaryDirectory() as scratch:
-        pool = Encoder(tokenizer, MAX_TOKENS, Cache(scratch)).encode(read_rows(options.data, options.pool))
+        encoder = Encoder(tokenizer, max_tokens, Cache(scratch))
+        pool = encoder.encode(read_rows(options.data, options.pool))
         order = np.argsort(pool.lengths, kind="stable")
         batch_count = -(-options.rows // options.batch_size)
         if batch_count * options.batch_size > len(order):

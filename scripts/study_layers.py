@@ -18,6 +18,7 @@ import argparse
 import hashlib
 import itertools
 import json
+import math
 import os
 import platform
 import re
@@ -29,6 +30,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from gradfiltering.runs.gradient_log import GradientLogReader
 from gradfiltering.statistics.rank_correlation import spearman_correlation
@@ -171,28 +173,37 @@ def compare(runs: dict[tuple[int, str], Path], arguments: argparse.Namespace) ->
     return {"with_all_layers": with_all_layers, "between_seeds": between_seeds}
 
 
-def compute_quantities(run_folder: Path, early: int, late: int) -> dict[str, np.ndarray]:
-    """Compute [N] values of each quantity; METHODS, GradFiltering 3 and 4."""
+def compute_quantities(run_folder: Path, early: int, late: int) -> pd.DataFrame:
+    """Compute each quantity, a column of `QUANTITIES`, by example id; METHODS, GradFiltering 3 and 4."""
     reader = GradientLogReader(run_folder / "gradient_log")
-    early_norms, late_norms = (reader.epoch(epoch).grad_norm.astype(np.float64) for epoch in (early, late))
+    early_log, late_log = reader.epoch(early), reader.epoch(late)
+    early_norms, late_norms = (log.grad_norm.astype(np.float64) for log in (early_log, late_log))
     mean_early, mean_late, variance = early_norms.mean(0), late_norms.mean(0), late_norms.var(0)
     relative_drop = (mean_early - mean_late) / (mean_early + EPSILON)
-    return {
+    columns = {
         "G_s": mean_early, "G_t": mean_late, "drop": relative_drop, "V_t": variance,
         "gsnr": relative_drop / (variance + EPSILON),
     }  # fmt: skip
+    return pd.DataFrame(columns, index=late_log.example_ids)
 
 
-def compare_quantities(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Compute rank correlation and overlap of the highest tenth for each quantity."""
-    top_rows = share_of_count(TOP_SHARE, len(first["gsnr"]))
-    return {
-        name: {
-            "spearman": float(spearman_correlation(first[name], second[name]) or 0.0),
-            "overlap": int((select_top(first[name], top_rows) & select_top(second[name], top_rows)).sum()) / top_rows,
+def compare_quantities(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Compute rank correlation and overlap of the highest tenth for each quantity, over the rows that both have.
+
+    A correlation is NaN where a quantity does not vary.
+    """
+    shared_ids = first.index.intersection(second.index)
+    top_rows = max(share_of_count(TOP_SHARE, len(shared_ids)), 1)
+    comparison = {}
+    for name in QUANTITIES:
+        first_values, second_values = (table.loc[shared_ids, name].to_numpy() for table in (first, second))
+        correlation = spearman_correlation(first_values, second_values)
+        shared_top = select_top(first_values, top_rows) & select_top(second_values, top_rows)
+        comparison[name] = {
+            "spearman": math.nan if correlation is None else correlation,
+            "overlap": int(shared_top.sum()) / top_rows,
         }
-        for name in QUANTITIES
-    }
+    return comparison
 
 
 def write_table(results: dict[str, Any], choices: list[str]) -> str:

@@ -2,18 +2,15 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 from datasets import load_dataset
 from huggingface_hub import DatasetCard, ModelCard
-from scripts import push_subset
 from tests.reports.folders import add_targets, write_run
-from tests.support.pipeline import ROOT
 
 from gradfiltering.errors import UserError
 from gradfiltering.reports.cards import write_cards
+from scripts import push_subset
 
 
 @pytest.fixture
@@ -73,10 +70,10 @@ def test_a_run_without_a_subset_has_no_card(tmp_path):
     assert not (folder / "README.md").exists()
 
 
-def test_a_dry_run_lists_exactly_what_would_be_uploaded(folder):
-    command = [sys.executable, "scripts/push_subset.py", str(folder), "--dataset", "me/subset", "--model", "me/adapter"]
-    done = subprocess.run([*command, "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True)
-    lines = done.stdout.splitlines()
+def test_a_dry_run_lists_exactly_what_would_be_uploaded(folder, capsys):
+    push_subset.main([str(folder), "--dataset", "me/subset", "--model", "me/adapter", "--dry-run"])
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
     assert [line.split()[:2] for line in lines if not line.startswith(" ")] == [
         ["dataset", "me/subset"], ["model", "me/adapter"],
     ]  # fmt: skip
@@ -86,7 +83,7 @@ def test_a_dry_run_lists_exactly_what_would_be_uploaded(folder):
         "README.md", "adapter_config.json", "adapter_model.safetensors",
     ]  # fmt: skip
     assert int(dict(listed[:4])["subset.jsonl"]) == (folder / "subset.jsonl").stat().st_size
-    assert done.stderr.count("not filled in") == 2
+    assert printed.err.count("not filled in") == 2
 
 
 class Hub:

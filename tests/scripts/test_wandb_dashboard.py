@@ -1,28 +1,27 @@
 """The dashboard as code: it is built without a server, and names what the runs log."""
 
 import json
-import subprocess
-import sys
+from contextlib import redirect_stdout
+from io import StringIO
 
 import pytest
-from tests.support.pipeline import ROOT
 
 from gradfiltering.evidence.measurers import BASE_MODEL_STAGE, ENSEMBLE_STAGE, TASK_GRADIENT_STAGE
 
 pytest.importorskip("wandb_workspaces")
+wandb_dashboard = pytest.importorskip("scripts.wandb_dashboard")
 
 STAGE_NAMES = {
     "data", "judge_check", "base_model", BASE_MODEL_STAGE, ENSEMBLE_STAGE, TASK_GRADIENT_STAGE, "heldout_member",
     "score", "select", "target", "judge", "report",
 }  # fmt: skip
-SCRIPT = ROOT / "scripts" / "wandb_dashboard.py"
 
 
 @pytest.fixture(scope="module")
 def sent():
-    command = [sys.executable, str(SCRIPT), "--entity", "team", "--project", "mine", "--dry-run"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    return json.loads(done.stdout)
+    with redirect_stdout(StringIO()) as printed:
+        wandb_dashboard.main(["--entity", "team", "--project", "mine", "--dry-run"])
+    return json.loads(printed.getvalue())
 
 
 def panels(sent):

@@ -5,8 +5,9 @@ import sys
 
 import pytest
 import torch
-from scripts import bench_peers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from scripts import bench_peers
 
 PEER_LIBRARIES = {"bergson": "bergson.collector.gradient_collectors", "opacus": "opacus"}
 VOCABULARY = 48
