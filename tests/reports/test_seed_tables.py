@@ -115,3 +115,22 @@ def test_the_sweep_prints_and_writes_it(sweep):
     page = (sweep / "sweep.html").read_text("utf-8")
     assert "What is left when all chance is counted?" in page and "Over seeds" in page
     assert (sweep / "tables" / "seeds.csv").read_text().startswith("setting,measure,seeds,by seed,value,low,high")
+
+
+def test_methods_that_share_a_scorer_are_settings_of_their_own(tmp_path):
+    """High and low loss are one scorer and one selector, and differ by an option of the method."""
+    names = ("loss", "low_loss", "superfiltering_d", "gradfiltering")
+    for number, (seed, method) in enumerate((seed, method) for seed in range(2) for method in names):
+        path = tmp_path / str(number)
+        scorer = {"superfiltering_d": "ifd", "gradfiltering": "gsnr"}.get(method, "loss")
+        config = {**config_of(path, scorer), "seed": seed}
+        write_run(path, config, [f"method={method}", f"seed={seed}"])
+    settings = group_by_setting(read_jobs(tmp_path), set())
+    assert {name: sorted(jobs) for name, jobs in settings.items()} == {
+        "loss": [0, 1], "low_loss": [0, 1], "superfiltering_d": [0, 1], "gsnr": [0, 1],
+    }  # fmt: skip
+
+
+def test_a_scorer_given_beside_a_method_names_the_setting(tmp_path):
+    write_run(tmp_path / "0", {**config_of(tmp_path / "0", "raw_drop"), "seed": 0}, ["method=loss", "scorer=raw_drop"])
+    assert list(group_by_setting(read_jobs(tmp_path), set())) == ["raw_drop"]

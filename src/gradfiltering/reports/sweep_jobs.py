@@ -22,6 +22,8 @@ DATASET_NAMES = {"tatsu-lab/alpaca": "Alpaca", "vicgalle/alpaca-gpt4": "Alpaca-G
 MODEL_SIZES = {"7b": "LLaMA-2 7B", "13b": "LLaMA-2 13B"}
 NOT_KNOWN = "–"
 SNAPSHOT_SEARCHES = {"SettlingSnapshots": "auto", "LossFallSnapshots": "loss_fall"}
+# The methods of the paper's tables, which are one scorer each, under the name that `scorer=` gives them.
+SCORERS_OF_METHODS = {"gradfiltering": "gsnr", "superfiltering": "ifd"}
 SELECTING_STAGES = ("base_model_passes", "score", "select")
 
 
@@ -35,9 +37,15 @@ class SweepJob(RunFiles):
 
     @property
     def method(self) -> str:
-        """Scorer, and selector where it is not `top`; the selector alone where no score was used."""
+        """The `method` of the command line, where neither its scorer nor its selector was replaced.
+
+        Otherwise the scorer, and the selector where it is not `top`; the selector alone where no score was used. Two
+        methods may share scorer and selector, as those of high and of low loss do, so the method's own name comes first.
+        """
         selection_summary = self.selection
         given_options = dict(override.lstrip("+~").partition("=")[::2] for override in self.overrides)
+        if "method" in given_options and not given_options.keys() & {"scorer", "selector"}:
+            return SCORERS_OF_METHODS.get(given_options["method"], given_options["method"])
         selector_name = given_options.get("selector") or selection_summary.get("selector") or "top"
         if selection_summary and selection_summary.get("scorer") is None:  # a target that leads uses no selector
             selector_name = selection_summary.get("selector") or selector_name
