@@ -6,30 +6,21 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 from tests.support.pipeline import TINY_RUN, run_train, summary
+from tests.support.plans import steady_machine
 
 from gradfiltering.config.build import build_experiment
 from gradfiltering.config.composition import composed
 from gradfiltering.experiment.planning_of_run import list_requests_under_ifd
-from gradfiltering.planning import planner, stored_calibration
+from gradfiltering.planning import planner
 from gradfiltering.reports import experiment_logger
 from gradfiltering.scorers.ifd import IFD
 
 RATE = 1e9
 
 
-def check_at_once(trained_ensemble):
-    trained_ensemble.engine.to(trained_ensemble.device)
-    return 0.0
-
-
 @pytest.fixture
 def steady_speed(monkeypatch):
-    for name in ("time_gradients", "time_losses", "time_tuning", "time_answers"):
-        monkeypatch.setattr(planner, name, lambda *_: RATE)
-    monkeypatch.setattr(planner, "time_update", lambda *_: 0.0)
-    monkeypatch.setattr(planner, "time_engine", check_at_once)
-    monkeypatch.setattr(planner, "time_storing", lambda *_: 0.0)
-    monkeypatch.setattr(stored_calibration, "describe_machine", lambda device: {"host": "steady"})
+    steady_machine(monkeypatch, dict.fromkeys(("gradients", "losses", "tuning", "answers"), RATE))
 
 
 def run(folder, cache, *overrides):

@@ -2,13 +2,13 @@
 
 import pytest
 from tests.support.pipeline import quiet_trainer
-from tests.support.plans import RATES, check_at_once
+from tests.support.plans import RATES, steady_machine
 from tests.support.small_ensembles import SHAPE, measurement_context, small_ensemble
 
 from gradfiltering.data.dataset import Columns
 from gradfiltering.ensembles.batch_settings import BatchSettings
 from gradfiltering.models.language_model import LanguageModel
-from gradfiltering.planning import planner, stored_calibration
+from gradfiltering.planning import planner
 from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
 from gradfiltering.synthetic.task_source import TaskSource
@@ -47,9 +47,4 @@ def context(rows, base_model, tmp_path):
 @pytest.fixture
 def steady_speed(monkeypatch):
     """A machine with a speed of its own for each kind of work, that needs no time for an update."""
-    for kind, rate in RATES.items():
-        monkeypatch.setattr(planner, f"time_{kind}", lambda *_, rate=rate: rate)
-    monkeypatch.setattr(planner, "time_update", lambda *_: 0.0)
-    monkeypatch.setattr(planner, "time_engine", check_at_once)
-    monkeypatch.setattr(planner, "time_storing", lambda *_: 0.0)
-    monkeypatch.setattr(stored_calibration, "describe_machine", lambda device: {"host": "steady"})
+    steady_machine(monkeypatch, RATES)

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 from tests.support.operation_counter import operation_counter
-from tests.support.plans import LORA, RATES, WANTED, plan_request
+from tests.support.plans import LORA, RATES, WANTED, plan_request, steady_machine
 from tests.support.small_ensembles import small_ensemble
 
 from gradfiltering.ensembles.bootstrap_ensemble import BootstrapEnsemble
@@ -177,8 +177,7 @@ def test_each_kind_of_work_is_estimated_at_its_own_speed(context, steady_speed):
 def test_a_second_plan_takes_the_speed_that_was_measured(context, steady_speed, monkeypatch):
     request = plan_request(context, GradientLog(), target=tuned(context))
     first = plan_run(request, WANTED)
-    for kind, rate in RATES.items():
-        monkeypatch.setattr(planner, f"time_{kind}", lambda *_, rate=rate: 2 * rate)
+    steady_machine(monkeypatch, {kind: 2 * rate for kind, rate in RATES.items()})
     stored = plan_run(request, WANTED)
     assert first.measured_at is None and 0 <= time.time() - stored.measured_at < 60
     assert stored.seconds == pytest.approx(first.seconds)

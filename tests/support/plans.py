@@ -1,6 +1,9 @@
 """Plans to make in tests: a request, and the speed of a steady machine."""
 
+from gradfiltering.gradients.memory import ChunkMemory
 from gradfiltering.models.lora import LoraSettings
+from gradfiltering.planning import planner, stored_calibration
+from gradfiltering.planning.calibration import MeasuredWork
 from gradfiltering.planning.plan_settings import PlanSettings
 from gradfiltering.planning.planner import PlanRequest
 
@@ -16,3 +19,16 @@ def plan_request(context, *requests, target=None):
 def check_at_once(trained_ensemble):
     trained_ensemble.engine.to(trained_ensemble.device)
     return 0.0
+
+
+def steady_machine(monkeypatch, rates):
+    """Give the planner a machine with a speed for each kind of work, that needs no time for an update."""
+    for kind in ("gradients", "answers"):
+        monkeypatch.setattr(planner, f"time_{kind}", lambda *_, rate=rates[kind]: rate)
+    for kind in ("losses", "tuning"):
+        measured_work = MeasuredWork(rates[kind], ChunkMemory(0, 1000, 1, 600))
+        monkeypatch.setattr(planner, f"measure_{kind}", lambda *_, measured_work=measured_work: measured_work)
+    monkeypatch.setattr(planner, "time_update", lambda *_: 0.0)
+    monkeypatch.setattr(planner, "time_engine", check_at_once)
+    monkeypatch.setattr(planner, "time_storing", lambda *_: 0.0)
+    monkeypatch.setattr(stored_calibration, "describe_machine", lambda device: {"host": "steady"})

@@ -189,7 +189,7 @@ def fine_tune(
             unit = "rows" if remaining_rounds is None else "steps"
             with (
                 attributed_to(settings, "gradient_checkpointing"),
-                _recomputed_layers(model, settings),
+                recompute_if_asked(model, settings),
                 progress_bar(describe_training(model_name), schedule.length - schedule.progress, unit) as bar,
             ):
                 module.bar = bar
@@ -212,7 +212,8 @@ def fine_tune(
     )
 
 
-def _recomputed_layers(model: "PeftModel", settings: FineTuningSettings) -> AbstractContextManager[None]:
+def recompute_if_asked(model: "PeftModel", settings: FineTuningSettings) -> AbstractContextManager[None]:
+    """Store only the inputs of the layers inside the block, where the settings ask for that."""
     from gradfiltering.models.recomputed_layers import recompute_layers
 
     return recompute_layers(model) if settings.gradient_checkpointing else nullcontext()

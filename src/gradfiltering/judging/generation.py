@@ -12,6 +12,7 @@ from gradfiltering.judging.prompts import Prompt
 from gradfiltering.judging.responses import Response, StopReason
 from gradfiltering.models.language_model import embedding_count, find_context_length
 from gradfiltering.options import PositiveInt, options
+from gradfiltering.runs.memory import return_freed_memory
 from gradfiltering.runs.plain_text import replace_lone_surrogates
 from gradfiltering.runs.progress import track
 
@@ -146,6 +147,7 @@ def _generate_in_batches(
             batch_prompts = [fitted_prompts[prompt_index] for prompt_index in batch_indexes]
             new_tokens = generate_batch(language_model, tokenizer, batch_prompts, settings.max_new_tokens)
             new_token_lists.update(zip(batch_indexes, new_tokens, strict=True))
+            return_freed_memory()
     return [new_token_lists[prompt_index] for prompt_index in range(len(fitted_prompts))]
 
 

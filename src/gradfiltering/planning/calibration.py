@@ -5,9 +5,10 @@ import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,17 +19,19 @@ from gradfiltering.ensembles.stack_state import StackState
 from gradfiltering.ensembles.trained_ensemble import TrainedEnsemble
 from gradfiltering.evidence.base_model_passes import prepare_base_model
 from gradfiltering.evidence.context import MeasurementContext
-from gradfiltering.finetuning.fine_tune import attach_untrained_adapter
+from gradfiltering.finetuning.fine_tune import attach_untrained_adapter, recompute_if_asked
 from gradfiltering.finetuning.settings import FineTuningSettings
 from gradfiltering.gradients.adam_direction import MOMENT_NAMES
+from gradfiltering.gradients.memory import ChunkMemory, fit_chunk_memory
 from gradfiltering.judging.generation import generate_batch, plain_decoding
 from gradfiltering.models.causal_model import split_model
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.lora import Adapters
-from gradfiltering.models.objectives import Objective
+from gradfiltering.models.objectives import Objective, ResponseNLL
 from gradfiltering.planning.model_shapes import ModelShape, read_shape
 from gradfiltering.planning.operations import (
     TokenCounts,
+    forward_operations,
     frozen_operations,
     generation_operations,
     gradient_operations,
@@ -79,17 +82,43 @@ class Speed:
         return operations / rate + (steps * self.update_seconds if kind in ("training", "tuning") else 0.0)
 
 
-def time_losses(context: MeasurementContext, shape: ModelShape) -> float:
-    """Return operations per second of the base model's losses on a batch of real rows."""
+@dataclass(frozen=True)
+class MeasuredWork:
+    """What a kind of work without members was found to take.
+
+    Attributes:
+        rate: floating-point operations per second.
+        memory: of its batches.
+    """
+
+    rate: float
+    memory: ChunkMemory
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as the cache keeps it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "MeasuredWork":
+        """Read what `to_json` returned."""
+        return cls(float(content["rate"]), ChunkMemory(**content["memory"]))
+
+
+def measure_losses(context: MeasurementContext, shape: ModelShape) -> MeasuredWork:
+    """Measure the base model's losses without gradients, on a batch of real rows."""
     causal_model = split_model(prepare_base_model(context))
     token_budget = min(_timed_tokens(context.device), context.batches.forward_tokens)
 
-    def measure(batch: Batch) -> None:
+    def measure(batch: Batch, objective: Objective) -> None:
         with torch.inference_mode():
-            context.objective(causal_model, batch.to(context.device))
+            objective(causal_model, batch.to(context.device))
 
     batch = take_batch(context.examples, token_budget, context.base_model.pad_id)
-    return time_work(lambda: measure(batch), loss_operations(shape, count_batch(batch)), context.device)
+    operations = loss_operations(shape, count_batch(batch))
+    return MeasuredWork(
+        rate=time_work(lambda: measure(batch, context.objective), operations, context.device),
+        memory=_fit_memory(lambda row: measure(row, ResponseNLL()), context.base_model, context.examples),
+    )
 
 
 def time_gradients(trained_ensemble: TrainedEnsemble, shape: ModelShape, batch_tokens: int) -> float:
@@ -143,25 +172,31 @@ def time_update(adapters: Adapters) -> float:
     return 1 / time_work(optimizer.step, 1, device)
 
 
-def time_tuning(
+def measure_tuning(
     base_model: LanguageModel, examples: Examples, settings: FineTuningSettings, objective: Objective
-) -> float:
-    """Return operations per second of a target's micro-batch, with an adapter of its own."""
+) -> MeasuredWork:
+    """Measure a target's micro-batch, with an adapter of its own."""
     model_device = next(base_model.model.parameters()).device
-    with attach_untrained_adapter(base_model, settings, seed=0) as model:
+    with attach_untrained_adapter(base_model, settings, seed=0) as model, recompute_if_asked(model, settings):
         shape = read_shape(model)
         token_budget = min(_timed_tokens(model_device), settings.micro_batch_tokens)
         batch = take_batch(examples, token_budget, base_model.pad_id).to(model_device)
 
         split = split_model(model)
 
-        def train() -> None:
+        def train(batch: Batch, objective: Objective) -> None:
             with torch.enable_grad():
-                objective(split, batch).sum().backward()
+                objective(split, batch.to(model_device)).sum().backward()
             model.zero_grad()
 
-        operations = gradient_operations(shape, count_batch(batch), responses_only=True)
-        return time_work(train, operations, model_device)
+        counts = count_batch(batch)
+        operations = gradient_operations(shape, counts, responses_only=True)
+        if settings.gradient_checkpointing:
+            operations += forward_operations(shape, counts, with_adapters=True)
+        return MeasuredWork(
+            rate=time_work(lambda: train(batch, objective), operations, model_device),
+            memory=_fit_memory(lambda row: train(row, ResponseNLL()), base_model, examples),
+        )
 
 
 def time_answers(base_model: LanguageModel, prompt_lengths: Sequence[int], examples: Examples) -> float:
@@ -180,6 +215,12 @@ def time_answers(base_model: LanguageModel, prompt_lengths: Sequence[int], examp
     step_count = max(len(token_ids) for token_ids, _ in new_tokens)
     counts = count_prompts([width] * len(prompts))
     return generation_operations(shape, counts, len(prompts), step_count) / seconds
+
+
+def _fit_memory(measure_row: Callable[[Batch], None], base_model: LanguageModel, examples: Examples) -> ChunkMemory:
+    """Measure what batches take by three rows of few tokens; sequences of a pair take as much as so many rows."""
+    model: Any = base_model.model
+    return fit_chunk_memory(measure_row, int(examples.widths.max()), model.get_output_embeddings().weight)
 
 
 def take_batch(examples: Examples, token_budget: int, pad_id: int) -> Batch:

@@ -1,8 +1,12 @@
 """Memory and disk of planned work, from shapes."""
 
+from collections.abc import Iterable, Mapping
+
+import numpy as np
 import psutil
 import torch
 
+from gradfiltering.data.batches import LengthBatches
 from gradfiltering.data.examples import Examples
 from gradfiltering.distributed.process_group import world_size
 from gradfiltering.evidence.context import MeasurementContext
@@ -11,81 +15,161 @@ from gradfiltering.evidence.measurers import ENSEMBLE_STAGE, TASK_GRADIENT_STAGE
 from gradfiltering.gradients.memory import LOGIT_COPIES, ChunkMemory
 from gradfiltering.models.causal_model import CHUNK_BYTES
 from gradfiltering.planning.model_shapes import ModelShape
+from gradfiltering.planning.row_passes import count_prompts, cut_prompts, list_micro_batches
 from gradfiltering.planning.run_plan import PlannedWork
-from gradfiltering.planning.target_work import TARGET_STAGE, PlannedTarget
+from gradfiltering.planning.target_work import TARGET_STAGE, PlannedModel, PlannedTarget
+from gradfiltering.runs.memory import MOST_FREED_BYTES, return_freed_memory
 
 # Float32 copies of each adapter: itself, its gradient, the mean gradient, both moments, and those while it is stored.
 ADAPTER_COPIES = 7
 STORED_COPIES = 4  # of a member in the cache: adapter and moments, and the adapter once more for PEFT
 LOG_BYTES, LOSS_BYTES = 24, 8  # of a row in a gradient log, and in losses of the base model
-CPU_OVERHEAD = 1.3  # gaps between tensors of many sizes, and what libraries keep; 1.1 to 1.6 measured
 FORWARD_COPIES = 4  # widest tensors that live at once in a forward pass
 STORED_SHARE = 1.5  # numbers that a layer stores for its backward, for each that goes in or out of its matrices
+LOOKED_AT_UPDATES = 200  # of a target's training, whose largest micro-batch is looked for
 
 
 def present_bytes(device: torch.device, shape: ModelShape) -> int:
     """Return what is taken now: by the process, or on a GPU by the weights that go there."""
     if device.type == "cuda":
         return max(int(torch.cuda.memory_allocated(device)), shape.weight_bytes)
+    return_freed_memory(0)
     return int(psutil.Process().memory_info().rss)
 
 
-def held_bytes(device: torch.device, needed_bytes: int) -> int:
-    """Return what is taken from the machine for so many bytes of tensors."""
-    return needed_bytes if device.type == "cuda" else int(CPU_OVERHEAD * needed_bytes)
+def held_bytes(device: torch.device, lasting_bytes: int, batch_bytes: int) -> int:
+    """Return what a stage takes from the machine, beside what was there.
+
+    On a processor batches of changing shapes leave gaps in the heap, as large in all as a batch when there were enough
+    of them; what is freed between two batches is returned where it is more than `MOST_FREED_BYTES`.
+
+    Args:
+        device: that computes.
+        lasting_bytes: of tensors that live as long as the stage.
+        batch_bytes: of those that live as long as a batch.
+    """
+    gaps = 0 if device.type == "cuda" else min(batch_bytes, MOST_FREED_BYTES)
+    return lasting_bytes + batch_bytes + gaps
 
 
-def forward_bytes(shape: ModelShape, batch_tokens: int, examples: Examples) -> int:
-    """Return what a forward pass without gradients holds at most."""
+def losses_bytes(shape: ModelShape, batch_tokens: int, examples: Examples, memory: ChunkMemory | None) -> int:
+    """Return what the largest batch of a pass without gradients takes.
+
+    Args:
+        shape: of the model.
+        batch_tokens: padded tokens of a batch.
+        examples: the rows.
+        memory: of batches; None where none was measured.
+    """
+    sizes = _measure_batches(examples, LengthBatches(examples, batch_tokens, pad_id=0).cuts)
+    if memory is None:
+        return max(_forward_bytes(shape, tokens, row_width) for tokens, row_width in sizes)
+    return max(memory.peak(tokens, row_width, 1) for tokens, row_width in sizes)
+
+
+def ensemble_bytes(
+    shape: ModelShape, context: MeasurementContext, memory: ChunkMemory | None, chunk_tokens: int
+) -> tuple[int, int]:
+    """Return what a stack of members takes: adapters with gradients and moments, and one chunk."""
+    members = len(context.ensemble.trained_member_ids)
+    adapters = members * ADAPTER_COPIES * 4 * shape.adapter_weights
+    if memory is None:
+        return adapters, losses_bytes(shape, 1, context.examples, None)
+    row_width = int(context.examples.widths.max())
+    tokens = min(chunk_tokens, members * context.ensemble.batch_size * row_width)
+    return adapters, memory.peak(max(tokens, row_width), row_width, min(members, max(1, tokens // row_width)))
+
+
+def tuning_bytes(
+    target: PlannedTarget,
+    models: Mapping[str, PlannedModel],
+    examples: Examples,
+    seed: int,
+    memory: ChunkMemory | None,
+) -> tuple[int, int]:
+    """Return what fine-tuning takes: an adapter and the weights that are not there yet, and the largest micro-batch.
+
+    Args:
+        target: model and settings.
+        models: that are compared; those in the cache are not trained.
+        examples: rows that can be trained on.
+        seed: of the run.
+        memory: of micro-batches; None where none was measured.
+    """
+    shape, settings = target.shape, target.settings
+    adapter = ADAPTER_COPIES * 4 * target.adapted_shape.adapter_weights
+    weights = 0 if target.is_proxy else shape.weight_bytes  # the same model is loaded once
+    if settings.shard_weights:  # and one layer at a time is whole
+        weights = weights // world_size() + shape.weight_bytes // max(1, len(shape.layers))
+    batch_bytes = 0
+    for model in models.values():
+        if model.adapter_folder is not None:
+            continue
+        training_set = model.training_set
+        micro_batches = list_micro_batches(
+            examples.select(training_set.example_ids),
+            settings,
+            seed,
+            target.device_type,
+            training_set.update_count,
+            LOOKED_AT_UPDATES,
+        )
+        sizes = _measure_batches(examples.select(training_set.example_ids), micro_batches)
+        for tokens, row_width in sizes:
+            if memory is None:
+                row_bytes = _training_bytes(shape, tokens, row_width, settings.gradient_checkpointing)
+            else:
+                row_bytes = memory.peak(tokens, row_width, 1)
+            batch_bytes = max(batch_bytes, row_bytes)
+    return weights + adapter, batch_bytes
+
+
+def answer_bytes(target: PlannedTarget, memory: ChunkMemory | None) -> int:
+    """Return what answers take beside the weights: a batch of prompts, their keys and values, and the last logits.
+
+    Args:
+        target: model and settings.
+        memory: of passes without gradients; None where none was measured.
+    """
+    if target.generation is None or not target.prompt_lengths:
+        return 0
+    shape = target.shape
+    prompts = count_prompts(cut_prompts(target.prompt_lengths, target.generation.batch_size)[0])
+    row_width = prompts.padded // prompts.rows
+    tokens = prompts.rows * (row_width + target.generation.max_new_tokens)
+    keys_and_values = 2 * sum(layer.attention_width for layer in shape.layers) * shape.element_bytes * tokens
+    logits = 3 * prompts.rows * shape.vocabulary * 4
+    if memory is None:
+        return keys_and_values + logits + _forward_bytes(shape, prompts.padded, row_width)
+    prompt_bytes = prompts.padded * (memory.per_token + row_width * memory.per_attended)
+    return int(memory.fixed + prompt_bytes + keys_and_values + logits)
+
+
+def _measure_batches(examples: Examples, batches: Iterable[np.ndarray]) -> list[tuple[int, int]]:
+    """Return padded tokens and width of each batch of row positions."""
+    widths = [int(examples.widths[row_positions].max()) for row_positions in batches]
+    row_counts = [examples.sequence_count * len(row_positions) for row_positions in batches]
+    return [(row_count * width, width) for row_count, width in zip(row_counts, widths, strict=True)]
+
+
+def _forward_bytes(shape: ModelShape, tokens: int, row_width: int) -> int:
+    """Return what a forward pass without gradients holds at most, by shapes alone."""
     width = max(linear.inputs + linear.outputs for layer in shape.layers for linear in layer.linears)
-    row_width = int(examples.widths.max())
-    tokens = max(row_width, min(batch_tokens, int(examples.lengths.sum())))
     heads = max(1, shape.layers[0].attention_width // 64)
     scores = 2 * tokens * row_width * heads
     logit_bytes = LOGIT_COPIES * min(CHUNK_BYTES, tokens * shape.vocabulary * shape.element_bytes)
     return int(shape.element_bytes * (FORWARD_COPIES * tokens * width + scores) + logit_bytes)
 
 
-def ensemble_bytes(
-    shape: ModelShape, context: MeasurementContext, memory: ChunkMemory | None, chunk_tokens: int
-) -> int:
-    """Return what a stack of members takes: adapters, gradients and moments, and one chunk."""
-    members = len(context.ensemble.trained_member_ids)
-    adapters = members * ADAPTER_COPIES * 4 * shape.adapter_weights
-    if memory is None:
-        return adapters + forward_bytes(shape, 1, context.examples)
-    row_width = int(context.examples.widths.max())
-    tokens = min(chunk_tokens, members * context.ensemble.batch_size * row_width)
-    return adapters + memory.peak(max(tokens, row_width), row_width, min(members, max(1, tokens // row_width)))
-
-
-def tuning_bytes(target: PlannedTarget, examples: Examples) -> int:
-    """Return what fine-tuning takes: weights, an adapter, and a micro-batch."""
-    shape, settings = target.shape, target.settings
-    row_width = int(examples.widths.max())
-    tokens = max(row_width, min(settings.micro_batch_tokens, settings.batch_size * row_width))
+def _training_bytes(shape: ModelShape, tokens: int, row_width: int, recomputes_layers: bool) -> int:
+    """Return what a micro-batch with its gradients holds at most, by shapes alone."""
     logits = LOGIT_COPIES * min(CHUNK_BYTES, tokens * shape.vocabulary * shape.element_bytes)
     stored = STORED_SHARE * shape.token_width * shape.element_bytes * tokens
     heads = max(1, shape.layers[0].attention_width // 64)
-    if settings.gradient_checkpointing:
+    if recomputes_layers:
         stored = stored / len(shape.layers) + len(shape.layers) * shape.width * shape.element_bytes * tokens
     scores = 2 * heads * tokens * row_width * shape.element_bytes
-    adapter = ADAPTER_COPIES * 4 * target.adapted_shape.adapter_weights
-    weights = 0 if target.is_proxy else shape.weight_bytes  # the same model is loaded once
-    if settings.shard_weights:  # and one layer at a time is whole
-        weights = weights // world_size() + shape.weight_bytes // max(1, len(shape.layers))
-    return int(weights + adapter + stored + scores + logits)
-
-
-def answer_bytes(target: PlannedTarget) -> int:
-    """Return what answers take, beside the weights: keys and values of one batch, and the logits of its last tokens."""
-    if target.generation is None or not target.prompt_lengths:
-        return 0
-    shape = target.shape
-    rows = min(target.generation.batch_size, len(target.prompt_lengths))
-    width = max(target.prompt_lengths) + target.generation.max_new_tokens
-    keys_and_values = 2 * sum(layer.attention_width for layer in shape.layers) * shape.element_bytes * rows * width
-    return int(2 * keys_and_values + 3 * rows * shape.vocabulary * 4)
+    return int(stored + scores + logits)
 
 
 def adapter_bytes(shape: ModelShape) -> int:

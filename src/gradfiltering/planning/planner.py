@@ -26,13 +26,14 @@ from gradfiltering.evidence.task_gradients import take_members
 from gradfiltering.gradients.memory import ChunkMemory, measure_chunk_memory
 from gradfiltering.planning import memory_estimates
 from gradfiltering.planning.calibration import (
+    MeasuredWork,
     Speed,
+    measure_losses,
+    measure_tuning,
     time_answers,
     time_engine,
     time_gradients,
-    time_losses,
     time_storing,
-    time_tuning,
     time_update,
 )
 from gradfiltering.planning.evidence_work import (
@@ -54,6 +55,7 @@ from gradfiltering.planning.stored_calibration import StoredCalibration, describ
 from gradfiltering.planning.target_work import (
     JUDGE_STAGE,
     TARGET_STAGE,
+    PlannedModel,
     PlannedTarget,
     list_models,
     plan_answers,
@@ -129,6 +131,7 @@ def plan_run(request: PlanRequest, settings: PlanSettings) -> RunPlan:
     planned_work = plan_reference(context, base_shape)
     base_passes = plan_base_model_passes(stage_requests.get(BASE_MODEL_STAGE, []), context, base_shape)
     planned_work += base_passes
+    models: Mapping[str, PlannedModel] = {}
     if request.target is not None:
         target, examples, heldout, seed = request.target, context.examples, context.heldout, context.seed
         models = list_models(target, examples, heldout, request.total_rows, seed)
@@ -142,8 +145,10 @@ def plan_run(request: PlanRequest, settings: PlanSettings) -> RunPlan:
         adapter_plan = _plan_adapters(request, context, stage_requests, is_wanted, calibration)
         planned_work += adapter_plan.planned_work
     speed = None
+    memories: Mapping[str, ChunkMemory] = {}
     if _is_long(planned_work, is_wanted):
-        rates = _time_other_work(request, context, base_shape, planned_work, calibration) | adapter_plan.rates
+        other_rates, memories = _measure_other_work(request, context, base_shape, planned_work, calibration)
+        rates = other_rates | adapter_plan.rates
         rates.setdefault("gradients", rates["losses"])
         speed = Speed(
             rates=rates,
@@ -157,7 +162,8 @@ def plan_run(request: PlanRequest, settings: PlanSettings) -> RunPlan:
         planned_work += _plan_fixed_work(planned_work, speed)
         logger.info("operations per second by kind of work: %s", {kind: f"{rate:.2e}" for kind, rate in rates.items()})
     timed_work = [_estimate(piece, speed) for piece in planned_work]
-    stages = _build_stages(timed_work, request, context, adapter_plan, present_bytes)
+    batch_memory = BatchMemory(present_bytes, adapter_plan, models, memories)
+    stages = _build_stages(timed_work, request, context, batch_memory)
     fleet_cost = None
     if settings.fleet.gpus is not None:
         fleet_cost = estimate_fleet_cost(stages, settings.fleet, lambda piece: _time_on_one_device(piece, speed))
@@ -321,46 +327,54 @@ def _plan_ensembles(
     return planned_work
 
 
-def _time_other_work(
+def _measure_other_work(
     request: PlanRequest,
     context: MeasurementContext,
     shape: ModelShape,
     planned_work: Sequence[PlannedWork],
     calibration: StoredCalibration,
-) -> dict[str, float]:
-    """Time the work without members that is due, on the proxy, which is loaded."""
+) -> tuple[dict[str, float], dict[str, ChunkMemory]]:
+    """Measure the work without members that is due, on the proxy, which is loaded.
+
+    Returns:
+        Kind of work -> operations per second; kind of work -> memory of its batches.
+    """
     settings = {
         "shape": _hash_shape(shape),
         "lengths": describe_lengths(context.examples),
         "batch_tokens": context.batches.forward_tokens,
         "objective": repr(context.objective),
     }
+    measured_works: dict[str, MeasuredWork] = {}
 
-    def measure_rate(work_kind: str, more_settings: Mapping[str, Any], time_rate: Callable[[], float]) -> float:
-        measurement = calibration.measure(work_kind, {**settings, **more_settings}, lambda: {"rate": time_rate()})
-        return float(measurement["rate"])
+    def measure(work_kind: str, more_settings: Mapping[str, Any], measure_work: Callable[[], MeasuredWork]) -> None:
+        content = calibration.measure(work_kind, {**settings, **more_settings}, lambda: measure_work().to_json())
+        measured_works[work_kind] = MeasuredWork.from_json(content)
 
-    rates = {"losses": measure_rate("losses", {}, lambda: time_losses(context, shape))}
+    measure("losses", {}, lambda: measure_losses(context, shape))
     target, kinds = request.target, {piece.kind for piece in planned_work if piece.operations}
     if target is not None and "tuning" in kinds:
         tuning = target.settings
         tuning_settings = {
             "adapted": _hash_shape(target.adapted_shape if target.is_proxy else shape.with_adapters(tuning.lora.rank)),
             "tuning": [tuning.micro_batch_tokens, repr(tuning.lora.target_modules), repr(tuning.lora.layers)],
+            "recomputes_layers": tuning.gradient_checkpointing,
         }
-        rates["tuning"] = measure_rate(
+        measure(
             "tuning",
             tuning_settings,
-            lambda: time_tuning(context.base_model, context.examples, tuning, context.objective),
+            lambda: measure_tuning(context.base_model, context.examples, tuning, context.objective),
         )
+    rates = {work_kind: measured_work.rate for work_kind, measured_work in measured_works.items()}
     if target is not None and target.generation is not None and "answers" in kinds:
         first_batch = sorted(target.prompt_lengths, reverse=True)[: target.generation.batch_size]
-        rates["answers"] = measure_rate(
+        measured_answers = calibration.measure(
             "answers",
-            {"prompts": len(first_batch), "width": int(np.median(first_batch))},
-            lambda: time_answers(context.base_model, first_batch, context.examples),
+            {**settings, "prompts": len(first_batch), "width": int(np.median(first_batch))},
+            lambda: {"rate": time_answers(context.base_model, first_batch, context.examples)},
         )
-    return rates
+        rates["answers"] = float(measured_answers["rate"])
+    return rates, {work_kind: measured_work.memory for work_kind, measured_work in measured_works.items()}
 
 
 def _plan_fixed_work(planned_work: Sequence[PlannedWork], speed: Speed) -> list[PlannedWork]:
@@ -449,25 +463,50 @@ def _find_savings(
     return find_savings(run_seconds, time_work(measuring_work), timed_work)
 
 
+@dataclass(frozen=True)
+class BatchMemory:
+    """What the memory of a run's stages is estimated from.
+
+    Attributes:
+        present_bytes: taken before the plan was made.
+        adapter_plan: of the stages that need adapters.
+        models: target models by name; empty where none is trained.
+        memories: kind of work without members -> memory of its batches; empty where none was measured.
+    """
+
+    present_bytes: int
+    adapter_plan: AdapterPlan
+    models: Mapping[str, PlannedModel]
+    memories: Mapping[str, ChunkMemory]
+
+    def estimate_stages(self, request: PlanRequest, context: MeasurementContext) -> dict[str, int]:
+        """Estimate the peak of each stage, in bytes."""
+        shape, target = self.adapter_plan.shape, request.target
+        losses = self.memories.get("losses")
+        base_bytes = memory_estimates.losses_bytes(shape, context.batches.forward_tokens, context.examples, losses)
+        ensemble_bytes = memory_estimates.ensemble_bytes(
+            shape, context, self.adapter_plan.memory, self.adapter_plan.chunk_tokens
+        )
+        stage_bytes = dict.fromkeys((REFERENCE_STAGE, BASE_MODEL_STAGE), (0, base_bytes))
+        stage_bytes |= dict.fromkeys((ENSEMBLE_STAGE, TASK_GRADIENT_STAGE, HELDOUT_MEMBER_STAGE), ensemble_bytes)
+        if target is not None:
+            # Another model than the proxy is estimated by its shapes.
+            tuning, answering = (self.memories.get("tuning"), losses) if target.is_proxy else (None, None)
+            stage_bytes[TARGET_STAGE] = memory_estimates.tuning_bytes(
+                target, self.models, context.examples, context.seed, tuning
+            )
+            stage_bytes[JUDGE_STAGE] = (0, memory_estimates.answer_bytes(target, answering))
+        return {
+            stage_name: self.present_bytes + memory_estimates.held_bytes(context.device, lasting, batch)
+            for stage_name, (lasting, batch) in stage_bytes.items()
+        }
+
+
 def _build_stages(
-    planned_work: Sequence[PlannedWork],
-    request: PlanRequest,
-    context: MeasurementContext,
-    adapter_plan: AdapterPlan,
-    present_bytes: int,
+    planned_work: Sequence[PlannedWork], request: PlanRequest, context: MeasurementContext, batch_memory: BatchMemory
 ) -> list[PlannedStage]:
     """Put the work into stages, with the memory and the disk that each takes."""
-    target, shape = request.target, adapter_plan.shape
-    needed_bytes = {
-        REFERENCE_STAGE: memory_estimates.forward_bytes(shape, context.batches.forward_tokens, context.examples),
-        BASE_MODEL_STAGE: memory_estimates.forward_bytes(shape, context.batches.forward_tokens, context.examples),
-        ENSEMBLE_STAGE: memory_estimates.ensemble_bytes(shape, context, adapter_plan.memory, adapter_plan.chunk_tokens),
-        TARGET_STAGE: 0 if target is None else memory_estimates.tuning_bytes(target, context.examples),
-        JUDGE_STAGE: 0 if target is None else memory_estimates.answer_bytes(target),
-    }
-    needed_bytes[TASK_GRADIENT_STAGE] = needed_bytes[HELDOUT_MEMBER_STAGE] = needed_bytes[ENSEMBLE_STAGE]
-    # What the calibration freed stays with the process, too.
-    peak_bytes = max(present_bytes, memory_estimates.present_bytes(context.device, shape))
+    stage_bytes = batch_memory.estimate_stages(request, context)
     stage_requests = sort_requests(request.requests)
     stages = []
     for stage_name in PLANNED_STAGES:
@@ -475,15 +514,13 @@ def _build_stages(
         notes = [*request.notes.get(stage_name, ()), *list_uncounted(stage_requests.get(stage_name, []), context)]
         if not stage_work and not notes:
             continue
-        if any(piece.operations for piece in stage_work):
-            held_bytes = memory_estimates.held_bytes(context.device, needed_bytes[stage_name])
-            peak_bytes = max(peak_bytes, present_bytes + held_bytes)  # freed memory stays with the process
+        is_due = any(piece.operations for piece in stage_work)
         stages.append(
             PlannedStage(
                 name=stage_name,
                 work=stage_work,
-                peak_bytes=peak_bytes,
-                disk_bytes=memory_estimates.disk_bytes(stage_name, stage_work, context, target),
+                peak_bytes=stage_bytes[stage_name] if is_due else batch_memory.present_bytes,
+                disk_bytes=memory_estimates.disk_bytes(stage_name, stage_work, context, request.target),
                 notes=notes,
             )
         )

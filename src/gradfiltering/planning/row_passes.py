@@ -104,20 +104,58 @@ def count_tuning(
         device_type: that it is trained on.
         update_count: updates; None for the epochs of the settings.
     """
-    updates = EpochSchedule(len(examples), settings.epochs, settings.batch_size, seed, update_count).updates
+    updates = _list_updates(examples, settings, seed, update_count)
     counts = TokenCounts()
     for row_positions in updates:
         counts += count_micro_batches(examples, settings, device_type, row_positions)
     return replace(counts, steps=len(updates))
 
 
+def list_micro_batches(
+    examples: Examples,
+    settings: FineTuningSettings,
+    seed: int,
+    device_type: str,
+    update_count: int | None,
+    most_updates: int,
+) -> list[np.ndarray]:
+    """List the positions of the rows in each micro-batch of a target's training.
+
+    Args:
+        examples: rows of the model.
+        settings: of its training.
+        seed: of the run.
+        device_type: that it is trained on.
+        update_count: updates; None for the epochs of the settings.
+        most_updates: of longer trainings so many updates, evenly spaced.
+    """
+    updates = _list_updates(examples, settings, seed, update_count)
+    return [
+        row_positions
+        for update_positions in updates[:: -(-len(updates) // most_updates) or 1]
+        for row_positions in _cut_micro_batches(examples, settings, device_type, update_positions)
+    ]
+
+
 def count_micro_batches(
     examples: Examples, settings: FineTuningSettings, device_type: str, row_positions: np.ndarray | None = None
 ) -> TokenCounts:
     """Count some rows, None for all, in the micro-batches that a target is trained and measured with."""
+    return count_batches(examples, _cut_micro_batches(examples, settings, device_type, row_positions))
+
+
+def _list_updates(
+    examples: Examples, settings: FineTuningSettings, seed: int, update_count: int | None
+) -> list[np.ndarray]:
+    """List the positions of the rows of each update."""
+    return EpochSchedule(len(examples), settings.epochs, settings.batch_size, seed, update_count).updates
+
+
+def _cut_micro_batches(
+    examples: Examples, settings: FineTuningSettings, device_type: str, row_positions: np.ndarray | None
+) -> list[np.ndarray]:
     overhead = BATCH_OVERHEAD.get(device_type, GPU_BATCH_OVERHEAD)
-    batches = LengthBatches(examples, settings.micro_batch_tokens, 0, row_positions, batch_overhead=overhead)
-    return count_batches(examples, batches.cuts)
+    return LengthBatches(examples, settings.micro_batch_tokens, 0, row_positions, batch_overhead=overhead).cuts
 
 
 def cut_prompts(prompt_lengths: Sequence[int], batch_size: int) -> list[list[int]]:

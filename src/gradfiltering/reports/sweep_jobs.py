@@ -40,7 +40,7 @@ class SweepJob(RunFiles):
         """The `method` of the command line, where neither its scorer nor its selector was replaced.
 
         Otherwise the scorer, and the selector where it is not `top`; the selector alone where no score was used. Two
-        methods may share scorer and selector, as those of high and of low loss do, so the method's own name comes first.
+        methods may share scorer and selector, as those of high and of low loss do, so a method's own name comes first.
         """
         selection_summary = self.selection
         given_options = dict(override.lstrip("+~").partition("=")[::2] for override in self.overrides)

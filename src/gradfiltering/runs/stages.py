@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from gradfiltering.diagnostics.failures import FailedDiagnostic
 from gradfiltering.runs.environment import peak_memory_bytes, reset_peak_memory
+from gradfiltering.runs.memory import return_freed_memory
 from gradfiltering.runs.progress import current_display
 from gradfiltering.runs.run_folder import RunFolder
 
@@ -58,6 +59,7 @@ class StageRunner:
         """
         current_display().begin_stage(stage_name)
         logger.info("stage %s begins", stage_name)
+        return_freed_memory(0)  # what the stage before has freed is none of this one's
         reset_peak_memory(self.device)
         started_at = time.monotonic()
         result = function(*args, **kwargs)
