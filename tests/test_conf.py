@@ -305,7 +305,25 @@ PAIRS = [one for one in OPTIONS if one.parent.name == "epochs" and one.stem not 
 @pytest.mark.parametrize("file", PAIRS, ids=name_of)
 def test_an_epoch_pairs_name_says_what_it_holds(file):
     epochs = composed(group_override(file)).epochs
-    assert file.stem == f"e{epochs.early}_e{epochs.late}"
+    limited = "_limited" if epochs.get("longest_epoch") else ""
+    assert file.stem == f"e{epochs.early}_e{epochs.late}{limited}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["proxy=smollm2"], "e1_e2_limited"),
+        (["data=file", "data.path=rows.jsonl"], "e1_e2_limited"),
+        (["experiment=real", "data.path=alpaca.json"], "e1_e2_limited"),
+        (["data=file", "data.path=rows.jsonl", "proxy=tiny"], "e1_e2"),
+        (["proxy=smollm2", "epochs=e1_e3"], "e1_e3"),
+        ([], "e1_e2"),
+    ],
+)
+def test_a_proxy_whose_norms_rise_late_limits_its_epochs(overrides, expected):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=["run_dir=a_folder", *overrides], return_hydra_config=True)
+    assert cfg.hydra.runtime.choices.epochs == expected
 
 
 REAL_ROWS = ["file", "hub", "mixture", "alpaca", "alpaca_gpt4"]

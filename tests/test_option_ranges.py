@@ -32,7 +32,7 @@ CHOICES = [  # together they hold every group's numeric options
     ["judge=local", "judge.model=x", "method=lead", "trainer=ddp_cpu"],
     ["data=mixture", "+data.sources.a={path: rows.jsonl, weight: 1}", "selector=two_stage", "scorer=fused_rank"],
     ["selector=stratified", "scorer=direction_gsnr", "eval=vicuna", "epochs=loss_fall"],
-    ["selector=facility_location", "scorer=gsnr_rank", "logger=csv"],
+    ["selector=facility_location", "scorer=gsnr_rank", "logger=csv", "epochs=e1_e2_limited"],
 ]  # fmt: skip
 
 NOTHING = "null: no limit, or the measure is left out"

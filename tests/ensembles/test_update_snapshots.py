@@ -120,3 +120,20 @@ def test_ensembles_that_are_measured_by_the_epoch_refuse_updates(settings, messa
     settings.check_unit("epoch")
     with pytest.raises(UserError, match=message):
         settings.check_unit("update")
+
+
+@pytest.mark.parametrize(
+    ("steps_per_epoch", "expected"),
+    [(7, (1, 2, "epoch")), (20, (1, 2, "epoch")), (21, (20, 40, "update")), (6501, (20, 40, "update"))],
+)
+def test_a_long_epoch_is_counted_in_updates(steps_per_epoch, expected):
+    pair = SnapshotPair(1, 2, longest_epoch=20).settle(steps_per_epoch)
+    assert (pair.early, pair.late, pair.unit) == expected
+    assert pair.longest_epoch is None
+
+
+def test_a_limit_of_an_epoch_keeps_the_numbers_that_were_given():
+    pair = SnapshotPair(0, 3, longest_epoch=20).settle(57)
+    assert (pair.early, pair.late, pair.unit) == (0, 60, "update")
+    with pytest.raises(UserError, match="a limit of an epoch is for snapshots in epochs"):
+        SnapshotPair(20, 40, "update", longest_epoch=20)

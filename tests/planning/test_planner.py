@@ -187,6 +187,29 @@ def test_a_second_plan_takes_the_speed_that_was_measured(context, steady_speed, 
     assert plan_run(request, WANTED).seconds == pytest.approx(first.seconds / 2), "the fresh one took its place"
 
 
+def test_snapshots_follow_the_rows_that_are_left(context, steady_speed):
+    """Epochs that are longer than their limit are counted in updates, and are epochs again with fewer rows."""
+    limit = 20  # updates, of 30 in an epoch of all rows
+    limited = replace(context, snapshots=SnapshotPair(1, 2, longest_epoch=limit))
+    assert context.ensemble.steps_per_epoch(len(context.examples)) == 30
+    request = plan_request(limited, GradientLog())
+    whole_plan = plan_run(request, WANTED)
+    descriptions = [piece.description for stage in whole_plan.stages for piece in stage.work]
+    assert "training of 3 members, updates 1 to 40" in descriptions
+    seconds = 0.4 * whole_plan.seconds
+    fitted, plan = fit_rows(request, PlanSettings(minutes=seconds / 60), lambda row_count: row_count // 10)
+    assert len(fitted.context.examples) < 4 * limit and plan.seconds <= 1.02 * seconds
+    descriptions = [piece.description for stage in plan.stages for piece in stage.work]
+    assert "training of 3 members, epochs 1 to 2" in descriptions
+    pairs = [planned.settle_snapshots().snapshots for planned in (limited, fitted.context)]
+    assert pairs == [SnapshotPair(20, 40, "update"), SnapshotPair(1, 2)]
+
+
+def test_an_ensemble_that_is_measured_by_the_epoch_keeps_its_epochs(context):
+    online = replace(context, snapshots=SnapshotPair(1, 2, longest_epoch=5), ensemble=small_ensemble(collect="online"))
+    assert online.settle_snapshots().snapshots == SnapshotPair(1, 2)
+
+
 @pytest.mark.parametrize("change", ["threads", "members", "rows"])
 def test_other_work_is_timed_anew(context, steady_speed, monkeypatch, change):
     plan_run(plan_request(context, GradientLog()), WANTED)

@@ -176,13 +176,19 @@ class LoraEnsemble:
         Raises:
             UserError: says why, and what to do instead.
         """
-        if unit == "update" and self.collect == ONLINE:
-            raise UserError(
-                "norms of the training steps come from a whole epoch, so they cannot be of a number of updates; "
-                "collect snapshots, or give epochs",
-                owner=LoraEnsemble,
-                arguments=("collect",),
-            )
+        if unit == "update" and self.update_obstacle:
+            arguments = ("collect",) if self.collect == ONLINE else ()
+            raise UserError(self.update_obstacle, owner=LoraEnsemble, arguments=arguments)
+
+    @property
+    def update_obstacle(self) -> str:
+        """Why snapshots cannot be numbers of updates, and what to do instead; empty where they can."""
+        if self.collect != ONLINE:
+            return ""
+        return (
+            "norms of the training steps come from a whole epoch, so they cannot be of a number of updates; collect "
+            "snapshots, or give epochs"
+        )
 
     def training_key(self) -> dict[str, Any]:
         """Return the settings that tell trained members apart in the cache."""

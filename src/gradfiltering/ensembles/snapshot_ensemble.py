@@ -5,7 +5,6 @@ from typing import Self
 from gradfiltering.ensembles.lora_ensemble import AUTO, LoraEnsemble, SnapshotMeasurement
 from gradfiltering.errors import UserError
 from gradfiltering.options import model_validator, options
-from gradfiltering.requests import SnapshotUnit
 
 
 @options
@@ -36,13 +35,13 @@ class SnapshotEnsemble(LoraEnsemble):
         """Why the norms of the training steps are not those of the snapshots."""
         return "a training step measures each row once in an epoch, at whatever step it falls in"
 
-    def check_unit(self, unit: SnapshotUnit) -> None:
-        """Refuse snapshots in updates: the members are snapshots along an epoch."""
-        if unit == "update":
-            raise UserError(
-                "the members of this ensemble are snapshots along an epoch, so that the early and the late one cannot "
-                "be numbers of updates; give epochs, or choose the LoRA ensemble"
-            )
+    @property
+    def update_obstacle(self) -> str:
+        """The members are snapshots along an epoch."""
+        return (
+            "the members of this ensemble are snapshots along an epoch, so that the early and the late one cannot be "
+            "numbers of updates; give epochs, or choose the LoRA ensemble"
+        )
 
     @property
     def trained_member_ids(self) -> range:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from gradfiltering.errors import UserError
-from gradfiltering.options import NonNegativeInt, model_validator, options
+from gradfiltering.options import NonNegativeInt, PositiveInt, model_validator, options
 from gradfiltering.requests import SnapshotUnit
 
 
@@ -16,11 +16,14 @@ class SnapshotPair:
         early: s.
         late: t > s.
         unit: what both are counted in: epochs, or updates where an epoch is too long.
+        longest_epoch: updates that an epoch of this pair has at most: where an epoch has more, so many updates count in
+            its place, and the pair is one in updates. None for no limit.
     """
 
     early: NonNegativeInt
     late: NonNegativeInt
     unit: SnapshotUnit = "epoch"
+    longest_epoch: PositiveInt | None = None
 
     @property
     def first_pair(self) -> "SnapshotPair":
@@ -34,7 +37,21 @@ class SnapshotPair:
                 f"the early {self.unit} ({self.early}) must come before the late one ({self.late}); give others",
                 arguments=("early", "late"),
             )
+        if self.longest_epoch is not None and self.unit == "update":
+            raise UserError(
+                "a limit of an epoch is for snapshots in epochs; leave it out", arguments=("longest_epoch",)
+            )
         return self
+
+    def settle(self, steps_per_epoch: int) -> "SnapshotPair":
+        """Return the pair without a limit: in updates where an epoch has more of them than `longest_epoch`.
+
+        Args:
+            steps_per_epoch: updates of an epoch.
+        """
+        if self.longest_epoch is None or steps_per_epoch <= self.longest_epoch:
+            return SnapshotPair(self.early, self.late, self.unit)
+        return SnapshotPair(self.early * self.longest_epoch, self.late * self.longest_epoch, "update")
 
     def timeline(self, steps_per_epoch: int) -> "Timeline":
         """Return the moments at which members are stored on the way to these snapshots."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -217,3 +217,15 @@ class MeasurementContext:
     def model_hash(self) -> str:
         """Digest of the base model's weights."""
         return hash_weights(self.base_model.model)
+
+    def settle_snapshots(self) -> "MeasurementContext":
+        """Return the context with the pair of snapshots that so many rows have, where updates limit it.
+
+        An ensemble that is measured by the epoch keeps its epochs.
+        """
+        settings, pair = self.ensemble, self.snapshots
+        if settings.update_obstacle:
+            return replace(self, snapshots=replace(pair, longest_epoch=None))
+        row_count = len(self.examples)
+        trained_rows = row_count if settings.train_rows is None else min(settings.train_rows, row_count)
+        return replace(self, snapshots=pair.settle(settings.steps_per_epoch(trained_rows)))

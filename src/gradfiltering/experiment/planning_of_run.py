@@ -100,7 +100,7 @@ def plan_experiment(
     if experiment.planning.only or plan.seconds is None or plan.seconds > SHORT_SECONDS:
         run_on_rank_zero(print_plan, plan_content, screen())
     run.stages.set_plan(list_stages(experiment, context.dataset), plan.planned_seconds)
-    return PlannedRun(request.context, request.total_rows, plan)
+    return PlannedRun(request.context.settle_snapshots(), request.total_rows, plan)
 
 
 def compare_with_plan(plan_content: Mapping[str, Any], costs: Mapping[str, Any]) -> dict[str, Any]:

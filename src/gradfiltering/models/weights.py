@@ -23,7 +23,7 @@ def hash_weights(model: nn.Module) -> str:
     for parameter_name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{parameter_name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         raw_bytes = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-        digest.update(raw_bytes.numpy().tobytes())
+        digest.update(raw_bytes.numpy())
     return digest.hexdigest()[:32]
 
 

@@ -125,6 +125,7 @@ def plan_run(request: PlanRequest, settings: PlanSettings) -> RunPlan:
     context = request.context
     if context.ensemble.m == AUTO:
         context = replace(context, ensemble=replace(context.ensemble, m=request.first_members))
+    context = context.settle_snapshots()
     base_shape = read_shape(context.base_model.model)
     present_bytes = memory_estimates.present_bytes(context.device, base_shape)
     stage_requests = sort_requests(request.requests)

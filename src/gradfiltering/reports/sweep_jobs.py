@@ -66,8 +66,11 @@ class SweepJob(RunFiles):
         search_name = SNAPSHOT_SEARCHES.get(str(pair.get("_target_", "")).rpartition(".")[2])
         if search_name is not None:
             return search_name
+        if not {"early", "late"} <= pair.keys():
+            return NOT_KNOWN
         letter = str(pair.get("unit", "epoch"))[0]
-        return f"{letter}{pair['early']}_{letter}{pair['late']}" if {"early", "late"} <= pair.keys() else NOT_KNOWN
+        limited = "_limited" if pair.get("longest_epoch") else ""
+        return f"{letter}{pair['early']}_{letter}{pair['late']}{limited}"
 
     @property
     def fraction(self) -> float | None:
