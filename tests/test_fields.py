@@ -265,6 +265,7 @@ def test_one_model_as_proxy_and_target_is_loaded_once(context, times_loaded, loo
         loaded_sources.append(source)
         return load_language_model(source, *arguments)
 
-    monkeypatch.setattr("gradfiltering.experiment.run.load_language_model", load)
+    for module in ("run", "stages.target"):
+        monkeypatch.setattr(f"gradfiltering.experiment.{module}.load_language_model", load)
     look_up("target.base_model.architecture=gpt2", f"target.base_model.context={context}")
     assert len(loaded_sources) == times_loaded

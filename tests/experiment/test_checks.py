@@ -16,6 +16,7 @@ from gradfiltering.methods.lead.curriculum import LeadSettings
 from gradfiltering.methods.lead.lead_method import Lead
 from gradfiltering.methods.score_and_select import ScoreAndSelect
 from gradfiltering.models.objectives import DirectPreference, ResponseNLL
+from gradfiltering.reports.page.settings import PageSettings
 from gradfiltering.scorers.gsnr import GSNR
 from gradfiltering.scorers.ifd import IFD
 from gradfiltering.scorers.less import LESS
@@ -42,6 +43,7 @@ def experiment_of(method, until="select", ensemble=None, max_new_tokens=8, basel
     )
     parts["proxy"].objective = ResponseNLL()
     parts["target"] = SimpleNamespace(base_model=base_model, baselines=baselines, tuning=tuning or tuning_settings())
+    parts["page"] = PageSettings()
     parts["judging"] = SimpleNamespace(generation=GenerationSettings(max_new_tokens, 8))
     return Experiment(**{**parts, "until": until, "method": method})
 

@@ -7,7 +7,7 @@ from gradfiltering.data.preference_schema import Preference
 from gradfiltering.distributed.process_group import world_size
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.errors import UserError, attributed_to
-from gradfiltering.evidence.measurers import check_requests
+from gradfiltering.evidence.measurers import check_requests, check_requests_of_dataset
 from gradfiltering.experiment.parts import Experiment
 from gradfiltering.finetuning.training_sets import check_baselines
 from gradfiltering.judging.prompts import Prompt
@@ -52,6 +52,22 @@ def check_experiment(experiment: Experiment) -> None:
             with attributed_to(generation, "engine"):
                 check_vllm()
                 refuse_quantized_answers(target.base_model)
+    refuse_tuning_rows(experiment)
+
+
+def check_dataset(experiment: Experiment, dataset: InstructionDataset) -> None:
+    """Refuse rows that the experiment cannot use.
+
+    Raises:
+        UserError: says why, and what to change.
+    """
+    method = experiment.method
+    with attributed_to(method.scorer, "validation", "task"):
+        check_requests_of_dataset(method.requests, dataset)
+    check_objective(experiment, dataset)
+    if experiment.reaches("select"):
+        experiment.export.check(dataset.schema)
+    method.budget_rows(dataset.counted_rows)  # refuses a budget that the dataset does not have
 
 
 def check_objective(experiment: Experiment, dataset: InstructionDataset) -> None:
@@ -77,6 +93,16 @@ def check_objective(experiment: Experiment, dataset: InstructionDataset) -> None
             "LEAD clusters and ranks rows by losses of their responses, and these rows are preferences; choose a "
             "method that scores rows by gradients, such as gradfiltering, grand or less"
         )
+
+
+def refuse_tuning_rows(experiment: Experiment) -> None:
+    """Refuse the seeds and rows of a tuning whose settings the run is to report on."""
+    folders = experiment.page.tuning
+    if folders:
+        from gradfiltering.reports.tuning_record import refuse_tuning_runs
+
+        with attributed_to(experiment.page, "tuning"):
+            refuse_tuning_runs(folders, experiment.seed, experiment.config["data"])
 
 
 def refuse_sharded_weights(experiment: Experiment) -> None:

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gradfiltering.data.dataset import InstructionDataset
-from gradfiltering.data.examples import Encoder, find_max_tokens
+from gradfiltering.data.examples import Encoder, describe_template, find_max_tokens
+from gradfiltering.data.templates import layout_name
+from gradfiltering.experiment.open_run import OpenRun
 from gradfiltering.experiment.parts import Experiment, ModelParts
 from gradfiltering.models.language_model import (
     ConvertibleSource,
@@ -58,3 +60,20 @@ def build_encoder(
     elif max_tokens > context_length:
         announce(f"examples have up to {context_length:,} tokens, not {max_tokens:,}: the model reads no more")
     return Encoder(model.tokenizer, min(max_tokens, context_length), experiment.cache, experiment.tokenising)
+
+
+def report_model(run: OpenRun, dataset: InstructionDataset, role: str, model: LanguageModel) -> None:
+    """Note a model, and say by which prompt template it sees the rows: each has its own where that is `auto`.
+
+    Args:
+        run: the open run.
+        dataset: the rows.
+        role: proxy or target.
+        model: the model with its tokenizer.
+    """
+    run.stages.add_to_summary(
+        base_models={**run.stages.summary.get("base_models", {}), role: {"name": model.name, "path": model.path}}
+    )
+    layout = layout_name(dataset.template_for(model.tokenizer), model.tokenizer)
+    run.stages.add_to_summary(templates={**run.stages.summary.get("templates", {}), role: layout})
+    announce(f"prompt template of the {role}: {describe_template(dataset, model.tokenizer)}")
