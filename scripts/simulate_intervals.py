@@ -240,7 +240,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
         rng = numpy_rng(0, "simulate intervals", *map(str, asdict(setting).values()))
         outcomes, has_draw = simulate_outcomes(setting, arguments.experiments, rng)
         for name, (method, is_slow) in list_methods(arguments.resamples).items():
-            used = outcomes[: arguments.experiments // 10] if is_slow else outcomes
+            used = outcomes[: max(1, arguments.experiments // 10)] if is_slow else outcomes
             lines.append(asdict(setting) | {"method": name} | measure_coverage(setting, method, used, has_draw))
     table = pd.DataFrame(lines)
     if arguments.json:

@@ -37,7 +37,7 @@ def in_this_process(monkeypatch):
 
 def test_what_a_command_took_is_said_in_words(capsys):
     words = bench_scale.run_measured([sys.executable, "-c", "pass"])
-    assert re.fullmatch(r"\d s in all \(\d s of processor time\), at most 0\.\d\d GiB", words)
+    assert re.fullmatch(r"\d+ s in all \(\d s of processor time\), at most 0\.\d\d GiB", words)
     with pytest.raises(SystemExit, match="ended with status 3"):
         bench_scale.run_measured([sys.executable, "-c", "raise SystemExit(3)"])
 
