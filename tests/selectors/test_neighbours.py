@@ -1,6 +1,7 @@
 """Nearest rows: exact where few are compared, nearly all of them by the index; and selection by them."""
 
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -17,13 +18,27 @@ def clusters(count: int, width: int = 8, seed: int = 0) -> np.ndarray:
     return unit_rows(rng.normal(size=(50, width))[rng.integers(50, size=count)] + 0.4 * rng.normal(size=(count, width)))
 
 
-def test_few_rows_are_compared_with_all(monkeypatch):
-    monkeypatch.setattr(module, "BLOCK_ROWS", 7)
+@pytest.mark.parametrize(("block_rows", "block_pairs"), [(7, 10_000), (1024, 7 * 80), (1024, 1), (1024, 10_000)])
+def test_few_rows_are_compared_with_all(block_rows, block_pairs, monkeypatch):
+    monkeypatch.setattr(module, "MOST_BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(module, "MOST_BLOCK_PAIRS", block_pairs)
     queries, rows = clusters(30, seed=1), clusters(80)
     positions, products = find_nearest(queries, rows, 5)
     expected = np.argsort(-(queries @ rows.T), axis=1)[:, :5]
     assert positions.tolist() == expected.tolist()
     np.testing.assert_allclose(products, np.take_along_axis(queries @ rows.T, expected, 1), rtol=1e-6)
+
+
+def test_few_queries_among_many_rows_are_compared_in_little_memory(monkeypatch):
+    rows = unit_rows(np.random.default_rng(0).standard_normal((10_000, 4), dtype=np.float32))
+    monkeypatch.setattr(module, "MOST_BLOCK_PAIRS", 64 * len(rows))
+    tracemalloc.start()
+    positions, products = find_nearest(rows[:256], rows, 3)
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert positions[:, 0].tolist() == list(range(256))
+    np.testing.assert_allclose(products[:, 0], 1, rtol=1e-6)
+    assert most_bytes < 0.4 * 16 * 256 * len(rows)  # products, the same negative, and an order: 16 bytes a pair
 
 
 def test_the_index_finds_nearly_all_nearest_rows(monkeypatch):

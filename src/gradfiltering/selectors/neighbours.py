@@ -7,7 +7,7 @@ import numpy as np
 from gradfiltering.errors import UserError
 
 MOST_PAIRS = 20_000**2  # compared one by one; beyond, an index is asked
-BLOCK_ROWS = 1024
+MOST_BLOCK_ROWS, MOST_BLOCK_PAIRS = 1024, 1024 * 20_000  # of queries, and of their products, that are held at once
 LISTS_PER_ROOT = 4  # lists of the index, times the root of the rows
 TRAINING_ROWS_PER_LIST = 64
 SEARCHED_LISTS = 32
@@ -41,13 +41,14 @@ def find_nearest(queries: np.ndarray, rows: np.ndarray, count: int) -> tuple[np.
 def _compare_all(queries: np.ndarray, rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     positions = np.empty((len(queries), count), dtype=np.int64)
     products = np.empty((len(queries), count), dtype=np.float32)
-    for start in range(0, len(queries), BLOCK_ROWS):
-        block_products = queries[start : start + BLOCK_ROWS] @ rows.T
+    block_rows = min(MOST_BLOCK_ROWS, max(1, MOST_BLOCK_PAIRS // len(rows)))
+    for start in range(0, len(queries), block_rows):
+        block_products = queries[start : start + block_rows] @ rows.T
         nearest = np.argpartition(-block_products, count - 1, axis=1)[:, :count]
         nearest_products = np.take_along_axis(block_products, nearest, axis=1)
         order = np.argsort(-nearest_products, axis=1, kind="stable")
-        positions[start : start + BLOCK_ROWS] = np.take_along_axis(nearest, order, axis=1)
-        products[start : start + BLOCK_ROWS] = np.take_along_axis(nearest_products, order, axis=1)
+        positions[start : start + block_rows] = np.take_along_axis(nearest, order, axis=1)
+        products[start : start + block_rows] = np.take_along_axis(nearest_products, order, axis=1)
     return positions, products
 
 
