@@ -188,7 +188,9 @@ class _Search:
         pool_information = self.information.restrict_to(pool_rows)
         # [n] gains as of each candidate's last evaluation
         gains = pool_information.gains(np.arange(len(pool_rows)))
-        bounds = _ConflictBounds(self.gradients[pool_rows], self.lengths[pool_rows], self.gradient_sum)
+        takes_all = len(pool_rows) == len(self.gradients)  # then no copy is made
+        pool_gradients = self.gradients if takes_all else self.gradients[pool_rows]
+        bounds = _ConflictBounds(pool_gradients, self.lengths[pool_rows], self.gradient_sum)
         is_free = np.ones(len(pool_rows), dtype=bool)
 
         def evaluate(candidates: np.ndarray) -> np.ndarray:
