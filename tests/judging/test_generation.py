@@ -19,6 +19,7 @@ from gradfiltering.errors import UserError
 from gradfiltering.judging.generation import GenerationSettings, generate_responses, render_prompts
 from gradfiltering.judging.prompts import Prompt
 from gradfiltering.judging.responses import read_responses, write_responses
+from gradfiltering.runs.progress import ProgressBar
 
 CONTEXT = 48
 NEW_TOKENS = 8
@@ -245,3 +246,17 @@ def test_responses_round_trip(model, tokenizer, tmp_path):
     path.write_text('{"prompt": "a"}\n')
     with pytest.raises(UserError, match=r"candidate.jsonl, line 1: Response needs the argument"):
         read_responses(path)
+
+
+def test_progress_is_shown_while_a_batch_is_answered(model, tokenizer, monkeypatch):
+    """Each new token of a batch counts, and an answer that ends early counts as a whole one."""
+    amounts = []
+    monkeypatch.setattr(ProgressBar, "advance", lambda bar, amount: amounts.append(("tokens", amount)))
+    monkeypatch.setattr(ProgressBar, "complete", lambda bar, amount: amounts.append(("done", amount, bar.total)))
+    responses = answer(model, tokenizer, batch_size=4)
+    whole = len(PROMPTS) * NEW_TOKENS
+    ends = [index for index, amount in enumerate(amounts) if amount[0] == "done"]
+    assert [amounts[index] for index in ends] == [("done", 4 * NEW_TOKENS, whole), ("done", whole, whole)]
+    first_batch, second_batch = amounts[: ends[0]], amounts[ends[0] + 1 : ends[1]]
+    assert set(first_batch) == {("tokens", 4)} and set(second_batch) == {("tokens", 3)}
+    assert max(len(first_batch), len(second_batch)) == max(item.response_tokens for item in responses)

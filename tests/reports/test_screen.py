@@ -177,7 +177,7 @@ def test_result_of_a_judged_run_reads_as_people_speak(tmp_path):
         "  report.html     what was selected and why, for a browser\n"
         "  subset.jsonl    the selected rows\n"
         "  scores.parquet  score and rank of every row\n"
-        "Next  open report.html: it says what to change for each warning (!)\n"
+        "Next  see in report.html what to change (!), then run the command above\n"
     )
 
 
@@ -223,7 +223,7 @@ def test_the_score_of_one_seed_is_told_without_a_judgement(ends, said):
     ("changes", "said"),
     [
         ({"proxy_knows_rows": False, "warnings": ["w"]}, "take a proxy that knows such rows"),
-        ({"warnings": ["w"]}, "open summary.json: it says what to change for each warning"),
+        ({"warnings": ["w"]}, "see in summary.json what to change (!), then run the command above"),
         ({"warnings": []}, "run the command above to decide; summary.json shows the rows, and why"),
     ],
 )
@@ -238,6 +238,8 @@ def test_next_step_where_more_seeds_would_change_nothing():
     summary["verdict"]["command"], summary["diagnostics"]["warnings"] = None, []
     said = "open report.html before you train on subset.jsonl: no advantage is shown yet"
     assert describe_next_step(summary, "report.html") == said
+    summary["diagnostics"]["warnings"] = ["w"]
+    assert describe_next_step(summary, "report.html").endswith("for each warning (!)"), "there is no command above"
 
 
 def test_the_next_step_is_training_where_the_verdict_allows_it():

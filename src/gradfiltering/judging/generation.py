@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,7 +15,7 @@ from gradfiltering.models.language_model import embedding_count, find_context_le
 from gradfiltering.options import PositiveInt, options
 from gradfiltering.runs.memory import return_freed_memory
 from gradfiltering.runs.plain_text import replace_lone_surrogates
-from gradfiltering.runs.progress import track
+from gradfiltering.runs.progress import progress_bar
 
 NewTokens = tuple[list[int], StopReason]
 
@@ -142,11 +143,17 @@ def _generate_in_batches(
     batch_size = settings.batch_size
     prompt_batches = [length_order[start : start + batch_size] for start in range(0, len(length_order), batch_size)]
     new_token_lists: dict[int, NewTokens] = {}
-    with plain_decoding(language_model):
-        for batch_indexes in track(prompt_batches, description, len(fitted_prompts), "answers", len):
+    most_tokens = settings.max_new_tokens
+    with (
+        plain_decoding(language_model),
+        progress_bar(description, len(fitted_prompts) * most_tokens, "tokens at most") as bar,
+    ):
+        for batch_number, batch_indexes in enumerate(prompt_batches):
             batch_prompts = [fitted_prompts[prompt_index] for prompt_index in batch_indexes]
-            new_tokens = generate_batch(language_model, tokenizer, batch_prompts, settings.max_new_tokens)
+            count_tokens = partial(bar.advance, len(batch_prompts))
+            new_tokens = generate_batch(language_model, tokenizer, batch_prompts, most_tokens, count_tokens)
             new_token_lists.update(zip(batch_indexes, new_tokens, strict=True))
+            bar.complete(most_tokens * (batch_number * batch_size + len(batch_indexes)))
             return_freed_memory()
     return [new_token_lists[prompt_index] for prompt_index in range(len(fitted_prompts))]
 
@@ -174,10 +181,21 @@ def plain_decoding(language_model: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def generate_batch(
-    language_model: Any, tokenizer: Any, prompts: Sequence[list[int]], max_new_tokens: int
+    language_model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    count_tokens: Callable[[], None] | None = None,
 ) -> list[NewTokens]:
-    """Generate the new tokens of each prompt (the closing one included), with why they end."""
-    from transformers import GenerationConfig
+    """Generate the new tokens of each prompt (the closing one included), with why they end.
+
+    Args:
+        language_model, tokenizer: as in `generate_responses`.
+        prompts: token ids of each.
+        max_new_tokens: longest answer.
+        count_tokens: called whenever every prompt has one more token.
+    """
+    from transformers import GenerationConfig, StoppingCriteriaList
 
     stop_ids = stop_tokens(tokenizer)
     pad_id = tokenizer.pad_token_id
@@ -205,9 +223,17 @@ def generate_batch(
         input_ids=input_ids.to(language_model.device),
         attention_mask=attention_mask.to(language_model.device),
         generation_config=generation_config,
+        stopping_criteria=StoppingCriteriaList([partial(_go_on, count_tokens)]),
     )
     new_tokens = output_ids[:, padded_width:].tolist()  # [B, T + new] -> [B, new]
     return [cut_at_stop(token_ids, stop_ids) for token_ids in new_tokens]
+
+
+def _go_on(count_tokens: Callable[[], None] | None, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+    """Count a token of every prompt; none of them ends for that."""
+    if count_tokens is not None:
+        count_tokens()
+    return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def decode_answer(answer_tokens: NewTokens, tokenizer: Any) -> str:

@@ -153,6 +153,8 @@ def describe_next_step(run_summary: Mapping[str, Any], details_file: str) -> str
     if run_summary["verdict"]["verdict"] == USE_IT:
         return f"train on subset.jsonl; {details_file} says how sure this is"
     if run_diagnostics.get("warnings") and verdicts_are_usable(run_summary):
+        if run_summary["verdict"]["command"] is not None:
+            return f"see in {details_file} what to change (!), then run the command above"
         return f"open {details_file}: it says what to change for each warning (!)"
     if run_summary["verdict"]["verdict"] == DO_NOT_USE_IT:
         return f"do not train on subset.jsonl; {details_file} says why"
