@@ -260,3 +260,13 @@ def test_progress_is_shown_while_a_batch_is_answered(model, tokenizer, monkeypat
     first_batch, second_batch = amounts[: ends[0]], amounts[ends[0] + 1 : ends[1]]
     assert set(first_batch) == {("tokens", 4)} and set(second_batch) == {("tokens", 3)}
     assert max(len(first_batch), len(second_batch)) == max(item.response_tokens for item in responses)
+
+
+def test_the_output_layer_reads_one_block_and_has_no_hook_afterwards(model, tokenizer):
+    """A view of all positions makes the matrix product of a processor copy the weights for every prompt."""
+    output_layer, blocks = model.get_output_embeddings(), []
+    handle = output_layer.register_forward_hook(lambda layer, inputs, logits: blocks.append(inputs[0].is_contiguous()))
+    answer(model, tokenizer, batch_size=4)
+    handle.remove()
+    assert blocks and all(blocks)
+    assert not output_layer._forward_pre_hooks

@@ -163,7 +163,9 @@ def plain_decoding(language_model: Any) -> Iterator[None]:
     """Set evaluation mode and default decoding options; restore both afterwards.
 
     `generate` fills what a configuration leaves open from the model's own, a repetition penalty for
-    instance.
+    instance. The output layer reads its input as one block: transformers hands it the last position
+    of each prompt as a view of all positions, for which a processor's matrix product copies the
+    weights once for every prompt (SmolLM2-135M, 30 prompts in bf16: 1.6 GB and 6 s instead of 0.03 s).
     """
     from transformers import GenerationConfig
 
@@ -172,11 +174,20 @@ def plain_decoding(language_model: Any) -> Iterator[None]:
     decoding_options, was_training = config_owner.generation_config, language_model.training
     config_owner.generation_config = GenerationConfig()
     language_model.eval()
+    output_layer = config_owner.get_output_embeddings()
+    hook = None if output_layer is None else output_layer.register_forward_pre_hook(_join_input)
     try:
         yield
     finally:
+        if hook is not None:
+            hook.remove()
         config_owner.generation_config = decoding_options
         language_model.train(was_training)
+
+
+def _join_input(layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Make a layer's input one block of memory."""
+    return (inputs[0].contiguous(), *inputs[1:])
 
 
 @torch.no_grad()
