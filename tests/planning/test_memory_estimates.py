@@ -6,6 +6,7 @@ import pytest
 import torch
 from tests.planning.test_planner import TUNING, tuned
 from tests.support.plans import WANTED, plan_request
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from gradfiltering.data.batches import LengthBatches
 from gradfiltering.evidence.base_model_passes import prepare_base_model
@@ -94,3 +95,20 @@ def test_each_stage_of_a_plan_has_its_own_peak(context):
     plan = plan_run(plan_request(context, BaseModelLosses(), target=small_target), WANTED)
     peaks = {stage.name: stage.peak_bytes for stage in plan.stages}
     assert peaks["target"] > peaks["judge"] > 0
+
+
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_generation_keeps_the_keys_and_values_of_each_layer(key_heads):
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=key_heads, vocab_size=50,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    cache = model(torch.zeros(1, 5, dtype=torch.int64), use_cache=True).past_key_values
+    kept_numbers = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+    assert sum(layer.cache_width for layer in read_shape(model).layers) * 5 == kept_numbers
+
+
+def test_generation_keeps_both_thirds_of_a_joint_projection():
+    model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=50))
+    assert [layer.cache_width for layer in read_shape(model).layers] == [64, 64]

@@ -139,7 +139,7 @@ def answer_bytes(target: PlannedTarget, memory: ChunkMemory | None) -> int:
     prompts = count_prompts(cut_prompts(target.prompt_lengths, target.generation.batch_size)[0])
     row_width = prompts.padded // prompts.rows
     tokens = prompts.rows * (row_width + target.generation.max_new_tokens)
-    keys_and_values = 2 * sum(layer.attention_width for layer in shape.layers) * shape.element_bytes * tokens
+    keys_and_values = sum(layer.cache_width for layer in shape.layers) * shape.element_bytes * tokens
     logits = 3 * prompts.rows * shape.vocabulary * 4
     if memory is None:
         return keys_and_values + logits + _forward_bytes(shape, prompts.padded, row_width)

@@ -54,6 +54,13 @@ class LayerShape:
     attention_width: int
 
     @property
+    def cache_width(self) -> int:
+        """Numbers that generation keeps of each token: its keys and values, of which groups of heads may share some."""
+        projected_width = sum(linear.outputs for linear in self.linears if linear.reads_layer_input)
+        kept_width = projected_width - self.attention_width  # queries are not kept
+        return kept_width if kept_width > 0 else 2 * self.attention_width
+
+    @property
     def is_adapted(self) -> bool:
         """True where a matrix has an adapter."""
         return any(linear.rank for linear in self.linears)
