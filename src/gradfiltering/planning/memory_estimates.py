@@ -26,8 +26,9 @@ STORED_COPIES = 4  # of a member in the cache: adapter and moments, and the adap
 LOG_BYTES, LOSS_BYTES = 24, 8  # of a row in a gradient log, and in losses of the base model
 FORWARD_COPIES = 4  # widest tensors that live at once in a forward pass
 STORED_SHARE = 1.5  # numbers that a layer stores for its backward, for each that goes in or out of its matrices
-# What libraries hold on a processor once they have computed, at most: 300 MB were measured with SmolLM2-135M (269 MB).
-LIBRARY_BYTES = 300 << 20
+# What libraries hold on a processor once they have computed: so much for each byte of the weights, up to a limit. About
+# 480 MB were measured with SmolLM2-135M (269 MB of weights), 50 and less with models of a few million parameters.
+LIBRARY_SHARE, MOST_LIBRARY_BYTES = 1.8, 500 << 20
 LOOKED_AT_UPDATES = 200  # of a target's training, whose largest micro-batch is looked for
 
 
@@ -36,18 +37,20 @@ def present_bytes(device: torch.device, shape: ModelShape) -> int:
     if device.type == "cuda":
         return max(int(torch.cuda.memory_allocated(device)), shape.weight_bytes)
     return_freed_memory(0)
-    return int(psutil.Process().memory_info().rss) + min(LIBRARY_BYTES, shape.weight_bytes)
+    library_bytes = min(MOST_LIBRARY_BYTES, int(LIBRARY_SHARE * shape.weight_bytes))
+    return int(psutil.Process().memory_info().rss) + library_bytes
 
 
 def held_bytes(device: torch.device, lasting_bytes: int, batch_bytes: int) -> int:
     """Return what a stage takes from the machine, beside what was there.
 
     On a processor batches of changing shapes leave gaps in the heap, as large in all as a batch when there were enough
-    of them; what is freed between two batches is returned where it is more than `MOST_FREED_BYTES`.
+    of them; what is freed between two batches is returned where it is more than `MOST_FREED_BYTES`. A pass without
+    gradients frees its tensors in the order of the layers and leaves none.
 
     Args:
         device: that computes.
-        lasting_bytes: of tensors that live as long as the stage.
+        lasting_bytes: of tensors that leave no gaps: those that live as long as the stage, or a pass without gradients.
         batch_bytes: of those that live as long as a batch.
     """
     gaps = 0 if device.type == "cuda" else min(batch_bytes, MOST_FREED_BYTES)

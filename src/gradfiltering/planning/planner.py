@@ -488,7 +488,7 @@ class BatchMemory:
         ensemble_bytes = memory_estimates.ensemble_bytes(
             shape, context, self.adapter_plan.memory, self.adapter_plan.chunk_tokens
         )
-        stage_bytes = dict.fromkeys((REFERENCE_STAGE, BASE_MODEL_STAGE), (0, base_bytes))
+        stage_bytes = dict.fromkeys((REFERENCE_STAGE, BASE_MODEL_STAGE), (base_bytes, 0))
         stage_bytes |= dict.fromkeys((ENSEMBLE_STAGE, TASK_GRADIENT_STAGE, HELDOUT_MEMBER_STAGE), ensemble_bytes)
         if target is not None:
             # Another model than the proxy is estimated by its shapes.
