@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
@@ -23,6 +24,7 @@ from gradfiltering.finetuning.fine_tune import (
     fine_tune,
     fine_tune_all,
 )
+from gradfiltering.finetuning.training_loop import FineTuningModule
 from gradfiltering.finetuning.training_sets import TrainingSet
 from gradfiltering.models.causal_model import token_nll
 from gradfiltering.models.lora import load_adapter
@@ -255,3 +257,26 @@ def test_losses_of_held_out_rows_are_averaged_by_source(rows, base_model, tmp_pa
     averages = average_losses_by_source(model, sources)
     assert averages == pytest.approx({"first": losses[0], "others": np.mean(list(losses.values())[1:])})
     assert average_losses_by_source(model, None) == {}
+
+
+def test_the_loss_before_training_is_measured_once_for_all_models(rows, base_model, tmp_path, monkeypatch):
+    measured = []
+    measure = FineTuningModule._measure_heldout_losses
+
+    def measure_and_count(module, heldout):
+        measured.append(module.model_name)
+        return measure(module, heldout)
+
+    monkeypatch.setattr(FineTuningModule, "_measure_heldout_losses", measure_and_count)
+    example_ids = rows.examples.example_ids.tolist()
+    sets = {"full": TrainingSet(example_ids), "random": TrainingSet(example_ids[:8])}
+    together = fine_tune_all(sets, make_training(base_model, rows, tmp_path / "run", tmp_path / "cache"))
+    curves = {name: pd.read_csv(model.folder / "curve.csv") for name, model in together.items()}
+    assert len(measured) == sum(map(len, curves.values())) - 1
+    assert curves["full"]["heldout_loss"][0] == curves["random"]["heldout_loss"][0]
+    alone = fine_tune_all(
+        {"random": sets["random"]}, make_training(base_model, rows, tmp_path / "alone", tmp_path / "other_cache")
+    )
+    alone_curve = pd.read_csv(alone["random"].folder / "curve.csv")
+    columns = ["step", "examples_seen", "train_loss", "heldout_loss"]
+    pd.testing.assert_frame_equal(curves["random"][columns], alone_curve[columns])

@@ -5,10 +5,12 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from gradfiltering.data.examples import Examples, hash_examples
 from gradfiltering.errors import UserError, attributed_to
@@ -109,6 +111,8 @@ class FineTuningContext:
         seed: decides the adapter's start, the same for every model of a run, and the order of rows.
         build_trainer: builds a `lightning.Trainer` from keyword arguments.
         complete_rows: adds what the objective needs of a model's rows (`add_reference_nll`); None for nothing.
+        untrained_losses: of the held-out rows before training, [N], once the first model has measured them: all models
+            of a run have the same start. Empty until then.
     """
 
     base_model: LanguageModel
@@ -121,6 +125,7 @@ class FineTuningContext:
     seed: int
     build_trainer: "Callable[..., L.Trainer]"
     complete_rows: Callable[[Examples], Examples] | None = None
+    untrained_losses: list[np.ndarray] = field(default_factory=list)
 
     @cached_property
     def shared_key(self) -> dict[str, Any]:
@@ -179,6 +184,7 @@ def fine_tune(
             objective=context.objective,
             settings=settings,
             resume_point=resume_point,
+            untrained_losses=context.untrained_losses,
         )
         checkpoint = resume_point.load() if resume_point else None
         if checkpoint is not None:

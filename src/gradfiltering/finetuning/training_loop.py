@@ -98,6 +98,8 @@ class FineTuningModule(L.LightningModule):
         objective: loss of each example: a mean over its supervised tokens, or one of a pair of answers.
         settings: optimiser and learning rate.
         resume_point: where checkpoints are saved, or None.
+        untrained_losses: holds the [N] held-out losses before training where another model of the run has measured
+            them, and gets them where it is empty; None measures them anyway.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class FineTuningModule(L.LightningModule):
         objective: Objective,
         settings: FineTuningSettings,
         resume_point: ResumePoint | None = None,
+        untrained_losses: list[np.ndarray] | None = None,
     ):
         super().__init__()
         self.automatic_optimization = False  # examples are weighted across processes
@@ -123,6 +126,7 @@ class FineTuningModule(L.LightningModule):
         self.objective = objective
         self.settings = settings
         self.resume_point = resume_point
+        self.untrained_losses = [] if untrained_losses is None else untrained_losses
         self.bar: ProgressBar | None = None  # of the rest of the schedule
         self.progress = TrainingProgress()
         self.loss_weights = np.ones(len(examples), dtype=np.int32) if examples.is_paired else examples.response_tokens
@@ -158,7 +162,9 @@ class FineTuningModule(L.LightningModule):
         self.started_at = self.saved_at - self.progress.seconds
         self._split_model = split_model(self.model)  # logits of prompts and padding are never computed
         if not self.progress.curve:
-            self._record_curve_point()
+            if not self.untrained_losses and self.heldout is not None:
+                self.untrained_losses.append(self._measure_heldout_losses(self.heldout))
+            self._record_curve_point(self.untrained_losses[0] if self.untrained_losses else None)
 
     def training_step(self, round_number: int, batch_index: int) -> None:
         """Train on one round of the schedule and report what was observed."""
@@ -187,7 +193,7 @@ class FineTuningModule(L.LightningModule):
             self.curve_marks, [progress_before, schedule.progress], side="right"
         )
         if marks_after > marks_before:
-            self._record_curve_point()
+            self._record_curve_point(None if self.heldout is None else self._measure_heldout_losses(self.heldout))
         if self.bar is not None:
             self.bar.advance(schedule.progress - progress_before)
         self.trainer.should_stop = schedule.progress >= schedule.length
@@ -291,20 +297,17 @@ class FineTuningModule(L.LightningModule):
         return torch.cat([gradient.flatten() for gradient in gradients]).float()
 
     @torch.inference_mode()
-    def _measure_heldout_losses(self) -> np.ndarray | None:
-        """Return the objective's [N] losses of the held-out rows, None where nothing is held out."""
-        if self.heldout is None:
-            return None
+    def _measure_heldout_losses(self, heldout: Examples) -> np.ndarray:
+        """Return the objective's [N] losses of the held-out rows."""
         assert self._split_model is not None, "made when training starts"
-        measurements = RowMeasurements(self.heldout.example_ids, ["loss"])
-        idle_batches = self._make_idle_batches(self.heldout, np.arange(len(self.heldout)))
-        for batch in self._cut_batches(self.heldout, np.arange(len(self.heldout))):
+        measurements = RowMeasurements(heldout.example_ids, ["loss"])
+        idle_batches = self._make_idle_batches(heldout, np.arange(len(heldout)))
+        for batch in self._cut_batches(heldout, np.arange(len(heldout))):
             batch_losses = self.objective(self._split_model, batch.to(self.device))
             measurements.record(batch.example_id.numpy(), loss=batch_losses.float().cpu().numpy())
         for batch in idle_batches:
             self.objective(self._split_model, batch.to(self.device))
-        row_losses: np.ndarray = measurements.gather()["loss"][0]  # [V]
-        self.progress.heldout_row_losses = row_losses.tolist()
+        row_losses: np.ndarray = measurements.gather()["loss"][0]  # [N]
         return row_losses
 
     def _cut_batches(self, examples: Examples, row_indices: np.ndarray) -> Iterator[Batch]:
@@ -331,8 +334,11 @@ class FineTuningModule(L.LightningModule):
             examples, self.settings.micro_batch_tokens, self.pad_id, row_indices, batch_overhead=batch_overhead
         )
 
-    def _record_curve_point(self) -> None:
-        progress, heldout_losses = self.progress, self._measure_heldout_losses()
+    def _record_curve_point(self, heldout_losses: np.ndarray | None) -> None:
+        """Record a point of the curve, with the [N] losses of the held-out rows where there are any."""
+        progress = self.progress
+        if heldout_losses is not None:
+            progress.heldout_row_losses = heldout_losses.tolist()
         heldout_loss = None if heldout_losses is None else float(heldout_losses.mean())
         heldout_accuracy = None
         if heldout_losses is not None and self.examples.is_paired:

@@ -141,6 +141,7 @@ def plan_tuning(
     """
     settings, shape = target.settings, target.adapted_shape
     planned_work = []
+    knows_start = False  # the loss before training, which the first model measures for all
     for model_name, planned_model in models.items():
         training_set, is_cached = planned_model.training_set, planned_model.adapter_folder is not None
         example_ids, update_count = training_set.example_ids, training_set.update_count
@@ -176,7 +177,8 @@ def plan_tuning(
                 )
             )
         if heldout is not None:
-            points = len(np.unique(np.linspace(0, counts.steps, settings.records).round()))
+            points = len(np.unique(np.linspace(0, counts.steps, settings.records).round())) - knows_start
+            knows_start |= not is_cached
             heldout_counts = count_micro_batches(heldout, settings, target.device_type).times(points)
             planned_work.append(
                 PlannedWork(
