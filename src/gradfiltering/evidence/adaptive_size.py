@@ -156,7 +156,8 @@ def measure_settled_evidence(
     """
     all_requests = [request for stage_requests in sort_requests(requests).values() for request in stage_requests]
     if isinstance(snapshots, SnapshotPair):
-        context = replace(context, snapshots=snapshots)
+        context = replace(context, snapshots=snapshots).settle_snapshots()
+        snapshots = context.snapshots
         if context.ensemble.m != AUTO:
             return measure_evidence(all_requests, context, run_stage=run_stage), context
     stages = sort_requests(all_requests)

@@ -224,6 +224,8 @@ class MeasurementContext:
         An ensemble that is measured by the epoch keeps its epochs.
         """
         settings, pair = self.ensemble, self.snapshots
+        if pair.longest_epoch is None:
+            return self
         if settings.update_obstacle:
             return replace(self, snapshots=replace(pair, longest_epoch=None))
         row_count = len(self.examples)
