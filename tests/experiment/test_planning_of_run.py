@@ -99,7 +99,7 @@ def test_targets_and_answers_in_the_cache_cost_nothing(cache, tmp_path):
 
 def test_rows_are_cut_to_the_time_given_and_never_in_silence(cache, tmp_path, steady_speed, monkeypatch, capsys):
     monkeypatch.setattr(planner, "MIN_ROWS", 4)
-    sizes = ["until=select", "selector.fraction=0.5", "seed=12"]
+    sizes = ["until=select", "selector.fraction=0.5", "seed=12", "ensemble.train_rows=23"]
     whole = run(tmp_path / "whole", cache, *sizes, "plan.only=true")
     minutes = 0.6 * whole["plan"]["seconds"] / 60
     found = run(tmp_path / "cut", cache, *sizes, f"plan.minutes={minutes}")
@@ -107,6 +107,7 @@ def test_rows_are_cut_to_the_time_given_and_never_in_silence(cache, tmp_path, st
     assert 4 <= rows < 24 == found["plan"]["pool_rows"] == found["data"]["examples"]
     printed = " ".join(capsys.readouterr().out.split())
     assert f"{rows} of 24 rows, so that the run takes" in printed and "drawn with seed 12" in printed
+    assert "the ensemble trains on all of them, fewer than the 23 rows asked for" in printed
     scores = pq.read_table(tmp_path / "cut" / "scores.parquet").to_pydict()["example_id"]
     unscored = pq.read_table(tmp_path / "cut" / "unscored.parquet").to_pylist()
     left_out = [row["example_id"] for row in unscored if "drawn for the time given" in row["reason"]]

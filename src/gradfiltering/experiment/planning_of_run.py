@@ -93,6 +93,9 @@ def plan_experiment(
             f"{plan.rows:,} of {plan.pool_rows:,} rows, so that the run takes {experiment.planning.minutes:g} minutes "
             f"(drawn with seed {plan.seed}; the others are listed as unscored)"
         )
+        train_rows = context.ensemble.train_rows
+        if train_rows is not None and plan.rows < train_rows:
+            announce(f"the ensemble trains on all of them, fewer than the {train_rows:,} rows asked for")
     if context.heldout is not None and request.context.heldout is not None:
         heldout_rows, all_heldout_rows = len(request.context.heldout), len(context.heldout)
         if heldout_rows < all_heldout_rows:
