@@ -113,8 +113,10 @@ def write_estimates(rows: Sequence[SeedRow], extra_cells: Mapping[str, Mapping[s
         cells[row.measure] = format_estimate(row, p_values.get((row.setting, row.measure)))
     for setting, further_cells in (extra_cells or {}).items():
         lines[setting].update(further_cells)
-    table = pd.DataFrame(lines).T.fillna("–").rename_axis("setting").to_markdown(disable_numparse=True)
-    return f"{table}\n\n{len(tested_rows)} tests, corrected by Holm's method."
+    measures = dict.fromkeys(["seeds", *(row.measure for row in rows)])  # further columns follow
+    columns = dict.fromkeys([*measures, *(name for cells in lines.values() for name in cells)])
+    table = pd.DataFrame(lines).T.reindex(columns=list(columns)).fillna("–").rename_axis("setting")
+    return f"{table.to_markdown(disable_numparse=True)}\n\n{len(tested_rows)} tests, corrected by Holm's method."
 
 
 def format_estimate(row: SeedRow, p_holm: float | None) -> str:
