@@ -84,7 +84,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class MeasuredWork:
-    """What a kind of work without members was found to take.
+    """Measured speed and memory of a kind of work without members.
 
     Attributes:
         rate: floating-point operations per second.

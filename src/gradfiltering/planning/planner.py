@@ -466,7 +466,7 @@ def _find_savings(
 
 @dataclass(frozen=True)
 class BatchMemory:
-    """What the memory of a run's stages is estimated from.
+    """Sources of the estimated memory of a run's stages.
 
     Attributes:
         present_bytes: taken before the plan was made.
