@@ -54,7 +54,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from tests.reference.gradients import LoopEngine
+from measured_proxy import (
+    ALL_LAYERS,
+    MEMBERS,
+    POOL,
+    MeasuredProxy,
+    add_common_options,
+    describe_device,
+    synchronize,
+    tutorial_vmap,
+)
+from peer_gradients import bergson_norms, opacus_norms
 from torch import Tensor
 
 from gradfiltering.data.batches import Batch
@@ -69,17 +79,7 @@ from gradfiltering.models.smollm2 import SmolLM2
 from gradfiltering.models.weights import count_matmul_weights
 from gradfiltering.runs.environment import peak_memory_bytes, reset_peak_memory
 from gradfiltering.runs.memory import keep_freed_memory, limit_kept_programs, return_freed_memory
-from measured_proxy import (
-    ALL_LAYERS,
-    MEMBERS,
-    POOL,
-    MeasuredProxy,
-    add_common_options,
-    describe_device,
-    synchronize,
-    tutorial_vmap,
-)
-from peer_gradients import bergson_norms, opacus_norms
+from tests.reference.gradients import LoopEngine
 
 NO_LIMIT = 1 << 30
 TUTORIAL_BATCH = 8

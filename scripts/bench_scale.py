@@ -252,8 +252,8 @@ def draw_piece(first_row: int, row_count: int, member: int, epoch: int) -> pa.Ta
 def check_rows_hygiene(folder: Path, row_count: int) -> None:
     """Look for signs of poor rows, and print how many show them and the memory it took."""
     import datasets
-
     from file_rows import read_rows
+
     from gradfiltering.data.row_hygiene import check_hygiene
     from gradfiltering.runs.cache import Cache
 

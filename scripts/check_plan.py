@@ -52,10 +52,9 @@ def run_size(size: str, folder: Path, counts_operations: bool, options: list[str
 
 def run_child(overrides: list[str], counts_operations: bool) -> None:
     """Run one experiment in this process; with the counter, each stage's operations replace its own estimate."""
-    from tests.support.operation_counter import operation_counter
-
     from gradfiltering import run_experiment
     from gradfiltering.runs.stages import StageRunner
+    from tests.support.operation_counter import operation_counter
 
     run_stage = StageRunner.run
 

@@ -13,14 +13,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from tests.reference.gradients import LoopEngine
+from measured_proxy import ALL_LAYERS, MeasuredProxy, add_common_options
 
 from gradfiltering.gradients.engine import GradientEngine
 from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.runs.memory import keep_freed_memory, limit_kept_programs
 from gradfiltering.statistics.rank_correlation import spearman_correlation
-from measured_proxy import ALL_LAYERS, MeasuredProxy, add_common_options
+from tests.reference.gradients import LoopEngine
 
 CHUNK_TOKENS = 2048
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import datasets
 import psutil
-
 from file_rows import load_tokenizer, read_rows
+
 from gradfiltering.data.examples import Encoder
 from gradfiltering.data.tokenising import TokenisingSettings
 from gradfiltering.runs.cache import Cache

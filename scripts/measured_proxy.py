@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from file_rows import load_tokenizer, read_rows
 from peft import PeftModel
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from file_rows import load_tokenizer, read_rows
 from gradfiltering.data.batches import Batch, collate
 from gradfiltering.data.examples import Encoder, Examples
 from gradfiltering.models.causal_model import FunctionalModel

@@ -7,11 +7,11 @@ import sys
 import datasets
 import pandas as pd
 import pytest
-from tests.support.pipeline import SMALL_MODELS, TINY_RUN
 
 import gradfiltering
 from gradfiltering import UserError, run_experiment, select_rows
 from gradfiltering.config.composition import composed, to_overrides
+from tests.support.pipeline import SMALL_MODELS, TINY_RUN
 
 ROWS = [{"instruction": f"Say {number} twice.", "input": "", "output": f"{number} {number}"} for number in range(20)]
 OPTIONS = {

@@ -9,14 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.support.disk import files_up_to
-from tests.support.gradient_logs import write_epoch
-from tests.support.pipeline import SMALL_MODELS, SMALL_RUN, SMALL_TASKS, TINY_MODELS, run_train, summary, tiny_gpt2
 
 from gradfiltering.errors import plain_words
 from gradfiltering.requests import EpochLog
 from gradfiltering.runs.files import atomic_path, write_json
 from gradfiltering.runs.gradient_log import GradientLogReader
+from tests.support.disk import files_up_to
+from tests.support.gradient_logs import write_epoch
+from tests.support.pipeline import SMALL_MODELS, SMALL_RUN, SMALL_TASKS, TINY_MODELS, run_train, summary, tiny_gpt2
 
 GOOD = '{"instruction": "a", "input": "", "output": "b"}\n'
 TALK = '{"messages": [{"role": "%s", "content": "a"}]}\n'

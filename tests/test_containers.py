@@ -5,6 +5,7 @@ import re
 
 import pytest
 import yaml
+
 from tests.support.pipeline import ROOT
 
 IMAGES = sorted((ROOT / "docker").glob("*.Dockerfile"))

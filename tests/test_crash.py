@@ -10,10 +10,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from tests.support.crashes import Training
-from tests.support.pipeline import TINY_RUN, summary
 
 from gradfiltering.runs.cache_maintenance import damaged_files_of, list_entries
+from tests.support.crashes import Training
+from tests.support.pipeline import TINY_RUN, summary
 
 UPPER_LAYER = ["proxy.base_model.layers=2", "ensemble.lora.layers=last_1"]  # what the lower one hands on is stored
 # A checkpoint after every step.

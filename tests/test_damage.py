@@ -7,11 +7,11 @@ from pathlib import Path
 import datasets
 import pytest
 from rich.console import Console
-from tests.support.pipeline import TINY_RUN, run_train
 
 from gradfiltering.data.loading import load
 from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.cache_maintenance import damaged_files_of, list_entries, verify_entries
+from tests.support.pipeline import TINY_RUN, run_train
 
 STAGES = {
     "base_models",

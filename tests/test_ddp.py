@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
+
 from tests.support.pipeline import ROOT, summary
 from tests.support.processes import TORCHRUN, finish, launch, run_in_processes, slurm_job, slurm_variables, start
 from tests.support.run_comparison import (

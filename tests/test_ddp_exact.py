@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
+
 from tests.support.ddp_training import (
     BUDGET,
     COLLECT,

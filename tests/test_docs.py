@@ -15,6 +15,13 @@ import pytest
 import yaml
 from click import Context
 from hydra import compose, initialize_config_dir
+from typer.main import get_command
+
+import gradfiltering
+from gradfiltering import api
+from gradfiltering.cli.commands import app
+from gradfiltering.config.composition import composition_explained, spell_out
+from gradfiltering.diagnostics.failures import DOUBTING_DIAGNOSTICS, FORBIDDING_DIAGNOSTICS
 from tests.support.documentation import (
     GENERATED_PAGES,
     PAGES,
@@ -27,13 +34,6 @@ from tests.support.documentation import (
     read_links,
 )
 from tests.support.pipeline import ROOT, SMALL_MODELS, SMALL_RUN, TINY_MODELS
-from typer.main import get_command
-
-import gradfiltering
-from gradfiltering import api
-from gradfiltering.cli.commands import app
-from gradfiltering.config.composition import composition_explained, spell_out
-from gradfiltering.diagnostics.failures import DOUBTING_DIAGNOSTICS, FORBIDDING_DIAGNOSTICS
 
 DOCS = ROOT / "docs"
 TROUBLESHOOTING = (DOCS / "troubleshooting.md").read_text("utf-8")

@@ -14,8 +14,6 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
-from tests.support.configuration_fields import EVERYTHING, LEFT_OUT, PROXY_TEXT, TEXT, TOUCHING, UNTOUCHING
-from tests.support.pipeline import ROOT, run_train
 
 from gradfiltering.ensembles.member_cache import ONLINE_LOG_FILE
 from gradfiltering.ensembles.stack_state import StackState
@@ -27,6 +25,8 @@ from gradfiltering.runs.files import hash_key
 from gradfiltering.runs.gradient_log import write_member
 from gradfiltering.seeding import derive_seed, numpy_rng
 from gradfiltering.synthetic.pretraining import hash_corpus, new_model, train_tokenizer
+from tests.support.configuration_fields import EVERYTHING, LEFT_OUT, PROXY_TEXT, TEXT, TOUCHING, UNTOUCHING
+from tests.support.pipeline import ROOT, run_train
 
 # direction_gsnr looks at projections too, which the default scorer does not.
 BASE = [

@@ -13,6 +13,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+
 from tests.support.pipeline import ROOT, SMALL_MODELS, TINY_RUN
 
 BUILT_FROM = ("pyproject.toml", "setup.py", "README.md", "LICENSE")

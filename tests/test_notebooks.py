@@ -5,6 +5,7 @@ import os
 import nbformat
 import pytest
 from nbclient import NotebookClient
+
 from tests.support.pipeline import ROOT, SMALL_MODELS
 
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))

@@ -12,13 +12,13 @@ from typing import get_args, get_type_hints
 import pytest
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
-from tests.support.command import run_command
 
 from gradfiltering.config.build import build_experiment
 from gradfiltering.config.composition import composed
 from gradfiltering.config.option_names import options_named
 from gradfiltering.distributed.process_group import try_trainer
 from gradfiltering.errors import UserError
+from tests.support.command import run_command
 
 BAD_VALUES = [-1, 0, math.nan, math.inf, -math.inf, 1e309, "text", None, [], True, {}]
 SAMPLE, SEED = 60, 0

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+
 from tests.support.pipeline import ROOT, SMALL_MODELS, SMALL_RUN, TINY_MODELS
 
 EXAMPLE = ROOT / "examples" / "outside_package"

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from tests.support.pipeline import run_train, summary
 
 from gradfiltering.data.row_hygiene import HYGIENE_NAMES
 from gradfiltering.models import smollm2
+from tests.support.pipeline import run_train, summary
 
 FILES = {"messages_200.jsonl": 200, "mixed_300.jsonl": 300}
 COMMON = ["data=file", "until=select", "logger=none", "progress=false", "report.figures=false"]

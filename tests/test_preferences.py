@@ -4,6 +4,7 @@ import csv
 import json
 
 import pytest
+
 from tests.support.pipeline import TINY_MODELS, TINY_RUN, run_train, summary
 
 EXAMPLE_ROWS = [

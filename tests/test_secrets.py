@@ -1,9 +1,9 @@
 """Values of options named like a secret are in no file of a run or a sweep, and not on the screen."""
 
 import pytest
-from tests.support.pipeline import TINY_RUN, run_train
 
 from gradfiltering.masking import mask_override, mask_secrets, mask_text, names_secret, remember_secrets
+from tests.support.pipeline import TINY_RUN, run_train
 
 SECRET = "s3cr3t"  # each of the options below has it in its value, with a number of its own
 OPTIONS = [

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from hydra import compose, initialize_config_dir
+
 from tests.support.pipeline import ROOT, TINY_RUN, summary
 from tests.support.processes import PLACES, slurm_job
 from tests.support.run_comparison import (

@@ -6,11 +6,11 @@ import subprocess
 import sys
 
 import pytest
-from tests.support.pipeline import ROOT
 
 from gradfiltering.config.composition import composed
 from gradfiltering.config.plain_options import LAUNCHER_VARIABLES, runs_on_one_cpu
 from gradfiltering.interruption import STOPPED_MESSAGE
+from tests.support.pipeline import ROOT
 
 LARGE = {
     "torch", "lightning", "transformers", "peft", "datasets", "torchmetrics", "wandb", "pandas", "scipy", "sklearn",

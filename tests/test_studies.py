@@ -4,11 +4,11 @@ import json
 from argparse import Namespace
 
 import pytest
-from scripts import study_tables
-from tests.support.pipeline import SMALL_MODELS, TINY_MODELS, run_train
 
 from gradfiltering.reports.sweep_jobs import read_jobs
 from gradfiltering.synthetic.task_generator import generate_rows
+from scripts import study_tables
+from tests.support.pipeline import SMALL_MODELS, TINY_MODELS, run_train
 
 ALPACA, GSM8K, CODE, DOLLY = (f"data.sources.{name}.path" for name in ("alpaca", "gsm8k", "code", "dolly"))
 SMALLEST = [

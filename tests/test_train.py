@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
-from tests.support.documentation import read_commands
-from tests.support.pipeline import ROOT, SMALL_MODELS, SMALL_RUN, SMALL_TASKS, TINY_MODELS, run_train, summary
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
 from gradfiltering.reports.run_files import RunFiles
 from gradfiltering.reports.sweep_jobs import SweepJob
+from tests.support.documentation import read_commands
+from tests.support.pipeline import ROOT, SMALL_MODELS, SMALL_RUN, SMALL_TASKS, TINY_MODELS, run_train, summary
 
 SMALL = [*SMALL_MODELS, *SMALL_RUN, *SMALL_TASKS]
 FILES = [

@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+
 from tests.support.ddp_training import COLLECT, ROWS, keep_measurements, proxy_context, trainer_of
 from tests.support.hosts import two_hosts
 from tests.support.pipeline import summary

@@ -4,10 +4,10 @@ import sys
 
 import pytest
 from omegaconf import OmegaConf
-from tests.support.command import run_command
 
 from gradfiltering.cli import judge
 from gradfiltering.judging.verdicts import write_verdicts
+from tests.support.command import run_command
 
 PWS_TOLERANCE = 0.005
 

@@ -5,8 +5,6 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from tests.support.gradient_logs import write_epoch
-from tests.support.pipeline import TINY_RUN, run_train, summary
 
 from gradfiltering.cli import main
 from gradfiltering.config.log_selection import select_from_log
@@ -14,6 +12,8 @@ from gradfiltering.errors import UserError
 from gradfiltering.requests import EpochLog
 from gradfiltering.runs.files import write_json
 from gradfiltering.runs.run_folder import RunFolder
+from tests.support.gradient_logs import write_epoch
+from tests.support.pipeline import TINY_RUN, run_train, summary
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ import signal
 import time
 
 import pytest
-from tests.support.pipeline import TINY_RUN, run_train
-from tests.support.processes import finish, start
 
 from gradfiltering import interruption
 from gradfiltering.interruption import ending_in_one_sentence
+from tests.support.pipeline import TINY_RUN, run_train
+from tests.support.processes import finish, start
 
 
 def ending(capsys, monkeypatch, tmp_path, error, *overrides):

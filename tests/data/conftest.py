@@ -1,8 +1,8 @@
 import pytest
-from tests.support.small_datasets import COLUMNS
 
 from gradfiltering.data.schemas import Columns
 from gradfiltering.runs.cache import Cache
+from tests.support.small_datasets import COLUMNS
 
 
 @pytest.fixture(autouse=True)

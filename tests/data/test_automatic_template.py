@@ -4,10 +4,10 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from tests.data.test_chat_templates import CHATML, LLAMA2, LLAMA3, TALK, TEXT_ONLY, unmarked
 from tokenizers import AddedToken
 
 from gradfiltering.data.examples import Encoder, describe_template
+from tests.data.test_chat_templates import CHATML, LLAMA2, LLAMA3, TALK, TEXT_ONLY, unmarked
 
 QUESTION = {"instruction": "One?", "input": "", "output": "right"}
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}

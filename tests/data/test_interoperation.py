@@ -5,12 +5,12 @@ import json
 
 import pytest
 from datasets import load_dataset
-from tests.data.test_preference_schema import FORMS
-from tests.support.llama_factory import read_as_llama_factory, turns_for_llama_factory
 
 from gradfiltering.data.export import name_run
 from gradfiltering.methods.subset_files import write_subset
 from gradfiltering.runs.run_folder import RunFolder
+from tests.data.test_preference_schema import FORMS
+from tests.support.llama_factory import read_as_llama_factory, turns_for_llama_factory
 
 PAIR = {"prompt": "a", "completion": "b", "n": 1}
 TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]

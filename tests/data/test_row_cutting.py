@@ -4,12 +4,12 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from tests.data.test_chat_templates import CHATML, LLAMA2, LLAMA3, unmarked
 from tokenizers import AddedToken
 
 from gradfiltering.data.encoding import NO_RESPONSE_LEFT
 from gradfiltering.data.examples import Encoder, find_max_tokens
 from gradfiltering.data.row_cutting import CUT_MARK, shorten_text
+from tests.data.test_chat_templates import CHATML, LLAMA2, LLAMA3, unmarked
 
 MARK = CUT_MARK.strip()
 LONG_QUESTION = "Start " + "0123456789 " * 60 + "end"

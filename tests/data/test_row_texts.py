@@ -1,12 +1,12 @@
 """Rows as people read them."""
 
 import pyarrow.parquet as pq
-from tests.reports.page.runs import plain_rows, records, typed_records
 
 from gradfiltering.data.row_texts import prompt_and_response, write_row_texts
 from gradfiltering.data.schemas import Messages, Text
 from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.plain_text import replace_lone_surrogates
+from tests.reports.page.runs import plain_rows, records, typed_records
 
 
 def kept(folder, rows, made=records):

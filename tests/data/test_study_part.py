@@ -5,13 +5,13 @@ import random
 
 import numpy as np
 import pytest
-from tests.data.test_sources import NOTHING, PLANTED
-from tests.support.small_datasets import COLUMNS
 
 from gradfiltering.data.examples import OTHER_PART, Encoder
 from gradfiltering.data.sources import FileSource, Heldout
 from gradfiltering.data.study_part import StudyPart
 from gradfiltering.errors import UserError
+from tests.data.test_sources import NOTHING, PLANTED
+from tests.support.small_datasets import COLUMNS
 
 TUNING, REPORTING = StudyPart("tuning"), StudyPart("reporting")
 

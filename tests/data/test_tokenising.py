@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.support.pipeline import ROOT
 
 from gradfiltering.data import examples as examples_module
 from gradfiltering.data import tokenising
@@ -19,6 +18,7 @@ from gradfiltering.data.tokenising import SHARDS_KIND, TokenisingSettings
 from gradfiltering.errors import UserError
 from gradfiltering.options import OptionsError
 from gradfiltering.runs.cache import Cache
+from tests.support.pipeline import ROOT
 
 ROW_COUNT = 47
 # Some rows have no answer, some are too long, some are there twice.

@@ -4,13 +4,13 @@ import json
 
 import pytest
 from datasets import load_dataset
-from tests.support.llama_factory import read_as_llama_factory, turns_for_llama_factory
 
 from gradfiltering.data.export import name_run, warn_of_export
 from gradfiltering.data.training_formats import ExportSettings
 from gradfiltering.errors import UserError
 from gradfiltering.methods.subset_files import write_subset
 from gradfiltering.runs.run_folder import RunFolder
+from tests.support.llama_factory import read_as_llama_factory, turns_for_llama_factory
 
 ALPACA = {"instruction": "a", "input": "c", "output": "b", "tags": ["x"]}
 USER, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}

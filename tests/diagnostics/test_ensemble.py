@@ -3,11 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
-from tests.diagnostics.limits import QUIET
 
 from gradfiltering.diagnostics.ensemble import diagnose_ensemble, ensemble_columns
 from gradfiltering.diagnostics.row_columns import ArrayColumns
 from gradfiltering.requests import EpochLog, GradientLogPair
+from tests.diagnostics.limits import QUIET
 
 RTOL = 1e-6  # logged norms are float32
 EARLY = [[2.0, 2.0, 1.0, 4.0], [2.0, 4.0, 1.0, 4.0]]

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.diagnostics.test_subset import BARE, EVIDENCE, QUIET, scores
 
 from gradfiltering.diagnostics.failures import DOUBTING_DIAGNOSTICS, FORBIDDING_DIAGNOSTICS, FailedDiagnostic
 from gradfiltering.diagnostics.subset import diagnose_selection
+from tests.diagnostics.test_subset import BARE, EVIDENCE, QUIET, scores
 
 
 def test_each_diagnostic_forbids_or_casts_doubt():

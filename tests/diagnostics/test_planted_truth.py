@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.reference.bootstrap import resampled_auc
 
 from gradfiltering.diagnostics.limits import DiagnosticLimits
 from gradfiltering.diagnostics.planted_truth import area_under_curve, auc_interval, compare_with_truth
 from gradfiltering.scorers.base import Scores
+from tests.reference.bootstrap import resampled_auc
 
 LIMITS = DiagnosticLimits(bootstrap=400)
 RTOL = 1e-12

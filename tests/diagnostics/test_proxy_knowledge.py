@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from tests.diagnostics.limits import QUIET
 
 from gradfiltering.diagnostics.limits import DiagnosticLimits
 from gradfiltering.diagnostics.proxy_knowledge import diagnose_proxy_knowledge
+from tests.diagnostics.limits import QUIET
 
 LIMITS = DiagnosticLimits()
 

@@ -3,7 +3,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
-from tests.diagnostics.limits import QUIET
 
 from gradfiltering.diagnostics.subset import (
     MEANING_BELOW_ZERO,
@@ -24,6 +23,7 @@ from gradfiltering.scorers.base import Scores
 from gradfiltering.scorers.ifd import IFD
 from gradfiltering.scorers.learnability import Learnability
 from gradfiltering.scorers.raw_drop import RawDrop
+from tests.diagnostics.limits import QUIET
 
 RTOL = 1e-12
 TOKENS = np.asarray([10, 8, 6, 4, 2])

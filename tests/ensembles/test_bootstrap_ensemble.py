@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.support.small_ensembles import ROWS, assert_same_member, ensemble_of_kind, small_ensemble
 
 from gradfiltering.data.batches import LengthBuckets
 from gradfiltering.ensembles.bootstrap_ensemble import BootstrapEnsemble
 from gradfiltering.errors import UserError
+from tests.support.small_ensembles import ROWS, assert_same_member, ensemble_of_kind, small_ensemble
 
 LENGTHS = np.random.default_rng(0).integers(5, 120, size=2003)
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from tests.support.small_ensembles import assert_same_member, ensemble_of_kind, small_ensemble
 
 from gradfiltering.ensembles.dropout_ensemble import DropoutEnsemble
 from gradfiltering.errors import UserError
+from tests.support.small_ensembles import assert_same_member, ensemble_of_kind, small_ensemble
 
 
 def passes(m=3, dropout=0.2, train_dropout=0.0, **changes):

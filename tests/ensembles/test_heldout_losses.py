@@ -3,15 +3,6 @@
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tests.support.pipeline import quiet_trainer
-from tests.support.small_ensembles import (
-    LOG_RTOL,
-    SHAPE,
-    ensemble_of_kind,
-    float64_base_model,
-    measurement_context,
-    small_ensemble,
-)  # fmt: skip
 
 from gradfiltering.data.examples import Encoder
 from gradfiltering.ensembles.bootstrap_ensemble import BootstrapEnsemble
@@ -22,6 +13,15 @@ from gradfiltering.evidence.ensemble_passes import EnsemblePasses, attach_ensemb
 from gradfiltering.evidence.measurers import find_measurer
 from gradfiltering.requests import GradientLog
 from gradfiltering.runs.cache import Cache
+from tests.support.pipeline import quiet_trainer
+from tests.support.small_ensembles import (
+    LOG_RTOL,
+    SHAPE,
+    ensemble_of_kind,
+    float64_base_model,
+    measurement_context,
+    small_ensemble,
+)  # fmt: skip
 
 HELDOUT_ROWS = 5
 KINDS = {

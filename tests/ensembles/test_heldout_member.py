@@ -4,15 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.support.interruption import KilledHere, Steps, counting
-from tests.support.pipeline import quiet_trainer
-from tests.support.small_ensembles import (
-    SHAPE,
-    ensemble_of_kind,
-    float64_base_model,
-    measurement_context,
-    small_ensemble,
-)  # fmt: skip
 
 from gradfiltering.data.examples import Encoder
 from gradfiltering.data.schemas import Columns
@@ -31,6 +22,15 @@ from gradfiltering.runs.cache import Cache
 from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.pretraining import train_tokenizer
 from gradfiltering.synthetic.task_source import TaskSource
+from tests.support.interruption import KilledHere, Steps, counting
+from tests.support.pipeline import quiet_trainer
+from tests.support.small_ensembles import (
+    SHAPE,
+    ensemble_of_kind,
+    float64_base_model,
+    measurement_context,
+    small_ensemble,
+)  # fmt: skip
 
 ROWS = 40
 SETTINGS = HeldoutMember()

@@ -7,15 +7,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import PeftModel
-from tests.reference.gradients import loop_gradients
-from tests.support.small_ensembles import (
-    ROWS,
-    SHAPE,
-    assert_identical_logs,
-    assert_same_member,
-    ensemble_of_kind,
-    small_ensemble,
-)
 
 from gradfiltering.ensembles import lora_ensemble
 from gradfiltering.ensembles.bootstrap_ensemble import BootstrapEnsemble
@@ -25,6 +16,15 @@ from gradfiltering.errors import UserError
 from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.synthetic.pretraining import new_model
+from tests.reference.gradients import loop_gradients
+from tests.support.small_ensembles import (
+    ROWS,
+    SHAPE,
+    assert_identical_logs,
+    assert_same_member,
+    ensemble_of_kind,
+    small_ensemble,
+)
 
 
 def test_member_is_the_same_in_an_ensemble_of_any_size(train):

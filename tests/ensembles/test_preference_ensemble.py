@@ -5,10 +5,6 @@ from functools import partial
 
 import numpy as np
 import pytest
-from tests.reference.gradients import norm
-from tests.reference.preferences import base_log_probabilities, pair_gradients
-from tests.support.pipeline import quiet_trainer
-from tests.support.small_ensembles import LOG_RTOL, float64_base_model, measurement_context, small_ensemble
 
 from gradfiltering.data.batches import make_batch
 from gradfiltering.data.dataset import Columns
@@ -23,6 +19,10 @@ from gradfiltering.requests import BaseModelLosses, GradientLog
 from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.pretraining import train_tokenizer
 from gradfiltering.synthetic.task_source import TaskSource
+from tests.reference.gradients import norm
+from tests.reference.preferences import base_log_probabilities, pair_gradients
+from tests.support.pipeline import quiet_trainer
+from tests.support.small_ensembles import LOG_RTOL, float64_base_model, measurement_context, small_ensemble
 
 OBJECTIVE = DirectPreference(0.2)
 

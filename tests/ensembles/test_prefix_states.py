@@ -7,9 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.support.interruption import KilledHere, Steps, counting
-from tests.support.pipeline import quiet_trainer
-from tests.support.small_ensembles import ROWS, SHAPE, assert_identical_logs, measurement_context, small_ensemble
 
 from gradfiltering.data.batches import LengthBuckets, MemberBatches
 from gradfiltering.data.examples import Encoder
@@ -25,6 +22,9 @@ from gradfiltering.requests import GradientLog
 from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.gradient_log import GradientLogReader
 from gradfiltering.synthetic.pretraining import new_model
+from tests.support.interruption import KilledHere, Steps, counting
+from tests.support.pipeline import quiet_trainer
+from tests.support.small_ensembles import ROWS, SHAPE, assert_identical_logs, measurement_context, small_ensemble
 
 LORA = LoraSettings(rank=2, alpha=4, target_modules="all-linear", init_b_std=0.05, layers="last_1")
 LOG_RTOL = 1e-6  # the log is float32

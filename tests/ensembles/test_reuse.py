@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
-from tests.support.disk import files_up_to
-from tests.support.interruption import KilledHere, Steps, counting
-from tests.support.small_ensembles import ROWS, assert_identical_logs, assert_same_member, small_ensemble
 
 from gradfiltering.ensembles import batch_settings
 from gradfiltering.ensembles.member_cache import MemberCache
 from gradfiltering.errors import UserError
 from gradfiltering.runs.cache import Cache
+from tests.support.disk import files_up_to
+from tests.support.interruption import KilledHere, Steps, counting
+from tests.support.small_ensembles import ROWS, assert_identical_logs, assert_same_member, small_ensemble
 
 STEPS = -(-ROWS // 4)  # of an epoch
 

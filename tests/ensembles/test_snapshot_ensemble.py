@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.ensembles.test_reuse import STEPS
-from tests.support.interruption import KilledHere, Steps, counting
-from tests.support.small_ensembles import ROWS, assert_identical_logs, ensemble_of_kind, small_ensemble
 
 from gradfiltering.ensembles.snapshot_ensemble import SnapshotEnsemble
 from gradfiltering.errors import UserError
+from tests.ensembles.test_reuse import STEPS
+from tests.support.interruption import KilledHere, Steps, counting
+from tests.support.small_ensembles import ROWS, assert_identical_logs, ensemble_of_kind, small_ensemble
 
 
 def snapshots(m=3, **changes):

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tests.support.interruption import Steps, counting
-from tests.support.small_ensembles import ROWS, small_ensemble
 
 from gradfiltering.errors import UserError
 from gradfiltering.experiment.checks import check_training_rows
+from tests.support.interruption import Steps, counting
+from tests.support.small_ensembles import ROWS, small_ensemble
 
 SAMPLED = small_ensemble(train_rows=8)
 

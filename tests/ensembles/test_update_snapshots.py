@@ -3,8 +3,6 @@
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tests.support.interruption import KilledHere, Steps, counting
-from tests.support.small_ensembles import ROWS, assert_identical_logs, ensemble_of_kind, small_ensemble
 
 from gradfiltering.data.batches import LengthBuckets
 from gradfiltering.ensembles.bootstrap_ensemble import BootstrapEnsemble
@@ -12,6 +10,8 @@ from gradfiltering.ensembles.dropout_ensemble import DropoutEnsemble
 from gradfiltering.ensembles.snapshot_ensemble import SnapshotEnsemble
 from gradfiltering.ensembles.snapshots import SnapshotPair, Timeline
 from gradfiltering.errors import UserError
+from tests.support.interruption import KilledHere, Steps, counting
+from tests.support.small_ensembles import ROWS, assert_identical_logs, ensemble_of_kind, small_ensemble
 
 STEPS = -(-ROWS // 4)  # of an epoch: 6
 KINDS = [

@@ -3,8 +3,6 @@ from dataclasses import replace
 import lightning as L
 import pytest
 from datasets import Dataset
-from tests.support.pipeline import tiny_gpt2
-from tests.support.small_ensembles import measurement_context
 from transformers import GPT2LMHeadModel, GPT2TokenizerFast
 
 from gradfiltering.data.dataset import InstructionDataset
@@ -15,6 +13,8 @@ from gradfiltering.ensembles.batch_settings import BatchSettings
 from gradfiltering.evidence.measurers import find_measurer
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.runs.cache import Cache
+from tests.support.pipeline import tiny_gpt2
+from tests.support.small_ensembles import measurement_context
 
 SCHEMA = Instruction("alpaca", "instruction", "input", "output")
 

@@ -6,14 +6,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tests.ensembles.test_reuse import STEPS
-from tests.support.interruption import Steps, counting
-from tests.support.small_ensembles import (
-    assert_identical_logs,
-    float64_base_model,
-    measurement_context,
-    small_ensemble,
-)
 
 from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.errors import UserError
@@ -24,6 +16,14 @@ from gradfiltering.evidence.measurers import StageMeasurements
 from gradfiltering.requests import BaseModelLosses, EpochLog, Evidence, GradientLog, GradientLogPair
 from gradfiltering.runs.gradient_log import GradientLogReader
 from gradfiltering.seeding import numpy_rng
+from tests.ensembles.test_reuse import STEPS
+from tests.support.interruption import Steps, counting
+from tests.support.small_ensembles import (
+    assert_identical_logs,
+    float64_base_model,
+    measurement_context,
+    small_ensemble,
+)
 
 ROWS, SELECTED = 100, 10
 SIZE = AdaptiveSize(start=3, step=2, limit=8, stability=0.9, resamples=50)

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from tests.reference import bare as reference
 
 from gradfiltering.requests import ErrorNorms
+from tests.reference import bare as reference
 
 RTOL = 1e-4  # float32 forward passes in other batches
 

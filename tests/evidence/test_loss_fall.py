@@ -3,9 +3,6 @@
 from dataclasses import replace
 
 import pytest
-from tests.ensembles.test_heldout_member import dataset, make_context, tokenizer  # noqa: F401 - fixtures
-from tests.support.interruption import Steps, counting
-from tests.support.small_ensembles import assert_identical_logs, small_ensemble
 
 from gradfiltering.ensembles.heldout_member import HeldoutMember
 from gradfiltering.ensembles.snapshots import SnapshotPair
@@ -15,6 +12,9 @@ from gradfiltering.evidence.heldout_member import measure_heldout_member
 from gradfiltering.evidence.loss_fall import LossFallSnapshots
 from gradfiltering.requests import GradientLog
 from gradfiltering.runs.gradient_log import GradientLogReader
+from tests.ensembles.test_heldout_member import dataset, make_context, tokenizer  # noqa: F401 - fixtures
+from tests.support.interruption import Steps, counting
+from tests.support.small_ensembles import assert_identical_logs, small_ensemble
 
 SNAPSHOTS = LossFallSnapshots(early=0.4, late=0.8, epochs=2, measurements=6)
 

@@ -5,9 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from tests.evidence.conftest import SCHEMA
-from tests.reference import bare as reference
-from tests.support.small_ensembles import small_ensemble
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
 from gradfiltering.data.schemas import Text
@@ -17,6 +14,9 @@ from gradfiltering.evidence.measurers import check_requests
 from gradfiltering.evidence.response_losses import CUT_OFF, NO_QUESTION, ONE_TOKEN
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.requests import ResponseLosses
+from tests.evidence.conftest import SCHEMA
+from tests.reference import bare as reference
+from tests.support.small_ensembles import small_ensemble
 
 RTOL = 1e-4  # float32 forward passes in other batches
 

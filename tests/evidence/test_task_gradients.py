@@ -6,16 +6,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from tests.reference import less as reference
-from tests.reference.gradients import LoopEngine
-from tests.support.pipeline import quiet_trainer
-from tests.support.small_ensembles import (
-    ROWS,
-    SHAPE,
-    float64_base_model,
-    measurement_context,
-    small_ensemble,
-)
 
 from gradfiltering.data.examples import Encoder
 from gradfiltering.ensembles.batch_settings import BatchSettings
@@ -30,6 +20,16 @@ from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.requests import TaskGradients
 from gradfiltering.runs.cache import Cache
 from gradfiltering.scorers.less import LESS
+from tests.reference import less as reference
+from tests.reference.gradients import LoopEngine
+from tests.support.pipeline import quiet_trainer
+from tests.support.small_ensembles import (
+    ROWS,
+    SHAPE,
+    float64_base_model,
+    measurement_context,
+    small_ensemble,
+)
 
 RTOL = 1e-5  # projections are stored in float32
 WIDTH = 24

@@ -1,8 +1,6 @@
 from types import SimpleNamespace
 
 import pytest
-from tests.support.small_ensembles import ensemble_of_kind, small_ensemble
-from tests.support.small_targets import tuning_settings
 
 from gradfiltering.ensembles.dropout_ensemble import DropoutEnsemble
 from gradfiltering.ensembles.snapshots import SnapshotPair
@@ -24,6 +22,8 @@ from gradfiltering.selectors.facility_location import FacilityLocationSelector
 from gradfiltering.selectors.random import RandomSelector
 from gradfiltering.selectors.top import TopSelector
 from gradfiltering.selectors.two_stage import TwoStageSelector
+from tests.support.small_ensembles import ensemble_of_kind, small_ensemble
+from tests.support.small_targets import tuning_settings
 
 TOP = TopSelector(0.5, None)
 TWO_STAGE = TwoStageSelector(0.1, None, TOP, FacilityLocationSelector(0.1, None, "euclidean"))

@@ -5,8 +5,6 @@ from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
-from tests.support.pipeline import TINY_RUN, run_train, summary
-from tests.support.plans import steady_machine
 
 from gradfiltering.config.build import build_experiment
 from gradfiltering.config.composition import composed
@@ -14,6 +12,8 @@ from gradfiltering.experiment.planning_of_run import list_requests_under_ifd
 from gradfiltering.planning import planner
 from gradfiltering.reports import experiment_logger
 from gradfiltering.scorers.ifd import IFD
+from tests.support.pipeline import TINY_RUN, run_train, summary
+from tests.support.plans import steady_machine
 
 RATE = 1e9
 

@@ -1,8 +1,8 @@
 import pytest
-from tests.support.small_targets import ROW_COUNT, load_small_target, make_small_dataset
 
 from gradfiltering.data.examples import Encoder
 from gradfiltering.runs.cache import Cache
+from tests.support.small_targets import ROW_COUNT, load_small_target, make_small_dataset
 
 
 @pytest.fixture(scope="session")

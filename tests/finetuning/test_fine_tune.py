@@ -9,11 +9,6 @@ import pandas as pd
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
-from tests.support.disk import files_up_to
-from tests.support.interruption import KilledHere, Steps, counting
-from tests.support.model_losses import response_losses
-from tests.support.pipeline import quiet_trainer
-from tests.support.small_targets import ROW_COUNT, make_training, tuning_settings
 
 from gradfiltering.data.batches import LengthBatches, make_batch_loader
 from gradfiltering.data.examples import Rows
@@ -29,6 +24,11 @@ from gradfiltering.finetuning.training_sets import TrainingSet
 from gradfiltering.models.causal_model import token_nll
 from gradfiltering.models.lora import load_adapter
 from gradfiltering.models.objectives import ResponseNLL
+from tests.support.disk import files_up_to
+from tests.support.interruption import KilledHere, Steps, counting
+from tests.support.model_losses import response_losses
+from tests.support.pipeline import quiet_trainer
+from tests.support.small_targets import ROW_COUNT, make_training, tuning_settings
 
 RTOL, ATOL = 1e-4, 1e-6
 ALL_IDS = [*range(ROW_COUNT)]

@@ -5,7 +5,6 @@ import csv
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.support.small_targets import load_small_target, make_training, tuning_settings
 from torch.autograd.graph import saved_tensors_hooks
 
 from gradfiltering.data.batches import LengthBatches
@@ -16,6 +15,7 @@ from gradfiltering.models.causal_model import SplitModel
 from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.models.recomputed_layers import recompute_layers
 from gradfiltering.runs.cache import Cache
+from tests.support.small_targets import load_small_target, make_training, tuning_settings
 
 RTOL, ATOL = 1e-5, 1e-7
 

@@ -5,8 +5,6 @@ import csv
 import numpy as np
 import pytest
 import torch
-from tests.support.model_losses import response_losses
-from tests.support.small_targets import load_small_target, make_training, tuning_settings
 
 from gradfiltering.data.batches import LengthBatches, make_batch_loader
 from gradfiltering.data.examples import Encoder
@@ -18,6 +16,8 @@ from gradfiltering.models.lora import load_adapter
 from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.models.weights import count_matmul_weights, hash_weights
 from gradfiltering.runs.cache import Cache
+from tests.support.model_losses import response_losses
+from tests.support.small_targets import load_small_target, make_training, tuning_settings
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install bitsandbytes")
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from tests.support.small_targets import tuning_settings
 
 from gradfiltering.errors import UserError
+from tests.support.small_targets import tuning_settings
 
 
 @pytest.mark.parametrize("change", [{"epochs": 0}, {"schedule": "steps"}, {"warmup_share": 1.0}, {"records": 1}])

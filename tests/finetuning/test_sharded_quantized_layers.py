@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+
 from tests.support.processes import run_in_processes
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install bitsandbytes")

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from tests.reference import less as reference
-from tests.reference.gradients import LoopEngine, loop_gradients
 
 from gradfiltering.data.batches import Batch
 from gradfiltering.errors import UserError
@@ -12,6 +10,8 @@ from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.gradients.projection import Projection
 from gradfiltering.gradients.vmap import VmapEngine
 from gradfiltering.models.objectives import ResponseNLL
+from tests.reference import less as reference
+from tests.reference.gradients import LoopEngine, loop_gradients
 
 RTOL, ATOL = 1e-9, 1e-9  # float64; directions are of size 1
 BETAS, EPS = (0.9, 0.999), 1e-8

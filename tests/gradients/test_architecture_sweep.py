@@ -1,6 +1,7 @@
 """Both engines against the loop for every causal architecture of transformers, where special arithmetic matters."""
 
 import pytest
+
 from tests.support.architectures import NotSmallError, causal_architectures, compare_engines
 
 TOLERANCE = 1e-9

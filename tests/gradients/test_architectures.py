@@ -4,7 +4,6 @@ import sys
 
 import pytest
 import torch
-from tests.reference.gradients import loop_gradients, norm
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -22,6 +21,7 @@ from gradfiltering.errors import UserError
 from gradfiltering.gradients.vmap import VmapEngine
 from gradfiltering.models.language_model import find_context_length
 from gradfiltering.models.objectives import ResponseNLL
+from tests.reference.gradients import loop_gradients, norm
 
 RTOL = 1e-6  # some of them compute attention in float32 whatever their weights are
 UNLIMITED = 10**30  # what a tokenizer says that knows no limit

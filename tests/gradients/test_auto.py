@@ -4,7 +4,6 @@ import logging
 
 import pytest
 import torch
-from tests.support.architectures import exact_arithmetic, small_model
 from torch import nn
 
 from gradfiltering.errors import UserError
@@ -13,6 +12,7 @@ from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.gradients.vmap import VmapEngine
 from gradfiltering.models.lora import LoraSettings
 from gradfiltering.models.objectives import ResponseNLL
+from tests.support.architectures import exact_arithmetic, small_model
 
 CPU = torch.device("cpu")
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.reference.gradients import loop_gradients, norm
 
 from gradfiltering.data.batches import IGNORED, Batch
 from gradfiltering.gradients.chunks import CHUNK_OVERHEAD, cut_chunks, example_lengths, take_chunk
+from tests.reference.gradients import loop_gradients, norm
 
 MEMBER_LENGTHS = [[12, 3, 5], [4, 11, 3], [3, 3, 9]]  # members are padded to 12 where they are put side by side
 

@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from tests.reference.dropout import dropped_gradients
-from tests.reference.gradients import LoopEngine, norm
 
 from gradfiltering.data.batches import Batch
 from gradfiltering.gradients.dropout import Dropout
@@ -12,6 +10,8 @@ from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.gradients.projection import Projection
 from gradfiltering.gradients.vmap import VmapEngine
 from gradfiltering.models.objectives import ResponseNLL
+from tests.reference.dropout import dropped_gradients
+from tests.reference.gradients import LoopEngine, norm
 
 RTOL = 1e-9
 LENGTHS, PROMPTS, IDS = [12, 5, 9, 7], [4, 4, 2, 3], [3, 40, 41, 7]

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tests.reference.gradients import loop_gradients, norm
 
 from gradfiltering.data.batches import Batch
 from gradfiltering.errors import UserError
+from tests.reference.gradients import loop_gradients, norm
 
 RTOL = 1e-9
 LENGTHS, PROMPTS = [12, 5, 9, 7], [4, 4, 2, 3]  # the second row has a response of one token

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from tests.reference.gradients import loop_gradients, norm
 from transformers.pytorch_utils import Conv1D
 
 from gradfiltering.data.batches import IGNORED, Batch
 from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.gradients.vmap import VmapEngine
 from gradfiltering.models.objectives import ResponseNLL
+from tests.reference.gradients import loop_gradients, norm
 
 RTOL = 1e-9
 LENGTHS, PROMPTS = [12, 5, 9, 7, 3], [4, 4, 2, 3, 1]  # the second row has a response of one token

@@ -4,9 +4,6 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from tests.reference.gradients import loop_gradients, norm
-from tests.support.operation_counter import operation_counter
-from tests.support.small_models import FixedLogits
 from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 
@@ -17,6 +14,9 @@ from gradfiltering.gradients.vmap import VmapEngine
 from gradfiltering.models.causal_model import head_token_losses, split_model, token_nll
 from gradfiltering.models.lora import LoraSettings
 from gradfiltering.models.objectives import ResponseNLL
+from tests.reference.gradients import loop_gradients, norm
+from tests.support.operation_counter import operation_counter
+from tests.support.small_models import FixedLogits
 
 RTOL = 1e-9
 # Modules of the two-layer test model: attention only, MLP only, everything, and the upper layer only, so that the

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from scipy.stats import spearmanr
-from tests.reference.gradients import loop_gradients, norm
 
 from gradfiltering.data.batches import Batch
 from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.models.objectives import ResponseNLL
+from tests.reference.gradients import loop_gradients, norm
 
 pytestmark = [
     pytest.mark.gpu,

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tests.reference.gradients import loop_gradients
 
 from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.gradients.projection import Projection
 from gradfiltering.gradients.vmap import VmapEngine
 from gradfiltering.models.objectives import ResponseNLL
+from tests.reference.gradients import loop_gradients
 
 LENGTHS, PROMPTS = [12, 5, 9, 7], [4, 4, 2, 3]
 

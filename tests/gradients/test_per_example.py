@@ -3,12 +3,12 @@
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from tests.reference.gradients import response_nll
 
 from gradfiltering.data.batches import IGNORED
 from gradfiltering.errors import UserError
 from gradfiltering.gradients.per_example import per_example_gradients
 from gradfiltering.gradients.projection import Projection
+from tests.reference.gradients import response_nll
 
 RTOL = 1e-9
 LENGTHS, PROMPTS = [12, 5, 9], [4, 4, 2]

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.reference.gradients import LoopEngine, norm
-from tests.reference.preferences import base_log_probabilities, pair_gradients
 
 from gradfiltering.data.batches import PreferenceBatch
 from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.gradients.vmap import VmapEngine
 from gradfiltering.models.objectives import DirectPreference
+from tests.reference.gradients import LoopEngine, norm
+from tests.reference.preferences import base_log_probabilities, pair_gradients
 
 RTOL = 1e-10
 BETA = 0.3

@@ -4,8 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.reference.gradients import loop_gradients, norm
-from tests.support.architectures import NotSmallError, causal_architectures, compare_frozen_prefix, small_model
 from torch import nn
 
 from gradfiltering.data.batches import Batch
@@ -15,6 +13,8 @@ from gradfiltering.gradients.projection import Projection
 from gradfiltering.gradients.vmap import VmapEngine
 from gradfiltering.models.adapted_layers import find_layers
 from gradfiltering.models.objectives import ResponseNLL
+from tests.reference.gradients import loop_gradients, norm
+from tests.support.architectures import NotSmallError, causal_architectures, compare_frozen_prefix, small_model
 
 RTOL = 1e-9
 LENGTHS, PROMPTS = [12, 5, 9, 7], [4, 4, 2, 3]

@@ -6,9 +6,9 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from tests.support.pipeline import run_train
 
 from hydra_plugins.gradfiltering_sweeper import covering
+from tests.support.pipeline import run_train
 
 ROOT = Path(__file__).parents[2]
 

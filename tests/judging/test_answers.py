@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.support.disk import files_up_to
 
 from gradfiltering.errors import UserError
 from gradfiltering.judging import answers as answering
@@ -15,6 +14,7 @@ from gradfiltering.models.language_model import PretrainedModel
 from gradfiltering.models.lora import LoraSettings
 from gradfiltering.runs.cache import Cache
 from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
+from tests.support.disk import files_up_to
 
 SHAPE = {"architecture": "llama", "layers": 1, "heads": 2, "width": 16, "context": 96, "vocabulary": 300}
 PROMPTS = [Prompt("some", str(number), f"Say {number} and more.", "", None) for number in range(5)]

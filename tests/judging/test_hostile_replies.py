@@ -7,7 +7,6 @@ from contextlib import closing, contextmanager
 from types import SimpleNamespace
 
 import pytest
-from tests.judging.chat import completion, make_judge, questions, scripted_server
 
 from gradfiltering.config.build import build
 from gradfiltering.config.composition import composed
@@ -17,6 +16,7 @@ from gradfiltering.judging.judge_prompt import JudgePrompt
 from gradfiltering.judging.openai_judge import OpenAIJudge
 from gradfiltering.judging.reply_parser import LONGEST_STATEMENT, parse_scores
 from gradfiltering.judging.verdicts import read_verdicts, write_verdicts
+from tests.judging.chat import completion, make_judge, questions, scripted_server
 
 SIZE = 200_000
 HANG_SECONDS = 20  # a reply takes milliseconds; a pattern that backtracks takes hours

@@ -10,8 +10,6 @@ import urllib.request
 from dataclasses import replace
 
 import pytest
-from tests.judging.browser import CHROMIUM, drive
-from tests.support.command import run_command
 
 from gradfiltering.errors import UserError
 from gradfiltering.judging.base import PairJudge, Question, Reply
@@ -34,6 +32,8 @@ from gradfiltering.judging.responses import Response, write_responses
 from gradfiltering.judging.verdict_summary import summarize_verdicts
 from gradfiltering.judging.verdicts import write_verdicts
 from gradfiltering.statistics.agreement import cohen_kappa, fleiss_kappa
+from tests.judging.browser import CHROMIUM, drive
+from tests.support.command import run_command
 
 EVIL = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\"><b>bold</b> & \"quoted\""
 PAIRS = [AnswerPair("s", str(n), f"Question {n}? {EVIL}", f"first {n} {EVIL}", f"second {n}\nline") for n in range(10)]

@@ -7,12 +7,12 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig, get_peft_model
-from tests.support.command import run_command
-from tests.support.pipeline import tiny_gpt2
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gradfiltering.errors import UserError
 from gradfiltering.judging.lm_harness import load_tuned_model, run_harness
+from tests.support.command import run_command
+from tests.support.pipeline import tiny_gpt2
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is an optional extra")
 # Words, because the library takes digits for numbers and for positions among the choices.

@@ -8,13 +8,13 @@ import traceback
 from contextlib import closing
 
 import pytest
-from tests.judging.chat import ROOT, completion, faulty_server, make_judge, questions, scripted_server
 
 from gradfiltering.errors import UserError
 from gradfiltering.judging.chat_endpoint import RetrySettings
 from gradfiltering.judging.judge_prompt import JudgePrompt
 from gradfiltering.judging.reply_parser import parse_scores
 from gradfiltering.judging.spending import LimitReached, Prices, estimate_tokens
+from tests.judging.chat import ROOT, completion, faulty_server, make_judge, questions, scripted_server
 
 KEY = "sk-verysecret-0123456789abcdef"
 GOOD = (200, {}, completion("8 7\nGood."))

@@ -2,8 +2,6 @@ import json
 
 import numpy as np
 import pytest
-from tests.reference import statistics as slow
-from tests.reference.bootstrap import bootstrap_interval
 
 from gradfiltering.errors import UserError
 from gradfiltering.judging.stored_reviews import read_reviews
@@ -18,6 +16,8 @@ from gradfiltering.judging.verdict_summary import (
 from gradfiltering.judging.verdicts import write_verdicts
 from gradfiltering.statistics.length_control import RIDGE
 from gradfiltering.statistics.winning_score import PWS, pairwise_winning_score
+from tests.reference import statistics as slow
+from tests.reference.bootstrap import bootstrap_interval
 
 RESAMPLES = 4000
 # Standard error of a 2.5 % quantile from RESAMPLES draws is about 1.6 % of the interval's width; the grid is 1/judged.

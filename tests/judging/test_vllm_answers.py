@@ -7,7 +7,6 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from tests.support.small_targets import load_small_target, make_small_dataset
 
 from gradfiltering.errors import UserError
 from gradfiltering.judging.answers import generate_answers
@@ -15,6 +14,7 @@ from gradfiltering.judging.generation import GenerationSettings
 from gradfiltering.judging.prompts import Prompt
 from gradfiltering.judging.vllm_answers import check_vllm
 from gradfiltering.runs.cache import Cache
+from tests.support.small_targets import load_small_target, make_small_dataset
 
 PROMPTS = [Prompt("set", "1", "Say it.", "", None), Prompt("set", "2", "Name one.", "", None)]
 

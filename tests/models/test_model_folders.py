@@ -9,7 +9,6 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tests.support.pipeline import SMALL_TASKS, run_train, tiny_gpt2
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -23,6 +22,7 @@ from transformers import (
 from gradfiltering.data.batches import IGNORED
 from gradfiltering.errors import UserError
 from gradfiltering.models.language_model import PretrainedModel
+from tests.support.pipeline import SMALL_TASKS, run_train, tiny_gpt2
 
 CPU = torch.device("cpu")
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"

@@ -2,13 +2,13 @@ import math
 
 import pytest
 import torch
-from tests.reference.gradients import response_nll
-from tests.support.small_models import FixedLogits
 
 from gradfiltering.data.batches import PreferenceBatch
 from gradfiltering.errors import UserError
 from gradfiltering.models.causal_model import token_nll
 from gradfiltering.models.objectives import DirectPreference, ResponseNLL, loss_unit, reads_pairs
+from tests.reference.gradients import response_nll
+from tests.support.small_models import FixedLogits
 
 RTOL = 1e-12
 

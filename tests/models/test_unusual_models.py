@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from tests.support.architectures import small_model
-from tests.support.pipeline import tiny_gpt2
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from gradfiltering.errors import UserError
@@ -11,6 +9,8 @@ from gradfiltering.gradients.auto import choose_engine
 from gradfiltering.models.language_model import PretrainedModel
 from gradfiltering.models.lora import LoraSettings
 from gradfiltering.models.objectives import ResponseNLL
+from tests.support.architectures import small_model
+from tests.support.pipeline import tiny_gpt2
 
 CPU = torch.device("cpu")
 

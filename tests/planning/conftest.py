@@ -1,9 +1,6 @@
 """A small model and its rows to plan for, and a machine of a steady speed."""
 
 import pytest
-from tests.support.pipeline import quiet_trainer
-from tests.support.plans import RATES, steady_machine
-from tests.support.small_ensembles import SHAPE, measurement_context, small_ensemble
 
 from gradfiltering.data.dataset import Columns
 from gradfiltering.ensembles.batch_settings import BatchSettings
@@ -12,6 +9,9 @@ from gradfiltering.planning import planner
 from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
 from gradfiltering.synthetic.task_source import TaskSource
+from tests.support.pipeline import quiet_trainer
+from tests.support.plans import RATES, steady_machine
+from tests.support.small_ensembles import SHAPE, measurement_context, small_ensemble
 
 ROWS = 120
 

@@ -1,7 +1,6 @@
 """The cost of a run on a fleet: closed forms of time, money and bytes, by hand."""
 
 import pytest
-from tests.support.plans import plan_request
 
 from gradfiltering.errors import UserError
 from gradfiltering.planning.fleet import estimate_fleet_cost
@@ -11,6 +10,7 @@ from gradfiltering.planning.planner import plan_run
 from gradfiltering.planning.run_plan import ANSWERS, FIXED, PlannedStage, PlannedWork
 from gradfiltering.reports.plan_table import describe_fleet
 from gradfiltering.requests import GradientLog
+from tests.support.plans import plan_request
 
 TRAINING = PlannedWork(
     "ensemble", "", TokenCounts(steps=100), 12 * 10**15, "training", step_rows=10, exchanged_bytes=10**6

@@ -4,8 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.planning.test_planner import TUNING, tuned
-from tests.support.plans import WANTED, plan_request
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from gradfiltering.data.batches import LengthBatches
@@ -22,6 +20,8 @@ from gradfiltering.planning.planner import plan_run
 from gradfiltering.planning.target_work import PlannedModel
 from gradfiltering.requests import BaseModelLosses
 from gradfiltering.runs.memory import MOST_FREED_BYTES
+from tests.planning.test_planner import TUNING, tuned
+from tests.support.plans import WANTED, plan_request
 
 CPU = torch.device("cpu")
 LOGITS_SHARE = 0.25  # of what a batch takes, at most: every third token counts as one of a response

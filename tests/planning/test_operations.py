@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tests.support.operation_counter import operation_counter
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from gradfiltering.data.batches import IGNORED, Batch
@@ -19,6 +18,7 @@ from gradfiltering.planning.operations import (
     gradient_operations,
     loss_operations,
 )
+from tests.support.operation_counter import operation_counter
 
 MEMBERS, ROWS, TOKENS, RESPONSE = 3, 4, 40, 13
 COUNTS = TokenCounts(ROWS, ROWS * TOKENS, ROWS * TOKENS, ROWS * TOKENS**2, ROWS * RESPONSE, 1)

@@ -9,9 +9,6 @@ from functools import partial
 
 import numpy as np
 import pytest
-from tests.support.operation_counter import operation_counter
-from tests.support.plans import LORA, RATES, WANTED, plan_request, steady_machine
-from tests.support.small_ensembles import small_ensemble
 
 from gradfiltering.ensembles.bootstrap_ensemble import BootstrapEnsemble
 from gradfiltering.ensembles.dropout_ensemble import DropoutEnsemble
@@ -31,6 +28,9 @@ from gradfiltering.planning.planner import LESS_WORK, PLANNED_STAGES, draw_rows,
 from gradfiltering.planning.target_work import TARGET_STAGE, PlannedTarget
 from gradfiltering.reports.plan_table import describe_calibration
 from gradfiltering.requests import BaseModelLosses, Embeddings, ErrorNorms, GradientLog, Projections, TaskGradients
+from tests.support.operation_counter import operation_counter
+from tests.support.plans import LORA, RATES, WANTED, plan_request, steady_machine
+from tests.support.small_ensembles import small_ensemble
 
 NO_PLAN = PlanSettings()
 UPDATES = SnapshotPair(2, 5, "update")

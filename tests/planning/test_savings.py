@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.support.plans import LORA, WANTED, plan_request
-from tests.support.small_ensembles import small_ensemble
 
 from gradfiltering.ensembles.bootstrap_ensemble import BootstrapEnsemble
 from gradfiltering.ensembles.snapshots import SnapshotPair
@@ -22,6 +20,8 @@ from gradfiltering.requests import GradientLog, TaskGradients
 from gradfiltering.scorers.gsnr import GSNR
 from gradfiltering.scorers.ifd import IFD
 from gradfiltering.scorers.loss import LossScorer
+from tests.support.plans import LORA, WANTED, plan_request
+from tests.support.small_ensembles import small_ensemble
 
 SNAPSHOTS = SnapshotPair(1, 4)
 

@@ -3,8 +3,9 @@
 from contextlib import contextmanager
 
 import torch
-from tests.reference.gradients import loop_gradients
 from torch import nn
+
+from tests.reference.gradients import loop_gradients
 
 
 class FixedMask(nn.Module):

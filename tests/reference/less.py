@@ -1,8 +1,9 @@
 """The slow, obviously correct twin of LESS: `torch.optim.Adam` takes a step for every example, vectors stay whole."""
 
 import torch
-from tests.reference.gradients import loop_gradients
 from torch import Tensor
+
+from tests.reference.gradients import loop_gradients
 
 
 def adam_direction(adapter: dict, moments: dict, steps: int, gradient: dict, betas, eps: float) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.judging.browser import drive
 
 WIDTHS, THEMES = (1200, 390), ("light", "dark")

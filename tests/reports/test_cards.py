@@ -6,11 +6,11 @@ import os
 import pytest
 from datasets import load_dataset
 from huggingface_hub import DatasetCard, ModelCard
-from tests.reports.folders import add_targets, write_run
 
 from gradfiltering.errors import UserError
 from gradfiltering.reports.cards import write_cards
 from scripts import push_subset
+from tests.reports.folders import add_targets, write_run
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ import pytest
 import yaml
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
-from tests.reports.folders import EVIL, add_targets, write_run
 
 from gradfiltering.reports.experiment_logger import close_logger, log_histogram, log_run, log_summary, open_loggers
 from gradfiltering.reports.logger_tables import MOST_CHARACTERS, shorten_text, to_markdown
 from gradfiltering.reports.page.charts import ChartLabels, bar_chart, write_figures
+from tests.reports.folders import EVIL, add_targets, write_run
 
 SUMMARY = {
     "data": {"examples": 20, "unscored": 1},

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 from rich.console import Console
-from tests.reports.folders import add_targets, write_run
 
 from gradfiltering.reports.cards import write_cards
 from gradfiltering.reports.judge_lines import describe_judge, verdicts_are_usable
@@ -18,6 +17,7 @@ from gradfiltering.reports.screen import format_details, print_result
 from gradfiltering.reports.sweep_jobs import read_jobs
 from gradfiltering.reports.sweep_table import write_sweep
 from gradfiltering.reports.verdict import judge_run
+from tests.reports.folders import add_targets, write_run
 
 UNUSABLE = {
     "judge": "local", "source": "bundled", "pairs": 40, "share": 0.2, "kappa": 0.034, "kappa_low": -0.11,

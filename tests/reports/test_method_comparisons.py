@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import yaml
 from rich.console import Console
-from tests.reports.test_seed_tables import seed_job
 
 from gradfiltering.errors import UserError
 from gradfiltering.judging.responses import Response, write_responses
@@ -14,6 +13,7 @@ from gradfiltering.reports.method_comparisons import build_method_table
 from gradfiltering.reports.sweep_jobs import read_jobs
 from gradfiltering.reports.sweep_table import write_sweep
 from gradfiltering.statistics.paired_comparison import correct_by_holm
+from tests.reports.test_seed_tables import seed_job
 
 # Seeds differ by far more than the methods: 2.0, 1.0 and 3.0, and beside them 0.01, 0.02 and 0.03.
 SEED_LOSSES = (2.0, 1.0, 3.0)

@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 from rich.console import Console
-from tests.reports.folders import config_of, write_run
 
 from gradfiltering.judging.verdicts import Verdict, decide_verdict, write_verdicts
 from gradfiltering.reports.seed_tables import build_seed_table, group_by_setting
@@ -14,6 +13,7 @@ from gradfiltering.reports.sweep_jobs import read_jobs
 from gradfiltering.reports.sweep_table import write_sweep
 from gradfiltering.statistics.paired_comparison import correct_by_holm
 from gradfiltering.statistics.seed_intervals import estimate_mean_value
+from tests.reports.folders import config_of, write_run
 
 AUC_ENDS = {"low": 0.5, "high": 0.7}
 SCORES = {1: ((9.0, 1.0), (1.0, 9.0)), 0: ((5.0, 5.0), (5.0, 5.0)), -1: ((1.0, 9.0), (9.0, 1.0))}

@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.reports.folders import config_of, write_run
 
 from gradfiltering.reports.sweep_jobs import read_jobs
 from gradfiltering.requests import EpochLog
 from gradfiltering.runs.gradient_log import PARQUET_FILE, partition_folder, write_member
 from scripts import study_tables
+from tests.reports.folders import config_of, write_run
 
 NO_ARGUMENTS = Namespace(compare=[], factors=[])
 NORMS = {1: np.array([[4.0, 4, 4, 4], [6, 6, 6, 6]]), 2: np.array([[1.0, 2, 3, 4], [1, 2, 5, 8]])}

@@ -11,9 +11,6 @@ import pytest
 import yaml
 from rich.console import Console
 from scipy.stats import spearmanr
-from tests.judging.browser import CHROMIUM
-from tests.reports.browsing import THEMES, WIDTHS, assert_accessible, axe, browse, off_the_sheet, put_on_paper
-from tests.reports.folders import config_of, pws, write_run
 
 from gradfiltering.reports.page.sweep_answer import describe_factors, find_best_setting, rank_factors
 from gradfiltering.reports.page.sweep_page import MOST_JOBS_PAIRED
@@ -26,6 +23,9 @@ from gradfiltering.reports.sweep_jobs import (
     read_planned_values,
 )
 from gradfiltering.reports.sweep_table import write_sweep
+from tests.judging.browser import CHROMIUM
+from tests.reports.browsing import THEMES, WIDTHS, assert_accessible, axe, browse, off_the_sheet, put_on_paper
+from tests.reports.folders import config_of, pws, write_run
 
 SCORERS = ("gsnr", "raw_drop", "normalized_drop", "variance_only")
 MEMBERS = (3, 5, 7, 10)

@@ -7,9 +7,6 @@ from copy import deepcopy
 import pytest
 import yaml
 from rich.console import Console
-from tests.reports.folders import config_of
-from tests.reports.test_seed_tables import seed_job
-from tests.support.pipeline import TINY_RUN, run_train
 
 from gradfiltering.errors import UserError
 from gradfiltering.reports.sweep_jobs import read_jobs
@@ -22,6 +19,9 @@ from gradfiltering.reports.tuning_record import (
     refuse_tuning_runs,
     rows_are_apart,
 )
+from tests.reports.folders import config_of
+from tests.reports.test_seed_tables import seed_job
+from tests.support.pipeline import TINY_RUN, run_train
 
 FILE = {"_target_": "gradfiltering.data.sources.FileSource", "path": "rows.jsonl", "heldout": {"path": None}}
 HUB = {"_target_": "gradfiltering.data.sources.HubSource", "name": "alpaca", "split": "train", "path": None}

@@ -10,9 +10,6 @@ import pytest
 from huggingface_hub import DatasetCard, ModelCard
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.console import Console
-from tests.reports.folders import add_targets, config_of, write_run
-from tests.reports.test_judge_lines import UNUSABLE
-from tests.reports.test_seed_tables import seed_job
 
 from gradfiltering.reports.cards import write_cards
 from gradfiltering.reports.logger_tables import build_logger_tables
@@ -23,6 +20,9 @@ from gradfiltering.reports.sweep_jobs import read_jobs
 from gradfiltering.reports.sweep_table import write_sweep
 from gradfiltering.reports.verdict import judge_run, judge_settings, read_verdict
 from gradfiltering.reports.verdict_lines import Verdict, format_command_time, format_verdict
+from tests.reports.folders import add_targets, config_of, write_run
+from tests.reports.test_judge_lines import UNUSABLE
+from tests.reports.test_seed_tables import seed_job
 
 
 def change_summary(folder, **parts):

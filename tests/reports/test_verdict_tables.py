@@ -7,12 +7,12 @@ from copy import deepcopy
 import pytest
 import yaml
 from rich.console import Console
-from tests.reports.test_screen import JUDGE
 
 from gradfiltering.judging.responses import Response, write_responses
 from gradfiltering.judging.verdicts import Verdict, decide_verdict, write_verdicts
 from gradfiltering.reports.sweep_jobs import SweepJob
 from gradfiltering.reports.verdict_tables import build_trust_table, compare_jobs
+from tests.reports.test_screen import JUDGE
 
 WIN, LOSS = ((9.0, 1.0), (1.0, 9.0)), ((1.0, 9.0), (9.0, 1.0))
 

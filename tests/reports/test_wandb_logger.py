@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 import wandb
 import yaml
-from tests.reports.folders import EVIL, add_targets, config_of, write_run
-from tests.reports.wandb_files import read_ended_run, read_offline_run
-from tests.support.pipeline import ROOT, SMALL_MODELS, SMALL_RUN, SMALL_TASKS, TINY_RUN, run_train
 
 from gradfiltering.reports.experiment_logger import close_logger, log_run, open_loggers
 from gradfiltering.reports.page.charts import ChartLabels, bar_chart, write_figures
 from gradfiltering.reports.wandb_logger import RunWandbLogger, make_run_id, make_run_name
+from tests.reports.folders import EVIL, add_targets, config_of, write_run
+from tests.reports.wandb_files import read_ended_run, read_offline_run
+from tests.support.pipeline import ROOT, SMALL_MODELS, SMALL_RUN, SMALL_TASKS, TINY_RUN, run_train
 
 SETTINGS = yaml.safe_load((ROOT / "conf" / "logger" / "wandb.yaml").read_text("utf-8"))["settings"]
 SECRET = "sk-never-to-be-seen"

@@ -4,13 +4,13 @@ import shutil
 
 import datasets
 import pytest
-from tests.support.folders import read_only
-from tests.support.pipeline import TINY_RUN, run_train
 
 from gradfiltering.errors import UserError
 from gradfiltering.judging.ratings import RatingStore
 from gradfiltering.judging.reply_store import ReplyKey, ReplyStore, StoredReply
 from gradfiltering.runs.cache import Cache
+from tests.support.folders import read_only
+from tests.support.pipeline import TINY_RUN, run_train
 
 KEY = {"seed": 0}
 RESULTS = ["subset.jsonl", "scores.parquet", "verdicts.jsonl", "target/candidate/curve.csv"]

@@ -6,12 +6,12 @@ import pytest
 import torch
 import yaml
 from omegaconf import OmegaConf
-from tests.support.gradient_logs import write_epoch
 
 from gradfiltering.errors import UserError
 from gradfiltering.masking import mask_secrets
 from gradfiltering.requests import EpochLog
 from gradfiltering.runs.run_folder import OUTPUTS, RunFolder
+from tests.support.gradient_logs import write_epoch
 
 CONFIG = {
     "seed": 0, "run_dir": "logs/x", "scorer": {"epsilon": 1e-8, "name": "„gsnr“"}, "list": [1, None, {"a": 2.5}],

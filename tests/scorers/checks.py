@@ -4,10 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
-from tests.reference import scores as reference
 
 from gradfiltering.errors import UserError
 from gradfiltering.requests import GradientLog
+from tests.reference import scores as reference
 
 RTOL = 1e-9  # float64 sums in another order
 VARIANCE_RTOL = 1e-6  # a variance of nearly equal numbers cancels

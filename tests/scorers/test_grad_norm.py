@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from tests.reference import scores as reference
 
 from gradfiltering.errors import UserError
 from gradfiltering.requests import GradientLog
 from gradfiltering.scorers.grad_norm import GradNorm
+from tests.reference import scores as reference
 
 RTOL = 1e-12
 

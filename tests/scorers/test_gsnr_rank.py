@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from tests.reference import scores as reference
 
 from gradfiltering.errors import UserError
 from gradfiltering.scorers.gsnr_rank import RankGSNR
+from tests.reference import scores as reference
 
 RTOL = 1e-9
 

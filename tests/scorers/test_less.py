@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from tests.reference import less as reference
 
 from gradfiltering.errors import UserError
 from gradfiltering.requests import CheckpointGradients, Evidence
 from gradfiltering.scorers.less import BLOCK_ROWS, LESS, take_turns, task_influences
+from tests.reference import less as reference
 
 RTOL = 1e-6
 IDS = np.asarray([0, 2, 3, 7, 8, 11, 20, 21, 30])

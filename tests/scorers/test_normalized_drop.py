@@ -1,8 +1,8 @@
 import numpy as np
-from tests.reference import scores as reference
-from tests.scorers.checks import RTOL, GradientScorerChecks
 
 from gradfiltering.scorers.normalized_drop import NormalizedDrop
+from tests.reference import scores as reference
+from tests.scorers.checks import RTOL, GradientScorerChecks
 
 
 class TestNormalizedDrop(GradientScorerChecks):

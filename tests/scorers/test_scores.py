@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.reference import scores as reference
 
 from gradfiltering.errors import UserError
 from gradfiltering.scorers.base import Scores
+from tests.reference import scores as reference
 
 
 @given(st.lists(st.sampled_from([-1.5, -0.0, 0.0, 0.25, 1e300]), min_size=1, max_size=12))

@@ -5,6 +5,7 @@ import re
 import shlex
 
 import pytest
+
 from tests.support.pipeline import ROOT
 
 WITHOUT_COMMAND_LINE = {"demo", "docs_site", "file_rows", "measured_proxy", "options_reference", "peer_gradients"}

@@ -4,11 +4,11 @@ import json
 import re
 
 import pytest
-from tests.support.pipeline import ROOT, SMALL_MODELS, run_train, summary
 
 from gradfiltering.models.smollm2 import INSTALL_COMMAND
 from gradfiltering.synthetic.task_generator import generate_rows
 from scripts import demo
+from tests.support.pipeline import ROOT, SMALL_MODELS, run_train, summary
 
 
 @pytest.fixture

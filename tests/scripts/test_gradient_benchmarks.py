@@ -5,9 +5,9 @@ from contextlib import redirect_stdout
 from io import StringIO
 
 import pytest
-from tests.scripts.conftest import WIDTH
 
 from scripts import architecture_table, bench_memory, bench_peers, compare_precision
+from tests.scripts.conftest import WIDTH
 
 SMALLEST = ["--rows=3", "--batch-size=2", "--members=2", "--rank=2", "--device=cpu", "--pool=20"]
 

@@ -6,12 +6,12 @@ from argparse import Namespace
 import numpy as np
 import pandas as pd
 import pytest
-from tests.support.gradient_logs import write_epoch
-from tests.support.pipeline import SMALL_MODELS, run_train
-
 import study_layers
 import study_online
+
 from gradfiltering.requests import EpochLog
+from tests.support.gradient_logs import write_epoch
+from tests.support.pipeline import SMALL_MODELS, run_train
 
 TINY_STUDY = [
     *SMALL_MODELS[:5], "proxy=tiny", "target=tiny", "proxy.max_tokens=64", "ensemble.batch_size=8", "progress=false",

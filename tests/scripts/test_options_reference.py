@@ -6,10 +6,10 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from scripts.options_reference import PART_GROUPS, read_comments, read_docstring_arguments, write_options_page
-from tests.support.pipeline import ROOT
 
 from gradfiltering.diagnostics.limits import DiagnosticLimits
+from scripts.options_reference import PART_GROUPS, read_comments, read_docstring_arguments, write_options_page
+from tests.support.pipeline import ROOT
 
 CONF = ROOT / "conf"
 

@@ -8,11 +8,11 @@ import pytest
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.plugins import PluginCollection
 from mkdocs.structure.files import Files
-from tests.judging.browser import CHROMIUM
-from tests.reports.page.runs import plain_rows, write_whole
 
 from gradfiltering.reports.page.run_page import write_page
 from scripts import bench_page, docs_site, record_screen
+from tests.judging.browser import CHROMIUM
+from tests.reports.page.runs import plain_rows, write_whole
 
 
 def test_a_screen_is_recorded_at_each_width_with_its_colours(tmp_path):

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.support.pipeline import TINY_RUN
 
 from scripts import check_plan
+from tests.support.pipeline import TINY_RUN
 
 
 def summaries(seconds, counted):

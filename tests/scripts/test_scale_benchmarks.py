@@ -8,11 +8,11 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tests.support.command import run_command
-from tests.support.pipeline import TINY_RUN
 
 from gradfiltering.runs.gradient_log import GradientLogReader
 from scripts import bench_processes, bench_scale, data_memory
+from tests.support.command import run_command
+from tests.support.pipeline import TINY_RUN
 
 
 @pytest.fixture(autouse=True)

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from tests.reference.greedy import best_subset, facility_location, greedy
 
 from gradfiltering.errors import UserError
 from gradfiltering.requests import Embeddings
 from gradfiltering.selectors.facility_location import FacilityLocationSelector, unit_rows
+from tests.reference.greedy import best_subset, facility_location, greedy
 
 RTOL = 1e-5  # similarities are float32
 

@@ -5,12 +5,12 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from tests.reference.greedy import facility_location, greedy
 
 from gradfiltering.errors import UserError
 from gradfiltering.selectors import neighbours as module
 from gradfiltering.selectors.facility_location import FacilityLocationSelector, unit_rows
 from gradfiltering.selectors.neighbours import find_nearest
+from tests.reference.greedy import facility_location, greedy
 
 
 def clusters(count: int, width: int = 8, seed: int = 0) -> np.ndarray:

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
-from tests.reference.greedy import best_subset, greedy, log_volume
 
 from gradfiltering.errors import UserError
 from gradfiltering.requests import Projections
 from gradfiltering.selectors import information
 from gradfiltering.selectors.spice import EARLY_STOP, SpiceSelector
+from tests.reference.greedy import best_subset, greedy, log_volume
 
 RTOL = 1e-6  # float32 gradients, float64 sums
 SETTINGS = {

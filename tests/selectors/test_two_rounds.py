@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from tests.reference.greedy import best_subset, facility_location, log_volume
 
 from gradfiltering.errors import UserError
 from gradfiltering.selectors.facility_location import FacilityLocationSelector
 from gradfiltering.selectors.k_center import KCenterSelector, covering_radius
 from gradfiltering.selectors.spice import SpiceSelector
 from gradfiltering.selectors.two_rounds import divide_rows, select_in_two_rounds
+from tests.reference.greedy import best_subset, facility_location, log_volume
 
 FREE_SPICE = SpiceSelector(None, 10, conflict=0.0)
 SELECTORS = {

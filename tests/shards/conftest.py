@@ -2,12 +2,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.support.gradient_logs import write_epoch
 
 from gradfiltering.requests import EpochLog, Evidence, GradientLog, GradientLogPair
 from gradfiltering.runs.gradient_log import GradientLogReader
 from gradfiltering.shards.database import open_database
 from gradfiltering.shards.scoring import ComparedLog
+from tests.support.gradient_logs import write_epoch
 
 ROWS, MEMBERS, SEED = 700, 3, 5
 

@@ -1,7 +1,6 @@
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tests.support.gradient_logs import write_epoch
 
 from gradfiltering.errors import UserError
 from gradfiltering.requests import EpochLog
@@ -16,6 +15,7 @@ from gradfiltering.scorers.loss import LossScorer
 from gradfiltering.scorers.raw_drop import RawDrop
 from gradfiltering.shards import scoring
 from gradfiltering.shards.scoring import ComparedLog, check_requests, score_log, write_ranked_scores
+from tests.support.gradient_logs import write_epoch
 
 SCORERS = [GSNR(), RawDrop(), GradNorm(), Learnability(), LengthScorer(), RankGSNR(), LengthControlled()]
 

@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from tests.reference import statistics as slow
 
 from gradfiltering.judging.ratings import majority_label
 from gradfiltering.statistics.agreement import cohen_kappa, fleiss_kappa, measure_agreements
+from tests.reference import statistics as slow
 
 
 def test_kappas_agree_with_their_slow_twins():

@@ -5,13 +5,13 @@ import gc
 import numpy as np
 import pytest
 from scipy import stats
-from tests.reference import statistics as slow
 
 from gradfiltering.errors import UserError
 from gradfiltering.statistics.intervals import detectable_difference, sign_test
 from gradfiltering.statistics.length_control import RIDGE, fit_logistic, length_controlled, measure_length_pull
 from gradfiltering.statistics.paired_comparison import compare_candidates, correct_by_holm
 from gradfiltering.statistics.winning_score import pairwise_winning_score
+from tests.reference import statistics as slow
 
 VALUES = np.array([1.0, 0.0, -1.0])
 RESAMPLES = 4000

@@ -3,11 +3,11 @@
 from decimal import ROUND_FLOOR, Decimal
 
 import pytest
-from tests.support.small_targets import tuning_settings
 
 from gradfiltering.selectors.base import Budget
 from gradfiltering.statistics.rounding import round_half_up, share_of_count
 from gradfiltering.synthetic.planted_defects import PlantedDefects
+from tests.support.small_targets import tuning_settings
 
 SHARES = [0.005, 0.01, 0.025, 0.05, 0.1, 0.145, 0.15, 0.285, 0.3, 0.35, 0.45, 0.55, 0.565, 0.575, 0.7, 1.005 / 3, 1.0]
 

@@ -3,6 +3,10 @@
 import numpy as np
 import pytest
 from scipy import stats
+
+from gradfiltering.seeding import numpy_rng
+from gradfiltering.statistics.intervals import single_outcome_interval
+from gradfiltering.statistics.seed_intervals import estimate_mean_outcome, estimate_mean_value, two_way_interval
 from scripts.simulate_intervals import (
     Setting,
     make_bootstrap,
@@ -11,10 +15,6 @@ from scripts.simulate_intervals import (
     t_of_two_ways,
     true_mean,
 )
-
-from gradfiltering.seeding import numpy_rng
-from gradfiltering.statistics.intervals import single_outcome_interval
-from gradfiltering.statistics.seed_intervals import estimate_mean_outcome, estimate_mean_value, two_way_interval
 
 
 def slow_two_way(cells, confidence):

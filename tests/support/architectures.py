@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from tests.reference.gradients import LoopEngine
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
@@ -22,6 +21,7 @@ from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.gradients.vmap import VmapEngine
 from gradfiltering.models.lora import Adapters, LoraSettings, initial_adapters
 from gradfiltering.models.objectives import ResponseNLL
+from tests.reference.gradients import LoopEngine
 
 VOCABULARY, WIDTH, HEADS, HEAD_WIDTH = 64, 32, 4, 8
 WEIGHT_SPREAD, VECTOR_SPREAD = 0.5, 0.3  # standard deviations; sinks and biases are vectors

@@ -13,7 +13,6 @@ from unittest import mock
 import lightning as L
 import numpy as np
 import pandas as pd
-from tests.support.small_ensembles import measurement_context
 
 from gradfiltering.data.dataset import Columns
 from gradfiltering.data.examples import Encoder
@@ -45,6 +44,7 @@ from gradfiltering.shards.measurement_shards import MeasurementShards
 from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
 from gradfiltering.synthetic.task_source import TaskSource
+from tests.support.small_ensembles import measurement_context
 
 # GPT-2, because transformers' LLaMA computes its RMSNorm in float32 whatever the model's type.
 SHAPE = {"architecture": "gpt2", "layers": 1, "heads": 2, "width": 16, "context": 96, "vocabulary": 300}

@@ -9,10 +9,9 @@ import signal
 import sys
 from pathlib import Path
 
-from tests.support.ddp_training import ROWS, keep_measurements, proxy_context, trainer_of
-
 from gradfiltering.distributed import process_group
 from gradfiltering.ensembles import stack_training
+from tests.support.ddp_training import ROWS, keep_measurements, proxy_context, trainer_of
 
 FAILING_RANK, FAILING_STEP = 1, 2
 CHECKPOINT_MINUTES = 1e-6  # one after every step

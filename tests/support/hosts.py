@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from tests.support.processes import start
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")

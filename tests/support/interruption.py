@@ -1,6 +1,7 @@
 """Stopping a training as a killed process would stop it, but within the test's process."""
 
 import lightning as L
+
 from tests.support.pipeline import quiet_trainer
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 from safetensors.numpy import load_file
+
 from tests.support.pipeline import SMALL_MODELS, SMALL_RUN, run_train
 
 ADAPTER_RTOL = 1e-8  # float64

@@ -8,6 +8,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+
+from gradfiltering.data.examples import Encoder
+from gradfiltering.distributed.process_group import connected_processes, rank, run_on_rank_zero, world_size
+from gradfiltering.finetuning.fine_tune import fine_tune
+from gradfiltering.models.adapted_layers import find_layers
+from gradfiltering.runs.cache import Cache
 from tests.support.ddp_training import trainer_of
 from tests.support.small_targets import (
     load_saved_target,
@@ -16,12 +22,6 @@ from tests.support.small_targets import (
     save_small_target,
     tuning_settings,
 )
-
-from gradfiltering.data.examples import Encoder
-from gradfiltering.distributed.process_group import connected_processes, rank, run_on_rank_zero, world_size
-from gradfiltering.finetuning.fine_tune import fine_tune
-from gradfiltering.models.adapted_layers import find_layers
-from gradfiltering.runs.cache import Cache
 
 SHAPE = {"layers": 2, "heads": 4, "width": 64}
 ROW_COUNT = 25

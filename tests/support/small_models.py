@@ -2,9 +2,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.reference.gradients import LoopEngine
-from tests.support.pipeline import quiet_trainer
-from tests.support.small_ensembles import ROWS, SHAPE, float64_base_model, measurement_context, small_ensemble
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
@@ -25,6 +22,9 @@ from gradfiltering.runs.gradient_log import GradientLogReader
 from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.pretraining import train_tokenizer
 from gradfiltering.synthetic.task_source import TaskSource
+from tests.reference.gradients import LoopEngine
+from tests.support.pipeline import quiet_trainer
+from tests.support.small_ensembles import ROWS, SHAPE, float64_base_model, measurement_context, small_ensemble
 
 VOCABULARY = 64
 

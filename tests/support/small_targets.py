@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.support.pipeline import quiet_trainer
 
 from gradfiltering.data.dataset import Columns, InstructionDataset
 from gradfiltering.data.examples import Rows
@@ -20,6 +19,7 @@ from gradfiltering.runs.run_folder import RunFolder
 from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
 from gradfiltering.synthetic.task_source import TaskSource
+from tests.support.pipeline import quiet_trainer
 
 SHAPE = {"architecture": "llama", "layers": 1, "heads": 2, "width": 16, "context": 96, "vocabulary": 300}
 ROW_COUNT = 21

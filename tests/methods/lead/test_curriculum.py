@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.reference import lead as reference
 
 from gradfiltering.errors import UserError
 from gradfiltering.methods.lead.curriculum import Curriculum, LeadSettings, Pool, cluster_by_difficulty
 from gradfiltering.scorers.gsnr import GSNR
 from gradfiltering.scorers.ifd import IFD
+from tests.reference import lead as reference
 
 IFD_SCORER = IFD("perplexity", "plain", 256, None)
 USUAL = LeadSettings(IFD_SCORER, False, 3, 0.1, 0.1, 0.2, 4)

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from tests.reference import lead as reference
 
 from gradfiltering.methods.lead.dynamic_uncertainty import mix_gradients, predict_loss_change, smooth_uncertainty
+from tests.reference import lead as reference
 
 RTOL = 1e-6  # the twin searches β on a grid; the minimum is flat there
 

@@ -7,15 +7,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tests.support.interruption import KilledHere
-from tests.support.model_losses import response_losses
-from tests.support.pipeline import quiet_trainer
-from tests.support.small_targets import (
-    load_small_target,
-    make_small_dataset,
-    make_training,
-    tuning_settings,
-)
 
 from gradfiltering.data.batches import LengthBatches, make_batch_loader
 from gradfiltering.data.examples import Encoder, Rows
@@ -28,6 +19,15 @@ from gradfiltering.runs.cache import Cache
 from gradfiltering.scorers.base import Scores
 from gradfiltering.scorers.ifd import IFD
 from gradfiltering.selectors.top import TopSelector
+from tests.support.interruption import KilledHere
+from tests.support.model_losses import response_losses
+from tests.support.pipeline import quiet_trainer
+from tests.support.small_targets import (
+    load_small_target,
+    make_small_dataset,
+    make_training,
+    tuning_settings,
+)
 
 LEAD = LeadSettings(IFD("perplexity", "plain", 96, None), True, 3, 0.1, 0.1, 0.3, 4)
 TUNING = tuning_settings(schedule="linear", batch_size=4)

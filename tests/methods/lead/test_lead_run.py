@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+
 from tests.support.pipeline import SMALL_MODELS, SMALL_RUN, SMALL_TASKS, run_train, summary
 
 LEAD = ["target.data=lead", "target.lead.clusters=3", "logger=csv", *SMALL_MODELS, *SMALL_RUN, *SMALL_TASKS]

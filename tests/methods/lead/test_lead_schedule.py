@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from tests.reference import lead as reference
 
 from gradfiltering.methods.lead.lead_schedule import RoundGradients
+from tests.reference import lead as reference
 
 
 def test_change_is_predicted_from_first_and_last_round():

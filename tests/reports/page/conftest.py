@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+
 from tests.reports.page.runs import plain_rows, write_bare, write_whole
 
 

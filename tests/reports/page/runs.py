@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 from datasets import Dataset
-from tests.support.gradient_logs import write_epoch
 
 from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.file_formats import JSON_LINES
@@ -21,6 +20,7 @@ from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.run_folder import RunFolder
 from gradfiltering.scorers.gradient_statistics import gradient_statistics
 from gradfiltering.scorers.gsnr import GSNR
+from tests.support.gradient_logs import write_epoch
 
 ALPACA = Instruction("alpaca", "instruction", "input", "output")
 LIMITS = {

@@ -5,13 +5,13 @@ import re
 
 import numpy as np
 import pytest
-from tests.reports.page.runs import plain_rows, write_bare, write_chosen
 from typer.testing import CliRunner
 
 from gradfiltering.cli.commands import app
 from gradfiltering.errors import UserError
 from gradfiltering.reports.page.comparison_page import compare_options, count_overlap, write_comparison
 from gradfiltering.reports.run_files import RunFiles
+from tests.reports.page.runs import plain_rows, write_bare, write_chosen
 
 
 def run_with(folder, selected_ids, scores, rows=40):

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from tests.reports.page.runs import add_summary, plain_rows, write_bare, write_chosen, write_log
 
 from gradfiltering.reports.page.answer_section import check_diagnostics, describe_checks
 from gradfiltering.reports.page.glossary import mark_terms, mark_verdict
@@ -16,6 +15,7 @@ from gradfiltering.reports.page.training_savings import estimate_savings
 from gradfiltering.reports.run_files import RunFiles
 from gradfiltering.runs.gradient_log import GradientLogReader
 from gradfiltering.runs.run_folder import RunFolder
+from tests.reports.page.runs import add_summary, plain_rows, write_bare, write_chosen, write_log
 
 
 def selected_run(tmp_path, scorer="gsnr", members=3, count=40):

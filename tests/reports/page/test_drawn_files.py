@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from tests.reports.page.runs import plain_rows, write_bare, write_chosen, write_log
 
 from gradfiltering.reports.page import drawn_files
 from gradfiltering.reports.page.drawn_files import DrawnRunFiles, open_run_files
@@ -10,6 +9,7 @@ from gradfiltering.reports.page.row_explorer import collect_row_data, sample_row
 from gradfiltering.reports.page.row_measurements import measure_rows
 from gradfiltering.reports.page.run_page import write_page
 from gradfiltering.reports.run_files import RunFiles
+from tests.reports.page.runs import plain_rows, write_bare, write_chosen, write_log
 
 ROWS, DRAWN, SHOWN = 400, 60, 40
 

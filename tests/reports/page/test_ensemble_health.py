@@ -5,14 +5,14 @@ import pandas as pd
 import pytest
 import yaml
 from scipy.stats import spearmanr
-from tests.reports.page.runs import plain_rows, write_bare, write_chosen, write_log
-from tests.support.gradient_logs import write_epoch
 
 from gradfiltering.reports.page import ensemble_health as health
 from gradfiltering.reports.run_files import RunFiles
 from gradfiltering.requests import EpochLog
 from gradfiltering.scorers.gradient_statistics import gradient_statistics
 from gradfiltering.scorers.gsnr import GSNR
+from tests.reports.page.runs import plain_rows, write_bare, write_chosen, write_log
+from tests.support.gradient_logs import write_epoch
 
 
 def scored(folder, norms, count):

@@ -4,6 +4,8 @@ import asyncio
 import json
 
 import pytest
+
+from gradfiltering.reports.page.run_page import write_page
 from tests.judging.browser import CHROMIUM
 from tests.reports.browsing import (
     THEMES,
@@ -16,8 +18,6 @@ from tests.reports.browsing import (
     put_on_paper,
 )
 from tests.reports.page.runs import plain_rows, write_whole
-
-from gradfiltering.reports.page.run_page import write_page
 
 pytestmark = [
     pytest.mark.slow,

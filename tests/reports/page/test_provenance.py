@@ -1,11 +1,11 @@
 """How to repeat a run, and whom to cite."""
 
 import yaml
-from tests.reports.page.runs import add_summary
 
 from gradfiltering.reports.page import provenance
 from gradfiltering.reports.references import format_bibtex
 from gradfiltering.reports.run_files import RunFiles
+from tests.reports.page.runs import add_summary
 
 
 def test_every_option_is_listed_by_its_path(bare):

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tests.reports.page.runs import plain_rows, write_bare, write_chosen, write_log
 
 from gradfiltering.reports.page.row_explorer import collect_row_data, limit_text_length, sample_rows
 from gradfiltering.reports.page.row_measurements import measure_rows
 from gradfiltering.reports.run_files import RunFiles
 from gradfiltering.runs.run_folder import RunFolder
+from tests.reports.page.runs import plain_rows, write_bare, write_chosen, write_log
 
 
 @pytest.fixture

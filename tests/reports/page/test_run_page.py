@@ -9,13 +9,13 @@ import sys
 
 import numpy as np
 import pytest
-from tests.reports.page.runs import WARNING, plain_rows, write_bare, write_chosen, write_log
 
 from gradfiltering.errors import UserError
 from gradfiltering.reports.page.answer_section import check_diagnostics, interpret_interval, split_warning
 from gradfiltering.reports.page.run_page import write_page
 from gradfiltering.reports.page.training_savings import estimate_savings
 from gradfiltering.reports.run_files import RunFiles
+from tests.reports.page.runs import WARNING, plain_rows, write_bare, write_chosen, write_log
 
 
 def text_of(folder, rows=5000):

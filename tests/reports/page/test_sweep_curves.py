@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 from rich.console import Console
-from tests.reports.folders import config_of, write_run
 
 from gradfiltering.reports.page.sweep_curves import draw_sweep_curves
 from gradfiltering.reports.sweep_jobs import find_varying_options, read_jobs
 from gradfiltering.reports.sweep_table import write_sweep
+from tests.reports.folders import config_of, write_run
 
 HEAD = "step,examples_seen,tokens_seen,seconds,train_loss,heldout_loss\n"
 
