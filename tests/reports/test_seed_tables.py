@@ -131,6 +131,9 @@ def test_methods_that_share_a_scorer_are_settings_of_their_own(tmp_path):
     }  # fmt: skip
 
 
-def test_a_scorer_given_beside_a_method_names_the_setting(tmp_path):
-    write_run(tmp_path / "0", {**config_of(tmp_path / "0", "raw_drop"), "seed": 0}, ["method=loss", "scorer=raw_drop"])
+@pytest.mark.parametrize("overrides", [["method=loss", "scorer=raw_drop"], ["method=null"]])
+def test_a_replaced_method_does_not_name_the_setting(tmp_path, overrides):
+    selection = {"scorer": "raw_drop", "selector": "top", "fraction": 0.2, "selected": 2}
+    config = {**config_of(tmp_path / "0", "raw_drop"), "seed": 0}
+    write_run(tmp_path / "0", config, overrides, selection=selection)
     assert list(group_by_setting(read_jobs(tmp_path), set())) == ["raw_drop"]

@@ -218,9 +218,9 @@ class Rows:
 
 
 def read_numbers(table: Dataset, column_name: str, dtype: DTypeLike) -> np.ndarray:
-    """Return a column of numbers. [N], of the type given, in a file where they are many.
+    """Return a column of numbers, [N] of the type given, which lie in a file where there are many.
 
-    It is read a few rows at a time: at once, a table of selected rows takes hundreds of bytes for each of them.
+    It is read some thousand rows at a time: read at once, a table of selected rows takes hundreds of bytes a row.
     """
     numbers = np.empty(len(table), dtype=dtype)
     first_row = 0

@@ -66,7 +66,7 @@ def losses_bytes(shape: ModelShape, batch_tokens: int, examples: Examples, memor
         examples: the rows.
         memory: of batches; None where none was measured.
     """
-    sizes = _measure_batches(examples, LengthBatches(examples, batch_tokens, pad_id=0).cuts)
+    sizes = _list_batch_sizes(examples, LengthBatches(examples, batch_tokens, pad_id=0).cuts)
     if memory is None:
         return max(_forward_bytes(shape, tokens, row_width) for tokens, row_width in sizes)
     return max(memory.peak(tokens, row_width, 1) for tokens, row_width in sizes)
@@ -111,21 +111,16 @@ def tuning_bytes(
         if model.adapter_folder is not None:
             continue
         training_set = model.training_set
+        model_examples = examples.select(training_set.example_ids)
         micro_batches = list_micro_batches(
-            examples.select(training_set.example_ids),
-            settings,
-            seed,
-            target.device_type,
-            training_set.update_count,
-            LOOKED_AT_UPDATES,
+            model_examples, settings, seed, target.device_type, training_set.update_count, LOOKED_AT_UPDATES
         )
-        sizes = _measure_batches(examples.select(training_set.example_ids), micro_batches)
-        for tokens, row_width in sizes:
+        for tokens, row_width in _list_batch_sizes(model_examples, micro_batches):
             if memory is None:
-                row_bytes = _training_bytes(shape, tokens, row_width, settings.gradient_checkpointing)
+                micro_batch_bytes = _training_bytes(shape, tokens, row_width, settings.gradient_checkpointing)
             else:
-                row_bytes = memory.peak(tokens, row_width, 1)
-            batch_bytes = max(batch_bytes, row_bytes)
+                micro_batch_bytes = memory.peak(tokens, row_width, 1)
+            batch_bytes = max(batch_bytes, micro_batch_bytes)
     return weights + adapter, batch_bytes
 
 
@@ -150,7 +145,7 @@ def answer_bytes(target: PlannedTarget, memory: ChunkMemory | None) -> int:
     return int(memory.fixed + prompt_bytes + keys_and_values + logits)
 
 
-def _measure_batches(examples: Examples, batches: Iterable[np.ndarray]) -> list[tuple[int, int]]:
+def _list_batch_sizes(examples: Examples, batches: Iterable[np.ndarray]) -> list[tuple[int, int]]:
     """Return padded tokens and width of each batch of row positions."""
     widths = [int(examples.widths[row_positions].max()) for row_positions in batches]
     row_counts = [examples.sequence_count * len(row_positions) for row_positions in batches]

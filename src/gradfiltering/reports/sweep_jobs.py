@@ -44,8 +44,9 @@ class SweepJob(RunFiles):
         """
         selection_summary = self.selection
         given_options = dict(override.lstrip("+~").partition("=")[::2] for override in self.overrides)
-        if "method" in given_options and not given_options.keys() & {"scorer", "selector"}:
-            return SCORERS_OF_METHODS.get(given_options["method"], given_options["method"])
+        given_method = given_options.get("method", "null")
+        if given_method != "null" and not given_options.keys() & {"scorer", "selector"}:
+            return SCORERS_OF_METHODS.get(given_method, given_method)
         selector_name = given_options.get("selector") or selection_summary.get("selector") or "top"
         if selection_summary and selection_summary.get("scorer") is None:  # a target that leads uses no selector
             selector_name = selection_summary.get("selector") or selector_name
