@@ -15,7 +15,7 @@ from typing import Any
 from tests.support.pipeline import ROOT, run_train
 
 OPERATIONS = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "open")
-LONG_ENOUGH = 300
+LONG_ENOUGH = 900  # seconds: against hanging only
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["tests.support.crash_imports"])

@@ -12,7 +12,7 @@ from tests.support.pipeline import ROOT
 
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node"]
 PLACES = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-LONG_ENOUGH = 240
+LONG_ENOUGH = 900  # seconds: against hanging only. Beside other work a run of a few seconds can take minutes
 SLURM_FIRST_PORT = 15000  # Lightning adds the last four digits of the job's number
 
 
