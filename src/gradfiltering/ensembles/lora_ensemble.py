@@ -26,7 +26,7 @@ AUTO = "auto"
 ONLINE: Final = "online"
 SNAPSHOT: Final = "snapshot"
 MAX_SKETCHES = 1000  # of the adapters of a member in an epoch
-ONLINE_ROWS = 500  # from which on `auto` collects online; docs/findings.md, norms of training steps
+ONLINE_ROWS = 500  # from which on `auto` collects online; docs/findings.md, norms from training steps
 
 
 class DropoutPass(NamedTuple):
