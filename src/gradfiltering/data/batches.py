@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -76,7 +76,7 @@ class RowStates(Protocol):
         ...
 
 
-def collate(rows: dict[str, list], pad_id: int, shape: tuple[int, ...]) -> Batch:
+def collate(rows: dict[str, list[Any]], pad_id: int, shape: tuple[int, ...]) -> Batch:
     """Pads encoded rows of one sequence each on the right to the longest.
 
     Args:
@@ -96,7 +96,7 @@ def collate(rows: dict[str, list], pad_id: int, shape: tuple[int, ...]) -> Batch
 
 
 def collate_pairs(
-    rows: dict[str, list], reference_nll: np.ndarray, pad_id: int, shape: tuple[int, ...]
+    rows: dict[str, list[Any]], reference_nll: np.ndarray, pad_id: int, shape: tuple[int, ...]
 ) -> PreferenceBatch:
     """Pads encoded preference rows on the right, both sequences of all rows to the longest.
 
@@ -255,7 +255,7 @@ class MemberUpdates:
         return self.row_orders[epoch_index][first_position:end_position]
 
 
-class MemberBatches(Dataset):
+class MemberBatches(Dataset[Batch]):
     """Training batches of some updates for stacked members: item k holds the [M, B, T] batch of the k-th of them.
 
     Args:
@@ -295,7 +295,7 @@ class MemberBatches(Dataset):
         return make_batch(self.examples, np.concatenate(rows), self.pad_id, (len(rows), len(rows[0])), self.row_states)
 
 
-class LengthBatches(Dataset):
+class LengthBatches(Dataset[Batch]):
     """Rows in order of length, cut by a budget of padded tokens: item k holds a [B, T] batch.
 
     Args:
@@ -412,7 +412,7 @@ def cut_cheapest(lengths: np.ndarray, tokens: int, batch_overhead: int) -> list[
     return ends[::-1]
 
 
-def make_batch_loader(batches: Dataset, workers: int) -> DataLoader:
+def make_batch_loader(batches: Dataset[Batch], workers: int) -> DataLoader[Batch]:
     """A loader over ready-made batches, in their order."""
     return DataLoader(
         batches, batch_size=None, shuffle=False, num_workers=workers, pin_memory=torch.cuda.is_available()

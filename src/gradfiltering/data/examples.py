@@ -417,8 +417,8 @@ def describe_template(dataset: InstructionDataset, tokenizer: Any) -> str:
 
 
 def encode_rows(
-    batch: dict[str, list], indices: list[int], tokenizer: Any, template: str, schema: Schema, max_tokens: int
-) -> dict[str, list]:
+    batch: dict[str, list[Any]], indices: list[int], tokenizer: Any, template: str, schema: Schema, max_tokens: int
+) -> dict[str, list[Any]]:
     """Tokenise a batch of rows; the columns of `ENCODED`, with `reason` empty for a row that can be scored.
 
     Preference rows get the columns of `ENCODED_PAIRS`.
@@ -431,8 +431,8 @@ def encode_rows(
 
 def _encode_sequences(
     dataset_rows: Sequence[Row], indices: list[int], tokenizer: Any, template: str, schema: Schema, max_tokens: int
-) -> dict[str, list]:
-    encoded_rows: dict[str, list] = {column_name: [] for column_name in ENCODED}
+) -> dict[str, list[Any]]:
+    encoded_rows: dict[str, list[Any]] = {column_name: [] for column_name in ENCODED}
     tokenized_rows = tokenize_rows(dataset_rows, schema, template, tokenizer)
     for example_id, row_values, tokenized_row in zip(indices, dataset_rows, tokenized_rows, strict=True):
         text_pieces = tokenized_row.pieces
@@ -457,7 +457,7 @@ def _encode_sequences(
 
 def _encode_pairs(
     dataset_rows: Sequence[Row], indices: list[int], tokenizer: Any, template: str, schema: Preference, max_tokens: int
-) -> dict[str, list]:
+) -> dict[str, list[Any]]:
     """Tokenise both sides of preference rows, each cut to `max_tokens` as a row of its own is."""
     sides = [
         _encode_sequences(side_rows, indices, tokenizer, template, SIDE_SCHEMA, max_tokens)

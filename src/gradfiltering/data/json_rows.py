@@ -154,7 +154,7 @@ def note_value_types(value_types: ValueTypes, row_values: Mapping[str, Any], row
         value_types.setdefault(column_name, {}).setdefault(type(cell_value).__name__, row_position)
 
 
-def rows_from_columns(column_batch: Mapping[str, list]) -> list[dict[str, Any]]:
+def rows_from_columns(column_batch: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     """The rows of a batch of columns, be it JSON text or columns of a typed table."""
     if RECORD_COLUMN in column_batch:
         return [json.loads(json_text) for json_text in column_batch[RECORD_COLUMN]]

@@ -42,7 +42,8 @@ class ExactDuplicates:
     def find_hits(self) -> NDArray[np.bool_]:
         """Return [N] bool: True for a row that repeats an earlier one."""
         digests = np.concatenate(self._digests)  # [N, 2]
-        return find_first_equal(digests) != np.arange(len(digests))
+        repeats_earlier: NDArray[np.bool_] = find_first_equal(digests) != np.arange(len(digests))
+        return repeats_earlier
 
 
 def find_first_equal(digests: NDArray[np.uint64]) -> NDArray[np.int64]:

@@ -309,7 +309,8 @@ class UnexpectedLanguages:
         if not is_usual.any():
             return np.zeros(len(languages), dtype=bool)
         is_usual[0] = True
-        return ~is_usual[languages]
+        is_unusual: NDArray[np.bool_] = ~is_usual[languages]
+        return is_unusual
 
 
 def identify_language(text: str) -> str | None:

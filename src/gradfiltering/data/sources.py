@@ -46,7 +46,7 @@ class DefectPlanter(Protocol):
         prompt_fields: Sequence[str],
         output_field: str,
         wrong_answer: Callable[[Mapping[str, Any], np.random.Generator], str] | None,
-    ) -> tuple[list[dict], list[str]]:
+    ) -> tuple[list[dict[str, Any]], list[str]]:
         """Return the rows in the same order, some of them spoilt, and the kind of each."""
 
 

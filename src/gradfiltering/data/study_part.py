@@ -45,7 +45,7 @@ class StudyPart:
     def draw_number(self, question: str) -> float:
         """Return a number in [0, 1) that depends on the question and the seed alone, even over many questions."""
         digest = hashlib.sha256(f"{self.seed}\n{question.strip()}".encode("utf-8", "surrogatepass")).digest()
-        return int.from_bytes(digest[:DIGEST_BYTES], "big") / 2 ** (8 * DIGEST_BYTES)
+        return int.from_bytes(digest[:DIGEST_BYTES], "big") / (1 << 8 * DIGEST_BYTES)
 
 
 def _iterate_questions(dataset_rows: Dataset | JsonRows, schema: Schema) -> Iterator[str]:

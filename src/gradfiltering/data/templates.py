@@ -191,9 +191,10 @@ def render_chat(
         TemplateError, TypeError, …: see `TEMPLATE_ERRORS`; the template refuses the messages.
     """
     rendered_messages = content_parts(messages) if wants_parts(tokenizer) else list(messages)
-    return tokenizer.apply_chat_template(
+    text: str = tokenizer.apply_chat_template(
         rendered_messages, tokenize=False, add_generation_prompt=add_generation_prompt, **options
     )
+    return text
 
 
 def wants_parts(tokenizer: Any) -> bool:

@@ -31,7 +31,7 @@ FEWEST_ROWS_FOR_PROCESSES = 2 * ROWS_PER_SHARD  # below, starting processes take
 PARENT_CHECK_SECONDS = 1.0
 MOST_PROCESSES = 16  # of `auto`; each holds about a quarter of a gigabyte
 
-Batch: TypeAlias = dict[str, list]
+Batch: TypeAlias = dict[str, list[Any]]
 EncodeBatch: TypeAlias = Callable[[Batch, list[int]], Batch]
 
 
@@ -55,7 +55,8 @@ class TokenisingSettings:
             return 1
         from joblib import cpu_count
 
-        return min(cpu_count(), MOST_PROCESSES, shard_count)
+        processors: int = cpu_count()
+        return min(processors, MOST_PROCESSES, shard_count)
 
 
 def tokenise_table(

@@ -87,7 +87,8 @@ def format_bibtex(run_config: Mapping[str, Any], run_summary: Mapping[str, Any])
     """Write the references of a run as one BibTeX file; empty where there are none."""
     bib_entries = read_bibliography().entries
     used_entries = {key: bib_entries[key] for key in list_references(run_config, run_summary)}
-    return BibliographyData(used_entries).to_string("bibtex").strip()
+    bibtex: str = BibliographyData(used_entries).to_string("bibtex")
+    return bibtex.strip()
 
 
 def _part_references(part: Any) -> Iterator[str]:

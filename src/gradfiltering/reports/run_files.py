@@ -55,22 +55,26 @@ class RunFiles:
     @property
     def overrides(self) -> list[str]:
         """Overrides of the command line."""
-        return self.environment.get("overrides", [])
+        overrides: list[str] = self.environment.get("overrides", [])
+        return overrides
 
     @property
     def diagnostics(self) -> dict[str, Any]:
         """Diagnostics of the summary."""
-        return self.summary.get("diagnostics", {})
+        diagnostics: dict[str, Any] = self.summary.get("diagnostics", {})
+        return diagnostics
 
     @property
     def warnings(self) -> list[str]:
         """Warnings of failed diagnostics and others, in words."""
-        return self.diagnostics.get("warnings", [])
+        warnings: list[str] = self.diagnostics.get("warnings", [])
+        return warnings
 
     @property
     def stages(self) -> list[dict[str, Any]]:
         """Name, seconds and reuse of each stage, in the order in which they ran."""
-        return self.summary.get("stages", [])
+        stages: list[dict[str, Any]] = self.summary.get("stages", [])
+        return stages
 
     @property
     def stage_seconds(self) -> float:
@@ -97,7 +101,8 @@ class RunFiles:
     @property
     def target_results(self) -> dict[str, dict[str, Any]]:
         """Losses, updates and seconds of each fine-tuned model, by its name."""
-        return self.summary.get("target", {})
+        target_results: dict[str, dict[str, Any]] = self.summary.get("target", {})
+        return target_results
 
     @property
     def candidate_result(self) -> dict[str, Any]:
@@ -107,7 +112,8 @@ class RunFiles:
     @property
     def pairwise_scores(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Pairwise winning scores of the candidate by baseline and prompt set, `all` among the sets."""
-        return self.summary.get("pws", {})
+        pairwise_scores: dict[str, dict[str, dict[str, Any]]] = self.summary.get("pws", {})
+        return pairwise_scores
 
     @property
     def seed(self) -> int:

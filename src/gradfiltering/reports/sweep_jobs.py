@@ -187,7 +187,7 @@ def compute_overlaps(sweep_jobs: Sequence[SweepJob]) -> np.ndarray:
     is_inside = np.stack([np.isin(all_ids, subset) for subset in selected_subsets]).astype(np.float32)
     common_counts, subset_sizes = (is_inside @ is_inside.T).astype(np.float64), is_inside.sum(1)
     with np.errstate(invalid="ignore"):
-        pair_overlaps = common_counts / (subset_sizes[:, None] + subset_sizes[None, :] - common_counts)
+        pair_overlaps: np.ndarray = common_counts / (subset_sizes[:, None] + subset_sizes[None, :] - common_counts)
     pair_overlaps[subset_sizes == 0] = pair_overlaps[:, subset_sizes == 0] = np.nan
     return pair_overlaps
 

@@ -139,10 +139,11 @@ class DrawnRunFiles(RunFiles):
         row_ids = self.row_ids  # asks a database of its own, so before another is opened
         with self._database() as connection:
             connection.register("read_ids", pa.table({"example_id": row_ids}))
-            table = connection.sql(
+            table: pa.Table = connection.sql(
                 f"FROM {read_file(self.path / file_name)} SEMI JOIN read_ids USING (example_id) ORDER BY example_id"
             ).to_arrow_table()
-        return table.to_pandas()
+        rows: pd.DataFrame = table.to_pandas()
+        return rows
 
     @contextmanager
     def _database(self) -> Iterator["DuckDBPyConnection"]:
