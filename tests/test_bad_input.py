@@ -70,6 +70,11 @@ MIXTURE = "+data.sources={a: {path: rows.jsonl, %s}}"
 # name: (options, what the message must hold)
 OPTIONS = {
     "unknown option": (["ensemble.q=1"], ["no option ensemble.q", "batch_size", "clip_norm"]),
+    "option of another choice": (["proxy=smollm2", "proxy.model=gpt2"],
+        ["no option proxy.model", "it is an option of proxy=gpt2, "]),
+    "required option of another choice": (["data=tasks", "data.path=x"],
+        ["no option data.path", "it is an option of data=file, data=hub"]),
+    "option of no choice": (["ensemble.lora.ranks=4"], ["no option ensemble.lora.ranks", "alpha", "target_modules"]),
     "unknown group": (["nonsense=3"], ["no option nonsense", "ensemble", "scorer"]),
     "unknown option of a group": (["scorer=best"], ["scorer/best", "raw_drop", "gsnr"]),
     "not a value": (["scorer=[a"], ["[a"]),

@@ -106,8 +106,33 @@ def explain_composition(composition_error: HydraException) -> str:
         option_group = str(root_cause.full_key).rpartition(".")[0]
         known_options = ", ".join(sorted(str(option_name) for option_name in root_cause.parent_node))
         group_label = f"options of {option_group}" if option_group else "options"
-        return f"there is no option {root_cause.full_key}; {group_label}: {known_options}"
+        choices = list_choices_with(str(root_cause.full_key))
+        remedy = f"; it is an option of {', '.join(choices)}" if choices else ""
+        return f"there is no option {root_cause.full_key}; {group_label}: {known_options}{remedy}"
     return str(composition_error).split("Config search path")[0].strip()
+
+
+def list_choices_with(option_name: str) -> list[str]:
+    """List the choices of an option's group, such as `proxy=gpt2`, whose own files set the option.
+
+    Args:
+        option_name: with its group, such as `proxy.model`.
+    """
+    group_name, *path_in_group = option_name.split(".")
+    choice_files = sorted((configuration_folder() / group_name).glob("*.yaml")) if path_in_group else []
+    return [
+        f"{group_name}={choice_file.stem}"
+        for choice_file in choice_files
+        if _sets_option(yaml.safe_load(choice_file.read_text("utf-8")), path_in_group)
+    ]
+
+
+def _sets_option(settings: Any, option_path: Sequence[str]) -> bool:
+    for path_part in option_path:
+        if not isinstance(settings, dict) or path_part not in settings:
+            return False
+        settings = settings[path_part]
+    return True
 
 
 def to_overrides(option_values: Mapping[str, Any], name_prefix: str = "") -> list[str]:
