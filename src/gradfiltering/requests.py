@@ -33,7 +33,8 @@ class Request(Generic[Measured]):
             result: as measured; an array whose first axis counts rows, unless overridden.
             row_indices: [n] int64 positions of the rows.
         """
-        return result[row_indices]  # type: ignore[index]
+        rows: Measured = result[row_indices]  # type: ignore[index]  # an array; other results override this method
+        return rows
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ class GradientStatistics:
     @property
     def norm_drop(self) -> np.ndarray:
         """[N] G_s − G_t."""
-        return self.early_norm - self.late_norm
+        norm_drop: np.ndarray = self.early_norm - self.late_norm
+        return norm_drop
 
 
 def gradient_statistics(early_norms: np.ndarray, late_norms: np.ndarray, ddof: int) -> GradientStatistics:

@@ -34,4 +34,5 @@ class RankGSNR(GradientScorer):
         row_count = len(relative_drop)
         drop_share = rankdata(relative_drop) / row_count
         agreement_share = rankdata(-disagreement) / row_count
-        return (1 - self.agreement) * drop_share + self.agreement * agreement_share
+        score: np.ndarray = (1 - self.agreement) * drop_share + self.agreement * agreement_share
+        return score

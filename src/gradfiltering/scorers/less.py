@@ -135,7 +135,8 @@ def unit_vectors(vectors: np.ndarray) -> np.ndarray:
     """[N, K] vectors of length 1 in float64; zero stays zero."""
     wide_vectors = vectors.astype(np.float64)
     lengths = np.linalg.norm(wide_vectors, axis=1, keepdims=True)
-    return np.divide(wide_vectors, lengths, out=np.zeros_like(wide_vectors), where=lengths > 0)
+    unit_rows: np.ndarray = np.divide(wide_vectors, lengths, out=np.zeros_like(wide_vectors), where=lengths > 0)
+    return unit_rows
 
 
 def take_turns(influences: np.ndarray) -> list[int]:

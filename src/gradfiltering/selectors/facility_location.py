@@ -88,13 +88,14 @@ class FacilityLocationSelector(Budget):
 
         def block_gains(block_rows: np.ndarray) -> np.ndarray:
             added = np.maximum(self.similarities(covered, candidates[block_rows]) - nearest_similarity[:, None], 0)
-            return added.sum(0, dtype=np.float64)
+            gains: np.ndarray = added.sum(0, dtype=np.float64)
+            return gains
 
         def evaluate(candidate_rows: np.ndarray) -> np.ndarray:
             starts = range(0, len(candidate_rows), BLOCK_ROWS)
-            gains = [block_gains(candidate_rows[start : start + BLOCK_ROWS]) for start in starts]
-            gain_bounds[candidate_rows] = np.concatenate(gains)
-            return gain_bounds[candidate_rows]
+            gains = np.concatenate([block_gains(candidate_rows[start : start + BLOCK_ROWS]) for start in starts])
+            gain_bounds[candidate_rows] = gains
+            return gains
 
         gain_bounds = np.empty(len(candidates))  # [c] each candidate's gain when it was last evaluated
         evaluate(np.arange(len(candidates)))
@@ -128,7 +129,8 @@ class FacilityLocationSelector(Budget):
                 entries = slice(starts[candidate], starts[candidate + 1])
                 added = np.maximum(excess[entries] - covered_excess[covered_rows[entries]], 0)
                 gain_bounds[candidate] = added.sum()
-            return gain_bounds[candidate_rows]
+            gains: np.ndarray = gain_bounds[candidate_rows]
+            return gains
 
         selected, selected_gains = [], []
         for _ in range(budget_rows):
@@ -178,11 +180,14 @@ class FacilityLocationSelector(Budget):
 
     def similarity_of(self, cosine: np.ndarray) -> np.ndarray:
         """Return the similarities of unit vectors with these cosines, of the same shape."""
+        similarities: np.ndarray
         if self.similarity == "cosine":
-            return np.maximum(cosine, 0)
-        squared_distance = 2 - 2 * cosine
-        squared_distance = np.where(squared_distance < ROUNDING, 0, squared_distance)
-        return 1 / (1 + np.sqrt(squared_distance))
+            similarities = np.maximum(cosine, 0)
+        else:
+            squared_distance = 2 - 2 * cosine
+            squared_distance = np.where(squared_distance < ROUNDING, 0, squared_distance)
+            similarities = 1 / (1 + np.sqrt(squared_distance))
+        return similarities
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:

@@ -73,14 +73,18 @@ class FullInformation:
         if len(new_factors):
             products = self.gradients[candidates].astype(np.float64) @ new_factors.T
             forms = forms - np.square(products).sum(1)
-        return np.log1p(self.alpha * np.maximum(forms, 0))
+        return self._gains_of(np.maximum(forms, 0))
 
     def refreshed_gains(self) -> np.ndarray | None:
         """Return all gains, once in a while."""
         if self.factors.count - self.factors_seen < REFRESH_STEPS:
             return None
         self._catch_up()
-        return np.log1p(self.alpha * self.quadratic_forms)
+        return self._gains_of(self.quadratic_forms)
+
+    def _gains_of(self, quadratic_forms: np.ndarray) -> np.ndarray:
+        gains: np.ndarray = np.log1p(self.alpha * quadratic_forms)
+        return gains
 
     def _catch_up(self) -> None:
         new_factors = self.factors.rows[self.factors_seen : self.factors.count]

@@ -83,7 +83,8 @@ def select_farthest_first(points: np.ndarray, budget_rows: int) -> FarthestFirst
 
     def distances_to(centre: np.ndarray, squared_length: float) -> np.ndarray:
         squares = squared_lengths - 2 * (points @ centre) + squared_length
-        return np.sqrt(np.maximum(squares, 0))
+        distances: np.ndarray = np.sqrt(np.maximum(squares, 0))
+        return distances
 
     mean_point = points.mean(0)
     mean_square = float(np.square(mean_point, dtype=np.float64).sum())

@@ -196,7 +196,8 @@ class _Search:
         def evaluate(candidates: np.ndarray) -> np.ndarray:
             gains[candidates] = pool_information.gains(candidates)
             conflicts = np.maximum(0, -self.cosines(pool_rows[candidates]))
-            return gains[candidates] - conflict_weight * conflicts
+            values: np.ndarray = gains[candidates] - conflict_weight * conflicts
+            return values
 
         for _ in range(quota):
             refreshed_gains = pool_information.refreshed_gains()
@@ -221,7 +222,8 @@ class _Search:
         """[B] cosine of each row's gradient with the selected rows' mean; 0 where either is zero."""
         lengths = self.lengths[row_indices] * np.linalg.norm(self.gradient_sum)
         products = self.gradients[row_indices] @ self.gradient_sum
-        return np.divide(products, lengths, out=np.zeros(len(row_indices)), where=lengths > 0)
+        cosines: np.ndarray = np.divide(products, lengths, out=np.zeros(len(row_indices)), where=lengths > 0)
+        return cosines
 
     def list_picks(self) -> SpicePicks:
         """Return what was selected, without the gradients that it was selected from."""
@@ -256,4 +258,5 @@ class _ConflictBounds:
         if not sum_length > 0:
             return np.zeros(len(self.components))
         added_length = np.linalg.norm(gradient_sum - self.measured_sum)
-        return np.maximum(0, -(self.components + added_length)) / sum_length
+        least_conflicts: np.ndarray = np.maximum(0, -(self.components + added_length)) / sum_length
+        return least_conflicts

@@ -97,6 +97,7 @@ def share_out(budget_rows: int, stratum_sizes: np.ndarray, quota: str) -> np.nda
     Returns:
         [S] rows to select from each stratum.
     """
+    quotas: np.ndarray
     if quota == "proportional":
         exact_quotas = budget_rows * stratum_sizes / max(stratum_sizes.sum(), 1)
         quotas = np.floor(exact_quotas).astype(np.int64)

@@ -117,7 +117,8 @@ def _equal_shares(labels: np.ndarray) -> np.ndarray:
     """Compute the share of equal pairs of ratings, [items, raters, labels] -> [items]."""
     rater_count = labels.shape[1]
     counts = labels.sum(1)  # [items, raters, labels] -> [items, labels]
-    return (counts * (counts - 1)).sum(1) / (rater_count * (rater_count - 1))
+    equal_shares: np.ndarray = (counts * (counts - 1)).sum(1) / (rater_count * (rater_count - 1))
+    return equal_shares
 
 
 def _disagreement_by_chance(labels: np.ndarray, fleiss: bool) -> float:

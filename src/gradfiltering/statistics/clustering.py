@@ -23,4 +23,5 @@ def assign_clusters(points: np.ndarray, cluster_count: int, seed: int) -> np.nda
     random_state = derive_seed(seed, "clusters") % 2**32
     cluster_count = min(cluster_count, len(points))
     k_means = KMeans(cluster_count, n_init=STARTS, random_state=random_state)
-    return k_means.fit_predict(points.astype(np.float64))
+    cluster_numbers: np.ndarray = k_means.fit_predict(points.astype(np.float64))
+    return cluster_numbers

@@ -66,7 +66,8 @@ def length_controlled(
     set_shares = set_sizes / set_sizes.sum()
 
     def score_without_length(intercepts: np.ndarray) -> np.ndarray:
-        return 2 * scipy.special.expit(intercepts) @ set_shares  # [R, K] -> [R]
+        scores: np.ndarray = 2 * scipy.special.expit(intercepts) @ set_shares  # [R, K] -> [R]
+        return scores
 
     intercepts, slopes = fit_logistic(wins, length_pull, in_set, np.ones((1, len(wins))))
     rng, drawn_scores = np.random.default_rng(seed), []
@@ -84,12 +85,15 @@ def length_controlled(
 
 def measure_length_pull(lengths: np.ndarray, form: LengthForm) -> np.ndarray:
     """Compute the regressor of each pair of answers, [N, 2] lengths -> [N]; 0 for answers of like length."""
+    length_pull: np.ndarray
     if form == "log_ratio":
         logarithms = np.log1p(lengths)
-        return logarithms[:, 0] - logarithms[:, 1]
-    differences = lengths[:, 0] - lengths[:, 1]
-    spread = differences.std()
-    return np.tanh(differences / spread) if spread > 0 else np.zeros(len(differences))
+        length_pull = logarithms[:, 0] - logarithms[:, 1]
+    else:
+        differences = lengths[:, 0] - lengths[:, 1]
+        spread = differences.std()
+        length_pull = np.tanh(differences / spread) if spread > 0 else np.zeros(len(differences))
+    return length_pull
 
 
 def fit_logistic(
