@@ -1,6 +1,6 @@
 """Losses of next tokens, without the logits that nobody needs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -142,7 +142,7 @@ def head_token_losses(hidden_states: Tensor, labels: Tensor, head_weight: Tensor
     next_tokens = labels[:, 1:]
     row_index, token_index = (next_tokens != IGNORED).nonzero(as_tuple=True)  # [K]
     target_ids = next_tokens[row_index, token_index]
-    nll = _LinearNll.apply(hidden_states[row_index, token_index], target_ids, head_weight, head_bias)
+    nll = _linear_nll(hidden_states[row_index, token_index], target_ids, head_weight, head_bias)
     token_losses = torch.zeros(next_tokens.shape, dtype=nll.dtype, device=nll.device)
     return token_losses.index_put((row_index, token_index), nll)
 
@@ -189,3 +189,6 @@ class _LinearNll(torch.autograd.Function):
         (hidden_gradient,) = ctx.saved_tensors
         nll_gradient = output_gradients[0][:, None].to(hidden_gradient.dtype)
         return hidden_gradient * nll_gradient, None, None, None
+
+
+_linear_nll: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] = _LinearNll.apply

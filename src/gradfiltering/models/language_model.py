@@ -224,13 +224,10 @@ class PretrainedModel:
 
     def build_empty(self, device: torch.device) -> nn.Module:
         """Build the model without weights; see `EmptySource`."""
-        from transformers import AutoModelForCausalLM
-
         precision = fastest_precision(device) if self.precision == "auto" else self.precision
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(
-                self._load_config(), trust_remote_code=self.trust_remote_code, dtype=DTYPES[precision]
-            )
+        return build_model_without_weights(
+            self._load_config(), trust_remote_code=self.trust_remote_code, dtype=DTYPES[precision]
+        )
 
     @property
     def _attention_name(self) -> str | None:
@@ -274,6 +271,15 @@ class PretrainedModel:
                 f"the tokenizer of {self.tokenizer or self.model} ends a text with token {end_id}, but {self.model} "
                 f"embeds only {embedded_tokens}; give the tokenizer the model was trained with"
             )
+
+
+def build_model_without_weights(config: Any, **arguments: Any) -> nn.Module:
+    """Build the causal language model of a configuration on the meta device, with arguments of `from_config`."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: nn.Module = AutoModelForCausalLM.from_config(config, **arguments)
+    return model
 
 
 def embedding_count(model: Any) -> int:

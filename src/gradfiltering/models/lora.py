@@ -155,7 +155,7 @@ class LoraSettings:
         config = LoraConfig(
             task_type=TaskType.CAUSAL_LM,
             r=self.rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT declares int, but takes a float
             lora_dropout=0.0,
             target_modules=target_modules,
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
@@ -279,8 +279,8 @@ def update_ratio(model: "PeftModel", adapters: Adapters, settings: LoraSettings)
         M ratios.
     """
     scaling = settings.alpha / settings.rank
-    squared_weights: Any = 0.0
-    squared_updates: Any = 0.0
+    squared_weights = torch.zeros((), dtype=torch.float64)
+    squared_updates = torch.zeros((), dtype=torch.float64)  # [M] from the first layer on
     modules = dict(model.named_modules())
     for parameter_name in (name for name in adapters if "lora_A" in name):
         matrix_a = adapters[parameter_name].double()  # [M, R, D_in]
@@ -290,4 +290,5 @@ def update_ratio(model: "PeftModel", adapters: Adapters, settings: LoraSettings)
         layer: Any = modules[parameter_name.split(".lora_A")[0]]
         base_weight = layer.get_base_layer().weight.detach().double()
         squared_weights = squared_weights + base_weight.square().sum().to(matrix_a.device)
-    return (squared_updates / squared_weights).sqrt().tolist()
+    update_ratios: list[float] = (squared_updates / squared_weights).sqrt().tolist()
+    return update_ratios

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
-from gradfiltering.data.batches import IGNORED
+from gradfiltering.data.batches import IGNORED, Batch, PreferenceBatch
 from gradfiltering.models.causal_model import CausalModel
 from gradfiltering.options import PositiveFloat, options
 
@@ -48,7 +48,7 @@ class ResponseNLL:
 
     loss_unit: ClassVar[str] = "nats per response token"
 
-    def __call__(self, model: CausalModel, batch: Any) -> Tensor:
+    def __call__(self, model: CausalModel, batch: Batch) -> Tensor:
         """Compute [B] losses of `batch.input_ids` and `batch.labels`, both [B, T]."""
         token_losses = model.token_losses(batch.input_ids, batch.labels)  # [B, T - 1]
         return token_losses.sum(1) / (batch.labels[:, 1:] != IGNORED).sum(1)
@@ -60,7 +60,7 @@ class SequenceNLL:
 
     loss_unit: ClassVar[str] = "nats per response"
 
-    def __call__(self, model: CausalModel, batch: Any) -> Tensor:
+    def __call__(self, model: CausalModel, batch: Batch) -> Tensor:
         """Compute [B] losses of `batch.input_ids` and `batch.labels`, both [B, T]."""
         return model.token_losses(batch.input_ids, batch.labels).sum(1)
 
@@ -82,8 +82,8 @@ class DirectPreference:
     reads_pairs: ClassVar[bool] = True
     loss_unit: ClassVar[str] = "nats per pair of answers"
 
-    def __call__(self, model: CausalModel, batch: Any) -> Tensor:
-        """Compute [B] losses of a `PreferenceBatch` of [B, 2, T] tokens, whose base-model losses are [B, 2]."""
+    def __call__(self, model: CausalModel, batch: PreferenceBatch) -> Tensor:
+        """Compute [B] losses of [B, 2, T] tokens, whose base-model losses are [B, 2]."""
         sequences, labels = batch.input_ids.flatten(0, 1), batch.labels.flatten(0, 1)
         answer_nll = model.token_losses(sequences, labels).sum(1).view(-1, 2)
         log_ratios = batch.reference_nll - answer_nll  # log π - log π₀

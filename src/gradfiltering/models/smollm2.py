@@ -11,7 +11,13 @@ from torch import nn
 
 from gradfiltering.errors import UserError, attributed_to
 from gradfiltering.models.gguf import convert_gguf
-from gradfiltering.models.language_model import DTYPES, LanguageModel, PretrainedModel, fastest_precision
+from gradfiltering.models.language_model import (
+    DTYPES,
+    LanguageModel,
+    PretrainedModel,
+    build_model_without_weights,
+    fastest_precision,
+)
 from gradfiltering.models.quantization import Quantization, check_quantization_package
 from gradfiltering.options import options
 
@@ -112,11 +118,10 @@ class SmolLM2:
 
     def build_empty(self, device: torch.device) -> nn.Module:
         """Build the model without weights; see `EmptySource`."""
-        from transformers import AutoModelForCausalLM, LlamaConfig
+        from transformers import LlamaConfig
 
         precision = fastest_precision(device) if self.precision == "auto" else self.precision
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE), dtype=DTYPES[precision])
+        return build_model_without_weights(LlamaConfig(**SHAPE), dtype=DTYPES[precision])
 
     def _from_hub(self) -> PretrainedModel:
         return self._pretrained(self.public_name)

@@ -3,10 +3,10 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gradfiltering.models.adapted_layers import find_layers, first_adapted_layer
 from gradfiltering.models.quantization import weight_shape
@@ -43,9 +43,10 @@ def count_matmul_weights(model: nn.Module) -> int:
         for parameter_name, weight in model.named_parameters()
         if weight.dim() == 2 and "wpe" not in parameter_name
     }
-    embedding = model.get_input_embeddings().weight  # type: ignore[operator]
-    output_layer = model.get_output_embeddings().weight  # type: ignore[operator]
-    return sum(matrix_sizes.values()) - (0 if embedding is output_layer else embedding.numel())
+    causal_model: Any = model  # a PEFT model hands on what it does not declare
+    embedding: Tensor = causal_model.get_input_embeddings().weight
+    output_weight: Tensor = causal_model.get_output_embeddings().weight
+    return sum(matrix_sizes.values()) - (0 if embedding is output_weight else embedding.numel())
 
 
 def count_frozen_weights(model: "PeftModel") -> int:
