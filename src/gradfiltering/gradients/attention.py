@@ -164,7 +164,8 @@ def _given_arguments(options: dict[str, Any]) -> set[str]:
 def _find_own_attention(module: nn.Module) -> Callable[..., Any]:
     """Find the function that a modelling file gives as the attention for `eager`."""
     for ancestor in type(module).__mro__:
-        own_attention = getattr(sys.modules.get(ancestor.__module__), "eager_attention_forward", None)
+        modelling_file = sys.modules.get(ancestor.__module__)
+        own_attention: Callable[..., Any] | None = getattr(modelling_file, "eager_attention_forward", None)
         if own_attention is not None:
             return own_attention
     raise UnsupportedModelError(f"the eager attention of {type(module).__name__} cannot be found")

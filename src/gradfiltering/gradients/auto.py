@@ -1,7 +1,7 @@
 """Choice of the gradient engine by what the model allows."""
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gradfiltering.errors import UserError
 from gradfiltering.gradients.engine import GradientEngine
@@ -29,7 +29,8 @@ def choose_engine(model: "PeftModel", objective: Objective, chunk_tokens: int) -
     Raises:
         UserError: no engine serves the model; says why.
     """
-    attention = model.get_base_model().config._attn_implementation  # type: ignore[union-attr]
+    base_model: Any = model.get_base_model()  # PEFT declares no more than nn.Module
+    attention = base_model.config._attn_implementation
     refusals = []
     for engine_class in (FusedEngine, VmapEngine):
         try:
@@ -38,11 +39,11 @@ def choose_engine(model: "PeftModel", objective: Objective, chunk_tokens: int) -
         except UnsupportedModelError as error:
             logger.info("the %s engine does not serve the model: %s", engine_class.name, error.reason)
             refusals.append(f"{engine_class.name}: {error.reason}")
-            model.get_base_model().set_attn_implementation(attention)  # type: ignore[operator]
+            base_model.set_attn_implementation(attention)
         else:
             logger.info("per-example gradients by the %s engine", engine.name)
             return engine
     raise UserError(
-        f"no gradient engine serves {type(model.get_base_model()).__name__} ({'; '.join(refusals)}). Adapt only "
+        f"no gradient engine serves {type(base_model).__name__} ({'; '.join(refusals)}). Adapt only "
         "linear layers that every token goes through once, such as those of the attention, or choose another model"
     )

@@ -13,7 +13,7 @@ pass.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -295,7 +295,7 @@ class _StackedForward:
                 "[rows, tokens, width] and [rows · tokens, width]"
             )
         self.was_called = True
-        return _StackedLora.apply(
+        return _apply_stacked_lora(
             inputs,
             self.weight,
             self.bias,
@@ -367,3 +367,8 @@ class _StackedLora(torch.autograd.Function):
             input_gradient.view(stack_size, -1, input_width).baddbmm_(narrow_gradient, matrix_a)
             input_gradient = input_gradient.view_as(inputs)
         return input_gradient, *[None] * 8
+
+
+_apply_stacked_lora: Callable[
+    [Tensor, Tensor, Tensor | None, Tensor, Tensor, float, dict[str, str], GradientAccumulator, int], Tensor
+] = _StackedLora.apply

@@ -41,7 +41,7 @@ class LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it without types
         self.peak = self._live = 0
         self._sizes: dict[int, int] = {}
 
@@ -238,4 +238,5 @@ def free_memory(device: torch.device) -> int:
     """Return the free bytes of a device; of the machine for a CPU."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+    available_bytes: int = psutil.virtual_memory().available
+    return available_bytes

@@ -33,7 +33,8 @@ def squared_norm(parameter_name: str, example_gradients: Tensor) -> Tensor:
     """Compute squared L2 norms, [M, B, ...] -> [M, B]; at least in float32."""
     wide_dtype = torch.promote_types(example_gradients.dtype, torch.float32)
     parameter_axes = tuple(range(2, example_gradients.dim()))
-    return torch.linalg.vector_norm(example_gradients, dim=parameter_axes, dtype=wide_dtype).square()
+    norms: Tensor = torch.linalg.vector_norm(example_gradients, dim=parameter_axes, dtype=wide_dtype)
+    return norms.square()
 
 
 @dataclass
