@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import lightning as L
 from torch.utils.data import DataLoader
 
-from gradfiltering.data.batches import LengthBuckets, MemberBatches, RowStates, make_batch_loader
+from gradfiltering.data.batches import Batch, LengthBuckets, MemberBatches, RowStates, make_batch_loader
 from gradfiltering.data.examples import Examples
 from gradfiltering.distributed.row_measurements import share_of_this_rank
 from gradfiltering.ensembles.snapshots import Timeline
@@ -75,7 +75,7 @@ class EnsembleDataModule(L.LightningDataModule):
         assert self.trainer is not None
         return self.earlier_steps if self.trainer.current_epoch == 0 else 0
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Batch]:
         """Return this rank's share of each training batch of the epoch that the trainer is about to run."""
         batches = MemberBatches(
             self.examples,

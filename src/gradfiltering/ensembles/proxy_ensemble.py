@@ -119,7 +119,8 @@ class ProxyEnsemble(L.LightningModule):
                 stacked_value.mean().item() * local_rows for stacked_value in (measurement.loss, measurement.grad_norm)
             ]
         total_sums = sum_over_ranks(np.array([local_rows, problem is not None, *local_sums]))
-        total_rows, problem_count, loss_sum, norm_sum = total_sums.tolist()
+        totals: list[float] = total_sums.tolist()
+        total_rows, problem_count, loss_sum, norm_sum = totals
         if problem_count:
             raise UserError(
                 next(message for message in gather_from_ranks(problem) if message),

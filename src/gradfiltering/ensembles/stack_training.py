@@ -284,6 +284,6 @@ class _MemberSaver(L.Callback):
 
 
 def _data_module(trainer: L.Trainer) -> EnsembleDataModule:
-    data_module = trainer.datamodule  # type: ignore[attr-defined]
+    data_module = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it without declaring it
     assert isinstance(data_module, EnsembleDataModule)
     return data_module

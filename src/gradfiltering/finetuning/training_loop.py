@@ -253,6 +253,7 @@ class FineTuningModule(L.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         if self.settings.clip_norm is not None:
+            # Lightning declares the bare optimiser, and takes its own wrapper of it.
             self.clip_gradients(optimizer, self.settings.clip_norm, "norm")  # type: ignore[arg-type]
         optimizer.step()
         optimizer.zero_grad()
@@ -280,8 +281,9 @@ class FineTuningModule(L.LightningModule):
             for batch in idle_batches:
                 self.manual_backward(0.0 * self.objective(self._split_model, batch.to(self.device)).sum())
         sum_gradients_over_ranks(list(self.trained_parameters.values()))
-        sorted_losses = measurements.gather()["loss"][0]
-        return sorted_losses[np.searchsorted(measurements.example_ids, example_ids)]
+        sorted_losses = measurements.gather()["loss"].squeeze(0)  # of the one model
+        losses: np.ndarray = sorted_losses[np.searchsorted(measurements.example_ids, example_ids)]
+        return losses
 
     def _without_gradient_averaging(self) -> AbstractContextManager[None]:
         """Keep DDP from averaging once a micro-batch, of which processes have different numbers."""
@@ -307,8 +309,7 @@ class FineTuningModule(L.LightningModule):
             measurements.record(batch.example_id.numpy(), loss=batch_losses.float().cpu().numpy())
         for batch in idle_batches:
             self.objective(self._split_model, batch.to(self.device))
-        row_losses: np.ndarray = measurements.gather()["loss"][0]  # [N]
-        return row_losses
+        return measurements.gather()["loss"].squeeze(0)  # of the one model
 
     def _cut_batches(self, examples: Examples, row_indices: np.ndarray) -> Iterator[Batch]:
         """Yield this rank's share of some rows in batches of like length, within the token budget."""
