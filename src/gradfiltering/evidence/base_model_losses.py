@@ -114,4 +114,4 @@ def _compute_losses(context: BaseModelWork, objective: Objective, examples: Exam
     for batch in forward_batches(context, examples):
         losses = objective(causal_model, batch)  # [B]
         row_recorder.record(batch.example_id.numpy(), loss=losses.double().cpu().numpy())
-    return row_recorder.gather()["loss"][0]
+    return row_recorder.gather()["loss"].squeeze(0)  # of the one model

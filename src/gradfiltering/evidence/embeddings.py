@@ -42,10 +42,13 @@ def _embed_by_proxy(context: MeasurementContext) -> np.ndarray:
     causal_model = split_model(prepare_base_model(context))
 
     def last_hidden_states(input_ids: torch.Tensor) -> torch.Tensor:
+        hidden_states: torch.Tensor  # [B, T, D]
         if causal_model.body is not None:
-            return causal_model.body(input_ids=input_ids, use_cache=False).last_hidden_state  # [B, T, D]
-        output = causal_model.model(input_ids=input_ids, output_hidden_states=True, use_cache=False)
-        return output.hidden_states[-1]
+            hidden_states = causal_model.body(input_ids=input_ids, use_cache=False).last_hidden_state
+        else:
+            output = causal_model.model(input_ids=input_ids, output_hidden_states=True, use_cache=False)
+            hidden_states = output.hidden_states[-1]
+        return hidden_states
 
     single_token = torch.zeros((1, 1), dtype=torch.int64, device=context.device)
     state_width = last_hidden_states(single_token).shape[-1]
@@ -56,7 +59,7 @@ def _embed_by_proxy(context: MeasurementContext) -> np.ndarray:
         token_mask = torch.arange(batch.input_ids.shape[1], device=context.device) < lengths[:, None]
         embeddings = mean_over_tokens(last_hidden_states(batch.input_ids), token_mask)
         row_recorder.record(batch.example_id.numpy(), embedding=embeddings.cpu().numpy())
-    return row_recorder.gather()["embedding"][0]
+    return row_recorder.gather()["embedding"].squeeze(0)  # of the one model
 
 
 def _embed_by_sentence_encoder(context: MeasurementContext, encoder_name: str) -> np.ndarray:
@@ -90,7 +93,7 @@ def _embed_by_sentence_encoder(context: MeasurementContext, encoder_name: str) -
     row_recorder = RowMeasurements(example_ids, {"embedding": Column((vector_width,), np.float32)})
     for row_indices in row_recorder.share(row_batches):
         row_recorder.record(example_ids[row_indices], embedding=embed_rows(row_indices))
-    return row_recorder.gather()["embedding"][0]
+    return row_recorder.gather()["embedding"].squeeze(0)  # of the one model
 
 
 def row_text(dataset: InstructionDataset, example_id: int, tokenizer: "PreTrainedTokenizerBase") -> str:

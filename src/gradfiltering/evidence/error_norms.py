@@ -33,7 +33,7 @@ class ErrorNormMeasurer(Measurer[ErrorNorms]):
                 norm_sums.index_add_(0, row_indices, error_norms(logits, target_ids).double())
             mean_norms = norm_sums / response_mask.sum(1)
             row_recorder.record(batch.example_id.numpy(), error_norm=mean_norms.cpu().numpy())
-        return row_recorder.gather()["error_norm"][0]
+        return row_recorder.gather()["error_norm"].squeeze(0)  # of the one model
 
 
 def response_logits(causal_model: SplitModel, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -65,4 +65,5 @@ def error_norms(logits: Tensor, target_ids: Tensor) -> Tensor:
     """Compute ‖softmax(logits) − onehot(target)‖₂; [K, V], [K] -> [K]."""
     errors = torch.softmax(logits, dim=-1)
     errors.scatter_add_(1, target_ids[:, None], errors.new_full((len(target_ids), 1), -1.0))
-    return errors.norm(dim=-1)
+    norms: Tensor = torch.linalg.vector_norm(errors, dim=-1)
+    return norms
