@@ -250,15 +250,16 @@ def _go_on(count_tokens: Callable[[], None] | None, input_ids: torch.Tensor, sco
 def decode_answer(answer_tokens: NewTokens, tokenizer: Any) -> str:
     """Decode an answer without its closing token, even where that does not count as special."""
     token_ids, stop_reason = answer_tokens
-    return tokenizer.decode(
+    answer_text: str = tokenizer.decode(
         token_ids[:-1] if stop_reason == "eos" else token_ids,
         skip_special_tokens=True,
         clean_up_tokenization_spaces=False,
     )
+    return answer_text
 
 
 def truncate_start(token_ids: list[int], prompt_room: int, bos_id: int | None) -> list[int]:
-    """Cut a prompt to its last `room` tokens; a beginning-of-sequence token stays.
+    """Cut a prompt to its last `prompt_room` tokens; a beginning-of-sequence token stays.
 
     No prompt was trained without that token.
     """

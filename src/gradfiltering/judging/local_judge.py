@@ -200,9 +200,11 @@ def load_on_device(base_model: PretrainedModel, device_name: str) -> tuple[Langu
 
 def tokenize_chat(messages: Sequence[Message], tokenizer: Any) -> list[int]:
     """Tokenise a conversation by the model's chat template; as plain paragraphs without one."""
+    token_ids: list[int]
     if not getattr(tokenizer, "chat_template", None):
         chat_text = "\n\n".join(message["content"] for message in messages) + "\n\n"
-        return tokenizer(chat_text)["input_ids"]
+        token_ids = tokenizer(chat_text)["input_ids"]
+        return token_ids
     render = partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
     try:
         chat_text = render(list(messages))
@@ -213,7 +215,8 @@ def tokenize_chat(messages: Sequence[Message], tokenizer: Any) -> list[int]:
         opening_text = "\n\n".join(message["content"] for message in messages[:2])
         chat_text = render([{"role": "user", "content": opening_text}, *messages[2:]])
     # The template writes the start token itself.
-    return tokenizer(chat_text, add_special_tokens=False)["input_ids"]
+    token_ids = tokenizer(chat_text, add_special_tokens=False)["input_ids"]
+    return token_ids
 
 
 def list_special_tokens(tokenizer: Any) -> list[str]:

@@ -6,13 +6,15 @@ from dataclasses import asdict, dataclass
 from decimal import Decimal
 from functools import cache, lru_cache
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gradfiltering.judging.prompts import Prompt
 from gradfiltering.judging.responses import Response
 
 if TYPE_CHECKING:
     from sacrebleu.metrics import CHRF
+
+Expected = TypeVar("Expected")
 
 # A sign counts where no digit or word stands before it, as in "3-4" it would be a minus.
 _NUMBER = re.compile(r"(?:(?<![\w)])-)?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?", flags=re.ASCII)
@@ -92,12 +94,14 @@ def sentence_chrf(response_text: str, reference_text: str) -> float:
     """
     if response_text.strip() == reference_text.strip():
         return 1.0  # two empty texts, too, for which sacrebleu gives 0
-    return _chrf_metric().sentence_score(response_text, [reference_text]).score / 100
+    percent: float = _chrf_metric().sentence_score(response_text, [reference_text]).score
+    return percent / 100
 
 
 def corpus_chrf(response_texts: Sequence[str], reference_texts: Sequence[str]) -> float:
     """Compute chrF of n-gram counts pooled over all responses, from 0 to 1."""
-    return _chrf_metric().corpus_score(response_texts, [reference_texts]).score / 100
+    percent: float = _chrf_metric().corpus_score(response_texts, [reference_texts]).score
+    return percent / 100
 
 
 def reference_number(reference_text: str) -> Decimal | None:
@@ -137,7 +141,9 @@ def _measure_set(answered_pairs: Sequence[tuple[Prompt, Response]]) -> ResponseM
     )
 
 
-def _mean(answered_pairs: Iterable[tuple[Any, Any]], measure_pair: Callable[[Any, Any], float]) -> float | None:
+def _mean(
+    answered_pairs: Iterable[tuple[str, Expected]], measure_pair: Callable[[str, Expected], float]
+) -> float | None:
     pair_values = [float(measure_pair(answer_text, expected_value)) for answer_text, expected_value in answered_pairs]
     return sum(pair_values) / len(pair_values) if pair_values else None
 

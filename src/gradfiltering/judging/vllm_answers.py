@@ -42,7 +42,7 @@ class VllmGenerator:
     """
 
     def __init__(self, language_model: LanguageModel, largest_rank: int, max_new_tokens: int):
-        from vllm import LLM, SamplingParams  # type: ignore[import-not-found,unused-ignore]
+        from vllm import LLM, SamplingParams  # type: ignore[import-not-found,unused-ignore]  # optional
 
         rank = SMALLEST_RANK
         while rank < largest_rank:
@@ -63,7 +63,7 @@ class VllmGenerator:
 
     def generate(self, prompts: Sequence[list[int]], adapter_folder: Path) -> list[NewTokens]:
         """Generate the new tokens of each prompt, with why they end."""
-        from vllm.lora.request import LoRARequest  # type: ignore[import-not-found,unused-ignore]
+        from vllm.lora.request import LoRARequest  # type: ignore[import-not-found,unused-ignore]  # optional
 
         self.adapter_count += 1  # vLLM knows adapters by number, from 1 on
         outputs = self.engine.generate(
