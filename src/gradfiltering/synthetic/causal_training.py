@@ -16,7 +16,7 @@ from gradfiltering.seeding import numpy_rng
 from gradfiltering.synthetic.pretraining import Pretraining, new_model, train_tokenizer
 
 
-class Blocks(Dataset):
+class Blocks(Dataset[Tensor]):
     """Random windows of `block` tokens of one token stream: item k is always the same window."""
 
     def __init__(self, stream: np.ndarray, block: int, count: int, seed: int):
@@ -43,7 +43,7 @@ class CausalPretraining(L.LightningModule):
 
     def training_step(self, input_ids: Tensor, index: int) -> Tensor:
         """Mean next-token loss of a [B, T] batch, in nats."""
-        loss = self.model(input_ids=input_ids, labels=input_ids).loss
+        loss: Tensor = self.model(input_ids=input_ids, labels=input_ids).loss
         self.log("pretrain/loss", loss)
         return loss
 
@@ -95,5 +95,5 @@ def pretrain(
         trainer(max_steps=settings.steps, gradient_clip_val=1.0, log_every_n_steps=20).fit(
             CausalPretraining(model, settings, bar), DataLoader(windows, batch_size=settings.batch_size)
         )
-    model.save_pretrained(folder)  # type: ignore[operator]
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -81,7 +81,7 @@ class PlantedDefects:
         prompt_fields: Sequence[str],
         output_field: str,
         wrong_answer: WrongAnswerRule | None,
-    ) -> tuple[list[dict], list[str]]:
+    ) -> tuple[list[dict[str, Any]], list[str]]:
         """Spoil some rows.
 
         Args:

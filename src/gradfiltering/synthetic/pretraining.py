@@ -17,7 +17,7 @@ from gradfiltering.seeding import derive_seed
 from gradfiltering.synthetic.task_generator import prose
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 END = "<|endoftext|>"
 GUTENBERG = re.compile(r"\*\*\* ?START OF.*?\*\*\*(.*?)\*\*\* ?END OF", re.DOTALL)
@@ -64,7 +64,7 @@ def read_corpus(text: list[str] | None, characters: int, seed: int) -> list[str]
     return documents
 
 
-@lru_cache(maxsize=2)  # of proxy and target: the jobs of a sweep need it to find their backbones
+@lru_cache(maxsize=2)  # of proxy and target: the jobs of a sweep need it to find their base models
 def _generated(characters: int, seed: int) -> list[str]:
     return prose(characters, derive_seed(seed, "prose"))
 
@@ -95,7 +95,7 @@ def train_tokenizer(documents: list[str], vocabulary: int) -> "PreTrainedTokeniz
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, bos_token=END)
 
 
-def new_model(shape: dict[str, Any], tokenizer: "PreTrainedTokenizerFast", seed: int) -> torch.nn.Module:
+def new_model(shape: dict[str, Any], tokenizer: "PreTrainedTokenizerFast", seed: int) -> "PreTrainedModel":
     """A randomly initialised model of the given shape; its vocabulary is padded to a multiple of 64.
 
     Raises:
@@ -107,7 +107,8 @@ def new_model(shape: dict[str, Any], tokenizer: "PreTrainedTokenizerFast", seed:
     config = model_config(shape, len(tokenizer), special_ids)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "backbone", shape["architecture"]))
-        return AutoModelForCausalLM.from_config(config)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
 
 
 def model_config(shape: dict[str, Any], token_count: int, special_ids: dict[str, Any]) -> Any:

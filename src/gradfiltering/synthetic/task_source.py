@@ -99,7 +99,7 @@ class TaskSource:
             drop=self.drop,
         )
 
-    def _flip_answers(self, preference_rows: list[dict], defect_kinds: list[str], seed: int) -> None:
+    def _flip_answers(self, preference_rows: list[dict[str, Any]], defect_kinds: list[str], seed: int) -> None:
         """Exchange the answers of some clean rows, in place.
 
         Raises:

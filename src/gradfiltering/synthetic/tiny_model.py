@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gradfiltering.distributed.process_group import single_process_trainer
-from gradfiltering.models.language_model import LanguageModel, PretrainedModel
+from gradfiltering.models.language_model import LanguageModel, PretrainedModel, build_model_without_weights
 from gradfiltering.options import PositiveInt, options
 from gradfiltering.runs.cache import Cache
 from gradfiltering.synthetic.pretraining import Pretraining, hash_corpus, model_config, read_corpus
@@ -59,10 +59,7 @@ class TinyModel:
 
     def build_empty(self, device: torch.device) -> nn.Module:
         """Build the model without weights; see `EmptySource`."""
-        from transformers import AutoModelForCausalLM
-
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(model_config(self.shape, self.vocabulary, {}))
+        return build_model_without_weights(model_config(self.shape, self.vocabulary, {}))
 
     def check(self) -> None:
         """Read the text files, where any are named."""
