@@ -61,3 +61,5 @@ def test_a_study_runs_at_the_smallest_size_and_has_its_table(study, folder, tmp_
     factors = ["seed", "ensemble.m"] if table == "variance" else []
     tables = study_tables.TABLES[table](jobs, Namespace(compare=[], factors=factors))
     assert tables and all("|" in text for text in tables)
+    if study == "study_mixture":
+        assert [text.split()[0] for text in tables] == ["Held-out", "Share", "Cosine"]

@@ -19,7 +19,7 @@ from tests.support.pipeline import ROOT, SMALL_MODELS, SMALL_RUN, SMALL_TASKS, T
 SMALL = [*SMALL_MODELS, *SMALL_RUN, *SMALL_TASKS]
 FILES = [
     "config.yaml", "environment.json", "trajectory.parquet", "scores.parquet", "unscored.parquet", "subset.jsonl",
-    "subset.parquet", "verdicts.jsonl", "summary.json", "truth.parquet", "hygiene.parquet",
+    "subset.parquet", "rows.parquet", "verdicts.jsonl", "summary.json", "truth.parquet", "hygiene.parquet",
     *(f"gradient_log/member={m:02d}/epoch={e:02d}/part-0.parquet" for m in range(2) for e in (1, 2)),
     *(f"gradient_log_heldout/member={m:02d}/epoch={e:02d}/part-0.parquet" for m in range(2) for e in (1, 2)),
     *(f"adapters/member={m:02d}/epoch={e:02d}/adapter_model.safetensors" for m in range(2) for e in (1, 2)),

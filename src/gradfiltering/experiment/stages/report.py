@@ -15,10 +15,14 @@ logger = logging.getLogger(__name__)
 
 
 def report_run(experiment: Experiment, run: OpenRun, dataset: InstructionDataset) -> None:
-    """Reach the verdict on the subset, write page and cards, and show the results."""
+    """Reach the verdict on the subset, write the rows' texts, page and cards, and show the results.
+
+    The texts are written with `report.page=false`, too: a page made later shows them, and tables read sources there.
+    """
     run.stages.add_to_summary(verdict=run_on_rank_zero(reach_run_verdict, run))
+    run_on_rank_zero(write_row_texts, run.folder.path, dataset, experiment.cache)
     if experiment.page.page:
-        run.stages.run("report", run_on_rank_zero, write_run_page, experiment, run, dataset)
+        run.stages.run("report", run_on_rank_zero, write_run_page, experiment, run)
     run_on_rank_zero(write_run_cards, run)
     run.stages.end()
     logger.info("results\n%s", format_details(run.stages.summary))
@@ -33,11 +37,10 @@ def reach_run_verdict(run: OpenRun) -> dict[str, Any]:
     return judge_run(run.folder.path)
 
 
-def write_run_page(experiment: Experiment, run: OpenRun, dataset: InstructionDataset) -> None:
-    """Write the page of the run, and the rows' texts that it shows."""
+def write_run_page(experiment: Experiment, run: OpenRun) -> None:
+    """Write the page of the run."""
     from gradfiltering.reports.page.run_page import write_page
 
-    write_row_texts(run.folder.path, dataset, experiment.cache)
     write_page(run.folder.path, experiment.page.rows, experiment.page.figures)
 
 
