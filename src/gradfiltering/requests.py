@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar, overload
 import numpy as np
 
 Measured = TypeVar("Measured")
+Item = TypeVar("Item")
 SnapshotUnit = Literal["epoch", "update"]  # what snapshots are counted in
 
 
@@ -237,7 +238,7 @@ class TaskGradients(Request[CheckpointGradients]):
 
 
 @dataclass(frozen=True)
-class SelectedItems(Sequence[Any]):
+class SelectedItems(Sequence[Item]):
     """View of some items of a sequence that may lie on disk.
 
     Attributes:
@@ -245,16 +246,16 @@ class SelectedItems(Sequence[Any]):
         item_indices: [n] int64 positions of those in the view.
     """
 
-    items: Sequence[Any]
+    items: Sequence[Item]
     item_indices: np.ndarray
 
     @overload
-    def __getitem__(self, index: int) -> Any: ...
+    def __getitem__(self, index: int) -> Item: ...
 
     @overload
-    def __getitem__(self, index: slice) -> "SelectedItems": ...
+    def __getitem__(self, index: slice) -> "SelectedItems[Item]": ...
 
-    def __getitem__(self, index: int | slice) -> Any:
+    def __getitem__(self, index: int | slice) -> "Item | SelectedItems[Item]":
         """Read an item, or narrow the view."""
         if isinstance(index, slice):
             return SelectedItems(self.items, self.item_indices[index])

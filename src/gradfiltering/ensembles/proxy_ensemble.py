@@ -6,7 +6,9 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from gradfiltering.data.batches import Batch
 from gradfiltering.distributed.process_group import gather_from_ranks, sum_over_ranks, world_size
@@ -143,7 +145,7 @@ class ProxyEnsemble(L.LightningModule):
         ]
         return torch.stack(products).sum() * rank_weight
 
-    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+    def configure_gradient_clipping(self, optimizer: Optimizer, *_: Any, **__: Any) -> None:
         """Clip each member's gradient by that member's own norm."""
         norm_limit = self.settings.clip_norm
         if norm_limit is None:
@@ -155,7 +157,7 @@ class ProxyEnsemble(L.LightningModule):
         for gradient in gradients:
             gradient.mul_(factors.view(-1, *[1] * (gradient.dim() - 1)))
 
-    def on_before_optimizer_step(self, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Copy the adapters before a step whose sketch will be recorded."""
         if (self.steps_taken + 1) % self.sketch_steps == 0:
             self._adapters_before_step = flatten_adapters(self.adapters).clone()
@@ -168,7 +170,7 @@ class ProxyEnsemble(L.LightningModule):
             self._adapters_before_step = None
         return_freed_memory()
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build AdamW, element-wise and therefore independent between members, with a warm-up to a constant rate."""
         settings = self.settings
         optimizer = torch.optim.AdamW(

@@ -212,7 +212,7 @@ class GradientEngine(ABC):
         return cut_chunks(example_lengths(batch), member_count(adapters), self.chunk_tokens, device_type, sequences)
 
     def _add_prefix_states(self, batch: Batch) -> Batch:
-        """Compute what enters the first adapted layer, once for all members of the batch."""
+        """Add what enters the first adapted layer, made once for all members; drop it where it cannot be used."""
         return batch if batch.prefix_states is None else replace(batch, prefix_states=None)
 
     def _measure_with_dropout(

@@ -1,11 +1,11 @@
 """Causal language models with their tokenizers, loaded by hub id or from a folder."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from gradfiltering.models.quantization import (
 from gradfiltering.options import model_validator, options
 
 if TYPE_CHECKING:
+    import lightning as L
     from transformers import PreTrainedTokenizerBase
 
 PROBE_TOKENS = 8
@@ -134,8 +135,8 @@ class ConvertibleSource(LoadableSource, Protocol):
 class TrainableSource(ModelSource, Protocol):
     """A model that is trained from scratch, once for each seed."""
 
-    def train(self, cache: Any, seed: int, trainer: Any) -> LanguageModel:
-        """Train the model unless the cache has it, and load it."""
+    def train(self, cache: Any, seed: int, trainer: "Callable[..., L.Trainer]") -> LanguageModel:
+        """Train the model unless the cache, a `runs.cache.Cache`, has it, and load it."""
 
 
 @runtime_checkable
@@ -170,7 +171,7 @@ class PretrainedModel:
     quantization: Quantization | None = None
 
     @model_validator(mode="after")
-    def _refuse_quantized_float64(self) -> Any:
+    def _refuse_quantized_float64(self) -> Self:
         if self.quantization and self.precision == "fp64":
             raise ValueError(f"quantization {self.quantization} computes in bf16 or fp32, not in fp64; choose another")
         return self

@@ -7,9 +7,11 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from gradfiltering.distributed.process_group import TrainerBuilder
 from gradfiltering.errors import UserError
 from gradfiltering.runs.progress import ProgressBar, progress_bar
 from gradfiltering.seeding import numpy_rng
@@ -51,7 +53,7 @@ class CausalPretraining(L.LightningModule):
         """Show the step."""
         self.bar.advance()
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine decay, stepped every update."""
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.settings.lr, betas=(0.9, 0.95), weight_decay=0.01)
         warmup = max(1, self.settings.steps // 10)
@@ -67,7 +69,7 @@ class CausalPretraining(L.LightningModule):
 
 
 def pretrain(
-    folder: Path, documents: list[str], shape: dict[str, Any], settings: Pretraining, seed: int, trainer: Any
+    folder: Path, documents: list[str], shape: dict[str, Any], settings: Pretraining, seed: int, trainer: TrainerBuilder
 ) -> None:
     """Trains tokenizer and model and writes both to `folder` in the `save_pretrained` layout.
 

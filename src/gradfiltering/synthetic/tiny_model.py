@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from gradfiltering.distributed.process_group import single_process_trainer
+from gradfiltering.distributed.process_group import TrainerBuilder, single_process_trainer
 from gradfiltering.models.language_model import LanguageModel, PretrainedModel, build_model_without_weights
 from gradfiltering.options import PositiveInt, options
 from gradfiltering.runs.cache import Cache
@@ -65,7 +65,7 @@ class TinyModel:
         """Read the text files, where any are named."""
         read_corpus(self.text, 0, 0)
 
-    def train(self, cache: Cache, seed: int, trainer: Any) -> LanguageModel:
+    def train(self, cache: Cache, seed: int, trainer: TrainerBuilder) -> LanguageModel:
         """Train the model unless the cache has it, and load it.
 
         Args:
