@@ -14,19 +14,11 @@ from gradfiltering.data.chat_encoding import (
     shows_tools,
     tokenize_by_chat_template,
 )
+from gradfiltering.data.conversation_layout import Segment, chat_segments
 from gradfiltering.data.conversations import Conversation
+from gradfiltering.data.row_columns import Row
 from gradfiltering.data.row_cutting import QuestionPart, merge_prompt_pieces, shorten_questions
-from gradfiltering.data.schemas import (
-    EMPTY_RESPONSE,
-    NO_ASSISTANT,
-    NO_SCHEMA,
-    NOT_TRAINED,
-    Instruction,
-    Row,
-    Schema,
-    Segment,
-    chat_segments,
-)
+from gradfiltering.data.schemas import EMPTY_RESPONSE, NO_ASSISTANT, NO_SCHEMA, NOT_TRAINED, Instruction, Schema
 from gradfiltering.data.templates import (
     TEMPLATE_ERRORS,
     closing_token,

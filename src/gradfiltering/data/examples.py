@@ -31,8 +31,9 @@ from gradfiltering.data.encoding import (
 )
 from gradfiltering.data.json_rows import RECORD_COLUMN, JsonRows, rows_from_columns
 from gradfiltering.data.preference_schema import EQUAL_WITHIN_LENGTH, SIDE_SCHEMA, Preference
+from gradfiltering.data.row_columns import Row
 from gradfiltering.data.row_duplicates import find_first_equal
-from gradfiltering.data.schemas import Columns, Row, Schema
+from gradfiltering.data.schemas import Columns, Schema
 from gradfiltering.data.templates import find_template, layout_name
 from gradfiltering.data.tokenising import TokenisingSettings, tokenise_table
 from gradfiltering.errors import UserError

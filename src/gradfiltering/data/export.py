@@ -18,7 +18,8 @@ from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.file_formats import JSON_LINES, FileFormat
 from gradfiltering.data.json_rows import JsonRows, iterate_json_rows, to_json
 from gradfiltering.data.preference_schema import Preference
-from gradfiltering.data.schemas import SYSTEM_COLUMNS, TOOLS_COLUMNS, Instruction, Messages, Mixed, Schema
+from gradfiltering.data.row_columns import SYSTEM_COLUMNS, TOOLS_COLUMNS
+from gradfiltering.data.schemas import Instruction, Messages, Mixed, Schema
 from gradfiltering.data.training_formats import ExportSettings, export_warnings, holds_messages
 from gradfiltering.runs.files import atomic_path, write_json
 from gradfiltering.runs.plain_text import is_encodable

@@ -4,18 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gradfiltering.data.conversation_layout import Segment
 from gradfiltering.data.conversations import Conversation, describe_message_problem
-from gradfiltering.data.schemas import (
-    CONVERSATION_COLUMNS,
-    SYSTEM_COLUMNS,
-    TEMPLATE_ARGUMENTS,
-    TOOLS_COLUMNS,
-    Columns,
-    Instruction,
-    Mixed,
-    Row,
-    Segment,
-)
+from gradfiltering.data.row_columns import SYSTEM_COLUMNS, TEMPLATE_ARGUMENTS, TOOLS_COLUMNS, Row
+from gradfiltering.data.schemas import CONVERSATION_COLUMNS, Columns, Instruction, Mixed
 from gradfiltering.data.templates import Turn
 from gradfiltering.errors import UserError
 

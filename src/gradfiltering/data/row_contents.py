@@ -8,7 +8,8 @@ from typing import Any
 from datasets import Dataset
 
 from gradfiltering.data.json_rows import READ_AT_ONCE, JsonRows, columns_json_lacks, rows_from_columns
-from gradfiltering.data.schemas import NO_SCHEMA, Mixed, Row, Schema, describe_schema
+from gradfiltering.data.row_columns import Row
+from gradfiltering.data.schemas import NO_SCHEMA, Mixed, Schema, describe_schema
 
 SOURCE_COLUMN = "source"  # read by the diagnostics of sources, and by mixtures
 EMPTY_VALUES: tuple[Any, ...] = (None, "", [], {})

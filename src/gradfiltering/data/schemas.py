@@ -1,33 +1,32 @@
 """Schemas: which columns hold question and answer, and which text is supervised. One class for each."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from jinja2 import TemplateError
-
-from gradfiltering.data.conversations import (
-    ChatMessage,
-    Conversation,
-    describe_message_problem,
-    read_message,
-    read_tools,
-    unused_parts,
-    without_nulls,
+from gradfiltering.data.conversation_layout import Segment, conversation_segments, first_turn
+from gradfiltering.data.conversations import ChatMessage, Conversation, read_message
+from gradfiltering.data.row_columns import (
+    SYSTEM_COLUMNS,
+    TEMPLATE_ARGUMENTS,
+    TOOLS_COLUMNS,
+    Row,
+    describe_message_list_problem,
+    describe_message_pair_problem,
+    describe_non_text,
+    list_pair_messages,
+    list_unused_further_columns,
+    list_unused_message_parts,
+    list_unused_system_columns,
+    put_system_first,
+    read_further_columns,
+    read_history,
+    read_message_pair,
+    read_system_column,
 )
-from gradfiltering.data.templates import (
-    Turn,
-    closing_token,
-    contains_text,
-    drop_doubled_start,
-    find_template,
-    render_chat,
-    template_messages,
-)
+from gradfiltering.data.templates import Turn, find_template
 from gradfiltering.errors import UserError
 from gradfiltering.options import options
-
-Row = Mapping[str, Any]
 
 SCHEMAS = ("auto", "alpaca", "prompt_completion", "messages", "text")
 PROMPT_COMPLETION_COLUMNS = (
@@ -37,35 +36,11 @@ PROMPT_COMPLETION_COLUMNS = (
     ("question", "response"),
 )
 CONVERSATION_COLUMNS = ("messages", "conversations", "conversation")
-SYSTEM_COLUMNS = ("system", "system_prompt")
-TOOLS_COLUMNS = ("tools", "functions")
-TEMPLATE_ARGUMENTS = "chat_template_kwargs"  # a column of TRL's
-# Arguments of `apply_chat_template` that are not a row's to give.
-RESERVED_ARGUMENTS = {
-    "conversation", "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message",
-    "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs",
-    "return_assistant_tokens_mask", "sanitize_control_tokens", "messages",
-}  # fmt: skip
 
 EMPTY_RESPONSE = "empty response"
 NO_ASSISTANT = "no assistant turn with text in it"
 NOT_TRAINED = "every assistant turn is marked as not to be trained on"
 NO_SCHEMA = "no field of a schema of this dataset"
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A stretch of a row's text.
-
-    Attributes:
-        text: tokenised apart from its neighbours.
-        supervised: True where the model learns to say it.
-        ends_turn: True where the token that ends a response follows.
-    """
-
-    text: str
-    supervised: bool
-    ends_turn: bool = False
 
 
 @options
@@ -184,45 +159,45 @@ class Instruction:
     def problem(self, row_values: Row) -> str | None:
         """Say why a row is not of this schema; None where it is."""
         if self._is_message_pair(row_values):
-            return _messages_pair_problem(row_values, self.required)
-        return _describe_non_text(row_values, (*self.prompt, self.output))
+            return describe_message_pair_problem(row_values, self.required)
+        return describe_non_text(row_values, (*self.prompt, self.output))
 
     def conversation(self, row_values: Row) -> Conversation:
         """The row as messages: system turn, history, question, answer."""
-        further = _further_columns(row_values)
+        further = read_further_columns(row_values)
         if self._is_message_pair(row_values):
-            messages = _messages_of_pair(row_values, self.required)
+            messages = read_message_pair(row_values, self.required)
         else:
             messages = []
-            for question, answer in _history(row_values) or ():
+            for question, answer in read_history(row_values) or ():
                 messages += [ChatMessage("user", question, False), ChatMessage("assistant", answer, True)]
             question = self._last_turn(row_values).question
             messages += [
                 ChatMessage("user", question, False),
                 ChatMessage("assistant", row_values.get(self.output) or "", True),
             ]
-        return Conversation(_with_system(messages, row_values), *further)
+        return Conversation(put_system_first(messages, row_values), *further)
 
     def is_multi_turn(self, row_values: Row) -> bool:
         """True where there are earlier questions, or prompt and completion are messages."""
-        return self._is_message_pair(row_values) or bool(_history(row_values))
+        return self._is_message_pair(row_values) or bool(read_history(row_values))
 
     def unused(self, row_values: Row) -> list[str]:
         """Name what the read columns hold and nothing uses."""
-        names = _unused_further_columns(row_values)
+        names = list_unused_further_columns(row_values)
         if self._is_message_pair(row_values):
-            names += _unused_message_parts(row_values, _pair_messages(row_values, self.required))
+            names += list_unused_message_parts(row_values, list_pair_messages(row_values, self.required))
             names += ["history"] if row_values.get("history") else []
-        elif row_values.get("history") and _history(row_values) is None:
+        elif row_values.get("history") and read_history(row_values) is None:
             names.append("history that is no list of question and answer")
-        return names + _unused_system_columns(row_values)
+        return names + list_unused_system_columns(row_values)
 
     def segments(self, row_values: Row, template_name: str, tokenizer: Any) -> list[Segment]:
         """The row's text in order: each question by the template, each answer closed."""
         if template_name == "conversation" or self._is_message_pair(row_values):
             return conversation_segments(self.conversation(row_values))
-        earlier_turns = [Turn(question, "", answer) for question, answer in _history(row_values) or ()]
-        system_text = _system_column(row_values) or ""
+        earlier_turns = [Turn(question, "", answer) for question, answer in read_history(row_values) or ()]
+        system_text = read_system_column(row_values) or ""
         last_turn = self._last_turn(row_values)
         turns = [*earlier_turns, Turn(last_turn.instruction, last_turn.input, last_turn.output)]
         turns[0] = Turn(turns[0].instruction, turns[0].input, turns[0].output, system_text)
@@ -237,10 +212,10 @@ class Instruction:
         """The first question and its answer; a missing or null input is an empty one."""
         if self._is_message_pair(row_values):
             return first_turn(self.conversation(row_values))
-        history = _history(row_values)
+        history = read_history(row_values)
         if history:
-            return Turn(history[0][0], "", history[0][1], _system_column(row_values) or "")
-        return self._last_turn(row_values, _system_column(row_values) or "")
+            return Turn(history[0][0], "", history[0][1], read_system_column(row_values) or "")
+        return self._last_turn(row_values, read_system_column(row_values) or "")
 
     def _last_turn(self, row_values: Row, system_text: str = "") -> Turn:
         input_text = row_values.get(self.input) if self.input is not None else None
@@ -284,7 +259,7 @@ class Text:
 
     def problem(self, row_values: Row) -> str | None:
         """Say why a row is not of this schema; None where it is."""
-        return _describe_non_text(row_values, self.fields)
+        return describe_non_text(row_values, self.fields)
 
     def conversation(self, row_values: Row) -> None:
         """None: a text has no turns."""
@@ -342,12 +317,12 @@ class Messages:
 
     def problem(self, row_values: Row) -> str | None:
         """Say why a row is not of this schema; None where it is."""
-        return _message_list_problem(row_values, self.column) or _describe_non_text(row_values, SYSTEM_COLUMNS)
+        return describe_message_list_problem(row_values, self.column) or describe_non_text(row_values, SYSTEM_COLUMNS)
 
     def conversation(self, row_values: Row) -> Conversation:
         """The messages; a system turn beside them comes first."""
         messages = [read_message(message) for message in row_values.get(self.column) or []]
-        return Conversation(_with_system(messages, row_values), *_further_columns(row_values))
+        return Conversation(put_system_first(messages, row_values), *read_further_columns(row_values))
 
     def is_multi_turn(self, row_values: Row) -> bool:
         """True: messages are a conversation, be it of one question."""
@@ -356,9 +331,9 @@ class Messages:
     def unused(self, row_values: Row) -> list[str]:
         """Name what the read columns hold and nothing uses."""
         return [
-            *_unused_message_parts(row_values, row_values.get(self.column) or []),
-            *_unused_further_columns(row_values),
-            *_unused_system_columns(row_values),
+            *list_unused_message_parts(row_values, row_values.get(self.column) or []),
+            *list_unused_further_columns(row_values),
+            *list_unused_system_columns(row_values),
         ]
 
     def segments(self, row_values: Row, template_name: str, tokenizer: Any) -> list[Segment]:
@@ -458,112 +433,6 @@ def describe_schema(schema: Schema) -> str:
     return f"{schema.name} ({', '.join(schema.required)})"
 
 
-def conversation_segments(conversation: Conversation) -> list[Segment]:
-    """Lay out a conversation for a tokenizer whose chat template does not mark the assistant's words."""
-    segments = []
-    if conversation.tools:
-        segments.append(Segment(f"<|tools|>\n{conversation.tools_text}\n", False))
-    for message in conversation.messages:
-        if message.role != "assistant":
-            segments.append(Segment(f"<|{message.role}|>\n{message.content}\n", False))
-            continue
-        segments.append(Segment("<|assistant|>\n", False))
-        if message.text.strip():
-            segments += [Segment(text, learnt) for text, learnt in message.stretches() if text]
-            segments.append(Segment("", message.trained, ends_turn=True))
-        else:  # a turn without text teaches nothing but to stop
-            segments.append(Segment(message.text, False))
-    return segments
-
-
-def chat_segments(conversation: Conversation, tokenizer: Any) -> list[Segment]:
-    """Lay out a conversation by a chat template that does not mark the assistant's words.
-
-    An answer begins where the template, given the messages before it, asks for it, and ends in the template's end of
-    turn. So it holds all that the template writes of it: reasoning and tool calls, too.
-
-    Raises:
-        TemplateError: the template refuses the conversation, or writes it otherwise than one answer after the other.
-    """
-    messages = template_messages(conversation.messages, names_calls="tool_calls" in str(tokenizer.chat_template))
-
-    def render(first_messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
-        return render_chat(
-            first_messages,
-            tokenizer,
-            add_generation_prompt,
-            **{**conversation.template_arguments, "tools": list(conversation.tools) or None},
-        )
-
-    whole_text = render(messages, add_generation_prompt=False)
-    closing_text = tokenizer.convert_ids_to_tokens(closing_token("chat", tokenizer))
-    segments: list[Segment] = []
-    position = 0
-    for index, message in enumerate(conversation.messages):
-        if message.role != "assistant" or not message.text.strip():
-            continue
-        content = messages[index]["content"]
-        prompt = render(messages[:index], True) if index else whole_text.partition(content)[0]
-        if len(prompt) < position or not whole_text.startswith(prompt):
-            raise TemplateError("it writes an earlier answer otherwise than as it is")
-        answer, ending = _written_answer(whole_text[len(prompt) :], content, closing_text)
-        if not contains_text(answer, message.content):
-            raise TemplateError("it leaves out or rewrites an answer")
-        prompt_text = whole_text[position : len(prompt)]
-        segments.append(Segment(prompt_text if segments else drop_doubled_start(prompt_text, tokenizer), False))
-        segments += [*_answer_segments(message, answer), Segment("", message.trained, ends_turn=True)]
-        position = len(prompt) + len(ending)
-    if conversation.messages and conversation.messages[-1].role != "assistant":
-        segments.append(Segment(whole_text[position:], False))
-    return segments
-
-
-def _written_answer(text_after: str, content: str, closing_text: str) -> tuple[str, str]:
-    """Find what a chat template wrote of an answer in the text that begins with it.
-
-    Returns:
-        The answer as it is to be learnt, and the text up to where the rest of the conversation begins.
-    """
-    opening = next((text for text in (content, content.strip()) if text and text_after.startswith(text)), "")
-    end_of_answer = text_after.find(closing_text, len(opening))
-    if end_of_answer < 0:
-        if not opening:
-            raise TemplateError("it does not show where an answer ends")
-        return opening, opening
-    answer = text_after[:end_of_answer]
-    if opening and not answer.removeprefix(opening).strip():
-        answer = opening
-    return answer, text_after[: end_of_answer + len(closing_text)]
-
-
-def _answer_segments(message: ChatMessage, answer: str) -> list[Segment]:
-    """An answer as the stretches of it that are learnt or not."""
-    if not message.trained or message.trained_stretches is None:
-        return [Segment(answer, message.trained)]
-    content_start = answer.find(message.content)
-    if content_start < 0:
-        raise TemplateError("it alters an answer of which only stretches are to be learnt")
-    segments = []
-    position = 0
-    for start, stop in message.trained_stretches:
-        segments.append(Segment(answer[position : content_start + start], False))
-        segments.append(Segment(answer[content_start + start : content_start + stop], True))
-        position = content_start + stop
-    segments.append(Segment(answer[position:], False))
-    return [segment for segment in segments if segment.text]
-
-
-def first_turn(conversation: Conversation) -> Turn | None:
-    """The first question with its system turn, and the first answer; None where there is none to learn."""
-    earlier_texts: dict[str, list[str]] = {"system": [], "user": []}
-    for message in conversation.messages:
-        if message.role == "assistant":
-            system_text, question_text = ("\n\n".join(earlier_texts[role]) for role in ("system", "user"))
-            return Turn(question_text, "", message.text, system_text) if question_text and message.trained else None
-        earlier_texts["system" if message.role == "system" else "user"].append(message.content)
-    return None
-
-
 def find_candidates(
     column_names: Sequence[str], column_options: Columns, schema_name: str, origin: str
 ) -> list[Schema]:
@@ -625,111 +494,3 @@ def _candidate_schemas(column_options: Columns) -> dict[str, list[Schema]]:
         ],
         "text": [Text(column_options.text or "text")],
     }
-
-
-def _describe_non_text(row_values: Row, field_names: Sequence[str]) -> str | None:
-    for column_name in field_names:
-        if not isinstance(row_values.get(column_name), str | None):
-            return f"column '{column_name}' holds {row_values[column_name]!r:.60}, not text"
-    return None
-
-
-def _message_list_problem(row_values: Row, column_name: str) -> str | None:
-    message_list = row_values.get(column_name)
-    if message_list is not None and not isinstance(message_list, list):
-        return f"column '{column_name}' holds {message_list!r:.60}, not a list of messages"
-    for message_index, message in enumerate(message_list or []):
-        message_problem = describe_message_problem(message)
-        if message_problem:
-            return f"column '{column_name}', message {message_index}: {message_problem}"
-    return None
-
-
-def _messages_pair_problem(row_values: Row, column_names: Sequence[str]) -> str | None:
-    for column_name in column_names:
-        if not isinstance(row_values.get(column_name), str):
-            problem = _message_list_problem(row_values, column_name)
-            if problem:
-                return problem
-    return None
-
-
-def _pair_messages(row_values: Row, column_names: Sequence[str]) -> list[Any]:
-    return [
-        message
-        for column_name in column_names
-        if isinstance(row_values.get(column_name), list)
-        for message in row_values[column_name]
-    ]
-
-
-def _messages_of_pair(row_values: Row, column_names: Sequence[str]) -> list[ChatMessage]:
-    """Prompt and completion as messages; no turn of the prompt is learnt."""
-    messages = []
-    for column_name, role in zip(column_names, ("user", "assistant"), strict=True):
-        value = row_values.get(column_name) or []
-        part = [ChatMessage(role, value, role == "assistant")] if isinstance(value, str) else map(read_message, value)
-        messages += [message if role == "assistant" else replace(message, trained=False) for message in part]
-    return messages
-
-
-def _system_column(row_values: Row) -> str | None:
-    """The text of the first system column that holds any; None where one holds something else."""
-    for column_name in SYSTEM_COLUMNS:
-        value = row_values.get(column_name)
-        if value:
-            return value if isinstance(value, str) else None
-    return ""
-
-
-def _unused_system_columns(row_values: Row) -> list[str]:
-    filled_columns = [name for name in SYSTEM_COLUMNS if row_values.get(name)]
-    if filled_columns and _system_column(row_values) is None:
-        return ["system that is no text"]
-    return [f"{name} beside {filled_columns[0]}" for name in filled_columns[1:]]
-
-
-def _with_system(messages: Sequence[ChatMessage], row_values: Row) -> tuple[ChatMessage, ...]:
-    system_text = _system_column(row_values)
-    if system_text and not any(message.role == "system" for message in messages):
-        return (ChatMessage("system", system_text, False), *messages)
-    return tuple(messages)
-
-
-def _history(row_values: Row) -> list[tuple[str, str]] | None:
-    """Earlier questions and answers, in LLaMA-Factory's form: a list of pairs; None where it is no such list."""
-    pairs = row_values.get("history")
-    if not isinstance(pairs, list):
-        return None
-    if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-        return None
-    if not all(isinstance(text, str | None) for pair in pairs for text in pair):
-        return None
-    return [(question or "", answer or "") for question, answer in pairs]
-
-
-def _further_columns(row_values: Row) -> tuple[tuple[Mapping[str, Any], ...], Mapping[str, Any]]:
-    tools = read_tools(*(row_values.get(name) for name in TOOLS_COLUMNS))
-    arguments = row_values.get(TEMPLATE_ARGUMENTS)
-    usable_arguments = isinstance(arguments, Mapping) and not RESERVED_ARGUMENTS & set(arguments)
-    return tools or (), without_nulls(arguments) if usable_arguments else {}
-
-
-def _unused_further_columns(row_values: Row) -> list[str]:
-    names = []
-    tools, functions = (row_values.get(name) for name in TOOLS_COLUMNS)
-    if tools and read_tools(tools) is None:
-        names.append("tools that are no list of tools")
-    elif functions and (tools or read_tools(None, functions) is None):
-        names.append("functions beside tools" if tools else "functions that are no list of functions")
-    arguments = row_values.get(TEMPLATE_ARGUMENTS)
-    if arguments and not _further_columns(row_values)[1]:
-        names.append(f"{TEMPLATE_ARGUMENTS} that a row cannot give")
-    return names
-
-
-def _unused_message_parts(row_values: Row, messages: Sequence[Row]) -> list[str]:
-    names = dict.fromkeys(name for message in messages for name in unused_parts(message))
-    if _system_column(row_values) and any(read_message(message).role == "system" for message in messages):
-        names["system column beside a system message"] = None
-    return list(names)

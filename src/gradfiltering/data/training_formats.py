@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from gradfiltering.data.conversations import ChatMessage, Conversation
 from gradfiltering.data.preference_schema import Preference
-from gradfiltering.data.schemas import TEMPLATE_ARGUMENTS, Messages, Row, Schema, Text
+from gradfiltering.data.row_columns import TEMPLATE_ARGUMENTS, Row
+from gradfiltering.data.schemas import Messages, Schema, Text
 from gradfiltering.data.templates import template_messages
 from gradfiltering.errors import UserError
 from gradfiltering.options import options
