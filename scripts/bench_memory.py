@@ -22,7 +22,7 @@ import torch
 from datasets import concatenate_datasets
 
 from gradfiltering.data.batches import LengthBuckets
-from gradfiltering.data.examples import Encoder
+from gradfiltering.data.encoder import Encoder
 from gradfiltering.data.schemas import Columns
 from gradfiltering.ensembles.data_module import EnsembleDataModule
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble

@@ -21,7 +21,7 @@ import datasets
 import psutil
 from file_rows import load_tokenizer, read_rows
 
-from gradfiltering.data.examples import Encoder
+from gradfiltering.data.encoder import Encoder
 from gradfiltering.data.tokenising import TokenisingSettings
 from gradfiltering.runs.cache import Cache
 from gradfiltering.synthetic.pretraining import train_tokenizer

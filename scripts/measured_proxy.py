@@ -18,7 +18,8 @@ from torch.func import grad_and_value, vmap
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from gradfiltering.data.batches import Batch, collate
-from gradfiltering.data.examples import Encoder, Examples
+from gradfiltering.data.encoder import Encoder
+from gradfiltering.data.examples import Examples
 from gradfiltering.models.causal_model import FunctionalModel
 from gradfiltering.models.language_model import DTYPES, find_context_length
 from gradfiltering.models.lora import Adapters, LoraSettings, initial_adapters, member_count

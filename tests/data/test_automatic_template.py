@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 from tokenizers import AddedToken
 
-from gradfiltering.data.examples import Encoder, describe_template
+from gradfiltering.data.encoder import Encoder, describe_template
 from tests.data.test_chat_templates import CHATML, LLAMA2, LLAMA3, TALK, TEXT_ONLY, unmarked
 
 QUESTION = {"instruction": "One?", "input": "", "output": "right"}

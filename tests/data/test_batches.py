@@ -18,7 +18,7 @@ from gradfiltering.data.batches import (
     collate,
     make_batch_loader,
 )
-from gradfiltering.data.examples import Encoder
+from gradfiltering.data.encoder import Encoder
 from gradfiltering.ensembles.data_module import EnsembleDataModule
 
 LENGTHS = np.random.default_rng(0).integers(5, 120, size=203)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from tokenizers import AddedToken
 
-from gradfiltering.data.examples import Encoder
+from gradfiltering.data.encoder import Encoder
 from gradfiltering.data.templates import Turn, closing_token, end_of_turn, find_template, stop_tokens
 
 CHATML = (

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gradfiltering.data.chat_encoding import STRETCHES_UNCLEAR, TURNS_UNCLEAR
-from gradfiltering.data.examples import Encoder
+from gradfiltering.data.encoder import Encoder
 from gradfiltering.data.schemas import EMPTY_RESPONSE, NOT_TRAINED
 from gradfiltering.data.templates import Turn
 from gradfiltering.errors import UserError

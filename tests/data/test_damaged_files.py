@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gradfiltering.data.examples import Encoder
+from gradfiltering.data.encoder import Encoder
 from gradfiltering.errors import UserError
 from gradfiltering.methods.subset_files import write_subset
 from gradfiltering.runs.run_folder import RunFolder

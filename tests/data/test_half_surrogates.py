@@ -7,7 +7,7 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
-from gradfiltering.data.examples import Encoder
+from gradfiltering.data.encoder import Encoder
 from gradfiltering.data.row_texts import write_row_texts
 from gradfiltering.errors import plain_words
 from gradfiltering.judging.generation import render_prompts

@@ -9,7 +9,7 @@ from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gradfiltering.data.examples import Encoder
+from gradfiltering.data.encoder import Encoder
 from gradfiltering.data.export import name_run
 from gradfiltering.data.schemas import EMPTY_RESPONSE, NO_ASSISTANT, NO_SCHEMA
 from gradfiltering.errors import UserError

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from gradfiltering.data.batches import IGNORED, LengthBatches, PreferenceBatch
-from gradfiltering.data.examples import Encoder, hash_examples
+from gradfiltering.data.encoder import Encoder
+from gradfiltering.data.examples import hash_examples
 from gradfiltering.data.preference_schema import (
     EQUAL_ANSWERS,
     EQUAL_WITHIN_LENGTH,

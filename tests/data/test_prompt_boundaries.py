@@ -7,7 +7,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import GPT2TokenizerFast, LlamaTokenizerFast
 
 from gradfiltering.data.chat_encoding import QUESTION_LEFT_OUT
-from gradfiltering.data.examples import Encoder
+from gradfiltering.data.encoder import Encoder
 from gradfiltering.data.templates import Turn, find_template, surrounding_tokens, tokenize_prompts
 from gradfiltering.errors import UserError
 

@@ -6,8 +6,8 @@ from itertools import pairwise
 import pytest
 from tokenizers import AddedToken
 
+from gradfiltering.data.encoder import Encoder, find_max_tokens
 from gradfiltering.data.encoding import NO_RESPONSE_LEFT
-from gradfiltering.data.examples import Encoder, find_max_tokens
 from gradfiltering.data.row_cutting import CUT_MARK, shorten_text
 from tests.data.test_chat_templates import CHATML, LLAMA2, LLAMA3, unmarked
 

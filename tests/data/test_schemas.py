@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from gradfiltering.data.batches import IGNORED, collate
+from gradfiltering.data.encoder import Encoder
 from gradfiltering.data.encoding import cut_to_length
-from gradfiltering.data.examples import Encoder
 from gradfiltering.data.export import name_run
 from gradfiltering.data.json_rows import JsonRows
 from gradfiltering.data.schemas import NO_ASSISTANT, Columns, find_candidates

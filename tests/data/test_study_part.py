@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from gradfiltering.data.examples import OTHER_PART, Encoder
+from gradfiltering.data.encoder import OTHER_PART, Encoder
 from gradfiltering.data.sources import FileSource, Heldout
 from gradfiltering.data.study_part import StudyPart
 from gradfiltering.errors import UserError

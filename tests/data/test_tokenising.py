@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from gradfiltering.data import examples as examples_module
+from gradfiltering.data import encoder as encoder_module
 from gradfiltering.data import tokenising
-from gradfiltering.data.examples import Encoder, hash_examples
+from gradfiltering.data.encoder import Encoder
+from gradfiltering.data.examples import hash_examples
 from gradfiltering.data.tokenising import SHARDS_KIND, TokenisingSettings
 from gradfiltering.errors import UserError
 from gradfiltering.options import OptionsError
@@ -42,13 +43,13 @@ def small_shards(monkeypatch):
 @pytest.fixture
 def calls(monkeypatch) -> list[list[int]]:
     """Positions of the rows of each batch that is tokenised in this process."""
-    made, encode_rows = [], examples_module.encode_rows
+    made, encode_rows = [], encoder_module.encode_rows
 
     def counted(batch, indices, **options):
         made.append(indices)
         return encode_rows(batch, indices, **options)
 
-    monkeypatch.setattr(examples_module, "encode_rows", counted)
+    monkeypatch.setattr(encoder_module, "encode_rows", counted)
     return made
 
 
@@ -114,7 +115,7 @@ def test_an_interrupted_run_goes_on_with_the_next_shard(
     whole = Encoder(tokenizer, 512, Cache(tmp_path / "whole")).encode(make_records(ROWS))
     calls.clear()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(examples_module, "encode_rows", partial(interrupt_at, 24, examples_module.encode_rows))
+        patch.setattr(encoder_module, "encode_rows", partial(interrupt_at, 24, encoder_module.encode_rows))
         Encoder(tokenizer, 512, cache).encode(make_records(ROWS))
     assert stored_shards(cache) == [[0, 10], [10, 20]] and calls[-1] == [20, 21, 22, 23]
     calls.clear()
@@ -129,7 +130,7 @@ def test_a_damaged_shard_is_tokenised_again(
 ):
     whole = Encoder(tokenizer, 512, Cache(tmp_path / "whole")).encode(make_records(ROWS))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(examples_module, "encode_rows", partial(interrupt_at, 24, examples_module.encode_rows))
+        patch.setattr(encoder_module, "encode_rows", partial(interrupt_at, 24, encoder_module.encode_rows))
         Encoder(tokenizer, 512, cache).encode(make_records(ROWS))
     shard_file = min((cache.folder / SHARDS_KIND).glob("*/tokens.arrow"))
     content = shard_file.read_bytes()
@@ -153,7 +154,7 @@ def die_at_the_third_shard(batch, indices, **options):
     if indices[0] >= 20:
         time.sleep(0.5)  # until the first shards are handed over
         os.kill(os.getpid(), signal.SIGKILL)
-    return examples_module.encode_rows(batch, indices, **options)
+    return encoder_module.encode_rows(batch, indices, **options)
 
 
 @pytest.mark.slow
@@ -162,7 +163,7 @@ def test_a_killed_process_is_named_and_its_shards_stay(small_shards, monkeypatch
         monkeypatch.context() as patch,
         pytest.raises(UserError, match=r"was killed.*choose fewer processes") as refused,
     ):
-        patch.setattr(examples_module, "encode_rows", die_at_the_third_shard)
+        patch.setattr(encoder_module, "encode_rows", die_at_the_third_shard)
         Encoder(tokenizer, 512, cache, TokenisingSettings(2)).encode(make_records(ROWS))
     assert (refused.value.owner, refused.value.arguments) == (TokenisingSettings, ("processes",))
     assert set(map(tuple, stored_shards(cache))) <= {(0, 10), (10, 20)}
@@ -170,7 +171,7 @@ def test_a_killed_process_is_named_and_its_shards_stay(small_shards, monkeypatch
 
 
 def test_what_cannot_be_handed_over_is_refused(small_shards, tokenizer, cache, make_records, monkeypatch):
-    monkeypatch.setattr(examples_module, "encode_rows", lambda batch, indices, **options: {})
+    monkeypatch.setattr(encoder_module, "encode_rows", lambda batch, indices, **options: {})
     with pytest.raises(UserError, match=r"cannot be handed to other processes .*; tokenise by 1 process"):
         Encoder(tokenizer, 512, cache, TokenisingSettings(2)).encode(make_records(ROWS))
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from gradfiltering.data.dataset import Columns
-from gradfiltering.data.examples import Encoder
+from gradfiltering.data.encoder import Encoder
 from gradfiltering.data.validation_rows import validation_rows
 from gradfiltering.errors import UserError
 from gradfiltering.runs.cache import Cache

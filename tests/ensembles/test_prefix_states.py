@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gradfiltering.data.batches import LengthBuckets, MemberBatches
-from gradfiltering.data.examples import Encoder
+from gradfiltering.data.encoder import Encoder
 from gradfiltering.ensembles import prefix_states
 from gradfiltering.ensembles.batch_settings import BatchSettings
 from gradfiltering.ensembles.dropout_ensemble import DropoutEnsemble

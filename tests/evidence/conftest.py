@@ -6,7 +6,7 @@ from datasets import Dataset
 from transformers import GPT2LMHeadModel, GPT2TokenizerFast
 
 from gradfiltering.data.dataset import InstructionDataset
-from gradfiltering.data.examples import Encoder
+from gradfiltering.data.encoder import Encoder
 from gradfiltering.data.file_formats import JSON_LINES
 from gradfiltering.data.schemas import Instruction
 from gradfiltering.ensembles.batch_settings import BatchSettings

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradfiltering.data.examples import Encoder
+from gradfiltering.data.encoder import Encoder
 from gradfiltering.ensembles.batch_settings import BatchSettings
 from gradfiltering.ensembles.dropout_ensemble import DropoutEnsemble
 from gradfiltering.ensembles.stack_state import StackState

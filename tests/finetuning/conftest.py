@@ -1,6 +1,6 @@
 import pytest
 
-from gradfiltering.data.examples import Encoder
+from gradfiltering.data.encoder import Encoder
 from gradfiltering.runs.cache import Cache
 from tests.support.small_targets import ROW_COUNT, load_small_target, make_small_dataset
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch.autograd.graph import saved_tensors_hooks
 
 from gradfiltering.data.batches import LengthBatches
-from gradfiltering.data.examples import Encoder
+from gradfiltering.data.encoder import Encoder
 from gradfiltering.errors import UserError
 from gradfiltering.finetuning.fine_tune import attach_untrained_adapter, fine_tune
 from gradfiltering.models.causal_model import SplitModel

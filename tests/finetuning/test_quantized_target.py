@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gradfiltering.data.batches import LengthBatches, make_batch_loader
-from gradfiltering.data.examples import Encoder
+from gradfiltering.data.encoder import Encoder
 from gradfiltering.finetuning.fine_tune import attach_untrained_adapter, fine_tune
 from gradfiltering.judging.generation import GenerationSettings, generate_responses
 from gradfiltering.judging.prompts import Prompt

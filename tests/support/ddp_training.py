@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from gradfiltering.data.dataset import Columns
-from gradfiltering.data.examples import Encoder
+from gradfiltering.data.encoder import Encoder
 from gradfiltering.distributed import process_group as devices
 from gradfiltering.ensembles import stack_training
 from gradfiltering.ensembles.batch_settings import BatchSettings

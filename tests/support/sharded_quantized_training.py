@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gradfiltering.data.examples import Encoder
+from gradfiltering.data.encoder import Encoder
 from gradfiltering.distributed.process_group import connected_processes, rank, run_on_rank_zero, world_size
 from gradfiltering.finetuning.fine_tune import fine_tune
 from gradfiltering.models.adapted_layers import find_layers

@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 
-from gradfiltering.data.examples import Encoder
+from gradfiltering.data.encoder import Encoder
 from gradfiltering.ensembles.batch_settings import BatchSettings
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.ensembles.snapshots import SnapshotPair

@@ -7,7 +7,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from gradfiltering.data.batches import IGNORED, Batch
 from gradfiltering.data.dataset import Columns
-from gradfiltering.data.examples import Encoder
+from gradfiltering.data.encoder import Encoder
 from gradfiltering.ensembles.batch_settings import BatchSettings
 from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.evidence.measurers import find_measurer

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gradfiltering.data.dataset import InstructionDataset, check_rows
-from gradfiltering.data.examples import Encoder, Examples
+from gradfiltering.data.encoder import Encoder
+from gradfiltering.data.examples import Examples
 from gradfiltering.data.loading import load
 from gradfiltering.data.schemas import Mixed
 from gradfiltering.errors import UserError

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradfiltering.data.dataset import InstructionDataset
-from gradfiltering.data.examples import Encoder, Examples
+from gradfiltering.data.encoder import Encoder
+from gradfiltering.data.examples import Examples
 from gradfiltering.ensembles.batch_settings import BatchSettings
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.ensembles.snapshots import SnapshotPair

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gradfiltering.data.dataset import InstructionDataset
-from gradfiltering.data.examples import Encoder, describe_template, find_max_tokens
+from gradfiltering.data.encoder import Encoder, describe_template, find_max_tokens
 from gradfiltering.data.templates import layout_name
 from gradfiltering.experiment.open_run import OpenRun
 from gradfiltering.experiment.parts import Experiment, ModelParts

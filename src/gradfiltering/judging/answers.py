@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from gradfiltering.data.examples import hash_tokenizer
+from gradfiltering.data.tokenizer_hash import hash_tokenizer
 from gradfiltering.judging.generation import GenerationSettings, generate_responses, render_prompts
 from gradfiltering.judging.prompts import Prompt
 from gradfiltering.judging.responses import Response, read_responses, write_responses

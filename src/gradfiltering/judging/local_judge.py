@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from jinja2.exceptions import TemplateError
 
-from gradfiltering.data.examples import hash_tokenizer
+from gradfiltering.data.tokenizer_hash import hash_tokenizer
 from gradfiltering.errors import UserError
 from gradfiltering.judging.base import Judge, Question, Reply
 from gradfiltering.judging.conversation import Conversation, ConversationSettings

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from gradfiltering.data.batches import LengthBatches, make_batch_loader
-from gradfiltering.data.examples import Encoder, Rows
+from gradfiltering.data.encoder import Encoder
+from gradfiltering.data.examples import Rows
 from gradfiltering.methods.lead.curriculum import LeadSettings
 from gradfiltering.methods.lead.lead_method import Lead
 from gradfiltering.methods.lead.lead_schedule import RoundGradients
