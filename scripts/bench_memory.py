@@ -21,8 +21,8 @@ import psutil
 import torch
 from datasets import concatenate_datasets
 
-from gradfiltering.data.batches import LengthBuckets
 from gradfiltering.data.encoder import Encoder
+from gradfiltering.data.length_buckets import LengthBuckets
 from gradfiltering.data.schemas import Columns
 from gradfiltering.ensembles.data_module import EnsembleDataModule
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble

@@ -114,8 +114,8 @@ def train_online(folder: Path, row_count: int) -> None:
     import lightning as L
     from datasets import Dataset
 
-    from gradfiltering.data.batches import LengthBuckets
     from gradfiltering.data.examples import Examples, read_numbers
+    from gradfiltering.data.length_buckets import LengthBuckets
     from gradfiltering.ensembles.data_module import EnsembleDataModule
     from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
     from gradfiltering.ensembles.member_cache import MemberCache

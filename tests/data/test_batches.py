@@ -9,24 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradfiltering.data.batches import (
-    IGNORED,
-    Batch,
-    LengthBatches,
-    LengthBuckets,
-    MemberBatches,
-    collate,
-    make_batch_loader,
-)
+from gradfiltering.data.batches import IGNORED, Batch, LengthBatches, MemberBatches, collate, make_batch_loader
 from gradfiltering.data.encoder import Encoder
+from gradfiltering.data.length_buckets import LengthBuckets
 from gradfiltering.ensembles.data_module import EnsembleDataModule
 
-LENGTHS = np.random.default_rng(0).integers(5, 120, size=203)
 PAD = 7
-
-
-def buckets_of(batch_size=8, bucket_batches=3, seed=0, lengths=LENGTHS):
-    return LengthBuckets.of(lengths, batch_size, bucket_batches, seed)
 
 
 @pytest.fixture
@@ -35,32 +23,13 @@ def examples(tokenizer, cache, make_records):
     return Encoder(tokenizer, 30, cache).encode(make_records(rows))
 
 
-def as_lists(batches):
-    return [batch.tolist() for batch in batches]
-
-
-@settings(deadline=None, max_examples=50)
-@given(
-    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=60),
-    batch_size=st.integers(1, 9),
-    bucket_batches=st.integers(1, 5),
-    member=st.integers(0, 9),
-    epoch=st.integers(1, 4),
-)
-def test_every_row_occurs_exactly_once_an_epoch(lengths, batch_size, bucket_batches, member, epoch):
-    batches = buckets_of(batch_size, bucket_batches, 3, np.asarray(lengths)).epoch(member, epoch)
-    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
-    sizes = sorted(len(batch) for batch in batches)
-    assert all(size == batch_size for size in sizes[1:]) and 1 <= sizes[0] <= batch_size
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_rows_in_files_make_the_same_batches(workers, tokenizer, cache, make_records, monkeypatch):
     rows = make_records([("Say it.", "", "right " * (1 + position % 5)) for position in range(20)])
 
     def load_batches():
         examples = Encoder(tokenizer, 30, cache).encode(rows).select(np.arange(1, 20))
-        buckets = buckets_of(4, 2, lengths=examples.lengths)
+        buckets = LengthBuckets.of(examples.lengths, 4, 2, 0)
         batches = MemberBatches(examples, buckets, [0, 3], 0, 7, PAD)
         return [(batch.example_id.tolist(), batch.input_ids.tolist()) for batch in make_batch_loader(batches, workers)]
 
@@ -69,50 +38,8 @@ def test_rows_in_files_make_the_same_batches(workers, tokenizer, cache, make_rec
     assert load_batches() == in_memory and len(in_memory) == 7
 
 
-def test_batches_of_a_seed_stay_what_they_were():
-    batches = as_lists(buckets_of(4, 2, seed=3, lengths=LENGTHS[:18]).updates(1, 3, 8))
-    assert batches == [[7, 5, 6, 2], [16, 15, 0, 1], [0, 9, 17, 15], [1, 10, 13, 16], [11, 14]]
-
-
-def test_batches_behind_the_last_update_are_refused():
-    updates = buckets_of().updates(0, 2, 5)
-    assert len(updates) == 3 and len(list(updates)) == 3
-    for update in (-1, 3):
-        with pytest.raises(IndexError, match=f"update {update} of 3"):
-            updates[update]
-
-
-def test_members_share_slots_and_so_the_lengths_of_their_batches():
-    buckets = buckets_of()
-    where = {row: number for number, rows in enumerate(buckets.buckets) for row in rows.tolist()}
-    for epoch in (1, 2):
-        sequences = []
-        for member in range(4):
-            batches = buckets.epoch(member, epoch)
-            assert all(len({where[row] for row in batch.tolist()}) == 1 for batch in batches), "a batch mixes buckets"
-            sequences.append([(where[int(batch[0])], len(batch)) for batch in batches])
-        assert all(sequence == sequences[0] for sequence in sequences), "stacked members would not fit one tensor"
-
-
-def test_buckets_hold_rows_of_like_length():
-    longest = [LENGTHS[rows].max() for rows in buckets_of().buckets]
-    shortest = [LENGTHS[rows].min() for rows in buckets_of().buckets]
-    assert all(before <= after for before, after in zip(longest, shortest[1:], strict=False))
-
-
-def test_rows_differ_between_members_epochs_and_seeds():
-    base = as_lists(buckets_of().epoch(0, 1))
-    assert as_lists(buckets_of().epoch(1, 1)) != base, "two members see the same batches"
-    assert as_lists(buckets_of().epoch(0, 2)) != base, "two epochs see the same batches"
-    assert as_lists(buckets_of(seed=1).epoch(0, 1)) != base
-    assert as_lists(buckets_of().epoch(0, 1)) == base, "the same stream must give the same batches again"
-    assert not np.array_equal(buckets_of().slots(1), buckets_of().slots(2)), (
-        "the order of buckets should change with the epoch"
-    )
-
-
 def test_a_members_rows_do_not_depend_on_the_other_members(examples):
-    buckets = buckets_of(4, 2, 0, examples.lengths)
+    buckets = LengthBuckets.of(examples.lengths, 4, 2, 0)
     steps = buckets.steps_per_epoch
     alone = MemberBatches(examples, buckets, [2], 0, steps, PAD)
     among = MemberBatches(examples, buckets, [0, 1, 2, 5], 0, steps, PAD)
@@ -125,7 +52,7 @@ def test_a_members_rows_do_not_depend_on_the_other_members(examples):
 
 def test_stacked_batches_hold_each_members_own_rows(examples):
     members = [0, 3]
-    buckets = buckets_of(4, 2, 0, examples.lengths)
+    buckets = LengthBuckets.of(examples.lengths, 4, 2, 0)
     steps = MemberBatches(examples, buckets, members, 0, buckets.steps_per_epoch, PAD)
     seen = {member: [] for member in members}
     for step in range(len(steps)):
@@ -235,10 +162,10 @@ def test_batch_moves_tensors_and_keeps_ids():
 class TestDataModule:
     @pytest.fixture
     def data(self, examples):
-        return EnsembleDataModule(examples, range(3), buckets_of(4, 2, 0, examples.lengths), PAD, 0)
+        return EnsembleDataModule(examples, range(3), LengthBuckets.of(examples.lengths, 4, 2, 0), PAD, 0)
 
     def test_training_batches_follow_the_trainers_epoch(self, data, examples):
-        buckets = buckets_of(4, 2, 0, examples.lengths)
+        buckets = LengthBuckets.of(examples.lengths, 4, 2, 0)
         for current in (0, 1):
             data.trainer = SimpleNamespace(current_epoch=current)
             batches = list(data.train_dataloader())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gradfiltering.data.batches import LengthBuckets
+from gradfiltering.data.length_buckets import LengthBuckets
 from gradfiltering.ensembles.bootstrap_ensemble import BootstrapEnsemble
 from gradfiltering.errors import UserError
 from tests.support.small_ensembles import ROWS, assert_same_member, ensemble_of_kind, small_ensemble

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from gradfiltering.data.batches import LengthBuckets, MemberBatches
+from gradfiltering.data.batches import MemberBatches
 from gradfiltering.data.encoder import Encoder
+from gradfiltering.data.length_buckets import LengthBuckets
 from gradfiltering.ensembles import prefix_states
 from gradfiltering.ensembles.batch_settings import BatchSettings
 from gradfiltering.ensembles.dropout_ensemble import DropoutEnsemble

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from gradfiltering.data.batches import LengthBuckets
+from gradfiltering.data.length_buckets import LengthBuckets
 from gradfiltering.ensembles.bootstrap_ensemble import BootstrapEnsemble
 from gradfiltering.ensembles.dropout_ensemble import DropoutEnsemble
 from gradfiltering.ensembles.snapshot_ensemble import SnapshotEnsemble

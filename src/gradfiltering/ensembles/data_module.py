@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import lightning as L
 from torch.utils.data import DataLoader
 
-from gradfiltering.data.batches import Batch, LengthBuckets, MemberBatches, RowStates, make_batch_loader
+from gradfiltering.data.batches import Batch, MemberBatches, RowStates, make_batch_loader
 from gradfiltering.data.examples import Examples
+from gradfiltering.data.length_buckets import LengthBuckets
 from gradfiltering.distributed.row_measurements import share_of_this_rank
 from gradfiltering.ensembles.snapshots import Timeline
 

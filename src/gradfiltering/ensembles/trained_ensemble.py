@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from gradfiltering.data.batches import LengthBuckets
 from gradfiltering.data.examples import Examples
+from gradfiltering.data.length_buckets import LengthBuckets
 from gradfiltering.ensembles.batch_settings import BatchSettings
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.ensembles.member_cache import MemberCache

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from gradfiltering.data.batches import LengthBatches, LengthBuckets
+from gradfiltering.data.batches import LengthBatches
 from gradfiltering.data.examples import Examples
+from gradfiltering.data.length_buckets import LengthBuckets
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.finetuning.settings import FineTuningSettings
 from gradfiltering.finetuning.training_loop import BATCH_OVERHEAD, GPU_BATCH_OVERHEAD
