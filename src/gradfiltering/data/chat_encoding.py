@@ -14,7 +14,7 @@ from gradfiltering.data.templates import (
     template_messages,
     wants_parts,
 )
-from gradfiltering.runs.plain_text import replace_all_lone_surrogates, replace_lone_surrogates
+from gradfiltering.runs.plain_text import one_line, replace_all_lone_surrogates, replace_lone_surrogates
 
 QUESTION_LEFT_OUT = "the template leaves out the question"
 ANSWER_LEFT_OUT = "the chat template leaves out an answer that is to be learnt"
@@ -115,7 +115,7 @@ def tokenize_by_chat_template(
 
 def describe_refusal(error: Exception) -> str:
     """Put an error of a chat template into words, on one line."""
-    return f"the tokenizer's chat template refuses it: {' '.join(str(error).split())[:200]}"
+    return f"the tokenizer's chat template refuses it: {one_line(error, 200)}"
 
 
 def roles_left_out(conversation: Conversation, whole_text: str) -> set[str]:

@@ -13,17 +13,8 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from filelock import FileLock
 
-from gradfiltering.data.file_formats import (
-    JSON_LINES,
-    TYPED_KINDS,
-    DataFile,
-    FileFormat,
-    detect_file_format,
-    find_data_files,
-    one_line,
-    read_text_rows,
-    read_typed_batches,
-)
+from gradfiltering.data.data_files import TYPED_KINDS, DataFile, find_data_files
+from gradfiltering.data.file_formats import JSON_LINES, FileFormat, detect_file_format
 from gradfiltering.data.json_rows import (
     LINE_COLUMN,
     RECORD_COLUMN,
@@ -33,6 +24,8 @@ from gradfiltering.data.json_rows import (
     to_json,
 )
 from gradfiltering.data.remote_files import RemoteFile, explained_access, is_address, public_address
+from gradfiltering.data.text_files import read_text_rows
+from gradfiltering.data.typed_files import read_typed_batches
 from gradfiltering.errors import UserError
 from gradfiltering.runs.cache_record import (
     RECORD_FILE,
@@ -44,6 +37,7 @@ from gradfiltering.runs.cache_record import (
 )
 from gradfiltering.runs.files import atomic_path, discard_folder, explain_failed_writes, hash_key
 from gradfiltering.runs.logs import announce
+from gradfiltering.runs.plain_text import one_line
 from gradfiltering.runs.progress import track
 
 CACHE_FORMAT = 3  # of the cache; raised when what stands in it changes its meaning

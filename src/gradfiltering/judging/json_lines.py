@@ -5,7 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gradfiltering.data.file_formats import DataFile, detect_text_file, read_text_rows
+from gradfiltering.data.data_files import DataFile
+from gradfiltering.data.text_files import detect_text_file, read_text_rows
 from gradfiltering.errors import UserError
 from gradfiltering.runs.files import atomic_path
 from gradfiltering.runs.plain_text import to_readable_json

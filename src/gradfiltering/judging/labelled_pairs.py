@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from gradfiltering.data.file_formats import DataFile, detect_text_file, read_json, read_text_rows
+from gradfiltering.data.data_files import DataFile
+from gradfiltering.data.text_files import detect_text_file, read_json, read_text_rows
 from gradfiltering.errors import UserError
 from gradfiltering.judging.prompts import Prompt
 from gradfiltering.judging.ratings import Label, majority_label, restore_formula

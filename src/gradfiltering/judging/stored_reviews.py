@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gradfiltering.data.file_formats import parse_json, read_json
+from gradfiltering.data.text_files import parse_json, read_json
 from gradfiltering.errors import UserError
 from gradfiltering.judging.reply_parser import parse_scores
 from gradfiltering.judging.responses import read_responses

@@ -1,4 +1,4 @@
-"""Text that every file can hold: the one rule for half a surrogate pair, which JSON can spell and UTF-8 cannot."""
+"""Text that every file can hold (JSON can spell half a surrogate pair, and UTF-8 cannot), and messages on one line."""
 
 import json
 from collections.abc import Mapping
@@ -34,3 +34,8 @@ def to_readable_json(value: Any, **options: Any) -> str:
     """Write JSON as readable text; a value with half a surrogate pair is escaped, so that reading gives it back."""
     json_text = json.dumps(value, ensure_ascii=False, **options)
     return json_text if is_encodable(json_text) else json.dumps(value, **options)
+
+
+def one_line(error: Exception, most_characters: int = 300) -> str:
+    """The message of a library's error on one line, cut where it is long."""
+    return " ".join(str(error).split())[:most_characters]
