@@ -9,7 +9,7 @@ import pytest
 from gradfiltering.config.build import build_experiment
 from gradfiltering.config.composition import composed
 from gradfiltering.experiment.planning_of_run import list_requests_under_ifd
-from gradfiltering.planning import planner
+from gradfiltering.planning import row_fitting, run_speed
 from gradfiltering.reports import experiment_logger
 from gradfiltering.scorers.ifd import IFD
 from tests.support.pipeline import TINY_RUN, run_train, summary
@@ -50,7 +50,7 @@ def test_plan_alone_ends_before_anything_is_measured(tmp_path, capsys, monkeypat
 
 def test_a_run_whose_epochs_are_long_is_measured_after_updates(cache, tmp_path, steady_speed, monkeypatch):
     """Plan, training, log and summary agree on the snapshots: an epoch has 3 updates, of which 2 are allowed."""
-    monkeypatch.setattr(planner, "SHORT_SECONDS", 0.0)
+    monkeypatch.setattr(run_speed, "SHORT_SECONDS", 0.0)
     limited = ("epochs=e1_e2_limited", "epochs.longest_epoch=2", "until=score")
     found = run(tmp_path / "run", cache, "seed=21", *limited)
     assert (found["proxy"]["epochs"], found["proxy"]["unit"]) == ([2, 4], "update")
@@ -63,7 +63,7 @@ def test_a_run_whose_epochs_are_long_is_measured_after_updates(cache, tmp_path, 
 
 
 def test_a_finished_run_holds_its_plan_beside_what_it_took(cache, tmp_path, steady_speed, monkeypatch):
-    monkeypatch.setattr(planner, "SHORT_SECONDS", 0.0)
+    monkeypatch.setattr(run_speed, "SHORT_SECONDS", 0.0)
     found = run(tmp_path / "run", cache, "seed=11")
     stages = {stage["name"]: stage for stage in found["plan"]["stages"]}
     for name, stage in stages.items():
@@ -98,7 +98,7 @@ def test_targets_and_answers_in_the_cache_cost_nothing(cache, tmp_path):
 
 
 def test_rows_are_cut_to_the_time_given_and_never_in_silence(cache, tmp_path, steady_speed, monkeypatch, capsys):
-    monkeypatch.setattr(planner, "MIN_ROWS", 4)
+    monkeypatch.setattr(row_fitting, "MIN_ROWS", 4)
     sizes = ["until=select", "selector.fraction=0.5", "seed=12", "ensemble.train_rows=23"]
     whole = run(tmp_path / "whole", cache, *sizes, "plan.only=true")
     minutes = 0.6 * whole["plan"]["seconds"] / 60

@@ -5,7 +5,7 @@ import pytest
 from gradfiltering.data.dataset import Columns
 from gradfiltering.ensembles.batch_settings import BatchSettings
 from gradfiltering.models.language_model import LanguageModel
-from gradfiltering.planning import planner
+from gradfiltering.planning import adapter_plan
 from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.pretraining import new_model, train_tokenizer
 from gradfiltering.synthetic.task_source import TaskSource
@@ -32,7 +32,7 @@ def base_model(rows):
 
 @pytest.fixture
 def context(rows, base_model, tmp_path):
-    batches = BatchSettings(tokens=planner.NOMINAL_TOKENS)
+    batches = BatchSettings(tokens=adapter_plan.NOMINAL_TOKENS)
     return measurement_context(
         rows,
         base_model,

@@ -1,31 +1,28 @@
 """Plans of runs: what measuring really computes, what the cache spares, and rows cut to the time given."""
 
 import json
-import re
 import time
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import pytest
 
 from gradfiltering.ensembles.bootstrap_ensemble import BootstrapEnsemble
 from gradfiltering.ensembles.dropout_ensemble import DropoutEnsemble
 from gradfiltering.ensembles.heldout_member import HeldoutMember
 from gradfiltering.ensembles.snapshots import SnapshotPair
-from gradfiltering.errors import UserError
 from gradfiltering.evidence.heldout_member import measure_heldout_member
 from gradfiltering.evidence.measurers import measure_evidence
 from gradfiltering.finetuning.settings import FineTuningSettings
 from gradfiltering.gradients.vmap import VmapEngine
 from gradfiltering.judging.generation import GenerationSettings
 from gradfiltering.models.objectives import ResponseNLL
-from gradfiltering.planning import planner, stored_calibration
+from gradfiltering.planning import adapter_plan, stored_calibration
 from gradfiltering.planning.model_shapes import read_shape
 from gradfiltering.planning.plan_settings import PlanSettings
-from gradfiltering.planning.planner import LESS_WORK, PLANNED_STAGES, draw_rows, fit_rows, plan_run
-from gradfiltering.planning.target_work import TARGET_STAGE, PlannedTarget
+from gradfiltering.planning.planner import plan_run
+from gradfiltering.planning.target_work import PlannedTarget
 from gradfiltering.reports.plan_table import describe_calibration
 from gradfiltering.requests import BaseModelLosses, Embeddings, ErrorNorms, GradientLog, Projections, TaskGradients
 from tests.support.operation_counter import operation_counter
@@ -187,24 +184,6 @@ def test_a_second_plan_takes_the_speed_that_was_measured(context, steady_speed, 
     assert plan_run(request, WANTED).seconds == pytest.approx(first.seconds / 2), "the fresh one took its place"
 
 
-def test_snapshots_follow_the_rows_that_are_left(context, steady_speed):
-    """Epochs that are longer than their limit are counted in updates, and are epochs again with fewer rows."""
-    limit = 20  # updates, of 30 in an epoch of all rows
-    limited = replace(context, snapshots=SnapshotPair(1, 2, longest_epoch=limit))
-    assert context.ensemble.steps_per_epoch(len(context.examples)) == 30
-    request = plan_request(limited, GradientLog())
-    whole_plan = plan_run(request, WANTED)
-    descriptions = [piece.description for stage in whole_plan.stages for piece in stage.work]
-    assert "training of 3 members, updates 1 to 40" in descriptions
-    seconds = 0.4 * whole_plan.seconds
-    fitted, plan = fit_rows(request, PlanSettings(minutes=seconds / 60), lambda row_count: row_count // 10)
-    assert len(fitted.context.examples) < 4 * limit and plan.seconds <= 1.02 * seconds
-    descriptions = [piece.description for stage in plan.stages for piece in stage.work]
-    assert "training of 3 members, epochs 1 to 2" in descriptions
-    pairs = [planned.settle_snapshots().snapshots for planned in (limited, fitted.context)]
-    assert pairs == [SnapshotPair(20, 40, "update"), SnapshotPair(1, 2)]
-
-
 def test_an_ensemble_that_is_measured_by_the_epoch_keeps_its_epochs(context):
     online = replace(context, snapshots=SnapshotPair(1, 2, longest_epoch=5), ensemble=small_ensemble(collect="online"))
     assert online.settle_snapshots().snapshots == SnapshotPair(1, 2)
@@ -218,15 +197,15 @@ def test_other_work_is_timed_anew(context, steady_speed, monkeypatch, change):
     elif change == "members":
         context = replace(context, ensemble=small_ensemble(m=4))
     else:
-        monkeypatch.setattr(planner, "describe_lengths", lambda examples: [512, 1024])
+        monkeypatch.setattr(adapter_plan, "describe_lengths", lambda examples: [512, 1024])
     timed = []
-    monkeypatch.setattr(planner, "time_gradients", lambda *_: timed.append(1) or 1e9)
+    monkeypatch.setattr(adapter_plan, "time_gradients", lambda *_: timed.append(1) or 1e9)
     plan_run(plan_request(context, GradientLog()), WANTED)
     assert timed
 
 
 def test_storing_members_takes_the_seconds_measured_for_it(context, steady_speed, monkeypatch):
-    monkeypatch.setattr(planner, "time_storing", lambda *_: 3.0)
+    monkeypatch.setattr(adapter_plan, "time_storing", lambda *_: 3.0)
     plan = plan_run(plan_request(context, GradientLog()), WANTED)
     fixed = [piece for stage in plan.stages for piece in stage.work if piece.kind == "fixed"]
     assert [piece.description for piece in fixed] == ["checking the engine, storing members"]
@@ -253,48 +232,3 @@ def test_disk_holds_every_stored_member_and_the_frozen_layers(context):
 
 def attach_upper_layers(context):
     return replace(LORA, layers="last_1").attach(deepcopy(context.base_model.model))
-
-
-def test_rows_are_cut_to_the_time_given(context, steady_speed):
-    whole = plan_run(plan_request(context, GradientLog()), WANTED)
-    minutes = whole.seconds / 60 / 2
-    request, plan = fit_rows(plan_request(context, GradientLog()), PlanSettings(minutes=minutes), lambda rows: rows)
-    examples = request.context.examples
-    assert 0.35 < len(examples) / len(context.examples) < 0.6
-    assert 0.8 * minutes < plan.seconds / 60 <= 1.02 * minutes
-    assert plan.rows == len(examples) == request.total_rows and plan.pool_rows == len(context.examples)
-    assert np.isin(examples.example_ids, context.examples.example_ids).all()
-    left_out = {example_id for example_id, reason in examples.unscored if "drawn for the time given" in reason}
-    assert left_out == {*context.examples.example_ids.tolist()} - {*examples.example_ids.tolist()}
-    again, _ = fit_rows(plan_request(context, GradientLog()), PlanSettings(minutes=minutes), lambda rows: rows)
-    np.testing.assert_array_equal(again.context.examples.example_ids, examples.example_ids)
-
-
-def test_time_enough_leaves_all_rows(context, steady_speed):
-    request, plan = fit_rows(plan_request(context, GradientLog()), PlanSettings(minutes=600), lambda rows: rows)
-    assert request.context is context and plan.rows == plan.pool_rows == len(context.examples) and plan.minutes == 600
-
-
-def test_too_little_time_is_refused(context, steady_speed):
-    _, whole = fit_rows(plan_request(context, GradientLog()), PlanSettings(minutes=600), lambda rows: rows)
-    with pytest.raises(UserError, match="even 32 of 120 rows take longer than 1e-05 minutes") as refusal:
-        fit_rows(plan_request(context, GradientLog()), PlanSettings(minutes=1e-5), lambda rows: rows)
-    minutes = re.search(r"minutes, about (\d+), most of it for training the ensemble", str(refusal.value))
-    assert minutes is not None and whole.seconds / 60 * 32 / 120 - 1 < int(minutes[1]) <= whole.seconds / 60 + 1
-    assert "give more time, fewer members, fewer epochs, or measure the speed anew" in str(refusal.value)
-    assert refusal.value.arguments == ("minutes", "fresh")
-
-
-def test_advice_suits_the_stage_that_takes_longest():
-    assert set(LESS_WORK) <= set(PLANNED_STAGES)
-    assert "members" not in LESS_WORK[TARGET_STAGE] and "baselines" in LESS_WORK[TARGET_STAGE]
-
-
-def test_drawn_rows_are_those_of_the_seed(context):
-    examples = context.examples
-    first, again, other = draw_rows(examples, 40, 0), draw_rows(examples, 40, 0), draw_rows(examples, 40, 1)
-    np.testing.assert_array_equal(first.example_ids, again.example_ids)
-    assert len(first) == 40 and (first.example_ids != other.example_ids).any()
-    fewer = draw_rows(examples, 20, 0)
-    assert np.isin(fewer.example_ids, first.example_ids).all(), "fewer rows are among more"
-    assert len(first.unscored) == len(examples) - 40

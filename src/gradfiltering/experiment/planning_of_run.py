@@ -72,7 +72,9 @@ def plan_experiment(
     Raises:
         UserError: even a few rows take longer than the time given.
     """
-    from gradfiltering.planning.planner import SHORT_SECONDS, PlanRequest, fit_rows
+    from gradfiltering.planning.plan_request import PlanRequest
+    from gradfiltering.planning.row_fitting import fit_rows
+    from gradfiltering.planning.run_speed import SHORT_SECONDS
 
     method = experiment.method
     request = PlanRequest(

@@ -139,60 +139,75 @@ def plan_tuning(
         heldout: rows of the held-out loss.
         seed: of the run.
     """
-    settings, shape = target.settings, target.adapted_shape
     planned_work = []
     knows_start = False  # the loss before training, which the first model measures for all
-    for model_name, planned_model in models.items():
-        training_set, is_cached = planned_model.training_set, planned_model.adapter_folder is not None
-        example_ids, update_count = training_set.example_ids, training_set.update_count
+    for model_name, model in models.items():
+        example_ids = model.training_set.example_ids
         model_examples = examples if len(example_ids) == len(examples) else examples.select(example_ids)
-        counts = count_tuning(model_examples, settings, seed, target.device_type, update_count)
-        operations = gradient_operations(shape, counts)
-        if settings.gradient_checkpointing:
-            operations += forward_operations(shape, counts, with_adapters=True)
-        planned_work.append(
-            PlannedWork(
-                TARGET_STAGE,
-                f"{model_name}: {counts.steps:,} updates on {len(example_ids):,} rows",
-                counts,
-                operations,
-                "tuning",
-                reused=is_cached,
-                estimated_from=target.estimated_from,
-                step_rows=settings.batch_size,
-                exchanged_bytes=4 * shape.adapter_weights,
-            )
-        )
+        updates = _plan_updates(target, model_name, model, model_examples, seed)
+        planned_work.append(updates)
         if examples.is_paired:
-            reference_counts = count_pass(model_examples.sequences(), settings.micro_batch_tokens)
-            planned_work.append(
-                PlannedWork(
-                    TARGET_STAGE,
-                    f"{model_name}: answers under the base model",
-                    reference_counts,
-                    loss_operations(target.shape, reference_counts),
-                    "losses",
-                    reused=is_cached,
-                    estimated_from=target.estimated_from,
-                )
-            )
+            planned_work.append(_plan_base_answers(target, model_name, model, model_examples))
         if heldout is not None:
-            points = len(np.unique(np.linspace(0, counts.steps, settings.records).round())) - knows_start
-            knows_start |= not is_cached
-            heldout_counts = count_micro_batches(heldout, settings, target.device_type).times(points)
-            planned_work.append(
-                PlannedWork(
-                    TARGET_STAGE,
-                    f"{model_name}: held-out loss, {points} times",
-                    heldout_counts,
-                    loss_operations(shape, heldout_counts, with_adapters=True),
-                    "losses",
-                    reused=is_cached,
-                    is_per_row=False,
-                    estimated_from=target.estimated_from,
-                )
-            )
+            points = len(np.unique(np.linspace(0, updates.counts.steps, target.settings.records).round())) - knows_start
+            knows_start |= model.adapter_folder is None
+            planned_work.append(_plan_heldout_losses(target, model_name, model, heldout, points))
     return planned_work
+
+
+def _plan_updates(
+    target: PlannedTarget, model_name: str, model: PlannedModel, model_examples: Examples, seed: int
+) -> PlannedWork:
+    """Plan the updates of a model on the rows that it is trained on."""
+    settings, shape = target.settings, target.adapted_shape
+    counts = count_tuning(model_examples, settings, seed, target.device_type, model.training_set.update_count)
+    operations = gradient_operations(shape, counts)
+    if settings.gradient_checkpointing:
+        operations += forward_operations(shape, counts, with_adapters=True)
+    return PlannedWork(
+        TARGET_STAGE,
+        f"{model_name}: {counts.steps:,} updates on {len(model.training_set.example_ids):,} rows",
+        counts,
+        operations,
+        "tuning",
+        reused=model.adapter_folder is not None,
+        estimated_from=target.estimated_from,
+        step_rows=settings.batch_size,
+        exchanged_bytes=4 * shape.adapter_weights,
+    )
+
+
+def _plan_base_answers(
+    target: PlannedTarget, model_name: str, model: PlannedModel, model_examples: Examples
+) -> PlannedWork:
+    """Plan the log-probabilities, under the base model, of both answers of preference rows."""
+    counts = count_pass(model_examples.sequences(), target.settings.micro_batch_tokens)
+    return PlannedWork(
+        TARGET_STAGE,
+        f"{model_name}: answers under the base model",
+        counts,
+        loss_operations(target.shape, counts),
+        "losses",
+        reused=model.adapter_folder is not None,
+        estimated_from=target.estimated_from,
+    )
+
+
+def _plan_heldout_losses(
+    target: PlannedTarget, model_name: str, model: PlannedModel, heldout: Examples, points: int
+) -> PlannedWork:
+    """Plan the held-out losses of a model's curve, of so many points."""
+    counts = count_micro_batches(heldout, target.settings, target.device_type).times(points)
+    return PlannedWork(
+        TARGET_STAGE,
+        f"{model_name}: held-out loss, {points} times",
+        counts,
+        loss_operations(target.adapted_shape, counts, with_adapters=True),
+        "losses",
+        reused=model.adapter_folder is not None,
+        is_per_row=False,
+        estimated_from=target.estimated_from,
+    )
 
 
 def plan_answers(target: PlannedTarget, models: Mapping[str, PlannedModel]) -> list[PlannedWork]:
