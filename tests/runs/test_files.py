@@ -257,7 +257,7 @@ def test_an_error_while_writing_is_not_hidden_by_cleaning_up(write, tmp_path, no
 
 
 def test_a_lock_is_free_after_its_owner_could_not_be_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("gradfiltering.runs.cache.write_json", lambda *_: fail())
+    monkeypatch.setattr("gradfiltering.runs.result_lock.write_json", lambda *_: fail())
     with pytest.raises(UserError, match="cannot clean up"), Cache(tmp_path).lock("targets", KEY):
         pass
     monkeypatch.undo()

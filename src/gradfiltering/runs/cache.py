@@ -6,18 +6,14 @@ looks, announces and commits, and all ranks read the same path. A cache that can
 nothing more than it holds.
 """
 
-import json
 import logging
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
-
-from filelock import FileLock, Timeout
 
 from gradfiltering.distributed.process_group import gather_from_ranks, rank, run_on_rank_zero, world_size
 from gradfiltering.errors import UserError, attributed_to
@@ -32,7 +28,6 @@ from gradfiltering.runs.cache_record import (
 )
 from gradfiltering.runs.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from gradfiltering.runs.files import (
-    NOT_PERMITTED,
     PART_SUFFIX,
     atomic_path,
     clear_leftovers,
@@ -42,9 +37,9 @@ from gradfiltering.runs.files import (
     hash_key,
     refuse_address,
     temporary_path,
-    write_json,
 )
 from gradfiltering.runs.logs import announce
+from gradfiltering.runs.result_lock import ResultLock
 
 if TYPE_CHECKING:
     import torch
@@ -232,7 +227,7 @@ class Cache:
         process may hold it several times. Where the cache cannot be written nothing is made, and no lock is needed.
         """
         lock_path = self.folder / "locks" / f"{result_kind}-{hash_key({'stage': result_kind, **cache_key})}.lock"
-        with _ResultLock(lock_path).held():
+        with ResultLock(lock_path).held():
             yield
 
     @contextmanager
@@ -404,60 +399,3 @@ class ResumePoint:
     def rows_folder(self) -> Path:
         """A folder for files of all ranks that a checkpoint names, deleted with it."""
         return self._cache.folder / ROWS_KIND / self._cache._result_folder(RESUME_KIND, self._resume_key).name
-
-
-class _ResultLock:
-    """A lock file that names its owner to those who wait."""
-
-    def __init__(self, lock_path: Path):
-        self.lock_path = lock_path
-        self.owner_path = lock_path.with_suffix(".owner")
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold the lock on rank zero while the block runs on all ranks."""
-        acquired_locks: list[FileLock] = []
-        run_on_rank_zero(lambda: acquired_locks.extend(self._acquire()))
-        try:
-            yield
-        finally:
-            for file_lock in acquired_locks:
-                self._release(file_lock)
-
-    def _acquire(self) -> list[FileLock]:
-        """Acquire the lock, after waiting for it; no lock where the folder cannot be written."""
-        file_lock = FileLock(self.lock_path, timeout=0, is_singleton=True)
-        try:
-            with explain_failed_writes(self.lock_path):
-                self.lock_path.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    file_lock.acquire()
-                except Timeout:
-                    announce(f"waiting for {self._describe_owner()}, which makes {self.lock_path.stem}")
-                    file_lock.acquire(timeout=-1)
-                try:
-                    write_json(self.owner_path, {"host": platform.node(), "process": os.getpid(), "since": time.time()})
-                except BaseException:
-                    file_lock.release()
-                    raise
-        except UserError as write_error:
-            system_error = write_error.__cause__
-            if isinstance(system_error, OSError) and system_error.errno in NOT_PERMITTED:
-                logger.info("no lock %s: %s", self.lock_path, system_error)
-                return []
-            raise
-        return [file_lock]
-
-    def _release(self, file_lock: FileLock) -> None:
-        if file_lock.lock_counter == 1:
-            with suppress(OSError):  # only those who wait would read it
-                self.owner_path.unlink(missing_ok=True)
-        file_lock.release()
-
-    def _describe_owner(self) -> str:
-        try:
-            lock_owner = json.loads(self.owner_path.read_text("utf-8"))
-        except (OSError, ValueError):
-            return "another process"
-        minutes_held = (time.time() - lock_owner["since"]) / 60
-        return f"process {lock_owner['process']} on {lock_owner['host']} (since {minutes_held:.0f} min)"
