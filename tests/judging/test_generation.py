@@ -19,7 +19,7 @@ from gradfiltering.errors import UserError
 from gradfiltering.judging.generation import GenerationSettings, generate_responses, render_prompts
 from gradfiltering.judging.prompts import Prompt
 from gradfiltering.judging.responses import read_responses, write_responses
-from gradfiltering.runs.progress import ProgressBar
+from gradfiltering.runs.run_displays import ProgressBar
 
 CONTEXT = 48
 NEW_TOKENS = 8

@@ -7,18 +7,9 @@ from rich.console import Console
 
 from gradfiltering.runs import progress
 from gradfiltering.runs.logs import announce
-from gradfiltering.runs.progress import (
-    STAGE_WORDS,
-    LiveDisplay,
-    PlainDisplay,
-    RunDisplay,
-    current_display,
-    describe_duration,
-    describe_time_left,
-    progress_bar,
-    run_display,
-    track,
-)
+from gradfiltering.runs.progress import current_display, progress_bar, run_display, track
+from gradfiltering.runs.run_displays import LiveDisplay, PlainDisplay, ProgressBar, RunDisplay
+from gradfiltering.runs.screen_words import STAGE_WORDS
 
 CONTROL = "\x1b"
 
@@ -59,20 +50,6 @@ def drawn(display, width=80):
     console = Console(file=io.StringIO(), width=width, color_system=None)
     console.print(display)
     return console.file.getvalue().splitlines()
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0.04, "0.0 s"), (2.34, "2.3 s"), (45.2, "45 s"), (98.7, "99 s"), (120, "2 min"), (5940, "99 min"),
-     (6000, "1 h 40 min"), (90000, "25 h 0 min")],
-)  # fmt: skip
-def test_durations_are_written_as_people_say_them(seconds, words):
-    assert describe_duration(seconds) == words
-
-
-@pytest.mark.parametrize(("seconds", "words"), [(0.2, "1 s left"), (9.4, "9 s left"), (61, "61 s left")])
-def test_time_left_has_no_tenths_of_a_second(seconds, words):
-    assert describe_time_left(seconds) == words
 
 
 def test_live_lines_name_stage_work_pace_and_time_left(clock, monkeypatch):
@@ -145,7 +122,7 @@ def test_time_left_counts_later_stages_and_the_slower_present_one(clock):
     assert display.seconds_left == 40 + 70
     clock.now += 100  # longer than planned, with nothing known of the rest
     assert display.seconds_left == 40
-    bar = progress.ProgressBar(display, "training", 4, "steps")
+    bar = ProgressBar(display, "training", 4, "steps")
     display.bars.append(bar)
     clock.now += 30
     bar.advance(1)

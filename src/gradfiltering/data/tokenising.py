@@ -20,7 +20,8 @@ from gradfiltering.options import PositiveInt, options
 from gradfiltering.runs.cache import Cache, CacheKey
 from gradfiltering.runs.files import link_file
 from gradfiltering.runs.logs import announce
-from gradfiltering.runs.progress import ProgressBar, progress_bar
+from gradfiltering.runs.progress import progress_bar
+from gradfiltering.runs.run_displays import ProgressBar
 
 TOKENS_KIND, SHARDS_KIND = "tokens", "token_shards"
 TOKENS_FILE = "tokens.arrow"

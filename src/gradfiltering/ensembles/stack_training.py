@@ -22,7 +22,8 @@ from gradfiltering.ensembles.trajectory import TrajectoryPoint
 from gradfiltering.gradients.engine import GradientEngine
 from gradfiltering.runs.cache import ResumePoint
 from gradfiltering.runs.files import discard_quietly
-from gradfiltering.runs.progress import ProgressBar, progress_bar
+from gradfiltering.runs.progress import progress_bar
+from gradfiltering.runs.run_displays import ProgressBar
 from gradfiltering.shards.measurement_shards import MeasurementShards, has_all_files, merge_shards
 
 

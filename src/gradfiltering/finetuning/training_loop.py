@@ -26,7 +26,7 @@ from gradfiltering.models.objectives import Objective
 from gradfiltering.runs.cache import ResumePoint
 from gradfiltering.runs.checkpoint import Checkpoint
 from gradfiltering.runs.memory import return_freed_memory
-from gradfiltering.runs.progress import ProgressBar
+from gradfiltering.runs.run_displays import ProgressBar
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 # Padded tokens that take as long as one more micro-batch: measured with SmolLM2-135M on a processor, guessed for GPUs.

@@ -15,7 +15,7 @@ from gradfiltering.planning.plan_settings import PlanSettings
 from gradfiltering.planning.planner import plan_run
 from gradfiltering.planning.run_plan import RunPlan
 from gradfiltering.planning.target_work import JUDGE_STAGE, TARGET_STAGE
-from gradfiltering.runs.progress import describe_stage
+from gradfiltering.runs.screen_words import describe_stage
 from gradfiltering.seeding import numpy_rng
 
 MIN_ROWS = 32  # the fewest rows that a run is cut to

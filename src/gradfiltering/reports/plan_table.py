@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gradfiltering.runs.progress import describe_stage
+from gradfiltering.runs.screen_words import describe_stage
 from gradfiltering.runs.sizes import format_bytes
 
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
@@ -16,9 +15,6 @@ from gradfiltering.distributed.process_group import run_on_rank_zero
 from gradfiltering.errors import UserError
 from gradfiltering.runs.files import NOT_PERMITTED, explain_failed_writes, write_json
 from gradfiltering.runs.logs import announce
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from gradfiltering.distributed.process_group import TrainerBuilder
 from gradfiltering.errors import UserError
-from gradfiltering.runs.progress import ProgressBar, progress_bar
+from gradfiltering.runs.progress import progress_bar
+from gradfiltering.runs.run_displays import ProgressBar
 from gradfiltering.seeding import numpy_rng
 from gradfiltering.synthetic.pretraining import Pretraining, new_model, train_tokenizer
 
