@@ -20,11 +20,11 @@ from gradfiltering.distributed.process_group import (
 )
 from gradfiltering.distributed.row_measurements import RowMeasurements
 from gradfiltering.errors import UserError
-from gradfiltering.runs import cache as cache_module
+from gradfiltering.runs import shared_folder
 from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.run_folder import RunFolder
 
-cache_module.SHARED_WAIT_SECONDS = 0.3
+shared_folder.WAIT_SECONDS = 0.3
 folder, own_rank = Path(sys.argv[1]), int(sys.argv[2])
 distributed.init_process_group(
     "gloo", init_method=f"file://{folder}/meeting", rank=own_rank, world_size=2, timeout=timedelta(seconds=60)

@@ -7,7 +7,6 @@ nothing more than it holds.
 """
 
 import logging
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
-from gradfiltering.distributed.process_group import gather_from_ranks, rank, run_on_rank_zero, world_size
+from gradfiltering.distributed.process_group import rank, run_on_rank_zero
 from gradfiltering.errors import UserError, attributed_to
 from gradfiltering.options import OptionsError
 from gradfiltering.runs.cache_record import (
@@ -40,6 +39,7 @@ from gradfiltering.runs.files import (
 )
 from gradfiltering.runs.logs import announce
 from gradfiltering.runs.result_lock import ResultLock
+from gradfiltering.runs.shared_folder import check_shared_folder
 
 if TYPE_CHECKING:
     import torch
@@ -48,8 +48,6 @@ Arguments = ParamSpec("Arguments")
 CacheKey = Mapping[str, Any]
 RESUME_KIND = "interrupted"  # folder of what interrupted work would go on from
 ROWS_KIND = "interrupted_rows"  # folder of the rows that interrupted work had measured
-SHARED_WAIT_SECONDS = 10.0  # for a file written on one machine to be seen on the others
-SHARED_LOOK_SECONDS = 0.1  # between two looks at a file that another machine wrote
 
 logger = logging.getLogger(__name__)
 
@@ -177,47 +175,10 @@ class Cache:
     def check_shared(self) -> None:
         """Make sure, before any work, that all ranks read the same cache folder, under the same path.
 
-        Rank zero writes a file, which every rank must see within `SHARED_WAIT_SECONDS`. Where rank zero cannot write,
-        the file is the record of a result; where there is none either, there is nothing to read, and no check.
-
         Raises:
             UserError: some rank sees another folder; every rank raises it.
         """
-        if world_size() == 1:
-            return
-        first_folder, file_name, is_new = run_on_rank_zero(self._offer_shared_file)
-        if not file_name:
-            return
-        # Results are read by the path that rank zero has; what ranks write together lies below the path of each.
-        sees_file = all(_appears(folder / file_name) for folder in dict.fromkeys([first_folder, self.folder]))
-        ranks_without = [] if sees_file else [f"rank {rank()} on {platform.node()} ({self.folder.absolute()})"]
-        missing_descriptions = [text for texts in gather_from_ranks(ranks_without) for text in texts]
-        if is_new and rank() == 0:
-            (self.folder / file_name).unlink(missing_ok=True)
-        if missing_descriptions:
-            raise UserError(
-                f"the processes do not share the cache folder: a file that rank 0 wrote to {first_folder.absolute()} "
-                f"did not appear within {SHARED_WAIT_SECONDS:g} seconds for {'; '.join(missing_descriptions)}. Give a "
-                "folder that all machines mount under the same path, such as one on NFS or Lustre",
-                self,
-                ("path",),
-            )
-
-    def _offer_shared_file(self) -> tuple[Path, str, bool]:
-        """Return the folder, the name of a file in it for all ranks to look for, and whether it was written for that.
-
-        The name is empty where the folder can be neither written nor read from.
-        """
-        probe_path = temporary_path(self.folder / "shared")
-        try:
-            with explain_failed_writes(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                probe_path.touch()
-            return self.folder, probe_path.name, True
-        except UserError as write_error:
-            logger.info("the cache cannot be written, so a result in it is looked for on all machines: %s", write_error)
-            record_path = next(self.folder.glob(f"*/*/{RECORD_FILE}"), None)
-            return self.folder, "" if record_path is None else str(record_path.relative_to(self.folder)), False
+        check_shared_folder(self.folder, self)
 
     @contextmanager
     def lock(self, result_kind: str, cache_key: CacheKey) -> Iterator[None]:
@@ -332,16 +293,6 @@ class Cache:
 
     def _result_folder(self, result_kind: str, cache_key: CacheKey) -> Path:
         return self.folder / result_kind / hash_key({"stage": result_kind, **cache_key})
-
-
-def _appears(file_path: Path) -> bool:
-    """Return True as soon as a file is there, False where it does not come in time."""
-    deadline = time.monotonic() + SHARED_WAIT_SECONDS
-    while not file_path.is_file():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(SHARED_LOOK_SECONDS)
-    return True
 
 
 def _read_whole_record(result_folder: Path) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The screen while a run works: domain code says what it works on, and a display shows it.
+"""The screen while a run works: the stage it is in, the work at hand, and the time left.
 
 Domain code says what it works on by `track` and `progress_bar`, and knows nothing of terminals or ranks. On a terminal
 one live display shows it; elsewhere (pipes, logs of CI and SLURM) plain lines do, at stage starts and every 30 seconds.
