@@ -106,31 +106,7 @@ def collect_row_data(
     """
     row_ids = sample.example_ids
     positions = measured_rows.find_positions(row_ids)
-    cut_lengths: dict[int, list[int]] = {}
-    row_texts: dict[str, list[str | None]] = {}
-    for column, name in enumerate(TEXT_COLUMNS):
-        longest_text = sample.longest_texts[name]
-        row_texts[name] = (
-            [None] * len(row_ids) if run_files.row_texts is None else run_files.row_texts.loc[row_ids, name].tolist()
-        )
-        for position, text in enumerate(row_texts[name]):
-            if text is not None and longest_text is not None and len(text) > longest_text:
-                cut_lengths.setdefault(position, [0, 0])[column] = len(text)
-                row_texts[name][position] = text[:longest_text]
-    number_columns = {}
-    for name, title in COLUMN_TITLES.items():
-        values = measured_rows.values(name)
-        if np.isfinite(values).any():
-            shown_values: list[float | None] = [round_number(value) for value in values[positions].tolist()]
-            if name in WHOLE_NUMBERS:
-                shown_values = [None if np.isnan(value) else int(value) for value in values[positions]]
-            number_columns[name] = {
-                "title": measured_rows.length_unit if name == "length" else title,
-                "values": shown_values,
-            }
-    if reselected_share is not None and np.isfinite(reselected_share).any():
-        shares = [round_number(share) for share in reselected_share[positions].tolist()]
-        number_columns["stability"] = {"title": "again in", "values": shares}
+    row_texts, cut_lengths = _collect_texts(run_files, sample)
     return {
         "id": row_ids.tolist(),
         "name": run_files.path.name,
@@ -139,7 +115,7 @@ def collect_row_data(
         "selected": None if measured_rows.selected is None else measured_rows.selected[positions].astype(int).tolist(),
         **row_texts,
         "cut": cut_lengths,
-        "numbers": number_columns,
+        "numbers": _collect_number_columns(measured_rows, positions, reselected_share),
         "source": _index_names(measured_rows.sources, positions),
         "kind": _index_names(measured_rows.kinds, positions),
         "reason": {
@@ -154,6 +130,55 @@ def collect_row_data(
         },
         "log": _collect_measurements(run_files, row_ids),
     }
+
+
+def _collect_texts(run_files: RunFiles, sample: RowSample) -> tuple[dict[str, list[str | None]], dict[int, list[int]]]:
+    """Collect prompts and responses, cut to the longest that the page holds.
+
+    Returns:
+        Column -> text of each row, None where the run left none; position of a row of which a text was cut ->
+        characters of its whole prompt and its whole response, 0 for one that was not cut.
+    """
+    row_ids = sample.example_ids
+    cut_lengths: dict[int, list[int]] = {}
+    row_texts: dict[str, list[str | None]] = {}
+    for column, name in enumerate(TEXT_COLUMNS):
+        longest_text = sample.longest_texts[name]
+        row_texts[name] = (
+            [None] * len(row_ids) if run_files.row_texts is None else run_files.row_texts.loc[row_ids, name].tolist()
+        )
+        for position, text in enumerate(row_texts[name]):
+            if text is not None and longest_text is not None and len(text) > longest_text:
+                cut_lengths.setdefault(position, [0, 0])[column] = len(text)
+                row_texts[name][position] = text[:longest_text]
+    return row_texts, cut_lengths
+
+
+def _collect_number_columns(
+    measured_rows: RowMeasurements, positions: np.ndarray, reselected_share: np.ndarray | None
+) -> dict[str, dict[str, Any]]:
+    """Collect title and values of each column of numbers that any row has.
+
+    Args:
+        measured_rows: all rows.
+        positions: of the rows to show.
+        reselected_share: see `collect_row_data`.
+    """
+    number_columns = {}
+    for name, title in COLUMN_TITLES.items():
+        values = measured_rows.values(name)
+        if np.isfinite(values).any():
+            shown_values: list[float | None] = [round_number(value) for value in values[positions].tolist()]
+            if name in WHOLE_NUMBERS:
+                shown_values = [None if np.isnan(value) else int(value) for value in values[positions]]
+            number_columns[name] = {
+                "title": measured_rows.length_unit if name == "length" else title,
+                "values": shown_values,
+            }
+    if reselected_share is not None and np.isfinite(reselected_share).any():
+        shares = [round_number(share) for share in reselected_share[positions].tolist()]
+        number_columns["stability"] = {"title": "again in", "values": shares}
+    return number_columns
 
 
 def _index_names(row_names: list[str] | None, positions: np.ndarray) -> dict[str, Any] | None:

@@ -55,30 +55,11 @@ def write_page(run_dir: Path, row_limit: int | str | None = None, figures: bool 
     settings = PageSettings(rows=row_limit, figures=figures)  # type: ignore[arg-type]  # refuses other texts
     run_files = open_run_files(run_dir, settings.rows)
     measured_rows = measure_rows(run_files)
-    drawn_rows = measured_rows.drawn
     ranking_stability = ensemble_health.measure_stability(run_files)
-    is_selected = drawn_rows.selected
-    selected_share = None if is_selected is None or not len(is_selected) else float(is_selected.mean())
-    section_charts: dict[str, list[Chart | None]] = {
-        "answer": [answer_section.draw_winning_scores(run_files)],
-        "selection": [*draw_selection(drawn_rows, run_files.diagnostics, run_files.seed)],
-        "health": [
-            ensemble_health.draw_trajectories(run_files),
-            ensemble_health.draw_collapse(run_files),
-            ensemble_health.draw_heldout(run_files),
-            ensemble_health.draw_stability(ranking_stability, selected_share) if ranking_stability else None,
-        ],
-        "convergence": [*convergence_curves.draw_convergence(run_files)],
-    }
-    drawn_sections = {name: [chart for chart in charts if chart] for name, charts in section_charts.items()}
+    drawn_sections = _draw_sections(run_files, measured_rows, ranking_stability)
     all_charts = [chart for charts in drawn_sections.values() for chart in charts]
     sample = row_explorer.sample_rows(run_files, measured_rows, settings.rows)
-    reselected_share = None
-    if ranking_stability is not None and ranking_stability.reselected_share is not None:
-        reselected_share = np.full(len(measured_rows), np.nan)
-        reselected_share[measured_rows.find_positions(ranking_stability.example_ids)] = (
-            ranking_stability.reselected_share
-        )
+    reselected_share = _spread_reselected_share(ranking_stability, measured_rows)
     explainer = row_reasons.RowExplainer(run_files, measured_rows, reselected_share)
     context = {
         **_collect_context(run_files, measured_rows, sample),
@@ -104,6 +85,38 @@ def write_page(run_dir: Path, row_limit: int | str | None = None, figures: bool 
     if settings.figures:
         write_figures(all_charts, run_files.path / FIGURES)
     return page_path
+
+
+def _draw_sections(
+    run_files: RunFiles, measured_rows: RowMeasurements, ranking_stability: ensemble_health.RankingStability | None
+) -> dict[str, list[Chart]]:
+    """Draw the charts of each section of the page; a chart without values is left out."""
+    drawn_rows = measured_rows.drawn
+    is_selected = drawn_rows.selected
+    selected_share = None if is_selected is None or not len(is_selected) else float(is_selected.mean())
+    section_charts: dict[str, list[Chart | None]] = {
+        "answer": [answer_section.draw_winning_scores(run_files)],
+        "selection": [*draw_selection(drawn_rows, run_files.diagnostics, run_files.seed)],
+        "health": [
+            ensemble_health.draw_trajectories(run_files),
+            ensemble_health.draw_collapse(run_files),
+            ensemble_health.draw_heldout(run_files),
+            ensemble_health.draw_stability(ranking_stability, selected_share) if ranking_stability else None,
+        ],
+        "convergence": [*convergence_curves.draw_convergence(run_files)],
+    }
+    return {name: [chart for chart in charts if chart] for name, charts in section_charts.items()}
+
+
+def _spread_reselected_share(
+    ranking_stability: ensemble_health.RankingStability | None, measured_rows: RowMeasurements
+) -> np.ndarray | None:
+    """Return the [N] share of resampled ensembles that select each row, NaN where unknown; None where none is known."""
+    if ranking_stability is None or ranking_stability.reselected_share is None:
+        return None
+    reselected_share = np.full(len(measured_rows), np.nan)
+    reselected_share[measured_rows.find_positions(ranking_stability.example_ids)] = ranking_stability.reselected_share
+    return reselected_share
 
 
 def _collect_context(run_files: RunFiles, rows: RowMeasurements, sample: row_explorer.RowSample) -> Mapping[str, Any]:

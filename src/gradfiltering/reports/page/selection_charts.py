@@ -12,8 +12,6 @@ from gradfiltering.reports.page.charts import (
     Chart,
     ChartLabels,
     ReferenceLine,
-    SymmetricLog,
-    assign_bins,
     bar_chart,
     histogram_chart,
     interval_chart,
@@ -21,6 +19,7 @@ from gradfiltering.reports.page.charts import (
     scatter_chart,
 )
 from gradfiltering.reports.page.row_measurements import RowMeasurements
+from gradfiltering.reports.page.value_scales import SymmetricLog, assign_bins
 from gradfiltering.seeding import numpy_rng
 
 POINTS_DRAWN = 2500

@@ -2,8 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import product
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,16 @@ from gradfiltering.reports.method_comparisons import METHOD_TABLE
 from gradfiltering.reports.number_formats import format_number
 from gradfiltering.reports.page import sweep_answer
 from gradfiltering.reports.page.charts import write_figures
+from gradfiltering.reports.page.heat_maps import (
+    COMPANY_KEYS,
+    NO_JOB,
+    NOT_MEASURED,
+    HeatCell,
+    Metric,
+    build_heat_maps,
+    build_pair_cells,
+    list_metrics,
+)
 from gradfiltering.reports.page.html_rendering import write_html
 from gradfiltering.reports.page.sweep_curves import draw_sweep_curves
 from gradfiltering.reports.paper_tables import PaperTable, build_ablation_table, build_main_table
@@ -26,8 +35,6 @@ from gradfiltering.runs.run_folder import FIGURES, REPORT_FILE
 SWEEP_FILE = "sweep.html"
 TABLES_NAME = "tables"
 MOST_JOBS_PAIRED = 64
-NO_JOB, NOT_MEASURED = "no job", "not measured"
-COMPANY_KEYS = ("jaccard", "rank_correlation")  # depend on which other jobs happened to run
 LABEL_COLUMNS = ("method", "M", "snapshots", "options")
 LABEL_NAMES = ("method", "M", "snapshots", "other options")
 JOB_COLUMNS = ["job", "asked_for", "selected", "heldout_loss", "noise", "jaccard", "rank_correlation", "seconds"]
@@ -49,90 +56,6 @@ PAIR_QUESTIONS = {
     "jaccard": ("Which jobs selected the same rows?", "Jaccard index of the selected rows"),
     "rank_correlation": ("Which jobs rank the rows alike?", "Spearman's correlation of the scores"),
 }
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A measure that a heat map shows.
-
-    Attributes:
-        key: in the rows of the sweep.
-        short_name: its column in the table of jobs.
-        question: in plain words.
-        reading: explains the values.
-        best_words: label of the best value, or "" where no end is better.
-        lower_is_better: the better end.
-        phrase: the measure within a sentence.
-        neutral_value: divides better from worse, None where there is none.
-    """
-
-    key: str
-    short_name: str
-    question: str
-    reading: str
-    best_words: str = ""
-    lower_is_better: bool = False
-    phrase: str = ""
-    neutral_value: float | None = None
-
-
-WINNING_SCORE = Metric(
-    key="pws",
-    short_name="PWS",
-    question="",
-    reading="Pairwise winning score of the candidate: 1 is on a par, 2 wins every prompt, 0 none.",
-    neutral_value=1.0,
-)
-METRICS = [
-    Metric(
-        key="heldout_loss",
-        short_name="held-out loss",
-        question="Which subset teaches most?",
-        reading="Held-out loss of the candidate; lower is better.",
-        best_words="Lowest held-out loss",
-        phrase="held-out loss",
-        lower_is_better=True,
-    ),
-    Metric(
-        key="noise",
-        short_name="noise",
-        question="Which settings let planted defects through?",
-        reading="Share of planted rows among the selected; lower is better.",
-        best_words="Least noise among the selected",
-        phrase="noise among the selected",
-        lower_is_better=True,
-    ),
-    Metric(
-        key="jaccard",
-        short_name="Jaccard",
-        question="How much does a selection share with the others?",
-        reading="Mean Jaccard index of the selected rows with those of every other job; 1 is the same rows.",
-    ),
-    Metric(
-        key="rank_correlation",
-        short_name="rank corr.",
-        question="How alike is the ranking to the others?",
-        reading="Mean Spearman correlation of the scores with those of every other job.",
-        neutral_value=0.0,
-    ),
-]
-
-
-@dataclass(frozen=True)
-class HeatCell:
-    """A cell of a heat map.
-
-    Attributes:
-        text: the value, or the reason for which there is none.
-        level: strength of the colour, 0 to 100; None for a cell without a value.
-        side: `up` or `down` of the neutral value.
-        jobs: names of the jobs behind it.
-    """
-
-    text: str
-    level: int | None = None
-    side: str = ""
-    jobs: str = ""
 
 
 def write_sweep_page(
@@ -157,14 +80,46 @@ def write_sweep_page(
         marks: what stands between the results and a claim, a sentence each.
     """
     varying_options = find_varying_options(sweep_jobs)
-    unusable_jobs = [not sweep_job.has_usable_verdicts for sweep_job in sweep_jobs]
     table = _tabulate_jobs(sweep_jobs, sweep_rows, varying_options)
     measured_columns = set(table.columns[table.notna().any()])
     shown_metrics = [metric for metric in list_metrics(table) if metric.key in measured_columns]
     metric_keys = [metric.key for metric in shown_metrics]
     table[metric_keys] = table[metric_keys].astype(float)
-    heat_maps = build_heat_maps(table, shown_metrics, read_planned_values(folder))
-    own_maps = [heat_map for heat_map in heat_maps if heat_map["metric"].key not in COMPANY_KEYS]
+    shown_tables = _build_shown_tables(sweep_jobs, varying_options, verdicts, method_table, marks)
+    for paper_table in (*shown_tables, *_list_plain_tables(table, metric_keys, overlaps, correlations)):
+        paper_table.write(folder / TABLES_NAME)
+    curve_charts = draw_sweep_curves(sweep_jobs, varying_options)
+    if any(sweep_job.options("report").get("figures") for sweep_job in sweep_jobs):
+        write_figures(curve_charts, folder / FIGURES)
+    context: dict[str, Any] = {
+        "name": folder.resolve().name,
+        "marks": marks,
+        "verdicts": _describe_verdicts(verdicts),
+        "count": len(sweep_jobs),
+        "best": [_describe_best(metric, table) for metric in shown_metrics if metric.best_words],
+        "curves": [chart.name for chart in curve_charts],
+        "tables": shown_tables,
+        "table_links": TABLE_LINKS,
+        "table_headings": TABLE_HEADINGS,
+        "pairs": _build_pair_maps(overlaps, correlations) if len(sweep_jobs) <= MOST_JOBS_PAIRED else [],
+        "unusable_count": sum(not sweep_job.has_usable_verdicts for sweep_job in sweep_jobs),
+    }
+    context |= _describe_heat_maps(build_heat_maps(table, shown_metrics, read_planned_values(folder)))
+    context |= _describe_jobs(sweep_jobs, table, shown_metrics)
+    context |= _describe_answer(sweep_jobs, table, shown_metrics, verdicts)
+    page_path = folder / SWEEP_FILE
+    write_html(page_path, "sweep.html", context, curve_charts, styles=["sweep.css"])
+    return page_path
+
+
+def _build_shown_tables(
+    sweep_jobs: Sequence[SweepJob],
+    varying_options: set[str],
+    verdicts: Mapping[str, Mapping[str, Any]],
+    method_table: PaperTable | None,
+    marks: Sequence[str],
+) -> list[PaperTable]:
+    """Build the tables of the page that this sweep has results for, each with the marks under it."""
     paper_tables = [
         build_verdict_table(verdicts) if verdicts else None,
         build_seed_table(sweep_jobs, varying_options),
@@ -172,45 +127,33 @@ def write_sweep_page(
         build_main_table(sweep_jobs),
         build_ablation_table(sweep_jobs, varying_options),
     ]
-    shown_tables = [
+    return [
         replace(paper_table, note=" ".join([paper_table.note, *marks]))
         for paper_table in paper_tables
         if paper_table is not None
     ]
-    for paper_table in (*shown_tables, *_list_plain_tables(table, metric_keys, overlaps, correlations)):
-        paper_table.write(folder / TABLES_NAME)
-    curve_charts = draw_sweep_curves(sweep_jobs, varying_options)
-    if any(sweep_job.options("report").get("figures") for sweep_job in sweep_jobs):
-        write_figures(curve_charts, folder / FIGURES)
+
+
+def _build_pair_maps(overlaps: np.ndarray, correlations: np.ndarray) -> list[tuple[str, str, list[list[HeatCell]]]]:
+    """Build the question, the measure and the cells of each map of pairs of jobs."""
+    pair_values = {"jaccard": overlaps, "rank_correlation": correlations}
+    return [
+        (*PAIR_QUESTIONS[name], build_pair_cells(values))
+        for name, values in pair_values.items()
+        if np.isfinite(values).any()
+    ]
+
+
+def _describe_heat_maps(heat_maps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Describe the heat maps for the page: those of a job's own measures, and those that compare it with the others."""
     first_parts = heat_maps[0]["parts"] if heat_maps else []
     first_texts = [cell.text for part in first_parts for _, cells in part["rows"] for cell in cells]
-    pair_values = {"jaccard": overlaps, "rank_correlation": correlations}
-    context: dict[str, Any] = {
-        "name": folder.resolve().name,
-        "marks": marks,
-        "verdicts": _describe_verdicts(verdicts),
-        "count": len(sweep_jobs),
-        "best": [_describe_best(metric, table) for metric in shown_metrics if metric.best_words],
-        "heat_maps": own_maps,
+    return {
+        "heat_maps": [heat_map for heat_map in heat_maps if heat_map["metric"].key not in COMPANY_KEYS],
         "company_maps": [heat_map for heat_map in heat_maps if heat_map["metric"].key in COMPANY_KEYS],
-        "curves": [chart.name for chart in curve_charts],
-        "tables": shown_tables,
-        "table_links": TABLE_LINKS,
-        "table_headings": TABLE_HEADINGS,
-        "pairs": [
-            (*PAIR_QUESTIONS[name], _build_pair_cells(values))
-            for name, values in pair_values.items()
-            if np.isfinite(values).any() and len(sweep_jobs) <= MOST_JOBS_PAIRED
-        ],
-        "unusable_count": sum(unusable_jobs),
         "missing_count": first_texts.count(NO_JOB),
         "unmeasured_count": first_texts.count(NOT_MEASURED),
     }
-    context |= _describe_jobs(sweep_jobs, table, shown_metrics)
-    context |= _describe_answer(sweep_jobs, table, shown_metrics, verdicts)
-    page_path = folder / SWEEP_FILE
-    write_html(page_path, "sweep.html", context, curve_charts, styles=["sweep.css"])
-    return page_path
 
 
 def _tabulate_jobs(
@@ -299,81 +242,6 @@ def _describe_answer(
     }
 
 
-def list_metrics(table: pd.DataFrame) -> list[Metric]:
-    """List the metrics in the order of the page."""
-    baseline_names = [name[4:-4] for name in table.columns if name.startswith("pws_") and name.endswith("_low")]
-    winning_scores = [
-        replace(
-            WINNING_SCORE,
-            key=f"pws_{name}",
-            short_name=f"PWS, {name}",
-            question=f"Which settings win against {name}?",
-            best_words=f"Highest PWS against {name}",
-            phrase=f"PWS against {name}",
-        )
-        for name in baseline_names
-    ]
-    return [*winning_scores, *METRICS]
-
-
-def build_heat_maps(
-    table: pd.DataFrame, shown_metrics: Sequence[Metric], planned_values: Mapping[str, list[str]]
-) -> list[dict[str, Any]]:
-    """Build, for each metric, a table of method by M for each set of other options and pair of snapshots."""
-    method_names = list(dict.fromkeys([*table["method"], *planned_values.get("scorer", [])]))
-    pair_values = sorted({*table["snapshots"], *planned_values.get("epochs", [])})
-    member_counts = sorted({*table["M"], *planned_values.get("ensemble.m", [])}, key=_numeric_order)
-    setting_groups = dict(list(table.groupby(["options", "snapshots", "method", "M"])))
-    heat_maps = []
-    for metric in shown_metrics:
-        weakest, strongest = _scale_ends(metric, table[metric.key])
-        map_parts = []
-        for options, pair in product(dict.fromkeys(table["options"]), pair_values):
-            rows = []
-            for method in method_names:
-                groups = [setting_groups.get((options, pair, method, count)) for count in member_counts]
-                rows.append((method, [_build_cell(group, metric, weakest, strongest) for group in groups]))
-            map_parts.append({"options": options, "pair": pair, "columns": member_counts, "rows": rows})
-        low_end = weakest if metric.neutral_value is None else metric.neutral_value - strongest
-        high_end = strongest if metric.neutral_value is None else metric.neutral_value + strongest
-        heat_maps.append({"metric": metric, "parts": map_parts, "ends": (f"{low_end:.3g}", f"{high_end:.3g}")})
-    return heat_maps
-
-
-def _scale_ends(metric: Metric, values: pd.Series) -> tuple[float, float]:
-    """Compute the values at which the colour is weakest and strongest; beside a neutral value, their distance."""
-    if metric.neutral_value is not None:
-        return metric.neutral_value, float((values - metric.neutral_value).abs().max()) or 1.0
-    # Strong colour is the better end in every map, so that a glance finds the best in each.
-    ends = float(values.min()), float(values.max())
-    return ends[::-1] if metric.lower_is_better else ends
-
-
-def _build_cell(setting_group: pd.DataFrame | None, metric: Metric, weakest: float, strongest: float) -> HeatCell:
-    if setting_group is None:
-        return HeatCell(NO_JOB)
-    sweep_jobs, value = ", ".join(setting_group["job"]), setting_group[metric.key].mean()
-    if pd.isna(value):
-        return HeatCell(NOT_MEASURED, jobs=sweep_jobs)
-    if metric.neutral_value is not None:
-        side = "up" if value >= metric.neutral_value else "down"
-        return HeatCell(f"{value:.3f}", _percent(abs(value - metric.neutral_value) / strongest), side, sweep_jobs)
-    spread = strongest - weakest
-    return HeatCell(f"{value:.3f}", _percent((value - weakest) / spread if spread else 0.0), "up", sweep_jobs)
-
-
-def _build_pair_cells(values: np.ndarray) -> list[list[HeatCell]]:
-    return [
-        [
-            HeatCell(f"{value:.2f}".replace("0.", ".", 1), _percent(abs(value)), "up" if value >= 0 else "down")
-            if np.isfinite(value)
-            else HeatCell(NOT_MEASURED)
-            for value in row
-        ]
-        for row in values.tolist()
-    ]
-
-
 def _describe_best(metric: Metric, table: pd.DataFrame) -> tuple[str, str, str]:
     """Describe the best value of a metric: its label, the value, and the job's settings."""
     values = table[metric.key]
@@ -401,11 +269,3 @@ def _list_plain_tables(
         PaperTable("heatmaps", "The values behind the heat maps.", table[heat_columns], 5),
         PaperTable("pairs", pair_caption, pd.DataFrame(pair_values), 2),
     ]
-
-
-def _percent(share: float) -> int:
-    return round(100 * min(max(share, 0.0), 1.0))
-
-
-def _numeric_order(text: str) -> tuple[float, str]:
-    return (float(text), "") if text.replace(".", "", 1).isdigit() else (float("inf"), text)
