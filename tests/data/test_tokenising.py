@@ -198,7 +198,7 @@ import datasets
 datasets.config.HF_DATASETS_CACHE = Path(sys.argv[1]) / "read"
 from gradfiltering.data import tokenising
 tokenising.ROWS_PER_SHARD = 300
-from gradfiltering.data.examples import Encoder
+from gradfiltering.data.encoder import Encoder
 from gradfiltering.runs.cache import Cache
 from tests.support.small_datasets import ALPACA, make_tokenizer
 from gradfiltering.data.dataset import InstructionDataset

@@ -1,7 +1,7 @@
 """Conversations as tokens by the tokenizer's own chat template, which marks the assistant's words."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -60,22 +60,11 @@ def tokenize_by_chat_template(
         closing_token_id: put after a response that the template ends in nothing but text.
         stop_token_ids: tokens that end a response.
     """
-    conversation = Conversation(
-        tuple(_without_surrogates(message) for message in conversation.messages),
-        tuple(replace_all_lone_surrogates(conversation.tools)),
-        replace_all_lone_surrogates(conversation.template_arguments),
-    )
+    conversation = _replace_surrogates(conversation)
     messages = conversation.messages
     if not messages:
         return TokenizedRow()
-    rendered_messages = template_messages(messages, names_calls="tool_calls" in tokenizer.chat_template)
-    if wants_parts(tokenizer):
-        rendered_messages = content_parts(rendered_messages)
-    render = partial(
-        tokenizer.apply_chat_template,
-        rendered_messages,
-        **{**conversation.template_arguments, "tools": list(conversation.tools) or None},
-    )
+    render = _prepare_rendering(conversation, tokenizer)
     try:
         rendered_text = render(tokenize=False)
         encoded = render(tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
@@ -111,6 +100,26 @@ def tokenize_by_chat_template(
         list(zip(token_ids, learnt, strict=True)), stretches, trained_turns, closing_token_id, stop_token_ids, tokenizer
     )
     return TokenizedRow(pieces, not_shown=not_shown)
+
+
+def _replace_surrogates(conversation: Conversation) -> Conversation:
+    return Conversation(
+        tuple(_without_surrogates(message) for message in conversation.messages),
+        tuple(replace_all_lone_surrogates(conversation.tools)),
+        replace_all_lone_surrogates(conversation.template_arguments),
+    )
+
+
+def _prepare_rendering(conversation: Conversation, tokenizer: Any) -> Callable[..., Any]:
+    """Return `apply_chat_template` with the conversation's messages, tools and arguments filled in."""
+    rendered_messages = template_messages(conversation.messages, names_calls="tool_calls" in tokenizer.chat_template)
+    if wants_parts(tokenizer):
+        rendered_messages = content_parts(rendered_messages)
+    return partial(
+        tokenizer.apply_chat_template,
+        rendered_messages,
+        **{**conversation.template_arguments, "tools": list(conversation.tools) or None},
+    )
 
 
 def describe_refusal(error: Exception) -> str:

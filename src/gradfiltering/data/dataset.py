@@ -21,9 +21,9 @@ def check_rows(dataset_rows: Dataset | JsonRows, schema: Schema, describe_row: C
     """Refuses rows that are not of the schema.
 
     Args:
-        rows: all rows of a source.
+        dataset_rows: all rows of a source.
         schema: what they are to be.
-        place: says where a row stands.
+        describe_row: says where a row stands.
 
     Raises:
         UserError: the first row that does not fit, its field and value.

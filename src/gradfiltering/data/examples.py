@@ -110,7 +110,7 @@ class Examples:
         """The part of `summary.json` about the data.
 
         Args:
-            rows: in all.
+            dataset_rows: in all.
             left_out: id and reason of examples that a scorer gave no score.
         """
         unscored = [*self.unscored, *left_out]

@@ -179,9 +179,9 @@ def write_rows(
     """Writes rows and their lines in chunks, so that memory holds one chunk.
 
     Args:
-        folder: an existing folder.
+        cache_folder: an existing folder.
         rows: each with its line, 0 for none.
-        files: name and first row of each file; may grow while the rows are read.
+        data_files: name and first row of each file; may grow while the rows are read.
     """
     value_types: ValueTypes = {}
     with (
@@ -216,7 +216,7 @@ def _write_files(cache_folder: Path, data_files: list[DataFile], first_rows: int
 def _numbered_rows(
     data_files: list[DataFile], file_starts: list[tuple[str, int]], first_rows: int | None
 ) -> Iterator[tuple[Mapping[str, Any], int]]:
-    """The first rows of all files, each with its line; where a file's rows start is added to `starts`."""
+    """The first rows of all files, each with its line; where a file's rows start is added to `file_starts`."""
     row_count = 0
     for data_file in data_files:
         file_starts.append((str(data_file.path), row_count))

@@ -109,7 +109,8 @@ def parse_json(decoded_text: str, row_location: str, error_remedy: str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        UserError: it is not JSON, or Python cannot hold it; the message opens with `where` and ends with `remedy`.
+        UserError: it is not JSON, or Python cannot hold it; the message opens with `row_location` and ends with
+            `error_remedy`.
     """
     try:
         return json.loads(decoded_text)

@@ -49,10 +49,10 @@ def validation_rows(dataset: InstructionDataset, validation_path: str | None, ta
     """The rows of a file, or those that are held out.
 
     Args:
-        records: the run's.
-        path: a file of rows in the schema of the data; None takes the held-out rows.
-        task: field that names a row's task; `auto` takes `source` where every row has it, and one task where no row
-            has; None puts all rows into one task.
+        dataset: the run's.
+        validation_path: a file of rows in the schema of the data; None takes the held-out rows.
+        task_field: field that names a row's task; `auto` takes `source` where every row has it, and one task where no
+            row has; None puts all rows into one task.
 
     Raises:
         UserError: there are no such rows, they lack a column, or a row names no task.

@@ -10,7 +10,13 @@ import pandas as pd
 
 from gradfiltering.errors import UserError
 from gradfiltering.reports.paper_tables import PaperTable
-from gradfiltering.reports.seed_tables import CONFIDENCE, group_by_setting, group_draws, tabulate_estimates
+from gradfiltering.reports.seed_tables import (
+    CONFIDENCE,
+    describe_correction,
+    group_by_setting,
+    group_draws,
+    tabulate_estimates,
+)
 from gradfiltering.reports.sweep_jobs import SweepJob
 from gradfiltering.reports.verdict_tables import read_outcomes
 from gradfiltering.statistics.seed_intervals import (
@@ -78,12 +84,10 @@ def build_method_table(
         }
         for comparison in comparisons
     ]
-    estimates = tabulate_estimates([comparison.estimate for comparison in comparisons], "difference")
-    table = pd.concat([pd.DataFrame(labels), estimates], axis=1)
-    tested_count = estimates["p"].count()
+    table = tabulate_estimates(labels, [comparison.estimate for comparison in comparisons], "difference")
     note = (
-        f"{tested_count} tests, corrected by Holm's method; a star marks what is left of them. Differences are taken "
-        f"within a seed; their intervals are of {CONFIDENCE:.0%}, and fewer than {MIN_SEEDS} common seeds have none."
+        f"{describe_correction(table)} Differences are taken within a seed; their intervals are of {CONFIDENCE:.0%}, "
+        f"and fewer than {MIN_SEEDS} common seeds have none."
     )
     return PaperTable(
         METHOD_TABLE, "Settings against each other, paired by seed, held-out loss first.", table, 4, note, signed=True

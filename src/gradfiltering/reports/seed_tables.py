@@ -63,21 +63,27 @@ def build_seed_table(sweep_jobs: Sequence[SweepJob], varying_options: set[str]) 
         }
         for row in rows
     ]
-    estimates = tabulate_estimates([row.estimate for row in rows], "value")
-    table = pd.concat([pd.DataFrame(labels), estimates], axis=1)
-    tested_count = estimates["p"].count()
+    table = tabulate_estimates(labels, [row.estimate for row in rows], "value")
     note = (
-        f"{tested_count} tests, corrected by Holm's method; a star marks what is left of them. Intervals are of "
-        f"{CONFIDENCE:.0%}, over seeds and prompts; fewer than {MIN_SEEDS} seeds have none."
+        f"{describe_correction(table)} Intervals are of {CONFIDENCE:.0%}, over seeds and prompts; fewer than "
+        f"{MIN_SEEDS} seeds have none."
     )
     return PaperTable(SEED_TABLE, "Every setting over its seeds, held-out loss first.", table, label_count=4, note=note)
 
 
-def tabulate_estimates(estimates: Sequence[SeedEstimate], value_column: str) -> pd.DataFrame:
+def describe_correction(table: pd.DataFrame) -> str:
+    """Say how many tests stand behind the stars of a table of `tabulate_estimates`."""
+    return f"{table['p'].count()} tests, corrected by Holm's method; a star marks what is left of them."
+
+
+def tabulate_estimates(
+    labels: Sequence[Mapping[str, str]], estimates: Sequence[SeedEstimate], value_column: str
+) -> pd.DataFrame:
     """Tabulate values with intervals and p-values; a star marks what Holm's correction over all of them leaves.
 
     Args:
-        estimates: those without a p-value were not tested.
+        labels: first columns of each row.
+        estimates: of the rows; those without a p-value were not tested.
         value_column: name of the column of values.
     """
     p_values = [estimate.p for estimate in estimates if estimate.p is not None]
@@ -93,7 +99,7 @@ def tabulate_estimates(estimates: Sequence[SeedEstimate], value_column: str) -> 
         dtype=float,
     )
     table["shown"] = np.where(table["p (Holm)"] < 1 - CONFIDENCE, "*", "")
-    return table
+    return pd.concat([pd.DataFrame(labels), table], axis=1)
 
 
 def group_by_setting(sweep_jobs: Sequence[SweepJob], varying_options: set[str]) -> dict[str, dict[int, SweepJob]]:

@@ -94,7 +94,6 @@ class RunDisplay:
         self.stage_reused = False
         self.stage_names: list[str] = []
         self.planned_seconds: dict[str, float] = {}
-        self.stages_begun = 0
 
     def set_plan(self, stage_names: Sequence[str], planned_seconds: Mapping[str, float]) -> None:
         """Take in all stages of the run in their order, ended ones included, and how long they are expected to take.

@@ -43,4 +43,4 @@ def describe_duration(seconds: float) -> str:
 
 def describe_time_left(seconds: float) -> str:
     """Write a time left, which nobody knows to a tenth of a second."""
-    return f"{describe_duration(max(10.0, seconds)) if seconds >= 10 else f'{max(1.0, seconds):.0f} s'} left"
+    return f"{describe_duration(seconds) if seconds >= 10 else f'{max(1.0, seconds):.0f} s'} left"

@@ -42,8 +42,8 @@ def write_html(
         page_path: the file.
         template: file beside this module.
         context: values for the template; text is escaped.
-        charts: drawn where the template calls `chart(name)`.
-        data: JSON values by the id of their script element, read by the page's scripts.
+        page_charts: drawn where the template calls `chart(name)`.
+        page_data: JSON values by the id of their script element, read by the page's scripts.
         styles: files beside this module, after `base.css`.
         scripts: files beside this module, after Vega and `base.js`.
     """
