@@ -15,7 +15,7 @@ from gradfiltering.api import _write_rows
 from gradfiltering.config.build import build
 from gradfiltering.config.composition import composed
 from gradfiltering.data.loading import load
-from gradfiltering.data.remote_files import is_address
+from gradfiltering.data.remote_files import explained_access, is_address, public_address
 from gradfiltering.errors import UserError
 from gradfiltering.masking import mask_override
 
@@ -299,6 +299,17 @@ def test_keys_in_an_address_are_in_no_message_and_no_file(web, tmp_path, capsys)
         mask_override(f"data.path={signed}")
         == f"data.path={address.replace('://', '://***@')}/rows.jsonl?X-Amz-Signature=***"
     )
+
+
+@pytest.mark.parametrize("password", ["pass-word", "pa@ss-word", "pa:ss@wo@rd"])
+def test_no_part_of_a_password_is_in_the_name_of_an_address_or_in_an_error(password):
+    address = f"https://me:{password}@host.example/data/rows.jsonl"
+    assert public_address(address) == "https://host.example/data/rows.jsonl"
+    assert public_address(f"zip://rows.jsonl::{address}") == "zip://rows.jsonl::https://host.example/data/rows.jsonl"
+    with pytest.raises(UserError) as refused, explained_access(public_address(address)):
+        raise OSError(f"cannot reach '{address}?key=abc': 403, while https://other.example/a@b was there")
+    assert "'https://host.example/data/rows.jsonl': 403" in str(refused.value)
+    assert "https://other.example/a@b" in str(refused.value)
 
 
 def test_a_refused_file_is_named_with_the_servers_words(web):

@@ -100,7 +100,7 @@ def is_address(path: str) -> bool:
 
 def public_address(address: str) -> str:
     """Return an address without user and password, and of a web address without the query, which may hold a key."""
-    without_user = re.sub(r"://[^/@]*@", "://", address)
+    without_user = re.sub(r"://[^/]*@", "://", address)  # up to the last @, as a password may hold others
     return re.sub(r"(https?://[^?]*)\?.*", r"\1", without_user)
 
 
@@ -185,8 +185,9 @@ def explained_access(address: str) -> Iterator[None]:
 
 
 def _public_reason(error: BaseException) -> str:
-    """Return an error's message on one line, without the queries of addresses in it."""
-    return re.sub(r"(https?://[^?\s'\"]*)\?[^\s'\")]*", r"\1", " ".join(str(error).split()))[:300]
+    """Return an error's message on one line, without users, passwords and queries of the addresses in it."""
+    without_users = re.sub(r"://[^/\s'\"]*@", "://", " ".join(str(error).split()))
+    return re.sub(r"(https?://[^?\s'\"]*)\?[^\s'\")]*", r"\1", without_users)[:300]
 
 
 def _install_command(address: str) -> str:

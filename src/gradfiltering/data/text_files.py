@@ -17,6 +17,13 @@ from gradfiltering.data.data_files import DataFile, explained_file_access, load_
 from gradfiltering.errors import UserError
 from gradfiltering.runs.plain_text import one_line
 
+# Byte order mark -> encoding; a mark of UTF-32 may begin with one of UTF-16.
+WIDE_ENCODINGS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 LONGEST_CELL = 2**31 - 1  # characters; the csv module's own bound is shorter than some responses
 _DAMAGE_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error, OSError)
 
@@ -76,11 +83,9 @@ def _open_unpacked(data_file: DataFile) -> Iterator[BinaryIO]:
             raw_stream = packed_stream
         with packed_stream, raw_stream:
             first_bytes = cast(Any, raw_stream).peek(4)[:4]
-            for byte_order_mark in (codecs.BOM_UTF32_LE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            for byte_order_mark, encoding in WIDE_ENCODINGS.items():
                 if first_bytes.startswith(byte_order_mark):
-                    raise UserError(
-                        f"{data_file.path} is UTF-16 or UTF-32, not UTF-8. {_CONVERSION_HINT}UTF-16 -t UTF-8"
-                    )
+                    raise UserError(f"{data_file.path} is {encoding}, not UTF-8. {_CONVERSION_HINT}{encoding} -t UTF-8")
             if first_bytes.startswith(codecs.BOM_UTF8):
                 raw_stream.read(len(codecs.BOM_UTF8))
             yield raw_stream
