@@ -1,6 +1,6 @@
 """Several sources as one dataset: how many rows of each, which, and in what order."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
@@ -96,14 +96,7 @@ class MixtureSource(LoadedSource):
             for source_name, part in self.parts.items()
         }
         self._check_schemas(loaded_sources)
-        row_counts = self._count_rows({name: len(loaded.rows) for name, loaded in loaded_sources.items()})
-        drawn_ids, heldout_ids = {}, {}
-        for source_name, row_count in row_counts.items():
-            generator = numpy_rng(seed, "mixture", source_name)
-            source_size = len(loaded_sources[source_name].rows)
-            drawn_ids[source_name] = np.sort(generator.choice(source_size, size=row_count, replace=False))
-            other_ids = np.setdiff1d(np.arange(source_size), drawn_ids[source_name])
-            heldout_ids[source_name] = generator.permutation(other_ids)[: self.parts[source_name].heldout]
+        drawn_ids, heldout_ids = self._draw_ids(loaded_sources, seed)
         mixed_order = _shuffle(drawn_ids, numpy_rng(seed, "mixture order"))
         heldout_order = _shuffle(heldout_ids, numpy_rng(seed, "held-out order"))
         source = self
@@ -122,15 +115,8 @@ class MixtureSource(LoadedSource):
             **({"limit": self.limit, "heldout": heldout_order} if heldout_order else {}),
         }
 
-        def draw_rows() -> Iterator[tuple[dict[str, Any], int]]:
-            for source_name, row_id in [*mixed_order, *heldout_order]:
-                row_values = {"source": source_name, **row_at(loaded_sources[source_name].rows, row_id)}
-                if row_values["source"] is None:
-                    row_values["source"] = source_name
-                yield row_values, 0
-
         def write_mixture(folder: Path) -> None:
-            write_rows(folder, draw_rows(), [])
+            write_rows(folder, _iterate_mixture(loaded_sources, [*mixed_order, *heldout_order]), [])
 
         mixed_rows = open_rows(cached(cache_key, write_mixture))
         left_out = {
@@ -141,6 +127,20 @@ class MixtureSource(LoadedSource):
         }
         origin = f"mixture of {', '.join(self.sources)}"
         return source.make_dataset(LoadedRows(mixed_rows, origin, left_out=left_out), seed)
+
+    def _draw_ids(
+        self, loaded_sources: Mapping[str, LoadedRows], seed: int
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Draw positions of rows by source: those of the mixture, ascending, and those that are held out, shuffled."""
+        row_counts = self._count_rows({name: len(loaded.rows) for name, loaded in loaded_sources.items()})
+        drawn_ids, heldout_ids = {}, {}
+        for source_name, row_count in row_counts.items():
+            generator = numpy_rng(seed, "mixture", source_name)
+            source_size = len(loaded_sources[source_name].rows)
+            drawn_ids[source_name] = np.sort(generator.choice(source_size, size=row_count, replace=False))
+            other_ids = np.setdiff1d(np.arange(source_size), drawn_ids[source_name])
+            heldout_ids[source_name] = generator.permutation(other_ids)[: self.parts[source_name].heldout]
+        return drawn_ids, heldout_ids
 
     def _rename_fields(self, source_name: str, loaded: LoadedRows, new_names: Mapping[str, str]) -> LoadedRows:
         """Give fields of a source other names.
@@ -221,3 +221,14 @@ def _shuffle(ids_by_source: Mapping[str, np.ndarray], generator: np.random.Gener
     """Return name of the source and id of each row, in shuffled order."""
     rows = [(name, int(row_id)) for name, row_ids in ids_by_source.items() for row_id in row_ids]
     return [rows[index] for index in generator.permutation(len(rows))]
+
+
+def _iterate_mixture(
+    loaded_sources: Mapping[str, LoadedRows], row_order: Sequence[tuple[str, int]]
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yield rows by name of the source and position, each with the name of its source, and 0 for no line of a file."""
+    for source_name, row_id in row_order:
+        row_values = {"source": source_name, **row_at(loaded_sources[source_name].rows, row_id)}
+        if row_values["source"] is None:
+            row_values["source"] = source_name
+        yield row_values, 0

@@ -1,7 +1,5 @@
 """Loss curves of the fine-tuned models, the area under them, and the training it takes to reach a loss."""
 
-from collections.abc import Iterable, Mapping
-
 import numpy as np
 import pandas as pd
 from scipy.integrate import trapezoid
@@ -41,42 +39,21 @@ def draw_convergence(run_files: RunFiles) -> list[Chart]:
             ]
             chart_data = pd.concat(curve_frames) if curve_frames else pd.DataFrame()
             if len(chart_data):
+                chart_labels = label_losses(loss_kind, axis_name, find_loss_unit(run_files.summary))
                 drawn_charts.append(
-                    draw_loss(
-                        loss_kind,
-                        axis_name,
-                        chart_data,
-                        MODEL_COLOURS,
-                        find_loss_unit(run_files.summary),
-                        dashed_series=["random"],
-                    )
+                    line_chart(chart_labels, chart_data, palette_indices=MODEL_COLOURS, dashed_series=["random"])
                 )
     return drawn_charts
 
 
-def draw_loss(
-    loss_kind: str,
-    axis_name: str,
-    chart_data: pd.DataFrame,
-    palette_indices: Mapping[str, int],
-    loss_unit: str,
-    *,
-    dashed_series: Iterable[str],
-    name_suffix: str = "",
-    question_suffix: str = "",
-    reading: str = "",
-    x_log: bool = False,
-) -> Chart:
-    """Draw one of `LOSSES` against one of `AXES`, a line for each series of `data`."""
-    chart_labels = ChartLabels(
-        name=f"{loss_kind}_{axis_name}{name_suffix}",
-        question=QUESTIONS[loss_kind] + question_suffix,
-        reading=reading or READINGS[loss_kind],
+def label_losses(loss_kind: str, axis_name: str, loss_unit: str) -> ChartLabels:
+    """Return the words of a chart of one of `LOSSES` against one of `AXES`."""
+    return ChartLabels(
+        name=f"{loss_kind}_{axis_name}",
+        question=QUESTIONS[loss_kind],
+        reading=READINGS[loss_kind],
         x_title=AXIS_TITLES[axis_name],
         y_title=LOSS_TITLES[loss_kind] + (f", {loss_unit}" if loss_kind != "accuracy" else ""),
-    )
-    return line_chart(
-        chart_labels, chart_data, palette_indices=palette_indices, dashed_series=dashed_series, x_log=x_log
     )
 
 

@@ -1,17 +1,20 @@
 """The loss curves of a sweep's candidates in the same chart (arXiv 2601.13697, figure 3)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from gradfiltering.reports.data_lines import find_loss_unit
-from gradfiltering.reports.page.charts import Chart
-from gradfiltering.reports.page.convergence_curves import AXES, LOSSES, READINGS, draw_loss
+from gradfiltering.reports.page.charts import Chart, line_chart
+from gradfiltering.reports.page.convergence_curves import AXES, LOSSES, label_losses
 from gradfiltering.reports.run_files import CANDIDATE
 from gradfiltering.reports.sweep_jobs import SweepJob
 
 BASELINES = ("random", "full")
+LINE_WORDS = "A line is a method, the mean over seeds where there are several."
+LOG_WORDS = " The axis is logarithmic, since some models see many times the examples of others."
 FAR_APART = 4  # a line this much longer than another leaves too little of a linear axis to the shorter
 
 
@@ -36,21 +39,15 @@ def draw_sweep_curves(sweep_jobs: Sequence[SweepJob], varying_options: set[str])
             ends = [float(line_points["x"].max()) for line_points in measured_curves.values()]
             x_log = max(ends) > FAR_APART * min(ends)
             chart_data = pd.concat([line_points.assign(series=name) for name, line_points in measured_curves.items()])
-            log_words = " The axis is logarithmic, since some models see many times the examples of others."
-            reading = "A line is a method, the mean over seeds where there are several. " + READINGS[loss_kind]
-            chart = draw_loss(
-                loss_kind,
-                "examples",
-                chart_data[chart_data["x"] > 0] if x_log else chart_data,
-                {},
-                find_loss_unit(group_jobs[0].summary),
-                dashed_series=BASELINES,
-                name_suffix="" if len(job_groups) == 1 else f"_{group_number}",
-                question_suffix=f" ({other_options})" if other_options else "",
-                reading=reading + (log_words if x_log else ""),
-                x_log=x_log,
+            run_labels = label_losses(loss_kind, "examples", find_loss_unit(group_jobs[0].summary))
+            chart_labels = replace(
+                run_labels,
+                name=run_labels.name + ("" if len(job_groups) == 1 else f"_{group_number}"),
+                question=run_labels.question + (f" ({other_options})" if other_options else ""),
+                reading=f"{LINE_WORDS} {run_labels.reading}{LOG_WORDS if x_log else ''}",
             )
-            curve_charts.append(chart)
+            shown_data = chart_data[chart_data["x"] > 0] if x_log else chart_data
+            curve_charts.append(line_chart(chart_labels, shown_data, dashed_series=BASELINES, x_log=x_log))
     return curve_charts
 
 
