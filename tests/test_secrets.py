@@ -127,6 +127,7 @@ def test_names_of_secrets(name, secret):
         ("+extra=[{a: {b: {api_key: 'abc', c: 1}}}, 2]", "+extra=[{a: {b: {api_key: ***, c: 1}}}, 2]"),
         ("+extra={a: {tokens: 5}}", "+extra={a: {tokens: 5}}"),
         ("data.path=https://me:pw@host/x", "data.path=https://***@host/x"),
+        ("data.path=https://me:p?@w@host/x", "data.path=https://***@host/x"),
         ("data.path=https://host/x?token=abc&n=1", "data.path=https://host/x?token=***&n=1"),
         ("batch.tokens=512", "batch.tokens=512"),
         ("seed=1", "seed=1"),

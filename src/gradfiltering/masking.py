@@ -14,7 +14,7 @@ _STRONG_WORDS = {
 _LAST_WORDS = {"key", "apikey", "token", "header", "headers", "auth", "bearer", "signature", "sig"}
 _HARMLESS_LAST_WORDS = {"variable", "variables", "name", "limit", "count"}
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-_USER_OF_URL = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@'\"]+@", re.IGNORECASE)
+_USER_OF_URL = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s'\"]+@", re.IGNORECASE)  # a password may hold an @ itself
 _QUERY = re.compile(r"[?&](?P<name>[\w.-]+)=(?P<value>[^&\s'\"]+)")
 _BEARER = re.compile(r"\b(Bearer|Basic)\s+[^\s'\",}\]]+")
 _ASSIGNMENT = re.compile(r"(?P<name>[\w.@/+~-]+)(?P<sign>=)(?P<value>\"[^\"]*\"|'[^']*'|[^\s&,}\]]+)")
