@@ -22,7 +22,7 @@ KILLS, SEED = 20, 0
 STORED = {
     "locks", "base_models", "tokens", "base_model_losses", "members", "interrupted", "interrupted_rows",
     "gradient_log", "ensemble_losses",
-    "targets", "answers", "row_hygiene", "frozen_prefix",
+    "targets", "answers", "row_hygiene", "rows", "frozen_prefix",
 }  # fmt: skip
 EPOCHS_OF_MEMBERS = 4
 

@@ -24,6 +24,7 @@ STAGES = {
     "targets",
     "answers",
     "row_hygiene",
+    "rows",
     "frozen_prefix",
 }
 READ_BY = {

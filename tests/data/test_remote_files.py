@@ -214,8 +214,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("ETag", f'"{hash(content):x}"')
         self.end_headers()
         if with_body:
+            self.state["sent"] += len(body)  # before it is written, as the reader goes on once it has it
             self.wfile.write(body)
-            self.state["sent"] += len(body)
 
     def do_GET(self):
         self.answer(with_body=True)
