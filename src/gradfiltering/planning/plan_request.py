@@ -1,4 +1,4 @@
-"""What a plan is made of: the measurements of a run, its rows and models, and its target."""
+"""The request for a plan: the measurements of a run, its rows and models, and its target."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -22,7 +22,7 @@ from gradfiltering.planning.operations import TokenCounts
 from gradfiltering.planning.plan_request import PlanRequest
 from gradfiltering.planning.plan_settings import PlanSettings
 from gradfiltering.planning.run_plan import FIXED, PlannedStage, PlannedWork, RunPlan, Saving, sum_known
-from gradfiltering.planning.run_speed import agree_on_slowest, is_worth_timing, measure_other_work
+from gradfiltering.planning.run_speed import agree_on_slowest, is_worth_timing, measure_work_outside_ensemble
 from gradfiltering.planning.savings import CheaperWork, find_savings
 from gradfiltering.planning.stored_calibration import StoredCalibration
 from gradfiltering.planning.target_work import (
@@ -67,8 +67,10 @@ def plan_run(request: PlanRequest, settings: PlanSettings) -> RunPlan:
     speed = None
     memories: Mapping[str, ChunkMemory] = {}
     if is_worth_timing(planned_work, is_wanted):
-        other_rates, memories = measure_other_work(request, context, base_shape, planned_work, calibration)
-        speed = _combine_speed(other_rates, adapter_plan, calibration, started_at)
+        rates_outside_ensemble, memories = measure_work_outside_ensemble(
+            request, context, base_shape, planned_work, calibration
+        )
+        speed = _combine_speed(rates_outside_ensemble, adapter_plan, calibration, started_at)
         planned_work += _plan_fixed_work(planned_work, speed)
     timed_work = [_estimate(piece, speed) for piece in planned_work]
     batch_memory = BatchMemory(present_bytes, adapter_plan, target_models, memories)
@@ -116,10 +118,13 @@ def _plan_target(
 
 
 def _combine_speed(
-    other_rates: Mapping[str, float], adapter_plan: AdapterPlan, calibration: StoredCalibration, started_at: float
+    rates_outside_ensemble: Mapping[str, float],
+    adapter_plan: AdapterPlan,
+    calibration: StoredCalibration,
+    started_at: float,
 ) -> Speed:
-    """Put together what was measured with adapters and without, and agree with the other processes on the slowest."""
-    rates = {**other_rates, **adapter_plan.rates}
+    """Put together the speed of the ensemble and of other work, and agree with other processes on the slowest."""
+    rates = {**rates_outside_ensemble, **adapter_plan.rates}
     rates.setdefault("gradients", rates["losses"])
     logger.info("operations per second by kind of work: %s", {kind: f"{rate:.2e}" for kind, rate in rates.items()})
     return agree_on_slowest(

@@ -1,4 +1,4 @@
-"""The speed of a run: which work is worth timing, and the timing of work without adapters."""
+"""The speed of a run: which work is worth timing, and the timing of all work but that of the ensemble."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -25,14 +25,14 @@ def hash_shape(shape: ModelShape) -> str:
     return hash_key(asdict(shape))
 
 
-def measure_other_work(
+def measure_work_outside_ensemble(
     request: PlanRequest,
     context: MeasurementContext,
     shape: ModelShape,
     planned_work: Sequence[PlannedWork],
     calibration: StoredCalibration,
 ) -> tuple[dict[str, float], dict[str, ChunkMemory]]:
-    """Measure the work without members that is due, on the proxy, which is loaded.
+    """Measure the due work that is not the ensemble's (losses, fine-tuning, answers), on the proxy, which is loaded.
 
     Returns:
         Kind of work -> operations per second; kind of work -> memory of its batches.

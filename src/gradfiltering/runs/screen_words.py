@@ -1,11 +1,5 @@
 """Words on the screen: what a stage does, and how long something takes."""
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
-
 # Stage in the summary -> what it does, on the screen.
 STAGE_WORDS = {
     "libraries": "loading libraries",
