@@ -1,6 +1,6 @@
 """Batches of padded examples: those that members train on, and those of a pass over rows of like length."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from gradfiltering.data.length_buckets import LengthBuckets
 from gradfiltering.distributed.row_measurements import ALL_WORK, WorkShare
 
 IGNORED = -100
+STAYS_WITH_PROCESS = ("example_id", "lengths")  # never sent to a GPU
 
 
 @dataclass
@@ -45,9 +46,19 @@ class Batch:
         moved_tensors = {
             name: tensor.to(device, non_blocking=True)
             for name, tensor in self.tensors.items()
-            if name not in ("example_id", "lengths")
+            if name not in STAYS_WITH_PROCESS
         }
         return replace(self, **moved_tensors)
+
+    def pin_memory(self) -> "Batch":
+        """The batch with the tensors that go to a GPU in pinned memory, from where they go without making it wait.
+
+        `DataLoader` calls it.
+        """
+        pinned_tensors = {
+            name: tensor.pin_memory() for name, tensor in self.tensors.items() if name not in STAYS_WITH_PROCESS
+        }
+        return replace(self, **pinned_tensors)
 
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         """Apply a function, such as a slice along the examples, to each tensor of the batch."""
@@ -74,7 +85,7 @@ class RowStates(Protocol):
         ...
 
 
-def collate(rows: dict[str, list[Any]], pad_id: int, shape: tuple[int, ...]) -> Batch:
+def collate(rows: Mapping[str, Sequence[Any]], pad_id: int, shape: tuple[int, ...]) -> Batch:
     """Pads encoded rows of one sequence each on the right to the longest.
 
     Args:
@@ -88,13 +99,13 @@ def collate(rows: dict[str, list[Any]], pad_id: int, shape: tuple[int, ...]) -> 
     return Batch(
         input_ids=input_ids.view(*shape, padded_length),
         labels=labels.view(*shape, padded_length),
-        example_id=torch.tensor(rows["example_id"], dtype=torch.int64).view(*shape),
+        example_id=torch.from_numpy(np.array(rows["example_id"], dtype=np.int64)).view(*shape),
         lengths=torch.tensor(lengths, dtype=torch.int64).view(*shape),
     )
 
 
 def collate_pairs(
-    rows: dict[str, list[Any]], reference_nll: np.ndarray, pad_id: int, shape: tuple[int, ...]
+    rows: Mapping[str, Sequence[Any]], reference_nll: np.ndarray, pad_id: int, shape: tuple[int, ...]
 ) -> PreferenceBatch:
     """Pads encoded preference rows on the right, both sequences of all rows to the longest.
 
@@ -112,23 +123,38 @@ def collate_pairs(
     return PreferenceBatch(
         input_ids=input_ids.view(*shape, 2, padded_length),
         labels=labels.view(*shape, 2, padded_length),
-        example_id=torch.tensor(rows["example_id"], dtype=torch.int64).view(*shape),
+        example_id=torch.from_numpy(np.array(rows["example_id"], dtype=np.int64)).view(*shape),
         reference_nll=torch.from_numpy(np.ascontiguousarray(reference_nll)).view(*shape, 2),
         lengths=torch.tensor(lengths, dtype=torch.int64).view(*shape),
     )
 
 
 def _pad_rows(
-    token_rows: list[list[int]], span_rows: list[list[int]], padded_length: int, pad_id: int
+    token_rows: Sequence[Sequence[int]], span_rows: Sequence[Sequence[int]], padded_length: int, pad_id: int
 ) -> tuple[Tensor, Tensor]:
     """Return [rows, padded_length] tokens and labels."""
     input_ids = np.full((len(token_rows), padded_length), pad_id, dtype=np.int64)
     labels = np.full_like(input_ids, IGNORED)
-    for row_index, (token_ids, spans) in enumerate(zip(token_rows, span_rows, strict=True)):
-        input_ids[row_index, : len(token_ids)] = token_ids
-        for first_position, end_position in zip(spans[::2], spans[1::2], strict=True):
-            labels[row_index, first_position:end_position] = token_ids[first_position:end_position]
+    if len(token_rows):
+        row_lengths = np.asarray([len(token_ids) for token_ids in token_rows])
+        tokens = np.concatenate(token_rows, dtype=np.int64, casting="unsafe")  # of all rows, one after the other
+        is_supervised = _mark_spans(span_rows, row_lengths)
+        is_token = np.arange(padded_length) < row_lengths[:, None]
+        input_ids[is_token] = tokens
+        labels[is_token] = np.where(is_supervised, tokens, IGNORED)
     return torch.from_numpy(input_ids), torch.from_numpy(labels)
+
+
+def _mark_spans(span_rows: Sequence[Sequence[int]], row_lengths: np.ndarray) -> np.ndarray:
+    """Return for each token of all rows, one row after the other, whether it lies in a span of its row."""
+    row_starts = np.cumsum(row_lengths) - row_lengths
+    span_bounds = np.concatenate(span_rows, dtype=np.int64, casting="unsafe")  # start, stop, start, stop, …
+    span_bounds += np.repeat(row_starts, [len(spans) for spans in span_rows])
+    spans_begun = np.zeros(row_lengths.sum() + 1, dtype=np.int64)
+    np.add.at(spans_begun, span_bounds[::2], 1)
+    np.add.at(spans_begun, span_bounds[1::2], -1)
+    is_marked: np.ndarray = np.cumsum(spans_begun)[:-1] > 0
+    return is_marked
 
 
 class MemberBatches(Dataset[Batch]):
@@ -233,9 +259,9 @@ def make_batch(
     """
     if examples.is_paired:
         assert examples.reference_nll is not None, "measure the base model's log-probabilities first"
-        batch: Batch = collate_pairs(examples.table[rows], examples.reference_nll[rows], pad_id, shape)
+        batch: Batch = collate_pairs(examples.read_rows(rows), examples.reference_nll[rows], pad_id, shape)
     else:
-        batch = collate(examples.table[rows], pad_id, shape)
+        batch = collate(examples.read_rows(rows), pad_id, shape)
     if row_states is None:
         return batch
     sequences = examples.sequence_positions(rows)

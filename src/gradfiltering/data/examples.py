@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from datasets import Dataset, concatenate_datasets
 from numpy.typing import DTypeLike
 
 from gradfiltering.data.row_duplicates import find_first_equal
+from gradfiltering.data.token_rows import TokenRows
 from gradfiltering.runs.mapped_arrays import map_large_array
 
 READ_AT_ONCE = 10_000  # rows of a tokenised table
@@ -97,6 +99,24 @@ class Examples:
         offsets = len(self) * np.arange(self.sequence_count)
         positions: np.ndarray = (row_positions[:, None] + offsets).ravel()
         return positions
+
+    def read_rows(self, row_positions: np.ndarray) -> dict[str, Sequence[np.ndarray]]:
+        """Read the rows of a batch.
+
+        Args:
+            row_positions: [rows] positions of them.
+
+        Returns:
+            `example_id` [rows]; and for each of `input_ids`, `supervised` and, where rows are paired, `rejected_ids`
+            and `rejected_supervised` a list with an array of each row.
+        """
+        column_names = ["input_ids", "supervised", *(REJECTED_COLUMNS if self.is_paired else ())]
+        token_columns = {name: self._token_rows.read(name, row_positions) for name in column_names}
+        return {"example_id": self.example_ids[row_positions], **token_columns}
+
+    @cached_property
+    def _token_rows(self) -> TokenRows:
+        return TokenRows(self.table)
 
     def _chosen_table(self) -> Dataset:
         return self.table.select_columns(["input_ids", "supervised"])

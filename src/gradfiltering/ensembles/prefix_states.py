@@ -224,7 +224,7 @@ def _write_states(rank_folder: Path, engine: FusedEngine, examples: Examples, pa
         starts = dict(zip(shard_rows[shard_number].tolist(), (np.cumsum(lengths) - lengths).tolist(), strict=True))
         shard = np.empty((lengths.sum(), prefix.state_width), raw_type)
         for _, rows in shard_pieces:
-            batch = collate(examples.table[rows], pad_id, (len(rows),))
+            batch = collate(examples.read_rows(rows), pad_id, (len(rows),))
             states = engine.compute_prefix_states(prefix, batch.input_ids.to(engine.model.device)).cpu().contiguous()
             raw_states = states.view(torch.int16) if states.element_size() == 2 else states
             for row, row_states in zip(rows.tolist(), raw_states.numpy(), strict=True):
