@@ -202,12 +202,16 @@ class _MemberSaver(L.Callback):
         self.earlier_progress = progress
         self.bar = bar
         self.has_checkpoint = False
+        self.steps_to_save: list[set[int]] = []  # of each member in the epoch
         self.epoch_start = self.last_save = time.monotonic()
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Prepare the recorder of an online epoch, and take up what an interrupted run left."""
         assert isinstance(module, ProxyEnsemble)
         data = _data_module(trainer)
+        self.steps_to_save = [
+            set(self.member_cache.steps_to_save(member_id, data.epoch)) for member_id in module.member_ids
+        ]
         if self.member_cache.records_steps:
             rows_folder = self.member_cache.resume_point(module.member_ids, data.epoch).rows_folder
             module.recorder = MeasurementShards(rows_folder, len(module.member_ids))
@@ -242,7 +246,8 @@ class _MemberSaver(L.Callback):
         steps_done = batch_idx + 1 + data.skipped_steps
         self.bar.advance()
         for member_index, member_id in enumerate(module.member_ids):
-            if steps_done in self.member_cache.steps_to_save(member_id, data.epoch):
+            if steps_done in self.steps_to_save[member_index]:
+                module.fetch_measurements()  # an update from a loss that is not finite is not to be stored
                 self.member_cache.commit_member(
                     key=self.member_cache.member_key(member_id, data.epoch, steps_done),
                     state=module.state.select_member(member_index),
@@ -274,6 +279,7 @@ class _MemberSaver(L.Callback):
             module.trajectory.points = []
 
     def _progress(self, module: ProxyEnsemble, steps_done: int, finished: bool) -> EpochProgress:
+        module.fetch_measurements()  # the state is after these steps, so the log must hold them
         return EpochProgress(
             state=module.state,
             steps_done=steps_done,

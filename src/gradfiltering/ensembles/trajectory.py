@@ -47,7 +47,8 @@ class TrajectoryRecorder:
 
     def __init__(self, member_ids: Sequence[int]):
         self.member_ids = list(member_ids)
-        self.points: list[TrajectoryPoint] = []
+        self._points: list[TrajectoryPoint] = []
+        self._unfetched: list[tuple[int, Tensor]] = []  # step and [M, 64 + 2] sketches, norms and norms of updates
         self._bucket_indices: Tensor | None = None
         self._signs: Tensor | None = None
 
@@ -59,13 +60,24 @@ class TrajectoryRecorder:
             adapters_before: [M, P] flat adapters before the step's update (equal to those after it at step 0).
             adapters_after: [M, P] flat adapters now.
         """
-        sketches = self._sketch(adapters_after).tolist()
-        norms = adapters_after.norm(dim=1).tolist()
-        update_norms = (adapters_after - adapters_before).norm(dim=1).tolist()
-        for member_id, sketch, norm, update_norm in zip(self.member_ids, sketches, norms, update_norms, strict=True):
-            self.points.append(
-                {"member": member_id, "step": step, "sketch": sketch, "norm": norm, "update_norm": update_norm}
-            )
+        norms = adapters_after.norm(dim=1, keepdim=True)
+        update_norms = (adapters_after - adapters_before).norm(dim=1, keepdim=True)
+        self._unfetched.append((step, torch.cat([self._sketch(adapters_after), norms, update_norms], 1)))
+
+    @property
+    def points(self) -> list[TrajectoryPoint]:
+        """What was recorded, by step and member; it is fetched from the device only now, for which that must wait."""
+        waiting, self._unfetched = self._unfetched, []
+        for step, recorded in waiting:
+            for member_id, (*sketch, norm, update_norm) in zip(self.member_ids, recorded.tolist(), strict=True):
+                self._points.append(
+                    {"member": member_id, "step": step, "sketch": sketch, "norm": norm, "update_norm": update_norm}
+                )
+        return self._points
+
+    @points.setter
+    def points(self, points: list[TrajectoryPoint]) -> None:
+        self._points, self._unfetched = points, []
 
     def _sketch(self, flat_adapters: Tensor) -> Tensor:
         if self._bucket_indices is None or self._signs is None:
