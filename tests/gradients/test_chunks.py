@@ -1,5 +1,7 @@
 """A batch is cut into chunks of like length: nothing is lost, little is padded, and no result depends on it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradfiltering.data.batches import IGNORED, Batch
-from gradfiltering.gradients.chunks import CHUNK_OVERHEAD, cut_chunks, example_lengths, take_chunk
+from gradfiltering.gradients.chunks import CHUNK_OVERHEAD, Chunk, cut_chunks, example_lengths, take_chunk
+from gradfiltering.gradients.fused import FusedEngine
+from gradfiltering.models.objectives import ResponseNLL
 from tests.reference.gradients import loop_gradients, norm
 
 MEMBER_LENGTHS = [[12, 3, 5], [4, 11, 3], [3, 3, 9]]  # members are padded to 12 where they are put side by side
@@ -113,3 +117,26 @@ def test_norms_of_rows_of_unlike_lengths_equal_the_loop(engine, make_model, make
         for name in adapters:
             expected = torch.stack([gradient[name] for _, gradient in results]).mean(0)
             torch.testing.assert_close(measured.mean_gradient[name][member], expected, rtol=1e-9, atol=1e-14)
+
+
+@given(st.integers(1, 2000), st.integers(1, 2000), st.integers(1, 5), st.integers(1, 9))
+def test_widths_are_rounded_by_an_eighth_and_never_beyond_the_model(width, most_tokens, members, examples):
+    chunk = Chunk(0, members, np.tile(np.arange(examples), (members, 1)), width)
+    widened = chunk.widen(most_tokens, chunk_tokens=10_000)
+    assert width <= widened.width <= max(width, min(most_tokens, width + max(7, width // 8)))
+    assert widened == chunk or widened.padded_tokens <= 10_000
+
+
+@pytest.mark.parametrize("members", [None, 2])
+def test_a_wider_chunk_changes_nothing(make_model, make_adapters, make_batch, members):
+    model, adapters, _ = make_adapters(make_model(), members=(0, 1))
+    batch = make_batch([12, 5, 9], [4, 4, 2], members)
+    engine = FusedEngine(model, ResponseNLL(), 10_000)
+    engine.to(torch.device("cpu"))
+    expected = engine.measure(adapters, batch, with_mean_gradient=True)
+    ((chunk,),) = engine._cut_into_chunks(adapters, batch)
+    wide_batch = take_chunk(batch, replace(chunk, width=16))
+    assert wide_batch.input_ids.shape[-1] == 16
+    found = engine.measure(adapters, wide_batch, with_mean_gradient=True)
+    torch.testing.assert_close(found.grad_norm, expected.grad_norm, rtol=1e-9, atol=0)
+    torch.testing.assert_close(found.loss, expected.loss, rtol=1e-9, atol=0)

@@ -1,5 +1,7 @@
 """The fused engine beyond what every engine must do: any shape, any head, narrow types, what it keeps."""
 
+from dataclasses import replace
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -11,6 +13,7 @@ from gradfiltering.data.batches import IGNORED
 from gradfiltering.errors import UserError
 from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.gradients.vmap import VmapEngine
+from gradfiltering.models import causal_model
 from gradfiltering.models.causal_model import head_token_losses, split_model, token_nll
 from gradfiltering.models.lora import LoraSettings
 from gradfiltering.models.objectives import ResponseNLL
@@ -128,6 +131,33 @@ def test_token_losses_equal_cross_entropy_and_so_does_their_gradient():
     (found,) = torch.autograd.grad(losses.sum(), hidden)
     torch.testing.assert_close(losses, plain, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_tokens_added_to_the_vocabulary_and_counts_change_no_loss(monkeypatch, with_bias):
+    torch.manual_seed(0)
+    hidden = torch.randn(3, 7, 5, dtype=torch.float64, requires_grad=True)
+    weight, bias = torch.randn(11, 5, dtype=torch.float64), torch.randn(11, dtype=torch.float64) if with_bias else None
+    labels = torch.randint(0, 11, (3, 7))
+    labels[0, :4] = labels[2, 5:] = IGNORED
+    expected = head_token_losses(hidden, labels, weight, bias)
+    monkeypatch.setitem(causal_model.ALIGNMENT, "cpu", 8)
+    token_count = int((labels[:, 1:] != IGNORED).sum())
+    found = head_token_losses(hidden, labels, weight, bias, token_count)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    found_gradient, expected_gradient = (torch.autograd.grad(losses.sum(), hidden)[0] for losses in (found, expected))
+    torch.testing.assert_close(found_gradient, expected_gradient)
+
+
+def test_a_count_is_used_for_the_labels_it_is_of_only(make_model, make_batch):
+    batch = make_batch([12, 9], [4, 2])
+    whole = split_model(make_model())
+    counted = replace(whole, counted_labels=batch.labels, counted_tokens=int((batch.labels[:, 1:] != IGNORED).sum()))
+    other_labels = batch.labels.clone()
+    other_labels[0, 5:] = IGNORED
+    for labels in (batch.labels, other_labels):
+        expected = whole.token_losses(batch.input_ids, labels)
+        torch.testing.assert_close(counted.token_losses(batch.input_ids, labels), expected)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

@@ -42,7 +42,7 @@ def test_losses_take_the_memory_that_was_estimated(context, batch_tokens):
         with LiveBytes() as live_bytes, torch.inference_mode():
             ResponseNLL()(model, batch)
         peaks.append(live_bytes.peak)
-    estimated = memory_estimates.losses_bytes(shape, batch_tokens, context.examples, memory)
+    estimated = memory_estimates.losses_bytes(shape, batch_tokens, context.examples, memory, "cpu")
     assert max(peaks) <= estimated < 1.7 * max(peaks), "logits count beside the layers, which have ended by then"
 
 

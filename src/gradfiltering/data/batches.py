@@ -14,7 +14,7 @@ from gradfiltering.data.length_buckets import LengthBuckets
 from gradfiltering.distributed.row_measurements import ALL_WORK, WorkShare
 
 IGNORED = -100
-STAYS_WITH_PROCESS = ("example_id", "lengths")  # never sent to a GPU
+STAYS_WITH_PROCESS = ("example_id", "lengths", "learned_tokens")  # never sent to a GPU
 
 
 @dataclass
@@ -27,6 +27,8 @@ class Batch:
         example_id: [B] or [M, B] int64.
         prefix_states: [..., T, D] hidden states that the layers without adapters end in, None where they are not known.
         lengths: [B] or [M, B] int64, tokens of each example's longest sequence; None where they are not known.
+        learned_tokens: [B] or [M, B] int64 on the CPU, labels behind the first position of each sequence; None where
+            they were not counted before the batch was moved to a device.
     """
 
     input_ids: Tensor
@@ -34,6 +36,7 @@ class Batch:
     example_id: Tensor
     prefix_states: Tensor | None = field(default=None, kw_only=True)
     lengths: Tensor | None = field(default=None, kw_only=True)
+    learned_tokens: Tensor | None = field(default=None, kw_only=True)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -42,12 +45,15 @@ class Batch:
         return {name: value for name, value in values.items() if value is not None}
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch with its tensors on `device`; ids and lengths stay where they are."""
+        """The batch with its tensors on `device`; ids, lengths and counts stay where they are."""
         moved_tensors = {
             name: tensor.to(device, non_blocking=True)
             for name, tensor in self.tensors.items()
             if name not in STAYS_WITH_PROCESS
         }
+        if device.type != "cpu" and self.labels.device.type == "cpu":
+            is_learned = (self.labels[..., 1:] != IGNORED).flatten(self.example_id.dim())
+            moved_tensors["learned_tokens"] = is_learned.sum(-1)
         return replace(self, **moved_tensors)
 
     def pin_memory(self) -> "Batch":

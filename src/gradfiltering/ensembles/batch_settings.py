@@ -15,6 +15,7 @@ from gradfiltering.options import NonNegativeInt, PositiveInt, model_validator, 
 from gradfiltering.runs.progress import progress_bar
 
 FORWARD_TOKENS = 4096  # padded tokens of one batch in a forward pass, where the number is left open
+GPU_FORWARD_TOKENS = 32768  # which a GPU is busy with for longer than the CPU takes to launch the pass
 
 _fitting_tokens: dict[tuple[str, ...], int] = {}  # numbers of tokens that this process has tried
 
@@ -60,10 +61,11 @@ class BatchSettings:
         """The limit of kept states in bytes."""
         return _parse_bytes(self.prefix_limit) or 0
 
-    @property
-    def forward_tokens(self) -> int:
-        """Padded tokens of one batch in a forward pass."""
-        return FORWARD_TOKENS if self.tokens == "auto" else self.tokens
+    def forward_tokens(self, device: torch.device) -> int:
+        """Return the padded tokens of one batch in a forward pass on a device."""
+        if self.tokens != "auto":
+            return self.tokens
+        return GPU_FORWARD_TOKENS if device.type == "cuda" else FORWARD_TOKENS
 
     def settle_tokens(
         self, engine: GradientEngine, adapters: Adapters, row_width: int, device: torch.device, model_hash: str

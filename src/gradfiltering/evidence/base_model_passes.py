@@ -66,7 +66,7 @@ def prepare_base_model(context: BaseModelWork) -> nn.Module:
 def forward_batches(context: BaseModelWork, examples: Examples) -> Iterator[Batch]:
     """Yield this rank's share of the rows in batches of like length, on the device; the ids stay on the CPU."""
     batches = LengthBatches(
-        examples, context.batches.forward_tokens, context.base_model.pad_id, share=share_of_this_rank()
+        examples, context.batches.forward_tokens(context.device), context.base_model.pad_id, share=share_of_this_rank()
     )
     own_rows = sum(len(row_positions) for row_positions in batches.cuts)
     batch_loader = make_batch_loader(batches, context.batches.workers)

@@ -78,7 +78,7 @@ def _embed_by_sentence_encoder(context: MeasurementContext, encoder_name: str) -
     texts = [row_text(context.dataset, example_id, context.base_model.tokenizer) for example_id in example_ids.tolist()]
     token_ids = tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]
     length_order = np.argsort([len(ids) for ids in token_ids], kind="stable")
-    batch_size = max(1, context.batches.forward_tokens // max(map(len, token_ids)))
+    batch_size = max(1, context.batches.forward_tokens(context.device) // max(map(len, token_ids)))
     row_batches = [length_order[start : start + batch_size] for start in range(0, len(length_order), batch_size)]
 
     def embed_rows(row_indices: np.ndarray) -> np.ndarray:

@@ -78,6 +78,8 @@ def open_run(experiment: Experiment) -> Iterator[OpenRun]:
     limit_kept_programs()
     experiment.cache.check_shared()
     device = torch.device("cpu") if experiment.runs_on_one_cpu else find_device(experiment.build_trainer)
+    # cuDNN's attention makes a plan for each shape of a batch, which takes longer than many batches do.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     folder = RunFolder(run_on_rank_zero(lambda: experiment.run_folder))
     with hold_run_folder(folder.path):
         masked_config = folder.begin(experiment.config, experiment.seed, device, experiment.overrides)

@@ -89,6 +89,26 @@ def attend_short_rows(
     return output.view(batch_size, head_count, token_count, -1).transpose(1, 2).contiguous(), None
 
 
+@contextmanager
+def rows_not_packed() -> Iterator[None]:
+    """Tell transformers that no row holds several sequences, which it would look at the device's numbers for.
+
+    While a graph is recorded it cannot look, and would make a mask for the case that there are some.
+    """
+    from transformers import masking_utils
+
+    name = "find_packed_sequence_indices"
+    own_function = getattr(masking_utils, name, None)
+    if own_function is None:
+        yield
+        return
+    setattr(masking_utils, name, lambda position_ids: None)
+    try:
+        yield
+    finally:
+        setattr(masking_utils, name, own_function)
+
+
 class EagerAttention:
     """Takes the place of the eager attention of transformers' models while an engine computes.
 

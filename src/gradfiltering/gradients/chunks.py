@@ -4,11 +4,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-from gradfiltering.data.batches import Batch, cut_cheapest
+from gradfiltering.data.batches import IGNORED, Batch, cut_cheapest
 
 CHUNK_OVERHEAD = {"cpu": 128}  # padded tokens that take as long as one more chunk does
-GPU_CHUNK_OVERHEAD = 2048
+GPU_CHUNK_OVERHEAD = 16384  # and chunks of few shapes can be recorded, see `gradients.body_graph`
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,17 @@ class Chunk:
         member_count, example_count = self.shape
         return member_count * example_count * self.width
 
+    def widen(self, most_tokens: int, chunk_tokens: int) -> "Chunk":
+        """Round the width up, by an eighth at most, so that chunks have few different shapes.
+
+        Args:
+            most_tokens: of a row, in the model.
+            chunk_tokens: see `cut_chunks`; a chunk that would have more stays as it is.
+        """
+        step = max(8, 1 << max(0, self.width.bit_length() - 4))
+        widened = replace(self, width=min(most_tokens, -(-self.width // step) * step))
+        return widened if self.width < widened.width and widened.padded_tokens <= chunk_tokens else self
+
 
 def cut_chunks(
     lengths: np.ndarray, stack_size: int, chunk_tokens: int, device_type: str, sequences: int = 1
@@ -72,9 +84,13 @@ def cut_chunks(
         _cut_groups(columns, sorted_lengths, stack_size, group_size, chunk_tokens, overhead, sequences)
         for group_size in ([most_members, 1] if len(lengths) > 1 and most_members > 1 else [most_members])
     ]
-    return min(
+    plan = min(
         plans, key=lambda plan: sum(sequences * chunk.padded_tokens + overhead for group in plan for chunk in group)
     )
+    if len(plan) == len(plan[0]) == 1:  # nothing is cut, so nothing need be reordered
+        whole_batch = np.broadcast_to(np.arange(lengths.shape[1]), lengths.shape)
+        plan = [[replace(plan[0][0], columns=whole_batch)]]
+    return plan
 
 
 def _cut_groups(
@@ -105,8 +121,11 @@ def _cut_groups(
 
 def take_chunk(batch: Batch, chunk: Chunk) -> Batch:
     """Take a chunk's examples from the batch, [B, T] or [M, B, T] tokens, cut to the chunk's width."""
-    columns = torch.from_numpy(chunk.columns)
     batch = replace(batch, lengths=None)  # the chunk's width says what they are for
+    if is_in_order(chunk.columns) and chunk.columns.shape[1] == batch.example_id.shape[-1]:
+        is_whole = batch.example_id.dim() == 1 or chunk.shape[0] == len(batch.example_id)
+        return _cut_width(batch if is_whole else batch.map_tensors(lambda tensor: tensor[chunk.members]), chunk.width)
+    columns = torch.from_numpy(chunk.columns)
     if batch.example_id.dim() == 1:
         examples = batch.map_tensors(lambda tensor: tensor[columns[0].to(tensor.device)])
     else:
@@ -115,10 +134,24 @@ def take_chunk(batch: Batch, chunk: Chunk) -> Batch:
     return _cut_width(examples, chunk.width)
 
 
+def is_in_order(columns: np.ndarray) -> bool:
+    """Return True where the columns of each row are 0, 1, 2 and so on."""
+    return bool((columns == np.arange(columns.shape[-1])).all())
+
+
 def _cut_width(batch: Batch, width: int) -> Batch:
-    if batch.input_ids.shape[-1] == width:
+    """Cut all sequences to a width, or pad them to it; no label is behind it, and what is padded is never seen."""
+    padding = width - batch.input_ids.shape[-1]
+    if padding == 0:
         return batch
     states = batch.prefix_states
+    if padding > 0:
+        return replace(
+            batch,
+            input_ids=F.pad(batch.input_ids, (0, padding)),
+            labels=F.pad(batch.labels, (0, padding), value=IGNORED),
+            prefix_states=None if states is None else F.pad(states, (0, 0, 0, padding)),
+        )
     return replace(
         batch,
         input_ids=batch.input_ids[..., :width],

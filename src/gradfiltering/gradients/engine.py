@@ -15,7 +15,7 @@ from torch import Tensor
 from gradfiltering.data.batches import Batch
 from gradfiltering.errors import UserError
 from gradfiltering.gradients.check import check_engine
-from gradfiltering.gradients.chunks import Chunk, cut_chunks, example_lengths, original_order, take_chunk
+from gradfiltering.gradients.chunks import Chunk, cut_chunks, example_lengths, is_in_order, original_order, take_chunk
 from gradfiltering.gradients.dropout import Dropout, expand_adapters
 from gradfiltering.gradients.prefix import FrozenPrefix
 from gradfiltering.gradients.statistics import (
@@ -24,6 +24,7 @@ from gradfiltering.gradients.statistics import (
     GradientMeasurement,
     GradientStatistic,
 )
+from gradfiltering.models.language_model import context_limit
 from gradfiltering.models.lora import Adapters, member_count
 from gradfiltering.models.objectives import Objective, ResponseNLL
 
@@ -153,11 +154,15 @@ class GradientEngine(ABC):
                     raise
                 self.chunk_tokens = max(least_tokens, self.chunk_tokens // 2)
             # Outside the except block, so that nothing the failed attempt made is still referred to.
-            torch.cuda.empty_cache()
+            self.release_memory()
             logger.warning(
                 "out of memory: going on with %d padded tokens at once; no result depends on it",
                 self.chunk_tokens,
             )
+
+    def release_memory(self) -> None:
+        """Give back a GPU's memory that is kept for the next batches."""
+        torch.cuda.empty_cache()
 
     def _measure_in_chunks(
         self,
@@ -209,7 +214,12 @@ class GradientEngine(ABC):
     def _cut_into_chunks(self, adapters: Adapters, batch: Batch) -> list[list[Chunk]]:
         sequences = batch.input_ids.shape[batch.example_id.dim() : -1].numel()
         device_type = self.model.device.type
-        return cut_chunks(example_lengths(batch), member_count(adapters), self.chunk_tokens, device_type, sequences)
+        groups = cut_chunks(example_lengths(batch), member_count(adapters), self.chunk_tokens, device_type, sequences)
+        if device_type == "cpu":
+            return groups
+        # Each shape costs a GPU preparations of its own.
+        most_tokens = context_limit(self.base_model.config)
+        return [[chunk.widen(most_tokens, self.chunk_tokens // sequences) for chunk in chunks] for chunks in groups]
 
     def _add_prefix_states(self, batch: Batch) -> Batch:
         """Add what enters the first adapted layer, made once for all members; drop it where it cannot be used."""
@@ -261,6 +271,8 @@ def _tokens_per_example(batch: Batch) -> int:
 
 def _join_examples(chunks: list[GradientMeasurement]) -> GradientMeasurement:
     """Join chunks of different examples under the same members; gradients are summed."""
+    if len(chunks) == 1:
+        return chunks[0]
     gradient_sums: Adapters = {}
     for chunk in chunks:
         for parameter_name, gradient_sum in (chunk.mean_gradient or {}).items():
@@ -271,6 +283,8 @@ def _join_examples(chunks: list[GradientMeasurement]) -> GradientMeasurement:
 
 def _reorder_examples(measurement: GradientMeasurement, order: np.ndarray) -> GradientMeasurement:
     """Put the examples of each member, or of all alike, in this order, [members or 1, B]."""
+    if is_in_order(order):
+        return measurement
     return replace(
         measurement,
         loss=_reorder_rows(measurement.loss, order),
@@ -281,6 +295,8 @@ def _reorder_examples(measurement: GradientMeasurement, order: np.ndarray) -> Gr
 
 def _reorder_rows(values: Tensor, order: np.ndarray) -> Tensor:
     """Put the examples of each member, [M, B, ...], in this order, [M or 1, B]."""
+    if is_in_order(order):
+        return values
     positions = torch.from_numpy(order).expand(values.shape[:2]).to(values.device)
     every_value = positions.view(*positions.shape, *[1] * (values.dim() - 2))
     return values.gather(1, every_value.expand(values.shape))
@@ -291,16 +307,21 @@ def _join_members(stacks: list[GradientMeasurement], example_count: int | None) 
     mean_gradient = None
     if example_count is not None:
         stack_sums = [stack.mean_gradient or {} for stack in stacks]
-        mean_gradient = {
-            parameter_name: torch.cat([sums[parameter_name] for sums in stack_sums]) / example_count
-            for parameter_name in stack_sums[0]
-        }
+        parameter_names = list(stack_sums[0])
+        sums = [
+            stack_sums[0][name] if len(stacks) == 1 else torch.cat([sums[name] for sums in stack_sums])
+            for name in parameter_names
+        ]
+        means = torch._foreach_div(sums, example_count)  # all at once, as each is short work for a GPU
+        mean_gradient = dict(zip(parameter_names, means, strict=True))
     return _concatenate(stacks, mean_gradient, axis=0)
 
 
 def _concatenate(
     measurements: list[GradientMeasurement], mean_gradient: Adapters | None, axis: int
 ) -> GradientMeasurement:
+    if len(measurements) == 1:
+        return replace(measurements[0], mean_gradient=mean_gradient)
     statistics = {
         statistic_name: torch.cat([measurement.statistics[statistic_name] for measurement in measurements], axis)
         for statistic_name in measurements[0].statistics

@@ -22,7 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from gradfiltering.data.batches import Batch
-from gradfiltering.gradients.attention import EAGER, SDPA, SDPA_ARGUMENTS, EagerAttention, set_attention
+from gradfiltering.gradients.attention import (
+    EAGER,
+    SDPA,
+    SDPA_ARGUMENTS,
+    EagerAttention,
+    rows_not_packed,
+    set_attention,
+)
+from gradfiltering.gradients.body_graph import BodyShape, RecordedBodies, RecordedBody, can_record
 from gradfiltering.gradients.check import compare_prefix
 from gradfiltering.gradients.engine import GradientEngine
 from gradfiltering.gradients.prefix import FrozenPrefix, find_prefix
@@ -79,6 +87,8 @@ class FusedEngine(GradientEngine):
         self._requested_attention = self.base_model.config._attn_implementation
         self._eager_attention = EagerAttention()
         self._split_model: SplitModel | None = None
+        self._recorded_bodies = RecordedBodies()
+        self._recorded_matrices: dict[int, Adapters] = {}
 
     def to(self, device: torch.device) -> None:
         """Move and check the base model as every engine does, and find the frozen prefix.
@@ -148,22 +158,75 @@ class FusedEngine(GradientEngine):
         if self.model.device.type != "cpu" and is_sdpa_exact:
             set_attention(self.base_model, SDPA)
         self._split_model = None
+        self.release_memory()
+
+    def release_memory(self) -> None:
+        """Forget recorded passes, too; their shapes are recorded anew."""
+        self._recorded_bodies.clear()
+        self._recorded_matrices.clear()
+        super().release_memory()
 
     def _measure_chunk(self, adapters: Adapters, batch: Batch, accumulator: GradientAccumulator) -> GradientMeasurement:
         stack_size = member_count(adapters)
         flat_batch = _flatten_members(batch, stack_size)
         if not self.record_statistics:
             accumulator.statistics = {}
+        recorded_body = self._find_recorded_body(adapters, flat_batch, accumulator)
         with torch.enable_grad():
-            loss = self._compute_flat_losses(adapters, flat_batch, accumulator)
+            if recorded_body is None:
+                loss = self._compute_flat_losses(adapters, flat_batch, accumulator)
+            else:
+                loss = self.objective(replace(self._split(flat_batch), body=recorded_body), flat_batch)
             loss.sum().backward()
+        flat_losses = loss.detach().view(stack_size, -1)
+        if recorded_body is not None:
+            return recorded_body.result(flat_losses)
         for parameter_name in sorted(adapters.keys() - accumulator.parameter_names):
             # Adapted layers that take no part, such as those of a vision tower.
             parameter_shape = adapters[parameter_name].shape[1:]
             no_gradient = torch.zeros((), dtype=self.model.dtype, device=self.model.device)
             row_count = len(flat_batch.example_id) // stack_size
             accumulator.add(parameter_name, no_gradient.expand(stack_size, row_count, *parameter_shape))
-        return accumulator.result(loss.detach().view(stack_size, -1))
+        return accumulator.result(flat_losses)
+
+    def _find_recorded_body(
+        self, adapters: Adapters, flat_batch: Batch, accumulator: GradientAccumulator
+    ) -> RecordedBody | None:
+        """Find the recorded pass for a batch of [M·B, ...] on a GPU, made ready for these adapters; None for none."""
+        causal_model = self._split(flat_batch)
+        is_plain = type(accumulator) is GradientAccumulator and accumulator.statistics.keys() <= {"squared_norm"}
+        if not can_record(self.model.device) or causal_model.head_weight is None or not is_plain:
+            return None
+        stack_size = member_count(adapters)
+        prefix_states = flat_batch.prefix_states if self.prefix is not None else None
+        *_, token_count = flat_batch.input_ids.shape
+        shape = BodyShape(
+            rows=flat_batch.input_ids.shape[:-1].numel(),
+            tokens=token_count,
+            hidden_width=causal_model.head_weight.shape[1],
+            members=stack_size,
+            examples=len(flat_batch.example_id),
+            summed_parameters=_count_parameters(adapters) if accumulator.sum_gradients else 0,
+            has_norms=bool(accumulator.statistics),
+            has_prefix=prefix_states is not None,
+        )
+        matrices = self._recorded_matrices.get(stack_size)
+        if matrices is None:
+            matrices = self._recorded_matrices[stack_size] = self._narrow(adapters)
+
+        def run_body(input_ids: Tensor, kept_states: Tensor | None, own_accumulator: GradientAccumulator) -> Tensor:
+            row_shape = (shape.rows, shape.tokens)
+            with self._computing(matrices, own_accumulator, shape.examples, row_shape, kept_states):
+                hidden_states: Tensor = causal_model.body(input_ids=input_ids, use_cache=False).last_hidden_state
+            return hidden_states
+
+        recorded_body = self._recorded_bodies.find(shape, self.model.device, self.model.dtype, run_body)
+        if recorded_body is not None:
+            with torch.no_grad():
+                torch._foreach_copy_(list(matrices.values()), [adapters[name] for name in matrices])
+            if prefix_states is not None:
+                recorded_body.set_prefix_states(prefix_states)
+        return recorded_body
 
     def _compute_chunk_losses(self, adapters: Adapters, batch: Batch) -> Tensor:
         stack_size = member_count(adapters)
@@ -173,43 +236,80 @@ class FusedEngine(GradientEngine):
 
     def _compute_flat_losses(self, adapters: Adapters, flat_batch: Batch, accumulator: GradientAccumulator) -> Tensor:
         """Compute the [M·B] losses of a batch of [M·B, ...]; a backward pass reports to the accumulator."""
+        causal_model = self._split(flat_batch)
+        prefix_states = flat_batch.prefix_states if self.prefix is not None else None
+        flat_states = None if prefix_states is None else prefix_states.flatten(0, -3)  # [M·B·S, T, D]
+        row_shape = (flat_batch.input_ids.shape[:-1].numel(), flat_batch.input_ids.shape[-1])
+        with self._computing(self._narrow(adapters), accumulator, len(flat_batch.example_id), row_shape, flat_states):
+            return self.objective(causal_model, flat_batch)
+
+    def _split(self, flat_batch: Batch) -> SplitModel:
+        """Return the model, split before its output layer, with the tokens counted that a batch learns."""
         if self._split_model is None:
             self._split_model = split_model(self.model)
-        prefix_states = flat_batch.prefix_states
-        replaced_layers = (
-            self.prefix.replaced_by(prefix_states.flatten(0, -3))  # [M·B·S, T, D]
-            if self.prefix is not None and prefix_states is not None
-            else nullcontext()
-        )
-        with self._eager_attention.replacing(), self._stacked(adapters, accumulator, flat_batch), replaced_layers:
-            return self.objective(self._split_model, flat_batch)
+        if flat_batch.learned_tokens is None:
+            return self._split_model
+        token_count = int(flat_batch.learned_tokens.sum())
+        return replace(self._split_model, counted_labels=flat_batch.labels, counted_tokens=token_count)
+
+    def _narrow(self, adapters: Adapters) -> Adapters:
+        """Copy stacked adapters in the type of the layers that they belong to, as leaves that want gradients."""
+        matrices: Adapters = {}
+        for layer_name, layer in self.layers.items():
+            base_layer: Any = layer.get_base_layer()
+            for parameter_name in _parameter_names(layer_name, self.adapter_name).values():
+                narrow_value = adapters[parameter_name].detach().to(base_layer.weight.dtype, copy=True)
+                matrices[parameter_name] = narrow_value.requires_grad_()
+        return matrices
 
     @contextmanager
-    def _stacked(self, adapters: Adapters, accumulator: GradientAccumulator, batch: Batch) -> Iterator[None]:
-        """Let LoRA layers compute with stacked adapters and report to the accumulator; `batch` is [M·B, ...]."""
-        example_count = len(batch.example_id)
-        row_shape = (batch.input_ids.shape[:-1].numel(), batch.input_ids.shape[-1])
+    def _computing(
+        self,
+        matrices: Adapters,
+        accumulator: GradientAccumulator,
+        example_count: int,
+        row_shape: tuple[int, int],
+        prefix_states: Tensor | None,
+    ) -> Iterator[None]:
+        """Let the model compute with stacked adapters and report to the accumulator, perhaps from prefix states on.
+
+        Args:
+            matrices: parameter name -> [M, ...] in the type of its layer.
+            accumulator: takes in the gradients of a backward pass.
+            example_count: M·B.
+            row_shape: rows and tokens of the batch.
+            prefix_states: [rows, T, D].
+        """
+        replaced_layers = (
+            nullcontext() if self.prefix is None or prefix_states is None else self.prefix.replaced_by(prefix_states)
+        )
         try:
             for layer_name, layer in self.layers.items():
-                parameter_names = {part: f"{layer_name}.lora_{part}.{self.adapter_name}.weight" for part in "AB"}
-                base_layer: Any = layer.get_base_layer()
-                matrices = {
-                    part: adapters[name].detach().to(base_layer.weight.dtype).requires_grad_()
-                    for part, name in parameter_names.items()
-                }
+                parameter_names = _parameter_names(layer_name, self.adapter_name)
                 layer.forward = _StackedForward(
-                    base_layer,
-                    matrices,
+                    layer.get_base_layer(),
+                    {part: matrices[parameter_name] for part, parameter_name in parameter_names.items()},
                     layer.scaling[self.adapter_name],
                     parameter_names,
                     accumulator,
                     example_count,
                     row_shape,
                 )
-            yield
+            with self._eager_attention.replacing(), rows_not_packed(), replaced_layers:
+                yield
         finally:
             for layer in self.layers.values():
                 layer.__dict__.pop("forward", None)
+
+
+def _parameter_names(layer_name: str, adapter_name: str) -> dict[str, str]:
+    """Return the names of a layer's matrices A and B."""
+    return {part: f"{layer_name}.lora_{part}.{adapter_name}.weight" for part in "AB"}
+
+
+def _count_parameters(adapters: Adapters) -> int:
+    """Count the numbers of one member."""
+    return sum(stacked[0].numel() for stacked in adapters.values())
 
 
 def _flatten_members(batch: Batch, stack_size: int) -> Batch:
@@ -335,10 +435,15 @@ class _StackedLora(torch.autograd.Function):
         # Made in its final shape, as autograd lets nobody change a view that such a function returns.
         output = flat_inputs.new_empty(*inputs.shape[:-1], weight.shape[1])
         flat_output = output.view(-1, weight.shape[1])
-        torch.mm(flat_inputs, weight, out=flat_output)
+        # A product with a bias of its own is slower than one more column of the update on CPUs, and free on GPUs.
+        is_bias_a_column = bias is not None and inputs.device.type == "cpu"
+        if bias is None or is_bias_a_column:
+            torch.mm(flat_inputs, weight, out=flat_output)
+        else:
+            torch.addmm(bias, flat_inputs, weight, out=flat_output)
         narrow = flat_inputs.view(stack_size, -1, inputs.shape[-1]) @ matrix_a.mT  # [M, B·S·T, R]
         update_inputs, update_weight = narrow, matrix_b.mT * ctx.scaling  # [M, R, D_out]
-        if bias is not None:  # as one more column: a product with bias of its own is slower on CPUs
+        if bias is not None and is_bias_a_column:
             one_column = narrow.new_ones(*narrow.shape[:-1], 1)
             update_inputs = torch.cat([narrow, one_column], -1)
             update_weight = torch.cat([update_weight, bias.expand(stack_size, 1, -1)], 1)

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from gradfiltering.data.batches import IGNORED, Batch
 from gradfiltering.errors import UserError
 from gradfiltering.gradients.engine import GradientEngine
-from gradfiltering.models.causal_model import CHUNK_BYTES
+from gradfiltering.models.causal_model import CHUNK_BYTES, logit_bytes
 from gradfiltering.models.lora import Adapters, member_count
 
 MOST_TOKENS = {"cpu": 2048, "cuda": 131072}  # beyond this a larger chunk is no faster
@@ -80,25 +80,27 @@ class ChunkMemory:
         per_token: for each padded token.
         per_attended: for each padded token times the width of its row, where attention holds the scores.
         logits: for each position whose logits are made, a third of the tokens; bounded by the slices they come in.
+        slice_bytes: of logits at most.
     """
 
     fixed: float
     per_token: float
     per_attended: float
     logits: int
+    slice_bytes: int = CHUNK_BYTES
 
     def peak(self, tokens: int, row_width: int, members: int) -> int:
         """Return the bytes of so many padded tokens, over members, in rows padded to `row_width`."""
-        logit_bytes = min(CHUNK_BYTES, self.logits * tokens // RESPONSE_SHARE)
+        held_logits = min(self.slice_bytes, self.logits * tokens // RESPONSE_SHARE)
         token_bytes = tokens * (self.per_token + row_width * self.per_attended)
-        return int(members * self.fixed + token_bytes + LOGIT_COPIES * logit_bytes)
+        return int(members * self.fixed + token_bytes + LOGIT_COPIES * held_logits)
 
     def most_tokens(self, memory: float, row_width: int, members: int) -> int:
         """Return the most tokens that take no more than `memory` bytes; may be 0."""
         token_bytes = self.per_token + row_width * self.per_attended
         chunk_bytes = memory - members * self.fixed
         with_few_logits = chunk_bytes / (token_bytes + LOGIT_COPIES * self.logits / RESPONSE_SHARE)
-        with_full_slices = (chunk_bytes - LOGIT_COPIES * CHUNK_BYTES) / max(token_bytes, 1.0)
+        with_full_slices = (chunk_bytes - LOGIT_COPIES * self.slice_bytes) / max(token_bytes, 1.0)
         return max(0, int(with_few_logits), int(with_full_slices))
 
 
@@ -147,7 +149,8 @@ def fit_chunk_memory(measure_row: Callable[[Batch], None], row_width: int, head_
     degree = min(2, len(widths) - 1)
     coefficients = [*reversed(np.polyfit(widths, peaks, degree).tolist()), 0.0, 0.0][:3]
     fixed, per_token, per_attended = (max(0.0, coefficient) for coefficient in coefficients)
-    return ChunkMemory(fixed, per_token, per_attended, len(head_weights) * head_weights.element_size())
+    position_bytes = len(head_weights) * head_weights.element_size()
+    return ChunkMemory(fixed, per_token, per_attended, position_bytes, logit_bytes(head_weights.device.type))
 
 
 def trial_batch(rows: int, width: int, one_label: bool = False, members: int | None = None) -> Batch:

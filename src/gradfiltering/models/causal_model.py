@@ -12,6 +12,13 @@ from torch.func import functional_call
 from gradfiltering.data.batches import IGNORED
 
 CHUNK_BYTES = 64 << 20  # logits held at once
+GPU_CHUNK_BYTES = 256 << 20  # there, small products leave most of the processors idle
+ALIGNMENT = {"cuda": 64}  # products of matrices whose width is no multiple of it are several times slower
+
+
+def logit_bytes(device_type: str) -> int:
+    """Return the bytes of logits that are held at once on a device of this type."""
+    return GPU_CHUNK_BYTES if device_type == "cuda" else CHUNK_BYTES
 
 
 class CausalModel(Protocol):
@@ -63,19 +70,26 @@ class SplitModel:
             large part that all logits share (GPT-2's lie around -100) from using up their few
             digits.
         head_bias: [V] or None.
+        counted_labels: labels whose response tokens were counted beforehand, so that nobody need wait for the device to
+            count them; None for none.
+        counted_tokens: of `counted_labels`, those behind the first position of each row.
     """
 
     model: Any
     body: Any = None
     head_weight: Tensor | None = None
     head_bias: Tensor | None = None
+    counted_labels: Tensor | None = None
+    counted_tokens: int = 0
 
     def token_losses(self, input_ids: Tensor, labels: Tensor) -> Tensor:
         """Compute [B, T - 1] losses at response positions only; see `CausalModel`."""
         if self.head_weight is None:
             return token_nll(self.model(input_ids=input_ids, use_cache=False).logits, labels)
         hidden_states = self.body(input_ids=input_ids, use_cache=False).last_hidden_state  # [B, T, D]
-        return head_token_losses(hidden_states, labels, self.head_weight, self.head_bias)
+        is_counted = self.counted_labels is not None and _is_same_tensor(labels, self.counted_labels)
+        token_count = self.counted_tokens if is_counted else None
+        return head_token_losses(hidden_states, labels, self.head_weight, self.head_bias, token_count)
 
 
 @torch.no_grad()
@@ -127,7 +141,23 @@ def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
     return token_losses.view(next_tokens.shape)
 
 
-def head_token_losses(hidden_states: Tensor, labels: Tensor, head_weight: Tensor, head_bias: Tensor | None) -> Tensor:
+def _is_same_tensor(tensor: Tensor, other: Tensor) -> bool:
+    """Return True for the same numbers in memory, in the same order, perhaps in another shape."""
+    return (
+        tensor.data_ptr() == other.data_ptr()
+        and tensor.numel() == other.numel()
+        and tensor.is_contiguous()
+        and other.is_contiguous()
+    )
+
+
+def head_token_losses(
+    hidden_states: Tensor,
+    labels: Tensor,
+    head_weight: Tensor,
+    head_bias: Tensor | None,
+    token_count: int | None = None,
+) -> Tensor:
     """Compute the negative log-likelihood of each next token from the last hidden states.
 
     Args:
@@ -135,12 +165,19 @@ def head_token_losses(hidden_states: Tensor, labels: Tensor, head_weight: Tensor
         labels: [B, T] int64.
         head_weight: [V, D] of the output layer.
         head_bias: [V] or None.
+        token_count: K, the labels behind the first position of each row, where it is known; else it is counted, for
+            which the CPU waits for a GPU.
 
     Returns:
         [B, T - 1] in nats, 0 where there is nothing to learn; logits are made elsewhere only.
     """
     next_tokens = labels[:, 1:]
-    row_index, token_index = (next_tokens != IGNORED).nonzero(as_tuple=True)  # [K]
+    is_learned = next_tokens != IGNORED
+    if token_count is None:
+        row_index, token_index = is_learned.nonzero(as_tuple=True)  # [K]
+    else:  # learned positions first, in their order
+        positions = is_learned.flatten().byte().argsort(descending=True, stable=True)[:token_count]
+        row_index, token_index = positions // next_tokens.shape[1], positions % next_tokens.shape[1]
     target_ids = next_tokens[row_index, token_index]
     nll = _linear_nll(hidden_states[row_index, token_index], target_ids, head_weight, head_bias)
     token_losses = torch.zeros(next_tokens.shape, dtype=nll.dtype, device=nll.device)
@@ -163,11 +200,14 @@ class _LinearNll(torch.autograd.Function):
         token_count, vocabulary_size = len(hidden_states), len(head_weight)
         nll = torch.empty(token_count, dtype=wide_dtype, device=hidden_states.device)
         hidden_gradient = torch.empty_like(hidden_states) if ctx.needs_input_grad[0] else None
-        slice_size = max(1, CHUNK_BYTES // (hidden_states.element_size() * vocabulary_size))
+        slice_bytes = logit_bytes(hidden_states.device.type)
+        slice_size = max(1, slice_bytes // (hidden_states.element_size() * vocabulary_size))
+        head_weight, head_bias = _align_vocabulary(head_weight, head_bias)
         for start in range(0, token_count, slice_size):
             token_slice = slice(start, start + slice_size)
             inputs = hidden_states[token_slice]
             logits = inputs @ head_weight.t() if head_bias is None else torch.addmm(head_bias, inputs, head_weight.t())
+            logits[:, vocabulary_size:] = -torch.inf
             target_column = target_ids[token_slice, None]
             # In a narrow type the logits are never widened as a whole: their greatest and the
             # target's are enough.
@@ -189,6 +229,16 @@ class _LinearNll(torch.autograd.Function):
         (hidden_gradient,) = ctx.saved_tensors
         nll_gradient = output_gradients[0][:, None].to(hidden_gradient.dtype)
         return hidden_gradient * nll_gradient, None, None, None
+
+
+def _align_vocabulary(head_weight: Tensor, head_bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Add tokens that do not exist where the device multiplies much faster for it; GPT-2 has 50,257."""
+    added_tokens = -len(head_weight) % ALIGNMENT.get(head_weight.device.type, 1)
+    if not added_tokens:
+        return head_weight, head_bias
+    return F.pad(head_weight, (0, 0, 0, added_tokens)), None if head_bias is None else F.pad(
+        head_bias, (0, added_tokens)
+    )
 
 
 _linear_nll: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] = _LinearNll.apply

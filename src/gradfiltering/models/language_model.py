@@ -337,9 +337,14 @@ def find_context_length(config: Any, tokenizer: Any) -> int:
     Returns:
         `sys.maxsize` where nothing limits it, as in a state-space model.
     """
+    return context_limit(config, tokenizer.model_max_length)
+
+
+def context_limit(config: Any, further_limit: int = sys.maxsize) -> int:
+    """Return the longest input that a model's configuration names, in tokens; `further_limit` where it names none."""
     text_config = config.get_text_config(decoder=True)
     named_limits = [getattr(text_config, name, None) for name in CONTEXT_NAMES]
-    for limit in (*named_limits, tokenizer.model_max_length):
+    for limit in (*named_limits, further_limit):
         if isinstance(limit, int) and limit > 0:
             return min(limit, sys.maxsize)
     return sys.maxsize

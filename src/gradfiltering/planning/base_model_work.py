@@ -28,7 +28,7 @@ def plan_base_model_passes(
         shape: of the base model.
     """
     planned_work = []
-    row_counts = count_pass(context.examples.chosen_sequences(), context.batches.forward_tokens)
+    row_counts = count_pass(context.examples.chosen_sequences(), context.batches.forward_tokens(context.device))
     for request in requests:
         if isinstance(request, BaseModelLosses):
             row_sets = [("losses of all rows", context.examples), ("losses of the held-out rows", context.heldout)]
@@ -36,7 +36,7 @@ def plan_base_model_passes(
                 if examples is not None:
                     is_cached = _has_losses(context, examples)
                     examples = examples.chosen_sequences()
-                    counts = count_pass(examples, context.batches.forward_tokens)
+                    counts = count_pass(examples, context.batches.forward_tokens(context.device))
                     operations = loss_operations(shape, counts)
                     is_per_row = description == "losses of all rows"
                     planned_work.append(
@@ -49,7 +49,9 @@ def plan_base_model_passes(
             operations = forward_operations(shape, row_counts)
             planned_work.append(PlannedWork(BASE_MODEL_STAGE, "embeddings", row_counts, operations, "losses"))
         elif isinstance(request, ResponseLosses):
-            alone = _count_responses_alone(context.examples.chosen_sequences(), context.batches.forward_tokens)
+            alone = _count_responses_alone(
+                context.examples.chosen_sequences(), context.batches.forward_tokens(context.device)
+            )
             counts = row_counts + alone
             operations = loss_operations(shape, counts)
             description = "losses of responses, with their prompts and alone"
@@ -68,7 +70,7 @@ def plan_reference(context: MeasurementContext, shape: ModelShape) -> list[Plann
     row_sets = [("answers of all rows", context.examples), ("answers of the held-out rows", context.heldout)]
     for description, examples in row_sets:
         if examples is not None and examples.is_paired:
-            counts = count_pass(examples.sequences(), context.batches.forward_tokens)
+            counts = count_pass(examples.sequences(), context.batches.forward_tokens(context.device))
             planned_work.append(
                 PlannedWork(
                     REFERENCE_STAGE,

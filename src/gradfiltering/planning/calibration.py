@@ -107,7 +107,7 @@ class MeasuredWork:
 def measure_losses(context: MeasurementContext, shape: ModelShape) -> MeasuredWork:
     """Measure the base model's losses without gradients, on a batch of real rows."""
     causal_model = split_model(prepare_base_model(context))
-    token_budget = min(_timed_tokens(context.device), context.batches.forward_tokens)
+    token_budget = min(_timed_tokens(context.device), context.batches.forward_tokens(context.device))
 
     def measure(batch: Batch, objective: Objective) -> None:
         with torch.inference_mode():

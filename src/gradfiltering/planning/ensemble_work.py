@@ -137,7 +137,7 @@ def plan_heldout_member(
             plan_pass(passes, epoch, losses, HELDOUT_MEMBER_STAGE, shape, batch_tokens, with_gradients=False)
         )
     if split.heldout.is_paired:  # of other rows the losses of all rows are measured before
-        counts = count_pass(split.heldout, trained_ensemble.batches.forward_tokens)
+        counts = count_pass(split.heldout, trained_ensemble.batches.forward_tokens(trained_ensemble.device))
         description, operations = "their losses under the base model", loss_operations(shape, counts)
         is_cached = find_losses(context, context.objective, split.heldout) is not None
         planned_work.append(PlannedWork(HELDOUT_MEMBER_STAGE, description, counts, operations, "losses", is_cached))

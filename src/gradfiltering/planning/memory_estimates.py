@@ -13,7 +13,7 @@ from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.evidence.heldout_member import HELDOUT_MEMBER_STAGE
 from gradfiltering.evidence.measurers import ENSEMBLE_STAGE, TASK_GRADIENT_STAGE
 from gradfiltering.gradients.memory import LOGIT_COPIES, ChunkMemory
-from gradfiltering.models.causal_model import CHUNK_BYTES
+from gradfiltering.models.causal_model import logit_bytes
 from gradfiltering.planning.model_shapes import ModelShape
 from gradfiltering.planning.row_passes import count_prompts, cut_prompts, list_micro_batches
 from gradfiltering.planning.run_plan import PlannedWork
@@ -57,7 +57,9 @@ def held_bytes(device: torch.device, lasting_bytes: int, batch_bytes: int) -> in
     return lasting_bytes + batch_bytes + gaps
 
 
-def losses_bytes(shape: ModelShape, batch_tokens: int, examples: Examples, memory: ChunkMemory | None) -> int:
+def losses_bytes(
+    shape: ModelShape, batch_tokens: int, examples: Examples, memory: ChunkMemory | None, device_type: str
+) -> int:
     """Return what the largest batch of a pass without gradients takes.
 
     Args:
@@ -65,10 +67,11 @@ def losses_bytes(shape: ModelShape, batch_tokens: int, examples: Examples, memor
         batch_tokens: padded tokens of a batch.
         examples: the rows.
         memory: of batches; None where none was measured.
+        device_type: of the device that computes.
     """
     sizes = _list_batch_sizes(examples, LengthBatches(examples, batch_tokens, pad_id=0).cuts)
     if memory is None:
-        return max(_forward_bytes(shape, tokens, row_width) for tokens, row_width in sizes)
+        return max(_forward_bytes(shape, tokens, row_width, device_type) for tokens, row_width in sizes)
     return max(memory.peak(tokens, row_width, 1) for tokens, row_width in sizes)
 
 
@@ -79,7 +82,7 @@ def ensemble_bytes(
     members = len(context.ensemble.trained_member_ids)
     adapters = members * ADAPTER_COPIES * 4 * shape.adapter_weights
     if memory is None:
-        return adapters, losses_bytes(shape, 1, context.examples, None)
+        return adapters, losses_bytes(shape, 1, context.examples, None, context.device.type)
     row_width = int(context.examples.widths.max())
     tokens = min(chunk_tokens, members * context.ensemble.batch_size * row_width)
     return adapters, memory.peak(max(tokens, row_width), row_width, min(members, max(1, tokens // row_width)))
@@ -117,7 +120,9 @@ def tuning_bytes(
         )
         for tokens, row_width in _list_batch_sizes(model_examples, micro_batches):
             if memory is None:
-                micro_batch_bytes = _training_bytes(shape, tokens, row_width, settings.gradient_checkpointing)
+                micro_batch_bytes = _training_bytes(
+                    shape, tokens, row_width, settings.gradient_checkpointing, target.device_type
+                )
             else:
                 micro_batch_bytes = memory.peak(tokens, row_width, 1)
             batch_bytes = max(batch_bytes, micro_batch_bytes)
@@ -140,7 +145,7 @@ def answer_bytes(target: PlannedTarget, memory: ChunkMemory | None) -> int:
     keys_and_values = sum(layer.cache_width for layer in shape.layers) * shape.element_bytes * tokens
     logits = 3 * prompts.rows * shape.vocabulary * 4
     if memory is None:
-        return keys_and_values + logits + _forward_bytes(shape, prompts.padded, row_width)
+        return keys_and_values + logits + _forward_bytes(shape, prompts.padded, row_width, target.device_type)
     prompt_bytes = prompts.padded * (memory.per_token + row_width * memory.per_attended)
     return int(memory.fixed + prompt_bytes + keys_and_values + logits)
 
@@ -152,18 +157,18 @@ def _list_batch_sizes(examples: Examples, batches: Iterable[np.ndarray]) -> list
     return [(row_count * width, width) for row_count, width in zip(row_counts, widths, strict=True)]
 
 
-def _forward_bytes(shape: ModelShape, tokens: int, row_width: int) -> int:
+def _forward_bytes(shape: ModelShape, tokens: int, row_width: int, device_type: str) -> int:
     """Return what a forward pass without gradients holds at most, by shapes alone."""
     width = max(linear.inputs + linear.outputs for layer in shape.layers for linear in layer.linears)
     heads = max(1, shape.layers[0].attention_width // 64)
     scores = 2 * tokens * row_width * heads
-    logit_bytes = LOGIT_COPIES * min(CHUNK_BYTES, tokens * shape.vocabulary * shape.element_bytes)
-    return int(shape.element_bytes * (FORWARD_COPIES * tokens * width + scores) + logit_bytes)
+    held_logits = LOGIT_COPIES * min(logit_bytes(device_type), tokens * shape.vocabulary * shape.element_bytes)
+    return int(shape.element_bytes * (FORWARD_COPIES * tokens * width + scores) + held_logits)
 
 
-def _training_bytes(shape: ModelShape, tokens: int, row_width: int, recomputes_layers: bool) -> int:
+def _training_bytes(shape: ModelShape, tokens: int, row_width: int, recomputes_layers: bool, device_type: str) -> int:
     """Return what a micro-batch with its gradients holds at most, by shapes alone."""
-    logits = LOGIT_COPIES * min(CHUNK_BYTES, tokens * shape.vocabulary * shape.element_bytes)
+    logits = LOGIT_COPIES * min(logit_bytes(device_type), tokens * shape.vocabulary * shape.element_bytes)
     stored = STORED_SHARE * shape.token_width * shape.element_bytes * tokens
     heads = max(1, shape.layers[0].attention_width // 64)
     if recomputes_layers:

@@ -228,7 +228,9 @@ class BatchMemory:
         """Estimate the peak of each stage, in bytes."""
         shape, target = self.adapter_plan.shape, request.target
         losses = self.memories.get("losses")
-        base_bytes = memory_estimates.losses_bytes(shape, context.batches.forward_tokens, context.examples, losses)
+        base_bytes = memory_estimates.losses_bytes(
+            shape, context.batches.forward_tokens(context.device), context.examples, losses, context.device.type
+        )
         ensemble_bytes = memory_estimates.ensemble_bytes(
             shape, context, self.adapter_plan.memory, self.adapter_plan.chunk_tokens
         )

@@ -40,7 +40,7 @@ def measure_work_outside_ensemble(
     settings = {
         "shape": hash_shape(shape),
         "lengths": describe_lengths(context.examples),
-        "batch_tokens": context.batches.forward_tokens,
+        "batch_tokens": context.batches.forward_tokens(context.device),
         "objective": repr(context.objective),
     }
     measured_works: dict[str, MeasuredWork] = {}
