@@ -190,7 +190,11 @@ class GraphMemory:
 
 
 class RecordedBodies:
-    """The recorded passes of an engine; a shape is recorded when it comes for the second time."""
+    """The recorded passes of an engine; a shape is recorded when it comes for the second time.
+
+    Attributes:
+        refusal: why nothing is recorded any more; empty where passes are.
+    """
 
     def __init__(self) -> None:
         self._bodies: dict[BodyShape, RecordedBody | None] = {}
@@ -223,10 +227,8 @@ class RecordedBodies:
                 self._memory = GraphMemory(device, dtype)
             try:
                 self._bodies[shape] = RecordedBody(shape, self._memory, run_body)
-            except torch.OutOfMemoryError:
-                raise
-            except (RuntimeError, KeyError) as error:
-                self.refusal = str(error).splitlines()[0][:200]
+            except (RuntimeError, KeyError) as error:  # out of memory among them: single operations had enough
+                self.refusal = str(error).splitlines()[0][:200] or type(error).__name__
                 logger.warning("computing operation by operation, as passes cannot be recorded: %s", self.refusal)
                 self.clear()
                 return None
