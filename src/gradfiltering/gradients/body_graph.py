@@ -6,7 +6,8 @@ the same addresses, so that inputs are copied to where it reads them and results
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -88,10 +89,9 @@ class RecordedBody:
         if not self.shape.has_norms:
             accumulator.statistics = {}
         with torch.enable_grad():
-            # Other threads may go on preparing batches, which allocates memory that a GPU reads.
-            with torch.cuda.graph(self._forward_graph, pool=memory.pool, capture_error_mode="thread_local"):
+            with memory.recording(self._forward_graph):
                 hidden_states = self._run_forward(run_body, accumulator)
-            with torch.cuda.graph(self._backward_graph, pool=memory.pool, capture_error_mode="thread_local"):
+            with memory.recording(self._backward_graph):
                 self._run_backward(hidden_states, accumulator)
 
     def _run_forward(self, run_body: RunBody, accumulator: GradientAccumulator) -> Tensor:
@@ -171,12 +171,35 @@ class GraphMemory:
         device: a GPU.
         dtype: of the base model.
         pool: of what passes hold between their operations.
+        stream: that passes are recorded on.
     """
 
     device: torch.device
     dtype: torch.dtype
     pool: Any = field(default_factory=lambda: torch.cuda.graph_pool_handle())
+    stream: Any = field(default_factory=lambda: torch.cuda.Stream())
     _buffers: dict[tuple[str, torch.dtype], Tensor] = field(default_factory=dict)
+
+    @contextmanager
+    def recording(self, graph: torch.cuda.CUDAGraph) -> Iterator[None]:
+        """Record what the block does.
+
+        `torch.cuda.graph` does the same, and each time collects garbage and gives all free memory back, which takes
+        longer than recording.
+        """
+        present_stream = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(present_stream)
+        with torch.cuda.stream(self.stream):
+            # Other threads may go on preparing batches, which allocates memory that a GPU reads.
+            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+            try:
+                yield
+            except BaseException:
+                with suppress(RuntimeError):  # recording has failed before
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+        present_stream.wait_stream(self.stream)
 
     def reserve(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return a part of the buffer of that name, which passes of all shapes share; filled with zeros at first."""
@@ -228,7 +251,7 @@ class RecordedBodies:
             try:
                 self._bodies[shape] = RecordedBody(shape, self._memory, run_body)
             except (RuntimeError, KeyError) as error:  # out of memory among them: single operations had enough
-                self.refusal = str(error).splitlines()[0][:200] or type(error).__name__
+                self.refusal = (str(error) or type(error).__name__).splitlines()[0][:200]
                 logger.warning("computing operation by operation, as passes cannot be recorded: %s", self.refusal)
                 self.clear()
                 return None
