@@ -120,10 +120,10 @@ def test_norms_of_rows_of_unlike_lengths_equal_the_loop(engine, make_model, make
 
 
 @given(st.integers(1, 2000), st.integers(1, 2000), st.integers(1, 5), st.integers(1, 9))
-def test_widths_are_rounded_by_an_eighth_and_never_beyond_the_model(width, most_tokens, members, examples):
+def test_widths_are_rounded_by_little_and_never_beyond_the_model(width, most_tokens, members, examples):
     chunk = Chunk(0, members, np.tile(np.arange(examples), (members, 1)), width)
     widened = chunk.widen(most_tokens, chunk_tokens=10_000)
-    assert width <= widened.width <= max(width, min(most_tokens, width + max(7, width // 8)))
+    assert width <= widened.width <= max(width, min(most_tokens, width + max(7, width // 16)))
     assert widened == chunk or widened.padded_tokens <= 10_000
 
 

@@ -5,6 +5,7 @@ import torch
 from scipy.stats import spearmanr
 
 from gradfiltering.data.batches import IGNORED, Batch
+from gradfiltering.gradients.attention import SDPA, set_attention
 from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.models.objectives import ResponseNLL
 from tests.reference.gradients import loop_gradients, norm
@@ -50,6 +51,7 @@ def test_bf16_on_a_gpu_ranks_rows_as_float32_does(make_model, make_adapters, mak
 
 
 def make_engine(model, is_recording=True):
+    set_attention(model.get_base_model(), SDPA)  # eager attention copies its mask's numbers from the CPU
     engine = FusedEngine(model.float(), ResponseNLL(), 10_000)
     engine.to(torch.device("cuda"))
     if not is_recording:

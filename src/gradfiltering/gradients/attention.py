@@ -93,20 +93,20 @@ def attend_short_rows(
 def rows_not_packed() -> Iterator[None]:
     """Tell transformers that no row holds several sequences, which it would look at the device's numbers for.
 
-    While a graph is recorded it cannot look, and would make a mask for the case that there are some.
+    While a graph is recorded it cannot look, and would make a mask for the case that there are some, or that tokens are
+    hidden; attention with a mask takes several times as long.
     """
     from transformers import masking_utils
 
-    name = "find_packed_sequence_indices"
-    own_function = getattr(masking_utils, name, None)
-    if own_function is None:
-        yield
-        return
-    setattr(masking_utils, name, lambda position_ids: None)
+    answers = {"find_packed_sequence_indices": lambda position_ids: None, "is_tracing": lambda tensor=None: False}
+    own_functions = {name: getattr(masking_utils, name) for name in answers if hasattr(masking_utils, name)}
     try:
+        for name in own_functions:
+            setattr(masking_utils, name, answers[name])
         yield
     finally:
-        setattr(masking_utils, name, own_function)
+        for name, own_function in own_functions.items():
+            setattr(masking_utils, name, own_function)
 
 
 class EagerAttention:

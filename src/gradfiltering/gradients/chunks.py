@@ -45,13 +45,13 @@ class Chunk:
         return member_count * example_count * self.width
 
     def widen(self, most_tokens: int, chunk_tokens: int) -> "Chunk":
-        """Round the width up, by an eighth at most, so that chunks have few different shapes.
+        """Round the width up, by a sixteenth or to a multiple of eight, so that chunks have few different shapes.
 
         Args:
             most_tokens: of a row, in the model.
             chunk_tokens: see `cut_chunks`; a chunk that would have more stays as it is.
         """
-        step = max(8, 1 << max(0, self.width.bit_length() - 4))
+        step = max(8, 1 << max(0, self.width.bit_length() - 5))
         widened = replace(self, width=min(most_tokens, -(-self.width // step) * step))
         return widened if self.width < widened.width and widened.padded_tokens <= chunk_tokens else self
 
