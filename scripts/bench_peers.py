@@ -68,6 +68,7 @@ from peer_gradients import bergson_norms, opacus_norms
 from torch import Tensor
 
 from gradfiltering.data.batches import Batch
+from gradfiltering.gradients.body_graph import can_record
 from gradfiltering.gradients.engine import GradientEngine
 from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.gradients.memory import find_fitting_tokens
@@ -166,6 +167,8 @@ class Method:
         measure: (adapters, batch) -> [M, B] gradient norms; computes mean gradients as well.
         batches: of the rows.
         layers: with adapters.
+        untimed_passes: through all batches, before the first round: on a GPU this engine computes operation by
+            operation the first time a shape comes, records it the second time, and replays from then on.
         seconds: of each round.
         cpu_seconds: of each round, over the process's threads; of use where other programs share the machine.
         peak: MiB.
@@ -175,6 +178,7 @@ class Method:
     measure: MeasureNorms
     batches: list[Batch]
     layers: str
+    untimed_passes: int = 0
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
     peak: float = 0.0
@@ -258,7 +262,7 @@ class PeerBench:
         def fused(record_statistics: bool) -> Method:
             engine = self._fused_engine(ALL_LAYERS, record_statistics)
             measure = _measure_by(engine) if record_statistics else _train_by(engine)
-            return Method(measure, like_batches, ALL_LAYERS)
+            return Method(measure, like_batches, ALL_LAYERS, self._recorded_passes)
 
         return {
             "loop": partial(loop, ALL_LAYERS),
@@ -281,7 +285,11 @@ class PeerBench:
         ]
         synchronize(self.proxy.device)
         self.prefix_seconds = time.perf_counter() - started
-        return Method(_measure_by(engine), prefix_batches, last_layers)
+        return Method(_measure_by(engine), prefix_batches, last_layers, self._recorded_passes)
+
+    @property
+    def _recorded_passes(self) -> int:
+        return 2 if can_record(self.proxy.device) else 0
 
     def _fused_engine(self, layers: str, record_statistics: bool) -> FusedEngine:
         model = self.proxy.model(layers, "fused")
@@ -296,12 +304,16 @@ class PeerBench:
         return engine
 
     def _time(self, method: Method) -> None:
-        """Go through the method's batches once, after a first batch that is not timed."""
+        """Go through the method's batches once, after batches that are not timed."""
         device = self.proxy.device
         adapters = self.proxy.adapters(self.proxy.model(method.layers, "fused"), method.layers)
         return_memory(device)
         reset_peak_memory(device)
-        method.measure(adapters, method.batches[0])
+        untimed_batches = method.batches[:1]
+        if not method.seconds:
+            untimed_batches = [*untimed_batches, *method.untimed_passes * method.batches]
+        for batch in untimed_batches:
+            method.measure(adapters, batch)
         synchronize(device)
         started, cpu_started = time.perf_counter(), time.process_time()
         norms = [method.measure(adapters, batch) for batch in method.batches]

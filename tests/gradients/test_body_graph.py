@@ -45,6 +45,7 @@ def replays(monkeypatch) -> list[str]:
     monkeypatch.setattr(fused, "can_record", lambda device: True)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
+    monkeypatch.setattr(body_graph, "return_unused_memory", lambda device: None)
     monkeypatch.setattr(RecordedBody, "_record", record)
     monkeypatch.setattr(RecordedBody, "forward_pass", forward_pass)
     monkeypatch.setattr(RecordedBody, "backward_pass", backward_pass)

@@ -163,6 +163,13 @@ class _Replay(torch.autograd.Function):
 _replay: Callable[[Tensor, Tensor, RecordedBody], Tensor] = _Replay.apply
 
 
+def return_unused_memory(device: torch.device) -> None:
+    """Give a GPU's memory back that earlier work left, where it is more than is free: graphs cannot use it."""
+    unused_bytes = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if unused_bytes > torch.cuda.mem_get_info(device)[0]:
+        torch.cuda.empty_cache()
+
+
 @dataclass
 class GraphMemory:
     """Memory that recorded passes have in common, as no two of them are ever under way at once.
@@ -249,6 +256,7 @@ class RecordedBodies:
             if self._memory is None:
                 self._memory = GraphMemory(device, dtype)
             try:
+                return_unused_memory(device)
                 self._bodies[shape] = RecordedBody(shape, self._memory, run_body)
             except (RuntimeError, KeyError) as error:  # out of memory among them: single operations had enough
                 self.refusal = (str(error) or type(error).__name__).splitlines()[0][:200]
