@@ -145,3 +145,12 @@ def test_no_more_shapes_are_recorded_than_allowed(make_model, make_adapters, mak
     for length in (8, 9, 10, 11) * 2:
         engine.measure(adapters, make_batch([length, 5], [4, 2]), True)
     assert len(engine._recorded_bodies._bodies) == 2
+
+
+def test_trials_are_not_recorded(make_model, make_adapters, make_batch, replays):
+    model, adapters, _ = make_adapters(make_model())
+    engine, batch = make_engine(model), make_batch([12, 5], [4, 2])
+    for _ in range(3):
+        with engine.on_trial():
+            engine.measure(adapters, batch, True)
+    assert not replays and not engine._recorded_bodies._bodies

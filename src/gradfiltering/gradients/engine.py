@@ -53,6 +53,7 @@ class GradientEngine(ABC):
         adapter_name: the PEFT model's active adapter; stacked adapters take its place.
         prefix: the layers below the first adapted one, where the engine can go on from what they hand
             on; None where each batch goes through all layers. No result depends on it.
+        is_on_trial: whether the rows are invented ones, of shapes that will not come again.
     """
 
     name: ClassVar[str]
@@ -65,6 +66,7 @@ class GradientEngine(ABC):
         self.chunk_tokens = chunk_tokens
         self.adapter_name = str(model.active_adapter)
         self.prefix: FrozenPrefix | None = None
+        self.is_on_trial = False
         self._checked_device: torch.device | None = None
 
     @property
@@ -84,13 +86,13 @@ class GradientEngine(ABC):
             self._checked_device = device
 
     @contextmanager
-    def learning_responses(self) -> Iterator[None]:
-        """Learn single responses inside the block, for trials with invented rows, whatever the objective."""
-        objective, self.objective = self.objective, ResponseNLL()
+    def on_trial(self) -> Iterator[None]:
+        """Learn single responses inside the block, from invented rows, whatever the objective; nothing is kept."""
+        objective, self.objective, self.is_on_trial = self.objective, ResponseNLL(), True
         try:
             yield
         finally:
-            self.objective = objective
+            self.objective, self.is_on_trial = objective, False
 
     @abstractmethod
     def prepare_model(self) -> None:

@@ -194,7 +194,11 @@ class FusedEngine(GradientEngine):
     ) -> RecordedBody | None:
         """Find the recorded pass for a batch of [M·B, ...] on a GPU, made ready for these adapters; None for none."""
         causal_model = self._split(flat_batch)
-        is_plain = type(accumulator) is GradientAccumulator and accumulator.statistics.keys() <= {"squared_norm"}
+        is_plain = (
+            not self.is_on_trial
+            and type(accumulator) is GradientAccumulator
+            and accumulator.statistics.keys() <= {"squared_norm"}
+        )
         if not can_record(self.model.device) or causal_model.head_weight is None or not is_plain:
             return None
         stack_size = member_count(adapters)

@@ -120,7 +120,7 @@ def measure_chunk_memory(engine: GradientEngine, adapters: Adapters, row_width: 
 
     def measure_row(row: Batch) -> None:
         engine.chunk_tokens = row.input_ids.numel()
-        with engine.learning_responses():
+        with engine.on_trial():
             engine.measure(one_member, row.to(device), with_mean_gradient=True)
 
     known_widths = _measured_memory.setdefault(engine, {})
@@ -209,7 +209,7 @@ def find_fitting_tokens(
     tried_adapters = {name: stacked[:members] for name, stacked in adapters.items()}
     engine.chunk_tokens = planned_tokens
     try:
-        with LiveBytes() as live_bytes, engine.learning_responses():
+        with LiveBytes() as live_bytes, engine.on_trial():
             engine.measure(tried_adapters, trial_batch(row_count, row_width).to(device), with_mean_gradient=True)
     except torch.OutOfMemoryError as error:
         raise _does_not_fit(row_width, row_bytes, free_bytes, memory_limit, device) from error
