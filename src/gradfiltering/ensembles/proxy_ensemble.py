@@ -30,7 +30,7 @@ STEPS_PER_FETCH = 16  # of a GPU: to ask for its numbers is to wait until all th
 
 @dataclass(frozen=True)
 class StepMeasurement:
-    """What a training step measured.
+    """Losses and norms of a training step.
 
     Attributes:
         step: optimiser steps taken before it, those of earlier runs included.

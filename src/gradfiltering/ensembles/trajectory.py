@@ -66,7 +66,7 @@ class TrajectoryRecorder:
 
     @property
     def points(self) -> list[TrajectoryPoint]:
-        """What was recorded, by step and member; it is fetched from the device only now, for which that must wait."""
+        """Points recorded so far, by step and member; only now are they fetched from the device, which must wait."""
         waiting, self._unfetched = self._unfetched, []
         for step, recorded in waiting:
             for member_id, (*sketch, norm, update_norm) in zip(self.member_ids, recorded.tolist(), strict=True):

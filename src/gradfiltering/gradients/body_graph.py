@@ -34,7 +34,7 @@ def can_record(device: torch.device) -> bool:
 
 @dataclass(frozen=True)
 class BodyShape:
-    """What must be equal for a recorded pass to be used again.
+    """Shape of a pass: one that was recorded is used again where all of it is equal.
 
     Attributes:
         rows: of the batch; an example may have several.

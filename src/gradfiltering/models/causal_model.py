@@ -87,7 +87,7 @@ class SplitModel:
         if self.head_weight is None:
             return token_nll(self.model(input_ids=input_ids, use_cache=False).logits, labels)
         hidden_states = self.body(input_ids=input_ids, use_cache=False).last_hidden_state  # [B, T, D]
-        is_counted = self.counted_labels is not None and _is_same_tensor(labels, self.counted_labels)
+        is_counted = self.counted_labels is not None and _share_numbers(labels, self.counted_labels)
         token_count = self.counted_tokens if is_counted else None
         return head_token_losses(hidden_states, labels, self.head_weight, self.head_bias, token_count)
 
@@ -141,13 +141,13 @@ def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
     return token_losses.view(next_tokens.shape)
 
 
-def _is_same_tensor(tensor: Tensor, other: Tensor) -> bool:
-    """Return True for the same numbers in memory, in the same order, perhaps in another shape."""
+def _share_numbers(first: Tensor, second: Tensor) -> bool:
+    """Return True for tensors of the same numbers in memory, in the same order, perhaps of different shapes."""
     return (
-        tensor.data_ptr() == other.data_ptr()
-        and tensor.numel() == other.numel()
-        and tensor.is_contiguous()
-        and other.is_contiguous()
+        first.data_ptr() == second.data_ptr()
+        and first.numel() == second.numel()
+        and first.is_contiguous()
+        and second.is_contiguous()
     )
 
 
