@@ -28,6 +28,7 @@ from tests.support.disk import files_up_to
 from tests.support.interruption import KilledHere, Steps, counting
 from tests.support.model_losses import response_losses
 from tests.support.pipeline import quiet_trainer
+from tests.support.shared_tensors import multiply_by_growing_table
 from tests.support.small_targets import ROW_COUNT, make_training, tuning_settings
 
 RTOL, ATOL = 1e-4, 1e-6
@@ -98,6 +99,12 @@ def test_same_seed_is_identical_and_the_base_model_unchanged(tune, base_model):
     _, _, second_adapter = tune("second")
     assert all(torch.equal(first_adapter[name], second_adapter[name]) for name in first_adapter)
     assert all(torch.equal(value, weights_before[name]) for name, value in base_model.model.state_dict().items())
+
+
+def test_what_the_model_makes_for_heldout_rows_can_be_trained_with(tune, base_model):
+    multiply_by_growing_table(base_model.model.model.norm)  # these rows come before the first that is trained on
+    result, _, _ = tune("candidate")
+    assert result.steps == STEP_COUNT
 
 
 def test_loaded_adapter_gives_the_heldout_loss_of_the_curve(tune, rows, base_model, tmp_path):

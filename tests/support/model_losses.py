@@ -5,7 +5,7 @@ import torch
 from gradfiltering.models.causal_model import split_model
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def response_losses(model, objective, batches, device) -> dict[int, float]:
     """Example id -> loss in nats per response token."""
     causal_model = split_model(model.to(device).eval())

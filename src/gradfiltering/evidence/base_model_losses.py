@@ -107,7 +107,7 @@ def _losses_key(context: BaseModelWork, objective: Objective, examples: Examples
     }
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _compute_losses(context: BaseModelWork, objective: Objective, examples: Examples) -> np.ndarray:
     causal_model = split_model(prepare_base_model(context))
     row_recorder = RowMeasurements(examples.example_ids, ["loss"])

@@ -59,7 +59,11 @@ class TargetWork:
 
 
 def prepare_base_model(context: BaseModelWork) -> nn.Module:
-    """Return the base model on its device, without dropout."""
+    """Return the base model on its device, without dropout.
+
+    The target may share it. What is moved or made under `torch.inference_mode` can never be trained with, so passes
+    over rows are under `torch.no_grad`.
+    """
     return context.base_model.model.to(context.device).eval()
 
 

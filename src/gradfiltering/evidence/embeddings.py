@@ -26,7 +26,7 @@ class EmbeddingMeasurer(Measurer[Embeddings]):
 
     request_type = Embeddings
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def measure(self, request: Embeddings, context: MeasurementContext) -> np.ndarray:
         """Measure [N, D] float32, centred where the settings say so."""
         if context.embeddings.encoder is None:

@@ -21,7 +21,7 @@ class ErrorNormMeasurer(Measurer[ErrorNorms]):
 
     request_type = ErrorNorms
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def measure(self, request: ErrorNorms, context: MeasurementContext) -> np.ndarray:
         """Measure [N] float64."""
         causal_model = split_model(prepare_base_model(context))

@@ -298,7 +298,7 @@ class FineTuningModule(L.LightningModule):
         ]
         return torch.cat([gradient.flatten() for gradient in gradients]).float()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _measure_heldout_losses(self, heldout: Examples) -> np.ndarray:
         """Return the objective's [N] losses of the held-out rows."""
         assert self._split_model is not None, "made when training starts"

@@ -110,7 +110,7 @@ def measure_losses(context: MeasurementContext, shape: ModelShape) -> MeasuredWo
     token_budget = min(_timed_tokens(context.device), context.batches.forward_tokens(context.device))
 
     def measure(batch: Batch, objective: Objective) -> None:
-        with torch.inference_mode():
+        with torch.no_grad():
             objective(causal_model, batch.to(context.device))
 
     batch = take_batch(context.examples, token_budget, context.base_model.pad_id)
