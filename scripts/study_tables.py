@@ -111,6 +111,9 @@ def write_estimates(rows: Sequence[SeedRow], extra_cells: Mapping[str, Mapping[s
         cells = lines[row.setting]
         cells["seeds"] = str(max(row.estimate.seeds, int(cells.get("seeds", 0))))
         cells[row.measure] = format_estimate(row, p_values.get((row.setting, row.measure)))
+    for row in rows:  # which other seeds lack
+        if row.estimate.seeds < int(lines[row.setting]["seeds"]):
+            lines[row.setting][row.measure] += f" ({row.estimate.seeds} seeds)"
     for setting, further_cells in (extra_cells or {}).items():
         lines[setting].update(further_cells)
     measures = dict.fromkeys(["seeds", *(row.measure for row in rows)])  # further columns follow

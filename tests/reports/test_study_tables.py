@@ -203,3 +203,13 @@ def test_several_folders_are_one_sweep_on_the_command_line(tmp_path, capsys, mon
     assert (
         "gsnr − ifd" in printed and "-0.500" in printed and json.dumps("held-out loss − that of full")[1:4] in printed
     )
+
+
+def test_a_measure_that_other_seeds_lack_says_how_many_have_it(tmp_path, read):
+    for seed in range(4):
+        target = {"candidate": result_of(1.0), "random": result_of(1.1 + 0.01 * seed)} if seed < 3 else {}
+        make_job(tmp_path, seed, seed, ["scorer=gsnr"], target=target, diagnostics=truth_of(0.6 + 0.01 * seed))
+    methods, _ = read("methods")
+    assert methods["all jobs"]["seeds"] == "4"
+    assert methods["all jobs"]["held-out loss − that of random"].endswith("(3 seeds)")
+    assert "seeds)" not in methods["all jobs"]["AUC, clean over planted"]
