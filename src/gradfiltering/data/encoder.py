@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, Value
 from datasets import Sequence as SequenceFeature
@@ -28,7 +29,7 @@ from gradfiltering.data.preference_schema import EQUAL_WITHIN_LENGTH, SIDE_SCHEM
 from gradfiltering.data.row_columns import Row
 from gradfiltering.data.schemas import Columns, Schema
 from gradfiltering.data.templates import find_template, layout_name
-from gradfiltering.data.tokenising import TokenisingSettings, tokenise_table
+from gradfiltering.data.tokenising import OtherResult, TokenisingSettings, tokenise_table
 from gradfiltering.data.tokenizer_hash import hash_tokenizer
 from gradfiltering.errors import UserError
 from gradfiltering.runs.cache import Cache
@@ -70,15 +71,24 @@ class Encoder:
         max_tokens: longest example in tokens.
         cache: of tokenised tables.
         settings: number of processes; no result depends on it.
+        longer_length: of examples that the cache may hold; their rows of up to `max_tokens` are not tokenised again.
     """
 
-    def __init__(self, tokenizer: Any, max_tokens: int, cache: Cache, settings: TokenisingSettings | None = None):
+    def __init__(
+        self,
+        tokenizer: Any,
+        max_tokens: int,
+        cache: Cache,
+        settings: TokenisingSettings | None = None,
+        longer_length: int | None = None,
+    ):
         if tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no end-of-sequence token; set one in its tokenizer_config.json")
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.cache = cache
         self.settings = settings or TokenisingSettings()
+        self.longer_length = longer_length
 
     def encode_all(self, dataset: InstructionDataset) -> Rows:
         """Tokenise candidate and held-out rows."""
@@ -157,7 +167,11 @@ class Encoder:
             encode_rows, tokenizer=self.tokenizer, template=template, schema=schema, max_tokens=self.max_tokens
         )
         features = ENCODED_PAIRS if isinstance(schema, Preference) else ENCODED
-        return tokenise_table(row_table, encode_batch, features, self.cache, cache_key, self.settings)
+        longer = None
+        if self.longer_length is not None and self.longer_length > self.max_tokens:
+            longer_key = {**cache_key, "max_tokens": self.longer_length}
+            longer = OtherResult(longer_key, partial(_mark_whole, max_tokens=self.max_tokens))
+        return tokenise_table(row_table, encode_batch, features, self.cache, cache_key, self.settings, longer)
 
 
 def find_max_tokens(whole_encoder: Encoder, dataset: InstructionDataset) -> int:
@@ -167,7 +181,8 @@ def find_max_tokens(whole_encoder: Encoder, dataset: InstructionDataset) -> int:
 
     Args:
         whole_encoder: of examples as long as the model reads.
-        dataset: its rows are tokenised; an encoder of the same length takes them from the cache.
+        dataset: its rows are tokenised; an encoder of the same length takes them from the cache, and one whose
+            `longer_length` it is those that are not cut.
     """
     lengths = whole_encoder.encode(dataset).widths
     percentile = int(np.percentile(lengths, LENGTH_PERCENTILE, method="higher"))
@@ -244,6 +259,16 @@ def _encode_pairs(
             reason = EQUAL_WITHIN_LENGTH
         pairs["reason"].append(reason)
     return pairs
+
+
+def _mark_whole(encoded_rows: pa.Table, max_tokens: int) -> np.ndarray:
+    """[B] bool: the rows without a cut, of which no sequence is longer than `max_tokens`."""
+    lengths = encoded_rows["tokens"].to_numpy()
+    if "rejected_tokens" in encoded_rows.column_names:
+        rejected_lengths = encoded_rows["rejected_tokens"].to_numpy()
+        lengths = np.maximum(lengths - rejected_lengths, rejected_lengths)
+    is_whole: np.ndarray = (encoded_rows["lost_tokens"].to_numpy() == 0) & (lengths <= max_tokens)
+    return is_whole
 
 
 def _mark_scorable(encoded_rows: Dataset) -> np.ndarray:

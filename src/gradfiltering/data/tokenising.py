@@ -7,10 +7,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, concatenate_datasets
 
@@ -34,6 +36,20 @@ MOST_PROCESSES = 16  # of `auto`; each holds about a quarter of a gigabyte
 
 Batch: TypeAlias = dict[str, list[Any]]
 EncodeBatch: TypeAlias = Callable[[Batch, list[int]], Batch]
+EncodeTable: TypeAlias = Callable[[pa.Table, Sequence[int]], pa.Table]
+
+
+@dataclass(frozen=True)
+class OtherResult:
+    """A result on the same rows which the cache may hold, with the same columns for most of them.
+
+    Attributes:
+        cache_key: of that result.
+        mark_same: a batch of B of its rows -> [B] bool, True where this result has the same row.
+    """
+
+    cache_key: CacheKey
+    mark_same: Callable[[pa.Table], np.ndarray]
 
 
 @options
@@ -67,6 +83,7 @@ def tokenise_table(
     cache: Cache,
     cache_key: CacheKey,
     settings: TokenisingSettings,
+    other: OtherResult | None = None,
 ) -> Dataset:
     """Tokenise all rows, or take the result from the cache.
 
@@ -81,6 +98,7 @@ def tokenise_table(
         cache: of results; only rank zero computes.
         cache_key: everything that the result depends on.
         settings: number of processes.
+        other: a result whose rows are taken over where they are the same; None for none.
 
     Returns:
         One row for each row, memory-mapped.
@@ -94,11 +112,16 @@ def tokenise_table(
     shard_keys = [{**cache_key, "shard": [shard.start, shard.stop]} for shard in shards]
 
     def build(folder: Path) -> None:
+        encode: EncodeTable = partial(_encode_table, encode_batch=encode_batch, features=features)
+        stored_other = None if other is None else cache.find(TOKENS_KIND, other.cache_key)
+        if other is not None and stored_other is not None:
+            other_rows = open_tokens(stored_other.path).with_format("arrow")
+            encode = partial(_encode_differing, encode=encode, other_rows=other_rows, mark_same=other.mark_same)
         if len(shards) == 1:
             with progress_bar("tokenising", len(rows)) as bar:
-                _write_shard(folder, shards[0], rows, encode_batch, features, bar)
+                _write_shard(folder, shards[0], rows, encode, features, bar)
             return
-        _complete_shards(rows, shards, shard_keys, encode_batch, features, cache, settings)
+        _complete_shards(rows, shards, shard_keys, encode, features, cache, settings)
         for shard_number, shard_key in enumerate(shard_keys):
             stored_shard = cache.find(SHARDS_KIND, shard_key)
             assert stored_shard is not None, f"shard {shard_number} was deleted while others were tokenised"
@@ -124,7 +147,7 @@ def _complete_shards(
     rows: Dataset,
     shards: Sequence[range],
     shard_keys: Sequence[CacheKey],
-    encode_batch: EncodeBatch,
+    encode: EncodeTable,
     features: Features,
     cache: Cache,
     settings: TokenisingSettings,
@@ -142,13 +165,11 @@ def _complete_shards(
     with progress_bar("tokenising", open_rows) as bar:
         if process_count == 1:
             for shard, shard_key in open_shards:
-                write_shard = partial(
-                    _write_shard, shard=shard, rows=rows, encode_batch=encode_batch, features=features, bar=bar
-                )
+                write_shard = partial(_write_shard, shard=shard, rows=rows, encode=encode, features=features, bar=bar)
                 cache.commit(SHARDS_KIND, shard_key, write_shard)
             return
         for shard_number, encoded_stream, seconds in _encode_in_processes(
-            rows, [shard for shard, _ in open_shards], encode_batch, features, process_count
+            rows, [shard for shard, _ in open_shards], encode, features, process_count
         ):
             shard, shard_key = open_shards[shard_number]
             cache.commit(SHARDS_KIND, shard_key, partial(_write_stream, encoded_stream=encoded_stream), seconds)
@@ -156,14 +177,14 @@ def _complete_shards(
 
 
 def _write_shard(
-    folder: Path, shard: range, rows: Dataset, encode_batch: EncodeBatch, features: Features, bar: ProgressBar
+    folder: Path, shard: range, rows: Dataset, encode: EncodeTable, features: Features, bar: ProgressBar
 ) -> None:
     arrow_rows = rows.with_format("arrow")
 
     def encode_batches() -> Iterator[pa.Table]:
         for start in range(shard.start, shard.stop, ROWS_PER_BATCH):
             stop = min(start + ROWS_PER_BATCH, shard.stop)
-            yield _encode_batch(arrow_rows[start:stop], start, encode_batch, features)
+            yield encode(arrow_rows[start:stop], range(start, stop))
             bar.advance(stop - start)
 
     with pa.OSFile(str(folder / TOKENS_FILE), "wb") as sink:
@@ -174,9 +195,27 @@ def _write_stream(folder: Path, encoded_stream: bytes) -> None:
     (folder / TOKENS_FILE).write_bytes(encoded_stream)
 
 
-def _encode_batch(batch: pa.Table, first_position: int, encode_batch: EncodeBatch, features: Features) -> pa.Table:
-    positions = list(range(first_position, first_position + len(batch)))
-    return pa.Table.from_pydict(encode_batch(batch.to_pydict(), positions), features.arrow_schema)
+def _encode_table(rows: pa.Table, positions: Sequence[int], encode_batch: EncodeBatch, features: Features) -> pa.Table:
+    return pa.Table.from_pydict(encode_batch(rows.to_pydict(), list(positions)), features.arrow_schema)
+
+
+def _encode_differing(
+    rows: pa.Table,
+    positions: Sequence[int],
+    encode: EncodeTable,
+    other_rows: Dataset,
+    mark_same: Callable[[pa.Table], np.ndarray],
+) -> pa.Table:
+    """Encode the rows that the other result has otherwise, and take over the rest of it."""
+    other_table = other_rows[positions[0] : positions[-1] + 1].combine_chunks()
+    differing = np.flatnonzero(~mark_same(other_table))
+    if not len(differing):
+        return other_table
+    encoded = encode(rows.take(differing), [positions[index] for index in differing])
+    sources = np.arange(len(other_table))
+    sources[differing] = len(other_table) + np.arange(len(differing))
+    joined = pa.concat_tables([other_table.cast(encoded.schema), encoded]).combine_chunks()
+    return joined.take(sources).combine_chunks()
 
 
 def _write_tables(sink: pa.NativeFile, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
@@ -193,7 +232,7 @@ def _to_stream(schema: pa.Schema, tables: Iterable[pa.Table]) -> bytes:
 
 
 def _encode_in_processes(
-    rows: Dataset, shards: Sequence[range], encode_batch: EncodeBatch, features: Features, process_count: int
+    rows: Dataset, shards: Sequence[range], encode: EncodeTable, features: Features, process_count: int
 ) -> Iterator[tuple[int, bytes, float]]:
     """Tokenise shards at the same time; yield number, Arrow stream and seconds of each as it is done."""
     from joblib import Parallel, delayed
@@ -202,7 +241,7 @@ def _encode_in_processes(
 
     arrow_rows = rows.with_format("arrow")
     try:
-        pickled_encoder = pickle.dumps((encode_batch, features))
+        pickled_encoder = pickle.dumps((encode, features))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise UserError(
             f"the tokenizer cannot be handed to other processes ({error}); tokenise by 1 process",
@@ -242,7 +281,7 @@ def _encode_shard(
     """Tokenise a shard in a process of its own.
 
     Args:
-        pickled_encoder: the function that encodes a batch, and the columns of its result.
+        pickled_encoder: the function that encodes some rows, and the columns of its result.
         first_process: id of the process that the run is; joblib takes that itself within jobs of its own.
         shard_number: handed back.
         first_position: of the shard's rows in the dataset.
@@ -254,15 +293,15 @@ def _encode_shard(
     started_at = time.monotonic()
     if os.getpid() != first_process:
         _prepare_process(first_process)
-    encode_batch, features = _load_encoder(pickled_encoder)
+    encode, features = _load_encoder(pickled_encoder)
     rows = pa.ipc.open_stream(rows_stream).read_all()
-    encoded_stream = _to_stream(
-        features.arrow_schema,
-        (
-            _encode_batch(rows.slice(start, ROWS_PER_BATCH), first_position + start, encode_batch, features)
-            for start in range(0, len(rows), ROWS_PER_BATCH)
-        ),
-    )
+
+    def encode_batches() -> Iterator[pa.Table]:
+        for start in range(0, len(rows), ROWS_PER_BATCH):
+            batch = rows.slice(start, ROWS_PER_BATCH)
+            yield encode(batch, range(first_position + start, first_position + start + len(batch)))
+
+    encoded_stream = _to_stream(features.arrow_schema, encode_batches())
     return shard_number, encoded_stream, time.monotonic() - started_at
 
 
@@ -285,6 +324,6 @@ def _prepare_process(first_process: int) -> None:
 
 
 @lru_cache(maxsize=1)
-def _load_encoder(pickled_encoder: bytes) -> tuple[EncodeBatch, Features]:
-    encoder: tuple[EncodeBatch, Features] = pickle.loads(pickled_encoder)
+def _load_encoder(pickled_encoder: bytes) -> tuple[EncodeTable, Features]:
+    encoder: tuple[EncodeTable, Features] = pickle.loads(pickled_encoder)
     return encoder

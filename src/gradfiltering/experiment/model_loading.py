@@ -59,7 +59,9 @@ def build_encoder(
             announce(f"rows are cut to {max_tokens:,} tokens, and 99% of them fit; the model reads {context_length:,}")
     elif max_tokens > context_length:
         announce(f"examples have up to {context_length:,} tokens, not {max_tokens:,}: the model reads no more")
-    return Encoder(model.tokenizer, min(max_tokens, context_length), experiment.cache, experiment.tokenising)
+    return Encoder(
+        model.tokenizer, min(max_tokens, context_length), experiment.cache, experiment.tokenising, context_length
+    )
 
 
 def report_model(run: OpenRun, dataset: InstructionDataset, role: str, model: LanguageModel) -> None:
