@@ -208,8 +208,8 @@ def _encode_differing(
 ) -> pa.Table:
     """Encode the rows that the other result has otherwise, and take over the rest of it."""
     other_table = other_rows[positions[0] : positions[-1] + 1].combine_chunks()
-    differing = np.flatnonzero(~mark_same(other_table))
-    if not len(differing):
+    differing = np.flatnonzero(~mark_same(other_table)).tolist()
+    if not differing:
         return other_table
     encoded = encode(rows.take(differing), [positions[index] for index in differing])
     sources = np.arange(len(other_table))
