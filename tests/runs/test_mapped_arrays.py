@@ -39,6 +39,7 @@ def test_rows_that_are_not_contiguous_keep_their_order():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="maps are read from /proc")
 def test_a_large_array_lies_in_a_file_that_goes_with_it():
+    gc.collect()  # arrays of earlier tests
     before = count_mapped_bytes()
     mapped = map_large_array(np.arange(4 * MIB))
     assert count_mapped_bytes() - before == mapped.nbytes == 32 * MIB

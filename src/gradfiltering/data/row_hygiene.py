@@ -69,6 +69,7 @@ SENTENCE_BREAK = re.compile(r"(?<=[.!?:\u3002])\s*")
 MIN_REPEATED_WORDS = 24
 REPEATED_SHARE = 0.6  # of the runs of four words, those that stand there again
 LOOP = re.compile(r"([^\W\d_])\1{19,}|([^\W\d_]{2,8})\2{9,}")
+LOOP_LETTERS = re.compile(r"[^\W\d_]{20}")  # every loop holds so many letters in a row, and few texts do
 
 LANGUAGE_CHARACTERS = 400  # of an answer that are looked at
 MIN_LETTERS = 60
@@ -270,7 +271,7 @@ def is_repetitive(answer: str) -> bool:
 
     Numbers, single letters and code repeat by their nature and are not looked at.
     """
-    if LOOP.search(answer):
+    if LOOP_LETTERS.search(answer) and LOOP.search(answer):
         return True
     if is_code(answer):
         return False
@@ -316,9 +317,9 @@ class UnexpectedLanguages:
 def identify_language(text: str) -> str | None:
     """Return the ISO 639 code of a text's language; None where it is too short, code, or not clear."""
     sample = text.strip()[:LANGUAGE_CHARACTERS]
-    letters = sum(character.isalpha() for character in sample)
-    latin_letters = sum(character.isascii() and character.isalpha() for character in sample)
-    least_letters = MIN_LETTERS if latin_letters > letters / 2 else MIN_LETTERS_OTHER_SCRIPT
+    letters = sum(map(str.isalpha, sample))
+    ascii_letters = letters if sample.isascii() else sum(map(str.isalpha, filter(str.isascii, sample)))
+    least_letters = MIN_LETTERS if ascii_letters > letters / 2 else MIN_LETTERS_OTHER_SCRIPT
     if letters < least_letters or letters < 0.6 * len(sample):
         return None
     if is_code(sample):
