@@ -72,6 +72,9 @@ def test_operations_are_those_of_the_work(context, requests, changes):
     if changes.get("batches") == "nothing kept":
         changes = {**changes, "batches": replace(context.batches, prefix_limit=0)}
     context = replace(context, **changes)
+    if not any(isinstance(request, TaskGradients) for request in requests):  # 5.6 % too much for 60 rows
+        few_rows = context.examples.select(context.examples.example_ids[::2])  # counting takes longer than computing
+        context = replace(context, examples=few_rows)
     plan = plan_run(plan_request(context, *requests), NO_PLAN)
     assert plan.seconds is None and plan.calibration_seconds == 0, "such short work is not timed"
     with operation_counter() as counter:
