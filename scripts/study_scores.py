@@ -1,4 +1,4 @@
-"""What other scores, and fewer members, would have made of the gradient logs of a study: no model is run.
+"""Other scores, and fewer members, tried on the gradient logs of a study; no model is run.
 
     python scripts/study_scores.py FOLDER…
 

@@ -40,12 +40,12 @@ EncodeTable: TypeAlias = Callable[[pa.Table, Sequence[int]], pa.Table]
 
 
 @dataclass(frozen=True)
-class OtherResult:
-    """A result on the same rows which the cache may hold, with the same columns for most of them.
+class ReusableTokens:
+    """Tokens of the same rows, made for another length, which the cache may hold and which most rows share.
 
     Attributes:
-        cache_key: of that result.
-        mark_same: a batch of B of its rows -> [B] bool, True where this result has the same row.
+        cache_key: of these tokens.
+        mark_same: a batch of B rows of them -> [B] bool, True where a row's tokens are those that are wanted.
     """
 
     cache_key: CacheKey
@@ -83,7 +83,7 @@ def tokenise_table(
     cache: Cache,
     cache_key: CacheKey,
     settings: TokenisingSettings,
-    other: OtherResult | None = None,
+    reusable: ReusableTokens | None = None,
 ) -> Dataset:
     """Tokenise all rows, or take the result from the cache.
 
@@ -98,7 +98,7 @@ def tokenise_table(
         cache: of results; only rank zero computes.
         cache_key: everything that the result depends on.
         settings: number of processes.
-        other: a result whose rows are taken over where they are the same; None for none.
+        reusable: tokens that are taken over where they are the same; None for none.
 
     Returns:
         One row for each row, memory-mapped.
@@ -113,10 +113,10 @@ def tokenise_table(
 
     def build(folder: Path) -> None:
         encode: EncodeTable = partial(_encode_table, encode_batch=encode_batch, features=features)
-        stored_other = None if other is None else cache.find(TOKENS_KIND, other.cache_key)
-        if other is not None and stored_other is not None:
-            other_rows = open_tokens(stored_other.path).with_format("arrow")
-            encode = partial(_encode_differing, encode=encode, other_rows=other_rows, mark_same=other.mark_same)
+        stored_tokens = None if reusable is None else cache.find(TOKENS_KIND, reusable.cache_key)
+        if reusable is not None and stored_tokens is not None:
+            stored_rows = open_tokens(stored_tokens.path).with_format("arrow")
+            encode = partial(_encode_differing, encode=encode, stored_rows=stored_rows, mark_same=reusable.mark_same)
         if len(shards) == 1:
             with progress_bar("tokenising", len(rows)) as bar:
                 _write_shard(folder, shards[0], rows, encode, features, bar)
@@ -203,18 +203,18 @@ def _encode_differing(
     rows: pa.Table,
     positions: Sequence[int],
     encode: EncodeTable,
-    other_rows: Dataset,
+    stored_rows: Dataset,
     mark_same: Callable[[pa.Table], np.ndarray],
 ) -> pa.Table:
-    """Encode the rows that the other result has otherwise, and take over the rest of it."""
-    other_table = other_rows[positions[0] : positions[-1] + 1].combine_chunks()
-    differing = np.flatnonzero(~mark_same(other_table)).tolist()
+    """Encode the rows whose stored tokens are not the wanted ones, and take over the rest."""
+    stored_table = stored_rows[positions[0] : positions[-1] + 1].combine_chunks()
+    differing = np.flatnonzero(~mark_same(stored_table)).tolist()
     if not differing:
-        return other_table
+        return stored_table
     encoded = encode(rows.take(differing), [positions[index] for index in differing])
-    sources = np.arange(len(other_table))
-    sources[differing] = len(other_table) + np.arange(len(differing))
-    joined = pa.concat_tables([other_table.cast(encoded.schema), encoded]).combine_chunks()
+    sources = np.arange(len(stored_table))
+    sources[differing] = len(stored_table) + np.arange(len(differing))
+    joined = pa.concat_tables([stored_table.cast(encoded.schema), encoded]).combine_chunks()
     return joined.take(sources).combine_chunks()
 
 

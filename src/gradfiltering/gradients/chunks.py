@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from gradfiltering.data.batches import IGNORED, Batch, cut_cheapest
 
 CHUNK_OVERHEAD = {"cpu": 128}  # padded tokens that take as long as one more chunk does
-GPU_CHUNK_OVERHEAD = 16384  # and chunks of few shapes can be recorded, see `gradients.body_graph`
+GPU_CHUNK_OVERHEAD = 16384  # an estimate; large, as whole batches have few shapes, see `gradients.body_graph`
 
 
 @dataclass(frozen=True)
