@@ -39,7 +39,7 @@ from gradfiltering.planning.operations import (
 )
 from gradfiltering.planning.row_passes import count_prompts
 
-SECONDS = 1.0  # for each kind of work, the first and unmeasured run included; a first run that is longer counts
+SECONDS = 1.0  # for each kind of work, the first and unmeasured run included; two runs may take longer
 REPEATS = 5
 TIMED_TOKENS = 512  # padded tokens of a batch that is timed, over members, where that is a row at least
 GPU_TIMED_TOKENS = 32768
@@ -244,10 +244,11 @@ def count_batch(batch: Batch) -> TokenCounts:
 
 
 def time_work(compute: Callable[[], object], operations: int, device: torch.device) -> float:
-    """Return operations per second: the median of a few runs after a first one, which counts only if it is long."""
+    """Return operations per second: the median of a few runs after a first one, at least of one.
+
+    The first run is not counted: it takes up to half as long again, as memory is asked for and kernels are chosen.
+    """
     first_seconds = _time_once(compute, device)
-    if first_seconds > SECONDS:
-        return operations / first_seconds
     run_seconds = [_time_once(compute, device)]
     while len(run_seconds) < REPEATS and first_seconds + sum(run_seconds) < SECONDS:
         run_seconds.append(_time_once(compute, device))
