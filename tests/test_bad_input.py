@@ -110,6 +110,8 @@ OPTIONS = {
         ["nothing is held out", "(scorer.validation, scorer.task=auto)"]),
     "no validation file": (["scorer=less", "scorer.validation=gone.jsonl"],
         ["gone.jsonl cannot be read as rows", "no such file", "scorer.validation=gone.jsonl"]),
+    "no file of scores": (["scorer=from_file", "scorer.path=gone.jsonl"],
+        ["the file of scores gone.jsonl cannot be read", "no such file", "scorer.path=gone.jsonl"]),
     "no such task": (["scorer=less", "scorer.task=skill"],
         ["no field 'skill'", "or none for one task", "scorer.task=skill"]),
     "checkpoint before training": (["scorer=less", "epochs.early=0"],

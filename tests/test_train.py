@@ -157,6 +157,21 @@ def test_other_scorers_and_selectors_give_every_row_once_and_a_whole_subset(over
         assert sorted([*scored, *unscored]) == list(range(80))
 
 
+def test_a_choice_of_another_tool_is_tested_as_any_other(whole, cache, tmp_path):
+    """A subset that another run gave back is found again row by row, and its scores give the same choice."""
+    for name, chosen in (("rows", "subset.jsonl"), ("ids", "scores.parquet")):
+        places = [f"run_dir={tmp_path / name}", f"hydra.run.dir={tmp_path / name}", "logger=none", "until=select"]
+        run_train(*SMALL, cache, *places, "scorer=from_file", f"scorer.path={whole / chosen}")
+        subset = pq.read_table(tmp_path / name / "subset.parquet")["example_id"]
+        assert subset.equals(pq.read_table(whole / "subset.parquet")["example_id"])
+        assert "proxy" not in {stage["name"] for stage in summary(tmp_path / name)["stages"]}, "nothing is trained"
+    unscored = pq.read_table(tmp_path / "rows" / "unscored.parquet").to_pylist()
+    listed = len(pq.read_table(whole / "subset.parquet"))
+    assert len(unscored) == 80 - listed and {row["reason"] for row in unscored} == {
+        f"not listed in {whole / 'subset.jsonl'}"
+    }
+
+
 def test_projections_lie_in_the_run_folder_and_are_found_again(cache, tmp_path):
     for run in ("one", "two"):
         places = [f"run_dir={tmp_path / run}", f"hydra.run.dir={tmp_path / run}", "logger=none", "until=select"]

@@ -275,6 +275,19 @@ class RowTokens(Request[Sequence[Sequence[int]]]):
 
 
 @dataclass(frozen=True)
+class FileScores(Request[np.ndarray]):
+    """Scores that a file gives to rows, [N] float64, NaN for rows that it does not list.
+
+    Attributes:
+        path: of the file.
+        column: of the scores.
+    """
+
+    path: str
+    column: str
+
+
+@dataclass(frozen=True)
 class Evidence:
     """Everything that a scorer or selector may look at; planted defects are not part of it.
 

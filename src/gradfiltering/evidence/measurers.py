@@ -73,11 +73,13 @@ def load_measurers() -> dict[type[Request[Any]], Measurer[Any]]:
     from gradfiltering.evidence.gradient_log import GradientLogMeasurer
     from gradfiltering.evidence.projections import ProjectionMeasurer
     from gradfiltering.evidence.response_losses import ResponseLossMeasurer
+    from gradfiltering.evidence.row_scores import FileScoreMeasurer
     from gradfiltering.evidence.row_tokens import RowTokenMeasurer
     from gradfiltering.evidence.task_gradients import TaskGradientMeasurer
 
     measurer_types: list[type[Measurer[Any]]] = [
         RowTokenMeasurer,
+        FileScoreMeasurer,
         BaseModelLossMeasurer,
         ErrorNormMeasurer,
         EmbeddingMeasurer,

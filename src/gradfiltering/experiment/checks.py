@@ -62,7 +62,8 @@ def check_dataset(experiment: Experiment, dataset: InstructionDataset) -> None:
         UserError: says why, and what to change.
     """
     method = experiment.method
-    with attributed_to(method.scorer, "validation", "task"):
+    file_options = [name for name in ("validation", "task", "path", "column") if hasattr(method.scorer, name)]
+    with attributed_to(method.scorer, *file_options):
         check_requests_of_dataset(method.requests, dataset)
     check_objective(experiment, dataset)
     if experiment.reaches("select"):
