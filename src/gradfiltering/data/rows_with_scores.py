@@ -114,13 +114,13 @@ def _find_ids(loaded_rows: LoadedRows, dataset: InstructionDataset, path: str) -
         first_id += len(row_texts)
     found_ids = {text: iter(example_ids) for text, example_ids in ids_by_text.items()}
     for file_row, values in enumerate(iterate_columns(loaded_rows.rows, schema.fields)):
-        example_id = next(found_ids.get(_read_text(dataset, values), iter(())), None)
-        if example_id is None:
+        found_id = next(found_ids.get(_read_text(dataset, values), iter(())), None)
+        if found_id is None:
             raise UserError(
                 f"{loaded_rows.describe_row(file_row)}: the data ({dataset.origin}) has no such row, or no further "
                 f"one; {path} must list rows of the data, word for word"
             )
-        yield example_id
+        yield found_id
 
 
 def _read_text(dataset: InstructionDataset, values: Mapping[str, Any]) -> tuple[str, str]:
