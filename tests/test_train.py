@@ -13,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
 from gradfiltering.reports.run_files import RunFiles
 from gradfiltering.reports.sweep_jobs import SweepJob
+from gradfiltering.scorers.from_file import NOT_LISTED
 from tests.support.documentation import read_commands
 from tests.support.pipeline import ROOT, SMALL_MODELS, SMALL_RUN, SMALL_TASKS, TINY_MODELS, run_train, summary
 
@@ -167,9 +168,7 @@ def test_a_choice_of_another_tool_is_tested_as_any_other(whole, cache, tmp_path)
         assert "proxy" not in {stage["name"] for stage in summary(tmp_path / name)["stages"]}, "nothing is trained"
     unscored = pq.read_table(tmp_path / "rows" / "unscored.parquet").to_pylist()
     listed = len(pq.read_table(whole / "subset.parquet"))
-    assert len(unscored) == 80 - listed and {row["reason"] for row in unscored} == {
-        f"not listed in {whole / 'subset.jsonl'}"
-    }
+    assert len(unscored) == 80 - listed and {row["reason"] for row in unscored} == {NOT_LISTED}
 
 
 def test_projections_lie_in_the_run_folder_and_are_found_again(cache, tmp_path):

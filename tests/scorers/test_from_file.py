@@ -3,7 +3,7 @@ import pytest
 
 from gradfiltering.errors import UserError
 from gradfiltering.requests import FileScores
-from gradfiltering.scorers.from_file import FileScorer
+from gradfiltering.scorers.from_file import NOT_LISTED, FileScorer
 
 REQUEST = FileScores("chosen.jsonl", "score")
 
@@ -14,7 +14,7 @@ def test_rows_that_the_file_does_not_list_get_no_score(measured):
     assert scorer.requests == {REQUEST}
     scores = scorer.score(given)
     assert scores.example_ids.tolist() == [0, 4] and scores.score.tolist() == [0.5, -1.0]
-    assert scores.unscored == [(2, "not listed in chosen.jsonl"), (6, "not listed in chosen.jsonl")]
+    assert scores.unscored == [(2, NOT_LISTED), (6, NOT_LISTED)]
 
 
 def test_a_file_of_rows_that_cannot_be_trained_on_is_refused(measured):

@@ -9,6 +9,8 @@ from gradfiltering.options import options
 from gradfiltering.requests import Evidence, FileScores, Request
 from gradfiltering.scorers.base import Scorer, Scores
 
+NOT_LISTED = "not listed in the file of scores"
+
 
 @options
 class FileScorer(Scorer):
@@ -47,6 +49,5 @@ class FileScorer(Scorer):
                 owner=self,
                 arguments=("path",),
             )
-        reason = f"not listed in {self.path}"
-        unscored = [(int(example_id), reason) for example_id in evidence.example_ids[~is_listed]]
+        unscored = [(int(example_id), NOT_LISTED) for example_id in evidence.example_ids[~is_listed]]
         return Scores(evidence.example_ids[is_listed], scores[is_listed], unscored=unscored)
