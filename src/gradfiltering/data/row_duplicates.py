@@ -36,7 +36,7 @@ class ExactDuplicates:
 
     def add_rows(self, rows: Sequence[RowText]) -> None:
         """Look at the next rows."""
-        digests = b"".join(_digest_row(row) for row in rows)
+        digests = b"".join(digest_row(row) for row in rows)
         self._digests.append(np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2))
 
     def find_hits(self) -> NDArray[np.bool_]:
@@ -56,7 +56,8 @@ def find_first_equal(digests: NDArray[np.uint64]) -> NDArray[np.int64]:
     return first_rows
 
 
-def _digest_row(row: RowText) -> bytes:
+def digest_row(row: RowText) -> bytes:
+    """Return 16 bytes that rows of equal question and answer share."""
     text = f"{len(row.question)} {row.question}{row.answer}"
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 

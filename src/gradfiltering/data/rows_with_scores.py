@@ -1,8 +1,9 @@
 """Scores that somebody gave to rows of the data, read from a file and put beside those rows."""
 
 import math
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from numpy.typing import NDArray
 from gradfiltering.data.dataset import InstructionDataset, check_rows
 from gradfiltering.data.loading import LoadedRows, load
 from gradfiltering.data.row_contents import iterate_columns
-from gradfiltering.data.row_texts import iterate_row_texts, prompt_and_response
-from gradfiltering.data.schemas import Mixed
+from gradfiltering.data.row_duplicates import digest_row
+from gradfiltering.data.row_texts import RowText, iterate_row_texts, prompt_and_response
+from gradfiltering.data.schemas import find_missing_columns
 from gradfiltering.errors import UserError
 from gradfiltering.runs.plain_text import replace_lone_surrogates
 
@@ -83,7 +85,7 @@ def _read_ids(loaded_rows: LoadedRows, row_count: int, path: str) -> Iterator[in
     """Yield the id of each row of the file, which is its position in the data."""
     for file_row, values in enumerate(iterate_columns(loaded_rows.rows, [ID_COLUMN])):
         example_id = _to_number(values.get(ID_COLUMN))
-        if example_id is None or example_id not in range(row_count):
+        if example_id is None or not (example_id.is_integer() and 0 <= example_id < row_count):
             raise UserError(
                 f"{loaded_rows.describe_row(file_row)}: '{ID_COLUMN}' is {values.get(ID_COLUMN)!r}, and the rows of "
                 f"the data are 0 to {row_count - 1}; {path} must be about the same rows"
@@ -94,11 +96,7 @@ def _read_ids(loaded_rows: LoadedRows, row_count: int, path: str) -> Iterator[in
 def _find_ids(loaded_rows: LoadedRows, dataset: InstructionDataset, path: str) -> Iterator[int]:
     """Yield the id of the row of the data that has the texts of each row of the file."""
     schema = dataset.schema
-    column_names = loaded_rows.rows.column_names
-    possible_schemas = schema.members if isinstance(schema, Mixed) else (schema,)
-    missing_columns = min(
-        ([name for name in possible.required if name not in column_names] for possible in possible_schemas), key=len
-    )
+    missing_columns = find_missing_columns(schema, loaded_rows.rows.column_names)
     if missing_columns:
         raise UserError(
             f"the file of scores {path} has no column '{ID_COLUMN}', and no column "
@@ -106,26 +104,23 @@ def _find_ids(loaded_rows: LoadedRows, dataset: InstructionDataset, path: str) -
             "one or the other"
         )
     check_rows(loaded_rows.rows, schema, loaded_rows.describe_row)
-    ids_by_text: dict[tuple[str, str], list[int]] = defaultdict(list)
-    first_id = 0
-    for row_texts in iterate_row_texts(dataset):
-        for example_id, row_text in enumerate(row_texts, first_id):
-            ids_by_text[row_text.question, row_text.answer].append(example_id)
-        first_id += len(row_texts)
-    found_ids = {text: iter(example_ids) for text, example_ids in ids_by_text.items()}
+    free_ids: dict[bytes, deque[int]] = defaultdict(deque)  # by a digest of the text, as there may be many rows
+    all_texts = chain.from_iterable(iterate_row_texts(dataset))
+    for example_id, row_text in enumerate(all_texts):
+        free_ids[digest_row(row_text)].append(example_id)
     for file_row, values in enumerate(iterate_columns(loaded_rows.rows, schema.fields)):
-        found_id = next(found_ids.get(_read_text(dataset, values), iter(())), None)
-        if found_id is None:
+        equal_ids = free_ids[digest_row(_read_text(dataset, values))]
+        if not equal_ids:
             raise UserError(
                 f"{loaded_rows.describe_row(file_row)}: the data ({dataset.origin}) has no such row, or no further "
                 f"one; {path} must list rows of the data, word for word"
             )
-        yield found_id
+        yield equal_ids.popleft()
 
 
-def _read_text(dataset: InstructionDataset, values: Mapping[str, Any]) -> tuple[str, str]:
+def _read_text(dataset: InstructionDataset, values: Mapping[str, Any]) -> RowText:
     question, answer = prompt_and_response(dataset.schema, values)
-    return replace_lone_surrogates(question), replace_lone_surrogates(answer)
+    return RowText(replace_lone_surrogates(question), replace_lone_surrogates(answer))
 
 
 def _to_number(value: Any) -> float | None:

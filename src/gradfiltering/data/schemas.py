@@ -478,6 +478,14 @@ def find_candidates(
     )
 
 
+def find_missing_columns(schema: Schema, column_names: Sequence[str]) -> list[str]:
+    """List the columns that a schema reads and a file lacks; of `Mixed`, those of the member that lacks the fewest."""
+    possible_schemas = schema.members if isinstance(schema, Mixed) else (schema,)
+    return min(
+        ([name for name in possible.required if name not in column_names] for possible in possible_schemas), key=len
+    )
+
+
 def _candidate_schemas(column_options: Columns) -> dict[str, list[Schema]]:
     """List what each schema could read, the likeliest first; a name that the user gave is the only candidate."""
     prompt_pairs = [

@@ -8,7 +8,7 @@ from gradfiltering.data.dataset import InstructionDataset, check_rows
 from gradfiltering.data.encoder import Encoder
 from gradfiltering.data.examples import Examples
 from gradfiltering.data.loading import load
-from gradfiltering.data.schemas import Mixed
+from gradfiltering.data.schemas import find_missing_columns
 from gradfiltering.errors import UserError
 
 AUTO_FIELD = "auto"
@@ -62,11 +62,7 @@ def validation_rows(dataset: InstructionDataset, validation_path: str | None, ta
             loaded_rows, row_schema = load(validation_path), dataset.schema
         except UserError as error:
             raise UserError(f"the validation file {validation_path} cannot be read as rows: {error}") from error
-        column_names = loaded_rows.rows.column_names
-        possible_schemas = row_schema.members if isinstance(row_schema, Mixed) else (row_schema,)
-        missing_columns = min(
-            ([name for name in schema.required if name not in column_names] for schema in possible_schemas), key=len
-        )
+        missing_columns = find_missing_columns(row_schema, loaded_rows.rows.column_names)
         if missing_columns:
             raise UserError(
                 f"the validation file {validation_path} has no column "
