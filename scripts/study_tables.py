@@ -34,7 +34,9 @@ from gradfiltering.reports.seed_tables import CONFIDENCE, SeedRow, measure_setti
 from gradfiltering.reports.sweep_jobs import INDIFFERENT_OPTIONS, SweepJob, option_name, read_jobs
 from gradfiltering.runs.gradient_log import partition_folder
 from gradfiltering.runs.run_folder import PROJECTION_FILE, PROJECTIONS
+from gradfiltering.scorers.gradient_statistics import gradient_statistics
 from gradfiltering.scorers.gsnr import GSNR
+from gradfiltering.scorers.normalized_drop import NormalizedDrop
 from gradfiltering.statistics.paired_comparison import correct_by_holm
 from gradfiltering.statistics.rank_correlation import spearman_correlation
 from gradfiltering.statistics.rounding import share_of_count
@@ -508,24 +510,36 @@ def share_top(first_scores: np.ndarray, second_scores: np.ndarray) -> float:
 
 
 def correlate_jobs(first_job: SweepJob, second_job: SweepJob) -> dict[str, float | None]:
-    """Correlate mean norms and drops of the rows that two jobs measured."""
-    columns = []
-    for job in (first_job, second_job):
-        assert job.gradient_log is not None
-        early_log, late_log = (job.gradient_log.epoch(epoch) for epoch in job.epochs)
-        early_norm, late_norm = (log.grad_norm.astype(np.float64).mean(axis=0) for log in (early_log, late_log))
-        drop = (early_norm - late_norm) / np.maximum(early_norm, np.finfo(float).tiny)
-        columns.append(
-            pd.DataFrame(
-                {"early norm": early_norm, "late norm": late_norm, "relative drop": drop}, late_log.example_ids
-            )
+    """Correlate what two jobs measured of the same rows; variances and G-SNR where both have several members."""
+    first_table, second_table = tabulate_norms(first_job), tabulate_norms(second_job)
+    shared_ids = first_table.index.intersection(second_table.index)
+    shared_columns = [name for name in first_table.columns if name in second_table.columns]
+    measures: dict[str, float | None] = {
+        name: spearman_correlation(
+            first_table.loc[shared_ids, name].to_numpy(), second_table.loc[shared_ids, name].to_numpy()
         )
-    shared_ids = columns[0].index.intersection(columns[1].index)
-    first_columns, second_columns = (table.loc[shared_ids] for table in columns)
-    return {
-        name: spearman_correlation(first_columns[name].to_numpy(), second_columns[name].to_numpy())
-        for name in ("early norm", "late norm", "relative drop")
+        for name in shared_columns
     }
+    if "G-SNR" in shared_columns:
+        scores = [table.loc[shared_ids, "G-SNR"].to_numpy() for table in (first_table, second_table)]
+        measures["shared top tenth by G-SNR"] = share_top(*scores)
+    return measures
+
+
+def tabulate_norms(job: SweepJob) -> pd.DataFrame:
+    """Tabulate norms over the members, by example id: their means, and variance and G-SNR of several members."""
+    assert job.gradient_log is not None
+    early_norms, late_norms = job.compared_norms
+    norm_statistics = gradient_statistics(early_norms, late_norms, ddof=0)
+    columns = {
+        "early norm": norm_statistics.early_norm,
+        "late norm": norm_statistics.late_norm,
+        "relative drop": NormalizedDrop().score_norms(early_norms, late_norms),
+    }
+    if len(late_norms) > 1:
+        columns["V_t"] = norm_statistics.late_variance
+        columns["G-SNR"] = GSNR().score_norms(early_norms, late_norms)
+    return pd.DataFrame(columns, job.gradient_log.epoch(job.epochs.late).example_ids)
 
 
 TABLES: dict[str, Callable[[Sequence[SweepJob], argparse.Namespace], list[str]]] = {

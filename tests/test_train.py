@@ -149,8 +149,10 @@ def test_other_scorers_and_selectors_give_every_row_once_and_a_whole_subset(over
     found = summary(tmp_path)
     assert found["selection"]["selected"] == 8
     stages = {stage["name"] for stage in found["stages"]}
-    logged = any(name in one for one in overrides for name in ("fused_rank", "gsnr", "spice"))
-    assert ("proxy" in stages) == logged and "base_model_passes" in stages
+    projects = "selector=spice" in overrides
+    logged = any(name in one for one in overrides for name in ("fused_rank", "gsnr"))
+    assert ("proxy" in stages) == (logged or projects) and ("base_model_passes" in stages) != projects
+    assert ("gradient_log" in {path.name for path in tmp_path.iterdir()}) == logged
     unscored = pq.read_table(tmp_path / "unscored.parquet")["example_id"].to_pylist()
     assert found["data"]["unscored"] == len(unscored)
     if (tmp_path / "scores.parquet").exists():
@@ -172,14 +174,15 @@ def test_a_choice_of_another_tool_is_tested_as_any_other(whole, cache, tmp_path)
 
 
 def test_projections_lie_in_the_run_folder_and_are_found_again(cache, tmp_path):
-    for run in ("one", "two"):
+    for run, override, members in (("one", "scorer=direction_gsnr", 2), ("two", "selector=spice", 1)):
         places = [f"run_dir={tmp_path / run}", f"hydra.run.dir={tmp_path / run}", "logger=none", "until=select"]
-        run_train(*SMALL, cache, *places, "ensemble.m=2", "selector=spice", "projection.width=32")
-    files = sorted((tmp_path / "two" / "projections").rglob("projections.npy"))
-    assert [file.parent.relative_to(tmp_path / "two").as_posix() for file in files] == [
-        f"projections/member=0{member}/epoch=02" for member in range(2)
-    ]
-    log = pq.read_table(tmp_path / "two" / "gradient_log").to_pandas().query("epoch == 2 and member == 0")
+        run_train(*SMALL, cache, *places, "ensemble.m=2", override, "projection.width=32")
+        files = sorted((tmp_path / run / "projections").rglob("projections.npy"))
+        assert [file.parent.relative_to(tmp_path / run).as_posix() for file in files] == [
+            f"projections/member=0{member}/epoch=02" for member in range(members)
+        ]
+        assert summary(tmp_path / run)["proxy"]["members"] == members
+    log = pq.read_table(tmp_path / "one" / "gradient_log").to_pandas().query("epoch == 2 and member == 0")
     lengths = np.linalg.norm(np.load(files[0]), axis=1)
     assert np.load(files[0]).shape == (len(log), 32) and np.load(files[0]).dtype == np.float32
     assert np.corrcoef(lengths, log.grad_norm)[0, 1] > 0.8, "a sketch's length is about the gradient's"

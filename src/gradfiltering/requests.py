@@ -6,7 +6,7 @@ hands the results over as `Evidence`. This module needs NumPy alone: no torch, f
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Generic, Literal, TypeVar, overload
+from typing import Any, Generic, Literal, TypeVar, overload
 
 import numpy as np
 
@@ -21,11 +21,16 @@ class Request(Generic[Measured]):
     A new kind of evidence is a frozen dataclass derived from `Request[Result]`, and a measurer for
     it. Rows of the result are in the order of `Evidence.example_ids`.
 
-    Attributes:
-        reads_ensemble: True where the result changes with the members of the run's ensemble.
     """
 
-    reads_ensemble: ClassVar[bool] = False
+    def count_members(self, ensemble_size: int) -> int:
+        """Return how many members of an ensemble of so many the measurement needs, counted from the first."""
+        return 0
+
+    @property
+    def reads_whole_ensemble(self) -> bool:
+        """True where the result changes with the number of members."""
+        return self.count_members(2) > self.count_members(1)
 
     def select_rows(self, result: Measured, row_indices: np.ndarray) -> Measured:
         """Return the part of a result that is about some rows.
@@ -92,7 +97,9 @@ class GradientLogPair:
 class GradientLog(Request[GradientLogPair]):
     """Gradient norms and losses under every member, at the early and the late snapshot."""
 
-    reads_ensemble: ClassVar[bool] = True
+    def count_members(self, ensemble_size: int) -> int:
+        """Return the size of the ensemble."""
+        return ensemble_size
 
     def select_rows(self, result: GradientLogPair, row_indices: np.ndarray) -> GradientLogPair:
         """Return both snapshots' measurements of some rows."""
@@ -102,9 +109,17 @@ class GradientLog(Request[GradientLogPair]):
 
 @dataclass(frozen=True)
 class Projections(Request[np.ndarray]):
-    """Random projections of the gradients at the late snapshot, [M, N, K] float32."""
+    """Random projections of the gradients at the late snapshot, [M, N, K] float32.
 
-    reads_ensemble: ClassVar[bool] = True
+    Attributes:
+        members: how many members of the ensemble, counted from the first; None for all.
+    """
+
+    members: int | None = None
+
+    def count_members(self, ensemble_size: int) -> int:
+        """Return how many members are projected."""
+        return ensemble_size if self.members is None else self.members
 
     def select_rows(self, result: np.ndarray, row_indices: np.ndarray) -> np.ndarray:
         """Return the projections of some rows, [M, n, K]."""
@@ -228,6 +243,10 @@ class TaskGradients(Request[CheckpointGradients]):
     members: int
     validation: str | None
     task: str | None
+
+    def count_members(self, ensemble_size: int) -> int:
+        """Return how many members have gradients taken at the checkpoints."""
+        return self.members
 
     def select_rows(self, result: CheckpointGradients, row_indices: np.ndarray) -> CheckpointGradients:
         """Return the directions of some rows; the validation gradients stay."""

@@ -51,10 +51,10 @@ def outside_package(monkeypatch):
 
 def test_requests_bring_related_ones_in_the_order_of_measuring():
     task_gradients = TaskGradients((1,), 1, None, None)
-    stages = sort_requests({task_gradients, Projections(), ErrorNorms()})
+    stages = sort_requests({task_gradients, GradientLog(), Projections(), Projections(1), ErrorNorms()})
     assert stages == {
         "base_model_passes": [BaseModelLosses(), ErrorNorms()],
-        "proxy": [Projections(), GradientLog()],
+        "proxy": [Projections(1), Projections(), GradientLog()],
         "influence": [task_gradients],
     }
 

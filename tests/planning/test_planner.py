@@ -49,6 +49,8 @@ TUNING = FineTuningSettings(
         ([GradientLog()], {"ensemble": BootstrapEnsemble(**vars(small_ensemble()))}),
         ([GradientLog()], {"ensemble": DropoutEnsemble(**vars(small_ensemble()), dropout=0.1, train_dropout=0.0)}),
         ([Projections()], {}),
+        ([Projections(members=1)], {}),
+        ([Projections(members=2), GradientLog()], {}),
         ([BaseModelLosses(), ErrorNorms(), Embeddings()], {}),
         ([TaskGradients(checkpoints=(1, 2), members=2, validation=None, task=None)], {}),
         ([GradientLog(), TaskGradients((1, 2), members=2, validation=None, task=None)], {"snapshots": UPDATES}),
@@ -63,6 +65,8 @@ TUNING = FineTuningSettings(
         "bootstrap",
         "dropout",
         "projections",
+        "projections of a member",
+        "projections of some members beside the log",
         "base",
         "influence",
         "influence beside updates",
@@ -80,6 +84,19 @@ def test_operations_are_those_of_the_work(context, requests, changes):
     with operation_counter() as counter:
         measure_evidence(requests, context)
     assert plan.operations == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("requests", "members"),
+    [
+        ([ErrorNorms()], 0),
+        ([Projections(members=1)], 1),
+        ([TaskGradients(checkpoints=(1,), members=2, validation=None, task=None)], 2),
+        ([Projections(members=1), GradientLog()], 3),
+    ],
+)
+def test_the_members_of_a_plan_are_those_that_are_trained(context, requests, members):
+    assert plan_run(plan_request(context, *requests), NO_PLAN).members == members
 
 
 def test_heldout_losses_take_half_of_the_work_with_norms(context):

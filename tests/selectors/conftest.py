@@ -30,6 +30,7 @@ def evidence():
             results[Embeddings()] = np.asarray(embeddings, dtype=np.float32)
         if projections is not None:
             results[Projections()] = np.asarray(projections, dtype=np.float32)
+            results[Projections(members=1)] = results[Projections()][:1]
         if row_tokens is not None:
             results[RowTokens()] = row_tokens
         tokens = np.full(len(example_ids), 4) if response_tokens is None else np.asarray(response_tokens)

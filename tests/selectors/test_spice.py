@@ -172,5 +172,6 @@ def test_settings_out_of_range(changed, message):
         spice(**changed)
 
 
-def test_needs_projections_alone():
-    assert SpiceSelector.requests == {Projections()} and not SpiceSelector.uses_scores
+def test_needs_projections_of_the_members_that_it_reads():
+    assert spice().requests == {Projections(members=1)} and not SpiceSelector.uses_scores
+    assert spice(members="mean").requests == {Projections()}

@@ -119,7 +119,7 @@ class AdaptiveSize:
         searches = ["the number of members"] if ensemble_settings.m == AUTO else []
         searches += ["the late epoch"] if isinstance(snapshots, SettlingSnapshots) else []
         searches += ["the snapshots"] if isinstance(snapshots, LossFallSnapshots) else []
-        if searches and not any(request.reads_ensemble for request in score_requests):
+        if searches and not any(request.reads_whole_ensemble for request in score_requests):
             raise UserError(
                 f"{' and '.join(searches)} cannot be found automatically: the scores of this run do not depend on the "
                 "ensemble; choose a scorer that reads gradients, such as gsnr, or give numbers",

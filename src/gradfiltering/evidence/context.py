@@ -14,11 +14,11 @@ from gradfiltering.data.examples import Examples
 from gradfiltering.ensembles.batch_settings import BatchSettings
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.ensembles.snapshots import SnapshotPair
-from gradfiltering.ensembles.trained_ensemble import BuildEngine, EnsembleCosts
+from gradfiltering.ensembles.trained_ensemble import BuildEngine, EnsembleCosts, TrainedEnsemble
 from gradfiltering.gradients.projection import Projection
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.objectives import Objective
-from gradfiltering.models.weights import hash_weights
+from gradfiltering.models.weights import count_frozen_weights, hash_weights
 from gradfiltering.options import PositiveInt, options
 from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.run_folder import RunFolder
@@ -85,11 +85,11 @@ class WorkReport:
 
 @dataclass
 class EnsembleReport(WorkReport):
-    """The ensemble that the gradient log is of: its costs and its health.
+    """The ensemble that gradients are of: its costs and its health.
 
     Attributes:
-        snapshots: the epochs in the log.
-        members: number of members in the log.
+        snapshots: the early and the late one.
+        members: number of members that were measured.
         training_rows: rows that they were trained on.
         engine: name of the gradient engine.
         collect: whether norms are of passes over all rows (`snapshot`) or of the training steps (`online`).
@@ -106,6 +106,13 @@ class EnsembleReport(WorkReport):
     update_ratios: dict[int, list[float]] = field(default_factory=dict)
     heldout_losses: dict[int, float] = field(default_factory=dict)
     adaptive: dict[str, Any] = field(default_factory=dict)
+
+    def describe(self, trained_ensemble: TrainedEnsemble, snapshots: SnapshotPair) -> None:
+        """Note which ensemble is measured at which snapshots."""
+        self.snapshots, self.members = snapshots, len(trained_ensemble.settings.member_ids)
+        self.training_rows = len(trained_ensemble.examples)
+        self.engine, self.collect = trained_ensemble.engine.name, trained_ensemble.settings.collect
+        self.frozen_weights = count_frozen_weights(trained_ensemble.model)
 
     def summary(self) -> dict[str, Any]:
         """Return the report's part of `summary.json`."""

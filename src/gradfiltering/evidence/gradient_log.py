@@ -15,7 +15,7 @@ from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.evidence.ensemble_passes import EnsemblePasses, attach_ensemble
 from gradfiltering.evidence.measurers import ENSEMBLE_STAGE, Measurer
 from gradfiltering.models.lora import export_adapter, update_ratio
-from gradfiltering.models.weights import count_frozen_weights, count_matmul_weights
+from gradfiltering.models.weights import count_matmul_weights
 from gradfiltering.requests import BaseModelLosses, EpochLog, GradientLog, GradientLogPair
 from gradfiltering.runs.gradient_log import read_members
 from gradfiltering.runs.run_folder import TRAJECTORY_FILE
@@ -37,16 +37,13 @@ class GradientLogMeasurer(Measurer[GradientLog]):
         """Measure [M, N] norms and losses at the early and the late snapshot."""
         start_time = time.monotonic()
         report, snapshots = context.reports.ensemble, context.snapshots
-        report.snapshots, report.members = snapshots, len(context.ensemble.member_ids)
         report.matmul_weights = count_matmul_weights(context.base_model.model)
         report.update_ratios, report.heldout_losses = {}, {}
         logs: dict[int, EpochLog] = {}
         with attach_ensemble(context, report.costs, context.heldout) as trained_ensemble:
-            report.engine = trained_ensemble.engine.name
-            report.collect = trained_ensemble.settings.collect
+            report.describe(trained_ensemble, snapshots)
             if report.collect != context.ensemble.collect:
                 context.run_folder.settle_option("ensemble", "collect", report.collect)
-            report.frozen_weights = count_frozen_weights(trained_ensemble.model)
             trained_ensemble.train([snapshots.early, snapshots.late])
             for epoch in (snapshots.early, snapshots.late):
                 logs[epoch] = _log_rows(trained_ensemble, epoch, context)
@@ -54,7 +51,6 @@ class GradientLogMeasurer(Measurer[GradientLog]):
                     heldout_log = _log_heldout_rows(trained_ensemble, context.heldout, epoch, context)
                     report.heldout_losses[epoch] = float(np.mean(heldout_log.loss, dtype=np.float64))
                 report.update_ratios[epoch] = _export_adapters(trained_ensemble, epoch, context)
-            report.training_rows = len(trained_ensemble.examples)
             if context.ensemble.train_rows is not None:
                 is_trained_on = np.isin(context.examples.example_ids, trained_ensemble.examples.example_ids)
                 context.run_folder.write_ensemble_rows(context.examples.example_ids, is_trained_on)

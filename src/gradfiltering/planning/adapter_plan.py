@@ -143,12 +143,15 @@ def _plan_ensembles(
     """Plan the stages that need adapters."""
     planned_work, trained_epochs = [], 0
     if ENSEMBLE_STAGE in stage_requests:
+        logs_gradients = GradientLog() in stage_requests[ENSEMBLE_STAGE]
         row_sets = [("all rows", context.examples)]
-        row_sets += [] if context.heldout is None else [("held-out rows", context.heldout)]
+        row_sets += [("held-out rows", context.heldout)] if logs_gradients and context.heldout is not None else []
         projections = next((item for item in stage_requests[ENSEMBLE_STAGE] if isinstance(item, Projections)), None)
         epochs = [context.snapshots.early, context.snapshots.late]
         planned_work += plan_frozen_layers(trained_ensemble, row_sets, ENSEMBLE_STAGE, shape)
-        planned_work += plan_ensemble(trained_ensemble, epochs, context, shape, chunk_tokens, projections)
+        planned_work += plan_ensemble(
+            trained_ensemble, epochs, context, shape, chunk_tokens, logs_gradients, projections
+        )
         trained_epochs = context.snapshots.late if context.snapshots.unit == "epoch" else 0
     for item in stage_requests.get(TASK_GRADIENT_STAGE, []):
         if isinstance(item, TaskGradients):

@@ -30,7 +30,8 @@ def plan_ensemble(
     context: MeasurementContext,
     shape: ModelShape,
     batch_tokens: int,
-    projections: Projections | None = None,
+    logs_gradients: bool,
+    projections: Projections | None,
 ) -> list[PlannedWork]:
     """Plan the training of an ensemble and its passes over rows, but for what the cache has.
 
@@ -40,19 +41,24 @@ def plan_ensemble(
         context: knows the rows, the projection, and whether the norms of held-out rows are measured.
         shape: of the model with adapters.
         batch_tokens: padded tokens computed at once, over members.
+        logs_gradients: norms and losses are requested at all snapshots, and losses of held-out rows.
         projections: requested at the last snapshot; None for none.
     """
-    member_ids = trained_ensemble.settings.member_ids
+    member_ids = list(trained_ensemble.settings.member_ids)
     planned_work = plan_training(trained_ensemble, epochs, ENSEMBLE_STAGE, shape)
     for epoch in epochs:
         passes = EnsemblePasses(trained_ensemble, context.examples, "all rows")
+        needs_log_pass = logs_gradients and (trained_ensemble.settings.collect != ONLINE or epoch == 0)
+        logged_members = member_ids if needs_log_pass else []
         if projections is not None and epoch == epochs[-1]:
-            sketches = passes.find_sketches(member_ids, epoch, context.projection)
+            projected_count = projections.count_members(len(member_ids))
+            sketches = passes.find_sketches(member_ids[:projected_count], epoch, context.projection)
             planned_work.append(plan_pass(passes, epoch, sketches, ENSEMBLE_STAGE, shape, batch_tokens))
-        elif trained_ensemble.settings.collect != ONLINE or epoch == 0:
-            logs = passes.find_logs(member_ids, epoch)
+            logged_members = logged_members[projected_count:]  # the pass that projects gradients logs their norms
+        if logged_members:
+            logs = passes.find_logs(logged_members, epoch)
             planned_work.append(plan_pass(passes, epoch, logs, ENSEMBLE_STAGE, shape, batch_tokens))
-        if context.heldout is not None:
+        if logs_gradients and context.heldout is not None:
             passes = EnsemblePasses(trained_ensemble, context.heldout, "held-out rows")
             with_norms = context.heldout_norms and epoch == epochs[-1]
             results = passes.find_logs(member_ids, epoch) if with_norms else passes.find_losses(member_ids, epoch)

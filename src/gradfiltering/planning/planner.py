@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from gradfiltering.distributed.process_group import world_size
 from gradfiltering.ensembles.lora_ensemble import AUTO
@@ -33,6 +34,7 @@ from gradfiltering.planning.target_work import (
     plan_answers,
     plan_tuning,
 )
+from gradfiltering.requests import Request
 
 PLANNED_STAGES = (
     REFERENCE_STAGE, BASE_MODEL_STAGE, ENSEMBLE_STAGE, TASK_GRADIENT_STAGE, HELDOUT_MEMBER_STAGE, TARGET_STAGE,
@@ -51,17 +53,18 @@ def plan_run(request: PlanRequest, settings: PlanSettings) -> RunPlan:
     """
     started_at = time.monotonic()
     context = _settle_members(request)
+    stage_requests = sort_requests(request.requests)
+    member_count = _count_members(stage_requests, context)
     base_shape = read_shape(context.base_model.model)
     present_bytes = memory_estimates.present_bytes(context.device, base_shape)
-    stage_requests = sort_requests(request.requests)
     base_passes = plan_base_model_passes(stage_requests.get(BASE_MODEL_STAGE, []), context, base_shape)
     target_models, target_work = _plan_target(request, context)
     planned_work = [*plan_reference(context, base_shape), *base_passes, *target_work]
     calibration = StoredCalibration(context.cache, context.device, settings.fresh)
     is_wanted = settings.only or settings.minutes is not None or settings.fleet.gpus is not None
-    reads_ensemble = ENSEMBLE_STAGE in stage_requests or TASK_GRADIENT_STAGE in stage_requests
     adapter_plan = AdapterPlan([], base_shape)
-    if reads_ensemble:
+    if member_count:
+        context = replace(context, ensemble=replace(context.ensemble, m=member_count))
         adapter_plan = plan_adapters(request, context, stage_requests, is_wanted, calibration)
         planned_work += adapter_plan.planned_work
     speed = None
@@ -82,7 +85,7 @@ def plan_run(request: PlanRequest, settings: PlanSettings) -> RunPlan:
         stages=stages,
         rows=len(context.examples),
         pool_rows=len(context.examples),
-        members=len(context.ensemble.member_ids) if reads_ensemble else 0,
+        members=member_count,
         parameters=base_shape.matmul_weights,
         calibration_seconds=0.0 if speed is None else speed.seconds,
         measured_at=None if speed is None else speed.measured_at,
@@ -103,6 +106,13 @@ def _settle_members(request: PlanRequest) -> MeasurementContext:
     if context.ensemble.m == AUTO:
         context = replace(context, ensemble=replace(context.ensemble, m=request.first_members))
     return context.settle_snapshots()
+
+
+def _count_members(stage_requests: Mapping[str, Sequence[Request[Any]]], context: MeasurementContext) -> int:
+    """Return how many members of the ensemble are trained for the requests, counted from the first."""
+    all_requests = [request for requests in stage_requests.values() for request in requests]
+    ensemble_size = len(context.ensemble.member_ids)
+    return max((request.count_members(ensemble_size) for request in all_requests), default=0)
 
 
 def _plan_target(

@@ -50,9 +50,9 @@ def describe_plan(plan: Mapping[str, Any]) -> list[str]:
         f"memory at the peak, {disk_text} on the disk; loading, data and page are not in it."
     ]
     if plan["members"]:
+        members_text = f"{plan['members']} member{'s' if plan['members'] > 1 else ''}"
         lines.append(
-            f"{plan['members']} members on a model with {_format_weights(plan['parameters'])} weights in its matrix "
-            "products."
+            f"{members_text} on a model with {_format_weights(plan['parameters'])} weights in its matrix products."
         )
     estimated = {item["estimated_from"] for stage in plan["stages"] for item in stage["work"]} - {""}
     if plan["calibration_seconds"]:

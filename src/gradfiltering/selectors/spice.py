@@ -56,8 +56,17 @@ class SpiceSelector(Budget):
     stop_below: Probability | None = None
     shards: PositiveInt = 1
 
-    requests: ClassVar[frozenset[Request[Any]]] = frozenset({Projections()})
     uses_scores: ClassVar[bool] = False
+
+    @property
+    def projections_request(self) -> Projections:
+        """Projections of the members that are read, and of no more."""
+        return Projections(members=1 if self.members == "first" else None)
+
+    @property
+    def requests(self) -> frozenset[Request[Any]]:
+        """Projections at the late snapshot."""
+        return frozenset({self.projections_request})
 
     @model_validator(mode="after")
     def _check_quota(self) -> "SpiceSelector":
@@ -75,9 +84,8 @@ class SpiceSelector(Budget):
 
     def select(self, evidence: Evidence, total_rows: int, scores: Scores | None) -> Selection:
         """Select greedily; `selection.parquet` holds gain, ε and conflict of each step."""
-        projections = evidence.get(Projections())  # [M, N, K]
-        use_first = self.members == "first"
-        gradients = projections[0] if use_first else projections.mean(axis=0, dtype=np.float32)
+        projections = evidence.get(self.projections_request)  # [M, N, K]
+        gradients = projections[0] if len(projections) == 1 else projections.mean(axis=0, dtype=np.float32)
         row_count = self.available_rows(total_rows, len(gradients))
         if self.shards == 1:
             search = self._search(gradients, row_count)

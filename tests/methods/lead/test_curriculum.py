@@ -10,6 +10,7 @@ from gradfiltering.errors import UserError
 from gradfiltering.methods.lead.curriculum import Curriculum, LeadSettings, Pool, cluster_by_difficulty
 from gradfiltering.scorers.gsnr import GSNR
 from gradfiltering.scorers.ifd import IFD
+from gradfiltering.scorers.less import LESS
 from tests.reference import lead as reference
 
 IFD_SCORER = IFD("perplexity", "plain", 256, None)
@@ -162,7 +163,7 @@ def test_fewer_values_than_clusters_give_fewer_clusters():
 @pytest.mark.parametrize(
     "change",
     [{"clusters": 0}, {"gamma": 0.0}, {"gamma": 1.5}, {"smoothing": 1.0}, {"sample_rate": 0.0}, {"most_uses": 0},
-     {"difficulty": GSNR(1e-8, 0)}],
+     {"difficulty": GSNR(1e-8, 0)}, {"difficulty": LESS((1,))}],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(change):
     with pytest.raises(UserError, match=next(iter(change))):

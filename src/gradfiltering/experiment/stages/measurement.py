@@ -115,6 +115,8 @@ def measure_rows(experiment: Experiment, run: OpenRun, planned: PlannedRun) -> M
         diagnose_proxy(experiment, run, evidence, context)
     if logs_gradients:
         diagnose_members(experiment, run, evidence, context)
+    if context.reports.ensemble.members:
+        run.stages.add_to_summary(proxy=context.reports.ensemble.summary())
     if context.reports.task_gradients.requests:
         run.stages.add_to_summary(influence=context.reports.task_gradients.summary())
     scores = run_scorer(experiment, run, evidence, context)
@@ -168,9 +170,8 @@ def diagnose_proxy(experiment: Experiment, run: OpenRun, evidence: Evidence, con
 
 
 def diagnose_members(experiment: Experiment, run: OpenRun, evidence: Evidence, context: MeasurementContext) -> None:
-    """Add the costs of the ensemble, and how its norms and its held-out loss fell."""
+    """Add how the norms of the ensemble and its held-out loss fell."""
     ensemble_report, snapshots = context.reports.ensemble, context.snapshots
-    run.stages.add_to_summary(proxy=ensemble_report.summary())
     findings = diagnose_ensemble(
         columns=ArrayColumns(ensemble_columns(evidence.get(GradientLog()))),
         early_epoch=snapshots.early,

@@ -42,7 +42,7 @@ class LeadSettings:
 
     @model_validator(mode="after")
     def _check_difficulty(self) -> "LeadSettings":
-        ensemble_requests = [type(request).__name__ for request in self.difficulty.requests if request.reads_ensemble]
+        ensemble_requests = [type(request).__name__ for request in self.difficulty.requests if request.count_members(1)]
         if ensemble_requests:
             raise ValueError(
                 f"difficulty reads {', '.join(sorted(ensemble_requests))} of an ensemble, which the target lacks; "
