@@ -104,7 +104,7 @@ def measure_cell(members: int, rows: int, tokens: int, options: argparse.Namespa
             enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
         device = torch.device("cpu")
-        return_freed_memory(0)
+        return_freed_memory()
         reset_peak_memory(device)
         start_bytes = psutil.Process().memory_info().rss
         trainer(max_steps=options.steps, max_epochs=1000).fit(module, datamodule=data)

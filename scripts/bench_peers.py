@@ -398,7 +398,7 @@ def return_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.empty_cache()
     else:
-        return_freed_memory(0)
+        return_freed_memory()
 
 
 def measure_gemm_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -22,7 +22,7 @@ from gradfiltering.gradients.adam_direction import MOMENT_NAMES
 from gradfiltering.gradients.dropout import Dropout
 from gradfiltering.gradients.engine import GradientEngine
 from gradfiltering.models.lora import Adapters
-from gradfiltering.runs.memory import return_freed_memory
+from gradfiltering.runs.memory import limit_freed_memory
 from gradfiltering.shards.measurement_shards import MeasurementShards
 
 STEPS_PER_FETCH = 16  # of a GPU: to ask for its numbers is to wait until all that it was asked to compute is done
@@ -248,7 +248,7 @@ class ProxyEnsemble(L.LightningModule):
             self.trajectory.record(self.steps_taken + 1, self._adapters_before_step, flatten_adapters(self.adapters))
             self._adapters_before_step = None
         if self.device.type == "cpu":  # where a step's large buffers are in the heap
-            return_freed_memory()
+            limit_freed_memory()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build AdamW, element-wise and therefore independent between members, with a warm-up to a constant rate."""

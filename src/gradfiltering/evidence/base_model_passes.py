@@ -15,7 +15,7 @@ from gradfiltering.ensembles.batch_settings import BatchSettings
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.weights import hash_weights
 from gradfiltering.runs.cache import Cache
-from gradfiltering.runs.memory import return_freed_memory
+from gradfiltering.runs.memory import limit_freed_memory
 from gradfiltering.runs.progress import track
 
 
@@ -76,7 +76,7 @@ def forward_batches(context: BaseModelWork, examples: Examples) -> Iterator[Batc
     batch_loader = make_batch_loader(batches, context.batches.workers)
     for batch in track(batch_loader, "measuring rows without adapters", own_rows, amount_of=batch_rows):
         yield batch.to(context.device)
-        return_freed_memory()
+        limit_freed_memory()
 
 
 def mean_over_tokens(hidden_states: torch.Tensor, token_mask: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,7 @@ from gradfiltering.models.lora import Adapters
 from gradfiltering.runs.cache import CachedResult
 from gradfiltering.runs.files import write_json
 from gradfiltering.runs.gradient_log import PARQUET_FILE, read_members
-from gradfiltering.runs.memory import return_freed_memory
+from gradfiltering.runs.memory import limit_freed_memory
 from gradfiltering.runs.progress import track
 from gradfiltering.runs.run_folder import PROJECTION_FILE
 from gradfiltering.shards.measurement_shards import MeasurementShards, merge_shards
@@ -221,7 +221,7 @@ class EnsemblePasses:
             shards.record(batch_ids, measurement.grad_norm.cpu().numpy(), measurement.loss.cpu().numpy())
             if sketches is not None:
                 sketches.record(batch_ids, sketch=measurement.statistics["sketch"].float().cpu().numpy())
-            return_freed_memory()
+            limit_freed_memory()
         return None if sketches is None else sketches.gather()["sketch"]
 
     def _measure_row_losses(self, member_ids: Sequence[int], epoch: int, shards: MeasurementShards) -> None:
@@ -233,7 +233,7 @@ class EnsemblePasses:
                 frozen_members.adapters, batch.to(self.ensemble.device), frozen_members.dropout
             )
             shards.record(batch.example_id.numpy(), None, losses.cpu().numpy())
-            return_freed_memory()
+            limit_freed_memory()
 
     def _load_members(self, member_ids: Sequence[int], epoch: int) -> "_FrozenMembers":
         """Put the members' adapters after an epoch on the device."""

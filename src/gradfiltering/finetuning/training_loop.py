@@ -25,7 +25,7 @@ from gradfiltering.models.causal_model import SplitModel, split_model
 from gradfiltering.models.objectives import Objective
 from gradfiltering.runs.cache import ResumePoint
 from gradfiltering.runs.checkpoint import Checkpoint
-from gradfiltering.runs.memory import return_freed_memory
+from gradfiltering.runs.memory import limit_freed_memory
 from gradfiltering.runs.run_displays import ProgressBar
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
@@ -257,7 +257,7 @@ class FineTuningModule(L.LightningModule):
             self.clip_gradients(optimizer, self.settings.clip_norm, "norm")  # type: ignore[arg-type]
         optimizer.step()
         optimizer.zero_grad()
-        return_freed_memory()
+        limit_freed_memory()
         self.progress.updates_taken += 1
         self.progress.examples_seen += len(row_indices)
         self.progress.tokens_seen += int(self.examples.lengths[row_indices].sum())

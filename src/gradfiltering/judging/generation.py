@@ -13,7 +13,7 @@ from gradfiltering.judging.prompts import Prompt
 from gradfiltering.judging.responses import Response, StopReason
 from gradfiltering.models.language_model import embedding_count, find_context_length
 from gradfiltering.options import PositiveInt, options
-from gradfiltering.runs.memory import return_freed_memory
+from gradfiltering.runs.memory import limit_freed_memory
 from gradfiltering.runs.plain_text import replace_lone_surrogates
 from gradfiltering.runs.progress import progress_bar
 
@@ -154,7 +154,7 @@ def _generate_in_batches(
             new_tokens = generate_batch(language_model, tokenizer, batch_prompts, most_tokens, count_tokens)
             new_token_lists.update(zip(batch_indexes, new_tokens, strict=True))
             bar.complete(most_tokens * (batch_number * batch_size + len(batch_indexes)))
-            return_freed_memory()
+            limit_freed_memory()
     return [new_token_lists[prompt_index] for prompt_index in range(len(fitted_prompts))]
 
 

@@ -36,7 +36,7 @@ def present_bytes(device: torch.device, shape: ModelShape) -> int:
     """Return what is taken whatever is computed: by the process and its libraries, or on a GPU by the weights."""
     if device.type == "cuda":
         return max(int(torch.cuda.memory_allocated(device)), shape.weight_bytes)
-    return_freed_memory(0)
+    return_freed_memory()
     library_bytes = min(MOST_LIBRARY_BYTES, int(LIBRARY_SHARE * shape.weight_bytes))
     return int(psutil.Process().memory_info().rss) + library_bytes
 

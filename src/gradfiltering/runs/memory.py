@@ -46,8 +46,21 @@ def limit_kept_programs() -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KEPT_PROGRAMS))
 
 
-def return_freed_memory(most_freed_bytes: int = MOST_FREED_BYTES) -> bool:
-    """Give freed memory back to the system where more of it stays with the process than the next step will need.
+def return_freed_memory() -> bool:
+    """Give all freed memory back to the system, wherever in the heap it lies.
+
+    Returns:
+        True where the C library can.
+    """
+    heap = _find_heap()
+    if heap is None:
+        return False
+    heap.give_back()
+    return True
+
+
+def limit_freed_memory(most_freed_bytes: int = MOST_FREED_BYTES) -> bool:
+    """Give freed memory back where more of it stays with the process than the next step will need.
 
     Chunks of changing shapes leave gaps in the heap that later ones do not fit into.
 
@@ -57,11 +70,8 @@ def return_freed_memory(most_freed_bytes: int = MOST_FREED_BYTES) -> bool:
     Returns:
         True where memory was given back.
     """
-    c_library = _find_c_library()
-    if c_library is None or _count_freed_bytes(c_library) <= most_freed_bytes:
-        return False
-    c_library.malloc_trim(0)
-    return True
+    heap = _find_heap()
+    return heap is not None and heap.count_freed_bytes() > most_freed_bytes and return_freed_memory()
 
 
 def return_freed_buffers() -> None:
@@ -74,21 +84,43 @@ def return_freed_buffers() -> None:
     pyarrow.default_memory_pool().release_unused()
 
 
+class _Heap:
+    """The C library's heap.
+
+    Attributes:
+        outside_bytes: of the process's own memory that are not the heap's, such as those of Python's objects and of
+            threads: what was left when all that is free in the heap had last been given back.
+    """
+
+    def __init__(self, c_library: Any):
+        self._c_library = c_library
+        self._c_library.mallinfo2.restype = _HeapUse
+        self.outside_bytes = 0
+
+    def give_back(self) -> None:
+        """Give back what is free."""
+        self._c_library.malloc_trim(0)
+        self.outside_bytes = self._count_unused_bytes()
+
+    def count_freed_bytes(self) -> int:
+        """Return the freed bytes of the heap that are still in memory."""
+        return self._count_unused_bytes() - self.outside_bytes
+
+    def _count_unused_bytes(self) -> int:
+        """Return the bytes of the process's own memory that the heap has not handed out."""
+        heap_use = self._c_library.mallinfo2()
+        statistics = Path("/proc/self/statm").read_text("ascii").split()
+        resident_pages, shared_pages = (int(pages) for pages in statistics[1:3])
+        private_bytes = (resident_pages - shared_pages) * os.sysconf("SC_PAGE_SIZE")
+        return private_bytes - int(heap_use.uordblks) - int(heap_use.hblkhd)
+
+
 @cache
-def _find_c_library() -> Any:
-    """Return the C library where it is one that tells what it holds and gives it back; else None."""
+def _find_heap() -> _Heap | None:
+    """Return the C library's heap where the library tells what it holds and gives it back; else None."""
     if not sys.platform.startswith("linux"):
         return None
     c_library = ctypes.CDLL(None)
     if not hasattr(c_library, "mallinfo2") or not hasattr(c_library, "malloc_trim"):
         return None
-    c_library.mallinfo2.restype = _HeapUse
-    return c_library
-
-
-def _count_freed_bytes(c_library: Any) -> int:
-    """Return the freed bytes of the heap that are still in memory."""
-    heap_use = c_library.mallinfo2()
-    resident_pages, shared_pages = (int(pages) for pages in Path("/proc/self/statm").read_text("ascii").split()[1:3])
-    private_bytes = (resident_pages - shared_pages) * os.sysconf("SC_PAGE_SIZE")
-    return private_bytes - int(heap_use.uordblks) - int(heap_use.hblkhd)
+    return _Heap(c_library)

@@ -59,7 +59,7 @@ class StageRunner:
         """
         current_display().begin_stage(stage_name)
         logger.info("stage %s begins", stage_name)
-        return_freed_memory(0)  # what the stage before has freed is none of this one's
+        return_freed_memory()  # what the stage before has freed is none of this one's
         reset_peak_memory(self.device)
         started_at = time.monotonic()
         result = function(*args, **kwargs)
