@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--neighbours are of --selector facility_location")
     points = clustered_rows(options.rows, options.width, options.seed)
     no_tokens = np.zeros(options.rows, dtype=np.int32)
-    results = {Embeddings(): points, Projections(): points[None]}
+    results = {Embeddings(): points, Projections(members=1): points[None]}
     evidence = Evidence(np.arange(options.rows), options.seed, no_tokens, no_tokens, None, results)
     selectors: dict[str, GreedySelector] = {
         "spice": SpiceSelector(None, options.count, conflict=0.0),

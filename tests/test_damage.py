@@ -31,7 +31,7 @@ READ_BY = {
     "frozen_prefix": ["gradient_log", "ensemble_losses", "projections"]
 }  # results without which a run reads a stage again
 UPPER_LAYER = ["proxy.base_model.layers=2", "ensemble.lora.layers=last_1"]
-WHOLE = [*TINY_RUN, *UPPER_LAYER, "ensemble.m=1", "scorer=direction_gsnr", "projection.width=8"]
+WHOLE = [*TINY_RUN, *UPPER_LAYER, "ensemble.m=2", "scorer=direction_gsnr", "projection.width=8"]
 
 
 @pytest.fixture(scope="module")
