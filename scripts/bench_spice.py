@@ -46,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     gradients = draw_projections(options.rows, options.width, options.spectrum, options.seed)
     gradients *= np.float32(options.scale)
     no_tokens = np.zeros(options.rows, dtype=np.int32)
-    evidence = Evidence(np.arange(options.rows), options.seed, no_tokens, no_tokens, None, {Projections(members=1): gradients})
+    evidence = Evidence(
+        np.arange(options.rows), options.seed, no_tokens, no_tokens, None, {Projections(members=1): gradients}
+    )
     selector = SpiceSelector(
         fraction=options.fraction, conflict=options.conflict, mode=options.mode, members="first", pool=options.pool
     )
