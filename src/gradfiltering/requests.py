@@ -19,8 +19,8 @@ class Request(Generic[Measured]):
     """Description of a measurement of all scorable rows; equal requests are measured once.
 
     A new kind of evidence is a frozen dataclass derived from `Request[Result]`, and a measurer for
-    it. Rows of the result are in the order of `Evidence.example_ids`.
-
+    it. Rows of the result are in the order of `Evidence.example_ids`. A request that needs members of
+    the ensemble says how many by `count_members`.
     """
 
     def count_members(self, ensemble_size: int) -> int:

@@ -9,18 +9,20 @@ from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.evidence.ensemble_passes import EnsemblePasses, attach_ensemble
 from gradfiltering.evidence.measurers import ENSEMBLE_STAGE, Measurer
 from gradfiltering.models.weights import count_matmul_weights
-from gradfiltering.requests import Projections
+from gradfiltering.requests import BaseModelLosses, Projections
 from gradfiltering.runs.run_folder import PROJECTION_FILE
 
 
 class ProjectionMeasurer(Measurer[Projections]):
     """Projects gradients in one pass, from which the cache gets the gradient log of the late snapshot as well.
 
-    Members that are not requested are neither trained nor measured.
+    Members that are not requested are neither trained nor measured. Losses of the base model are measured along: they
+    tell a diagnostic whether the proxy knows the rows.
     """
 
     request_type = Projections
     stage_name = ENSEMBLE_STAGE
+    related_requests = (BaseModelLosses(),)
 
     def measure(self, request: Projections, context: MeasurementContext) -> np.ndarray:
         """Measure [M, N, K] float32, of the M members that are requested."""

@@ -54,7 +54,7 @@ def plan_run(request: PlanRequest, settings: PlanSettings) -> RunPlan:
     started_at = time.monotonic()
     context = _settle_members(request)
     stage_requests = sort_requests(request.requests)
-    member_count = _count_members(stage_requests, context)
+    member_count = _count_trained_members(stage_requests, context)
     base_shape = read_shape(context.base_model.model)
     present_bytes = memory_estimates.present_bytes(context.device, base_shape)
     base_passes = plan_base_model_passes(stage_requests.get(BASE_MODEL_STAGE, []), context, base_shape)
@@ -108,7 +108,7 @@ def _settle_members(request: PlanRequest) -> MeasurementContext:
     return context.settle_snapshots()
 
 
-def _count_members(stage_requests: Mapping[str, Sequence[Request[Any]]], context: MeasurementContext) -> int:
+def _count_trained_members(stage_requests: Mapping[str, Sequence[Request[Any]]], context: MeasurementContext) -> int:
     """Return how many members of the ensemble are trained for the requests, counted from the first."""
     all_requests = [request for requests in stage_requests.values() for request in requests]
     ensemble_size = len(context.ensemble.member_ids)
