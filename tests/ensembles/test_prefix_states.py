@@ -224,7 +224,6 @@ def test_states_half_made_are_never_read(keep, engine, monkeypatch):
         computed.append(input_ids)
         return type(engine).compute_prefix_states(engine, prefix, input_ids)
 
-    monkeypatch.setattr(prefix_states, "FORWARD_TOKENS", 200)
     monkeypatch.setattr(engine, "compute_prefix_states", stop_at_the_second, raising=True)
     with pytest.raises(KilledHere):
         keep()

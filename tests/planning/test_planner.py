@@ -18,7 +18,7 @@ from gradfiltering.finetuning.settings import FineTuningSettings
 from gradfiltering.gradients.vmap import VmapEngine
 from gradfiltering.judging.generation import GenerationSettings
 from gradfiltering.models.objectives import ResponseNLL
-from gradfiltering.planning import adapter_plan, stored_calibration
+from gradfiltering.planning import adapter_plan, ensemble_work, stored_calibration
 from gradfiltering.planning.model_shapes import read_shape
 from gradfiltering.planning.plan_settings import PlanSettings
 from gradfiltering.planning.planner import plan_run
@@ -248,6 +248,22 @@ def test_disk_holds_every_stored_member_and_the_frozen_layers(context):
     shards = sum(path.stat().st_size for path in changed.cache.folder.glob("frozen_prefix/*/states-*.bin"))
     assert sum(stored.values()) == shards > 0
     assert ensemble_stage.disk_bytes > 3 * 2 * 16 * adapter_weights + shards
+
+
+def test_frozen_layers_on_a_gpu_take_its_memory_and_no_disk(context, monkeypatch):
+    changed = replace(context, ensemble=small_ensemble(lora=replace(LORA, layers="last_1")))
+
+    def plan_stage():
+        plan = plan_run(plan_request(changed, GradientLog()), NO_PLAN)
+        return next(stage for stage in plan.stages if stage.name == "proxy")
+
+    stored = plan_stage()
+    monkeypatch.setattr(ensemble_work, "keeps_on_device", lambda *_: True)
+    there = plan_stage()
+    kept = [piece.device_bytes for piece in there.work if piece.device_bytes]
+    assert kept == [piece.stored_bytes for piece in stored.work if piece.description.startswith("frozen layers")]
+    assert len(kept) == 2 and stored.disk_bytes - there.disk_bytes == sum(kept)
+    assert there.peak_bytes - stored.peak_bytes == pytest.approx(sum(kept), abs=2e7)
 
 
 def attach_upper_layers(context):

@@ -62,7 +62,9 @@ class Batch:
         `DataLoader` calls it.
         """
         pinned_tensors = {
-            name: tensor.pin_memory() for name, tensor in self.tensors.items() if name not in STAYS_WITH_PROCESS
+            name: tensor.pin_memory()
+            for name, tensor in self.tensors.items()
+            if name not in STAYS_WITH_PROCESS and tensor.device.type == "cpu"  # states may be on the GPU already
         }
         return replace(self, **pinned_tensors)
 
@@ -87,7 +89,7 @@ class RowStates(Protocol):
     """Hidden states of each row, kept somewhere."""
 
     def read(self, row_positions: np.ndarray, padded_length: int) -> Tensor:
-        """Return [rows, padded_length, D] states; those of padding are any finite numbers."""
+        """Return [rows, padded_length, D] states, on any device; those of padding are any finite numbers."""
         ...
 
 

@@ -18,7 +18,7 @@ from gradfiltering.data.examples import Examples, digest_rows
 from gradfiltering.data.row_duplicates import find_first_equal
 from gradfiltering.distributed.process_group import gather_from_ranks, run_on_rank_zero, world_size
 from gradfiltering.distributed.row_measurements import share_of_this_rank
-from gradfiltering.ensembles.batch_settings import FORWARD_TOKENS, BatchSettings
+from gradfiltering.ensembles.batch_settings import BatchSettings
 from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.gradients.prefix import FrozenPrefix
 from gradfiltering.runs.cache import Cache, CachedResult
@@ -143,7 +143,10 @@ def keep_prefix_states(
         announce(f"{description}: {format_bytes(byte_count)}, {obstacle}; they are computed anew for each batch")
         return None
     announce(f"{description}: {format_bytes(byte_count)}")
-    cached_result = cache.get_or_compute(FROZEN_PREFIX, key, _write_states, engine, examples, pad_id, digests)
+    batch_tokens = batches.forward_tokens(engine.model.device)
+    cached_result = cache.get_or_compute(
+        FROZEN_PREFIX, key, _write_states, engine, examples, pad_id, digests, batch_tokens
+    )
     return PrefixStates.open(cached_result, digests)
 
 
@@ -201,7 +204,9 @@ def _find_rows(cached_result: CachedResult, digests: np.ndarray) -> np.ndarray |
     return positions if (positions < len(kept_digests)).all() else None
 
 
-def _write_states(rank_folder: Path, engine: FusedEngine, examples: Examples, pad_id: int, digests: np.ndarray) -> None:
+def _write_states(
+    rank_folder: Path, engine: FusedEngine, examples: Examples, pad_id: int, digests: np.ndarray, batch_tokens: int
+) -> None:
     """Write all shards into the folder of rank zero, each rank those of its share."""
     prefix = engine.prefix
     assert prefix is not None and prefix.state_dtype is not None
@@ -213,7 +218,7 @@ def _write_states(rank_folder: Path, engine: FusedEngine, examples: Examples, pa
     pieces = [
         (shard_number, rows)
         for shard_number in own_shards
-        for rows in LengthBatches(examples, FORWARD_TOKENS, pad_id, shard_rows[shard_number]).cuts
+        for rows in LengthBatches(examples, batch_tokens, pad_id, shard_rows[shard_number]).cuts
     ]
     raw_type = np.dtype(RAW_TYPES[prefix.state_dtype])
     own_rows = sum(len(rows) for _, rows in pieces)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from gradfiltering.data.examples import Examples
+from gradfiltering.data.examples import Examples, digest_rows
 from gradfiltering.data.length_buckets import LengthBuckets
 from gradfiltering.ensembles.batch_settings import BatchSettings
+from gradfiltering.ensembles.device_states import DeviceStates, keeps_on_device
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.ensembles.member_cache import MemberCache
 from gradfiltering.ensembles.prefix_states import PrefixStates, keep_prefix_states
@@ -126,6 +127,7 @@ class TrainedEnsemble:
     row_width: int
     all_examples: Examples
     _batch_tokens: int | None = None
+    _device_states: list[DeviceStates] = field(default_factory=list)
 
     @property
     def device(self) -> torch.device:
@@ -203,8 +205,8 @@ class TrainedEnsemble:
         self.engine.chunk_tokens = self.costs.batch_tokens = self._batch_tokens
         return max(1, self._batch_tokens // len(member_ids))
 
-    def keep_prefix_states(self, examples: Examples) -> PrefixStates | None:
-        """Return what the layers below the first adapter hand on of each row, from the cache.
+    def keep_prefix_states(self, examples: Examples) -> PrefixStates | DeviceStates | None:
+        """Return what the layers below the first adapter hand on of each row, from a GPU's memory or from the cache.
 
         Every rank calls it, after `prepare_engine`.
 
@@ -213,17 +215,32 @@ class TrainedEnsemble:
         """
         if not isinstance(self.engine, FusedEngine) or self.engine.prefix is None:
             return None
-        prefix_states = keep_prefix_states(
-            cache=self.member_cache.cache,
-            engine=self.engine,
-            examples=examples,
-            model_hash=self.member_cache.ensemble_key["base_model"],
-            pad_id=self.base_model.pad_id,
-            batches=self.batches,
-        )
+        prefix_states: PrefixStates | DeviceStates | None = self._find_device_states(examples)
+        if prefix_states is None and keeps_on_device(self.engine.prefix, examples, self.device, self.batches):
+            prefix_states = DeviceStates.compute(
+                self.engine, examples.sequences(), self.base_model.pad_id, self.batches.forward_tokens(self.device)
+            )
+            self._device_states.append(prefix_states)
+        elif prefix_states is None:
+            prefix_states = keep_prefix_states(
+                cache=self.member_cache.cache,
+                engine=self.engine,
+                examples=examples,
+                model_hash=self.member_cache.ensemble_key["base_model"],
+                pad_id=self.base_model.pad_id,
+                batches=self.batches,
+            )
         if prefix_states is not None and prefix_states.is_new:
             self.costs.frozen_tokens += examples.tokens
         return prefix_states
+
+    def _find_device_states(self, examples: Examples) -> DeviceStates | None:
+        """Find the states of these rows, or of more, in a GPU's memory."""
+        if not self._device_states:
+            return None
+        digests = digest_rows(examples.sequences())
+        found = (states.find(digests) for states in self._device_states)
+        return next((states for states in found if states is not None), None)
 
     def _training_data(self, member_ids: Sequence[int], earlier_epochs: int) -> "EnsembleDataModule":
         from gradfiltering.ensembles.data_module import EnsembleDataModule

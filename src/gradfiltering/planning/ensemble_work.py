@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from gradfiltering.data.examples import Examples, hash_examples
-from gradfiltering.ensembles.batch_settings import FORWARD_TOKENS
+from gradfiltering.ensembles.device_states import keeps_on_device
 from gradfiltering.ensembles.heldout_member import HeldoutSplit, heldout_member_seed
 from gradfiltering.ensembles.lora_ensemble import ONLINE
 from gradfiltering.ensembles.member_cache import MemberCache
@@ -239,9 +239,13 @@ def plan_frozen_layers(
         prefix = trained_ensemble.engine.prefix
         if prefix is None or not keeps_prefix(trained_ensemble, examples):
             continue
-        counts = count_pass(examples, FORWARD_TOKENS)
+        counts = count_pass(examples, trained_ensemble.batches.forward_tokens(trained_ensemble.device))
+        is_on_device = keeps_on_device(prefix, examples, trained_ensemble.device, trained_ensemble.batches)
         model_hash = trained_ensemble.member_cache.ensemble_key["base_model"]
-        is_cached = has_prefix_states(trained_ensemble.member_cache.cache, prefix, examples, model_hash)
+        is_cached = not is_on_device and has_prefix_states(
+            trained_ensemble.member_cache.cache, prefix, examples, model_hash
+        )
+        kept_bytes = count_prefix_bytes(prefix, examples)
         operations = frozen_operations(shape, counts)
         description = f"frozen layers {prefix.layer_range} of {description}, once"
         planned_work.append(
@@ -253,14 +257,15 @@ def plan_frozen_layers(
                 kind="losses",
                 reused=is_cached,
                 is_per_row=set_index == 0,
-                stored_bytes=count_prefix_bytes(prefix, examples),
+                stored_bytes=0 if is_on_device else kept_bytes,
+                device_bytes=kept_bytes if is_on_device else 0,
             )
         )
     return planned_work
 
 
 def keeps_prefix(trained_ensemble: TrainedEnsemble, examples: Examples) -> bool:
-    """Return True where what enters the first adapted layer is kept in the cache for these rows."""
+    """Return True where what enters the first adapted layer is kept for these rows, in the cache or on the device."""
     prefix = trained_ensemble.engine.prefix
     return prefix is not None and count_prefix_bytes(prefix, examples) <= trained_ensemble.batches.prefix_limit_bytes
 

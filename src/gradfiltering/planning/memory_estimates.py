@@ -203,7 +203,8 @@ def disk_bytes(
         elif piece.kind == "tuning" and target is not None:
             added_bytes += 4 * target.adapted_shape.adapter_weights
         elif piece.kind == "losses" and stage_name in (ENSEMBLE_STAGE, HELDOUT_MEMBER_STAGE):
-            added_bytes += 0 if piece.stored_bytes else LOG_BYTES * piece.counts.rows  # a log without norms
+            keeps_states = piece.stored_bytes or piece.device_bytes
+            added_bytes += 0 if keeps_states else LOG_BYTES * piece.counts.rows  # a log without norms
         elif piece.kind == "losses" and stage_name != TARGET_STAGE:
             added_bytes += LOSS_BYTES * piece.counts.rows
     return added_bytes

@@ -272,11 +272,12 @@ def _build_stages(
         if not stage_work and not notes:
             continue
         is_due = any(piece.operations for piece in stage_work)
+        peak_bytes = stage_bytes[stage_name] + sum(piece.device_bytes for piece in stage_work)
         stages.append(
             PlannedStage(
                 name=stage_name,
                 work=stage_work,
-                peak_bytes=stage_bytes[stage_name] if is_due else batch_memory.present_bytes,
+                peak_bytes=peak_bytes if is_due else batch_memory.present_bytes,
                 disk_bytes=memory_estimates.disk_bytes(stage_name, stage_work, context, request.target),
                 notes=notes,
             )
