@@ -9,7 +9,8 @@
 `methods`: a row for each setting, the lowest held-out loss first, with the composition and cost of what it selected;
 and the differences between pairs of settings (`--compare`, else every two), seed by seed. Minutes are those that
 selecting took, or would have taken without the cache, and are as noisy as the machine. `tasks`: held-out loss of each
-task, the tasks' shares among the chosen rows, and how the tasks' mean gradients point to each other. `kinds`: how often
+task, metrics of the answers to its held-out questions where a judge had them written, the tasks' shares among the
+chosen rows, and how the tasks' mean gradients point to each other. `kinds`: how often
 rows of a planted kind are chosen against their share of the pool, and their losses at both snapshots. `variance`:
 shares of the variance of AUC and of overlap with the largest setting's choice that each factor of a full design
 explains. `gradients`: the variance over members against losses, rankings by other scales of the same gradients, and
@@ -30,6 +31,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gradfiltering.judging.prompts import is_heldout_set
 from gradfiltering.reports.seed_tables import CONFIDENCE, SeedRow, measure_setting
 from gradfiltering.reports.sweep_jobs import INDIFFERENT_OPTIONS, SweepJob, option_name, read_jobs
 from gradfiltering.runs.gradient_log import partition_folder
@@ -206,11 +208,14 @@ def read_area(job: SweepJob) -> float | None:
 def write_tasks(sweep_jobs: Sequence[SweepJob], arguments: argparse.Namespace) -> list[str]:
     """Write held-out losses by task, the tasks' shares among the chosen, and the cosines of their gradients."""
     settings = group_jobs(sweep_jobs)
-    loss_rows, share_rows, cosine_rows = [], [], []
+    loss_rows, metric_rows, share_rows, cosine_rows = [], [], [], []
     for setting, jobs in settings.items():
         for task in list_names(read_task_losses(job) for job in jobs.values()):
             losses = [read_task_losses(job).get(task) for job in jobs.values()]
             loss_rows.append(estimate_row(setting, f"{task}: held-out loss − that of random", losses))
+        for name in list_names(read_task_metrics(job) for job in jobs.values()):
+            metrics = [read_task_metrics(job).get(name) for job in jobs.values()]
+            metric_rows.append(estimate_row(setting, f"{name} − that of random", metrics))
         for task in list_names(read_recalls(job) for job in jobs.values()):
             recalls = [read_recalls(job).get(task) for job in jobs.values()]
             share_rows.append(estimate_row(setting, f"{task}: share of its rows chosen", recalls, null_value=TOP_SHARE))
@@ -219,6 +224,7 @@ def write_tasks(sweep_jobs: Sequence[SweepJob], arguments: argparse.Namespace) -
             cosine_rows.append(estimate_row(setting, pair, [job_cosines.get(pair) for job_cosines in cosines]))
     titles = (
         (loss_rows, "Held-out loss of each task."),
+        (metric_rows, "Answers to the held-out questions of each task, shares of 1."),
         (share_rows, f"Share of each task's rows that was chosen, tested against {TOP_SHARE:.0%}."),
         (cosine_rows, "Cosine between the tasks' mean gradients at the late snapshot, within a member, averaged."),
     )
@@ -233,17 +239,33 @@ def list_names(tables: Iterable[Mapping[str, Any]]) -> list[str]:
 def read_task_losses(job: SweepJob) -> dict[str, float]:
     """Read the candidate's held-out loss less that of the random draws, by task."""
     models = job.summary.get("target", {})
-    random_losses = [
-        model.get("heldout_by_source", {})
-        for name, model in models.items()
-        if name.startswith("random") and not name.endswith("_same_updates")
-    ]
+    random_losses = [model.get("heldout_by_source", {}) for name, model in models.items() if is_random_draw(name)]
     candidate_losses = models.get("candidate", {}).get("heldout_by_source", {})
     return {
         task: loss - fmean(losses[task] for losses in random_losses)
         for task, loss in candidate_losses.items()
         if random_losses
     }
+
+
+def read_task_metrics(job: SweepJob) -> dict[str, float]:
+    """Read the metrics of the candidate's answers less those of the random draws, by task."""
+    models = job.summary.get("metrics", {})
+    random_metrics = [sets for name, sets in models.items() if is_random_draw(name)]
+    differences = {}
+    for set_name, values in models.get("candidate", {}).items():
+        if not is_heldout_set(set_name) or not random_metrics:
+            continue
+        for metric in ("chrf", "final_number"):
+            if values[metric] is not None:
+                random_mean = fmean(sets[set_name][metric] for sets in random_metrics)
+                differences[f"{set_name.partition('_')[2] or set_name}: {metric}"] = values[metric] - random_mean
+    return differences
+
+
+def is_random_draw(model_name: str) -> bool:
+    """Return True for a model trained on a random draw, for as many epochs as the candidate."""
+    return model_name.startswith("random") and not model_name.endswith("_same_updates")
 
 
 def read_recalls(job: SweepJob) -> dict[str, float]:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -7,7 +8,14 @@ from omegaconf import OmegaConf
 
 from gradfiltering.data.templates import Turn
 from gradfiltering.errors import UserError
-from gradfiltering.judging.prompts import FilePrompts, HeldoutPrompts, PublicPrompts, TaskPrompts, load_prompts
+from gradfiltering.judging.prompts import (
+    FilePrompts,
+    HeldoutPrompts,
+    PublicPrompts,
+    TaskPrompts,
+    is_heldout_set,
+    load_prompts,
+)
 from gradfiltering.synthetic.task_generator import generate_rows
 
 PUBLIC_SETS = {"wizardlm": 218, "vicuna": 80, "koala": 180, "sinstruct": 252, "lima": 300}
@@ -110,6 +118,19 @@ def test_heldout_rows_are_drawn_by_seed():
     assert len(HeldoutPrompts(rows=None, seed=1, limit=None).load(HELDOUT)) == len(HELDOUT)
     with pytest.raises(UserError, match="there are none"):
         HeldoutPrompts(rows=6, seed=1, limit=None).load(None)
+
+
+def test_held_out_rows_of_several_sources_are_a_set_each():
+    rows = [{**row, "source": ["code", "chat"][index % 2]} for index, row in enumerate(HELDOUT)]
+    prompts = HeldoutPrompts(rows=None, seed=1, limit=None).load(rows)
+    assert [prompt.prompt_set for prompt in prompts[:3]] == ["heldout_code", "heldout_chat", "heldout_code"]
+    plain = HeldoutPrompts(rows=None, seed=1, limit=None).load(HELDOUT)
+    assert [replace(prompt, prompt_set="heldout") for prompt in prompts] == plain
+    assert {is_heldout_set(name) for name in ("heldout", "heldout_code")} == {True} and not is_heldout_set("vicuna")
+    (only_set,) = {prompt.prompt_set for prompt in HeldoutPrompts(4, 1, None).load([r | {"source": "a"} for r in rows])}
+    assert only_set == "heldout", "one source needs no name"
+    many = [{**row, "source": str(index % 13)} for index, row in enumerate(rows * 3)]
+    assert {prompt.prompt_set for prompt in HeldoutPrompts(None, 1, None).load(many)} == {"heldout"}
 
 
 def test_own_file(tmp_path):

@@ -129,12 +129,17 @@ class InstructionDataset:
 
         Of a conversation this is the first question and its answer.
         """
+        return [question_turn for question_turn, _ in self.heldout_questions()] or None
+
+    def heldout_questions(self) -> list[tuple[Turn, str | None]]:
+        """The held-out rows with a question and a response, each with its source, None where rows name none."""
         question_turns = [self.schema.turn(row_values) for row_values in self.heldout or ()]
+        source_names: Sequence[str | None] = self.heldout_sources or [None] * len(question_turns)
         return [
-            question_turn
-            for question_turn in question_turns
+            (question_turn, source_name)
+            for question_turn, source_name in zip(question_turns, source_names, strict=True)
             if question_turn is not None and question_turn.output.strip()
-        ] or None
+        ]
 
 
 def hash_content(dataset_rows: Dataset | JsonRows, column_names: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from gradfiltering.errors import UserError, attributed_to
 from gradfiltering.evidence.measurers import check_requests, check_requests_of_dataset
 from gradfiltering.experiment.parts import Experiment
 from gradfiltering.finetuning.training_sets import check_baselines
-from gradfiltering.judging.prompts import Prompt
+from gradfiltering.judging.prompts import Prompt, is_heldout_set
 from gradfiltering.judging.vllm_answers import check_vllm
 from gradfiltering.models.language_model import ModelSource
 from gradfiltering.models.objectives import reads_pairs
@@ -163,7 +163,7 @@ def warn_of_judging_on_validation(experiment: Experiment, prompts: Sequence[Prom
     fitted_to_heldout = any(
         isinstance(request, TaskGradients) and request.validation is None for request in experiment.method.requests
     )
-    if not fitted_to_heldout or all(prompt.prompt_set != "heldout" for prompt in prompts):
+    if not fitted_to_heldout or not any(is_heldout_set(prompt.prompt_set) for prompt in prompts):
         return []
     return [
         "the scorer selects rows that help on the held-out rows, and the same rows are among the prompts of the judge, "

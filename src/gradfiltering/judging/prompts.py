@@ -13,6 +13,9 @@ from gradfiltering.seeding import numpy_rng
 
 Rows = Sequence[Mapping[str, str]]
 
+HELDOUT_SET = "heldout"
+MOST_SOURCES = 12  # of held-out rows that are sets of prompts of their own; more would be too few prompts each
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -53,7 +56,8 @@ class PromptLoader(Protocol):
 
         Args:
             heldout_rows: the training data's held-out rows under the keys instruction, input,
-                output and, where they have a system turn, system; None without any.
+                output and, where they have a system turn or name a source, system and source; None
+                without any.
         """
 
 
@@ -76,12 +80,17 @@ class TaskPrompts:
     def load(self, heldout_rows: Rows | None) -> list[Prompt]:
         """Generate the prompts."""
         prompt_rows = self.generate(self.rows, self.seed, split="evaluation")
-        return _prompts_from_rows("tasks", list(enumerate(prompt_rows))[: self.limit])
+        return [
+            _prompt_from_row("tasks", row_id, prompt_row) for row_id, prompt_row in enumerate(prompt_rows[: self.limit])
+        ]
 
 
 @options
 class HeldoutPrompts:
     """Held-out rows of the training data that have an output, with it as the reference.
+
+    Where the rows are of several sources, such as the tasks of a mixture, the prompts of each are a
+    set of their own, so that metrics and winning scores are known of each.
 
     Attributes:
         rows: number of rows to draw; None takes all.
@@ -110,7 +119,12 @@ class HeldoutPrompts:
             draw_generator = numpy_rng(self.seed, "eval", "heldout")
             row_ids = sorted(draw_generator.choice(len(heldout_rows), size=self.rows, replace=False).tolist())
         drawn_rows = [(row_id, heldout_rows[row_id]) for row_id in row_ids]
-        return _prompts_from_rows("heldout", drawn_rows[: self.limit])
+        source_names = {row.get("source") for row in heldout_rows}
+        name_set = name_heldout_set if 1 < len(source_names) <= MOST_SOURCES else lambda _: HELDOUT_SET
+        return [
+            _prompt_from_row(name_set(heldout_row.get("source")), row_id, heldout_row)
+            for row_id, heldout_row in drawn_rows[: self.limit]
+        ]
 
 
 @options
@@ -227,18 +241,25 @@ def load_prompts(loaders: Iterable[PromptLoader], heldout_rows: Rows | None) -> 
     return [prompt for loader in loaders for prompt in loader.load(heldout_rows)]
 
 
-def _prompts_from_rows(prompt_set: str, prompt_rows: Iterable[tuple[int, Mapping[str, str]]]) -> list[Prompt]:
-    return [
-        Prompt(
-            prompt_set=prompt_set,
-            prompt_id=str(row_id),
-            instruction=prompt_row["instruction"],
-            input=prompt_row["input"],
-            reference=prompt_row["output"],
-            system=prompt_row.get("system", ""),
-        )
-        for row_id, prompt_row in prompt_rows
-    ]
+def name_heldout_set(source_name: str | None) -> str:
+    """Name the set of the held-out rows of a source, None for those without."""
+    return HELDOUT_SET if source_name is None else f"{HELDOUT_SET}_{source_name}"
+
+
+def is_heldout_set(prompt_set: str) -> bool:
+    """Return True for a set of held-out rows of the training data."""
+    return prompt_set.partition("_")[0] == HELDOUT_SET
+
+
+def _prompt_from_row(prompt_set: str, row_id: int, prompt_row: Mapping[str, str]) -> Prompt:
+    return Prompt(
+        prompt_set=prompt_set,
+        prompt_id=str(row_id),
+        instruction=prompt_row["instruction"],
+        input=prompt_row["input"],
+        reference=prompt_row["output"],
+        system=prompt_row.get("system", ""),
+    )
 
 
 def _read_own_prompt(row_location: str, row_index: int, prompt_row: Mapping[str, Any]) -> Prompt:

@@ -51,9 +51,12 @@ def report_contents(run: OpenRun, dataset: InstructionDataset) -> None:
 
 def load_judging_prompts(experiment: Experiment, run: OpenRun, dataset: InstructionDataset) -> list[Prompt]:
     """Load the prompts of the judge before anything is trained, and refuse judging that could not succeed."""
-    judging, heldout_turns = experiment.judging, dataset.heldout_turns()
-    heldout_rows = None if heldout_turns is None else [asdict(turn) for turn in heldout_turns]
-    prompts = load_prompts(judging.prompts.values(), heldout_rows)
+    judging = experiment.judging
+    heldout_rows = [
+        asdict(turn) | ({} if source_name is None else {"source": source_name})
+        for turn, source_name in dataset.heldout_questions()
+    ]
+    prompts = load_prompts(judging.prompts.values(), heldout_rows or None)
     run_on_rank_zero(
         check_judging,
         judging.judge,
