@@ -155,7 +155,7 @@ def read_costs(run_folder: Path) -> dict[str, Any]:
 
 def compare(runs: dict[tuple[int, str], Path], arguments: argparse.Namespace) -> dict[str, Any]:
     """Compare rankings within a seed across layers, and across seeds within a choice of layers."""
-    quantities = {key: compute_quantities(run, *arguments.epochs) for key, run in runs.items()}
+    quantities = {key: compute_quantities(run) for key, run in runs.items()}
     with_all_layers = [
         {"seed": seed, "layers": choice, **compare_quantities(values, quantities[seed, ALL_LAYERS])}
         for (seed, choice), values in quantities.items()
@@ -173,10 +173,13 @@ def compare(runs: dict[tuple[int, str], Path], arguments: argparse.Namespace) ->
     return {"with_all_layers": with_all_layers, "between_seeds": between_seeds}
 
 
-def compute_quantities(run_folder: Path, early: int, late: int) -> pd.DataFrame:
-    """Compute each quantity, a column of `QUANTITIES`, by example id; METHODS, GradFiltering 3 and 4."""
+def compute_quantities(run_folder: Path) -> pd.DataFrame:
+    """Compute each quantity, a column of `QUANTITIES`, by example id; METHODS, GradFiltering 3 and 4.
+
+    The snapshots are the first and the last that were logged: of many rows a proxy may count them in updates.
+    """
     reader = GradientLogReader(run_folder / "gradient_log")
-    early_log, late_log = reader.epoch(early), reader.epoch(late)
+    early_log, late_log = reader.epoch(reader.epochs[0]), reader.epoch(reader.epochs[-1])
     early_norms, late_norms = (log.grad_norm.astype(np.float64) for log in (early_log, late_log))
     mean_early, mean_late, variance = early_norms.mean(0), late_norms.mean(0), late_norms.var(0)
     relative_drop = (mean_early - mean_late) / (mean_early + EPSILON)

@@ -48,7 +48,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
             (seed, way): measure(arguments, row_count, seed, way)
             for seed, way in itertools.product(arguments.seeds, WAYS)
         }
-        quantities = {key: compute_quantities(run, *EPOCHS) for key, run in runs.items()}
+        quantities = {key: compute_quantities(run) for key, run in runs.items()}
         within_seeds = [
             compare_quantities(quantities[seed, "online"], quantities[seed, "snapshot"]) for seed in arguments.seeds
         ]

@@ -1,6 +1,7 @@
 """Memory of planned batches: fitted to a few small rows, and right for the large batches of the run."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from gradfiltering.gradients.memory import ChunkMemory, LiveBytes
 from gradfiltering.models.causal_model import split_model
 from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.planning import memory_estimates
-from gradfiltering.planning.calibration import measure_losses, measure_tuning
+from gradfiltering.planning.calibration import measure_losses, measure_tuning, time_answers
 from gradfiltering.planning.model_shapes import read_shape
 from gradfiltering.planning.planner import plan_run
 from gradfiltering.planning.target_work import PlannedModel
@@ -50,7 +51,7 @@ def test_losses_take_the_memory_that_was_estimated(context, batch_tokens):
 def test_fine_tuning_takes_the_memory_that_was_estimated(context, recomputes_layers):
     settings = replace(TUNING, gradient_checkpointing=recomputes_layers, batch_size=32, micro_batch_tokens=3000)
     base_model, examples = context.base_model, context.examples
-    memory = measure_tuning(base_model, examples, settings, context.objective).memory
+    memory = measure_tuning(context, settings).memory
     target = tuned(context, settings=settings)
     models = {"full": PlannedModel(TrainingSet(examples.example_ids.tolist()), None)}
     _, estimated = memory_estimates.tuning_bytes(target, models, examples, context.seed, memory)
@@ -66,11 +67,21 @@ def test_fine_tuning_takes_the_memory_that_was_estimated(context, recomputes_lay
     assert estimated == pytest.approx(live_bytes.peak, rel=LOGITS_SHARE)
 
 
+@pytest.mark.parametrize(
+    "measure", [partial(measure_tuning, settings=TUNING), partial(time_answers, prompt_lengths=[9])]
+)
+def test_a_model_is_moved_to_the_device_before_its_work_is_timed(context, monkeypatch, measure):
+    """Where the speed of the losses is known already, nothing has moved it."""
+    model, devices = context.base_model.model, []
+    move = model.to
+    monkeypatch.setattr(model, "to", lambda device: devices.append(device) or move(device))
+    measure(context)
+    assert devices[0] == context.device
+
+
 def test_recomputing_layers_takes_less_memory(context):
     memories = [
-        measure_tuning(
-            context.base_model, context.examples, replace(TUNING, gradient_checkpointing=recomputes), context.objective
-        ).memory
+        measure_tuning(context, replace(TUNING, gradient_checkpointing=recomputes)).memory
         for recomputes in (False, True)
     ]
     assert memories[1].peak(2000, 40, 1) < 0.8 * memories[0].peak(2000, 40, 1)

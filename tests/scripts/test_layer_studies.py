@@ -32,7 +32,7 @@ def write_log(folder, early, late):
 
 def test_quantities_are_those_of_the_formulas(tmp_path):
     write_log(tmp_path, np.array([[4.0, 2.0], [6.0, 2.0]]), np.array([[1.0, 2.0], [3.0, 2.0]]))
-    quantities = study_layers.compute_quantities(tmp_path, 1, 2)
+    quantities = study_layers.compute_quantities(tmp_path)
     np.testing.assert_allclose(quantities["G_s"], [5, 2])
     np.testing.assert_allclose(quantities["drop"], [0.6, 0.0], atol=1e-8)
     np.testing.assert_allclose(quantities["V_t"], [1, 0])

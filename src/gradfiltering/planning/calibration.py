@@ -172,21 +172,20 @@ def time_update(adapters: Adapters) -> float:
     return 1 / time_work(optimizer.step, 1, device)
 
 
-def measure_tuning(
-    base_model: LanguageModel, examples: Examples, settings: FineTuningSettings, objective: Objective
-) -> MeasuredWork:
-    """Measure a target's micro-batch, with an adapter of its own."""
-    model_device = next(base_model.model.parameters()).device
+def measure_tuning(context: MeasurementContext, settings: FineTuningSettings) -> MeasuredWork:
+    """Measure a target's micro-batch, with an adapter of its own on the base model."""
+    base_model, examples, device = context.base_model, context.examples, context.device
+    prepare_base_model(context)
     with attach_untrained_adapter(base_model, settings, seed=0) as model, recompute_if_asked(model, settings):
         shape = read_shape(model)
-        token_budget = min(_timed_tokens(model_device), settings.micro_batch_tokens)
-        batch = take_batch(examples, token_budget, base_model.pad_id).to(model_device)
+        token_budget = min(_timed_tokens(device), settings.micro_batch_tokens)
+        batch = take_batch(examples, token_budget, base_model.pad_id).to(device)
 
         split = split_model(model)
 
         def train(batch: Batch, objective: Objective) -> None:
             with torch.enable_grad():
-                objective(split, batch.to(model_device)).sum().backward()
+                objective(split, batch.to(device)).sum().backward()
             model.zero_grad()
 
         counts = count_batch(batch)
@@ -194,14 +193,15 @@ def measure_tuning(
         if settings.gradient_checkpointing:
             operations += forward_operations(shape, counts, with_adapters=True)
         return MeasuredWork(
-            rate=time_work(lambda: train(batch, objective), operations, model_device),
+            rate=time_work(lambda: train(batch, context.objective), operations, device),
             memory=_fit_memory(lambda row: train(row, ResponseNLL()), base_model, examples),
         )
 
 
-def time_answers(base_model: LanguageModel, prompt_lengths: Sequence[int], examples: Examples) -> float:
+def time_answers(context: MeasurementContext, prompt_lengths: Sequence[int]) -> float:
     """Return operations per second of generation, for a batch of prompts as large as they come."""
-    device = next(base_model.model.parameters()).device
+    base_model, examples = context.base_model, context.examples
+    prepare_base_model(context)
     width = int(np.median(prompt_lengths))
     token_ids = examples.table[int(np.argsort(examples.lengths)[len(examples) // 2])]["input_ids"]
     prompt = (token_ids * (width // len(token_ids) + 1))[:width]
@@ -210,7 +210,7 @@ def time_answers(base_model: LanguageModel, prompt_lengths: Sequence[int], examp
     with plain_decoding(base_model.model):
         started_at = time.perf_counter()
         new_tokens = generate_batch(base_model.model, base_model.tokenizer, prompts, NEW_TOKENS)
-        _wait_for(device)
+        _wait_for(context.device)
         seconds = time.perf_counter() - started_at
     step_count = max(len(token_ids) for token_ids, _ in new_tokens)
     counts = count_prompts([width] * len(prompts))

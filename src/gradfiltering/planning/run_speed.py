@@ -61,7 +61,7 @@ def measure_work_outside_ensemble(
         measure(
             "tuning",
             tuning_settings,
-            lambda: measure_tuning(context.base_model, context.examples, tuning, context.objective),
+            lambda: measure_tuning(context, tuning),
         )
     rates = {work_kind: measured_work.rate for work_kind, measured_work in measured_works.items()}
     if target is not None and target.generation is not None and "answers" in kinds:
@@ -69,7 +69,7 @@ def measure_work_outside_ensemble(
         measured_answers = calibration.measure(
             "answers",
             {**settings, "prompts": len(first_batch), "width": int(np.median(first_batch))},
-            lambda: {"rate": time_answers(context.base_model, first_batch, context.examples)},
+            lambda: {"rate": time_answers(context, first_batch)},
         )
         rates["answers"] = float(measured_answers["rate"])
     return rates, {work_kind: measured_work.memory for work_kind, measured_work in measured_works.items()}
