@@ -10,7 +10,7 @@ different seeds, agree with each other: the noise that any choice of layers may 
 Everything trained lies in the cache below `--folder`, each configuration's run folder beside it: an interrupted study
 goes on where it was, and further seeds, layers or rows reuse what they can. Seconds are those of training and
 measuring as they were taken, the frozen layers' states included where they were made; they are noisy where the machine
-is shared.
+is shared. Operations are those of the same by the run's plan, were nothing in the cache.
 `--json` has all numbers, and `--table` a Markdown table of means over seeds.
 """
 
@@ -143,12 +143,13 @@ def write_results(arguments: argparse.Namespace, results: dict[str, Any]) -> Non
 
 
 def read_costs(run_folder: Path) -> dict[str, Any]:
-    """Read seconds and operations of training and measuring; operations are None for a run that was interrupted."""
+    """Read the seconds that training and measuring took, and their operations as the run's plan counted them."""
     summary = json.loads((run_folder / "summary.json").read_text("utf-8"))
     ensemble = summary["proxy"]
+    planned_work = [piece for stage in summary["plan"]["stages"] if stage["name"] == "proxy" for piece in stage["work"]]
     return {
         "seconds": ensemble["made_seconds"] + ensemble["reused_seconds"],
-        "operations": summary["cost"]["proxy"]["flops"] if not ensemble["reused_seconds"] else None,
+        "operations": sum(piece["all_operations"] for piece in planned_work),
         "heldout_losses": summary["diagnostics"].get("heldout_loss"),
     }
 
@@ -220,13 +221,10 @@ def write_table(results: dict[str, Any], choices: list[str]) -> str:
     for choice in choices:
         costs = [entry for entry in results["costs"] if entry["layers"] == choice]
         entries = [entry for entry in results["with_all_layers"] if entry["layers"] == choice]
-        operations = [entry["operations"] for entry in costs if entry["operations"]]
-        cost_cells = f"{fmean(entry['seconds'] for entry in costs):.0f} | " + (
-            f"{fmean(operations):.2g}" if operations else "–"
-        )
+        seconds, operations = (fmean(entry[name] for entry in costs) for name in ("seconds", "operations"))
         cells = format_means(entries) if entries else ["1 / 1"] * len(QUANTITIES)
         name = describe_choice(choice)
-        lines.append(f"| {name} | {' | '.join(cells)} | {cost_cells} |")
+        lines.append(f"| {name} | {' | '.join(cells)} | {seconds:.0f} | {operations:.2g} |")
         if entries and noise:
             agreements.append(f"{name}: agrees {'as well' if agrees_as_well(entries, noise) else 'less'}")
     agreement_line = f"\nG-SNR against two seeds with each other, less {TOLERANCE}: {'; '.join(agreements)}.\n"
