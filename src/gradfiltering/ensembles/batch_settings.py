@@ -28,8 +28,9 @@ class BatchSettings:
         tokens: padded tokens computed at once, over members and examples; `auto` for as many as pay and fit.
         workers: processes that prepare batches.
         memory_limit: most memory that one chunk of `auto` takes, in bytes or as `8GB`; None for half of what is free.
-        prefix_limit: the most that is kept on the disk, for one set of rows, of what the layers below the first adapter
-            hand on, in bytes or as `20GB`; where it would be more, these layers are computed again for each batch.
+        prefix_limit: the most that is kept, for one set of rows, of what the layers below the first adapter hand on, in
+            bytes or as `20GB`: in the memory of a single GPU that has room for it, else on the disk. Where it would be
+            more, these layers are computed again for each batch.
     """
 
     tokens: PositiveInt | Literal["auto"] = "auto"
