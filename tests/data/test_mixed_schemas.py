@@ -115,6 +115,7 @@ def test_heldout_rows_may_be_of_any_of_the_schemas(write_rows, file_source):
     pool, held = write_rows(ROWS), write_rows(ROWS[:1], "held.jsonl")
     dataset = file_source(pool, heldout=(held, 0, 0.0)).load(0)
     assert [turn.instruction for turn in dataset.heldout_turns()] == ["One?"]
+    assert [source for _, source in dataset.heldout_questions()] == [None]
     with pytest.raises(UserError, match=r"hold out rows of the same schema"):
         file_source(held, heldout=(pool, 0, 0.0)).load(0)
 

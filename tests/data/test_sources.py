@@ -142,6 +142,16 @@ def test_limit_takes_the_first_rows(limit, taken, numbered, write_rows, file_sou
     assert records.rows["n"][:] == list(range(taken)) and len(records) == taken
 
 
+def test_held_out_questions_come_with_their_sources(write_rows, file_source):
+    rows = [
+        {"instruction": f"Q{number}?", "output": "" if number == 4 else "A.", "source": source}
+        for number, source in enumerate(["a", "a", "b", "b", "b", None])
+    ]
+    dataset = file_source(write_rows(rows), limit=2, heldout=(None, 9, 0.0)).load(0)
+    questions = [(turn.instruction, source) for turn, source in dataset.heldout_questions()]
+    assert questions == [("Q2?", "b"), ("Q3?", "b"), ("Q5?", None)], "a row without an answer is no question"
+
+
 @pytest.mark.parametrize("limit", [0, -3])
 def test_limit_below_one_is_refused(limit, numbered, write_rows, file_source):
     with pytest.raises(UserError, match=f"limit must be a positive whole number or null, got {limit}"):

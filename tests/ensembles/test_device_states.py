@@ -1,15 +1,20 @@
 """States of frozen layers in a GPU's memory: here on the CPU, which computes and reads them the same way."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from gradfiltering.data.batches import make_batch
+from gradfiltering.data.dataset import Columns
 from gradfiltering.data.encoder import Encoder
 from gradfiltering.ensembles import device_states, trained_ensemble
 from gradfiltering.ensembles.batch_settings import BatchSettings
-from gradfiltering.ensembles.device_states import DeviceStates, keeps_on_device
+from gradfiltering.ensembles.device_states import FREE_MEMORY_SHARE, DeviceStates, DeviceStateStore, keeps_on_device
+from gradfiltering.ensembles.heldout_member import HeldoutSplit
+from gradfiltering.evidence.heldout_member import measure_heldout_member
 from gradfiltering.evidence.measurers import find_measurer
 from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.models.language_model import LanguageModel
@@ -18,13 +23,16 @@ from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.requests import GradientLog
 from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.gradient_log import GradientLogReader
+from gradfiltering.synthetic.planted_defects import PlantedDefects
 from gradfiltering.synthetic.pretraining import new_model
+from gradfiltering.synthetic.task_source import TaskSource
 from tests.support.pipeline import quiet_trainer
 from tests.support.small_ensembles import SHAPE, measurement_context, small_ensemble
 
 LORA = LoraSettings(rank=2, alpha=4, target_modules="all-linear", init_b_std=0.05, layers="last_1")
 GPU = torch.device("cuda", 0)
 GIGABYTE = 1 << 30
+COLUMNS, NO_DEFECTS = Columns("instruction", "input", "output"), PlantedDefects(0, 0, 0, 0, 0, 0)
 
 
 @pytest.fixture
@@ -90,6 +98,47 @@ def test_a_part_of_the_rows_reads_the_states_of_all(engine, examples):
     assert whole.find(unknown) is None and not whole.find(whole.digests).is_new
 
 
+def test_pairs_have_states_of_both_answers(engine, tokenizer, tmp_path):
+    pairs = TaskSource(12, 0, None, "plain", COLUMNS, NO_DEFECTS, schema="preference").load(seed=0)
+    examples = Encoder(tokenizer, SHAPE["context"], Cache(tmp_path / "pairs")).encode(pairs)
+    states = DeviceStates.compute(engine, examples.sequences(), pad_id=0, batch_tokens=600)
+    batch = make_batch(replace(examples, reference_nll=np.zeros((len(examples), 2))), np.array([5, 2]), 0, (2,), states)
+    assert batch.prefix_states.shape == (*batch.input_ids.shape, SHAPE["width"])
+    expected = engine.compute_prefix_states(engine.prefix, batch.input_ids.flatten(0, 1)).view_as(batch.prefix_states)
+    is_token = torch.arange(batch.input_ids.shape[-1]) < torch.from_numpy(examples.sequence_lengths[[5, 2]])[..., None]
+    torch.testing.assert_close(batch.prefix_states[is_token], expected[is_token], rtol=1e-9, atol=1e-12)
+
+
+def test_a_store_keeps_models_and_layers_apart(engine, examples):
+    store, kind = DeviceStateStore(), ("hash", 2, "torch.float64")
+    part = examples.select(examples.example_ids[:3].tolist())
+    assert store.find(kind, examples) is None
+    store.add(kind, DeviceStates.compute(engine, part, pad_id=0, batch_tokens=600))
+    assert store.find(kind, part) is not None and store.find(kind, examples) is None
+    assert (
+        store.find(("other", 2, "torch.float64"), part) is None
+        and store.find(("hash", 1, "torch.float64"), part) is None
+    )
+    store.add(kind, DeviceStates.compute(engine, examples, pad_id=0, batch_tokens=600))
+    assert store.find(kind, examples).positions.tolist() == list(range(len(examples)))
+    store.clear()
+    assert store.find(kind, part) is None
+
+
+def test_all_measurements_of_a_run_share_them(make_context, on_device, monkeypatch):
+    computed = []
+    compute = DeviceStates.compute
+    monkeypatch.setattr(
+        DeviceStates, "compute", lambda engine, rows, *rest: computed.append(len(rows)) or compute(engine, rows, *rest)
+    )
+    context = make_context("shared", m=1)
+    find_measurer(GradientLog()).measure(GradientLog(), context)
+    ids = context.examples.example_ids
+    split = HeldoutSplit(*(context.examples.select(part.tolist()) for part in (ids[:14], ids[14:])))
+    measure_heldout_member(context, split)
+    assert computed == [len(context.examples), len(context.heldout)], "the extra member's rows are among all rows"
+
+
 @pytest.mark.parametrize(("collect", "train_rows"), [("snapshot", None), ("online", None), ("snapshot", 40)])
 def test_they_change_no_log_and_are_not_stored(make_context, tmp_path, on_device, monkeypatch, collect, train_rows):
     def measure(name):
@@ -111,7 +160,7 @@ def test_they_change_no_log_and_are_not_stored(make_context, tmp_path, on_device
 
 def test_they_are_kept_on_one_gpu_with_enough_room(engine, examples, monkeypatch):
     needed = examples.tokens * SHAPE["width"] * 8
-    memory = {"free": 2 * needed, "reserved": 0, "allocated": 0}
+    memory = {"free": math.ceil(needed / FREE_MEMORY_SHARE), "reserved": 0, "allocated": 0}
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (memory["free"], GIGABYTE))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: memory["reserved"])
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: memory["allocated"])
@@ -121,9 +170,9 @@ def test_they_are_kept_on_one_gpu_with_enough_room(engine, examples, monkeypatch
 
     assert keeps() and not keeps(torch.device("cpu"))
     assert not keeps(workers=1) and not keeps(prefix_limit=needed - 1) and keeps(prefix_limit=needed)
-    memory["free"] -= 2
+    memory["free"] -= 10
     assert not keeps()
-    memory.update(reserved=10, allocated=8)  # memory that PyTorch holds and nothing uses is free, too
+    memory.update(reserved=20, allocated=10)  # memory that PyTorch holds and nothing uses is free, too
     assert keeps()
     monkeypatch.setattr(device_states, "world_size", lambda: 2)
     assert not keeps()

@@ -1,6 +1,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from gradfiltering.ensembles.dropout_ensemble import DropoutEnsemble
 from gradfiltering.ensembles.snapshots import SnapshotPair
@@ -13,6 +14,7 @@ from gradfiltering.judging.generation import GenerationSettings
 from gradfiltering.methods.lead.curriculum import LeadSettings
 from gradfiltering.methods.lead.lead_method import Lead
 from gradfiltering.methods.score_and_select import ScoreAndSelect
+from gradfiltering.models import language_model
 from gradfiltering.models.objectives import DirectPreference, ResponseNLL
 from gradfiltering.reports.page.settings import PageSettings
 from gradfiltering.scorers.gsnr import GSNR
@@ -98,9 +100,24 @@ def test_judging_on_the_rows_of_the_score_is_warned_of():
     fitted_to_heldout = experiment_of(ScoreAndSelect(less_on(None), TOP), "report")
     (warning,) = warn_of_judging_on_validation(fitted_to_heldout, [tasks, heldout])
     assert "favours the candidate" in warning and "name a file of validation rows" in warning
+    assert warn_of_judging_on_validation(fitted_to_heldout, [tasks, SimpleNamespace(prompt_set="heldout_code")])
     assert warn_of_judging_on_validation(fitted_to_heldout, [tasks]) == []
     for scorer in (less_on("own.jsonl"), GSNR()):
         assert warn_of_judging_on_validation(experiment_of(ScoreAndSelect(scorer, TOP)), [heldout]) == []
+
+
+def test_bf16_is_warned_of_where_a_device_emulates_it(monkeypatch):
+    experiment = experiment_of(ScoreAndSelect(GSNR(), TOP), "target")
+    experiment.target.base_model = SimpleNamespace(precision="bf16")
+    experiment.proxy.base_model = SimpleNamespace(precision="auto")
+    for fastest, warned in (("bf16", []), ("fp32", ["target"])):
+        monkeypatch.setattr(language_model, "fastest_precision", lambda device, fastest=fastest: fastest)
+        warnings = checks.warn_of_emulated_precision(experiment, torch.device("cpu"))
+        assert [text.split()[1] for text in warnings] == warned
+        assert all("target.base_model.precision=fp32" in text for text in warnings)
+    selecting = experiment_of(ScoreAndSelect(GSNR(), TOP), "select")
+    selecting.target.base_model = SimpleNamespace(precision="bf16")
+    assert checks.warn_of_emulated_precision(selecting, torch.device("cpu")) == [], "the run loads no target"
 
 
 @pytest.mark.parametrize(

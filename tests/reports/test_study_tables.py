@@ -97,6 +97,26 @@ def test_unknown_settings_are_named(tmp_path, read):
         read("methods", arguments=Namespace(compare=[["spice", "all jobs"]], factors=[]))
 
 
+def test_answers_to_each_task_are_held_against_the_mean_of_the_random_draws(tmp_path, read):
+    metrics = {
+        "candidate": {"heldout_maths": {"chrf": 0.5, "final_number": 0.25}, "vicuna": {"chrf": 0.9}},
+        "random": {"heldout_maths": {"chrf": 0.25, "final_number": 0.0}},
+        "random_2": {"heldout_maths": {"chrf": 0.5, "final_number": 0.5}},
+        "random_same_updates": {"heldout_maths": {"chrf": 9.0, "final_number": 9.0}},
+    }
+    make_job(tmp_path, 0, 0, [], metrics=metrics)
+    code_metrics = {
+        name: {"heldout": {"chrf": value, "final_number": None}}
+        for name, value in (("candidate", 1.0), ("random", 0.25))
+    }
+    make_job(tmp_path, 1, 1, [], metrics=code_metrics)
+    answers, _ = read("tasks")
+    assert answers["all jobs"]["maths: chrf − that of random"].startswith("0.125")
+    assert answers["all jobs"]["maths: final_number − that of random"].startswith("0.000")
+    assert answers["all jobs"]["heldout: chrf − that of random"].startswith("0.750")
+    assert not any("vicuna" in name for name in answers["all jobs"])
+
+
 def test_tasks_are_held_against_the_mean_of_the_random_draws(tmp_path, read):
     target = {
         "candidate": result_of(1.0, code=1.5, maths=2.0), "random": result_of(1.0, code=1.0, maths=1.0),

@@ -1,11 +1,12 @@
 """Hidden states that enter the first adapted layer, computed once per row and kept in a GPU's own memory.
 
 A GPU computes these states in less time than a disk takes to write or to read them, and training reads those of other
-rows for each member, so that they would be copied to the GPU several times an epoch.
+rows for each member, so that they would be copied to the GPU several times an epoch. They stay until all rows of a run
+are measured.
 """
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -23,7 +24,10 @@ from gradfiltering.runs.logs import announce
 from gradfiltering.runs.progress import track
 from gradfiltering.runs.sizes import format_bytes
 
-FREE_MEMORY_SHARE = 0.5  # of a GPU's free memory, at most so much is taken
+FREE_MEMORY_SHARE = 0.2  # of a GPU's free memory for one set of rows; a chunk of the work may take half of it
+
+StateKind = tuple[str, int, str]
+"""Digest of the base model's weights, first adapted layer, and type: what the states of a row depend on."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,30 @@ class DeviceStates:
         last_tokens = (self.row_lengths[rows] - 1)[:, None]
         tokens = torch.arange(padded_length, device=self.states.device).minimum(last_tokens)  # [rows, padded_length]
         return self.states[self.row_starts[rows][:, None] + tokens]
+
+
+@dataclass
+class DeviceStateStore:
+    """The states that a run keeps in a GPU's memory, for all ensembles that it attaches one after the other."""
+
+    _kept: list[tuple[StateKind, DeviceStates]] = field(default_factory=list)
+
+    def add(self, kind: StateKind, states: DeviceStates) -> None:
+        """Keep the states of a set of rows."""
+        self._kept.append((kind, states))
+
+    def find(self, kind: StateKind, examples: Examples) -> DeviceStates | None:
+        """Return the states of these rows of one sequence each, kept with others perhaps; None where one is missing."""
+        candidates = [states for kept_kind, states in self._kept if kept_kind == kind]
+        if not candidates:
+            return None
+        digests = digest_rows(examples)
+        found = (states.find(digests) for states in candidates)
+        return next((states for states in found if states is not None), None)
+
+    def clear(self) -> None:
+        """Give the memory back."""
+        self._kept.clear()
 
 
 def keeps_on_device(prefix: FrozenPrefix, examples: Examples, device: torch.device, batches: BatchSettings) -> bool:

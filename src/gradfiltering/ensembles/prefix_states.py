@@ -158,7 +158,7 @@ def has_prefix_states(cache: Cache, prefix: FrozenPrefix, examples: Examples, mo
 
 
 def count_prefix_bytes(prefix: FrozenPrefix, examples: Examples) -> int:
-    """Return the bytes that the states of a set of rows take on the disk."""
+    """Return the bytes that the states of a set of rows take, without padding."""
     assert prefix.state_dtype is not None
     return examples.tokens * prefix.state_width * prefix.state_dtype.itemsize
 

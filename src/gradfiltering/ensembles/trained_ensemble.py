@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from gradfiltering.data.examples import Examples, digest_rows
+from gradfiltering.data.examples import Examples
 from gradfiltering.data.length_buckets import LengthBuckets
 from gradfiltering.ensembles.batch_settings import BatchSettings
-from gradfiltering.ensembles.device_states import DeviceStates, keeps_on_device
+from gradfiltering.ensembles.device_states import DeviceStates, DeviceStateStore, keeps_on_device
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.ensembles.member_cache import MemberCache
 from gradfiltering.ensembles.prefix_states import PrefixStates, keep_prefix_states
@@ -112,6 +112,7 @@ class TrainedEnsemble:
         costs: filled as the ensemble works.
         row_width: tokens of the longest row that will be trained on or measured.
         all_examples: all rows of the run, those that are trained on among them.
+        device_states: what the layers below the first adapter hand on, where a GPU keeps it.
     """
 
     base_model: LanguageModel
@@ -126,8 +127,8 @@ class TrainedEnsemble:
     costs: EnsembleCosts
     row_width: int
     all_examples: Examples
+    device_states: DeviceStateStore = field(default_factory=DeviceStateStore)
     _batch_tokens: int | None = None
-    _device_states: list[DeviceStates] = field(default_factory=list)
 
     @property
     def device(self) -> torch.device:
@@ -215,13 +216,8 @@ class TrainedEnsemble:
         """
         if not isinstance(self.engine, FusedEngine) or self.engine.prefix is None:
             return None
-        prefix_states: PrefixStates | DeviceStates | None = self._find_device_states(examples)
-        if prefix_states is None and keeps_on_device(self.engine.prefix, examples, self.device, self.batches):
-            prefix_states = DeviceStates.compute(
-                self.engine, examples.sequences(), self.base_model.pad_id, self.batches.forward_tokens(self.device)
-            )
-            self._device_states.append(prefix_states)
-        elif prefix_states is None:
+        prefix_states: PrefixStates | DeviceStates | None = self._keep_on_device(self.engine, examples)
+        if prefix_states is None:
             prefix_states = keep_prefix_states(
                 cache=self.member_cache.cache,
                 engine=self.engine,
@@ -234,13 +230,20 @@ class TrainedEnsemble:
             self.costs.frozen_tokens += examples.tokens
         return prefix_states
 
-    def _find_device_states(self, examples: Examples) -> DeviceStates | None:
-        """Find the states of these rows, or of more, in a GPU's memory."""
-        if not self._device_states:
-            return None
-        digests = digest_rows(examples.sequences())
-        found = (states.find(digests) for states in self._device_states)
-        return next((states for states in found if states is not None), None)
+    def _keep_on_device(self, engine: FusedEngine, examples: Examples) -> DeviceStates | None:
+        """Return the states of rows from the device's memory, computed there if need be; None where they do not fit."""
+        prefix = engine.prefix
+        assert prefix is not None
+        kind = (self.member_cache.ensemble_key["base_model"], prefix.first_layer, str(prefix.state_dtype))
+        sequences = examples.sequences()
+        states = self.device_states.find(kind, sequences)
+        # A sample lies where all rows do, so that it is a part of theirs.
+        decisive_examples = self.all_examples if examples is self.examples else examples
+        if states is None and keeps_on_device(prefix, decisive_examples, self.device, self.batches):
+            batch_tokens = self.batches.forward_tokens(self.device)
+            states = DeviceStates.compute(engine, sequences, self.base_model.pad_id, batch_tokens)
+            self.device_states.add(kind, states)
+        return states
 
     def _training_data(self, member_ids: Sequence[int], earlier_epochs: int) -> "EnsembleDataModule":
         from gradfiltering.ensembles.data_module import EnsembleDataModule

@@ -12,6 +12,7 @@ from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.encoder import Encoder
 from gradfiltering.data.examples import Examples
 from gradfiltering.ensembles.batch_settings import BatchSettings
+from gradfiltering.ensembles.device_states import DeviceStateStore
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.ensembles.trained_ensemble import BuildEngine, EnsembleCosts, TrainedEnsemble
@@ -195,6 +196,7 @@ class MeasurementContext:
         build_trainer: builds a `lightning.Trainer` from keyword arguments.
         heldout_norms: measure gradient norms of the held-out rows at the late snapshot; else their losses alone.
         reports: filled by measurers.
+        device_states: what the layers below the first adapter hand on, where a GPU keeps it; shared by all measurers.
     """
 
     base_model: LanguageModel
@@ -215,6 +217,7 @@ class MeasurementContext:
     build_trainer: "Callable[..., L.Trainer]"
     heldout_norms: bool = False
     reports: MeasurementReports = field(default_factory=MeasurementReports)
+    device_states: DeviceStateStore = field(default_factory=DeviceStateStore)
 
     @cached_property
     def device(self) -> torch.device:

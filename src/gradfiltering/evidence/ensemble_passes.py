@@ -336,6 +336,7 @@ def attach_ensemble(
                 costs=costs,
                 row_width=max(int(examples.widths.max()) for examples in row_sets),
                 all_examples=context.examples,
+                device_states=context.device_states,
             )
     finally:
         model.unload()  # leaves the base model without LoRA layers, as it came

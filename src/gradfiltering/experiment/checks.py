@@ -1,6 +1,7 @@
 """Refusals and warnings that need no model, so that they come before anything is loaded or trained."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.preference_schema import Preference
@@ -12,9 +13,12 @@ from gradfiltering.experiment.parts import Experiment
 from gradfiltering.finetuning.training_sets import check_baselines
 from gradfiltering.judging.prompts import Prompt, is_heldout_set
 from gradfiltering.judging.vllm_answers import check_vllm
-from gradfiltering.models.language_model import ModelSource
+from gradfiltering.models.language_model import ModelSource, is_emulated
 from gradfiltering.models.objectives import reads_pairs
 from gradfiltering.requests import TaskGradients
+
+if TYPE_CHECKING:
+    import torch
 
 
 def check_experiment(experiment: Experiment) -> None:
@@ -168,6 +172,19 @@ def warn_of_judging_on_validation(experiment: Experiment, prompts: Sequence[Prom
     return [
         "the scorer selects rows that help on the held-out rows, and the same rows are among the prompts of the judge, "
         "which favours the candidate; name a file of validation rows, or choose other prompts"
+    ]
+
+
+def warn_of_emulated_precision(experiment: Experiment, device: "torch.device") -> list[str]:
+    """Warn where a model is to compute in a type that the device does not multiply, which no plan foresees."""
+    models = {"proxy": experiment.proxy.base_model}
+    if experiment.reaches("target"):
+        models["target"] = experiment.target.base_model
+    return [
+        f"the {role} computes in bf16, which this device does not multiply natively: it takes some fifty times as long "
+        f"as fp32, whatever the plan says; take {role}.base_model.precision=fp32 where the memory suffices"
+        for role, base_model in models.items()
+        if is_emulated(getattr(base_model, "precision", ""), device)
     ]
 
 

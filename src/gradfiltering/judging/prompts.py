@@ -89,8 +89,8 @@ class TaskPrompts:
 class HeldoutPrompts:
     """Held-out rows of the training data that have an output, with it as the reference.
 
-    Where the rows are of several sources, such as the tasks of a mixture, the prompts of each are a
-    set of their own, so that metrics and winning scores are known of each.
+    Where the rows are of several sources, such as the tasks of a mixture, and of no more than 12, the
+    prompts of each are a set of their own, so that metrics and winning scores are known of each.
 
     Attributes:
         rows: number of rows to draw; None takes all.

@@ -326,6 +326,11 @@ def fastest_precision(device: torch.device) -> str:
     return "bf16" if is_native else "fp32"
 
 
+def is_emulated(precision: str, device: torch.device) -> bool:
+    """Return True for bf16 on a device that computes it by other types, some fifty times slower than fp32."""
+    return precision == "bf16" and fastest_precision(device) != "bf16"
+
+
 def find_context_length(config: Any, tokenizer: Any) -> int:
     """Find the longest input a model takes, in tokens.
 

@@ -148,10 +148,12 @@ def _plan_ensembles(
         row_sets += [("held-out rows", context.heldout)] if logs_gradients and context.heldout is not None else []
         projections = next((item for item in stage_requests[ENSEMBLE_STAGE] if isinstance(item, Projections)), None)
         epochs = [context.snapshots.early, context.snapshots.late]
-        planned_work += plan_frozen_layers(trained_ensemble, row_sets, ENSEMBLE_STAGE, shape)
-        planned_work += plan_ensemble(
+        ensemble_work = plan_ensemble(
             trained_ensemble, epochs, context, shape, chunk_tokens, logs_gradients, projections
         )
+        is_due = any(piece.operations for piece in ensemble_work)
+        planned_work += plan_frozen_layers(trained_ensemble, row_sets, ENSEMBLE_STAGE, shape, is_due)
+        planned_work += ensemble_work
         trained_epochs = context.snapshots.late if context.snapshots.unit == "epoch" else 0
     for item in stage_requests.get(TASK_GRADIENT_STAGE, []):
         if isinstance(item, TaskGradients):
@@ -164,7 +166,13 @@ def _plan_ensembles(
             )
             validation, _ = validation_rows(context.dataset, item.validation, item.task).encode(context.encoder)
             epochs_before = trained_epochs if item.members <= len(context.ensemble.trained_member_ids) else 0
-            planned_work += plan_task_gradients(item, members, validation, shape, chunk_tokens, epochs_before)
+            gradient_work = plan_task_gradients(item, members, validation, shape, chunk_tokens, epochs_before)
+            row_sets = [("validation rows", validation)]
+            if ENSEMBLE_STAGE not in stage_requests:
+                row_sets = [("all rows", context.examples), *row_sets]
+            is_due = any(piece.operations for piece in gradient_work)
+            planned_work += plan_frozen_layers(members, row_sets, TASK_GRADIENT_STAGE, shape, is_due)
+            planned_work += gradient_work
     if request.heldout_member is not None and GradientLog() in stage_requests.get(ENSEMBLE_STAGE, []):
         split = request.heldout_member.split(context.examples, context.heldout is not None, context.seed)
         if split is not None:

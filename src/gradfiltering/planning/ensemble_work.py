@@ -231,9 +231,21 @@ def plan_task_gradients(
 
 
 def plan_frozen_layers(
-    trained_ensemble: TrainedEnsemble, row_sets: Sequence[tuple[str, Examples]], stage_name: str, shape: ModelShape
+    trained_ensemble: TrainedEnsemble,
+    row_sets: Sequence[tuple[str, Examples]],
+    stage_name: str,
+    shape: ModelShape,
+    is_due: bool,
 ) -> list[PlannedWork]:
-    """Plan what the layers below the first adapter take, where it is computed once for each row and kept."""
+    """Plan what the layers below the first adapter take, where it is computed once for each row and kept.
+
+    Args:
+        trained_ensemble: attached.
+        row_sets: description and rows of each set.
+        stage_name: of the stage that needs them.
+        shape: of the model with adapters.
+        is_due: whether the stage has anything to compute from them.
+    """
     planned_work = []
     for set_index, (description, examples) in enumerate(row_sets):
         prefix = trained_ensemble.engine.prefix
@@ -255,7 +267,7 @@ def plan_frozen_layers(
                 counts=counts,
                 all_operations=operations,
                 kind="losses",
-                reused=is_cached,
+                reused=is_cached or not is_due,
                 is_per_row=set_index == 0,
                 stored_bytes=0 if is_on_device else kept_bytes,
                 device_bytes=kept_bytes if is_on_device else 0,

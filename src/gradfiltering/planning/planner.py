@@ -272,7 +272,7 @@ def _build_stages(
         if not stage_work and not notes:
             continue
         is_due = any(piece.operations for piece in stage_work)
-        peak_bytes = stage_bytes[stage_name] + sum(piece.device_bytes for piece in stage_work)
+        peak_bytes = stage_bytes[stage_name] + sum(0 if piece.reused else piece.device_bytes for piece in stage_work)
         stages.append(
             PlannedStage(
                 name=stage_name,

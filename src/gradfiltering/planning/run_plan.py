@@ -32,7 +32,7 @@ class PlannedWork:
         seconds: estimate; 0 where the cache has the result, None where nothing was timed.
         estimated_from: where the estimate is from when it is not from the model itself; empty else.
         stored_bytes: that the cache keeps of it, logs and losses left out.
-        device_bytes: that the memory of a GPU holds of it until the stage ends.
+        device_bytes: that the memory of a GPU holds of it until all rows are measured.
         stored_members: states of members that are written, one for each member and snapshot.
         step_rows: rows of one step that processes share out; 0 where they share out whole batches.
         exchanged_bytes: of the gradients that processes add up at each step; 0 where there are none.

@@ -19,7 +19,7 @@ from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.logs import announce
 from gradfiltering.runs.progress import progress_bar
 
-CALIBRATION_VERSION = 3  # raise it when the same work would be timed otherwise
+CALIBRATION_VERSION = 4  # raise it when the same work would be timed otherwise
 CALIBRATIONS = "calibrations"  # kind of result
 CALIBRATION_FILE = "calibration.json"
 

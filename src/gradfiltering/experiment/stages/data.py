@@ -7,7 +7,11 @@ from gradfiltering.data.dataset import InstructionDataset
 from gradfiltering.data.row_hygiene import check_hygiene
 from gradfiltering.diagnostics.failures import FailedDiagnostic
 from gradfiltering.distributed.process_group import run_on_rank_zero
-from gradfiltering.experiment.checks import check_dataset, warn_of_judging_on_validation
+from gradfiltering.experiment.checks import (
+    check_dataset,
+    warn_of_emulated_precision,
+    warn_of_judging_on_validation,
+)
 from gradfiltering.experiment.open_run import OpenRun
 from gradfiltering.experiment.parts import Experiment
 from gradfiltering.experiment.stage_list import list_stages
@@ -31,6 +35,9 @@ def read_rows_and_prompts(experiment: Experiment, run: OpenRun) -> tuple[Instruc
     run.stages.set_plan(list_stages(experiment, dataset), {})
     report_contents(run, dataset)
     check_dataset(experiment, dataset)
+    for warning in (precision_warnings := warn_of_emulated_precision(experiment, run.device)):
+        announce(warning)  # before the hours that it costs, too
+    run.stages.add_warnings(precision_warnings)
     objective = experiment.proxy.objective
     run.stages.add_to_summary(
         objective={"name": type(objective).__name__, "pairs": reads_pairs(objective), "unit": loss_unit(objective)}

@@ -111,6 +111,7 @@ def measure_rows(experiment: Experiment, run: OpenRun, planned: PlannedRun) -> M
     logs_gradients = GradientLog() in evidence.results
     if logs_gradients:
         measure_heldout_loss(experiment, run, context)
+    context.device_states.clear()
     if BaseModelLosses() in evidence.results:
         diagnose_proxy(experiment, run, evidence, context)
     if logs_gradients:
