@@ -86,8 +86,8 @@ def questions(prompts: int) -> list[Question]:
     return made
 
 
-def make_judge(url, replies, key_variable=None, headers=None, concurrency=64, timeout=1.0, retries=QUICK, **options):
-    """A judge with test-sized waits."""
+def make_judge(url, replies, key_variable=None, headers=None, concurrency=64, timeout=30.0, retries=QUICK, **options):
+    """A judge with test-sized waits; on a busy machine an answer may take seconds."""
     given = dict(protocol=JudgePrompt("corrected", "text", None), temperature=0.0, token_limit_name="max_tokens",
                  request={}, asks=3, prices=Prices(None, None), max_requests=None, max_cost=None)  # fmt: skip
     assert not (unknown := options.keys() - given.keys()), unknown
@@ -101,4 +101,4 @@ def make_judge(url, replies, key_variable=None, headers=None, concurrency=64, ti
 
 
 if __name__ == "__main__":  # a run that can be killed
-    make_judge(sys.argv[1], sys.argv[2]).answer_questions(questions(int(sys.argv[3])))
+    make_judge(sys.argv[1], sys.argv[2], timeout=1.0).answer_questions(questions(int(sys.argv[3])))

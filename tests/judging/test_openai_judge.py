@@ -33,7 +33,8 @@ def stored(path):
 @pytest.mark.parametrize("prompts", SIZES)
 def test_with_faults_in_a_third_of_calls_every_question_ends_judged_or_unparsed(tmp_path, prompts):
     with faulty_server(**FAULTS) as (url, seen):
-        replies = make_judge(url, tmp_path / "r.sqlite").answer_questions(questions(prompts))
+        judge = make_judge(url, tmp_path / "r.sqlite", timeout=FAULTS["client_timeout"])
+        replies = judge.answer_questions(questions(prompts))
         log = seen()["log"]
         assert {kind for _, kind in log} >= {"429", "500", "timeout", "cut", "garbage", "slow", "good"}
     assert len(replies) == 2 * prompts
@@ -59,7 +60,7 @@ def test_killed_half_way_and_rerun_no_stored_reply_is_asked_for_again(tmp_path, 
         kept = {digest for digest, _ in stored(file)}
         before = len(seen()["log"])
         assert 0.1 * prompts < len(kept) < 2 * prompts
-        replies = make_judge(url, file).answer_questions(questions(prompts))
+        replies = make_judge(url, file, timeout=FAULTS["client_timeout"]).answer_questions(questions(prompts))
         again = [digest for digest, _ in seen()["log"][before:]]
         assert not kept & set(again), "a stored reply was asked for again"
         assert len(replies) == 2 * prompts and all(reply.text for reply in replies)
