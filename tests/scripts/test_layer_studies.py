@@ -145,3 +145,13 @@ def test_norms_of_steps_are_compared_at_each_size(in_this_process, rows_file, tm
         assert len(size["within_seeds"]) == 2 and len(size["between_seeds"]) == 1
         assert all(pair["G_t"]["spearman"] > 0.5 for pair in size["within_seeds"])
     assert "| 30 | steps with passes |" in capsys.readouterr().out
+
+
+def test_steps_and_passes_are_of_whole_epochs(started, tmp_path):
+    arguments = Namespace(data="rows.jsonl", folder=tmp_path, overrides=["proxy=smollm2"])
+    for way in study_online.WAYS:
+        study_online.measure(arguments, 500, 0, way)
+    assert [f"ensemble.collect={way}" in command for way, command in zip(study_online.WAYS, started, strict=True)] == [
+        True
+    ] * 2
+    assert all("epochs=e1_e2" in command for command in started), "this proxy's own snapshots are counted in updates"

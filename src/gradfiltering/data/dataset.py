@@ -134,10 +134,9 @@ class InstructionDataset:
     def heldout_questions(self) -> list[tuple[Turn, str | None]]:
         """The held-out rows with a question and a response, each with its source, None where rows name none."""
         question_turns = [self.schema.turn(row_values) for row_values in self.heldout or ()]
-        has_sources = self.heldout is not None and "source" in self.heldout.column_names
-        sources = (
-            self.heldout["source"][:] if self.heldout is not None and has_sources else [None] * len(question_turns)
-        )
+        sources = [None] * len(question_turns)
+        if self.heldout is not None and "source" in self.heldout.column_names:
+            sources = self.heldout["source"][:]
         source_names = [None if source is None else str(source) for source in sources]
         return [
             (question_turn, source_name)

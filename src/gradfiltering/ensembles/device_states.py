@@ -116,24 +116,24 @@ class DeviceStates:
 class DeviceStateStore:
     """The states that a run keeps in a GPU's memory, for all ensembles that it attaches one after the other."""
 
-    _kept: list[tuple[StateKind, DeviceStates]] = field(default_factory=list)
+    _kept_states: list[tuple[StateKind, DeviceStates]] = field(default_factory=list)
 
     def add(self, kind: StateKind, states: DeviceStates) -> None:
         """Keep the states of a set of rows."""
-        self._kept.append((kind, states))
+        self._kept_states.append((kind, states))
 
     def find(self, kind: StateKind, examples: Examples) -> DeviceStates | None:
         """Return the states of these rows of one sequence each, kept with others perhaps; None where one is missing."""
-        candidates = [states for kept_kind, states in self._kept if kept_kind == kind]
+        candidates = [states for kept_kind, states in self._kept_states if kept_kind == kind]
         if not candidates:
             return None
         digests = digest_rows(examples)
-        found = (states.find(digests) for states in candidates)
-        return next((states for states in found if states is not None), None)
+        wanted_states = (states.find(digests) for states in candidates)
+        return next((states for states in wanted_states if states is not None), None)
 
     def clear(self) -> None:
         """Give the memory back."""
-        self._kept.clear()
+        self._kept_states.clear()
 
 
 def keeps_on_device(prefix: FrozenPrefix, examples: Examples, device: torch.device, batches: BatchSettings) -> bool:

@@ -35,7 +35,8 @@ def read_rows_and_prompts(experiment: Experiment, run: OpenRun) -> tuple[Instruc
     run.stages.set_plan(list_stages(experiment, dataset), {})
     report_contents(run, dataset)
     check_dataset(experiment, dataset)
-    for warning in (precision_warnings := warn_of_emulated_precision(experiment, run.device)):
+    precision_warnings = warn_of_emulated_precision(experiment, run.device)
+    for warning in precision_warnings:
         announce(warning)  # before the hours that it costs, too
     run.stages.add_warnings(precision_warnings)
     objective = experiment.proxy.objective
