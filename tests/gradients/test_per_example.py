@@ -8,6 +8,7 @@ from gradfiltering.data.batches import IGNORED
 from gradfiltering.errors import UserError
 from gradfiltering.gradients.per_example import per_example_gradients
 from gradfiltering.gradients.projection import Projection
+from gradfiltering.gradients.statistics import squared_norm
 from tests.reference.gradients import response_nll
 
 RTOL = 1e-9
@@ -81,6 +82,11 @@ def test_statistics_equal_autograd_on_batches_of_one(make_peft_model, rows, arch
                 for name, gradient in gradients.items()
             ]
             close("Projection", torch.stack(parts).sum(0)[0, 0])
+
+
+def test_a_statistic_may_have_the_name_of_what_the_norm_is_made_of(make_peft_model, rows):
+    measured = per_example_gradients(make_peft_model(), rows, NAMES, ["norm", squared_norm])
+    torch.testing.assert_close(measured["squared_norm"], measured["norm"].square(), rtol=RTOL, atol=1e-12)
 
 
 def test_state_dicts_give_what_their_adapters_give(make_peft_model, rows):

@@ -164,6 +164,12 @@ def test_sheets_of_two_raters_are_taken_together_whatever_the_sides(tmp_path):
     assert sorted(preferred) == [f"two {number}" for number in range(8)]
 
 
+def test_two_bad_answers_of_a_sheet_are_a_tie(tmp_path):
+    rows = [{"question": "q?", "left": "x", "right": "y", "choice": choice} for choice in ("Bad", "bad", "left")]
+    labelled = read_labelled_pairs(write_lines(tmp_path / "sheet.jsonl", rows))
+    assert [pair.preference for pair in labelled.pairs] == ["tie"]
+
+
 def test_verdicts_of_a_run_are_labels_with_their_prompts(tmp_path, make_verdict):
     verdicts = [
         make_verdict((8, 2), (2, 8), prompt_id="0", judge="human"),

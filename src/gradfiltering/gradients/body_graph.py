@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradfiltering.gradients.statistics import GradientAccumulator, GradientMeasurement
+from gradfiltering.gradients.statistics import SQUARED_NORM, GradientAccumulator, GradientMeasurement
 from gradfiltering.models.lora import Adapters
 
 MOST_GRAPHS = 96  # shapes recorded; the others are computed operation by operation
@@ -104,7 +104,7 @@ class RecordedBody:
     def _run_backward(self, hidden_states: Tensor, accumulator: GradientAccumulator) -> None:
         torch.autograd.backward([hidden_states], [self._hidden_gradient])
         if self.shape.has_norms:
-            self._squares.copy_(accumulator.statistic_sums["squared_norm"])
+            self._squares.copy_(accumulator.statistic_sums[SQUARED_NORM])
         if sum(gradient.numel() for gradient in accumulator.gradient_sums.values()) != len(self._flat_sums):
             raise RuntimeError("there are adapters that take no part in the pass")
         if accumulator.gradient_sums:

@@ -29,7 +29,7 @@ from gradfiltering.gradients.check import compare_prefix
 from gradfiltering.gradients.engine import GradientEngine
 from gradfiltering.gradients.prefix import FrozenPrefix, find_prefix
 from gradfiltering.gradients.stacked_lora import StackedForward
-from gradfiltering.gradients.statistics import GradientAccumulator, GradientMeasurement
+from gradfiltering.gradients.statistics import SQUARED_NORM, GradientAccumulator, GradientMeasurement
 from gradfiltering.gradients.unsupported import UnsupportedModelError
 from gradfiltering.models.causal_model import SplitModel, split_model
 from gradfiltering.models.lora import Adapters, member_count
@@ -192,7 +192,7 @@ class FusedEngine(GradientEngine):
         is_plain = (
             not self.is_on_trial
             and type(accumulator) is GradientAccumulator
-            and accumulator.statistics.keys() <= {"squared_norm"}
+            and accumulator.statistics.keys() <= {SQUARED_NORM}
         )
         if not can_record(self.model.device) or causal_model.head_weight is None or not is_plain:
             return None

@@ -60,7 +60,7 @@ def per_example_gradients(
 
     Raises:
         UserError: the model has no LoRA adapters of PEFT, adapters do not fit together, the batch is
-            padded on the left or an example has no label.
+            padded on the left, an example has no label, or no engine serves the model.
     """
     slot_name = _check_adapters(model, adapters)
     checked_batch = _as_batch(batch).to(model.device)
@@ -71,7 +71,6 @@ def per_example_gradients(
         stacked_adapters = _stack_adapters(model, adapters, slot_name)
         model.requires_grad_(False)
         engine = choose_engine(model, objective or ResponseNLL(), chunk_tokens)
-        engine.to(model.device)
         measured = engine.measure(stacked_adapters, checked_batch, False, further_statistics)
     built_in = {"norm": measured.grad_norm, "loss": measured.loss}
     return {

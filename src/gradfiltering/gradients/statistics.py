@@ -9,6 +9,8 @@ from torch import Tensor
 
 from gradfiltering.models.lora import Adapters
 
+SQUARED_NORM = "squared norm"  # with a space, so that no function that a user hands in bears the name
+
 
 class GradientStatistic(Protocol):
     """A number, or K of them, computed from each example's gradient before it is thrown away.
@@ -69,10 +71,7 @@ class GradientAccumulator:
 
     def __init__(self, sum_gradients: bool, statistics: Mapping[str, GradientStatistic]):
         self.sum_gradients = sum_gradients
-        self.statistics: dict[str, GradientStatistic] = {
-            "squared_norm": squared_norm,
-            **statistics,
-        }
+        self.statistics: dict[str, GradientStatistic] = {SQUARED_NORM: squared_norm, **statistics}
         self.statistic_sums: dict[str, Tensor] = {}
         self.gradient_sums: Adapters = {}
         self.parameter_names: set[str] = set()
@@ -92,7 +91,7 @@ class GradientAccumulator:
     def result(self, loss: Tensor) -> GradientMeasurement:
         """Return the statistics; the gradient is still a sum over examples."""
         statistics = dict(self.statistic_sums)
-        squares = statistics.pop("squared_norm", torch.zeros_like(loss))
+        squares = statistics.pop(SQUARED_NORM, torch.zeros_like(loss))
         gradient_sums = self.gradient_sums if self.sum_gradients else None
         return GradientMeasurement(loss, squares.sqrt(), gradient_sums, statistics)
 

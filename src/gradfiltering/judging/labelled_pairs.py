@@ -9,7 +9,7 @@ from gradfiltering.data.data_files import DataFile
 from gradfiltering.data.text_files import detect_text_file, read_json, read_text_rows
 from gradfiltering.errors import UserError
 from gradfiltering.judging.prompts import Prompt
-from gradfiltering.judging.ratings import Label, majority_label, restore_formula
+from gradfiltering.judging.ratings import Choice, Label, majority_label, restore_formula
 from gradfiltering.judging.responses import read_responses
 from gradfiltering.judging.stored_reviews import read_reviews_with_answers
 
@@ -146,8 +146,8 @@ def _read_sheet(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> LabelledSet:
         choice = _read_text(location, row, "choice").strip().lower()
         if not choice:
             continue
-        if choice not in ("left", "right", "tie"):
-            raise UserError(f"{location}: choice is {choice!r}; write left, right or tie")
+        if choice not in get_args(Choice):  # two bad answers count as a tie
+            raise UserError(f"{location}: choice is {choice!r}; write left, right, tie or bad")
         # Raters see the sides in orders of their own.
         first, second = sorted((left_answer, right_answer))
         preferred_text = {"left": left_answer, "right": right_answer}.get(choice)

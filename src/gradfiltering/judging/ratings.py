@@ -131,7 +131,8 @@ def write_sheet(sheet_path: Path, answer_pairs: Sequence[AnswerPair], rating_sto
     """Write a rater's sheet for other tools: blind, in the rater's own sides and order.
 
     The column `choice` takes left, right, tie or bad (both are, which counts as a tie); choices made already stand in
-    it. Texts that a spreadsheet would run as formulas have an apostrophe before them (see `escape_formula`).
+    it, of two bad answers as a tie. Texts that a spreadsheet would run as formulas have an apostrophe before them (see
+    `escape_formula`).
     """
     pair_labels = rating_store.labels_by_rater(answer_pairs).get(rater, {})
     with (
