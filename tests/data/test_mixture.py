@@ -44,6 +44,7 @@ def test_order_and_choice_depend_on_the_seed_alone(paths, mixture_source):
         ({"a": {"path": "A", "share": 1}}, "source a: .*no argument share"),
         ({"a": {"path": "A", "weight": 0}}, "source a: weight must be a positive number.*got 0"),
         ({"a": {"path": "A", "weight": 1}, "b": {"path": "B", "count": 1}}, "mix weights and counts; give"),
+        ({"a": {"path": "A", "weight": 1, "count": 1}}, "mix weights and counts; give"),
         ({"a": {"path": "A", "count": 41}}, r"source a: its count 41 is more than the 40 rows of .*a\.jsonl; give"),
         ({"a": {"path": "A"}, "b": {"path": "C"}}, "source b is of the schema text .*a of alpaca.*bring them"),
     ],

@@ -95,6 +95,8 @@ def test_a_folder_of_splits_gives_the_split_named(store):
     assert [row["text"] for row in load("memory://bucket", split="test").rows] == ["test"]
     with pytest.raises(UserError, match="holds no file of the split dev"):
         load("memory://bucket", split="dev")
+    with pytest.raises(UserError, match=r"memory://bucket holds several splits \(test, train\); name the files of one"):
+        load("memory://bucket")
 
 
 def test_a_changed_file_of_the_same_size_is_read_again(store):

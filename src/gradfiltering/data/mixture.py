@@ -65,8 +65,11 @@ class MixtureSource(LoadedSource):
                 arguments = [f"sources.{source_name}.{argument}" for argument in error.arguments]
                 raise UserError(f"source {source_name}: {error}", arguments=arguments) from error
         budgets = {(part.weight is not None, part.count is not None) for part in self.parts.values()}
-        if len(budgets) > 1:
-            raise ValueError("the sources mix weights and counts; give every source a weight, or every one a count")
+        if len(budgets) > 1 or (True, True) in budgets:
+            raise UserError(
+                "the sources mix weights and counts; give every source a weight, or every one a count",
+                arguments=("sources",),
+            )
         if self.heldout_count and (self.heldout.path is not None or self.heldout.share):
             raise UserError(
                 "the sources say how many of their rows are held out, and so does the mixture; say it once",

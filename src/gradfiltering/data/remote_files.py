@@ -109,10 +109,12 @@ def list_remote_files(address: str, split: str | None = None) -> list[RemoteFile
 
     Args:
         address: an address of fsspec.
-        split: of a folder with files named as `train-00000-of-00002.parquet`; None for all.
+        split: of a folder with files named as `train-00000-of-00002.parquet`; None for all files, which must not
+            be of several splits.
 
     Raises:
-        UserError: it cannot be reached, or a package that reads such addresses is not installed.
+        UserError: it cannot be reached, a package that reads such addresses is not installed, or the splits are
+            several.
     """
     import fsspec
 
@@ -130,15 +132,20 @@ def list_remote_files(address: str, split: str | None = None) -> list[RemoteFile
             return [RemoteFile(file_system, path, public_address(address))]
         files = _remote_files(file_system, address, file_system.ls(path, detail=True))
     visible_files = [file for file in files if not file.name.startswith((".", "_"))]
+    split_of_file = {file: match["split"] for file in visible_files if (match := SHARD_NAME.fullmatch(file.name))}
     if split is None:
+        split_names = sorted(set(split_of_file.values()))
+        if len(split_names) > 1:
+            raise UserError(
+                f"{public_address(address)} holds several splits ({', '.join(split_names)}); name the files of one "
+                "of them with a glob"
+            )
         return visible_files
-    split_files = [
-        file for file in visible_files if (match := SHARD_NAME.fullmatch(file.name)) and match["split"] == split
-    ]
+    split_files = [file for file, file_split in split_of_file.items() if file_split == split]
     if not split_files:
         raise UserError(
-            f"{address} holds no file of the split {split}, such as {split}-00000-of-00001.parquet; name its files "
-            "with a glob"
+            f"{public_address(address)} holds no file of the split {split}, such as {split}-00000-of-00001.parquet; "
+            "name its files with a glob"
         )
     return split_files
 

@@ -90,8 +90,6 @@ def _open_unpacked(data_file: DataFile) -> Iterator[BinaryIO]:
                 raw_stream.read(len(codecs.BOM_UTF8))
             yield raw_stream
     except _DAMAGE_ERRORS as error:
-        if isinstance(error, UserError):
-            raise
         unpack_hint = (
             f"unpack it by hand ({data_file.compression}) to see whether it is whole"
             if data_file.compression
