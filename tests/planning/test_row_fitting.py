@@ -6,9 +6,10 @@ import pytest
 
 from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.errors import UserError
+from gradfiltering.planning import row_fitting
 from gradfiltering.planning.plan_settings import PlanSettings
 from gradfiltering.planning.planner import PLANNED_STAGES, plan_run
-from gradfiltering.planning.row_fitting import LESS_WORK, draw_rows, fit_rows
+from gradfiltering.planning.row_fitting import LESS_WORK, MOST_HELDOUT_ROWS, draw_rows, fit_rows
 from gradfiltering.planning.target_work import TARGET_STAGE
 from gradfiltering.requests import GradientLog
 from tests.support.plans import WANTED, plan_request
@@ -50,6 +51,24 @@ def test_rows_are_cut_to_the_time_given(context, steady_speed):
 def test_time_enough_leaves_all_rows(context, steady_speed):
     request, plan = fit_rows(plan_request(context, GradientLog()), PlanSettings(minutes=600), lambda rows: rows)
     assert request.context is context and plan.rows == plan.pool_rows == len(context.examples) and plan.minutes == 600
+
+
+def test_where_fewer_held_out_rows_are_enough_no_row_of_the_pool_is_left_out(context, steady_speed):
+    heldout = draw_rows(context.examples, MOST_HELDOUT_ROWS, 0, "held-out rows")
+    enough = plan_run(plan_request(replace(context, heldout=heldout), GradientLog()), WANTED)
+    request = plan_request(replace(context, heldout=context.examples), GradientLog())
+    assert plan_run(request, WANTED).seconds > enough.seconds
+    fitted, plan = fit_rows(request, PlanSettings(minutes=enough.seconds / 60), lambda rows: rows)
+    assert fitted.context.examples is context.examples and plan.seconds == enough.seconds
+    np.testing.assert_array_equal(fitted.context.heldout.example_ids, heldout.example_ids)
+
+
+def test_a_plan_that_stays_longer_than_the_time_given_is_told(context, steady_speed, monkeypatch, caplog):
+    minutes = plan_run(plan_request(context, GradientLog()), WANTED).seconds / 60 / 2
+    monkeypatch.setattr(row_fitting, "TOLERATED_EXCESS", 0.9)
+    monkeypatch.setattr(row_fitting, "MAX_DRAWS", 1)
+    _, plan = fit_rows(plan_request(context, GradientLog()), PlanSettings(minutes=minutes), lambda rows: rows)
+    assert plan.rows < plan.pool_rows and "although its rows were cut 1 times" in caplog.text
 
 
 def test_too_little_time_is_refused(context, steady_speed):

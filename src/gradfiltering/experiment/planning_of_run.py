@@ -101,7 +101,10 @@ def plan_experiment(
     if context.heldout is not None and request.context.heldout is not None:
         heldout_rows, all_heldout_rows = len(request.context.heldout), len(context.heldout)
         if heldout_rows < all_heldout_rows:
-            announce(f"{heldout_rows:,} of {all_heldout_rows:,} held-out rows are measured, for the same reason")
+            announce(
+                f"{heldout_rows:,} of {all_heldout_rows:,} held-out rows are measured, so that the run takes "
+                f"{experiment.planning.minutes:g} minutes"
+            )
     if experiment.planning.only or plan.seconds is None or plan.seconds > SHORT_SECONDS:
         run_on_rank_zero(print_plan, plan_content, screen())
     run.stages.set_plan(list_stages(experiment, context.dataset), plan.planned_seconds)

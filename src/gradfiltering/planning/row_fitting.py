@@ -1,5 +1,6 @@
 """Cutting the rows of a run so that it takes no longer than the time given."""
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,11 +16,14 @@ from gradfiltering.planning.plan_settings import PlanSettings
 from gradfiltering.planning.planner import plan_run
 from gradfiltering.planning.run_plan import RunPlan
 from gradfiltering.planning.target_work import JUDGE_STAGE, TARGET_STAGE
-from gradfiltering.runs.screen_words import describe_stage
+from gradfiltering.runs.screen_words import describe_duration, describe_stage
 from gradfiltering.seeding import numpy_rng
+
+logger = logging.getLogger(__name__)
 
 MIN_ROWS = 32  # the fewest rows that a run is cut to
 MAX_DRAWS = 4
+TOLERATED_EXCESS = 1.02  # times the time given; no plan is more exact than that
 MOST_HELDOUT_ROWS = 100  # that are measured where the time is short
 # Stage -> what makes it shorter whatever the rows.
 LESS_WORK = {
@@ -52,9 +56,10 @@ def draw_rows(examples: Examples, row_count: int, seed: int, stream: str = "rows
 def fit_rows(
     request: PlanRequest, settings: PlanSettings, select_budget: Callable[[int], int]
 ) -> tuple[PlanRequest, RunPlan]:
-    """Cut the rows so that the run takes no longer than the time given, and plan it.
+    """Cut the rows until the planned time is at most `TOLERATED_EXCESS` times the time given.
 
-    Held-out rows are cut first, to a hundred, then those of the pool; the ensemble stays as it is.
+    Held-out rows are cut first, to a hundred, then those of the pool; the ensemble stays as it is. If the plan is
+    still longer after `MAX_DRAWS` draws, the last one is taken and the log says so.
 
     Args:
         request: of all rows.
@@ -68,14 +73,17 @@ def fit_rows(
         UserError: even a few rows take longer.
     """
     plan = plan_run(request, settings)
-    if settings.minutes is None or plan.seconds is None or plan.seconds <= 60 * settings.minutes:
-        return request, replace(plan, minutes=settings.minutes, seed=request.context.seed)
-    allowed_seconds, all_examples, seed = 60 * settings.minutes, request.context.examples, request.context.seed
-    heldout = request.context.heldout
-    if heldout is not None and len(heldout) > MOST_HELDOUT_ROWS:
+    all_examples, seed, heldout = request.context.examples, request.context.seed, request.context.heldout
+    if settings.minutes is None or plan.seconds is None:
+        return request, replace(plan, minutes=settings.minutes, seed=seed)
+    allowed_seconds = 60 * settings.minutes
+    if plan.seconds > allowed_seconds and heldout is not None and len(heldout) > MOST_HELDOUT_ROWS:
         heldout = draw_rows(heldout, MOST_HELDOUT_ROWS, seed, "held-out rows")
         request = replace(request, context=replace(request.context, heldout=heldout))
         plan = plan_run(request, settings)
+        assert plan.seconds is not None, "the plan of all held-out rows was timed"
+    if plan.seconds <= allowed_seconds:
+        return request, replace(plan, minutes=settings.minutes, seed=seed)
     row_count = len(all_examples)
     fitted_request, fitted_plan = request, plan
     for _ in range(MAX_DRAWS):
@@ -90,8 +98,16 @@ def fit_rows(
             request, context=replace(request.context, examples=examples), total_rows=row_count, target=target
         )
         fitted_plan = plan_run(fitted_request, settings)
-        if fitted_plan.seconds is not None and fitted_plan.seconds <= 1.02 * allowed_seconds:
+        assert fitted_plan.seconds is not None, "the plan of all rows was timed"
+        if fitted_plan.seconds <= TOLERATED_EXCESS * allowed_seconds:
             break
+    else:
+        logger.warning(
+            "the run is planned to take %s, longer than the %g minutes given, although its rows were cut %d times",
+            describe_duration(fitted_plan.seconds),
+            settings.minutes,
+            MAX_DRAWS,
+        )
     return fitted_request, replace(fitted_plan, minutes=settings.minutes, seed=seed, pool_rows=len(all_examples))
 
 
