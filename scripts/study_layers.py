@@ -33,12 +33,15 @@ import numpy as np
 import pandas as pd
 
 from gradfiltering.runs.gradient_log import GradientLogReader
+from gradfiltering.scorers.gradient_statistics import gradient_statistics
+from gradfiltering.scorers.gsnr import GSNR
+from gradfiltering.scorers.normalized_drop import NormalizedDrop
 from gradfiltering.statistics.rank_correlation import spearman_correlation
 from gradfiltering.statistics.rounding import share_of_count
 from gradfiltering.statistics.stability import select_top
 
 ROOT = Path(__file__).parents[1]
-ALL_LAYERS, TOP_SHARE, EPSILON = "all", 0.1, 1e-8
+ALL_LAYERS, TOP_SHARE = "all", 0.1
 TOLERANCE = 0.02  # of the gate: fewer layers may agree so much less with all than two seeds with each other
 QUANTITIES = {"G_s": "early norm", "G_t": "late norm", "drop": "relative drop", "V_t": "variance", "gsnr": "G-SNR"}
 
@@ -175,19 +178,21 @@ def compare(runs: dict[tuple[int, str], Path], arguments: argparse.Namespace) ->
 
 
 def compute_quantities(run_folder: Path) -> pd.DataFrame:
-    """Compute each quantity, a column of `QUANTITIES`, by example id; METHODS, GradFiltering 3 and 4.
+    """Compute each quantity, a column of `QUANTITIES`, by example id.
 
     The snapshots are the first and the last that were logged: of many rows a proxy may count them in updates.
     """
     reader = GradientLogReader(run_folder / "gradient_log")
     early_log, late_log = reader.epoch(reader.epochs[0]), reader.epoch(reader.epochs[-1])
     early_norms, late_norms = (log.grad_norm.astype(np.float64) for log in (early_log, late_log))
-    mean_early, mean_late, variance = early_norms.mean(0), late_norms.mean(0), late_norms.var(0)
-    relative_drop = (mean_early - mean_late) / (mean_early + EPSILON)
+    norm_statistics = gradient_statistics(early_norms, late_norms, ddof=0)
     columns = {
-        "G_s": mean_early, "G_t": mean_late, "drop": relative_drop, "V_t": variance,
-        "gsnr": relative_drop / (variance + EPSILON),
-    }  # fmt: skip
+        "G_s": norm_statistics.early_norm,
+        "G_t": norm_statistics.late_norm,
+        "drop": NormalizedDrop().score_norms(early_norms, late_norms),
+        "V_t": norm_statistics.late_variance,
+        "gsnr": GSNR().score_norms(early_norms, late_norms),
+    }
     return pd.DataFrame(columns, index=late_log.example_ids)
 
 

@@ -218,14 +218,14 @@ def write_tasks(sweep_jobs: Sequence[SweepJob], arguments: argparse.Namespace) -
             metric_rows.append(estimate_row(setting, f"{name} − that of random", metrics))
         for task in list_names(read_recalls(job) for job in jobs.values()):
             recalls = [read_recalls(job).get(task) for job in jobs.values()]
-            share_rows.append(estimate_row(setting, f"{task}: share of its rows chosen", recalls, null_value=TOP_SHARE))
+            share_rows.append(estimate_row(setting, f"{task}: share of its rows chosen − that of all rows", recalls))
         cosines = [measure_task_cosines(job) for job in jobs.values()]
         for pair in list_names(cosines):
             cosine_rows.append(estimate_row(setting, pair, [job_cosines.get(pair) for job_cosines in cosines]))
     titles = (
         (loss_rows, "Held-out loss of each task."),
         (metric_rows, "Answers to the held-out questions of each task, shares of 1."),
-        (share_rows, f"Share of each task's rows that was chosen, tested against {TOP_SHARE:.0%}."),
+        (share_rows, "Share of each task's rows that was chosen, less that of all rows."),
         (cosine_rows, "Cosine between the tasks' mean gradients at the late snapshot, within a member, averaged."),
     )
     return [f"{title}\n\n{write_estimates(rows)}" for rows, title in titles if rows]
@@ -269,10 +269,10 @@ def is_random_draw(model_name: str) -> bool:
 
 
 def read_recalls(job: SweepJob) -> dict[str, float]:
-    """Read the share of each task's rows that was chosen."""
+    """Read the share of each task's rows that was chosen, less that of all rows."""
     shares = job.diagnostics.get("sources", {}).get("share", {})
     chosen_share = (0 if job.selected_ids is None else len(job.selected_ids)) / max(job.row_count, 1)
-    return {task: chosen_share * share["selected"] / share["pool"] for task, share in shares.items()}
+    return {task: chosen_share * (share["selected"] / share["pool"] - 1) for task, share in shares.items()}
 
 
 def measure_task_cosines(job: SweepJob) -> dict[str, float]:

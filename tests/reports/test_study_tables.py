@@ -140,8 +140,8 @@ def test_tasks_are_held_against_the_mean_of_the_random_draws(tmp_path, read):
     assert losses["all jobs"]["code: held-out loss − that of random"] == "0.000"
     assert losses["all jobs"]["maths: held-out loss − that of random"] == "0.750"
     recalls, _ = read("tasks", 1)
-    assert recalls["all jobs"]["code: share of its rows chosen"] == "0.500"  # one of its two rows
-    assert recalls["all jobs"]["maths: share of its rows chosen"] == "0.000"
+    assert recalls["all jobs"]["code: share of its rows chosen − that of all rows"] == "0.250"  # 1 of 2, of 4
+    assert recalls["all jobs"]["maths: share of its rows chosen − that of all rows"] == "-0.250"
     cosines, _ = read("tasks", 2)
     assert cosines["all jobs"]["code, maths"] == "0.500"  # 0 in one member, 1 in the other
 
