@@ -174,8 +174,8 @@ def select_from_log(run_folder: str | Path, output_folder: str | Path, overrides
         run_folder: of a run that got as far as the proxy stage, or any folder with a `gradient_log/`.
         output_folder: where the results are written, in the files of a run folder.
         overrides: options as on the command line: `["scorer=raw_drop", "selector=stratified"]`, of `scorer`,
-            `selector`, `epochs`, `diagnostics`, `report`, and `seed`. What is not given is as in the run, the selector
-            and its budget as by default.
+            `selector`, `epochs`, `diagnostics`, `report`, and `seed`. Scorer, epochs and seed are as in the run
+            unless given; the others as in a new run.
 
     Raises:
         UserError: there is no log, an option is wrong, or the rows are too many.

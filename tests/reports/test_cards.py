@@ -42,6 +42,25 @@ def test_the_adapters_card_replaces_the_template_and_is_true(folder):
     assert "all rows that can be scored" in full and "Results of training" not in full
 
 
+@pytest.mark.parametrize(
+    ("model", "rows"),
+    [
+        ("random_2", "a random subset of the same size"),
+        ("random_3_same_updates", "a random subset of the same size"),
+        ("full_same_updates", "all rows that can be scored"),
+    ],
+)
+def test_a_baseline_is_described_whatever_its_draw_and_updates(tmp_path, model, rows):
+    folder = write_run(tmp_path / "run")
+    summary = add_targets(folder)
+    (folder / "target" / "full").rename(folder / "target" / model)
+    summary["target"][model] = summary["target"].pop("full")
+    (folder / "summary.json").write_text(json.dumps(summary), "utf-8")
+    write_cards(folder)
+    card = ModelCard.load(folder / "target" / model / "adapter" / "README.md")
+    assert f"**trained on**: {rows}" in card.text
+
+
 def test_a_base_that_is_no_model_of_the_hub_is_not_linked(tmp_path):
     folder = write_run(tmp_path / "run")
     add_targets(folder)

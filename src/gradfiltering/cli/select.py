@@ -18,7 +18,8 @@ def select_rows(
         typer.Argument(
             metavar="[NAME=VALUE]...",
             help="Options of scorer, selector, epochs, diagnostics, report, and seed: scorer=raw_drop "
-            "selector=stratified selector.fraction=0.05. What is not given is as in the run.",
+            "selector=stratified selector.fraction=0.05. Scorer, epochs and seed are as in the run unless given; "
+            "the others as in a new run.",
         ),
     ] = None,
 ) -> None:

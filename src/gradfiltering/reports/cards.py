@@ -1,6 +1,7 @@
 """Cards that a run leaves for others: `README.md` for the subset as a dataset, and for each adapter as a model."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def build_model_card(run_files: RunFiles, model: str, adapter_config: Mapping[st
         "full": "all rows that can be scored",
         "random": "a random subset of the same size",
         "subset": "the rows of the subset",
-    }.get(model.removesuffix("_same_updates"), model)
+    }.get(re.sub(r"(_\d+)?(_same_updates)?$", "", model), model)
     heldout_loss, accuracy = target_result.get("heldout_loss"), target_result.get("heldout_accuracy")
     loss_unit = find_loss_unit(run_files.summary)
     modules = ", ".join(f"`{module}`" for module in sorted(adapter_config.get("target_modules") or []))

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gradfiltering.runs.screen_words import describe_stage
+from gradfiltering.runs.screen_words import describe_duration, describe_stage
 from gradfiltering.runs.sizes import format_bytes
 
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -144,12 +144,12 @@ def describe_accuracy(run_summary: Mapping[str, Any]) -> str:
 
 
 def format_seconds(seconds: float | None) -> str:
-    """Write a time: `not timed`, seconds, minutes or hours."""
+    """Write a duration, in whole seconds where it is short; or `not timed`."""
     if seconds is None:
         return "not timed"
-    if seconds < 90:
+    if seconds < 10:
         return f"{seconds:.0f} s" if seconds >= 1 or seconds == 0 else "< 1 s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+    return describe_duration(seconds)
 
 
 def format_operations(operations: int) -> str:

@@ -240,7 +240,7 @@ def _list_gaps(evidence: VerdictEvidence, jobs: Sequence[SweepJob]) -> list[str]
 def _reasons_for_doubt(evidence: VerdictEvidence, jobs: Sequence[SweepJob]) -> list[str]:
     reasons = _describe_measures(evidence)
     if not evidence.is_better and count_needed_seeds(evidence, CONFIDENCE) is None:
-        reasons.append(f"to show differences as small as these would take more than {MOST_SEEDS} seeds")
+        reasons.append(f"up to {MOST_SEEDS} seeds are not expected to show differences such as these")
     if evidence.is_better:
         reasons = [f"{', '.join(reasons)}, which does not count"]
         if not evidence.is_left_by_holm:

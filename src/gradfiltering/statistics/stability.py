@@ -48,6 +48,18 @@ def score_correlation(first_scores: np.ndarray, second_scores: np.ndarray) -> fl
     return spearman_correlation(first_values, second_values) or 0.0
 
 
+def draw_members(rng: np.random.Generator, member_count: int) -> np.ndarray:
+    """Draw M of M members with replacement; positions, [M] int64.
+
+    A draw of one member over and over is repeated, since members that cannot disagree have no variance.
+    """
+    assert member_count > 1
+    while True:
+        drawn_members = rng.integers(member_count, size=member_count)
+        if np.ptp(drawn_members) > 0:
+            return drawn_members
+
+
 def expected_overlap(
     score_members: Callable[[np.ndarray], np.ndarray],
     member_count: int,
@@ -57,8 +69,7 @@ def expected_overlap(
 ) -> float:
     """Compute the mean overlap of an ensemble's best rows with those of resampled ensembles.
 
-    Efron's bootstrap over members. A resample that is one member over and over is drawn again,
-    since members that cannot disagree have no variance.
+    Efron's bootstrap over members.
 
     Args:
         score_members: gives [N] scores by the members at some positions, [M] int64.
@@ -72,10 +83,8 @@ def expected_overlap(
     """
     assert member_count >= MIN_MEMBERS
     ensemble_scores = score_members(np.arange(member_count))
-    overlaps: list[float] = []
-    while len(overlaps) < resamples:
-        drawn_members = rng.integers(member_count, size=member_count)
-        if np.ptp(drawn_members) > 0:
-            resampled_scores = score_members(np.sort(drawn_members))
-            overlaps.append(jaccard_overlap(ensemble_scores, resampled_scores, row_count))
+    overlaps = [
+        jaccard_overlap(ensemble_scores, score_members(np.sort(draw_members(rng, member_count))), row_count)
+        for _ in range(resamples)
+    ]
     return float(np.mean(overlaps))

@@ -116,7 +116,8 @@ def count_needed_seeds(evidence: VerdictEvidence, confidence: float) -> int | No
     To show an advantage takes both measures, to show a loss the one that points there.
 
     Returns:
-        At least one seed more than there are; None where more than `MOST_SEEDS` would be needed.
+        Seeds in all, at least one more than there are. None where more than `MOST_SEEDS` would be needed, or where
+        the number cannot be estimated: a measure is missing, is the same in all seeds, or equals that of random rows.
     """
     loss, score = evidence.loss_difference, evidence.winning_score
     if loss is None or score is None:

@@ -13,13 +13,14 @@ from gradfiltering.reports.page.charts import Chart, ChartLabels, scatter_chart
 from gradfiltering.reports.page.ensemble_health import measure_stability
 from gradfiltering.reports.page.html_rendering import write_html
 from gradfiltering.reports.page.provenance import list_options
-from gradfiltering.reports.page.row_measurements import RowMeasurements, correlate_ranks, measure_rows
+from gradfiltering.reports.page.row_measurements import RowMeasurements, measure_rows
 from gradfiltering.reports.page.row_reasons import RowExample, RowExplainer, make_example
 from gradfiltering.reports.run_files import RunFiles
 from gradfiltering.reports.verdict import read_verdict
 from gradfiltering.reports.verdict_lines import VERDICT_CLASSES, format_verdict
 from gradfiltering.runs.run_folder import REPORT_FILE
 from gradfiltering.seeding import numpy_rng
+from gradfiltering.statistics.rank_correlation import spearman_correlation
 
 COMPARISON_FILE = "comparison.html"
 ROWS_LISTED = 20
@@ -185,7 +186,7 @@ def _correlate(first: RowMeasurements, second: RowMeasurements) -> float | None:
     """Correlate the ranks over the rows that both scored."""
     ranks = np.stack([first.values("rank"), second.values("rank")])
     in_both = np.isfinite(ranks).all(0)
-    return correlate_ranks(ranks[0, in_both], ranks[1, in_both])
+    return spearman_correlation(ranks[0, in_both], ranks[1, in_both])
 
 
 def _describe_run(run: ComparedRun, page_path: Path) -> Mapping[str, Any]:

@@ -12,10 +12,12 @@ from scipy.stats import rankdata
 
 from gradfiltering.reports.data_lines import find_loss_unit
 from gradfiltering.reports.page.charts import GREY, Chart, ChartLabels, ReferenceLine, line_chart, scatter_chart
-from gradfiltering.reports.page.row_measurements import TINY, correlate_ranks
+from gradfiltering.reports.page.row_measurements import TINY
 from gradfiltering.reports.run_files import RunFiles
 from gradfiltering.seeding import numpy_rng
+from gradfiltering.statistics.rank_correlation import spearman_correlation
 from gradfiltering.statistics.rounding import share_of_count
+from gradfiltering.statistics.stability import draw_members
 
 RESAMPLES = 100
 TOP_SHARES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
@@ -121,14 +123,14 @@ def draw_heldout(run_files: RunFiles) -> Chart | None:
     if not late_log.has_norms:
         return None
     late_variance, mean_loss = late_log.grad_norm.astype(np.float64).var(0), late_log.loss.astype(np.float64).mean(0)
-    correlation = correlate_ranks(late_variance, mean_loss)
+    correlation = spearman_correlation(late_variance, mean_loss)
     if correlation is None:
         return None
     rng = numpy_rng(run_files.seed, "heldout bootstrap")
     resampled_correlations = []
     for _ in range(10 * RESAMPLES if len(mean_loss) <= HELDOUT_POINTS_DRAWN else RESAMPLES):
         drawn_rows = rng.integers(len(mean_loss), size=len(mean_loss))
-        resampled_correlations.append(correlate_ranks(late_variance[drawn_rows], mean_loss[drawn_rows]))
+        resampled_correlations.append(spearman_correlation(late_variance[drawn_rows], mean_loss[drawn_rows]))
     interval = _interval(correlation, [value for value in resampled_correlations if value is not None])
     chart_data = pd.DataFrame({"x": late_variance, "y": mean_loss}).query("x > 0").head(HELDOUT_POINTS_DRAWN)
     chart_labels = ChartLabels(
@@ -193,14 +195,6 @@ def measure_stability(run_files: RunFiles) -> RankingStability | None:
     )
 
 
-def draw_members(rng: np.random.Generator, member_count: int) -> np.ndarray:
-    """Draw members with replacement, at least two different ones: a single member has no variance."""
-    while True:
-        drawn_members = rng.integers(member_count, size=member_count)
-        if np.ptp(drawn_members) > 0:
-            return drawn_members
-
-
 def draw_stability(ranking_stability: RankingStability, selected_share: float | None) -> Chart:
     """Draw the overlap of the best rows against the share of rows that counts as best."""
     percent = [100 * share for share in TOP_SHARES]
@@ -237,7 +231,7 @@ def correlate_members(run_files: RunFiles) -> pd.DataFrame | None:
     early_norms, late_norms = (norms[:, is_drawn] for norms in run_files.compared_norms)
     relative_drops = (early_norms - late_norms) / np.maximum(early_norms, TINY)  # [M, N]
     correlations = {
-        f"{gradient_log.members[first]} and {gradient_log.members[second]}": correlate_ranks(
+        f"{gradient_log.members[first]} and {gradient_log.members[second]}": spearman_correlation(
             relative_drops[first], relative_drops[second]
         )
         for first, second in combinations(range(len(relative_drops)), 2)

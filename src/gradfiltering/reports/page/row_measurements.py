@@ -111,10 +111,3 @@ def measure_rows(run_files: RunFiles) -> RowMeasurements:
         scored_count=run_files.scored_count,
         is_drawn=run_files.is_drawn(run_files.row_ids),
     )
-
-
-def correlate_ranks(first: np.ndarray, second: np.ndarray) -> float | None:
-    """Compute Spearman's rank correlation; None where one side does not vary."""
-    if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return None
-    return float(pd.Series(first).rank().corr(pd.Series(second).rank()))
