@@ -3,7 +3,7 @@
     python scripts/bench_processes.py --processes 1 2 4 -- data.rows=1200 ensemble.m=3
 
 Each number of processes runs once, under torchrun, with a cache of its own. Of each collective the seconds of the
-process that came last are those of the exchange itself; what the others spend in it beside that, they wait. Gradients
+process that came last are those of the exchange itself; the rest of what the others spend in it is waiting. Gradients
 are timed through a hook of DDP.
 """
 

@@ -48,7 +48,7 @@ def plan_uploads(run_dir: Path, dataset: str | None, model: str | None) -> list[
     """List the uploads.
 
     Raises:
-        UserError: a file that a repository needs is not there, or a name is none the hub takes.
+        UserError: a file that a repository needs is not there, the hub takes no such name, or nothing was named.
     """
     repositories = {"dataset": (dataset, run_dir), "model": (model, run_dir / "target" / "candidate" / "adapter")}
     uploads = []

@@ -115,7 +115,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--entity", required=True, help="user or team of W&B")
-    parser.add_argument("--project", default="gradfiltering", help="as in logger.project")
+    parser.add_argument("--project", default="gradfiltering", help="as in logger.wandb.project")
     parser.add_argument("--dry-run", action="store_true", help="print what would be sent, and send nothing")
     arguments = parser.parse_args(command_line)
     workspace = build_workspace(arguments.entity, arguments.project)

@@ -38,7 +38,7 @@ class CoveringSweeper(BasicSweeper):
         return super().sweep(arguments)
 
     def validate_batch_is_legal(self, job_batch: Sequence[Sequence[str]]) -> None:
-        """Composes the first job with each override, and before the first job sees that each has its own folder.
+        """Compose the first job with each override, and before the first job see that each has its own folder.
 
         Raises:
             HydraException: one of them cannot be composed.

@@ -24,7 +24,7 @@ from gradfiltering.planning.model_shapes import read_shape
 from gradfiltering.planning.plan_settings import PlanSettings
 from gradfiltering.planning.planner import plan_run
 from gradfiltering.planning.target_work import PlannedTarget
-from gradfiltering.reports.plan_table import describe_calibration
+from gradfiltering.reports.plan_table import describe_plan
 from gradfiltering.requests import BaseModelLosses, Embeddings, ErrorNorms, GradientLog, Projections, TaskGradients
 from tests.support.operation_counter import operation_counter
 from tests.support.plans import LORA, RATES, WANTED, plan_request, steady_machine
@@ -199,7 +199,8 @@ def test_a_second_plan_takes_the_speed_that_was_measured(context, steady_speed, 
     stored = plan_run(request, WANTED)
     assert first.measured_at is None and 0 <= time.time() - stored.measured_at < 60
     assert stored.seconds == pytest.approx(first.seconds)
-    assert "an earlier run timed" in describe_calibration(stored.to_json())
+    assert first.calibration_seconds > 0 == stored.calibration_seconds
+    assert any("an earlier run timed" in line for line in describe_plan(stored.to_json()))
     fresh = plan_run(request, PlanSettings(only=True, fresh=True))
     assert fresh.measured_at is None and fresh.seconds == pytest.approx(first.seconds / 2)
     assert plan_run(request, WANTED).seconds == pytest.approx(first.seconds / 2), "the fresh one took its place"

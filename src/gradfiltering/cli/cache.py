@@ -11,7 +11,7 @@ from gradfiltering.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
-MOST_DAYS = 100_000  # no cache is older, and dates do not go on without end
+MOST_AMOUNT = 100_000  # days or GiB; dates do not go on without end
 
 app = typer.Typer(help="Look after the cache of finished results.", no_args_is_help=True)
 CacheFolder = Annotated[
@@ -23,8 +23,8 @@ CacheFolder = Annotated[
 
 
 def _check_amount(given_amount: float | None) -> float | None:
-    if given_amount is not None and not 0 <= given_amount <= MOST_DAYS:
-        raise typer.BadParameter(f"must lie between 0 and {MOST_DAYS}")
+    if given_amount is not None and not 0 <= given_amount <= MOST_AMOUNT:
+        raise typer.BadParameter(f"must lie between 0 and {MOST_AMOUNT}")
     return given_amount
 
 
@@ -43,7 +43,7 @@ def why(
     ],
     cache_folder: CacheFolder,
 ) -> None:
-    """Show which fields keep a result from being another one of its kind."""
+    """Show in which fields a result's key differs from the nearest of its kind, and so why none of them was reused."""
     from gradfiltering.runs.cache_maintenance import explain_difference
 
     explain_difference(_check_exists(cache_folder), result_digits, _console())

@@ -94,7 +94,7 @@ class RowStates(Protocol):
 
 
 def collate(rows: Mapping[str, Sequence[Any]], pad_id: int, shape: tuple[int, ...]) -> Batch:
-    """Pads encoded rows of one sequence each on the right to the longest.
+    """Pad encoded rows of one sequence each on the right to the longest.
 
     Args:
         rows: columns `example_id`, `input_ids`, `supervised` of as many rows as `shape` holds, which may be none.
@@ -115,7 +115,7 @@ def collate(rows: Mapping[str, Sequence[Any]], pad_id: int, shape: tuple[int, ..
 def collate_pairs(
     rows: Mapping[str, Sequence[Any]], reference_nll: np.ndarray, pad_id: int, shape: tuple[int, ...]
 ) -> PreferenceBatch:
-    """Pads encoded preference rows on the right, both sequences of all rows to the longest.
+    """Pad encoded preference rows on the right, both sequences of all rows to the longest.
 
     Args:
         rows: see `collate`, and `rejected_ids`, `rejected_supervised`.

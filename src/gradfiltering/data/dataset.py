@@ -18,7 +18,7 @@ from gradfiltering.errors import UserError
 
 
 def check_rows(dataset_rows: Dataset | JsonRows, schema: Schema, describe_row: Callable[[int], str]) -> None:
-    """Refuses rows that are not of the schema.
+    """Refuse rows that are not of the schema.
 
     Args:
         dataset_rows: all rows of a source.
@@ -62,7 +62,8 @@ class InstructionDataset:
 
     Attributes:
         rows: N rows with every field as it came in; a row's position is its `example_id`.
-        heldout: rows kept for evaluation, disjoint from `rows` by position, or None.
+        heldout: rows for evaluation, which nothing is trained on: those of `rows` at `set_aside`, or others; None where
+            no row is held out.
         schema: the columns of question and answer, and the text that is supervised.
         kinds: the planted kind of each of the N rows where it is known. Kept apart from the rows: no scorer sees it.
         set_aside: positions in `rows` that are held out from training (listed as unscored).

@@ -44,7 +44,7 @@ def write_rows(
     selected_row_ids: Sequence[int],
     export: ExportSettings = NATIVE,
 ) -> None:
-    """Writes `subset.jsonl`, the same rows in the form of file they came in, and `dataset_info.json`.
+    """Write `subset.jsonl`, the same rows in the form of file they came in, and `dataset_info.json`.
 
     Another format than `native` gets a file of its own beside these, and the only entry of `dataset_info.json`.
     """

@@ -35,7 +35,8 @@ class JsonRows:
     timestamps, and half of a surrogate pair could not be stored at all.
 
     Attributes:
-        table: N rows with the column `RECORD` (ASCII, so that it holds any string) and, from a file, `LINE`.
+        table: N rows with the column `RECORD_COLUMN` (ASCII, so that it holds any string) and, from a file,
+            `LINE_COLUMN`.
         kinds: for every field that some row of the whole file has, in order of appearance, the first row of each type.
         files: name and first row of each file, for messages; empty for rows that come from none.
     """
@@ -87,14 +88,12 @@ class JsonRows:
         """File, line and row (counted from 0) of a row of whole files, in words."""
         if not self.files:
             return f"row {row_position}"
-        column_name, first_position = self.files[
+        file_name, first_position = self.files[
             bisect.bisect_right([first_position for _, first_position in self.files], row_position) - 1
         ]
         line_number = self.table[row_position][LINE_COLUMN]
         return (
-            f"{column_name}, "
-            + (f"line {line_number}, " if line_number else "")
-            + f"row {row_position - first_position}"
+            f"{file_name}, " + (f"line {line_number}, " if line_number else "") + f"row {row_position - first_position}"
         )
 
 
@@ -149,7 +148,7 @@ def _finite(cell_value: Any) -> Any:
 
 
 def note_value_types(value_types: ValueTypes, row_values: Mapping[str, Any], row_position: int) -> None:
-    """Notes the first row in which a field holds a value of a type."""
+    """Note the first row in which a field holds a value of a type."""
     for column_name, cell_value in row_values.items():
         value_types.setdefault(column_name, {}).setdefault(type(cell_value).__name__, row_position)
 

@@ -22,7 +22,8 @@ class LengthBuckets:
         buckets: positions of the rows of each bucket.
         batch_size: examples of one update.
         seed: the run's seed.
-        resampled: each member trains on N rows drawn with replacement, its own in every epoch, instead of all N.
+        resampled: each member trains on its own N rows, drawn once with replacement, the same in every epoch; else on
+            all N.
     """
 
     buckets: list[np.ndarray]
@@ -32,7 +33,7 @@ class LengthBuckets:
 
     @classmethod
     def of(cls, lengths: np.ndarray, batch_size: int, bucket_batches: int, seed: int) -> "LengthBuckets":
-        """Cuts rows, ordered by length and then position, into buckets of `bucket_batches` batches."""
+        """Cut rows, ordered by length and then position, into buckets of `bucket_batches` batches."""
         rows_by_length = np.argsort(lengths, kind="stable")
         if len(lengths) <= np.iinfo(np.int32).max:
             rows_by_length = rows_by_length.astype(np.int32)
@@ -62,11 +63,11 @@ class LengthBuckets:
         return shuffled_slots
 
     def epoch(self, member: int, epoch: int) -> "MemberUpdates":
-        """Row positions of each of member's batches in this epoch; every row of its own occurs exactly once."""
+        """Return the row positions of each of a member's batches in this epoch, which goes once through its rows."""
         return self.updates(member, (epoch - 1) * self.steps_per_epoch, epoch * self.steps_per_epoch)
 
     def updates(self, member: int, first_update: int, last_update: int) -> "MemberUpdates":
-        """Row positions of member's batches in the updates after `first_update` others up to `last_update`.
+        """Return the row positions of a member's batches, of the updates after `first_update` up to `last_update`.
 
         They run through the epochs one after the other, wherever a stretch of updates begins or ends.
         """
@@ -90,7 +91,7 @@ class LengthBuckets:
         return map_large_array(row_order)
 
     def resample(self, member: int) -> list[np.ndarray]:
-        """A bootstrap sample of the rows, in order of length, cut into buckets of the same sizes.
+        """Return a bootstrap sample of the rows, in order of length, cut into buckets of the same sizes.
 
         The draw is over all rows, not within buckets; ordered, the k-th rows of two samples are of like length.
         """

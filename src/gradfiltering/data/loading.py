@@ -176,7 +176,7 @@ def open_rows(cache_folder: Path) -> JsonRows:
 def write_rows(
     cache_folder: Path, rows: Iterable[tuple[Mapping[str, Any], int]], data_files: list[tuple[str, int]]
 ) -> None:
-    """Writes rows and their lines in chunks, so that memory holds one chunk.
+    """Write rows and their lines in chunks, so that memory holds one chunk.
 
     Args:
         cache_folder: an existing folder.

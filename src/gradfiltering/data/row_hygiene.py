@@ -74,7 +74,7 @@ LOOP_LETTERS = re.compile(r"[^\W\d_]{20}")  # every loop holds so many letters i
 LANGUAGE_CHARACTERS = 400  # of an answer that are looked at
 MIN_LETTERS = 60
 MIN_LETTERS_OTHER_SCRIPT = 10
-USUAL_SHARE = 0.05  # a language of so many rows is usual
+USUAL_SHARE = 0.05  # of the rows whose language was identified; a language of more is usual
 SURE = 0.97
 
 
@@ -287,8 +287,8 @@ def is_repetitive(answer: str) -> bool:
 class UnexpectedLanguages:
     """Finds the rows whose answer is in a language that few rows are in.
 
-    A language of 5 % of the rows or more is usual. Short answers, code, and answers of which the identifier is not
-    sure count as usual.
+    A language is usual if it is that of more than one row, and of more than 5 % of the rows whose language was
+    identified. Short answers, code, and answers of which the identifier is not sure count as usual.
     """
 
     def __init__(self) -> None:

@@ -54,7 +54,7 @@ def iterate_row_texts(dataset: InstructionDataset) -> Iterator[Sequence[RowText]
 
 
 def write_row_texts(run_dir: Path, dataset: InstructionDataset, cache: Cache) -> None:
-    """Writes `rows.parquet`: `example_id`, `prompt`, `response` and `source` (null where rows name none).
+    """Write `rows.parquet`: `example_id`, `prompt`, `response` and `source` (null where rows name none).
 
     Runs on the same rows share one copy in the cache. The file's metadata hold `fingerprint`, a digest of all of it in
     order, and `origin`, the source in words. Half a surrogate pair, which no UTF-8 file can hold, becomes U+FFFD.
@@ -91,7 +91,7 @@ def prompt_and_response(schema: Schema, row_values: Mapping[str, Any]) -> tuple[
 
 
 def _write_row_texts(path: Path, dataset: InstructionDataset) -> str:
-    """Writes the file in one pass and returns its fingerprint."""
+    """Write the file in one pass and return its fingerprint."""
     content_digest = hashlib.sha256()
     names_source = "source" in dataset.rows.column_names
     column_values: dict[str, list[Any]] = {column_name: [] for column_name in ROWS_SCHEMA.names}

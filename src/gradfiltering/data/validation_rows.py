@@ -34,7 +34,7 @@ class ValidationRows:
         """The rows that have a response as tokens, and their tasks.
 
         Raises:
-            UserError: none has one.
+            UserError: no row has a response within the longest example.
         """
         examples = encoder.encode_heldout(self.dataset)
         if examples is None:

@@ -37,7 +37,8 @@ class HeldoutMember:
     other.
 
     Attributes:
-        train: `auto` trains it where the dataset sets no rows aside and is large enough, True in any case.
+        train: `auto` trains it where the dataset sets no rows aside and has rows enough; True also beside rows set
+            aside, and refuses a dataset with too few; False never.
         share: of the rows that it never sees; at least eight.
     """
 

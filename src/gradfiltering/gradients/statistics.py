@@ -47,7 +47,8 @@ class GradientMeasurement:
         loss: [M, B] objective of each example.
         grad_norm: [M, B] L2 norm of the example's gradient over all of the member's adapter
             parameters (GradFiltering, arXiv 2601.13697, eq. 1).
-        mean_gradient: parameter name -> [M, ...], mean over the B examples; None if not requested.
+        mean_gradient: parameter name -> [M, ...], the mean over the B examples, or in the result of a single
+            chunk still their sum; None if not requested.
         statistics: name -> [M, B] or [M, B, K], the further statistics requested.
     """
 

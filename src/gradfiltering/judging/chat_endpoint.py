@@ -251,8 +251,8 @@ class ChatSession:
             max_output_tokens: most tokens of the reply.
 
         Raises:
-            NoReply: none could be had for this request.
-            UserError: none can be had for any: a wrong key or model, an unreachable server, a spent
+            NoReply: this request got no reply.
+            UserError: no request would get a reply: a wrong key or model, an unreachable server, a spent
                 budget.
         """
         retries = self.endpoint.retries

@@ -38,7 +38,7 @@ class GenerationSettings:
         """Return the tokens that a model's context leaves for a prompt.
 
         Raises:
-            UserError: none.
+            UserError: the context leaves no token for a prompt.
         """
         if context_tokens <= self.max_new_tokens:
             raise UserError(

@@ -34,7 +34,7 @@ class JudgeAgreement:
         contradiction_rate: share of the readable pairs whose two orders name different winners; None without any.
         first_slot_share: share of single orders with a winner in which that was the answer shown first.
         longer_wins_share: share of the decided pairs that the longer answer won.
-        unreadable_share: share of the pairs without readable scores in both orders.
+        unreadable_share: share of the pairs in which at least one of the two orders has no readable scores.
         least_kappa: kappa below which the judge's verdicts are unusable.
         usable: whether kappa reaches it.
     """
@@ -58,7 +58,7 @@ class JudgeAgreement:
         """Warn of a judge whose verdicts are unusable, and say what may be the reason."""
         if self.usable:
             return []
-        reasons = [f"{self.unreadable_share:.0%} of its replies on them hold no two scores"]
+        reasons = [f"on {self.unreadable_share:.0%} of the pairs at least one of its two replies holds no two scores"]
         if self.contradiction_rate is not None:
             reasons.append(f"its two orders contradict each other in {self.contradiction_rate:.0%} of the others")
         return [

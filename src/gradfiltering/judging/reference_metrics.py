@@ -87,7 +87,7 @@ def measure_responses(prompts: Sequence[Prompt], model_responses: Sequence[Respo
 def sentence_chrf(response_text: str, reference_text: str) -> float:
     """Compute chrF of one response, from 0 to 1; 1 for an exact match, 0 for an empty response.
 
-    It is sacrebleu's, in hundredths: n-grams of up to six characters without spaces, beta = 2
+    It is sacrebleu's value divided by 100: n-grams of up to six characters without spaces, beta = 2
     (Popović, 2015), averaged over the orders that response and reference are both long enough for.
 
     Cached, because each order of a judgement and the metrics need the same pairs.

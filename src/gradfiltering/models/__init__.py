@@ -1,1 +1,1 @@
-"""Language models, LoRA adapters, losses and prompt templates."""
+"""Language models, LoRA adapters and objectives."""

@@ -55,7 +55,7 @@ class Speed:
     Attributes:
         rates: kind of work -> floating-point operations per second.
         update_seconds: of the optimiser and the loop around a training step of the ensemble.
-        seconds: that the calibration took in this run.
+        seconds: that the measurements made in this run took; 0 where all were in the cache.
         measured_at: of the oldest measurement that the cache had, in seconds since 1970; None where all are new.
         engine_seconds: of an engine's check, before its first batch.
         storing_seconds: of one trained member, at one snapshot.

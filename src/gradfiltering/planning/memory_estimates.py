@@ -178,7 +178,7 @@ def _training_bytes(shape: ModelShape, tokens: int, row_width: int, recomputes_l
 
 
 def adapter_bytes(shape: ModelShape) -> int:
-    """Return what one adapter takes, and its gradient, in float32."""
+    """Return the bytes of one adapter in float32; its gradient takes as many again."""
     return 4 * shape.adapter_weights
 
 

@@ -1,7 +1,6 @@
 """Planning of a run: which work each stage has, timed by a calibration of a few seconds where it is worth it."""
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -51,7 +50,6 @@ def plan_run(request: PlanRequest, settings: PlanSettings) -> RunPlan:
         request: the run.
         settings: of the plan.
     """
-    started_at = time.monotonic()
     context = _settle_members(request)
     stage_requests = sort_requests(request.requests)
     member_count = _count_trained_members(stage_requests, context)
@@ -73,7 +71,7 @@ def plan_run(request: PlanRequest, settings: PlanSettings) -> RunPlan:
         rates_outside_ensemble, memories = measure_work_outside_ensemble(
             request, context, base_shape, planned_work, calibration
         )
-        speed = _combine_speed(rates_outside_ensemble, adapter_plan, calibration, started_at)
+        speed = _combine_speed(rates_outside_ensemble, adapter_plan, calibration)
         planned_work += _plan_fixed_work(planned_work, speed)
     timed_work = [_estimate(piece, speed) for piece in planned_work]
     batch_memory = BatchMemory(present_bytes, adapter_plan, target_models, memories)
@@ -131,7 +129,6 @@ def _combine_speed(
     rates_outside_ensemble: Mapping[str, float],
     adapter_plan: AdapterPlan,
     calibration: StoredCalibration,
-    started_at: float,
 ) -> Speed:
     """Put together the speed of the ensemble and of other work, and agree with other processes on the slowest."""
     rates = {**rates_outside_ensemble, **adapter_plan.rates}
@@ -141,7 +138,7 @@ def _combine_speed(
         Speed(
             rates=rates,
             update_seconds=adapter_plan.update_seconds,
-            seconds=time.monotonic() - started_at,
+            seconds=calibration.seconds,
             measured_at=calibration.measured_at,
             engine_seconds=adapter_plan.engine_seconds,
             storing_seconds=adapter_plan.storing_seconds,

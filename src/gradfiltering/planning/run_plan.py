@@ -67,7 +67,7 @@ class PlannedStage:
         name: of the stage.
         work: its pieces.
         peak_bytes: memory of the process, or of the GPU, at its peak.
-        disk_bytes: that cache and run folder grow by.
+        disk_bytes: that the cache grows by; the run folder links to it.
         notes: what is not counted, and assumptions.
     """
 
@@ -124,7 +124,7 @@ class RunPlan:
         rows, pool_rows: rows that are taken, and those that can be scored in all.
         members: of the ensemble, 0 where none is trained.
         parameters: of the proxy in matrix products.
-        calibration_seconds: time that the calibration took; 0 where none was made.
+        calibration_seconds: time that measuring speeds took; 0 where none was measured, or all were in the cache.
         measured_at: when the oldest speed was measured that an earlier run left in the cache, in seconds since 1970;
             None where all of them are new.
         minutes: the time that the rows were cut to; None for all rows.

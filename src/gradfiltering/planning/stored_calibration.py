@@ -36,6 +36,7 @@ class StoredCalibration:
         fresh: True to measure anew, and to keep that in the place of what is stored.
         measured_at: when the oldest measurement was made that came from the cache, in seconds since 1970; None where
             all of them were made now.
+        seconds: that the measurements made now took.
         is_announced: the user knows that something is timed.
     """
 
@@ -43,6 +44,7 @@ class StoredCalibration:
     device: torch.device
     fresh: bool = False
     measured_at: float | None = None
+    seconds: float = 0.0
     is_announced: bool = False
 
     def measure(
@@ -73,6 +75,8 @@ class StoredCalibration:
         started_at = time.monotonic()
         with progress_bar("timing the work on this machine"):
             measurement = time_work()
+        seconds = time.monotonic() - started_at
+        self.seconds += seconds
         content = {"measured_at": time.time(), "measurement": measurement}
 
         def write(folder: Path) -> None:
@@ -81,7 +85,7 @@ class StoredCalibration:
         try:
             if self.fresh:
                 self.cache.delete(CALIBRATIONS, key)
-            self.cache.commit(CALIBRATIONS, key, write, seconds=time.monotonic() - started_at)
+            self.cache.commit(CALIBRATIONS, key, write, seconds=seconds)
         except UserError as error:  # a cache that cannot be written serves all that it holds
             logger.info("the calibration is not kept: %s", error)
         return measurement

@@ -56,9 +56,9 @@ def describe_study_part(run_summary: Mapping[str, Any]) -> str | None:
 
 
 def describe_proxy(run_summary: Mapping[str, Any]) -> str | None:
-    """Say how well the proxy predicts the rows: without adapters, against guessing, and after training.
+    """Say how well the proxy without adapters predicts the rows, against guessing.
 
-    None where it was not measured.
+    The share of their tokens that are unknown to it stands beside it. None where it was not measured.
     """
     diagnostics = run_summary.get("diagnostics", {})
     if "chance_loss" not in diagnostics:

@@ -55,7 +55,7 @@ def describe_plan(plan: Mapping[str, Any]) -> list[str]:
             f"{members_text} on a model with {_format_weights(plan['parameters'])} weights in its matrix products."
         )
     estimated = {item["estimated_from"] for stage in plan["stages"] for item in stage["work"]} - {""}
-    if plan["calibration_seconds"]:
+    if plan["calibration_seconds"] or plan.get("measured_at") is not None:
         lines.append(
             f"Times are from {describe_calibration(plan)} on this machine ({plan['device']})"
             + (f"; of what is not loaded yet from {', '.join(sorted(estimated))}." if estimated else ".")

@@ -17,13 +17,13 @@ from gradfiltering.reports.sweep_jobs import SweepJob, option_name, read_jobs
 from gradfiltering.runs.files import hash_key, write_json
 
 TUNING_FILE = "tuning.json"
-# Parts of the configuration that make up a method's setting, and what in them is none.
+# Parts of the configuration that make up a method's setting, and options in them that do not count as tuned.
 SETTING_PARTS = ("scorer", "selector", "ensemble", "epochs", "adaptive", "projection", "embeddings", "proxy", "target")
-NO_SETTINGS = ("selector.fraction", "selector.count", "target.max_new_tokens")
+OPTIONS_NOT_TUNED = ("selector.fraction", "selector.count", "target.max_new_tokens")
 DATASET_OPTIONS = ("name", "config", "split")  # that say which rows of the hub a data source reads
 GENERATED_ROWS = ("TaskSource", "CurriculumSource")  # rows that each seed generates anew
 METHODS_WITHOUT_SETTINGS = ("random", "selector random", "selector full")
-UNTOLD_OPTIONS = ("seed", "until", "run_dir", "hydra", "report", "logger", "progress", "debug", "cache", "data")
+OPTIONS_NOT_LISTED = ("seed", "until", "run_dir", "hydra", "report", "logger", "progress", "debug", "cache", "data")
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def record_tuning(sweep_jobs: Sequence[SweepJob]) -> TuningRecord:
         options = " ".join(
             override
             for override in next(iter(jobs.values())).overrides
-            if option_name(override).partition(".")[0] not in UNTOLD_OPTIONS
+            if option_name(override).partition(".")[0] not in OPTIONS_NOT_LISTED
         )
         tried.setdefault(method, []).append(TriedSetting(digest, options, tuple(sorted(jobs)), mean_loss))
     data = {hash_key(job.options("data")): job.options("data") for job in sweep_jobs}
@@ -237,13 +237,13 @@ def _list_origins(data_options: Mapping[str, Any]) -> set[tuple[str, ...]]:
 
 
 def digest_setting(config: Mapping[str, Any]) -> str:
-    """Return a digest of all options that make up a method's setting: no seed, no data, no number of selected rows."""
+    """Return a digest of all options that make up a method's setting, those that do not count as tuned left out."""
     options = {name: value for part in SETTING_PARTS for name, value in _flatten(config.get(part), part)}
-    return hash_key({name: value for name, value in options.items() if not _is_no_setting(name)})[:16]
+    return hash_key({name: value for name, value in options.items() if not _is_not_tuned(name)})[:16]
 
 
-def _is_no_setting(name: str) -> bool:
-    return name in NO_SETTINGS or name.rpartition(".")[2] == "seed"
+def _is_not_tuned(name: str) -> bool:
+    return name in OPTIONS_NOT_TUNED or name.rpartition(".")[2] == "seed"
 
 
 def _flatten(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:

@@ -52,7 +52,10 @@ class Verdict:
 
 
 def format_verdict(verdict: Mapping[str, Any]) -> str:
-    """Write a verdict and its reasons as a sentence: `Not tested: one seed, and an interval takes three`."""
+    """Write a verdict and its reasons as a sentence.
+
+    An example: `Not tested: one seed alone; it takes 3 to tell a difference from chance`.
+    """
     word = str(verdict["verdict"])
     return f"{word[0].upper()}{word[1:]}: {'; '.join(verdict['reasons'])}"
 

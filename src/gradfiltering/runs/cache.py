@@ -58,7 +58,7 @@ class CachedResult:
 
     Attributes:
         path: its folder.
-        reused: whether an earlier run made it.
+        reused: True if it was in the cache, False if this call made it.
         seconds: how long it took to make.
     """
 

@@ -140,7 +140,7 @@ def select_prunable(
 
 def show_entries(cache_folder: Path, output_console: Console) -> None:
     """Print one line for each result."""
-    result_table = Table("stage", "result", "made", "seconds", "MiB", "linked")
+    result_table = Table("kind", "result", "made", "seconds", "MiB", "linked")
     for cache_entry in list_entries(cache_folder):
         result_table.add_row(
             cache_entry.kind,
@@ -172,7 +172,7 @@ def explain_difference(cache_folder: Path, name_start: str, output_console: Cons
         if other_entry.kind == cache_entry.kind and other_entry != cache_entry
     ]
     if not same_kind:
-        output_console.print(f"{cache_entry.short_name} is the only result of its stage")
+        output_console.print(f"{cache_entry.short_name} is the only result of its kind")
     key_differences = [
         (list(compare_keys(similar_entry.record["key"], cache_entry.record["key"])), similar_entry)
         for similar_entry in same_kind

@@ -1,7 +1,8 @@
 """The run folder: the one place that knows which files a run leaves, and reads and writes them.
 
-Only rank zero writes; on the other ranks every writer does nothing. Readers return None where a run did not get as
-far as to write the file. A file appears whole or not at all.
+Only rank zero writes; on the other ranks every writer does nothing. Readers of tables and gradient logs return None
+where the run wrote none (`read_unscored` an empty table); those of configuration, environment and summary raise
+FileNotFoundError. A file appears whole or not at all.
 """
 
 import json

@@ -14,7 +14,7 @@ NOT_LISTED = "not listed in the file of scores"
 
 @options
 class FileScorer(Scorer):
-    """Scores that a file gives, or a choice that another tool made: is it better than random rows?
+    """Takes scores, or an order of rows, from a file, to test what another tool selected.
 
     A row of the file is a row of the data by its column `example_id`, where the file has one (as `scores.parquet` of a
     run has), or else by its prompt and response, word for word. Rows that the file does not list get no score.

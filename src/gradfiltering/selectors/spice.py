@@ -83,7 +83,10 @@ class SpiceSelector(Budget):
         return self
 
     def select(self, evidence: Evidence, total_rows: int, scores: Scores | None) -> Selection:
-        """Select greedily; `selection.parquet` holds gain, ε and conflict of each step."""
+        """Select greedily.
+
+        `selection.parquet` holds `example_id`, `gain`, `value`, `epsilon` and `cosine` of each step.
+        """
         projections = evidence.get(self.projections_request)  # [M, N, K]
         gradients = projections[0] if len(projections) == 1 else projections.mean(axis=0, dtype=np.float32)
         row_count = self.available_rows(total_rows, len(gradients))

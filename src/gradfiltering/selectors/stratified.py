@@ -92,7 +92,7 @@ def share_out(budget_rows: int, stratum_sizes: np.ndarray, quota: str) -> np.nda
         budget_rows: at most the sum of the sizes.
         stratum_sizes: [S] rows of each stratum.
         quota: `proportional` (largest remainders, the first among equals) or `equal` (the rows that
-            a small stratum lacks are shared by the others; the first strata give the remainder).
+            a small stratum lacks are shared by the others; the first strata take the remainder).
 
     Returns:
         [S] rows to select from each stratum.

@@ -20,8 +20,9 @@ class JudgeBias:
         decided: judged verdicts that are a win or a loss.
         longer_wins_share: share of the decided that the longer answer won (answers of equal length
             count as not won by the longer). None without lengths or when none was decided.
-        candidate_mean_length: mean length of the candidate's answers, in the unit given.
-        against_mean_length: mean length of the baseline's answers.
+        candidate_mean_length: mean length of the candidate's answers over all verdicts, with scores
+            or without, in the unit given.
+        against_mean_length: mean length of the baseline's answers over all verdicts.
         length_controlled: PWS had the answers been of like length, with a regressor that saturates
             (tanh). None without lengths or when nothing was judged.
         length_controlled_log_ratio: the same with the logarithm of the ratio of lengths. The two

@@ -37,7 +37,8 @@ class PWS:
         sign_p: two-sided p-value of the exact sign test of wins against losses; ties say nothing
             about who is better.
         detectable: the smallest difference from 1 that so many prompts would show as significant
-            with a power of 80 %.
+            with a power of 80 %; None also where all verdicts are the same, which tells nothing of
+            their spread.
     """
 
     value: float | None

@@ -72,7 +72,7 @@ class CausalPretraining(L.LightningModule):
 def pretrain(
     folder: Path, documents: list[str], shape: dict[str, Any], settings: Pretraining, seed: int, trainer: TrainerBuilder
 ) -> None:
-    """Trains tokenizer and model and writes both to `folder` in the `save_pretrained` layout.
+    """Train tokenizer and model and write both to `folder` in the `save_pretrained` layout.
 
     Args:
         folder: existing folder to fill.

@@ -146,6 +146,13 @@ def test_savings_are_estimated_by_tokens_and_say_so(tmp_path):
     assert training.basis == "all rows estimated by tokens" and training.pool.startswith("about ")
 
 
+def test_a_subset_that_takes_longer_than_all_rows_saves_less_than_nothing(tmp_path):
+    folder = selected_run(tmp_path)
+    data = {"examples": 40, "unscored": 0, "tokens": 4000}
+    add_summary(folder, data=data, target={"candidate": {"seconds": 150.0}, "full": {"seconds": 120.0}})
+    assert costs_of(folder)["Training time"].saved_share == -0.25
+
+
 def test_spread_compares_selected_rows_with_all_rows(tmp_path):
     folder = selected_run(tmp_path)
     signs = ("exact_duplicate", "near_duplicate", "unexpected_language", "refusal")

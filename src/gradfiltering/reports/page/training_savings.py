@@ -18,14 +18,14 @@ class TrainingSaving:
         label: of the cost.
         subset: of the selected rows, in words.
         pool: of all rows, in words.
-        saved_share: share of the cost that is saved, None where the subset costs more or nothing is known.
+        saved_share: share of the cost that is saved; negative where the subset costs more.
         basis: tells measured numbers from estimates.
     """
 
     label: str
     subset: str
     pool: str
-    saved_share: float | None
+    saved_share: float
     basis: str = ""
 
 
