@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gradfiltering.requests import EpochLog
 from gradfiltering.runs.gradient_log import GradientLogReader
 from gradfiltering.scorers.gradient_statistics import gradient_statistics
 from gradfiltering.scorers.gsnr import GSNR
@@ -116,12 +117,8 @@ def score_rows(arguments: argparse.Namespace, name: str, row_count: int, seed: i
     Returns:
         The run folder, beside which the screen is kept as a file.
     """
-    data_path, folder = Path(arguments.data).absolute(), arguments.folder.absolute()
-    options = [
-        "data=file", f"data.path={data_path}", f"data.limit={row_count}", "data.heldout.rows=0",
-        "heldout_member.train=false", "scorer=gsnr", "until=score", "logger=none", "report.page=false", f"seed={seed}",
-        *overrides,
-    ]  # fmt: skip
+    folder = arguments.folder.absolute()
+    options = list_options(arguments, row_count, seed, overrides)
     run_folder: Path = folder / "runs" / f"{name}_{hashlib.sha256(repr(options).encode()).hexdigest()[:8]}"
     if (run_folder / "scores.parquet").is_file():
         return run_folder
@@ -134,6 +131,15 @@ def score_rows(arguments: argparse.Namespace, name: str, row_count: int, seed: i
             check=True, stdout=screen, stderr=subprocess.STDOUT, cwd=ROOT,
         )  # fmt: skip
     return run_folder
+
+
+def list_options(arguments: argparse.Namespace, row_count: int, seed: int, overrides: Sequence[str]) -> list[str]:
+    """List the options of a run up to the scores, without cache and run folder; arguments as of `score_rows`."""
+    return [
+        "data=file", f"data.path={Path(arguments.data).absolute()}", f"data.limit={row_count}", "data.heldout.rows=0",
+        "heldout_member.train=false", "scorer=gsnr", "until=score", "logger=none", "report.page=false", f"seed={seed}",
+        *overrides,
+    ]  # fmt: skip
 
 
 def write_results(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
@@ -178,12 +184,16 @@ def compare(runs: dict[tuple[int, str], Path], arguments: argparse.Namespace) ->
 
 
 def compute_quantities(run_folder: Path) -> pd.DataFrame:
-    """Compute each quantity, a column of `QUANTITIES`, by example id.
+    """Tabulate the quantities of a run by its gradient log.
 
     The snapshots are the first and the last that were logged: of many rows a proxy may count them in updates.
     """
     reader = GradientLogReader(run_folder / "gradient_log")
-    early_log, late_log = reader.epoch(reader.epochs[0]), reader.epoch(reader.epochs[-1])
+    return tabulate_quantities(reader.epoch(reader.epochs[0]), reader.epoch(reader.epochs[-1]))
+
+
+def tabulate_quantities(early_log: EpochLog, late_log: EpochLog) -> pd.DataFrame:
+    """Compute each quantity, a column of `QUANTITIES`, by example id."""
     early_norms, late_norms = (log.grad_norm.astype(np.float64) for log in (early_log, late_log))
     norm_statistics = gradient_statistics(early_norms, late_norms, ddof=0)
     columns = {

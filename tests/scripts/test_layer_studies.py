@@ -147,11 +147,29 @@ def test_norms_of_steps_are_compared_at_each_size(in_this_process, rows_file, tm
     assert "| 30 | steps with passes |" in capsys.readouterr().out
 
 
-def test_steps_and_passes_are_of_whole_epochs(started, tmp_path):
-    arguments = Namespace(data="rows.jsonl", folder=tmp_path, overrides=["proxy=smollm2"])
+@pytest.mark.slow
+def test_passes_over_some_rows_measure_what_those_over_all_rows_do(in_this_process, rows_file, tmp_path):
+    study = [
+        *TINY_STUDY, "ensemble.m=2", f"--data={rows_file}", "--rows", "30", "--seeds", "0", f"--folder={tmp_path}",
+    ]  # fmt: skip
+    study_online.main([*study, f"--json={tmp_path / 'some.json'}", "--compared-rows", "12"])
+    assert not [*tmp_path.glob("runs/*snapshot*")], "a run up to the scores would pass over all rows"
+    arguments = Namespace(
+        data=str(rows_file), folder=tmp_path, compared_rows=12, overrides=[*TINY_STUDY, "ensemble.m=2"]
+    )
+    some_rows = study_online.measure(arguments, 30, 0, "snapshot")
+    arguments.compared_rows = None
+    all_rows = study_online.measure(arguments, 30, 0, "snapshot")
+    assert len(some_rows) == 12 < len(all_rows)
+    for quantity in ("G_s", "G_t"):
+        np.testing.assert_allclose(some_rows[quantity], all_rows.loc[some_rows.index, quantity], rtol=1e-4)
+
+
+def test_steps_and_passes_are_of_whole_epochs():
+    arguments = Namespace(overrides=["proxy=smollm2"])  # whose own snapshots are counted in updates
     for way in study_online.WAYS:
-        study_online.measure(arguments, 500, 0, way)
-    assert [f"ensemble.collect={way}" in command for way, command in zip(study_online.WAYS, started, strict=True)] == [
-        True
-    ] * 2
-    assert all("epochs=e1_e2" in command for command in started), "this proxy's own snapshots are counted in updates"
+        assert study_online.list_overrides(arguments, way) == [
+            "epochs=e1_e2",
+            f"ensemble.collect={way}",
+            "proxy=smollm2",
+        ]
