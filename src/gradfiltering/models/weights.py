@@ -17,9 +17,24 @@ if TYPE_CHECKING:
 BASE_MODEL_LOCATION = ("base_model_name_or_path", "revision")  # in an adapter's configuration
 
 
+# Of a configuration: where the model lies, what wrote it, and what changes no result. Types are those of the weights.
+UNUSED_IN_FORWARD = {"transformers_version", "torch_dtype", "dtype", "use_cache"}
+
+
 def hash_weights(model: nn.Module) -> str:
-    """Digest of a model's parameters and buffers, by name, type, shape and bytes."""
+    """Digest of a model: its parameters and buffers, by name, type, shape and bytes, and its configuration.
+
+    Equal weights compute something else with other numbers of heads, rotary bases or scales.
+    """
     digest = hashlib.sha256()
+    config: Any = getattr(model, "config", None)
+    if config is not None:
+        config_values = {
+            option: value
+            for option, value in config.to_dict().items()
+            if not option.startswith("_") and option not in UNUSED_IN_FORWARD
+        }
+        digest.update(json.dumps(config_values, sort_keys=True, default=str).encode())
     for parameter_name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{parameter_name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         raw_bytes = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
