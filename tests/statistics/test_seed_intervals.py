@@ -42,6 +42,19 @@ def test_the_interval_is_that_of_the_slow_twin(missing):
     assert at_limit == pytest.approx(0.05) and 0 <= p_value <= 1
 
 
+def test_seeds_that_coincide_by_chance_prove_nothing():
+    """11 of 50 prompts won in each of three seeds, other prompts in each: no error of 0."""
+    outcomes = [[{(seed, prompt): float(prompt < 11) for prompt in range(50)}] for seed in range(3)]
+    estimate = estimate_mean_outcome(outcomes, 0.95)
+    error = (0.22 * 0.78 / 150) ** 0.5
+    reach = stats.t.ppf(0.975, 2) * error
+    assert (estimate.low, estimate.high) == pytest.approx((0.22 - reach, 0.22 + reach))
+    assert estimate.p == pytest.approx(2 * stats.t.sf(0.22 / error, 2))
+    one_each = estimate_mean_outcome([[{"a": 1.0, "b": 0.0, "c": 0.0}], [{"a": 0.0, "b": 1.0, "c": 0.0}],
+                                      [{"a": 0.0, "b": 0.0, "c": 1.0}]], 0.95)  # fmt: skip
+    assert one_each.low < 0 < one_each.high and one_each.p > 0.05
+
+
 def test_prompts_of_each_seeds_own_leave_students_interval():
     rng = np.random.default_rng(1)
     outcomes = [[{f"{seed}-{prompt}": float(rng.choice([-1, 0, 1])) for prompt in range(20)}] for seed in range(5)]

@@ -4,7 +4,8 @@ The values are a table of seeds and prompts, \(y_{sp}\), each already the mean o
 say) within its seed; the estimate is the mean over seeds of the seeds' means. Its variance is that of clustering in
 two directions (Cameron, Gelbach and Miller, 2011): by seed, which holds the draws and the adapters, and by prompt,
 which all seeds may share; what both count, the single cells, is taken off once. With S seeds the part between seeds
-has S − 1 degrees of freedom, and so has the t-distribution here: `scripts/simulate_intervals.py` compares the coverage
+has S − 1 degrees of freedom, and so has the t-distribution here. Where the seeds' means are all the same, the variance
+is no smaller than that of independent cells. `scripts/simulate_intervals.py` compares the coverage
 of this interval with that of others.
 """
 
@@ -17,6 +18,7 @@ import scipy
 from gradfiltering.statistics.intervals import single_outcome_interval
 
 MIN_SEEDS = 3  # below, nothing is known of the spread between seeds
+COINCIDENCE = 1e-12  # seeds' means that differ by no more are the same but for rounding
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,9 @@ def two_way_interval(cells: np.ndarray, confidence: float) -> tuple[np.ndarray, 
     prompt_variance = np.square(weighted_errors.sum(-2)).sum(-1)
     cell_variance = np.square(weighted_errors).sum((-1, -2))
     variance = seed_variance + np.maximum(prompt_variance - cell_variance, 0)
+    # Counts of a few seeds may coincide by chance, which shows no spread of 0. The prompts' own then counts.
+    coincide = np.ptp(seed_means[..., 0], axis=-1) <= COINCIDENCE
+    variance = np.where(coincide, np.maximum(variance, cell_variance), variance)
     standard_error = np.sqrt(variance)
     reach = scipy.stats.t.ppf((1 + confidence) / 2, seed_count - 1) * standard_error
     with np.errstate(divide="ignore", invalid="ignore"):
