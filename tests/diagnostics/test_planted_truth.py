@@ -84,6 +84,14 @@ def test_shares_of_each_kind():
     np.testing.assert_allclose([share["clean"]["low"], share["clean"]["high"]], [0.3, 0.7], atol=0.051)
 
 
+def test_held_out_rows_are_of_no_pool():
+    held_out = range(40)  # all of them clean
+    share = compare_with_truth(KINDS, range(40, 50), None, 0, LIMITS, held_out).values["truth"]["share"]
+    assert {kind: one["pool"] for kind, one in share.items()} == pytest.approx(
+        {"clean": 20 / 60, "gibberish": 30 / 60, "truncated": 10 / 60}
+    )
+
+
 def test_a_kind_that_was_never_or_always_chosen():
     share = compare_with_truth(KINDS, range(10), None, 0, LIMITS).values["truth"]["share"]
     assert (share["clean"]["low"], share["clean"]["high"]) == (pytest.approx(0.722467, abs=1e-6), 1.0)

@@ -137,4 +137,6 @@ def test_sources_compare_the_spread_of_the_subset_with_the_pools():
     assert len(found.warnings) == 1 and "25%" in found.warnings[0] and "random scores" in found.warnings[0]
     assert diagnose_sources(sources, [0, 4, 8], replace(QUIET, source_spread=0.24)).warnings == []
     assert diagnose_sources(None, [0], QUIET).values == {}
+    without_first = diagnose_sources(sources, [0, 4, 8], QUIET, set_aside=[0, 1]).values["sources"]
+    assert without_first["share"][sources[0]]["pool"] < found.values["sources"]["share"][sources[0]]["pool"]
     assert diagnose_sources([str(n) for n in range(500)], [0], QUIET).values == {}, "ids are not sources"

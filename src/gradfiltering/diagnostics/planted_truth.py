@@ -1,6 +1,6 @@
 """Comparison of a subset with planted defects, where a dataset has them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ def compare_with_truth(
     scores: Scores | None,
     seed: int,
     limits: DiagnosticLimits,
+    set_aside: Collection[int] = (),
 ) -> Diagnostics:
     """Compare a subset and its scores with the planted kinds, and so do random scores.
 
@@ -30,18 +31,20 @@ def compare_with_truth(
         scores: of the rows that can be scored, or None.
         seed: of the bootstrap and of the random scores.
         limits: bootstrap resamples and confidence.
+        set_aside: positions of the rows that are held out, which belong to no pool.
     """
     if row_kinds is None:
         return Diagnostics()
     kinds = np.asarray(row_kinds)
+    pool_kinds = np.delete(kinds, list(set_aside))
     selected_kinds = kinds[np.asarray(selected_ids, dtype=np.int64)]
     selected_count = len(selected_kinds)
     kind_shares = {}
-    for kind in sorted(set(row_kinds)):
+    for kind in np.unique(pool_kinds).tolist():
         selected_share = int((selected_kinds == kind).sum()) / selected_count
         low, high = share_interval(selected_share, selected_count, limits.confidence)
         kind_shares[kind] = {
-            "pool": float((kinds == kind).mean()),
+            "pool": float((pool_kinds == kind).mean()),
             "selected": selected_share,
             "low": low,
             "high": high,

@@ -196,7 +196,10 @@ def _check_norm_drop(scored: RowColumns) -> list[FailedDiagnostic]:
 
 
 def diagnose_sources(
-    row_sources: Sequence[str] | None, selected_ids: Sequence[int], limits: DiagnosticLimits
+    row_sources: Sequence[str] | None,
+    selected_ids: Sequence[int],
+    limits: DiagnosticLimits,
+    set_aside: Collection[int] = (),
 ) -> Diagnostics:
     """Compare the spread of the subset over sources with the pool's.
 
@@ -209,12 +212,13 @@ def diagnose_sources(
             reported for more than `MAX_SOURCES` different ones, which are ids rather than sources.
         selected_ids: example ids of the subset.
         limits: when to warn.
+        set_aside: positions of the rows that are held out, which belong to no pool.
     """
     if row_sources is None:
         return Diagnostics()
     sources, source_indices = np.unique(np.asarray(row_sources), return_inverse=True)
     selected_indices = source_indices[np.asarray(selected_ids, dtype=np.int64)]
-    pool_counts = np.bincount(source_indices, minlength=len(sources))
+    pool_counts = np.bincount(np.delete(source_indices, list(set_aside)), minlength=len(sources))
     selected_counts = np.bincount(selected_indices, minlength=len(sources))
     return diagnose_source_counts(sources, pool_counts, selected_counts, limits)
 

@@ -36,7 +36,7 @@ def write_selection(
     base_losses = rows.evidence.results.get(BaseModelLosses())
     for findings in (
         diagnose_selection(rows.evidence, selected_ids, scores, base_losses, limits),
-        diagnose_sources(rows.dataset.sources, selected_ids, limits),
-        compare_with_truth(rows.dataset.kinds, selected_ids, scores, experiment.seed, limits),
+        diagnose_sources(rows.dataset.sources, selected_ids, limits, rows.dataset.set_aside),
+        compare_with_truth(rows.dataset.kinds, selected_ids, scores, experiment.seed, limits, rows.dataset.set_aside),
     ):
         run.stages.add_diagnostics(findings.values, findings.failed)
