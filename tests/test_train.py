@@ -306,7 +306,7 @@ def test_an_ensemble_that_finds_its_own_size_and_epoch_says_why(cache, tmp_path,
     assert found["epochs"] == [1, 3] and chosen["epochs"]["late"] == 3
     assert f"members: 4, since {chosen['members']['why']}" in " ".join(capsys.readouterr().out.split())
     assert (tmp_path / "gradient_log" / "member=03" / "epoch=03").is_dir()
-    assert (tmp_path / "report.html").is_file() and SweepJob(tmp_path).epoch_pair == "auto"
+    assert (tmp_path / "report.html").is_file() and SweepJob(tmp_path).epoch_pair == "auto early=1"
     assert "gradients after epochs 1 and 3" in (tmp_path / "README.md").read_text("utf-8")
     assert pq.read_table(tmp_path / "scores.parquet").num_rows == 80 - summary(tmp_path)["data"]["unscored"]
 
@@ -317,4 +317,4 @@ def test_a_page_shows_the_updates_that_a_fall_of_loss_chose(cache, tmp_path):
     chosen = summary(tmp_path)["proxy"]["adaptive"]["epochs"]
     run_files = RunFiles(tmp_path)
     assert run_files.epochs == (chosen["early"], chosen["late"]) and run_files.gradient_log.unit == "update"
-    assert (tmp_path / "report.html").is_file() and SweepJob(tmp_path).epoch_pair == "loss_fall"
+    assert (tmp_path / "report.html").is_file() and SweepJob(tmp_path).epoch_pair == "loss_fall early=0.5 late=0.9"

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from gradfiltering.judging.verdicts import Verdict, decide_verdict, write_verdicts
 from gradfiltering.reports.seed_tables import build_seed_table, group_by_setting
-from gradfiltering.reports.sweep_jobs import read_jobs
+from gradfiltering.reports.sweep_jobs import find_varying_options, read_jobs
 from gradfiltering.reports.sweep_table import write_sweep
 from gradfiltering.statistics.paired_comparison import correct_by_holm
 from gradfiltering.statistics.seed_intervals import estimate_mean_value
@@ -115,6 +115,17 @@ def test_the_sweep_prints_and_writes_it(sweep):
     page = (sweep / "sweep.html").read_text("utf-8")
     assert "What is left when all chance is counted?" in page and "Over seeds" in page
     assert (sweep / "tables" / "seeds.csv").read_text().startswith("setting,measure,seeds,by seed,value,low,high")
+
+
+def test_searches_for_other_snapshots_are_other_settings(tmp_path):
+    target = "gradfiltering.evidence.loss_fall.LossFallSnapshots"
+    for number, (seed, early) in enumerate((seed, early) for seed in range(2) for early in (0.3, 0.5)):
+        path = tmp_path / str(number)
+        config = {**config_of(path, "gsnr"), "seed": seed, "epochs": {"_target_": target, "early": early, "late": 0.9}}
+        write_run(path, config, ["epochs=loss_fall", f"epochs.early={early}", f"seed={seed}"])
+    jobs = read_jobs(tmp_path)
+    settings = group_by_setting(jobs, find_varying_options(jobs))
+    assert [sorted(of_setting) for of_setting in settings.values()] == [[0, 1], [0, 1]]
 
 
 def test_methods_that_share_a_scorer_are_settings_of_their_own(tmp_path):

@@ -62,11 +62,11 @@ class SweepJob(RunFiles):
 
     @property
     def epoch_pair(self) -> str:
-        """The pair of snapshots, such as `e1_e2`, or the name of the search for it."""
+        """The pair of snapshots, such as `e1_e2`, or the search for it with its settings, such as `auto early=1`."""
         pair = self.options("epochs")
         search_name = SNAPSHOT_SEARCHES.get(str(pair.get("_target_", "")).rpartition(".")[2])
         if search_name is not None:
-            return search_name
+            return " ".join([search_name, *(f"{name}={pair[name]}" for name in ("early", "late") if name in pair)])
         if not {"early", "late"} <= pair.keys():
             return NOT_KNOWN
         letter = str(pair.get("unit", "epoch"))[0]
