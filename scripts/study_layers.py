@@ -119,7 +119,8 @@ def score_rows(arguments: argparse.Namespace, name: str, row_count: int, seed: i
     """
     folder = arguments.folder.absolute()
     options = list_options(arguments, row_count, seed, overrides)
-    run_folder: Path = folder / "runs" / f"{name}_{hashlib.sha256(repr(options).encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(repr(options).encode() + Path(arguments.data).read_bytes())
+    run_folder: Path = folder / "runs" / f"{name}_{digest.hexdigest()[:8]}"
     if (run_folder / "scores.parquet").is_file():
         return run_folder
     command = [sys.executable, str(ROOT / "train.py"), *options]

@@ -1,7 +1,6 @@
 """The project in a notebook: select rows, and run whole experiments."""
 
 import json
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
@@ -18,6 +17,8 @@ from gradfiltering.reports.verdict_lines import Verdict
 if TYPE_CHECKING:
     import datasets
     import pandas as pd
+
+NAMELESS_ROWS = "ROWS.jsonl"  # for rows that came as a table or a list
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class RowSelection:
     summary: dict[str, Any]
     _folder: Path = field(repr=False, compare=False)
     _temporary_folder: "tempfile.TemporaryDirectory[str]" = field(repr=False, compare=False)
+    _rows_path: str | None = field(default=None, repr=False, compare=False)  # of the file that the run read, now gone
 
     @property
     def verdict(self) -> Verdict:
@@ -83,7 +85,11 @@ class RowSelection:
         written_page = self._folder / "report.html"
         if not written_page.is_file():
             raise UserError("the rows were selected without a page; leave out report.page=false")
-        return Path(shutil.copyfile(written_page, page_path))
+        page_text = written_page.read_text("utf-8")
+        if self._rows_path is not None:
+            page_text = page_text.replace(self._rows_path, NAMELESS_ROWS)
+        Path(page_path).write_text(page_text, "utf-8")
+        return Path(page_path)
 
 
 def run_experiment(overrides: Sequence[str] = ()) -> RunResult:
@@ -157,11 +163,11 @@ def select_rows(
     scores_path = folder / "scores.parquet"
     scores = pd.read_parquet(scores_path) if scores_path.is_file() else pd.DataFrame({"example_id": [], "score": []})
     summary = run_result.summary
-    command = summary["verdict"]["command"]
-    if command is not None and not isinstance(rows, str | Path):
-        summary["verdict"]["command"] = command.replace(str(rows_path), "ROWS.jsonl")  # the file is gone by now
+    command, read_path = summary["verdict"]["command"], None if isinstance(rows, str | Path) else str(rows_path)
+    if command is not None and read_path is not None:
+        summary["verdict"]["command"] = command.replace(read_path, NAMELESS_ROWS)
     selected_rows = _take_rows(rows, example_ids, folder)
-    return RowSelection(example_ids, scores, selected_rows, summary, folder, temporary_folder)
+    return RowSelection(example_ids, scores, selected_rows, summary, folder, temporary_folder, read_path)
 
 
 def select_from_log(run_folder: str | Path, output_folder: str | Path, overrides: Sequence[str] = ()) -> RunResult:

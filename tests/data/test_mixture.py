@@ -102,5 +102,6 @@ def test_parts_that_cannot_be_had_are_refused(part, message, paths, mixture_sour
 
 
 def test_rows_are_held_out_by_the_sources_or_by_the_mixture(paths, mixture_source):
-    with pytest.raises(UserError, match="so does the mixture; say it once"):
+    with pytest.raises(UserError, match="so does the mixture; say it once") as refusal:
         mixture_source({"a": {"path": paths[0], "heldout": 2}}, heldout=Heldout(None, 0, 0.1))
+    assert refusal.value.arguments == ("heldout.path", "heldout.share")

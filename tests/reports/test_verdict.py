@@ -91,6 +91,9 @@ def test_a_run_that_only_selected_gets_the_command_of_the_whole_test(tmp_path):
         "judge.against": ["full", "random"], "data.heldout.share": 0.1, "until": "report",
     }  # fmt: skip
     assert [*options["seed"].sweep_iterator()] == [0, 1, 2]
+    for heldout_rows, adds_share in ((0, True), (9, False)):  # whatever the options ask for
+        change_summary(tmp_path / "run", heldout_rows=heldout_rows)
+        assert ("data.heldout.share" in command_options(judge_run(tmp_path / "run"))[1]) == adds_share
     assert format_command_time(verdict) == "at least 4 s: training and judging of the models were not timed"
 
 

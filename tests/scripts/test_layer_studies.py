@@ -97,13 +97,14 @@ def started(replace_subprocesses):
 
 
 def test_another_model_is_another_run_and_the_same_is_not_repeated(started, tmp_path):
-    arguments = Namespace(data="rows.jsonl", folder=tmp_path)
+    arguments = Namespace(data=tmp_path / "rows.jsonl", folder=tmp_path)
+    arguments.data.write_text("{}\n")
     folders = [
         study_layers.score_rows(arguments, "rows-9_seed-0", 9, 0, overrides)
         for overrides in (["proxy=tiny"], ["proxy=smollm2"], ["proxy=tiny"])
     ]
     assert folders[0] == folders[2] != folders[1] and len(started) == 2
-    arguments.data = "other.jsonl"
+    arguments.data.write_text("{}\n{}\n")
     assert study_layers.score_rows(arguments, "rows-9_seed-0", 9, 0, ["proxy=tiny"]) not in folders
 
 

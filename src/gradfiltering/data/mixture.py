@@ -73,8 +73,7 @@ class MixtureSource(LoadedSource):
         if self.heldout_count and (self.heldout.path is not None or self.heldout.share):
             raise UserError(
                 "the sources say how many of their rows are held out, and so does the mixture; say it once",
-                owner=self.heldout,
-                arguments=("path", "share"),
+                arguments=("heldout.path", "heldout.share"),
             )
         return self
 

@@ -51,6 +51,7 @@ LINKED_FILES = (ROWS_FILE, HYGIENE_FILE, TRAJECTORY_FILE)  # of the run, which t
 # Parts of the run's summary, and diagnostics, that another choice of rows leaves as they are.
 KEPT_PARTS = (
     "data", "contents", "study_part", "objective", "base_models", "templates", "hygiene", "proxy", "counted_rows",
+    "heldout_rows",
 )  # fmt: skip
 KEPT_DIAGNOSTICS = (
     "base_loss", "chance_loss", "chance_loss_share", "unknown_token_share", "proxy_knows_rows", "heldout_loss",

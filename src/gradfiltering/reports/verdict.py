@@ -130,9 +130,7 @@ def build_command(job: SweepJob, seeds: Sequence[int]) -> str:
     baselines = job.options("judge").get("against") or []
     if not find_random_arm([job]) and not any(baseline in RANDOM_ARMS for baseline in baselines):
         changed_options["judge.against"] = "[full,random]"
-    heldout = job.options("data").get("heldout")
-    holds_nothing_out = isinstance(heldout, Mapping) and not heldout.get("path") and not heldout.get("share")
-    if holds_nothing_out and job.options("data").get("limit") is None:
+    if not _holds_rows_out(job):
         changed_options["data.heldout.share"] = str(HELDOUT_SHARE)
     kept_overrides = [
         override
@@ -144,6 +142,16 @@ def build_command(job: SweepJob, seeds: Sequence[int]) -> str:
     new_overrides = [f"{name}={value}" for name, value in changed_options.items()]
     seed_list = ",".join(map(str, seeds))
     return shlex.join([*program, "-m", *kept_overrides, *new_overrides, f"seed={seed_list}", "until=report"])
+
+
+def _holds_rows_out(job: SweepJob) -> bool:
+    """Return True where a job held rows out, or where its data have no option for that."""
+    heldout = job.options("data").get("heldout")
+    if not isinstance(heldout, Mapping):
+        return True
+    if "heldout_rows" in job.summary:  # not so in folders of earlier versions
+        return bool(job.summary["heldout_rows"])
+    return bool(heldout.get("path") or heldout.get("share")) or job.options("data").get("limit") is not None
 
 
 def build_verdict_table(verdicts: Mapping[str, Mapping[str, Any]]) -> PaperTable:

@@ -49,7 +49,8 @@ def read_rows_and_prompts(experiment: Experiment, run: OpenRun) -> tuple[Instruc
 
 def report_contents(run: OpenRun, dataset: InstructionDataset) -> None:
     """Say how many rows are of each schema and what of them is not used, before anything is computed."""
-    run.stages.add_to_summary(contents=asdict(dataset.contents))
+    heldout_rows = 0 if dataset.heldout is None else len(dataset.heldout)
+    run.stages.add_to_summary(contents=asdict(dataset.contents), heldout_rows=heldout_rows)
     if dataset.other_part:
         run.stages.add_to_summary(study_part={"rows": dataset.counted_rows, "all_rows": len(dataset)})
         announce(f"{dataset.counted_rows:,} of {len(dataset):,} rows are of this part of the study")
