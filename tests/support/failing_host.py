@@ -24,7 +24,7 @@ class FailingSaver(stack_training._MemberSaver):
         super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
         has_failed = Path(sys.argv[1]) / "failed"
         steps_done = batch_idx + 1 + trainer.datamodule.skipped_steps
-        is_here = process_group.rank() == FAILING_RANK and trainer.datamodule.epoch == int(sys.argv[3])
+        is_here = process_group.rank() == FAILING_RANK and trainer.datamodule.moment == int(sys.argv[3])
         if is_here and steps_done == FAILING_STEP and not has_failed.exists():
             has_failed.touch()
             os.killpg(os.getpgid(os.getppid()), signal.SIGKILL)

@@ -21,12 +21,12 @@ class EnsembleDataModule(L.LightningDataModule):
         buckets: rows grouped by length, which decide each member's batches.
         pad_id: token id for padding.
         workers: processes that prepare batches.
-        earlier_epochs: the moment that was trained to before.
+        start_moment: that training goes on from.
         row_states: what the layers below the first adapter hand on of each row; None where it is not kept.
-        timeline: moments at which members are stored, called epochs here; None for the ends of epochs.
+        timeline: moments at which members are stored; None for the ends of epochs.
 
     Attributes:
-        earlier_steps: steps of the first epoch that were taken by a run that was interrupted.
+        earlier_steps: steps from `start_moment` on that a run took which was interrupted.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class EnsembleDataModule(L.LightningDataModule):
         buckets: LengthBuckets,
         pad_id: int,
         workers: int,
-        earlier_epochs: int = 0,
+        start_moment: int = 0,
         row_states: RowStates | None = None,
         timeline: Timeline | None = None,
     ):
@@ -47,43 +47,43 @@ class EnsembleDataModule(L.LightningDataModule):
         self.pad_id = pad_id
         self.workers = workers
         self.timeline = Timeline(buckets.steps_per_epoch) if timeline is None else timeline
-        self.earlier_epochs = earlier_epochs
+        self.start_moment = start_moment
         self.row_states = row_states
         self.earlier_steps = 0
 
     @property
-    def epoch(self) -> int:
+    def moment(self) -> int:
         """The moment that is trained to, the end of an epoch or a number of updates."""
         assert self.trainer is not None
         return self._find_moment(self.trainer.current_epoch)
 
     @property
     def first_update(self) -> int:
-        """Updates before the present epoch, or stretch of updates."""
+        """Updates made by the moment before."""
         assert self.trainer is not None
         if self.trainer.current_epoch == 0:
-            return self.timeline.count_updates(self.earlier_epochs)
+            return self.timeline.count_updates(self.start_moment)
         return self.timeline.count_updates(self._find_moment(self.trainer.current_epoch - 1))
 
     @property
     def step_count(self) -> int:
-        """Optimiser steps of the present epoch, or stretch of updates."""
-        return self.timeline.count_updates(self.epoch) - self.first_update
+        """Optimiser steps from the moment before to that which is trained to."""
+        return self.timeline.count_updates(self.moment) - self.first_update
 
     @property
     def skipped_steps(self) -> int:
-        """Steps of the present epoch that an earlier run took."""
+        """Those of these steps that an earlier run took."""
         assert self.trainer is not None
         return self.earlier_steps if self.trainer.current_epoch == 0 else 0
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Return this rank's share of each training batch of the epoch that the trainer is about to run."""
+        """Return this rank's share of each training batch from here to the next moment."""
         batches = MemberBatches(
             self.examples,
             self.buckets,
             self.member_ids,
             self.first_update + self.skipped_steps,
-            self.timeline.count_updates(self.epoch),
+            self.timeline.count_updates(self.moment),
             self.pad_id,
             share_of_this_rank(),
             self.row_states,
@@ -92,5 +92,5 @@ class EnsembleDataModule(L.LightningDataModule):
 
     def _find_moment(self, stretch_index: int) -> int:
         if self.timeline.unit == "epoch":
-            return self.earlier_epochs + stretch_index + 1
-        return self.timeline.list_moments(self.earlier_epochs, self.timeline.stored_updates[-1])[stretch_index]
+            return self.start_moment + stretch_index + 1
+        return self.timeline.list_moments(self.start_moment, self.timeline.stored_updates[-1])[stretch_index]
