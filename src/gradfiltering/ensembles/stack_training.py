@@ -17,6 +17,7 @@ from gradfiltering.ensembles.data_module import EnsembleDataModule
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.ensembles.member_cache import ONLINE_LOG_FILE, MemberCache
 from gradfiltering.ensembles.proxy_ensemble import ProxyEnsemble
+from gradfiltering.ensembles.snapshots import TrainingStretch
 from gradfiltering.ensembles.stack_state import StackState
 from gradfiltering.ensembles.trajectory import TrajectoryPoint
 from gradfiltering.gradients.engine import GradientEngine
@@ -29,15 +30,15 @@ from gradfiltering.shards.measurement_shards import MeasurementShards, has_all_f
 
 @dataclass
 class TrainingProgress:
-    """Training of a stack to its next moment that was interrupted, or ended but not yet stored member by member.
+    """A stretch of a stack's training that was interrupted, or ended but not yet stored member by member.
 
     Attributes:
         state: of the stack.
-        steps_done: steps that were taken, counted from the moment before.
+        steps_done: steps of the stretch that were taken.
         trajectory: points to store with the members.
         shards: of an online log, the files of what was measured so far, in the rows' folder of the resume point.
-        seconds: time these steps took so far.
-        finished: whether the moment was reached, and the shards are complete.
+        seconds: time the stretch took so far.
+        finished: whether all of its steps were taken, and the shards are complete.
     """
 
     state: StackState
@@ -89,37 +90,34 @@ class StackTrainer:
     model: PeftModel
     build_trainer: Callable[..., L.Trainer]
 
-    def train(self, initial_state: StackState, data: EnsembleDataModule, last_moment: int) -> None:
-        """Train members that have come to the same moment on to a later one.
+    def train(self, initial_state: StackState, data: EnsembleDataModule) -> None:
+        """Train members that have come to the same moment through further stretches.
 
         Args:
-            initial_state: at `data.start_moment`.
-            data: the stack's members and batches.
-            last_moment: to train to.
+            initial_state: at the beginning of the first stretch.
+            data: the stack's members, their batches, and the stretches.
         """
-        timeline = self.member_cache.timeline
-        moments = timeline.list_moments(data.start_moment, last_moment)
-        first_moment, first_update = moments[0], timeline.count_updates(data.start_moment)
-        progress = TrainingProgress.load(self.member_cache.resume_point(data.member_ids, first_moment))
+        timeline, stretch = self.member_cache.timeline, data.stretches[0]
+        progress = TrainingProgress.load(self.member_cache.resume_point(data.member_ids, stretch.moment))
         if progress is not None:
             saved_steps = [
-                self.member_cache.is_complete(member_id, first_moment, progress.steps_done)
+                self.member_cache.is_complete(member_id, stretch.moment, progress.steps_done)
                 for member_id in data.member_ids
             ]
             # A run that took no snapshots on the way may have left it without those.
             # And one that went another way to this number of updates may have stopped before where this one begins.
-            progress = progress if all(saved_steps) and progress.state.steps >= first_update else None
+            progress = progress if all(saved_steps) and progress.state.steps >= stretch.first_update else None
         if progress is not None:
-            initial_state, data.earlier_steps = progress.state, progress.state.steps - first_update
-        step_count = timeline.count_updates(last_moment) - first_update - data.earlier_steps
+            initial_state = progress.state
+        step_count = data.stretches[-1].last_update - initial_state.steps
         description = f"training {_count_members(data.member_ids)}"
         sketch_steps = self.settings.space_sketches(timeline.steps_per_epoch)
         module = ProxyEnsemble(self.engine, initial_state, self.settings, data.member_ids, sketch_steps)
-        if timeline.unit == "update" and data.start_moment:
-            module.trajectory.points = self.member_cache.load_trajectory(data.member_ids, data.start_moment)
+        if timeline.unit == "update" and stretch.first_update:
+            module.trajectory.points = self.member_cache.load_trajectory(data.member_ids, stretch.first_update)
         with progress_bar(description, step_count, "steps") as bar:
             trainer = self.build_trainer(
-                max_epochs=len(moments),
+                max_epochs=len(data.stretches),
                 callbacks=[_MemberSaver(self, progress, bar)],
                 reload_dataloaders_every_n_epochs=1,
             )
@@ -202,25 +200,25 @@ class _MemberSaver(L.Callback):
         self.earlier_progress = progress
         self.bar = bar
         self.has_checkpoint = False
-        self.steps_to_save: list[set[int]] = []  # of each member, on the way to the next moment
-        self.start_time = self.last_save = time.monotonic()
+        self.steps_to_save: list[set[int]] = []  # of each member in the stretch
+        self.stretch_start = self.last_save = time.monotonic()
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Prepare the recorder of an online log, and take up what an interrupted run left."""
         assert isinstance(module, ProxyEnsemble)
         data = _data_module(trainer)
         self.steps_to_save = [
-            set(self.member_cache.steps_to_save(member_id, data.moment)) for member_id in module.member_ids
+            set(self.member_cache.steps_to_save(member_id, data.stretch.moment)) for member_id in module.member_ids
         ]
         if self.member_cache.records_steps:
-            rows_folder = self.member_cache.resume_point(module.member_ids, data.moment).rows_folder
+            rows_folder = self.member_cache.resume_point(module.member_ids, data.stretch.moment).rows_folder
             module.recorder = MeasurementShards(rows_folder, len(module.member_ids))
-        self.start_time = self.last_save = time.monotonic()
+        self.stretch_start = self.last_save = time.monotonic()
         if self.earlier_progress is not None:
             module.trajectory.points = self.earlier_progress.trajectory
             if module.recorder is not None:
                 module.recorder.restore(self.earlier_progress.shards)
-            self.start_time -= self.earlier_progress.seconds
+            self.stretch_start -= self.earlier_progress.seconds
         self.has_checkpoint = self.earlier_progress is not None
         self.earlier_progress = None
 
@@ -243,22 +241,22 @@ class _MemberSaver(L.Callback):
         """Store members that the log needs between two moments, and a checkpoint when it is time for it."""
         assert isinstance(module, ProxyEnsemble)
         data = _data_module(trainer)
-        steps_done = batch_idx + 1 + data.skipped_steps
+        steps_done = module.steps_taken - data.stretch.first_update
         self.bar.advance()
         for member_index, member_id in enumerate(module.member_ids):
             if steps_done in self.steps_to_save[member_index]:
                 module.fetch_measurements()  # an update from a loss that is not finite is not to be stored
                 self.member_cache.commit_member(
-                    key=self.member_cache.member_key(member_id, data.moment, steps_done),
+                    key=self.member_cache.member_key(member_id, data.stretch.moment, steps_done),
                     state=module.state.select_member(member_index),
                     model=self.stack_trainer.model,
-                    seconds=(time.monotonic() - self.start_time) / len(module.member_ids),
+                    seconds=(time.monotonic() - self.stretch_start) / len(module.member_ids),
                 )
         seconds_since_save = time.monotonic() - self.last_save
         checkpoint_due = seconds_since_save >= 60 * self.settings.checkpoint_minutes and not trainer.is_last_batch
         if trainer.strategy.reduce_boolean_decision(checkpoint_due, all=False):
-            progress = self._progress(module, steps_done, finished=False)
-            progress.save(self.member_cache.resume_point(module.member_ids, data.moment))
+            progress = self._progress(module, data.stretch, finished=False)
+            progress.save(self.member_cache.resume_point(module.member_ids, data.stretch.moment))
             self.has_checkpoint = True
             self.last_save = time.monotonic()
 
@@ -266,26 +264,26 @@ class _MemberSaver(L.Callback):
         """Store the members at the moment that was just reached."""
         assert isinstance(module, ProxyEnsemble)
         data = _data_module(trainer)
-        progress = self._progress(module, data.step_count, finished=True)
-        resume_point = self.member_cache.resume_point(module.member_ids, data.moment)
+        progress = self._progress(module, data.stretch, finished=True)
+        resume_point = self.member_cache.resume_point(module.member_ids, data.stretch.moment)
         members = len(module.member_ids)
         member_files = self.stack_trainer.merge_shards(resume_point, members, progress.shards, data.examples)
         progress.save(resume_point)
         self.has_checkpoint = True
-        self.stack_trainer.commit_stack(module.member_ids, data.moment, progress, member_files)
+        self.stack_trainer.commit_stack(module.member_ids, data.stretch.moment, progress, member_files)
         resume_point.delete()
         module.recorder = None
-        if data.timeline.unit == "epoch":
+        if self.member_cache.timeline.unit == "epoch":
             module.trajectory.points = []
 
-    def _progress(self, module: ProxyEnsemble, steps_done: int, finished: bool) -> TrainingProgress:
+    def _progress(self, module: ProxyEnsemble, stretch: TrainingStretch, finished: bool) -> TrainingProgress:
         module.fetch_measurements()  # the state is after these steps, so the log must hold them
         return TrainingProgress(
             state=module.state,
-            steps_done=steps_done,
+            steps_done=module.steps_taken - stretch.first_update,
             trajectory=module.trajectory.points,
             shards=[] if module.recorder is None else module.recorder.list_files(),
-            seconds=time.monotonic() - self.start_time,
+            seconds=time.monotonic() - self.stretch_start,
             finished=finished,
         )
 

@@ -14,6 +14,7 @@ from gradfiltering.ensembles.device_states import DeviceStates, DeviceStateStore
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.ensembles.member_cache import MemberCache
 from gradfiltering.ensembles.prefix_states import PrefixStates, keep_prefix_states
+from gradfiltering.ensembles.snapshots import TrainingStretch
 from gradfiltering.ensembles.stack_state import StackState
 from gradfiltering.gradients.dropout import Dropout
 from gradfiltering.gradients.engine import GradientEngine
@@ -152,16 +153,16 @@ class TrainedEnsemble:
                 continue
             self.member_cache.cache.check_writable()
             self.prepare_engine(member_ids)
-            data = self._training_data(member_ids, plan.start_moment)
-            stack_trainer.train(self.load_state(member_ids, plan.start_moment), data, plan.last_moment)
             timeline = self.member_cache.timeline
-            updates = timeline.count_updates(plan.last_moment) - timeline.count_updates(plan.start_moment)
+            stretches = timeline.list_stretches(plan.start_moment, plan.last_moment)
+            data = self._training_data(member_ids, stretches)
+            stack_trainer.train(self.load_state(member_ids, plan.start_moment), data)
+            updates = stretches[-1].last_update - stretches[0].first_update
             trained_tokens = round(self.examples.tokens * updates / timeline.steps_per_epoch)
             if data.row_states is None:
                 self.costs.frozen_tokens += trained_tokens * len(member_ids)
-            stretches = len(timeline.list_moments(plan.start_moment, plan.last_moment))
             trained_results = self.member_cache.training_results(member_ids, plan.last_moment)
-            self.costs.count_training(trained_results, round(trained_tokens / stretches))
+            self.costs.count_training(trained_results, round(trained_tokens / len(stretches)))
 
     def load_state(self, trained_member_ids: Sequence[int], moment: int) -> StackState:
         """Load trained members at a moment as one stack, the same on every rank."""
@@ -242,7 +243,7 @@ class TrainedEnsemble:
             self.device_states.add(kind, states)
         return states
 
-    def _training_data(self, member_ids: Sequence[int], start_moment: int) -> "EnsembleDataModule":
+    def _training_data(self, member_ids: Sequence[int], stretches: Sequence[TrainingStretch]) -> "EnsembleDataModule":
         from gradfiltering.ensembles.data_module import EnsembleDataModule
 
         settings = self.settings
@@ -261,7 +262,6 @@ class TrainedEnsemble:
             buckets=replace(buckets, resampled=settings.resamples_rows),
             pad_id=self.base_model.pad_id,
             workers=self.batches.workers,
-            timeline=self.member_cache.timeline,
-            start_moment=start_moment,
+            stretches=stretches,
             row_states=row_states,
         )
