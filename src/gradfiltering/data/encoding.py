@@ -33,6 +33,11 @@ NO_RESPONSE = "no response token: the chat template marks none, or nothing prece
 NO_RESPONSE_LEFT = "no response token left in max_tokens"
 
 
+def encodes_by_chat_template(schema: Schema, template: str, tokenizer: Any) -> bool:
+    """Return True where whole conversations go through the tokenizer's own chat template, which marks the answers."""
+    return marks_assistant(tokenizer) and (schema.is_conversational or template == "conversation")
+
+
 def tokenize_rows(dataset_rows: Sequence[Row], schema: Schema, template: str, tokenizer: Any) -> list[TokenizedRow]:
     """Tokenise rows.
 
@@ -43,7 +48,7 @@ def tokenize_rows(dataset_rows: Sequence[Row], schema: Schema, template: str, to
     are left out are named.
     """
     closing_token_id = closing_token(template, tokenizer)
-    uses_chat_template = marks_assistant(tokenizer) and (schema.is_conversational or template == "conversation")
+    uses_chat_template = encodes_by_chat_template(schema, template, tokenizer)
     stop_token_ids = set(stop_tokens(tokenizer)) if uses_chat_template else set()
     tokenized_rows: list[TokenizedRow | None] = []
     segments_of_rows: list[list[Segment]] = []
@@ -187,7 +192,7 @@ def shorten_row(
     if conversation is None:  # a text asks nothing
         return text_pieces
     closing_token_id = closing_token(template, tokenizer)
-    if marks_assistant(tokenizer) and (schema.is_conversational or template == "conversation"):
+    if encodes_by_chat_template(schema, template, tokenizer):
         stop_token_ids = set(stop_tokens(tokenizer))
         parts = _shortenable_messages(conversation)
 

@@ -182,9 +182,13 @@ class MemberCache:
         self.cache.commit(MEMBERS, key, write_member_files, seconds)
 
     def load_state(self, trained_member_ids: Sequence[int], moment: int) -> StackState:
-        """Load trained members at a moment as one stack."""
-        results = [self.find_member(member_id, moment) for member_id in trained_member_ids]
-        return StackState.stack([StackState.read(result.path / STATE_FILE) for result in results if result is not None])
+        """Load trained members, which must exist at that moment, as one stack."""
+        states = []
+        for member_id in trained_member_ids:
+            trained_member = self.find_member(member_id, moment)
+            assert trained_member is not None, f"member {member_id} was not trained to {self.timeline.unit} {moment}"
+            states.append(StackState.read(trained_member.path / STATE_FILE))
+        return StackState.stack(states)
 
     def load_adapters(self, member_ids: Sequence[int], moment: int) -> Adapters:
         """Load the adapters that members of the gradient log are measured with, stacked."""
