@@ -81,7 +81,7 @@ def fit_rows(
         heldout = draw_rows(heldout, MOST_HELDOUT_ROWS, seed, "held-out rows")
         request = replace(request, context=replace(request.context, heldout=heldout))
         plan = plan_run(request, settings)
-        assert plan.seconds is not None, "the plan of all held-out rows was timed"
+    assert plan.seconds is not None, "the plan of all held-out rows was timed"
     if plan.seconds <= allowed_seconds:
         return request, replace(plan, minutes=settings.minutes, seed=seed)
     row_count = len(all_examples)
@@ -98,13 +98,14 @@ def fit_rows(
             request, context=replace(request.context, examples=examples), total_rows=row_count, target=target
         )
         fitted_plan = plan_run(fitted_request, settings)
-        assert fitted_plan.seconds is not None, "the plan of all rows was timed"
-        if fitted_plan.seconds <= TOLERATED_EXCESS * allowed_seconds:
+        planned_seconds = fitted_plan.seconds
+        assert planned_seconds is not None, "the plan of all rows was timed"
+        if planned_seconds <= TOLERATED_EXCESS * allowed_seconds:
             break
     else:
         logger.warning(
             "the run is planned to take %s, longer than the %g minutes given, although its rows were cut %d times",
-            describe_duration(fitted_plan.seconds),
+            describe_duration(planned_seconds),
             settings.minutes,
             MAX_DRAWS,
         )
