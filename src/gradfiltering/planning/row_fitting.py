@@ -85,7 +85,7 @@ def fit_rows(
     if plan.seconds <= allowed_seconds:
         return request, replace(plan, minutes=settings.minutes, seed=seed)
     row_count = len(all_examples)
-    fitted_request, fitted_plan = request, plan
+    fitted_request, fitted_plan, planned_seconds = request, plan, plan.seconds
     for _ in range(MAX_DRAWS):
         planned_rows, row_count = row_count, _rows_for(fitted_plan, row_count, allowed_seconds)
         if row_count < MIN_ROWS:
@@ -98,8 +98,8 @@ def fit_rows(
             request, context=replace(request.context, examples=examples), total_rows=row_count, target=target
         )
         fitted_plan = plan_run(fitted_request, settings)
+        assert fitted_plan.seconds is not None, "the plan of all rows was timed"
         planned_seconds = fitted_plan.seconds
-        assert planned_seconds is not None, "the plan of all rows was timed"
         if planned_seconds <= TOLERATED_EXCESS * allowed_seconds:
             break
     else:
