@@ -4,8 +4,8 @@
 
 Both kinds of norms are read off the same trained members. In each seed the early and late norms, the relative drop,
 the variance and G-SNR of all rows are compared: Spearman's correlation, and the share of the top 10 % that both have.
-Beside them stands how well two ensembles of different seeds agree with each other by passes. `ensemble.collect=auto`
-takes the norms of the steps from where G-SNR agrees as well, less 0.02.
+Beside them stands how well two ensembles of different seeds agree with each other by passes: norms of steps could
+take their place where G-SNR agrees as well, less 0.02.
 
 With `--compared-rows` the members are trained on all rows, and the passes cover only so many of them, drawn at random
 and the same for every seed: a pass over all rows under every member takes as long as an epoch.

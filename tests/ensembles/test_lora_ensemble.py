@@ -9,7 +9,6 @@ import torch
 from peft import PeftModel
 
 from gradfiltering.ensembles import lora_ensemble
-from gradfiltering.ensembles.bootstrap_ensemble import BootstrapEnsemble
 from gradfiltering.ensembles.proxy_ensemble import ProxyEnsemble
 from gradfiltering.ensembles.stack_state import StackState
 from gradfiltering.errors import UserError
@@ -20,9 +19,7 @@ from tests.reference.gradients import loop_gradients
 from tests.support.small_ensembles import (
     ROWS,
     SHAPE,
-    assert_identical_logs,
     assert_same_member,
-    ensemble_of_kind,
     small_ensemble,
 )
 
@@ -59,29 +56,6 @@ def test_online_and_snapshot_agree_when_nothing_is_learned(train):
     snapshot, online = train("snapshot", still), train("online", replace(still, collect="online"))
     for member in range(3):
         assert_same_member(snapshot, online, member)
-
-
-def test_auto_collects_online_from_a_number_of_rows_on(train, monkeypatch):
-    online = train("online", small_ensemble(collect="online"))
-    monkeypatch.setattr(lora_ensemble, "ONLINE_ROWS", ROWS)
-    assert_identical_logs(train("many", small_ensemble(collect="auto")), online, (1, 2))
-    assert train.report.summary()["collect"] == "online"
-    monkeypatch.setattr(lora_ensemble, "ONLINE_ROWS", ROWS + 1)
-    assert_identical_logs(train("few", small_ensemble(collect="auto")), train("snapshots"), (1, 2))
-    assert train.report.summary()["collect"] == "snapshot"
-
-
-@pytest.mark.parametrize(
-    ("settings", "unit"),
-    [
-        (small_ensemble(collect="auto"), "update"),
-        (small_ensemble(collect="auto", train_rows=4), "epoch"),
-        (ensemble_of_kind(BootstrapEnsemble, small_ensemble(collect="auto")), "epoch"),
-    ],
-    ids=["updates", "sample", "bootstrap"],
-)
-def test_auto_takes_snapshots_where_steps_do_not_tell(settings, unit):
-    assert settings.settle_collection(10**9, unit).collect == "snapshot"
 
 
 def test_online_norms_come_from_the_training_steps(train):

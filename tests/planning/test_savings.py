@@ -153,7 +153,7 @@ def test_savings_are_told_with_option_time_and_effect(context, steady_speed, eve
     content = json.loads(json.dumps(plan.to_json()))
     told = "\n".join(describe_plan(content)[-4:])
     assert "with scorer=ifd: losses of the base model in the place of gradients; on SmolLM2 the rows of neither" in told
-    assert "with ensemble.collect=online: norms of the training steps instead of passes of their own." in told
+    assert "with ensemble.collect=online: norms of the training steps instead of passes of their own, which" in told
     assert "with ensemble.lora.layers=last_1: adapters in the last quarter of the layers only" in told
     assert "with epochs=updates or ensemble.train_rows=88: 90 updates instead of 120" in told
     minutes = describe_saving({"change": "online", "values": {}, "seconds": 600.0}, 2100.0)

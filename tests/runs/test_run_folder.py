@@ -34,13 +34,6 @@ def test_config_reloads_to_what_was_run_without_secrets(run_folder):
     assert OmegaConf.to_container(OmegaConf.load(run_folder.path / "config.yaml")) == expected
 
 
-def test_an_option_left_open_is_written_down_as_it_was_settled(run_folder):
-    run_folder.settle_option("scorer", "epsilon", 0.5)
-    run_folder.settle_option("absent", "value", 1)
-    assert run_folder.read_config()["scorer"] == {"epsilon": 0.5, "name": "„gsnr“"}
-    assert list(run_folder.read_config()) == list(CONFIG)
-
-
 @pytest.mark.parametrize(
     "key", ["api_key", "apikey", "OPENAI_API_KEY", "token", "hf_token", "password", "client_secret", "Secret"]
 )

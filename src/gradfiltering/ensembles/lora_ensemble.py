@@ -26,7 +26,6 @@ AUTO = "auto"
 ONLINE: Final = "online"
 SNAPSHOT: Final = "snapshot"
 MAX_SKETCHES = 1000  # of the adapters of a member in an epoch
-ONLINE_ROWS = 500  # from which on `auto` collects online; docs/findings.md, norms from training steps
 
 
 class DropoutPass(NamedTuple):
@@ -71,8 +70,8 @@ class LoraEnsemble:
         betas, eps, weight_decay: of AdamW.
         clip_norm: each member's mean gradient is scaled down to this L2 norm; None for no clipping.
         collect: `snapshot` measures all rows with the parameters frozen after the epoch (the definition);
-            `online` keeps the norms of the epoch's own training steps; `auto` does so from `ONLINE_ROWS` rows on, where
-            the two hardly differ, and where each row is trained on once in an epoch.
+            `online` keeps the norms of the epoch's own training steps, which halves the work and ranks the rows
+            otherwise (docs/findings.md, norms from training steps).
         bucket_batches: batches in a length bucket.
         trajectory_steps: a sketch of the adapters is recorded every so many steps, and at most `MAX_SKETCHES` times in
             an epoch.
@@ -90,7 +89,7 @@ class LoraEnsemble:
     eps: PositiveFloat
     weight_decay: NonNegativeFloat
     clip_norm: PositiveFloat | None
-    collect: Literal["snapshot", "online", "auto"]
+    collect: Literal["snapshot", "online"]
     bucket_batches: PositiveInt
     trajectory_steps: PositiveInt
     checkpoint_minutes: PositiveFloat
@@ -118,18 +117,6 @@ class LoraEnsemble:
     def online_obstacle(self) -> str:
         """Why the norms of the training steps are not those of this ensemble; empty where they are."""
         return "" if self.train_rows is None else "rows that are not trained on have no norms of training steps"
-
-    def settle_collection(self, row_count: int, unit: SnapshotUnit) -> Self:
-        """Return the settings with `collect` decided, where that is `auto`.
-
-        Args:
-            row_count: rows that are trained on.
-            unit: of the snapshots.
-        """
-        if self.collect != AUTO:
-            return self
-        is_online = row_count >= ONLINE_ROWS and unit == "epoch" and not self.online_obstacle
-        return replace(self, collect=ONLINE if is_online else SNAPSHOT)
 
     @property
     def member_ids(self) -> range:

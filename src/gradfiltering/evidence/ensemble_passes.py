@@ -318,7 +318,6 @@ def attach_ensemble(
             "precision": str(context.build_trainer().precision),
             "seed": context.seed,
         }
-        settings = settings.settle_collection(len(training_examples), context.snapshots.unit)
         timeline = context.snapshots.timeline(settings.steps_per_epoch(len(training_examples)))
         member_cache = MemberCache(context.cache, settings, identity, timeline)
         row_sets = [context.examples] if heldout is None else [context.examples, heldout]

@@ -42,8 +42,6 @@ class GradientLogMeasurer(Measurer[GradientLog]):
         logs: dict[int, EpochLog] = {}
         with attach_ensemble(context, report.costs, context.heldout) as trained_ensemble:
             report.describe(trained_ensemble, snapshots)
-            if report.collect != context.ensemble.collect:
-                context.run_folder.settle_option("ensemble", "collect", report.collect)
             trained_ensemble.train([snapshots.early, snapshots.late])
             for epoch in (snapshots.early, snapshots.late):
                 logs[epoch] = _log_rows(trained_ensemble, epoch, context)

@@ -126,24 +126,6 @@ class RunFolder:
             delete_symbolic_link(self.path / folder_name)
         clear_leftovers(self.path)
 
-    def settle_option(self, group: str, name: str, value: Any) -> None:
-        """Write what an option that was left open came to into `config.yaml`.
-
-        Args:
-            group: of the option.
-            name: in the group.
-            value: that it came to.
-        """
-
-        def write_value() -> None:
-            config_path = self.path / CONFIG_FILE
-            config = read_yaml(config_path) if config_path.is_file() else {}
-            if isinstance(config.get(group), dict):
-                config[group][name] = value
-                self.write_text(CONFIG_FILE, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-
-        run_on_rank_zero(write_value)
-
     def read_config(self) -> dict[str, Any]:
         """Read the resolved configuration, secrets masked."""
         config: dict[str, Any] = read_yaml(self.path / CONFIG_FILE)
