@@ -27,6 +27,7 @@ from gradfiltering.data.schemas import Columns
 from gradfiltering.ensembles.data_module import EnsembleDataModule
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.ensembles.proxy_ensemble import ProxyEnsemble
+from gradfiltering.ensembles.snapshots import Timeline
 from gradfiltering.ensembles.stack_state import StackState
 from gradfiltering.gradients.fused import FusedEngine
 from gradfiltering.models.lora import LoraSettings, initial_adapters
@@ -40,6 +41,7 @@ from gradfiltering.synthetic.task_generator import prose
 from gradfiltering.synthetic.task_source import TaskSource
 
 POOL = 5000  # different rows of the task generator; more of them are these again
+MAX_EPOCHS = 1000  # more than the steps need
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -98,7 +100,8 @@ def measure_cell(members: int, rows: int, tokens: int, options: argparse.Namespa
             ensemble.member_ids,
         )
         buckets = LengthBuckets.of(examples.lengths, ensemble.batch_size, 8, 0)
-        data = EnsembleDataModule(examples, ensemble.member_ids, buckets, 0, 0)
+        stretches = Timeline(buckets.steps_per_epoch).list_stretches(0, MAX_EPOCHS)
+        data = EnsembleDataModule(examples, ensemble.member_ids, buckets, 0, 0, stretches)
         trainer = partial(
             L.Trainer, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False,
@@ -107,7 +110,7 @@ def measure_cell(members: int, rows: int, tokens: int, options: argparse.Namespa
         return_freed_memory()
         reset_peak_memory(device)
         start_bytes = psutil.Process().memory_info().rss
-        trainer(max_steps=options.steps, max_epochs=1000).fit(module, datamodule=data)
+        trainer(max_steps=options.steps, max_epochs=MAX_EPOCHS).fit(module, datamodule=data)
         growth = peak_memory_bytes(device) - start_bytes
         return {"before": start_bytes / 2**20, "growth": growth / 2**20}
 

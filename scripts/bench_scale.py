@@ -155,9 +155,10 @@ def train_online(folder: Path, row_count: int) -> None:
     )  # fmt: skip
     engine = FusedEngine(model, ResponseNLL(), 8192)
     state = StackState(initial_adapters(model, lora, settings.member_ids, 0), {}, 0)
-    data = EnsembleDataModule(examples, settings.member_ids, buckets, 0, 0, timeline=member_cache.timeline)
+    stretches = member_cache.timeline.list_stretches(0, 1)
+    data = EnsembleDataModule(examples, settings.member_ids, buckets, 0, 0, stretches)
     with anonymous_memory_printed():
-        StackTrainer(settings, engine, member_cache, model, trainer).train(state, data, 1)
+        StackTrainer(settings, engine, member_cache, model, trainer).train(state, data)
     (log_file,) = (folder / "cache").rglob("online.parquet")
     assert pq.read_metadata(log_file).num_rows == row_count
 

@@ -73,7 +73,7 @@ def test_the_extra_member_in_two_processes_is_that_of_one(cache, tmp_path):
     one, two = one_process(tmp_path / "one", cache, *few), tmp_path / "two"
     run_in_processes(tmp_path / "tmp", "train.py", *SMALL, "trainer=ddp_cpu", *few, *at(two, tmp_path / "cache"))
     losses = [summary(folder)["diagnostics"]["heldout_loss"] for folder in (one, two)]
-    assert losses[0].keys() == {"bare", "1", "2"}
+    assert losses[0].keys() == {"base_model", "1", "2"}
     np.testing.assert_allclose(list(losses[1].values()), list(losses[0].values()), rtol=LOG_RTOL)
     assert summary(two)["heldout_member"]["trained"] == 2 and files_of(one) == files_of(two)
 

@@ -115,9 +115,9 @@ def write_online_log(member_folder, log):
     write_member(member_folder / ONLINE_LOG_FILE, log, 0)
 
 
-def train_members(stack_trainer, initial_state, data, last_epoch):
+def train_members(stack_trainer, initial_state, data):
     member_cache = stack_trainer.member_cache
-    for epoch in range(data.earlier_epochs + 1, last_epoch + 1):
+    for epoch, _, _ in data.stretches:
         for position, member_id in enumerate(data.member_ids):
             key = member_cache.member_key(member_id, epoch)
             rng = torch.Generator().manual_seed(derive_seed("stand-in", hash_key(key)))

@@ -90,7 +90,7 @@ def test_the_real_model_knows_the_rows_and_hides_nothing(name, shared_data, tmp_
     assert diagnostics["proxy_knows_rows"] and "The proxy knows little" not in screen + page
     assert diagnostics["base_loss"] < 0.4 * diagnostics["chance_loss"]
     losses = diagnostics["heldout_loss"]
-    heldout_line = f"Held-out loss of the proxy: {losses['bare']:.2f} before, {losses['1']:.2f} after epoch 1"
+    heldout_line = f"Held-out loss of the proxy: {losses['base_model']:.2f} before, {losses['1']:.2f} after epoch 1"
     assert heldout_line in page and heldout_line in (folder / "README.md").read_text("utf-8")
     assert diagnostics["heldout_rows"] == {"count": 8, "origin": "extra_member"}
     assert told["heldout_member"]["training_rows"] == REAL_ROWS - 8 - told["data"]["unscored"]

@@ -2,6 +2,7 @@ import math
 from collections import Counter
 from itertools import combinations, pairwise
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from gradfiltering.data.batches import IGNORED, Batch, LengthBatches, MemberBatc
 from gradfiltering.data.encoder import Encoder
 from gradfiltering.data.length_buckets import LengthBuckets
 from gradfiltering.ensembles.data_module import EnsembleDataModule
+from gradfiltering.ensembles.proxy_ensemble import ProxyEnsemble
+from gradfiltering.ensembles.snapshots import Timeline
 
 PAD = 7
 
@@ -162,17 +165,21 @@ def test_batch_moves_tensors_and_keeps_ids():
 class TestDataModule:
     @pytest.fixture
     def data(self, examples):
-        return EnsembleDataModule(examples, range(3), LengthBuckets.of(examples.lengths, 4, 2, 0), PAD, 0)
+        buckets = LengthBuckets.of(examples.lengths, 4, 2, 0)
+        stretches = Timeline(buckets.steps_per_epoch).list_stretches(0, 2)
+        return EnsembleDataModule(examples, range(3), buckets, PAD, 0, stretches)
 
     def test_training_batches_follow_the_trainers_epoch(self, data, examples):
         buckets = LengthBuckets.of(examples.lengths, 4, 2, 0)
         for current in (0, 1):
-            data.trainer = SimpleNamespace(current_epoch=current)
-            batches = list(data.train_dataloader())
-            assert len(batches) == data.step_count
-            for member in range(3):
-                drawn = [examples.example_ids[rows].tolist() for rows in buckets.epoch(member, current + 1)]
-                assert [batch.example_id[member].tolist() for batch in batches] == drawn
+            for skipped_steps in (0, 2):  # by a run that was interrupted
+                steps_taken = current * buckets.steps_per_epoch + skipped_steps
+                module = Mock(spec=ProxyEnsemble, steps_taken=steps_taken)
+                data.trainer = SimpleNamespace(current_epoch=current, lightning_module=module)
+                batches = list(data.train_dataloader())
+                for member in range(3):
+                    drawn = [examples.example_ids[rows].tolist() for rows in buckets.epoch(member, current + 1)]
+                    assert [batch.example_id[member].tolist() for batch in batches] == drawn[skipped_steps:]
 
     def test_workers_change_nothing(self, data, examples):
         batches = LengthBatches(examples, 200, PAD)

@@ -5,7 +5,7 @@ import pytest
 
 from gradfiltering.diagnostics.failures import DOUBTING_DIAGNOSTICS, FORBIDDING_DIAGNOSTICS, FailedDiagnostic
 from gradfiltering.diagnostics.subset import diagnose_selection
-from tests.diagnostics.test_subset import BARE, EVIDENCE, QUIET, scores
+from tests.diagnostics.test_subset import BASE_LOSSES, EVIDENCE, QUIET, scores
 
 
 def test_each_diagnostic_forbids_or_casts_doubt():
@@ -26,7 +26,7 @@ def test_the_page_on_verdicts_names_every_diagnostic():
 def failed_names(score, drop, **columns):
     early = np.full(5, 10.0)
     given = scores(score, g_early=early, g_late=early - np.asarray(drop, dtype=float), **columns)
-    return [failure.name for failure in diagnose_selection(EVIDENCE, [2], given, BARE, QUIET).failed]
+    return [failure.name for failure in diagnose_selection(EVIDENCE, [2], given, BASE_LOSSES, QUIET).failed]
 
 
 def test_a_drop_of_norms_that_rose_everywhere_forbids():

@@ -12,7 +12,7 @@ def test_losses_stand_by_epoch_with_the_rows_they_are_of():
     found = diagnose(2.0, 1.8, 1.5)
     assert found.warnings == []
     assert found.values == {
-        "heldout_loss": {"bare": 2.0, "1": 1.8, "3": 1.5},
+        "heldout_loss": {"base_model": 2.0, "1": 1.8, "3": 1.5},
         "heldout_rows": {"count": 40, "origin": "extra_member"},
     }
 
@@ -38,4 +38,4 @@ def test_a_loss_that_falls_is_no_reason_to_warn(losses):
 
 def test_nothing_held_out_is_no_loss():
     found = diagnose_heldout_loss(None, 1, 2)
-    assert found.values == {"heldout_loss": {"bare": None}} and found.warnings == []
+    assert found.values == {"heldout_loss": {"base_model": None}} and found.warnings == []

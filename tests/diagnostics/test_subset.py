@@ -28,7 +28,7 @@ from tests.diagnostics.limits import QUIET
 RTOL = 1e-12
 TOKENS = np.asarray([10, 8, 6, 4, 2])
 EVIDENCE = Evidence(np.asarray([0, 2, 3, 5, 6]), 0, TOKENS, TOKENS)
-BARE = LossMeasurement(np.asarray([2.0, 2.0, 2.0, 1.0, 3.0]), None)
+BASE_LOSSES = LossMeasurement(np.asarray([2.0, 2.0, 2.0, 1.0, 3.0]), None)
 NORMS = {"g_early": np.arange(5.0), "g_late": np.ones(5)}
 
 
@@ -38,7 +38,7 @@ def scores(values, **columns):
 
 class TestSelectionDiagnostics:
     def test_closed_form(self):
-        found = diagnose_selection(EVIDENCE, [2, 5], scores([3, 2, 1, -1, 0], **NORMS), BARE, QUIET).values
+        found = diagnose_selection(EVIDENCE, [2, 5], scores([3, 2, 1, -1, 0], **NORMS), BASE_LOSSES, QUIET).values
         assert found["response_tokens"] == {"pool": 6.0, "selected": 6.0}
         assert found["negative_selected_share"] == 0.5
         assert found["easiness"] == 0.75
@@ -48,23 +48,25 @@ class TestSelectionDiagnostics:
             rtol=RTOL,
         )
         np.testing.assert_allclose(
-            found["score_spearman"]["bare_loss"], spearmanr([3, 2, 1, -1, 0], BARE.row_losses).statistic, rtol=RTOL
+            found["score_spearman"]["base_loss"],
+            spearmanr([3, 2, 1, -1, 0], BASE_LOSSES.row_losses).statistic,
+            rtol=RTOL,
         )
 
     @pytest.mark.parametrize(("given", "is_constant"), [([0, 0, 0, 0, 0], True), ([0, 0, 0, 0, 1e-300], False)])
     def test_equal_scores_are_named(self, given, is_constant):
-        found = diagnose_selection(EVIDENCE, [2, 5], scores(given), BARE, QUIET)
+        found = diagnose_selection(EVIDENCE, [2, 5], scores(given), BASE_LOSSES, QUIET)
         assert found.values["score_is_constant"] is is_constant
         assert any("every row has the same score" in text for text in found.warnings) is is_constant
 
     def test_correlation_with_the_statistics_behind_the_score(self):
         columns = {"g_late": np.asarray([5.0, 4, 3, 2, 1]), "variance_late": np.full(5, np.nan)}
         given = scores([1, 2, 3, 4, 5], **columns)
-        found = diagnose_selection(EVIDENCE, [0], given, BARE, QUIET).values["score_spearman"]
+        found = diagnose_selection(EVIDENCE, [0], given, BASE_LOSSES, QUIET).values["score_spearman"]
         np.testing.assert_allclose(found["g_late"], -1.0, rtol=RTOL)
         assert "variance_late" not in found, "one member's variance is unknown"
 
-    def test_without_scores_or_bare_losses_only_what_is_known_is_said(self):
+    def test_without_scores_or_base_losses_only_what_is_known_is_said(self):
         found = diagnose_selection(EVIDENCE, [0, 2], None, None, replace(QUIET, easiness=9.0, length_correlation=0.0))
         assert set(found.values) == {"response_tokens"} and found.warnings == []
 
@@ -81,8 +83,10 @@ class TestSelectionDiagnostics:
     )  # fmt: skip
     def test_each_warning_comes_when_its_limit_is_crossed(self, limit, silent, loud, message, remedies):
         given = scores([3, 2, 1, -1, 0], **NORMS)
-        assert diagnose_selection(EVIDENCE, [2, 5], given, BARE, replace(QUIET, **{limit: silent})).warnings == []
-        (warning,) = diagnose_selection(EVIDENCE, [2, 5], given, BARE, replace(QUIET, **{limit: loud})).warnings
+        assert (
+            diagnose_selection(EVIDENCE, [2, 5], given, BASE_LOSSES, replace(QUIET, **{limit: silent})).warnings == []
+        )
+        (warning,) = diagnose_selection(EVIDENCE, [2, 5], given, BASE_LOSSES, replace(QUIET, **{limit: loud})).warnings
         assert message in warning and all(remedy in warning for remedy in remedies), warning
 
     @pytest.mark.parametrize(
@@ -97,7 +101,7 @@ class TestSelectionDiagnostics:
     def test_a_negative_score_is_explained_by_what_its_scorer_measured(self, columns, message):
         given = scores([3, 2, 1, -1, 0], **dict.fromkeys(columns, np.arange(5.0)))
         limits = replace(QUIET, negative_selected_share=0.0)
-        (warning,) = diagnose_selection(EVIDENCE, [2, 5], given, BARE, limits).warnings
+        (warning,) = diagnose_selection(EVIDENCE, [2, 5], given, BASE_LOSSES, limits).warnings
         assert message in warning and "Select fewer rows" in warning
         assert "norms" not in warning or "g_early" in columns
 
@@ -115,16 +119,16 @@ class TestSelectionDiagnostics:
         assert all((one.score < 0).any() for one in found), "this example has a negative score under each of them"
         assert [meaning_below_zero(one.columns) for one in found] == list(MEANING_BELOW_ZERO.values())
 
-    @pytest.mark.parametrize("columns", [(), ("bare_perplexity",), ("ifd", "learnability")])
+    @pytest.mark.parametrize("columns", [(), ("base_perplexity",), ("ifd", "learnability")])
     def test_a_sign_that_says_nothing_is_not_reported(self, columns):
         """Of lengths, of ranks under negative weights, of the middle of the perplexities."""
         given = scores([3, 2, 1, -1, 0], **dict.fromkeys(columns, np.arange(5.0)))
-        found = diagnose_selection(EVIDENCE, [2, 5], given, BARE, replace(QUIET, negative_selected_share=0.0))
+        found = diagnose_selection(EVIDENCE, [2, 5], given, BASE_LOSSES, replace(QUIET, negative_selected_share=0.0))
         assert "negative_selected_share" not in found.values and found.warnings == []
 
     def test_short_rows_are_reported_as_long_ones_are(self):
         limits = replace(QUIET, length_correlation=0.7)
-        (warning,) = diagnose_selection(EVIDENCE, [2], scores([1, 2, 3, 4, 5]), BARE, limits).warnings
+        (warning,) = diagnose_selection(EVIDENCE, [2], scores([1, 2, 3, 4, 5]), BASE_LOSSES, limits).warnings
         assert "Spearman -1.00" in warning
 
 

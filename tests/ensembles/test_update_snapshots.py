@@ -43,6 +43,8 @@ def test_a_timeline_counts_epochs_or_updates():
     assert epochs.list_moments(1, 3) == [2, 3] and epochs.count_updates(3) == 18
     assert in_updates == Timeline(6, "update", (20,))
     assert in_updates.list_moments(0, 20) == [20] and in_updates.count_updates(20) == 20
+    assert epochs.list_stretches(1, 3) == [(2, 6, 12), (3, 12, 18)]
+    assert SnapshotPair(4, 20, "update").timeline(6).list_stretches(0, 20) == [(4, 0, 4), (20, 4, 20)]
     assert [in_updates.find_epoch(done) for done in (0, 5, 6, 19)] == [1, 1, 2, 4]
 
 

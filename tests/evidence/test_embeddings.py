@@ -8,7 +8,7 @@ from transformers import BertConfig, BertModel, GPT2TokenizerFast
 from gradfiltering.evidence.context import EmbeddingSettings
 from gradfiltering.evidence.embeddings import row_text
 from gradfiltering.requests import Embeddings
-from tests.reference import bare as reference
+from tests.reference import base_model as reference
 
 RTOL = 1e-4  # float32 forward passes in other batches
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gradfiltering.requests import ErrorNorms
-from tests.reference import bare as reference
+from tests.reference import base_model as reference
 
 RTOL = 1e-4  # float32 forward passes in other batches
 

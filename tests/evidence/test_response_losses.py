@@ -15,7 +15,7 @@ from gradfiltering.evidence.response_losses import CUT_OFF, NO_QUESTION, ONE_TOK
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.requests import ResponseLosses
 from tests.evidence.conftest import SCHEMA
-from tests.reference import bare as reference
+from tests.reference import base_model as reference
 from tests.support.small_ensembles import small_ensemble
 
 RTOL = 1e-4  # float32 forward passes in other batches

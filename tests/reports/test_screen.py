@@ -21,7 +21,7 @@ from gradfiltering.reports.screen import (
 
 ENSEMBLE = {
     "positive_drop_share": 0.23, "median_relative_drop": -0.187, "relative_variance": {"1": 0.0123, "2": None},
-    "update_ratio": {"1": 0.1}, "member_agreement": 0.5, "heldout_loss": {"bare": 2.345, "2": 1.987},
+    "update_ratio": {"1": 0.1}, "member_agreement": 0.5, "heldout_loss": {"base_model": 2.345, "2": 1.987},
 }  # fmt: skip
 VERDICT = {
     "verdict": "not tested", "reasons": ["one seed alone; it takes 3 to tell a difference from chance"], "seeds": 1,
@@ -46,7 +46,7 @@ SELECT = deepcopy(PROXY) | {
     "selection": {"scorer": "gsnr", "selector": "top", "fraction": 0.1, "selected": 199},
 }
 SELECT["diagnostics"] |= {
-    "score_spearman": {"response_tokens": -0.73, "bare_loss": None},
+    "score_spearman": {"response_tokens": -0.73, "base_loss": None},
     "truth": {
         "share": {"clean": {"pool": 0.741, "selected": 0.912, "low": 0.853, "high": 0.964}},
         "auc": {"scorer": {"value": 0.678, "low": 0.611, "high": 0.733}},
@@ -295,14 +295,20 @@ def test_signs_of_poor_rows_are_counted_in_a_line():
     [("extra_member", "1,040 rows that this extra member never saw"), ("dataset", "1,040 rows set aside by the data")],
 )
 def test_the_heldout_loss_is_told_with_its_rows(origin, rows):
-    losses = {"bare": 2.314, "1": 2.046, "2": 1.981}
+    losses = {"base_model": 2.314, "1": 2.046, "2": 1.981}
     diagnostics = {"heldout_loss": losses, "heldout_rows": {"count": 1040, "origin": origin}}
     line = f"Held-out loss of the proxy: 2.31 before, 2.05 after epoch 1, 1.98 after epoch 2 ({rows})"
     assert describe_heldout_loss({"diagnostics": diagnostics}) == line
     assert describe_data({"diagnostics": diagnostics}) == [line]
     assert describe_heldout_loss({"diagnostics": {}}) is None
-    nothing = describe_heldout_loss({"diagnostics": {"heldout_loss": {"bare": None}}})
+    nothing = describe_heldout_loss({"diagnostics": {"heldout_loss": {"base_model": None}}})
     assert nothing == "Held-out loss of the proxy: not measured, since no row was held out"
+
+
+def test_the_heldout_loss_of_an_earlier_run_is_told_too():
+    losses = {"bare": 2.314, "1": 2.046}  # the loss before training, as it was called
+    line = "Held-out loss of the proxy: 2.31 before, 2.05 after epoch 1"
+    assert describe_heldout_loss({"diagnostics": {"heldout_loss": losses}}) == line
 
 
 def test_what_the_proxy_knows_is_told_against_guessing():

@@ -9,7 +9,7 @@ def test_the_hardest_row_is_first(measured):
     assert scores.score.tolist() == [1.5, 0.25, 3.0] and scores.rank.tolist() == [2, 3, 1]
 
 
-def test_needs_the_bare_losses_alone():
+def test_needs_the_losses_of_the_base_model_alone():
     assert LossScorer().requests == {BaseModelLosses()}
 
 

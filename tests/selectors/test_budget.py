@@ -18,7 +18,7 @@ from gradfiltering.selectors.base import Budget
     ],
 )
 def test_budget_counts_all_rows_and_takes_what_there_is(fraction, count, total, available, rows):
-    assert Budget(fraction, count).available_rows(total, available) == rows
+    assert Budget(fraction, count).rows_to_select(total, available) == rows
 
 
 @pytest.mark.parametrize(
@@ -37,9 +37,9 @@ def test_bad_budgets_are_refused_at_once(fraction, count, message):
 
 def test_a_fraction_of_no_row_is_an_error():
     with pytest.raises(UserError, match=r"a share of 0\.01 of 20 rows is no row; give a larger"):
-        Budget(0.01, None).available_rows(20, 20)
+        Budget(0.01, None).rows_to_select(20, 20)
 
 
 def test_more_rows_than_the_dataset_has_is_an_error():
     with pytest.raises(UserError, match="21 rows are more than the dataset's 20; give a smaller"):
-        Budget(None, 21).available_rows(20, 20)
+        Budget(None, 21).rows_to_select(20, 20)

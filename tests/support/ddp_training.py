@@ -101,12 +101,14 @@ def train_all(folder: Path, trainer: partial[L.Trainer]) -> None:
         )  # fmt: skip
         fine_tune("candidate", context.examples, training, own / "target")
         # Rows of one utility but for rounding, which is another in each process, as on machines of different kinds.
-        difficulty, bare = np.random.default_rng(rows).uniform(0.2, 1.2, (2, rows))
-        bare = bare.round(1) + 1e-12 * np.random.default_rng(devices.rank()).normal(size=rows) * devices.rank()
+        difficulty, base_losses = np.random.default_rng(rows).uniform(0.2, 1.2, (2, rows))
+        base_losses = (
+            base_losses.round(1) + 1e-12 * np.random.default_rng(devices.rank()).normal(size=rows) * devices.rank()
+        )
         ids = context.examples.example_ids
         evidence = Evidence(
             ids, 0, context.examples.response_tokens, context.examples.lengths, None,
-            {BaseModelLosses(): LossMeasurement(bare, None)},
+            {BaseModelLosses(): LossMeasurement(base_losses, None)},
         )  # fmt: skip
         for rate in SAMPLE_RATES:
             method = Lead(LEAD(sample_rate=rate), TopSelector(None, BUDGET))

@@ -23,8 +23,9 @@ class FailingSaver(stack_training._MemberSaver):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
         has_failed = Path(sys.argv[1]) / "failed"
-        steps_done = batch_idx + 1 + trainer.datamodule.skipped_steps
-        is_here = process_group.rank() == FAILING_RANK and trainer.datamodule.epoch == int(sys.argv[3])
+        stretch = trainer.datamodule.stretch
+        steps_done = module.steps_taken - stretch.first_update
+        is_here = process_group.rank() == FAILING_RANK and stretch.moment == int(sys.argv[3])
         if is_here and steps_done == FAILING_STEP and not has_failed.exists():
             has_failed.touch()
             os.killpg(os.getpgid(os.getppid()), signal.SIGKILL)

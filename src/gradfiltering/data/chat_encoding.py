@@ -22,7 +22,7 @@ TURNS_UNCLEAR = "the chat template does not mark each assistant turn, and not al
 STRETCHES_UNCLEAR = "the chat template alters an answer of which only stretches are to be learnt"
 
 TokenPiece = tuple[list[int], bool]
-MarkedToken = tuple[int, bool]  # token id, learnt or not
+LabelledToken = tuple[int, bool]  # token id, supervised or not
 
 
 @dataclass(frozen=True)
@@ -78,26 +78,31 @@ def tokenize_by_chat_template(
     stretches = _stretches(marks)
     marked_stretches = [stretch for stretch in stretches if stretch.is_marked]
     turns = _match_turns(messages, len(marked_stretches))
-    if turns is None and any(turn.text.strip() and _is_partly_learnt(turn) for turn in messages):
+    if turns is None and any(turn.text.strip() and _is_partly_supervised(turn) for turn in messages):
         return TokenizedRow(reason=TURNS_UNCLEAR)
-    learnt = [bool(mark) for mark in marks]
+    supervised = [bool(mark) for mark in marks]
     not_shown = [f"{role} turns" for role in sorted(missing_roles)]
     for stretch, turn in zip(marked_stretches, turns or (), strict=False):
         stretch_text = tokenizer.decode(token_ids[stretch.start : stretch.stop])
-        if not turn.trained:
-            learnt[stretch.start : stretch.stop] = [False] * (stretch.stop - stretch.start)
-        elif turn.trained_stretches is not None:
+        if not turn.supervised:
+            supervised[stretch.start : stretch.stop] = [False] * (stretch.stop - stretch.start)
+        elif turn.supervised_stretches is not None:
             offsets = tokenizer(rendered_text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-            learnt_tokens = _learnt_tokens(turn, offsets[stretch.start : stretch.stop], rendered_text)
-            if learnt_tokens is None:
+            supervised_tokens = _find_supervised_tokens(turn, offsets[stretch.start : stretch.stop], rendered_text)
+            if supervised_tokens is None:
                 return TokenizedRow(reason=STRETCHES_UNCLEAR)
-            learnt[stretch.start : stretch.stop] = learnt_tokens
+            supervised[stretch.start : stretch.stop] = supervised_tokens
         if turn.content.strip() and not stretch_text.strip():
             return TokenizedRow(reason=ANSWER_LEFT_OUT)
     not_shown += parts_left_out(conversation, shown_text, tokenizer)
-    trained_turns = [turn.trained for turn in turns] if turns else [True] * len(marked_stretches)
+    supervised_turns = [turn.supervised for turn in turns] if turns else [True] * len(marked_stretches)
     pieces = _close_responses(
-        list(zip(token_ids, learnt, strict=True)), stretches, trained_turns, closing_token_id, stop_token_ids, tokenizer
+        list(zip(token_ids, supervised, strict=True)),
+        stretches,
+        supervised_turns,
+        closing_token_id,
+        stop_token_ids,
+        tokenizer,
     )
     return TokenizedRow(pieces, not_shown=not_shown)
 
@@ -176,18 +181,22 @@ def _match_turns(messages: Sequence[ChatMessage], marked_count: int) -> list[Cha
     return None
 
 
-def _is_partly_learnt(message: ChatMessage) -> bool:
-    return message.role == "assistant" and (not message.trained or message.trained_stretches is not None)
+def _is_partly_supervised(message: ChatMessage) -> bool:
+    return message.role == "assistant" and (not message.supervised or message.supervised_stretches is not None)
 
 
-def _learnt_tokens(turn: ChatMessage, offsets: Sequence[tuple[int, int]], rendered_text: str) -> list[bool] | None:
+def _find_supervised_tokens(
+    turn: ChatMessage, offsets: Sequence[tuple[int, int]], rendered_text: str
+) -> list[bool] | None:
     """Find the tokens of a turn that touch a stretch to learn; None where its content is not in the text as it is."""
     content_start = rendered_text.find(turn.content, offsets[0][0], offsets[-1][1])
     if content_start < 0:
         return None
-    learnt_ranges = [(content_start + start, content_start + stop) for start, stop in turn.trained_stretches or ()]
+    supervised_ranges = [
+        (content_start + start, content_start + stop) for start, stop in turn.supervised_stretches or ()
+    ]
     return [
-        any(token_start < stop and token_stop > start for start, stop in learnt_ranges)
+        any(token_start < stop and token_stop > start for start, stop in supervised_ranges)
         for token_start, token_stop in offsets
     ]
 
@@ -218,9 +227,9 @@ def parts_left_out(conversation: Conversation, shown_text: str, tokenizer: Any) 
 
 
 def _close_responses(
-    tokens: Sequence[MarkedToken],
+    tokens: Sequence[LabelledToken],
     stretches: Sequence[_Stretch],
-    trained_turns: Sequence[bool],
+    supervised_turns: Sequence[bool],
     closing_token_id: int,
     stop_token_ids: set[int],
     tokenizer: Any,
@@ -232,42 +241,42 @@ def _close_responses(
     where anything of the response is.
     """
 
-    def is_blank(part: Sequence[MarkedToken]) -> bool:
+    def is_blank(part: Sequence[LabelledToken]) -> bool:
         return not tokenizer.decode([token_id for token_id, _ in part]).strip()
 
-    def first_stop(part: Sequence[MarkedToken]) -> list[int]:
+    def stop_ends(part: Sequence[LabelledToken]) -> list[int]:
         return [index + 1 for index, (token_id, _) in enumerate(part) if token_id in stop_token_ids]
 
-    closed_tokens: list[MarkedToken] = []
-    remaining_trained = iter(trained_turns)
+    closed_tokens: list[LabelledToken] = []
+    remaining_supervised = iter(supervised_turns)
     parts = [list(tokens[stretch.start : stretch.stop]) for stretch in stretches]
     for index, (stretch, part) in enumerate(zip(stretches, parts, strict=True)):
         if not stretch.is_marked:
             closed_tokens += [(token_id, False) for token_id, _ in part]
             continue
-        is_trained = next(remaining_trained)
-        stops_inside = first_stop(part)
+        is_supervised = next(remaining_supervised)
+        stops_inside = stop_ends(part)
         if stops_inside and is_blank(part[stops_inside[-1] :]):
             response_end = stops_inside[-1]
-            closed_tokens += [*part[: response_end - 1], (part[response_end - 1][0], is_trained)]
+            closed_tokens += [*part[: response_end - 1], (part[response_end - 1][0], is_supervised)]
             closed_tokens += [(token_id, False) for token_id, _ in part[response_end:]]
             continue
         closed_tokens += part
         following_part = parts[index + 1] if index + 1 < len(parts) else []
-        stops_after = first_stop(following_part)
+        stops_after = stop_ends(following_part)
         if stops_after and is_blank(following_part[: stops_after[0] - 1]):
-            closed_tokens += [(token_id, is_trained) for token_id, _ in following_part[: stops_after[0]]]
+            closed_tokens += [(token_id, is_supervised) for token_id, _ in following_part[: stops_after[0]]]
             parts[index + 1] = following_part[stops_after[0] :]
         else:
-            closed_tokens.append((closing_token_id, is_trained))
+            closed_tokens.append((closing_token_id, is_supervised))
     return _as_pieces(closed_tokens)
 
 
-def _as_pieces(tokens: Sequence[MarkedToken]) -> list[TokenPiece]:
+def _as_pieces(tokens: Sequence[LabelledToken]) -> list[TokenPiece]:
     pieces: list[TokenPiece] = []
-    for token_id, learnt in tokens:
-        if pieces and pieces[-1][1] == learnt:
+    for token_id, supervised in tokens:
+        if pieces and pieces[-1][1] == supervised:
             pieces[-1][0].append(token_id)
         else:
-            pieces.append(([token_id], learnt))
+            pieces.append(([token_id], supervised))
     return pieces

@@ -46,8 +46,8 @@ def conversation_segments(conversation: Conversation) -> list[Segment]:
             continue
         segments.append(Segment("<|assistant|>\n", False))
         if message.text.strip():
-            segments += [Segment(text, learnt) for text, learnt in message.stretches() if text]
-            segments.append(Segment("", message.trained, ends_turn=True))
+            segments += [Segment(text, supervised) for text, supervised in message.stretches() if text]
+            segments.append(Segment("", message.supervised, ends_turn=True))
         else:  # a turn without text teaches nothing but to stop
             segments.append(Segment(message.text, False))
     return segments
@@ -88,7 +88,7 @@ def chat_segments(conversation: Conversation, tokenizer: Any) -> list[Segment]:
             raise TemplateError("it leaves out or rewrites an answer")
         prompt_text = whole_text[position : len(prompt)]
         segments.append(Segment(prompt_text if segments else drop_doubled_start(prompt_text, tokenizer), False))
-        segments += [*_answer_segments(message, answer), Segment("", message.trained, ends_turn=True)]
+        segments += [*_answer_segments(message, answer), Segment("", message.supervised, ends_turn=True)]
         position = len(prompt) + len(ending)
     if conversation.messages and conversation.messages[-1].role != "assistant":
         segments.append(Segment(whole_text[position:], False))
@@ -115,14 +115,14 @@ def _written_answer(text_after: str, content: str, closing_text: str) -> tuple[s
 
 def _answer_segments(message: ChatMessage, answer: str) -> list[Segment]:
     """An answer as the stretches of it that are learnt or not."""
-    if not message.trained or message.trained_stretches is None:
-        return [Segment(answer, message.trained)]
+    if not message.supervised or message.supervised_stretches is None:
+        return [Segment(answer, message.supervised)]
     content_start = answer.find(message.content)
     if content_start < 0:
         raise TemplateError("it alters an answer of which only stretches are to be learnt")
     segments = []
     position = 0
-    for start, stop in message.trained_stretches:
+    for start, stop in message.supervised_stretches:
         segments.append(Segment(answer[position : content_start + start], False))
         segments.append(Segment(answer[content_start + start : content_start + stop], True))
         position = content_start + stop
@@ -136,6 +136,6 @@ def first_turn(conversation: Conversation) -> Turn | None:
     for message in conversation.messages:
         if message.role == "assistant":
             system_text, question_text = ("\n\n".join(earlier_texts[role]) for role in ("system", "user"))
-            return Turn(question_text, "", message.text, system_text) if question_text and message.trained else None
+            return Turn(question_text, "", message.text, system_text) if question_text and message.supervised else None
         earlier_texts["system" if message.role == "system" else "user"].append(message.content)
     return None

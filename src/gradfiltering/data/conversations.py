@@ -35,19 +35,19 @@ class ChatMessage:
     Attributes:
         role: system, user, assistant or tool.
         content: its text; parts of text are joined.
-        trained: True for an assistant's turn that the model learns to say.
+        supervised: True for an assistant's turn that the model learns to say.
         reasoning: what the assistant thought before it answered.
         tool_calls: calls of functions, each with `type` and `function` (`name` and `arguments`).
-        trained_stretches: start and stop of the only stretches of the content to learn; None learns the whole turn.
+        supervised_stretches: start and stop of the only stretches of the content to learn; None learns the whole turn.
         further_fields: what else the message holds, which a chat template may show.
     """
 
     role: str
     content: str
-    trained: bool
+    supervised: bool
     reasoning: str = ""
     tool_calls: tuple[Mapping[str, Any], ...] = ()
-    trained_stretches: tuple[tuple[int, int], ...] | None = None
+    supervised_stretches: tuple[tuple[int, int], ...] | None = None
     further_fields: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -69,12 +69,12 @@ class ChatMessage:
     def stretches(self) -> Iterator[tuple[str, bool]]:
         """The text in order, as stretches that are learnt or not."""
         reasoning_text = f"<think>\n{self.reasoning}\n</think>\n\n" if self.reasoning else ""
-        if self.trained_stretches is None or not self.trained:
-            yield reasoning_text + self.content_and_calls, self.trained
+        if self.supervised_stretches is None or not self.supervised:
+            yield reasoning_text + self.content_and_calls, self.supervised
             return
         yield reasoning_text, False
         position = 0
-        for start, stop in self.trained_stretches:
+        for start, stop in self.supervised_stretches:
             yield self.content[position:start], False
             yield self.content[start:stop], True
             position = stop
@@ -168,17 +168,17 @@ def read_message(message: Mapping[str, Any]) -> ChatMessage:
     if role_name in CALLING_ROLES and not tool_calls:
         content_text, tool_calls = _split_call(content_text)
     role = CANONICAL_ROLES[role_name]
-    trained, stretches = _what_is_trained(message, len(content_text))
+    supervised, stretches = _find_supervision(message, len(content_text))
     further_fields = {
         name: value for name, value in without_nulls(message).items() if name not in READ_FIELDS and value != []
     }
     return ChatMessage(
         role=role,
         content=content_text,
-        trained=role == "assistant" and trained,
+        supervised=role == "assistant" and supervised,
         reasoning=next((message[name] for name in REASONING_FIELDS if message.get(name)), ""),
         tool_calls=tool_calls,
-        trained_stretches=stretches,
+        supervised_stretches=stretches,
         further_fields=further_fields,
     )
 
@@ -258,31 +258,31 @@ def _split_call(content: str) -> tuple[str, tuple[Mapping[str, Any], ...]]:
     return "", tuple(_standard_call(call) for call in calls)
 
 
-def _what_is_trained(message: Mapping[str, Any], content_size: int) -> tuple[bool, tuple[tuple[int, int], ...] | None]:
+def _find_supervision(message: Mapping[str, Any], content_size: int) -> tuple[bool, tuple[tuple[int, int], ...] | None]:
     """Return whether a turn is learnt, and which stretches of its content; None for all of it.
 
     The ends of axolotl's stretches are inclusive.
     """
     flags = [message[name] for name in TRAINING_FLAGS if message.get(name) is not None]
     details = next((message[name] for name in TRAINING_DETAILS if message.get(name) is not None), None)
-    trained = all(flags) if flags else details is None or bool(details)
+    supervised = all(flags) if flags else details is None or bool(details)
     if not details:
-        return trained, None
-    learnt_characters = [False] * content_size
-    for is_learnt in (True, False):  # what is not to be learnt wins over what is
+        return supervised, None
+    supervised_characters = [False] * content_size
+    for is_supervised in (True, False):  # what is not to be learnt wins over what is
         for detail in details:
-            if detail["train"] is is_learnt:
+            if detail["train"] is is_supervised:
                 for position in range(detail["begin_offset"], min(detail["end_offset"] + 1, content_size)):
-                    learnt_characters[position] = is_learnt
-    return trained, tuple(_runs(learnt_characters))
+                    supervised_characters[position] = is_supervised
+    return supervised, tuple(_runs(supervised_characters))
 
 
-def _runs(learnt_characters: Sequence[bool]) -> Iterator[tuple[int, int]]:
+def _runs(supervised_characters: Sequence[bool]) -> Iterator[tuple[int, int]]:
     start = None
-    for position, learnt in enumerate([*learnt_characters, False]):
-        if learnt and start is None:
+    for position, supervised in enumerate([*supervised_characters, False]):
+        if supervised and start is None:
             start = position
-        elif not learnt and start is not None:
+        elif not supervised and start is not None:
             yield start, position
             start = None
 

@@ -29,7 +29,7 @@ from gradfiltering.data.preference_schema import EQUAL_WITHIN_LENGTH, SIDE_SCHEM
 from gradfiltering.data.row_columns import Row
 from gradfiltering.data.schemas import Columns, Schema
 from gradfiltering.data.templates import find_template, layout_name
-from gradfiltering.data.tokenising import ReusableTokens, TokenisingSettings, tokenise_table
+from gradfiltering.data.tokenising import ReusableTokens, TokenisingSettings, tokenize_table
 from gradfiltering.data.tokenizer_hash import hash_tokenizer
 from gradfiltering.errors import UserError
 from gradfiltering.runs.cache import Cache
@@ -171,7 +171,7 @@ class Encoder:
         if self.longer_length is not None and self.longer_length > self.max_tokens:
             longer_key = {**cache_key, "max_tokens": self.longer_length}
             longer = ReusableTokens(longer_key, partial(_mark_whole, max_tokens=self.max_tokens))
-        return tokenise_table(row_table, encode_batch, features, self.cache, cache_key, self.settings, longer)
+        return tokenize_table(row_table, encode_batch, features, self.cache, cache_key, self.settings, longer)
 
 
 def find_max_tokens(whole_encoder: Encoder, dataset: InstructionDataset) -> int:

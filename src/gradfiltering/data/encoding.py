@@ -159,7 +159,7 @@ def find_reason(row_values: Row, schema: Schema) -> str:
         return "" if (row_values.get(row_schema.fields[0]) or "").strip() else EMPTY_RESPONSE
     if not conversation.answers:
         return EMPTY_RESPONSE if isinstance(row_schema, Instruction) else NO_ASSISTANT
-    if not any(answer.trained for answer in conversation.answers):
+    if not any(answer.supervised for answer in conversation.answers):
         return NOT_TRAINED
     return ""
 
@@ -217,7 +217,7 @@ def shorten_row(
 def _shortenable_messages(conversation: Conversation) -> list[QuestionPart]:
     parts, answers_before = [], 0
     for position, message in enumerate(conversation.messages):
-        if message.role == "assistant" and message.trained:
+        if message.role == "assistant" and message.supervised:
             answers_before += 1
         else:
             parts.append(QuestionPart(message.content, position, 0, answers_before))
@@ -227,7 +227,7 @@ def _shortenable_messages(conversation: Conversation) -> list[QuestionPart]:
 def _question_texts(row_values: Row, schema: Schema, conversation: Conversation) -> list[str]:
     """List what a person or a system wrote, in the order of the templates, and answers that are not learnt."""
     row_schema = schema.of_row(row_values)
-    messages = [message for message in conversation.messages if message.role != "assistant" or not message.trained]
+    messages = [message for message in conversation.messages if message.role != "assistant" or not message.supervised]
     texts = [message.content for message in messages]
     if isinstance(row_schema, Instruction) and row_schema.input is not None:
         # The question of the conversation is instruction and input in one, and templates put them apart.

@@ -71,7 +71,7 @@ def read_message_pair(row_values: Row, column_names: Sequence[str]) -> list[Chat
     for column_name, role in zip(column_names, ("user", "assistant"), strict=True):
         value = row_values.get(column_name) or []
         part = [ChatMessage(role, value, role == "assistant")] if isinstance(value, str) else map(read_message, value)
-        messages += [message if role == "assistant" else replace(message, trained=False) for message in part]
+        messages += [message if role == "assistant" else replace(message, supervised=False) for message in part]
     return messages
 
 

@@ -76,7 +76,7 @@ class TokenisingSettings:
         return min(processors, MOST_PROCESSES, shard_count)
 
 
-def tokenise_table(
+def tokenize_table(
     rows: Dataset,
     encode_batch: EncodeBatch,
     features: Features,

@@ -119,19 +119,23 @@ def _flags_that_are_lost(row_values: Row, schema: Schema, export_format: str) ->
     conversation = row_schema.conversation(row_values) if row_schema is not None else None
     if conversation is None or (export_format == "native" and not isinstance(row_schema, Messages)):
         return False
-    has_stretches = any(answer.trained and answer.trained_stretches is not None for answer in conversation.answers)
-    has_untrained = any(not answer.trained for answer in conversation.answers)
-    return has_stretches or (has_untrained and export_format != "prompt_completion")
+    has_stretches = any(
+        answer.supervised and answer.supervised_stretches is not None for answer in conversation.answers
+    )
+    has_unsupervised = any(not answer.supervised for answer in conversation.answers)
+    return has_stretches or (has_unsupervised and export_format != "prompt_completion")
 
 
 def _messages_row(conversation: Conversation) -> ExportedRow:
     """A row of TRL's conversational language modelling: `messages`, and `tools` where there are any."""
-    marks_turns = any(not answer.trained or answer.trained_stretches is not None for answer in conversation.answers)
+    marks_turns = any(
+        not answer.supervised or answer.supervised_stretches is not None for answer in conversation.answers
+    )
     messages = []
     for message, exported_message in zip(conversation.messages, _exported(conversation.messages), strict=True):
         if marks_turns and message.role == "assistant":
-            exported_message["train"] = message.trained
-            if message.trained and message.trained_stretches is not None:
+            exported_message["train"] = message.supervised
+            if message.supervised and message.supervised_stretches is not None:
                 exported_message["train_detail"] = list(_details(message))
         messages.append(exported_message)
     return {"messages": messages, **_further_columns(conversation)}
@@ -143,7 +147,7 @@ def _prompt_completion_rows(conversations: Sequence[Conversation]) -> list[Expor
         (conversation, index)
         for conversation in conversations
         for index, message in enumerate(conversation.messages)
-        if message.role == "assistant" and message.trained and message.text.strip()
+        if message.role == "assistant" and message.supervised and message.text.strip()
     ]
     if all(_is_plain_question(conversation) for conversation, _ in pairs):
         return [
@@ -188,7 +192,7 @@ def _further_columns(conversation: Conversation) -> Mapping[str, Any]:
 def _details(message: ChatMessage) -> Iterator[dict[str, Any]]:
     """The stretches of an answer as axolotl counts them: the end is the last character."""
     position = 0
-    for start, stop in (*(message.trained_stretches or ()), (len(message.content), len(message.content))):
+    for start, stop in (*(message.supervised_stretches or ()), (len(message.content), len(message.content))):
         if start > position:
             yield {"begin_offset": position, "end_offset": start - 1, "train": False}
         if stop > start:

@@ -92,7 +92,7 @@ def _read_task_names(dataset: InstructionDataset, task_field: str | None, rows_o
             f"{', '.join(heldout_rows.column_names)}); name one of them, or none for one task"
         )
     task_names = list(heldout_rows[field_name])
-    rows_without_task = [describe_row for describe_row, task_name in enumerate(task_names) if task_name is None]
+    rows_without_task = [row_position for row_position, task_name in enumerate(task_names) if task_name is None]
     if rows_without_task:
         raise UserError(
             f"{rows_origin}: row {rows_without_task[0]} has no '{field_name}', so its task is not "

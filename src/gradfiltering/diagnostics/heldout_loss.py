@@ -41,10 +41,10 @@ def diagnose_heldout_loss(
         unit: what snapshots are counted in.
     """
     if heldout is None:
-        return Diagnostics({"heldout_loss": {"bare": None}})
+        return Diagnostics({"heldout_loss": {"base_model": None}})
     losses_by_epoch = {str(epoch): loss for epoch, loss in heldout.losses.items()}
     values: dict[str, Any] = {
-        "heldout_loss": {"bare": heldout.base_loss, **losses_by_epoch},
+        "heldout_loss": {"base_model": heldout.base_loss, **losses_by_epoch},
         "heldout_rows": {"count": heldout.rows, "origin": heldout.origin},
     }
     early_loss, late_loss = heldout.losses[early_epoch], heldout.losses[late_epoch]

@@ -42,7 +42,7 @@ def diagnose_selection(
     """
     pool_columns = {"response_tokens": evidence.response_tokens.astype(np.float64)}
     if base_losses is not None:
-        pool_columns["bare_loss"] = base_losses.row_losses
+        pool_columns["base_loss"] = base_losses.row_losses
     is_selected = np.isin(evidence.example_ids, np.asarray(selected_ids))
     selected_columns = {name: column[is_selected] for name, column in pool_columns.items()}
     if scores is None:
@@ -59,7 +59,7 @@ class ScoredColumns:
     """The rows that have a score.
 
     Attributes:
-        columns: `response_tokens`, `bare_loss` where it was measured, and those of `score_columns`.
+        columns: `response_tokens`, `base_loss` where it was measured, and those of `score_columns`.
         statistic_names: of the statistics that the scorer left beside the score.
     """
 
@@ -88,7 +88,7 @@ def diagnose_selected_columns(
     """Measure what `diagnose_selection` does, from columns that may lie on disk.
 
     Args:
-        pool: `response_tokens` of the rows that can be scored, and `bare_loss` where it was measured.
+        pool: `response_tokens` of the rows that can be scored, and `base_loss` where it was measured.
         selected: the same of the selected rows, and their `score`, of those that have one.
         scored_rows: the rows that have a score, None where nothing was scored.
         limits: when to warn.
@@ -105,15 +105,15 @@ def diagnose_selected_columns(
             values["negative_selected_share"] = selected.share_below_zero("score")
         compared_names = [
             name
-            for name in ("response_tokens", "bare_loss", *scored_rows.statistic_names)
+            for name in ("response_tokens", "base_loss", *scored_rows.statistic_names)
             if name in scored.names and scored.is_finite(name)
         ]
         correlations = scored.correlate_ranks([("score", name) for name in compared_names])
         values["score_spearman"] = dict(zip(compared_names, correlations, strict=True))
         failures += _list_score_failures(values, score_meaning, limits)
         failures += _check_norm_drop(scored)
-    if "bare_loss" in pool.names:
-        easiness = selected.mean("bare_loss") / pool.mean("bare_loss")
+    if "base_loss" in pool.names:
+        easiness = selected.mean("base_loss") / pool.mean("base_loss")
         values["easiness"] = easiness
         if easiness < limits.easiness:
             failures.append(

@@ -9,7 +9,8 @@ from gradfiltering.data.batches import Batch, MemberBatches, RowStates, make_bat
 from gradfiltering.data.examples import Examples
 from gradfiltering.data.length_buckets import LengthBuckets
 from gradfiltering.distributed.row_measurements import share_of_this_rank
-from gradfiltering.ensembles.snapshots import Timeline
+from gradfiltering.ensembles.proxy_ensemble import ProxyEnsemble
+from gradfiltering.ensembles.snapshots import TrainingStretch
 
 
 class EnsembleDataModule(L.LightningDataModule):
@@ -21,12 +22,8 @@ class EnsembleDataModule(L.LightningDataModule):
         buckets: rows grouped by length, which decide each member's batches.
         pad_id: token id for padding.
         workers: processes that prepare batches.
-        earlier_epochs: the moment that was trained to before.
+        stretches: of the training, one for each epoch of the trainer.
         row_states: what the layers below the first adapter hand on of each row; None where it is not kept.
-        timeline: moments at which members are stored, called epochs here; None for the ends of epochs.
-
-    Attributes:
-        earlier_steps: steps of the first epoch that were taken by a run that was interrupted.
     """
 
     def __init__(
@@ -36,9 +33,8 @@ class EnsembleDataModule(L.LightningDataModule):
         buckets: LengthBuckets,
         pad_id: int,
         workers: int,
-        earlier_epochs: int = 0,
+        stretches: Sequence[TrainingStretch],
         row_states: RowStates | None = None,
-        timeline: Timeline | None = None,
     ):
         super().__init__()
         self.examples = examples
@@ -46,51 +42,31 @@ class EnsembleDataModule(L.LightningDataModule):
         self.buckets = buckets
         self.pad_id = pad_id
         self.workers = workers
-        self.timeline = Timeline(buckets.steps_per_epoch) if timeline is None else timeline
-        self.earlier_epochs = earlier_epochs
+        self.stretches = stretches
         self.row_states = row_states
-        self.earlier_steps = 0
 
     @property
-    def epoch(self) -> int:
-        """The moment that is trained to, the end of an epoch or a number of updates."""
+    def stretch(self) -> TrainingStretch:
+        """The stretch that the trainer is in, or about to begin."""
         assert self.trainer is not None
-        return self._find_moment(self.trainer.current_epoch)
-
-    @property
-    def first_update(self) -> int:
-        """Updates before the present epoch, or stretch of updates."""
-        assert self.trainer is not None
-        if self.trainer.current_epoch == 0:
-            return self.timeline.count_updates(self.earlier_epochs)
-        return self.timeline.count_updates(self._find_moment(self.trainer.current_epoch - 1))
-
-    @property
-    def step_count(self) -> int:
-        """Optimiser steps of the present epoch, or stretch of updates."""
-        return self.timeline.count_updates(self.epoch) - self.first_update
-
-    @property
-    def skipped_steps(self) -> int:
-        """Steps of the present epoch that an earlier run took."""
-        assert self.trainer is not None
-        return self.earlier_steps if self.trainer.current_epoch == 0 else 0
+        return self.stretches[self.trainer.current_epoch]
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Return this rank's share of each training batch of the epoch that the trainer is about to run."""
+        """Return this rank's share of each training batch from the updates made so far to the end of the stretch.
+
+        An interrupted run may have made some updates of the first stretch.
+        """
+        assert self.trainer is not None
+        module = self.trainer.lightning_module
+        assert isinstance(module, ProxyEnsemble)
         batches = MemberBatches(
             self.examples,
             self.buckets,
             self.member_ids,
-            self.first_update + self.skipped_steps,
-            self.timeline.count_updates(self.epoch),
+            module.steps_taken,
+            self.stretch.last_update,
             self.pad_id,
             share_of_this_rank(),
             self.row_states,
         )
         return make_batch_loader(batches, self.workers)
-
-    def _find_moment(self, stretch_index: int) -> int:
-        if self.timeline.unit == "epoch":
-            return self.earlier_epochs + stretch_index + 1
-        return self.timeline.list_moments(self.earlier_epochs, self.timeline.stored_updates[-1])[stretch_index]

@@ -40,7 +40,7 @@ class DropoutEnsemble(LoraEnsemble):
         """One member, whatever the number of passes."""
         return range(1)
 
-    def describe_measurement(self, member_id: int, epoch: int, steps_per_epoch: int) -> SnapshotMeasurement:
+    def describe_measurement(self, member_id: int, moment: int, steps_per_epoch: int) -> SnapshotMeasurement:
         """Describe the pass of a member: the trained member with dropout of its own."""
         return SnapshotMeasurement(0, dropout=DropoutPass(self.dropout, member_id) if self.dropout else None)
 

@@ -43,11 +43,11 @@ class DropoutPass(NamedTuple):
 
 @dataclass(frozen=True)
 class SnapshotMeasurement:
-    """The parameters that a member of the gradient log is measured with at some epoch.
+    """The parameters that a member of the gradient log is measured with at some moment.
 
     Attributes:
         trained_member_id: member whose adapter is measured.
-        step: optimiser steps of the epoch taken by then; None at the epoch's end.
+        step: optimiser steps taken on the way to the moment; None at the moment itself.
         dropout: dropped inputs; None without dropout.
     """
 
@@ -160,12 +160,12 @@ class LoraEnsemble:
         """Return the optimiser steps of one epoch."""
         return -(-row_count // self.batch_size)
 
-    def describe_measurement(self, member_id: int, epoch: int, steps_per_epoch: int) -> SnapshotMeasurement:
+    def describe_measurement(self, member_id: int, moment: int, steps_per_epoch: int) -> SnapshotMeasurement:
         """Describe the parameters that a member of the gradient log is measured with.
 
         Args:
             member_id: of the log.
-            epoch: after or within which.
+            moment: at which, or on the way to which.
             steps_per_epoch: optimiser steps.
         """
         return SnapshotMeasurement(member_id)

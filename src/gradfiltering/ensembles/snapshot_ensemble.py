@@ -48,13 +48,13 @@ class SnapshotEnsemble(LoraEnsemble):
         """One member, whatever the number of snapshots."""
         return range(1)
 
-    def describe_measurement(self, member_id: int, epoch: int, steps_per_epoch: int) -> SnapshotMeasurement:
+    def describe_measurement(self, member_id: int, moment: int, steps_per_epoch: int) -> SnapshotMeasurement:
         """Describe a snapshot: the trained member after its share of the epoch.
 
         Raises:
             UserError: an epoch has fewer steps than there are snapshots.
         """
-        if epoch == 0:
+        if moment == 0:
             return SnapshotMeasurement(0)
         snapshot_count = len(self.member_ids)
         if steps_per_epoch < snapshot_count:

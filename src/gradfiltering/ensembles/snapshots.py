@@ -1,7 +1,8 @@
 """Snapshots of an ensemble's training: the early and the late one that are compared."""
 
 from dataclasses import dataclass
-from typing import Any, Self
+from itertools import pairwise
+from typing import Any, NamedTuple, Self
 
 from gradfiltering.errors import UserError
 from gradfiltering.options import NonNegativeInt, PositiveInt, model_validator, options
@@ -59,6 +60,20 @@ class SnapshotPair:
         return Timeline(steps_per_epoch, self.unit, tuple(update for update in updates if update > 0))
 
 
+class TrainingStretch(NamedTuple):
+    """The updates of training between two moments that follow each other.
+
+    Attributes:
+        moment: that the stretch leads to.
+        first_update: updates made before it.
+        last_update: updates made at its end.
+    """
+
+    moment: int
+    first_update: int
+    last_update: int
+
+
 @dataclass(frozen=True)
 class Timeline:
     """Moments in training at which members are stored, and from which their training goes on.
@@ -85,6 +100,15 @@ class Timeline:
         if self.unit == "epoch":
             return list(range(first + 1, last + 1))
         return [updates for updates in self.stored_updates if first < updates <= last]
+
+    def list_stretches(self, start_moment: int, last_moment: int) -> list[TrainingStretch]:
+        """List the stretches of training that lead from one moment to another."""
+        moments = self.list_moments(start_moment, last_moment)
+        update_counts = [self.count_updates(moment) for moment in (start_moment, *moments)]
+        return [
+            TrainingStretch(moment, first_update, last_update)
+            for moment, (first_update, last_update) in zip(moments, pairwise(update_counts), strict=True)
+        ]
 
     def find_epoch(self, updates: int) -> int:
         """Return the epoch, from 1, that the update after `updates` others belongs to."""

@@ -31,15 +31,15 @@ class StackState:
 
     def select_member(self, position: int) -> "StackState":
         """Return the member at a position of the stack, as a stack of one."""
-        member_id = slice(position, position + 1)
+        member_slice = slice(position, position + 1)
         moments = {
             moment_name: {
-                parameter_name: stacked_value[member_id] for parameter_name, stacked_value in parameters.items()
+                parameter_name: stacked_value[member_slice] for parameter_name, stacked_value in parameters.items()
             }
             for moment_name, parameters in self.moments.items()
         }
         return StackState(
-            {parameter_name: stacked_value[member_id] for parameter_name, stacked_value in self.adapters.items()},
+            {parameter_name: stacked_value[member_slice] for parameter_name, stacked_value in self.adapters.items()},
             moments,
             self.steps,
         )

@@ -1,4 +1,4 @@
-"""Training of stacks of members: every epoch of every member is stored as it ends, and interrupted epochs go on."""
+"""Training of stacks of members: each member is stored at every moment, and interrupted training goes on."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +17,7 @@ from gradfiltering.ensembles.data_module import EnsembleDataModule
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.ensembles.member_cache import ONLINE_LOG_FILE, MemberCache
 from gradfiltering.ensembles.proxy_ensemble import ProxyEnsemble
+from gradfiltering.ensembles.snapshots import TrainingStretch
 from gradfiltering.ensembles.stack_state import StackState
 from gradfiltering.ensembles.trajectory import TrajectoryPoint
 from gradfiltering.gradients.engine import GradientEngine
@@ -28,15 +29,15 @@ from gradfiltering.shards.measurement_shards import MeasurementShards, has_all_f
 
 
 @dataclass
-class EpochProgress:
-    """An epoch of a stack that was interrupted, or ended but not yet stored member by member.
+class TrainingProgress:
+    """A stretch of a stack's training that was interrupted, or ended but not yet stored member by member.
 
     Attributes:
         state: of the stack.
-        steps_done: steps of the epoch that were taken.
-        trajectory: points recorded in it.
+        steps_done: steps of the stretch that were taken.
+        trajectory: points to store with the members.
         shards: of an online log, the files of what was measured so far, in the rows' folder of the resume point.
-        seconds: time the epoch took so far.
+        seconds: time the stretch took so far.
         finished: whether all of its steps were taken, and the shards are complete.
     """
 
@@ -61,7 +62,7 @@ class EpochProgress:
         )
 
     @classmethod
-    def load(cls, resume_point: ResumePoint) -> "EpochProgress | None":
+    def load(cls, resume_point: ResumePoint) -> "TrainingProgress | None":
         """Load what `save` stored, None where there is nothing, or rows that were measured are gone."""
         checkpoint = resume_point.load()
         if checkpoint is None or "shards" not in checkpoint.state:  # of an earlier version
@@ -89,44 +90,41 @@ class StackTrainer:
     model: PeftModel
     build_trainer: Callable[..., L.Trainer]
 
-    def train(self, initial_state: StackState, data: EnsembleDataModule, last_epoch: int) -> None:
-        """Train members that have equally many epochs behind them to the end of epoch `last_epoch`.
+    def train(self, initial_state: StackState, data: EnsembleDataModule) -> None:
+        """Train members that have come to the same moment through further stretches.
 
         Args:
-            initial_state: after `data.earlier_epochs` epochs.
-            data: the stack's members and batches.
-            last_epoch: counted from 1, earlier runs included.
+            initial_state: at the beginning of the first stretch.
+            data: the stack's members, their batches, and the stretches.
         """
-        timeline = self.member_cache.timeline
-        epochs = timeline.list_moments(data.earlier_epochs, last_epoch)
-        first_epoch, first_update = epochs[0], timeline.count_updates(data.earlier_epochs)
-        progress = EpochProgress.load(self.member_cache.resume_point(data.member_ids, first_epoch))
+        timeline, stretch = self.member_cache.timeline, data.stretches[0]
+        progress = TrainingProgress.load(self.member_cache.resume_point(data.member_ids, stretch.moment))
         if progress is not None:
             saved_steps = [
-                self.member_cache.is_complete(member_id, first_epoch, progress.steps_done)
+                self.member_cache.is_complete(member_id, stretch.moment, progress.steps_done)
                 for member_id in data.member_ids
             ]
-            # A run that took no snapshots within the epoch may have left it without those.
+            # A run that took no snapshots on the way may have left it without those.
             # And one that went another way to this number of updates may have stopped before where this one begins.
-            progress = progress if all(saved_steps) and progress.state.steps >= first_update else None
+            progress = progress if all(saved_steps) and progress.state.steps >= stretch.first_update else None
         if progress is not None:
-            initial_state, data.earlier_steps = progress.state, progress.state.steps - first_update
-        step_count = timeline.count_updates(last_epoch) - first_update - data.earlier_steps
+            initial_state = progress.state
+        step_count = data.stretches[-1].last_update - initial_state.steps
         description = f"training {_count_members(data.member_ids)}"
         sketch_steps = self.settings.space_sketches(timeline.steps_per_epoch)
         module = ProxyEnsemble(self.engine, initial_state, self.settings, data.member_ids, sketch_steps)
-        if timeline.unit == "update" and data.earlier_epochs:
-            module.trajectory.points = self.member_cache.load_trajectory(data.member_ids, data.earlier_epochs)
+        if timeline.unit == "update" and stretch.first_update:
+            module.trajectory.points = self.member_cache.load_trajectory(data.member_ids, stretch.first_update)
         with progress_bar(description, step_count, "steps") as bar:
             trainer = self.build_trainer(
-                max_epochs=len(epochs),
+                max_epochs=len(data.stretches),
                 callbacks=[_MemberSaver(self, progress, bar)],
                 reload_dataloaders_every_n_epochs=1,
             )
             trainer.fit(module, datamodule=data)
 
-    def finish_interrupted_epochs(self, examples: Examples) -> None:
-        """Store the members of epochs that a killed run had ended; it may have stored some of them.
+    def store_finished_members(self, examples: Examples) -> None:
+        """Store the members of stacks that a killed run had trained to a moment; it may have stored some of them.
 
         Else the others would be trained in a smaller stack, which agrees only up to rounding.
 
@@ -135,11 +133,11 @@ class StackTrainer:
         """
         unit = self.member_cache.timeline.unit
         for resume_point in self.member_cache.resume_points():
-            progress = EpochProgress.load(resume_point)
+            progress = TrainingProgress.load(resume_point)
             if progress is not None and progress.finished:
                 member_ids = resume_point.key["members"]
                 member_files = self.merge_shards(resume_point, len(member_ids), progress.shards, examples)
-                self.commit_epoch(member_ids, resume_point.key[unit], progress, member_files)
+                self.commit_stack(member_ids, resume_point.key[unit], progress, member_files)
                 resume_point.delete()
 
     def merge_shards(
@@ -168,14 +166,14 @@ class StackTrainer:
             type(self.settings),
         )
 
-    def commit_epoch(
-        self, member_ids: Sequence[int], epoch: int, progress: EpochProgress, member_files: Sequence[Path]
+    def commit_stack(
+        self, member_ids: Sequence[int], moment: int, progress: TrainingProgress, member_files: Sequence[Path]
     ) -> None:
-        """Store each member of a stack after an epoch that has ended, with the log of its steps where there is one."""
+        """Store each member of a stack at a moment it was trained to, with the log of its steps where there is one."""
         for member_index, member_id in enumerate(member_ids):
             write_log = partial(_move_online_log, member_files[member_index]) if member_files else None
             self.member_cache.commit_member(
-                key=self.member_cache.member_key(member_id, epoch),
+                key=self.member_cache.member_key(member_id, moment),
                 state=progress.state.select_member(member_index),
                 model=self.model,
                 seconds=progress.seconds / len(member_ids),
@@ -193,39 +191,39 @@ def _move_online_log(member_file: Path, folder: Path) -> None:
 
 
 class _MemberSaver(L.Callback):
-    """Stores every member at the end of every epoch and, now and then within one, a checkpoint to resume from."""
+    """Stores every member at every moment and, now and then in between, a checkpoint to resume from."""
 
-    def __init__(self, stack_trainer: StackTrainer, progress: EpochProgress | None, bar: ProgressBar):
+    def __init__(self, stack_trainer: StackTrainer, progress: TrainingProgress | None, bar: ProgressBar):
         self.stack_trainer = stack_trainer
         self.settings = stack_trainer.settings
         self.member_cache = stack_trainer.member_cache
         self.earlier_progress = progress
         self.bar = bar
         self.has_checkpoint = False
-        self.steps_to_save: list[set[int]] = []  # of each member in the epoch
-        self.epoch_start = self.last_save = time.monotonic()
+        self.steps_to_save: list[set[int]] = []  # of each member in the stretch
+        self.stretch_start = self.last_save = time.monotonic()
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Prepare the recorder of an online epoch, and take up what an interrupted run left."""
+        """Prepare the recorder of an online log, and take up what an interrupted run left."""
         assert isinstance(module, ProxyEnsemble)
         data = _data_module(trainer)
         self.steps_to_save = [
-            set(self.member_cache.steps_to_save(member_id, data.epoch)) for member_id in module.member_ids
+            set(self.member_cache.steps_to_save(member_id, data.stretch.moment)) for member_id in module.member_ids
         ]
         if self.member_cache.records_steps:
-            rows_folder = self.member_cache.resume_point(module.member_ids, data.epoch).rows_folder
+            rows_folder = self.member_cache.resume_point(module.member_ids, data.stretch.moment).rows_folder
             module.recorder = MeasurementShards(rows_folder, len(module.member_ids))
-        self.epoch_start = self.last_save = time.monotonic()
+        self.stretch_start = self.last_save = time.monotonic()
         if self.earlier_progress is not None:
             module.trajectory.points = self.earlier_progress.trajectory
             if module.recorder is not None:
                 module.recorder.restore(self.earlier_progress.shards)
-            self.epoch_start -= self.earlier_progress.seconds
+            self.stretch_start -= self.earlier_progress.seconds
         self.has_checkpoint = self.earlier_progress is not None
         self.earlier_progress = None
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
-        """Delete what was recorded in an epoch that ends early, unless there is a checkpoint to go on from."""
+        """Delete what was recorded where training ends early, unless there is a checkpoint to go on from."""
         assert isinstance(module, ProxyEnsemble)
         if module.recorder is not None and not self.has_checkpoint and rank() == 0:
             discard_quietly(module.recorder.folder)
@@ -240,52 +238,52 @@ class _MemberSaver(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Store members that the log needs within the epoch, and a checkpoint of the epoch when it is time for it."""
+        """Store members that the log needs between two moments, and a checkpoint when it is time for it."""
         assert isinstance(module, ProxyEnsemble)
         data = _data_module(trainer)
-        steps_done = batch_idx + 1 + data.skipped_steps
+        steps_done = module.steps_taken - data.stretch.first_update
         self.bar.advance()
         for member_index, member_id in enumerate(module.member_ids):
             if steps_done in self.steps_to_save[member_index]:
                 module.fetch_measurements()  # an update from a loss that is not finite is not to be stored
                 self.member_cache.commit_member(
-                    key=self.member_cache.member_key(member_id, data.epoch, steps_done),
+                    key=self.member_cache.member_key(member_id, data.stretch.moment, steps_done),
                     state=module.state.select_member(member_index),
                     model=self.stack_trainer.model,
-                    seconds=(time.monotonic() - self.epoch_start) / len(module.member_ids),
+                    seconds=(time.monotonic() - self.stretch_start) / len(module.member_ids),
                 )
         seconds_since_save = time.monotonic() - self.last_save
         checkpoint_due = seconds_since_save >= 60 * self.settings.checkpoint_minutes and not trainer.is_last_batch
         if trainer.strategy.reduce_boolean_decision(checkpoint_due, all=False):
-            progress = self._progress(module, steps_done, finished=False)
-            progress.save(self.member_cache.resume_point(module.member_ids, data.epoch))
+            progress = self._progress(module, data.stretch, finished=False)
+            progress.save(self.member_cache.resume_point(module.member_ids, data.stretch.moment))
             self.has_checkpoint = True
             self.last_save = time.monotonic()
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Store the members after the epoch that just ended."""
+        """Store the members at the moment that was just reached."""
         assert isinstance(module, ProxyEnsemble)
         data = _data_module(trainer)
-        progress = self._progress(module, data.step_count, finished=True)
-        resume_point = self.member_cache.resume_point(module.member_ids, data.epoch)
+        progress = self._progress(module, data.stretch, finished=True)
+        resume_point = self.member_cache.resume_point(module.member_ids, data.stretch.moment)
         members = len(module.member_ids)
         member_files = self.stack_trainer.merge_shards(resume_point, members, progress.shards, data.examples)
         progress.save(resume_point)
         self.has_checkpoint = True
-        self.stack_trainer.commit_epoch(module.member_ids, data.epoch, progress, member_files)
+        self.stack_trainer.commit_stack(module.member_ids, data.stretch.moment, progress, member_files)
         resume_point.delete()
         module.recorder = None
-        if data.timeline.unit == "epoch":
+        if self.member_cache.timeline.unit == "epoch":
             module.trajectory.points = []
 
-    def _progress(self, module: ProxyEnsemble, steps_done: int, finished: bool) -> EpochProgress:
+    def _progress(self, module: ProxyEnsemble, stretch: TrainingStretch, finished: bool) -> TrainingProgress:
         module.fetch_measurements()  # the state is after these steps, so the log must hold them
-        return EpochProgress(
+        return TrainingProgress(
             state=module.state,
-            steps_done=steps_done,
+            steps_done=module.steps_taken - stretch.first_update,
             trajectory=module.trajectory.points,
             shards=[] if module.recorder is None else module.recorder.list_files(),
-            seconds=time.monotonic() - self.epoch_start,
+            seconds=time.monotonic() - self.stretch_start,
             finished=finished,
         )
 

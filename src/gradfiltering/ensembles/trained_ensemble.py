@@ -14,6 +14,7 @@ from gradfiltering.ensembles.device_states import DeviceStates, DeviceStateStore
 from gradfiltering.ensembles.lora_ensemble import LoraEnsemble
 from gradfiltering.ensembles.member_cache import MemberCache
 from gradfiltering.ensembles.prefix_states import PrefixStates, keep_prefix_states
+from gradfiltering.ensembles.snapshots import TrainingStretch
 from gradfiltering.ensembles.stack_state import StackState
 from gradfiltering.gradients.dropout import Dropout
 from gradfiltering.gradients.engine import GradientEngine
@@ -135,58 +136,55 @@ class TrainedEnsemble:
         """Device that computes."""
         return self.build_trainer().strategy.root_device
 
-    def train(self, epochs: Sequence[int]) -> None:
-        """Train every member from where the cache has it, so that it exists after all of these epochs.
-
-        Here and below an epoch is a number of updates where the timeline of `member_cache` counts these.
-        """
+    def train(self, moments: Sequence[int]) -> None:
+        """Train every member from where the cache has it, so that it exists at all of these moments."""
         from gradfiltering.ensembles.stack_training import StackTrainer
 
         stack_trainer = StackTrainer(self.settings, self.engine, self.member_cache, self.model, self.build_trainer)
-        stack_trainer.finish_interrupted_epochs(self.examples)
+        stack_trainer.store_finished_members(self.examples)
         plans = {
-            member_id: self.member_cache.plan_training(member_id, epochs)
+            member_id: self.member_cache.plan_training(member_id, moments)
             for member_id in self.settings.trained_member_ids
         }
         for plan in sorted(set(plans.values())):
             member_ids = [member_id for member_id, member_plan in plans.items() if member_plan == plan]
-            self.costs.count_reused(self.member_cache.training_results(member_ids, plan.first))
-            if plan.first == plan.last:
+            self.costs.count_reused(self.member_cache.training_results(member_ids, plan.start_moment))
+            if plan.start_moment == plan.last_moment:
                 continue
             self.member_cache.cache.check_writable()
             self.prepare_engine(member_ids)
-            data = self._training_data(member_ids, plan.first)
-            stack_trainer.train(self.load_state(member_ids, plan.first), data, plan.last)
             timeline = self.member_cache.timeline
-            updates = timeline.count_updates(plan.last) - timeline.count_updates(plan.first)
+            stretches = timeline.list_stretches(plan.start_moment, plan.last_moment)
+            data = self._training_data(member_ids, stretches)
+            stack_trainer.train(self.load_state(member_ids, plan.start_moment), data)
+            updates = stretches[-1].last_update - stretches[0].first_update
             trained_tokens = round(self.examples.tokens * updates / timeline.steps_per_epoch)
             if data.row_states is None:
                 self.costs.frozen_tokens += trained_tokens * len(member_ids)
-            stretches = len(timeline.list_moments(plan.first, plan.last))
-            trained_results = self.member_cache.training_results(member_ids, plan.last)
-            self.costs.count_training(trained_results, round(trained_tokens / stretches))
+            trained_results = self.member_cache.training_results(member_ids, plan.last_moment)
+            self.costs.count_training(trained_results, round(trained_tokens / len(stretches)))
 
-    def load_state(self, trained_member_ids: Sequence[int], epoch: int) -> StackState:
-        """Load trained members after `epoch` epochs as one stack, the same on every rank."""
-        if epoch > 0:
-            return self.member_cache.load_state(trained_member_ids, epoch)
+    def load_state(self, trained_member_ids: Sequence[int], moment: int) -> StackState:
+        """Load trained members at a moment as one stack, the same on every rank."""
+        if moment > 0:
+            return self.member_cache.load_state(trained_member_ids, moment)
         return StackState(initial_adapters(self.model, self.settings.lora, trained_member_ids, self.seed), {}, 0)
 
-    def load_adapters(self, member_ids: Sequence[int], epoch: int) -> Adapters:
+    def load_adapters(self, member_ids: Sequence[int], moment: int) -> Adapters:
         """Load the adapters that members of the gradient log are measured with."""
-        if epoch > 0:
-            return self.member_cache.load_adapters(member_ids, epoch)
+        if moment > 0:
+            return self.member_cache.load_adapters(member_ids, moment)
         measurements = [self.member_cache.describe_measurement(member_id, 0) for member_id in member_ids]
         return self.load_state([measurement.trained_member_id for measurement in measurements], 0).adapters
 
-    def measuring_dropout(self, member_ids: Sequence[int], epoch: int) -> Dropout | None:
+    def measuring_dropout(self, member_ids: Sequence[int], moment: int) -> Dropout | None:
         """Return the dropout that these members are measured with: all of them, or none."""
-        measurements = [self.member_cache.describe_measurement(member_id, epoch) for member_id in member_ids]
+        measurements = [self.member_cache.describe_measurement(member_id, moment) for member_id in member_ids]
         passes = [measurement.dropout for measurement in measurements if measurement.dropout is not None]
         if not passes:
             return None
         pass_indices = tuple(dropout_pass.pass_index for dropout_pass in passes)
-        return Dropout(passes[0].probability, self.seed, pass_indices, epoch)
+        return Dropout(passes[0].probability, self.seed, pass_indices, moment)
 
     def prepare_engine(self, member_ids: Sequence[int]) -> int:
         """Settle how much is computed at once.
@@ -245,7 +243,7 @@ class TrainedEnsemble:
             self.device_states.add(kind, states)
         return states
 
-    def _training_data(self, member_ids: Sequence[int], earlier_epochs: int) -> "EnsembleDataModule":
+    def _training_data(self, member_ids: Sequence[int], stretches: Sequence[TrainingStretch]) -> "EnsembleDataModule":
         from gradfiltering.ensembles.data_module import EnsembleDataModule
 
         settings = self.settings
@@ -264,7 +262,6 @@ class TrainedEnsemble:
             buckets=replace(buckets, resampled=settings.resamples_rows),
             pad_id=self.base_model.pad_id,
             workers=self.batches.workers,
-            timeline=self.member_cache.timeline,
-            earlier_epochs=earlier_epochs,
+            stretches=stretches,
             row_states=row_states,
         )

@@ -64,7 +64,7 @@ def plan_adapters(
     request: PlanRequest,
     context: MeasurementContext,
     stage_requests: Mapping[str, Sequence[Request[Any]]],
-    is_wanted: bool,
+    plan_requested: bool,
     calibration: StoredCalibration,
 ) -> AdapterPlan:
     """Plan the stages that need adapters; where they are long, settle what is computed at once, and time it."""
@@ -72,7 +72,7 @@ def plan_adapters(
         shape = read_shape(trained_ensemble.model)
         engine_seconds = time_engine(trained_ensemble)  # the engine finds out which layers members share
         planned_work = _plan_ensembles(stage_requests, request, context, trained_ensemble, shape, NOMINAL_TOKENS)
-        if not is_worth_timing(planned_work, is_wanted):
+        if not is_worth_timing(planned_work, plan_requested):
             return AdapterPlan(planned_work, shape)
         settings = {
             "shape": hash_shape(shape),

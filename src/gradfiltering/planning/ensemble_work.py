@@ -162,10 +162,10 @@ def plan_training(
     planned_work = []
     for plan in sorted(set(plans.values())):
         member_ids = [member_id for member_id, member_plan in plans.items() if member_plan == plan]
-        is_cached = plan.first == plan.last
+        is_cached = plan.start_moment == plan.last_moment
         timeline = trained_ensemble.member_cache.timeline
-        first_moment = 0 if is_cached else plan.first
-        updates = range(timeline.count_updates(first_moment), timeline.count_updates(plan.last))
+        first_moment = 0 if is_cached else plan.start_moment
+        updates = range(timeline.count_updates(first_moment), timeline.count_updates(plan.last_moment))
         if not updates:
             continue
         counts = count_training(
@@ -178,11 +178,11 @@ def plan_training(
             trained_ensemble.device.type,
         )
         operations = count_gradients(trained_ensemble, examples, shape, counts)
-        moments_text = f"{timeline.unit}s {first_moment + 1} to {plan.last}"
-        if plan.last == first_moment + 1:
-            moments_text = f"{timeline.unit} {plan.last}"
+        moments_text = f"{timeline.unit}s {first_moment + 1} to {plan.last_moment}"
+        if plan.last_moment == first_moment + 1:
+            moments_text = f"{timeline.unit} {plan.last_moment}"
         description = f"training of {_count_members(len(member_ids))}, {moments_text}"
-        stored_members = len(member_ids) * len(timeline.list_moments(first_moment, plan.last))
+        stored_members = len(member_ids) * len(timeline.list_moments(first_moment, plan.last_moment))
         planned_work.append(
             PlannedWork(
                 stage=stage_name,

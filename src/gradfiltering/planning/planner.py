@@ -59,15 +59,15 @@ def plan_run(request: PlanRequest, settings: PlanSettings) -> RunPlan:
     target_models, target_work = _plan_target(request, context)
     planned_work = [*plan_reference(context, base_shape), *base_passes, *target_work]
     calibration = StoredCalibration(context.cache, context.device, settings.fresh)
-    is_wanted = settings.only or settings.minutes is not None or settings.fleet.gpus is not None
+    plan_requested = settings.only or settings.minutes is not None or settings.fleet.gpus is not None
     adapter_plan = AdapterPlan([], base_shape)
     if member_count:
         context = replace(context, ensemble=replace(context.ensemble, m=member_count))
-        adapter_plan = plan_adapters(request, context, stage_requests, is_wanted, calibration)
+        adapter_plan = plan_adapters(request, context, stage_requests, plan_requested, calibration)
         planned_work += adapter_plan.planned_work
     speed = None
     memories: Mapping[str, ChunkMemory] = {}
-    if is_worth_timing(planned_work, is_wanted):
+    if is_worth_timing(planned_work, plan_requested):
         rates_outside_ensemble, memories = measure_work_outside_ensemble(
             request, context, base_shape, planned_work, calibration
         )

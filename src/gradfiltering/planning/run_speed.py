@@ -75,10 +75,10 @@ def measure_work_outside_ensemble(
     return rates, {work_kind: measured_work.memory for work_kind, measured_work in measured_works.items()}
 
 
-def is_worth_timing(planned_work: Iterable[PlannedWork], is_wanted: bool) -> bool:
+def is_worth_timing(planned_work: Iterable[PlannedWork], plan_requested: bool) -> bool:
     """Return True for work that is worth timing: the user wants to know, or a slow processor needs seconds for it."""
     operations = sum(piece.operations for piece in planned_work)
-    return operations > 0 and (is_wanted or operations / SLOW_RATE > SHORT_SECONDS)
+    return operations > 0 and (plan_requested or operations / SLOW_RATE > SHORT_SECONDS)
 
 
 def agree_on_slowest(speed: Speed) -> Speed:

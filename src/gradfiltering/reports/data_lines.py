@@ -95,7 +95,7 @@ def describe_heldout_loss(run_summary: Mapping[str, Any]) -> str | None:
     """Say how the proxy's held-out loss fell; None where no gradients were logged, or by an old version."""
     diagnostics = run_summary.get("diagnostics", {})
     losses = dict(diagnostics.get("heldout_loss", {}))
-    base_loss = losses.pop("bare", None)
+    base_loss = losses.pop("base_model", losses.pop("bare", None))  # "bare" in runs of earlier versions
     if "heldout_loss" not in diagnostics:
         return None
     if base_loss is None:

@@ -252,8 +252,8 @@ class RunFolder:
         self, parquet_file: Path, member: int, epoch: int, heldout: bool = False, unit: SnapshotUnit = "epoch"
     ) -> None:
         """Put the cached log of one member and epoch, or number of updates, into the run folder."""
-        file_name = HELDOUT_GRADIENT_LOG if heldout else GRADIENT_LOG
-        self.link(parquet_file, partition_folder(Path(file_name), member, epoch, unit) / PARQUET_FILE)
+        log_folder = Path(HELDOUT_GRADIENT_LOG if heldout else GRADIENT_LOG)
+        self.link(parquet_file, partition_folder(log_folder, member, epoch, unit) / PARQUET_FILE)
 
     def link_projections(self, cached_folder: Path, member: int, epoch: int, unit: SnapshotUnit = "epoch") -> None:
         """Put the cached projections of one member's gradients into the run folder."""

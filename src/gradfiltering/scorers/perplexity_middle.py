@@ -26,5 +26,5 @@ class PerplexityMiddle(Scorer):
         """[N] from -1/2 (an extreme) to 0 (the median)."""
         losses = evidence.get(BaseModelLosses()).row_losses
         middle_distance = np.abs(rankdata(losses) - (len(losses) + 1) / 2)
-        score_columns = {"bare_perplexity": np.exp(losses)}
+        score_columns = {"base_perplexity": np.exp(losses)}
         return Scores(evidence.example_ids, -middle_distance / len(losses), score_columns)

@@ -145,9 +145,9 @@ class Budget:
             )
         return row_count
 
-    def available_rows(self, total_rows: int, available: int) -> int:
+    def rows_to_select(self, total_rows: int, available_rows: int) -> int:
         """Return the budget in rows, at most those that can be selected."""
-        return min(self.budget_rows(total_rows), available)
+        return min(self.budget_rows(total_rows), available_rows)
 
 
 def shortfall_warnings(budget_rows: int, selection: Selection) -> list[str]:

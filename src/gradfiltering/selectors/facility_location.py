@@ -62,7 +62,7 @@ class FacilityLocationSelector(Budget):
     def select(self, evidence: Evidence, total_rows: int, scores: Scores | None) -> Selection:
         """Select rows that cover all rows; `selection.parquet` holds the gains."""
         points = unit_rows(evidence.get(Embeddings()))
-        row_count = self.available_rows(total_rows, len(points))
+        row_count = self.rows_to_select(total_rows, len(points))
         if self.shards == 1:
             cover = self.cover(points, points, row_count)
             selected_rows, selection_facts = np.asarray(cover.selected), {"coverage": cover.coverage}

@@ -56,7 +56,7 @@ class KCenterSelector(Budget):
     def select(self, evidence: Evidence, total_rows: int, scores: Scores | None) -> Selection:
         """Select centres; `selection.parquet` holds the distance at which each was selected."""
         points = evidence.get(Embeddings())  # [N, D]
-        row_count = self.available_rows(total_rows, len(points))
+        row_count = self.rows_to_select(total_rows, len(points))
         if self.shards == 1:
             picks = select_farthest_first(points, row_count)
             selected_rows, selection_facts = np.asarray(picks.selected), {"radius": picks.radius}

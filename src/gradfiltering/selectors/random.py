@@ -25,5 +25,5 @@ class RandomSelector(Budget):
     def draw_rows(self, example_ids: np.ndarray, total_rows: int, seed: int) -> list[int]:
         """Draw the budget's number of these ids, in ascending order."""
         rng = numpy_rng(seed, "random subset")
-        row_count = self.available_rows(total_rows, len(example_ids))
+        row_count = self.rows_to_select(total_rows, len(example_ids))
         return sorted(rng.choice(example_ids, size=row_count, replace=False).tolist())

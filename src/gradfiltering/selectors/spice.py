@@ -89,7 +89,7 @@ class SpiceSelector(Budget):
         """
         projections = evidence.get(self.projections_request)  # [M, N, K]
         gradients = projections[0] if len(projections) == 1 else projections.mean(axis=0, dtype=np.float32)
-        row_count = self.available_rows(total_rows, len(gradients))
+        row_count = self.rows_to_select(total_rows, len(gradients))
         if self.shards == 1:
             search = self._search(gradients, row_count)
             for pool_rows, quota in self.draw_pools(len(gradients), row_count, evidence.seed):

@@ -42,7 +42,7 @@ class StratifiedSelector(Budget):
         scored_rows = np.searchsorted(evidence.example_ids, scores.example_ids)
         scored_strata = row_strata[scored_rows]  # [N] stratum of each scored row
         sizes = np.bincount(scored_strata, minlength=len(strata))
-        row_count = self.available_rows(total_rows, len(scored_strata))
+        row_count = self.rows_to_select(total_rows, len(scored_strata))
         quotas = share_out(row_count, sizes, self.quota)
         ordered_strata = scored_strata[scores.order]
         selected_rows = [scores.order[ordered_strata == index][:quota] for index, quota in enumerate(quotas)]

@@ -20,7 +20,7 @@ class TopSelector(Budget):
     def select(self, evidence: Evidence, total_rows: int, scores: Scores | None) -> Selection:
         """Select the best rows."""
         assert scores is not None, "the top selector uses scores"
-        row_count = self.available_rows(total_rows, len(scores.example_ids))
+        row_count = self.rows_to_select(total_rows, len(scores.example_ids))
         return Selection(sorted(scores.example_ids[scores.order[:row_count]].tolist()))
 
     def quota_strata(self) -> Strata:

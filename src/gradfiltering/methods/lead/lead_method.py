@@ -138,7 +138,7 @@ def write_tables(curriculum: Curriculum, output_folder: Path) -> None:
             "example_id": pool.example_ids,
             "cluster": pool.cluster_indices,
             "task": pool.task_indices,
-            "bare_loss": pool.base_model_losses,
+            "base_loss": pool.base_model_losses,
             "idu": curriculum.uncertainty,
             "uses": curriculum.uses,
         }

@@ -1,4 +1,4 @@
-"""Row-by-row twins of what the bare backbone measures: one sequence at a time, no batches, no padding."""
+"""Row-by-row twins of what the base model measures: one sequence at a time, no batches, no padding."""
 
 from typing import Any
 
