@@ -1,6 +1,7 @@
 """Plans of runs: what measuring really computes, what the cache spares, and rows cut to the time given."""
 
 import json
+import math
 import time
 from copy import deepcopy
 from dataclasses import replace
@@ -19,7 +20,7 @@ from gradfiltering.finetuning.settings import FineTuningSettings
 from gradfiltering.gradients.vmap import VmapEngine
 from gradfiltering.judging.generation import GenerationSettings
 from gradfiltering.models.objectives import ResponseNLL
-from gradfiltering.planning import adapter_plan, ensemble_work, memory_estimates, stored_calibration
+from gradfiltering.planning import adapter_plan, ensemble_work, memory_estimates, planner, stored_calibration
 from gradfiltering.planning.model_shapes import read_shape
 from gradfiltering.planning.plan_settings import PlanSettings
 from gradfiltering.planning.planner import plan_run
@@ -190,6 +191,23 @@ def test_each_kind_of_work_is_estimated_at_its_own_speed(context, steady_speed):
     for piece in pieces:
         rate = RATES["gradients" if piece.kind == "training" else piece.kind]
         assert piece.seconds == pytest.approx(piece.operations / rate), piece.description
+
+
+def test_processes_share_batches_but_neither_answers_nor_updates(context, steady_speed, monkeypatch):
+    monkeypatch.setattr(adapter_plan, "time_update", lambda *_: 0.25)
+    request = plan_request(context, GradientLog(), target=tuned(context))
+
+    def plan_work():
+        return [piece for stage in plan_run(request, WANTED).stages for piece in stage.work if piece.kind != "fixed"]
+
+    work_of_one = plan_work()
+    monkeypatch.setattr(planner, "world_size", lambda: 3)
+    for alone, shared in zip(work_of_one, plan_work(), strict=True):
+        divided_count = shared.step_rows or shared.counts.steps
+        shares = 1 if shared.kind == "answers" else divided_count / math.ceil(divided_count / 3)
+        update_seconds = 0.25 * shared.counts.steps if shared.kind in ("training", "tuning") else 0
+        expected_seconds = (alone.seconds - update_seconds) / shares + update_seconds
+        assert shared.seconds == pytest.approx(expected_seconds), shared.description
 
 
 def test_a_second_plan_takes_the_speed_that_was_measured(context, steady_speed, monkeypatch):

@@ -16,7 +16,7 @@ from gradfiltering.planning import memory_estimates
 from gradfiltering.planning.adapter_plan import AdapterPlan, plan_adapters
 from gradfiltering.planning.base_model_work import list_uncounted, plan_base_model_passes, plan_reference
 from gradfiltering.planning.calibration import Speed
-from gradfiltering.planning.fleet import estimate_fleet_cost
+from gradfiltering.planning.fleet import count_shares, estimate_fleet_cost
 from gradfiltering.planning.model_shapes import ModelShape, read_shape
 from gradfiltering.planning.operations import TokenCounts
 from gradfiltering.planning.plan_request import PlanRequest
@@ -166,9 +166,11 @@ def _estimate(piece: PlannedWork, speed: Speed | None) -> PlannedWork:
         return piece
     if piece.reused or not piece.operations:
         return replace(piece, seconds=0.0)
-    if speed is None:
+    timed = _time_on_one_device(piece, speed)
+    if timed is None:
         return piece
-    return replace(piece, seconds=speed.estimate(piece.kind, piece.operations, piece.counts.steps) / world_size())
+    shared_seconds, each_seconds = timed
+    return replace(piece, seconds=shared_seconds / count_shares(piece, world_size()) + each_seconds)
 
 
 def _time_on_one_device(piece: PlannedWork, speed: Speed | None) -> tuple[float, float] | None:
