@@ -14,6 +14,7 @@ from gradfiltering.ensembles.bootstrap_ensemble import BootstrapEnsemble
 from gradfiltering.ensembles.dropout_ensemble import DropoutEnsemble
 from gradfiltering.ensembles.heldout_member import HeldoutMember
 from gradfiltering.ensembles.snapshots import SnapshotPair
+from gradfiltering.errors import UserError
 from gradfiltering.evidence.heldout_member import measure_heldout_member
 from gradfiltering.evidence.measurers import measure_evidence
 from gradfiltering.finetuning.settings import FineTuningSettings
@@ -182,6 +183,32 @@ def test_target_and_answers_are_planned(context, steady_speed):
     assert 1.2 < dearer.stages[0].operations / target.operations < 1.5
     other = plan_run(plan_request(context, target=tuned(context, is_proxy=False)), WANTED)
     assert {item.estimated_from for item in other.stages[0].work} == {"the proxy's speed, by shapes"}
+
+
+def test_a_target_with_adapters_in_its_last_layer_alone_takes_less(context, steady_speed):
+    upper_layers = replace(TUNING, lora=replace(LORA, layers="last_1"))
+    work, upper_work = (
+        plan_run(plan_request(context, target=tuned(context, settings=settings)), WANTED).stages[0].work
+        for settings in (TUNING, upper_layers)
+    )
+    exchanged_weights = attach_upper_layers(context).get_nb_trainable_parameters()[0]
+    for piece, upper_piece in zip(work, upper_work, strict=True):
+        assert upper_piece.operations < piece.operations, piece.description
+        if piece.kind == "tuning":
+            assert upper_piece.exchanged_bytes == 4 * exchanged_weights
+
+
+def test_layers_that_the_target_lacks_are_refused(context):
+    settings = replace(TUNING, lora=replace(LORA, layers="last_9"))
+    with pytest.raises(UserError, match="layers is last_9: it asks for the last 9 layers, and the model has 2"):
+        plan_run(plan_request(context, target=tuned(context, settings=settings)), NO_PLAN)
+
+
+def test_a_larger_target_may_name_layers_that_the_proxy_lacks(context):
+    shape = read_shape(context.base_model.model)
+    settings = replace(TUNING, lora=replace(LORA, layers="last_3"))
+    target = tuned(context, shape=replace(shape, layers=shape.layers * 2), settings=settings, is_proxy=False)
+    assert plan_run(plan_request(context, target=target), WANTED).seconds > 0
 
 
 def test_each_kind_of_work_is_estimated_at_its_own_speed(context, steady_speed):
