@@ -27,7 +27,15 @@ from gradfiltering.planning.plan_settings import PlanSettings
 from gradfiltering.planning.planner import plan_run
 from gradfiltering.planning.target_work import PlannedTarget
 from gradfiltering.reports.plan_table import describe_plan
-from gradfiltering.requests import BaseModelLosses, Embeddings, ErrorNorms, GradientLog, Projections, TaskGradients
+from gradfiltering.requests import (
+    BaseModelLosses,
+    Embeddings,
+    ErrorNorms,
+    GradientLog,
+    Projections,
+    ResponseLosses,
+    TaskGradients,
+)
 from tests.support.operation_counter import operation_counter
 from tests.support.plans import LORA, RATES, WANTED, plan_request, steady_machine
 from tests.support.small_ensembles import small_ensemble
@@ -126,6 +134,40 @@ def test_what_the_cache_has_costs_nothing_and_is_named(context):
     work = [item for stage in plan.stages for item in stage.work]
     assert work and all(item.reused for item in work)
     assert sum(item.all_operations for item in work) == pytest.approx(first_plan.operations, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "measured_request",
+    [ResponseLosses("plain", 64), TaskGradients((1, 2), members=2, validation=None, task=None)],
+    ids=["losses of responses", "task gradients"],
+)
+def test_losses_of_responses_and_task_gradients_in_the_cache_cost_nothing(context, measured_request):
+    few_rows = context.examples.select(context.examples.example_ids[::4])
+    context = replace(context, examples=few_rows)
+    first_plan = plan_run(plan_request(context, measured_request), NO_PLAN)
+    measure_evidence([measured_request], context)
+    plan = plan_run(plan_request(context, measured_request), NO_PLAN)
+    assert plan.operations == 0 < first_plan.operations
+    assert sum(piece.all_operations for stage in plan.stages for piece in stage.work) == first_plan.operations
+    other_rows = replace(context, examples=few_rows.select(few_rows.example_ids[:-1]))
+    assert plan_run(plan_request(other_rows, measured_request), NO_PLAN).operations > 0
+
+
+def test_task_gradients_of_one_member_more_are_all_that_is_planned(context):
+    context = replace(context, examples=context.examples.select(context.examples.example_ids[::4]))
+    one, two = (TaskGradients((1,), members=members, validation=None, task=None) for members in (1, 2))
+    measure_evidence([one], context)
+    due_work = [
+        piece.description
+        for stage in plan_run(plan_request(context, two), NO_PLAN).stages
+        for piece in stage.work
+        if not piece.reused
+    ]
+    assert due_work == [
+        "training of 1 member, epoch 1",
+        "gradients of all rows, 1 of 2 passes at checkpoints",
+        "gradients of validation rows, 1 of 2 passes at checkpoints",
+    ]
 
 
 def test_the_extra_member_of_the_heldout_loss_is_planned(context):

@@ -166,7 +166,9 @@ def _plan_ensembles(
             )
             validation, _ = validation_rows(context.dataset, item.validation, item.task).encode(context.encoder)
             epochs_before = trained_epochs if item.members <= len(context.ensemble.trained_member_ids) else 0
-            gradient_work = plan_task_gradients(item, members, validation, shape, chunk_tokens, epochs_before)
+            gradient_work = plan_task_gradients(
+                item, members, validation, shape, chunk_tokens, epochs_before, context.projection
+            )
             row_sets = [("validation rows", validation)]
             if ENSEMBLE_STAGE not in stage_requests:
                 row_sets = [("all rows", context.examples), *row_sets]

@@ -15,6 +15,9 @@ from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.evidence.ensemble_passes import EnsemblePasses
 from gradfiltering.evidence.heldout_member import HELDOUT_MEMBER_STAGE
 from gradfiltering.evidence.measurers import ENSEMBLE_STAGE, TASK_GRADIENT_STAGE
+from gradfiltering.gradients.adam_direction import MOMENT_NAMES, AdamProjection
+from gradfiltering.gradients.projection import GradientSketch, Projection
+from gradfiltering.models.lora import Adapters
 from gradfiltering.planning.memory_estimates import adapter_bytes, member_bytes
 from gradfiltering.planning.model_shapes import ModelShape
 from gradfiltering.planning.operations import TokenCounts, frozen_operations, gradient_operations, loss_operations
@@ -207,8 +210,9 @@ def plan_task_gradients(
     shape: ModelShape,
     batch_tokens: int,
     trained_epochs: int,
+    projection: Projection,
 ) -> list[PlannedWork]:
-    """Plan gradients at checkpoints, of all rows and of validation rows, member by member.
+    """Plan gradients at checkpoints, of all rows and of validation rows, member by member, but for what the cache has.
 
     Args:
         request: names members and checkpoints.
@@ -217,16 +221,40 @@ def plan_task_gradients(
         shape: of the model with adapters.
         batch_tokens: padded tokens computed at once.
         trained_epochs: epochs of its members that an earlier stage of the run trains.
+        projection: of the gradients.
     """
     planned_work = []
+    settings = trained_ensemble.settings
+    without_moments: dict[str, Adapters] = {name: {} for name in MOMENT_NAMES}  # the key of a result names none
+    adam_projection = AdamProjection(projection, without_moments, settings.betas, settings.eps)
     if max(request.checkpoints) > trained_epochs:
         planned_work += plan_training(trained_ensemble, request.checkpoints, TASK_GRADIENT_STAGE, shape)
-    for description, examples in (("all rows", trained_ensemble.examples), ("validation rows", validation)):
-        one_pass = count_pass(examples, batch_tokens)
-        counts = one_pass.times(len(request.checkpoints) * request.members)
-        operations = count_gradients(trained_ensemble, examples, shape, counts, 1)
-        description = f"gradients of {description} at {len(request.checkpoints)} checkpoints"
-        planned_work.append(PlannedWork(TASK_GRADIENT_STAGE, description, counts, operations, "gradients"))
+    row_sets: list[tuple[str, Examples, GradientSketch]] = [
+        ("all rows", trained_ensemble.examples, adam_projection),
+        ("validation rows", validation, projection),
+    ]
+    for description, examples, gradient_sketch in row_sets:
+        passes, one_pass = EnsemblePasses(trained_ensemble, examples, description), count_pass(examples, batch_tokens)
+        results = [
+            result
+            for epoch in request.checkpoints
+            for result in passes.find_sketches(settings.member_ids, epoch, gradient_sketch).values()
+        ]
+        due_count = sum(result is None for result in results)
+        for pass_count, is_cached in ((due_count, False), (len(results) - due_count, True)):
+            if not pass_count:
+                continue
+            counts = one_pass.times(pass_count)
+            planned_work.append(
+                PlannedWork(
+                    TASK_GRADIENT_STAGE,
+                    f"gradients of {description}, {pass_count} of {len(results)} passes at checkpoints",
+                    counts,
+                    count_gradients(trained_ensemble, examples, shape, counts, 1),
+                    "gradients",
+                    reused=is_cached,
+                )
+            )
     return planned_work
 
 
