@@ -367,6 +367,38 @@ def test_frozen_layers_that_nothing_is_computed_from_are_not_due(context, monkey
     assert {stage.peak_bytes for stage in plan.stages} == {1000}, "no memory is taken for states that nothing reads"
 
 
+@pytest.mark.parametrize("is_on_device", [True, False])
+def test_frozen_layers_are_due_for_the_extra_member_of_a_cached_ensemble(context, monkeypatch, is_on_device):
+    monkeypatch.setattr(memory_estimates, "present_bytes", lambda *_: 1000)
+    upper_layers = small_ensemble(lora=replace(LORA, layers="last_1"))
+    changed = replace(context, heldout=None, ensemble=upper_layers)
+    measure_evidence([GradientLog()], replace(changed, batches=replace(context.batches, prefix_limit=0)))
+    request = replace(plan_request(changed, GradientLog()), heldout_member=HeldoutMember())
+    monkeypatch.setattr(ensemble_work, "keeps_on_device", lambda *_: is_on_device)
+    plan = plan_run(request, NO_PLAN)
+    frozen = [piece for stage in plan.stages for piece in stage.work if piece.description.startswith("frozen layers")]
+    assert [(piece.stage, piece.reused) for piece in frozen] == [("heldout_member", False)]
+    with operation_counter() as counter:
+        measure_heldout_member(changed, HeldoutMember().split(changed.examples, False, changed.seed))
+    planned = {stage.name: stage.operations for stage in plan.stages}
+    assert planned["heldout_member"] == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+def test_a_gpu_keeps_frozen_layers_for_the_later_stages(context, monkeypatch):
+    monkeypatch.setattr(memory_estimates, "present_bytes", lambda *_: 1000)
+    changed = replace(context, heldout=None, ensemble=small_ensemble(lora=replace(LORA, layers="last_1")))
+    request = replace(plan_request(changed, GradientLog()), heldout_member=HeldoutMember())
+    stored_plan = plan_run(request, NO_PLAN)
+    monkeypatch.setattr(ensemble_work, "keeps_on_device", lambda *_: True)
+    plan = plan_run(request, NO_PLAN)
+    (kept_bytes,) = (piece.device_bytes for stage in plan.stages for piece in stage.work if piece.device_bytes)
+    more_bytes = {
+        stage.name: stage.peak_bytes - stored_stage.peak_bytes
+        for stage, stored_stage in zip(plan.stages, stored_plan.stages, strict=True)
+    }
+    assert more_bytes == {"base_model_passes": 0, "proxy": kept_bytes, "heldout_member": kept_bytes}
+
+
 def test_task_gradients_alone_need_the_frozen_layers_of_all_and_validation_rows(context):
     changed = replace(context, ensemble=small_ensemble(lora=replace(LORA, layers="last_1")))
     plan = plan_run(plan_request(changed, TaskGradients((1, 2), 1, None, "auto")), NO_PLAN)

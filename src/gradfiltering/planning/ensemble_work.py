@@ -260,48 +260,51 @@ def plan_task_gradients(
 
 def plan_frozen_layers(
     trained_ensemble: TrainedEnsemble,
-    row_sets: Sequence[tuple[str, Examples]],
-    stage_name: str,
+    row_description: str,
+    examples: Examples,
     shape: ModelShape,
-    is_due: bool,
+    reading_work: Sequence[PlannedWork],
+    is_per_row: bool = False,
 ) -> list[PlannedWork]:
     """Plan what the layers below the first adapter take, where it is computed once for each row and kept.
 
+    The first stage that has anything to compute from it takes the time. Where none has, and the cache has none of it
+    either, nothing is planned.
+
     Args:
         trained_ensemble: attached.
-        row_sets: description and rows of each set.
-        stage_name: of the stage that needs them.
+        row_description: the rows in words.
+        examples: the rows.
         shape: of the model with adapters.
-        is_due: whether the stage has anything to compute from them.
+        reading_work: all work that goes on from these layers, in the order of its stages.
+        is_per_row: the rows are those of the pool.
     """
-    planned_work = []
-    for set_index, (description, examples) in enumerate(row_sets):
-        prefix = trained_ensemble.engine.prefix
-        if prefix is None or not keeps_prefix(trained_ensemble, examples):
-            continue
-        counts = count_pass(examples, trained_ensemble.batches.forward_tokens(trained_ensemble.device))
-        is_on_device = keeps_on_device(prefix, examples, trained_ensemble.device, trained_ensemble.batches)
-        model_hash = trained_ensemble.member_cache.ensemble_key["base_model"]
-        is_cached = not is_on_device and has_prefix_states(
-            trained_ensemble.member_cache.cache, prefix, examples, model_hash
+    prefix = trained_ensemble.engine.prefix
+    if prefix is None or not reading_work or not keeps_prefix(trained_ensemble, examples):
+        return []
+    counts = count_pass(examples, trained_ensemble.batches.forward_tokens(trained_ensemble.device))
+    is_on_device = keeps_on_device(prefix, examples, trained_ensemble.device, trained_ensemble.batches)
+    model_hash = trained_ensemble.member_cache.ensemble_key["base_model"]
+    is_cached = not is_on_device and has_prefix_states(
+        trained_ensemble.member_cache.cache, prefix, examples, model_hash
+    )
+    due_stages = [piece.stage for piece in reading_work if piece.operations]
+    if not due_stages and not is_cached:
+        return []
+    kept_bytes = count_prefix_bytes(prefix, examples)
+    return [
+        PlannedWork(
+            stage=due_stages[0] if due_stages else reading_work[0].stage,
+            description=f"frozen layers {prefix.layer_range} of {row_description}, once",
+            counts=counts,
+            all_operations=frozen_operations(shape, counts),
+            kind="losses",
+            reused=is_cached,
+            is_per_row=is_per_row,
+            stored_bytes=0 if is_on_device else kept_bytes,
+            device_bytes=kept_bytes if is_on_device else 0,
         )
-        kept_bytes = count_prefix_bytes(prefix, examples)
-        operations = frozen_operations(shape, counts)
-        description = f"frozen layers {prefix.layer_range} of {description}, once"
-        planned_work.append(
-            PlannedWork(
-                stage=stage_name,
-                description=description,
-                counts=counts,
-                all_operations=operations,
-                kind="losses",
-                reused=is_cached or not is_due,
-                is_per_row=set_index == 0,
-                stored_bytes=0 if is_on_device else kept_bytes,
-                device_bytes=kept_bytes if is_on_device else 0,
-            )
-        )
-    return planned_work
+    ]
 
 
 def keeps_prefix(trained_ensemble: TrainedEnsemble, examples: Examples) -> bool:

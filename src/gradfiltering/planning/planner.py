@@ -40,6 +40,8 @@ PLANNED_STAGES = (
     JUDGE_STAGE,
 )  # fmt: skip
 
+ADAPTER_STAGES = (ENSEMBLE_STAGE, TASK_GRADIENT_STAGE, HELDOUT_MEMBER_STAGE)
+
 logger = logging.getLogger(__name__)
 
 
@@ -149,7 +151,7 @@ def _combine_speed(
 def _plan_fixed_work(planned_work: Sequence[PlannedWork], speed: Speed) -> list[PlannedWork]:
     """Plan what a stage with members takes whatever its size: checking its engine, storing what was trained."""
     fixed_work = []
-    for stage_name in (ENSEMBLE_STAGE, TASK_GRADIENT_STAGE, HELDOUT_MEMBER_STAGE):
+    for stage_name in ADAPTER_STAGES:
         due_work = [piece for piece in planned_work if piece.stage == stage_name and piece.operations]
         if due_work:
             stored_members = sum(piece.stored_members for piece in due_work)
@@ -244,7 +246,7 @@ class BatchMemory:
             shape, context, self.adapter_plan.memory, self.adapter_plan.chunk_tokens
         )
         stage_bytes = dict.fromkeys((REFERENCE_STAGE, BASE_MODEL_STAGE), (base_bytes, 0))
-        stage_bytes |= dict.fromkeys((ENSEMBLE_STAGE, TASK_GRADIENT_STAGE, HELDOUT_MEMBER_STAGE), ensemble_bytes)
+        stage_bytes |= dict.fromkeys(ADAPTER_STAGES, ensemble_bytes)
         if target is not None:
             # Another model than the proxy is estimated by its shapes.
             tuning, answering = (self.memories.get("tuning"), losses) if target.is_proxy else (None, None)
@@ -264,14 +266,15 @@ def _build_stages(
     """Put the work into stages, with the memory and the disk that each takes."""
     stage_bytes = batch_memory.estimate_stages(request, context)
     stage_requests = sort_requests(request.requests)
-    stages = []
+    stages, device_bytes = [], 0  # of states that a GPU keeps until all rows are measured
     for stage_name in PLANNED_STAGES:
         stage_work = [piece for piece in planned_work if piece.stage == stage_name]
         notes = [*request.notes.get(stage_name, ()), *list_uncounted(stage_requests.get(stage_name, []), context)]
         if not stage_work and not notes:
             continue
         is_due = any(piece.operations for piece in stage_work)
-        peak_bytes = stage_bytes[stage_name] + sum(0 if piece.reused else piece.device_bytes for piece in stage_work)
+        device_bytes += sum(0 if piece.reused else piece.device_bytes for piece in stage_work)
+        peak_bytes = stage_bytes[stage_name] + (device_bytes if stage_name in ADAPTER_STAGES else 0)
         stages.append(
             PlannedStage(
                 name=stage_name,
