@@ -9,13 +9,14 @@ from functools import partial
 
 import pytest
 
-from gradfiltering.ensembles import trained_ensemble
+from gradfiltering.ensembles import lora_ensemble, trained_ensemble
 from gradfiltering.ensembles.bootstrap_ensemble import BootstrapEnsemble
 from gradfiltering.ensembles.dropout_ensemble import DropoutEnsemble
 from gradfiltering.ensembles.heldout_member import HeldoutMember
 from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.errors import UserError
 from gradfiltering.evidence.heldout_member import measure_heldout_member
+from gradfiltering.evidence.loss_fall import LossFallSnapshots
 from gradfiltering.evidence.measurers import measure_evidence
 from gradfiltering.finetuning.settings import FineTuningSettings
 from gradfiltering.gradients.vmap import VmapEngine
@@ -225,6 +226,15 @@ def test_target_and_answers_are_planned(context, steady_speed):
     assert 1.2 < dearer.stages[0].operations / target.operations < 1.5
     other = plan_run(plan_request(context, target=tuned(context, is_proxy=False)), WANTED)
     assert {item.estimated_from for item in other.stages[0].work} == {"the proxy's speed, by shapes"}
+
+
+def test_snapshots_by_the_fall_of_the_loss_have_passes_of_their_own(context, monkeypatch):
+    monkeypatch.setattr(lora_ensemble, "ONLINE_ROWS", 100)
+    changed = replace(context, snapshots=LossFallSnapshots().first_pair, ensemble=small_ensemble(collect="auto"))
+    plan = plan_run(plan_request(changed, GradientLog()), NO_PLAN)
+    late_update = 2 * changed.ensemble.steps_per_epoch(len(changed.examples))
+    descriptions = {piece.description for stage in plan.stages for piece in stage.work}
+    assert f"gradients of all rows after update {late_update}, 3 members" in descriptions
 
 
 def test_a_target_with_adapters_in_its_last_layer_alone_takes_less(context, steady_speed):
