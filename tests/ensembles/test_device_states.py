@@ -1,6 +1,7 @@
 """States of frozen layers in a GPU's memory: here on the CPU, which computes and reads them the same way."""
 
 import math
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -123,6 +124,17 @@ def test_a_store_keeps_models_and_layers_apart(engine, examples):
     assert store.find(kind, examples).positions.tolist() == list(range(len(examples)))
     store.clear()
     assert store.find(kind, part) is None
+
+
+def test_clearing_a_store_frees_states_that_a_circle_refers_to(engine, examples):
+    store, states = DeviceStateStore(), DeviceStates.compute(engine, examples.sequences(), 0, 1000)
+    store.add(("model", 2, "float64"), states)
+    states_reference = weakref.ref(states)
+    circle = [states]
+    circle.append(circle)
+    del states, circle
+    store.clear()
+    assert states_reference() is None
 
 
 def test_all_measurements_of_a_run_share_them(make_context, on_device, monkeypatch):

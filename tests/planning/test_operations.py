@@ -122,6 +122,12 @@ def test_a_step_of_the_target(base_model):
     assert read_shape(model) == read_shape(model.unload()).with_adapters(8)
 
 
+@pytest.mark.parametrize("layers", ["last_1", 0.5, [1]])
+def test_the_shape_has_adapters_in_the_chosen_layers_alone(base_model, layers):
+    model, _ = attach(base_model, layers=layers)
+    assert read_shape(model) == read_shape(model.unload()).with_adapters(8, layers)
+
+
 @pytest.mark.parametrize("new_tokens", [1, 9])
 def test_answers(base_model, new_tokens):
     model, _ = attach(base_model)

@@ -1,6 +1,7 @@
 """Plans of runs: what measuring really computes, what the cache spares, and rows cut to the time given."""
 
 import json
+import math
 import time
 from copy import deepcopy
 from dataclasses import replace
@@ -8,24 +9,34 @@ from functools import partial
 
 import pytest
 
-from gradfiltering.ensembles import trained_ensemble
+from gradfiltering.ensembles import lora_ensemble, trained_ensemble
 from gradfiltering.ensembles.bootstrap_ensemble import BootstrapEnsemble
 from gradfiltering.ensembles.dropout_ensemble import DropoutEnsemble
 from gradfiltering.ensembles.heldout_member import HeldoutMember
 from gradfiltering.ensembles.snapshots import SnapshotPair
+from gradfiltering.errors import UserError
 from gradfiltering.evidence.heldout_member import measure_heldout_member
+from gradfiltering.evidence.loss_fall import LossFallSnapshots
 from gradfiltering.evidence.measurers import measure_evidence
 from gradfiltering.finetuning.settings import FineTuningSettings
 from gradfiltering.gradients.vmap import VmapEngine
 from gradfiltering.judging.generation import GenerationSettings
 from gradfiltering.models.objectives import ResponseNLL
-from gradfiltering.planning import adapter_plan, ensemble_work, memory_estimates, stored_calibration
+from gradfiltering.planning import adapter_plan, ensemble_work, memory_estimates, planner, stored_calibration
 from gradfiltering.planning.model_shapes import read_shape
 from gradfiltering.planning.plan_settings import PlanSettings
 from gradfiltering.planning.planner import plan_run
 from gradfiltering.planning.target_work import PlannedTarget
 from gradfiltering.reports.plan_table import describe_plan
-from gradfiltering.requests import BaseModelLosses, Embeddings, ErrorNorms, GradientLog, Projections, TaskGradients
+from gradfiltering.requests import (
+    BaseModelLosses,
+    Embeddings,
+    ErrorNorms,
+    GradientLog,
+    Projections,
+    ResponseLosses,
+    TaskGradients,
+)
 from tests.support.operation_counter import operation_counter
 from tests.support.plans import LORA, RATES, WANTED, plan_request, steady_machine
 from tests.support.small_ensembles import small_ensemble
@@ -126,6 +137,40 @@ def test_what_the_cache_has_costs_nothing_and_is_named(context):
     assert sum(item.all_operations for item in work) == pytest.approx(first_plan.operations, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    "measured_request",
+    [ResponseLosses("plain", 64), TaskGradients((1, 2), members=2, validation=None, task=None)],
+    ids=["losses of responses", "task gradients"],
+)
+def test_losses_of_responses_and_task_gradients_in_the_cache_cost_nothing(context, measured_request):
+    few_rows = context.examples.select(context.examples.example_ids[::4])
+    context = replace(context, examples=few_rows)
+    first_plan = plan_run(plan_request(context, measured_request), NO_PLAN)
+    measure_evidence([measured_request], context)
+    plan = plan_run(plan_request(context, measured_request), NO_PLAN)
+    assert plan.operations == 0 < first_plan.operations
+    assert sum(piece.all_operations for stage in plan.stages for piece in stage.work) == first_plan.operations
+    other_rows = replace(context, examples=few_rows.select(few_rows.example_ids[:-1]))
+    assert plan_run(plan_request(other_rows, measured_request), NO_PLAN).operations > 0
+
+
+def test_task_gradients_of_one_member_more_are_all_that_is_planned(context):
+    context = replace(context, examples=context.examples.select(context.examples.example_ids[::4]))
+    one, two = (TaskGradients((1,), members=members, validation=None, task=None) for members in (1, 2))
+    measure_evidence([one], context)
+    due_work = [
+        piece.description
+        for stage in plan_run(plan_request(context, two), NO_PLAN).stages
+        for piece in stage.work
+        if not piece.reused
+    ]
+    assert due_work == [
+        "training of 1 member, epoch 1",
+        "gradients of all rows, 1 of 2 passes at checkpoints",
+        "gradients of validation rows, 1 of 2 passes at checkpoints",
+    ]
+
+
 def test_the_extra_member_of_the_heldout_loss_is_planned(context):
     context = replace(context, heldout=None)
     request = replace(plan_request(context, GradientLog()), heldout_member=HeldoutMember())
@@ -183,6 +228,41 @@ def test_target_and_answers_are_planned(context, steady_speed):
     assert {item.estimated_from for item in other.stages[0].work} == {"the proxy's speed, by shapes"}
 
 
+def test_snapshots_by_the_fall_of_the_loss_have_passes_of_their_own(context, monkeypatch):
+    monkeypatch.setattr(lora_ensemble, "ONLINE_ROWS", 100)
+    changed = replace(context, snapshots=LossFallSnapshots().first_pair, ensemble=small_ensemble(collect="auto"))
+    plan = plan_run(plan_request(changed, GradientLog()), NO_PLAN)
+    late_update = 2 * changed.ensemble.steps_per_epoch(len(changed.examples))
+    descriptions = {piece.description for stage in plan.stages for piece in stage.work}
+    assert f"gradients of all rows after update {late_update}, 3 members" in descriptions
+
+
+def test_a_target_with_adapters_in_its_last_layer_alone_takes_less(context, steady_speed):
+    upper_layers = replace(TUNING, lora=replace(LORA, layers="last_1"))
+    work, upper_work = (
+        plan_run(plan_request(context, target=tuned(context, settings=settings)), WANTED).stages[0].work
+        for settings in (TUNING, upper_layers)
+    )
+    exchanged_weights = attach_upper_layers(context).get_nb_trainable_parameters()[0]
+    for piece, upper_piece in zip(work, upper_work, strict=True):
+        assert upper_piece.operations < piece.operations, piece.description
+        if piece.kind == "tuning":
+            assert upper_piece.exchanged_bytes == 4 * exchanged_weights
+
+
+def test_layers_that_the_target_lacks_are_refused(context):
+    settings = replace(TUNING, lora=replace(LORA, layers="last_9"))
+    with pytest.raises(UserError, match="layers is last_9: it asks for the last 9 layers, and the model has 2"):
+        plan_run(plan_request(context, target=tuned(context, settings=settings)), NO_PLAN)
+
+
+def test_a_larger_target_may_name_layers_that_the_proxy_lacks(context):
+    shape = read_shape(context.base_model.model)
+    settings = replace(TUNING, lora=replace(LORA, layers="last_3"))
+    target = tuned(context, shape=replace(shape, layers=shape.layers * 2), settings=settings, is_proxy=False)
+    assert plan_run(plan_request(context, target=target), WANTED).seconds > 0
+
+
 def test_each_kind_of_work_is_estimated_at_its_own_speed(context, steady_speed):
     plan = plan_run(plan_request(context, GradientLog(), target=tuned(context)), WANTED)
     pieces = [piece for stage in plan.stages for piece in stage.work if piece.kind != "fixed"]
@@ -190,6 +270,23 @@ def test_each_kind_of_work_is_estimated_at_its_own_speed(context, steady_speed):
     for piece in pieces:
         rate = RATES["gradients" if piece.kind == "training" else piece.kind]
         assert piece.seconds == pytest.approx(piece.operations / rate), piece.description
+
+
+def test_processes_share_batches_but_neither_answers_nor_updates(context, steady_speed, monkeypatch):
+    monkeypatch.setattr(adapter_plan, "time_update", lambda *_: 0.25)
+    request = plan_request(context, GradientLog(), target=tuned(context))
+
+    def plan_work():
+        return [piece for stage in plan_run(request, WANTED).stages for piece in stage.work if piece.kind != "fixed"]
+
+    work_of_one = plan_work()
+    monkeypatch.setattr(planner, "world_size", lambda: 3)
+    for alone, shared in zip(work_of_one, plan_work(), strict=True):
+        divided_count = shared.step_rows or shared.counts.steps
+        shares = 1 if shared.kind == "answers" else divided_count / math.ceil(divided_count / 3)
+        update_seconds = 0.25 * shared.counts.steps if shared.kind in ("training", "tuning") else 0
+        expected_seconds = (alone.seconds - update_seconds) / shares + update_seconds
+        assert shared.seconds == pytest.approx(expected_seconds), shared.description
 
 
 def test_a_second_plan_takes_the_speed_that_was_measured(context, steady_speed, monkeypatch):
@@ -278,6 +375,38 @@ def test_frozen_layers_that_nothing_is_computed_from_are_not_due(context, monkey
     plan = plan_run(plan_request(changed, GradientLog()), NO_PLAN)
     assert all(piece.reused for stage in plan.stages for piece in stage.work)
     assert {stage.peak_bytes for stage in plan.stages} == {1000}, "no memory is taken for states that nothing reads"
+
+
+@pytest.mark.parametrize("is_on_device", [True, False])
+def test_frozen_layers_are_due_for_the_extra_member_of_a_cached_ensemble(context, monkeypatch, is_on_device):
+    monkeypatch.setattr(memory_estimates, "present_bytes", lambda *_: 1000)
+    upper_layers = small_ensemble(lora=replace(LORA, layers="last_1"))
+    changed = replace(context, heldout=None, ensemble=upper_layers)
+    measure_evidence([GradientLog()], replace(changed, batches=replace(context.batches, prefix_limit=0)))
+    request = replace(plan_request(changed, GradientLog()), heldout_member=HeldoutMember())
+    monkeypatch.setattr(ensemble_work, "keeps_on_device", lambda *_: is_on_device)
+    plan = plan_run(request, NO_PLAN)
+    frozen = [piece for stage in plan.stages for piece in stage.work if piece.description.startswith("frozen layers")]
+    assert [(piece.stage, piece.reused) for piece in frozen] == [("heldout_member", False)]
+    with operation_counter() as counter:
+        measure_heldout_member(changed, HeldoutMember().split(changed.examples, False, changed.seed))
+    planned = {stage.name: stage.operations for stage in plan.stages}
+    assert planned["heldout_member"] == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+def test_a_gpu_keeps_frozen_layers_for_the_later_stages(context, monkeypatch):
+    monkeypatch.setattr(memory_estimates, "present_bytes", lambda *_: 1000)
+    changed = replace(context, heldout=None, ensemble=small_ensemble(lora=replace(LORA, layers="last_1")))
+    request = replace(plan_request(changed, GradientLog()), heldout_member=HeldoutMember())
+    stored_plan = plan_run(request, NO_PLAN)
+    monkeypatch.setattr(ensemble_work, "keeps_on_device", lambda *_: True)
+    plan = plan_run(request, NO_PLAN)
+    (kept_bytes,) = (piece.device_bytes for stage in plan.stages for piece in stage.work if piece.device_bytes)
+    more_bytes = {
+        stage.name: stage.peak_bytes - stored_stage.peak_bytes
+        for stage, stored_stage in zip(plan.stages, stored_plan.stages, strict=True)
+    }
+    assert more_bytes == {"base_model_passes": 0, "proxy": kept_bytes, "heldout_member": kept_bytes}
 
 
 def test_task_gradients_alone_need_the_frozen_layers_of_all_and_validation_rows(context):

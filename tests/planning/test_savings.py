@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from gradfiltering.ensembles.bootstrap_ensemble import BootstrapEnsemble
+from gradfiltering.ensembles.snapshot_ensemble import SnapshotEnsemble
 from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.planning import savings
 from gradfiltering.planning.model_shapes import LayerShape, LinearShape, ModelShape
@@ -105,13 +106,14 @@ def test_online_norms_save_the_passes_over_all_rows(context):
     [
         ({"ensemble": BootstrapEnsemble(**vars(small_ensemble()))}, [GradientLog()], {"upper_layers", "few_updates"}),
         ({"ensemble": small_ensemble(collect="online")}, [GradientLog()], {"upper_layers"}),
+        ({"ensemble": SnapshotEnsemble(**vars(small_ensemble()))}, [GradientLog()], {"upper_layers"}),
         (
             {},
             [GradientLog(), TaskGradients(checkpoints=(1, 2), members=2, validation=None, task=None)],
             {"online", "upper_layers"},
         ),
     ],
-    ids=["bootstrap", "online", "influence"],
+    ids=["bootstrap", "online", "snapshots along an epoch", "influence"],
 )
 def test_changes_that_a_run_cannot_make_are_left_out(context, changes, requests, expected):
     context = replace(context, snapshots=SNAPSHOTS, **changes)

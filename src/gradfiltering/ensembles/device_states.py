@@ -5,6 +5,7 @@ rows for each member, so that they would be copied to the GPU several times an e
 are measured.
 """
 
+import gc
 import time
 from dataclasses import dataclass, field, replace
 
@@ -132,8 +133,10 @@ class DeviceStateStore:
         return next((states for states in wanted_states if states is not None), None)
 
     def clear(self) -> None:
-        """Give the memory back."""
+        """Give the memory back, also that of states which a trainer, its module and its data refer to in a circle."""
         self._kept_states.clear()
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def keeps_on_device(prefix: FrozenPrefix, examples: Examples, device: torch.device, batches: BatchSettings) -> bool:

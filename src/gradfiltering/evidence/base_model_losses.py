@@ -19,6 +19,7 @@ from gradfiltering.runs.cache import CachedResult
 
 LOSS_VERSION = 1  # raise it when the same rows would get other losses
 LOSS_FILE = "losses.npy"
+BASE_MODEL_LOSSES = "base_model_losses"  # kind of results
 REFERENCE_STAGE = "reference"  # the base model's log-probabilities of preference rows
 
 
@@ -84,7 +85,7 @@ def measure_losses(context: BaseModelWork, objective: Objective, examples: Examp
         start_time = time.monotonic()
         losses = _compute_losses(context, objective, examples)
         cached = context.cache.commit(
-            "base_model_losses",
+            BASE_MODEL_LOSSES,
             key,
             lambda folder: np.save(folder / LOSS_FILE, losses),
             seconds=time.monotonic() - start_time,
@@ -95,7 +96,7 @@ def measure_losses(context: BaseModelWork, objective: Objective, examples: Examp
 
 def find_losses(context: BaseModelWork, objective: Objective, examples: Examples) -> CachedResult | None:
     """Find the losses of examples in the cache."""
-    return context.cache.find("base_model_losses", _losses_key(context, objective, examples))
+    return context.cache.find(BASE_MODEL_LOSSES, _losses_key(context, objective, examples))
 
 
 def _losses_key(context: BaseModelWork, objective: Objective, examples: Examples) -> dict[str, Any]:

@@ -230,13 +230,11 @@ class MeasurementContext:
         return hash_weights(self.base_model.model)
 
     def settle_snapshots(self) -> "MeasurementContext":
-        """Return the context with the pair of snapshots that so many rows have, where updates limit it.
+        """Return the context with the pair of snapshots that so many rows have, where it depends on their updates.
 
         An ensemble that is measured by the epoch keeps its epochs.
         """
         settings, pair = self.ensemble, self.snapshots
-        if pair.longest_epoch is None:
-            return self
         if settings.update_obstacle:
             return replace(self, snapshots=replace(pair, longest_epoch=None))
         row_count = len(self.examples)

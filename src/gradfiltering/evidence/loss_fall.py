@@ -19,6 +19,15 @@ ROUNDING = 1e-9  # of a share, so that 0.9 is reached where the loss has fallen 
 
 
 @options
+class LongestTraining(SnapshotPair):
+    """So many epochs of training, counted in updates once it is known how many an epoch has."""
+
+    def settle(self, steps_per_epoch: int) -> SnapshotPair:
+        """Return the pair in updates."""
+        return SnapshotPair(self.early * steps_per_epoch, self.late * steps_per_epoch, "update")
+
+
+@options
 class LossFallSnapshots:
     """A pair of numbers of updates, read off the held-out loss of one member that is trained ahead.
 
@@ -66,7 +75,7 @@ class LossFallSnapshots:
     @property
     def first_pair(self) -> SnapshotPair:
         """The longest training that may follow, for the plan."""
-        return SnapshotPair(0, self.epochs)
+        return LongestTraining(0, self.epochs)
 
     def list_updates(self, steps_per_epoch: int) -> list[int]:
         """Return the numbers of updates after which the loss is measured, ascending."""

@@ -141,19 +141,20 @@ def _plan_ensembles(
     chunk_tokens: int,
 ) -> list[PlannedWork]:
     """Plan the stages that need adapters."""
-    planned_work, trained_epochs = [], 0
-    if ENSEMBLE_STAGE in stage_requests:
-        logs_gradients = GradientLog() in stage_requests[ENSEMBLE_STAGE]
-        row_sets = [("all rows", context.examples)]
-        row_sets += [("held-out rows", context.heldout)] if logs_gradients and context.heldout is not None else []
-        projections = next((item for item in stage_requests[ENSEMBLE_STAGE] if isinstance(item, Projections)), None)
+    ensemble_work: list[PlannedWork] = []
+    gradient_work: list[PlannedWork] = []
+    heldout_member_work: list[PlannedWork] = []
+    frozen_work: list[PlannedWork] = []
+    ensemble_requests, trained_epochs = stage_requests.get(ENSEMBLE_STAGE, []), 0
+    logs_gradients = GradientLog() in ensemble_requests
+    if ensemble_requests:
+        projections = next((item for item in ensemble_requests if isinstance(item, Projections)), None)
         epochs = [context.snapshots.early, context.snapshots.late]
         ensemble_work = plan_ensemble(
             trained_ensemble, epochs, context, shape, chunk_tokens, logs_gradients, projections
         )
-        is_due = any(piece.operations for piece in ensemble_work)
-        planned_work += plan_frozen_layers(trained_ensemble, row_sets, ENSEMBLE_STAGE, shape, is_due)
-        planned_work += ensemble_work
+        if logs_gradients and context.heldout is not None:
+            frozen_work += plan_frozen_layers(trained_ensemble, "held-out rows", context.heldout, shape, ensemble_work)
         trained_epochs = context.snapshots.late if context.snapshots.unit == "epoch" else 0
     for item in stage_requests.get(TASK_GRADIENT_STAGE, []):
         if isinstance(item, TaskGradients):
@@ -166,16 +167,19 @@ def _plan_ensembles(
             )
             validation, _ = validation_rows(context.dataset, item.validation, item.task).encode(context.encoder)
             epochs_before = trained_epochs if item.members <= len(context.ensemble.trained_member_ids) else 0
-            gradient_work = plan_task_gradients(item, members, validation, shape, chunk_tokens, epochs_before)
-            row_sets = [("validation rows", validation)]
-            if ENSEMBLE_STAGE not in stage_requests:
-                row_sets = [("all rows", context.examples), *row_sets]
-            is_due = any(piece.operations for piece in gradient_work)
-            planned_work += plan_frozen_layers(members, row_sets, TASK_GRADIENT_STAGE, shape, is_due)
-            planned_work += gradient_work
-    if request.heldout_member is not None and GradientLog() in stage_requests.get(ENSEMBLE_STAGE, []):
+            item_work = plan_task_gradients(
+                item, members, validation, shape, chunk_tokens, epochs_before, context.projection
+            )
+            frozen_work += plan_frozen_layers(members, "validation rows", validation, shape, item_work)
+            gradient_work += item_work
+    if request.heldout_member is not None and logs_gradients:
         split = request.heldout_member.split(context.examples, context.heldout is not None, context.seed)
         if split is not None:
             snapshots = [context.snapshots.early, context.snapshots.late]
-            planned_work += plan_heldout_member(trained_ensemble, split, snapshots, shape, chunk_tokens, context)
-    return planned_work
+            heldout_member_work = plan_heldout_member(trained_ensemble, split, snapshots, shape, chunk_tokens, context)
+    adapter_work = [*ensemble_work, *gradient_work, *heldout_member_work]
+    frozen_work = [
+        *plan_frozen_layers(trained_ensemble, "all rows", context.examples, shape, adapter_work, is_per_row=True),
+        *frozen_work,
+    ]
+    return [*frozen_work, *adapter_work]

@@ -5,10 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from gradfiltering.data.examples import Examples
-from gradfiltering.evidence.base_model_losses import REFERENCE_STAGE, find_losses, find_reference_nll
+from gradfiltering.data.examples import Examples, hash_examples
+from gradfiltering.evidence.base_model_losses import (
+    BASE_MODEL_LOSSES,
+    REFERENCE_STAGE,
+    find_losses,
+    find_reference_nll,
+)
 from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.evidence.measurers import BASE_MODEL_STAGE
+from gradfiltering.evidence.response_losses import pair_sequences
 from gradfiltering.models.objectives import ResponseNLL
 from gradfiltering.planning.model_shapes import ModelShape
 from gradfiltering.planning.operations import TokenCounts, forward_operations, head_operations, loss_operations
@@ -55,7 +61,8 @@ def plan_base_model_passes(
             counts = row_counts + alone
             operations = loss_operations(shape, counts)
             description = "losses of responses, with their prompts and alone"
-            planned_work.append(PlannedWork(BASE_MODEL_STAGE, description, counts, operations, "losses"))
+            is_cached = _has_response_losses(request, context)
+            planned_work.append(PlannedWork(BASE_MODEL_STAGE, description, counts, operations, "losses", is_cached))
     return planned_work
 
 
@@ -90,6 +97,24 @@ def _has_losses(context: MeasurementContext, examples: Examples) -> bool:
     if not examples.is_paired:
         return find_losses(context, context.objective, examples) is not None
     return find_losses(context, ResponseNLL(), examples.chosen_sequences()) is not None
+
+
+def _has_response_losses(request: ResponseLosses, context: MeasurementContext) -> bool:
+    """Return True where the cache has both losses of each response.
+
+    Their key needs the rows tokenised once more, which takes a while for many. So it is looked for only where the cache
+    has such losses of this base model at all, of other sequences than the rows as they are trained on.
+    """
+    described = {"base_model": context.model_hash, "objective": repr(ResponseNLL())}
+    row_hashes = {hash_examples(examples) for examples in (context.examples, context.heldout) if examples is not None}
+    has_others = any(
+        {name: key.get(name) for name in described} == described and key.get("examples") not in row_hashes
+        for key in context.cache.list_keys(BASE_MODEL_LOSSES)
+    )
+    if not has_others:
+        return False
+    sequences, _ = pair_sequences(request, context.dataset, context.examples, context.base_model)
+    return not len(sequences) or find_losses(context, ResponseNLL(), sequences) is not None
 
 
 def list_uncounted(requests: Iterable[Request[Any]], context: MeasurementContext) -> list[str]:

@@ -15,6 +15,9 @@ from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.evidence.ensemble_passes import EnsemblePasses
 from gradfiltering.evidence.heldout_member import HELDOUT_MEMBER_STAGE
 from gradfiltering.evidence.measurers import ENSEMBLE_STAGE, TASK_GRADIENT_STAGE
+from gradfiltering.gradients.adam_direction import MOMENT_NAMES, AdamProjection
+from gradfiltering.gradients.projection import GradientSketch, Projection
+from gradfiltering.models.lora import Adapters
 from gradfiltering.planning.memory_estimates import adapter_bytes, member_bytes
 from gradfiltering.planning.model_shapes import ModelShape
 from gradfiltering.planning.operations import TokenCounts, frozen_operations, gradient_operations, loss_operations
@@ -207,8 +210,9 @@ def plan_task_gradients(
     shape: ModelShape,
     batch_tokens: int,
     trained_epochs: int,
+    projection: Projection,
 ) -> list[PlannedWork]:
-    """Plan gradients at checkpoints, of all rows and of validation rows, member by member.
+    """Plan gradients at checkpoints, of all rows and of validation rows, member by member, but for what the cache has.
 
     Args:
         request: names members and checkpoints.
@@ -217,63 +221,90 @@ def plan_task_gradients(
         shape: of the model with adapters.
         batch_tokens: padded tokens computed at once.
         trained_epochs: epochs of its members that an earlier stage of the run trains.
+        projection: of the gradients.
     """
     planned_work = []
+    settings = trained_ensemble.settings
+    without_moments: dict[str, Adapters] = {name: {} for name in MOMENT_NAMES}  # the key of a result names none
+    adam_projection = AdamProjection(projection, without_moments, settings.betas, settings.eps)
     if max(request.checkpoints) > trained_epochs:
         planned_work += plan_training(trained_ensemble, request.checkpoints, TASK_GRADIENT_STAGE, shape)
-    for description, examples in (("all rows", trained_ensemble.examples), ("validation rows", validation)):
-        one_pass = count_pass(examples, batch_tokens)
-        counts = one_pass.times(len(request.checkpoints) * request.members)
-        operations = count_gradients(trained_ensemble, examples, shape, counts, 1)
-        description = f"gradients of {description} at {len(request.checkpoints)} checkpoints"
-        planned_work.append(PlannedWork(TASK_GRADIENT_STAGE, description, counts, operations, "gradients"))
+    row_sets: list[tuple[str, Examples, GradientSketch]] = [
+        ("all rows", trained_ensemble.examples, adam_projection),
+        ("validation rows", validation, projection),
+    ]
+    for description, examples, gradient_sketch in row_sets:
+        passes, one_pass = EnsemblePasses(trained_ensemble, examples, description), count_pass(examples, batch_tokens)
+        results = [
+            result
+            for epoch in request.checkpoints
+            for result in passes.find_sketches(settings.member_ids, epoch, gradient_sketch).values()
+        ]
+        due_count = sum(result is None for result in results)
+        for pass_count, is_cached in ((due_count, False), (len(results) - due_count, True)):
+            if not pass_count:
+                continue
+            counts = one_pass.times(pass_count)
+            planned_work.append(
+                PlannedWork(
+                    TASK_GRADIENT_STAGE,
+                    f"gradients of {description}, {pass_count} of {len(results)} passes at checkpoints",
+                    counts,
+                    count_gradients(trained_ensemble, examples, shape, counts, 1),
+                    "gradients",
+                    reused=is_cached,
+                )
+            )
     return planned_work
 
 
 def plan_frozen_layers(
     trained_ensemble: TrainedEnsemble,
-    row_sets: Sequence[tuple[str, Examples]],
-    stage_name: str,
+    row_description: str,
+    examples: Examples,
     shape: ModelShape,
-    is_due: bool,
+    reading_work: Sequence[PlannedWork],
+    is_per_row: bool = False,
 ) -> list[PlannedWork]:
     """Plan what the layers below the first adapter take, where it is computed once for each row and kept.
 
+    The first stage that has anything to compute from it takes the time. Where none has, and the cache has none of it
+    either, nothing is planned.
+
     Args:
         trained_ensemble: attached.
-        row_sets: description and rows of each set.
-        stage_name: of the stage that needs them.
+        row_description: the rows in words.
+        examples: the rows.
         shape: of the model with adapters.
-        is_due: whether the stage has anything to compute from them.
+        reading_work: all work that goes on from these layers, in the order of its stages.
+        is_per_row: the rows are those of the pool.
     """
-    planned_work = []
-    for set_index, (description, examples) in enumerate(row_sets):
-        prefix = trained_ensemble.engine.prefix
-        if prefix is None or not keeps_prefix(trained_ensemble, examples):
-            continue
-        counts = count_pass(examples, trained_ensemble.batches.forward_tokens(trained_ensemble.device))
-        is_on_device = keeps_on_device(prefix, examples, trained_ensemble.device, trained_ensemble.batches)
-        model_hash = trained_ensemble.member_cache.ensemble_key["base_model"]
-        is_cached = not is_on_device and has_prefix_states(
-            trained_ensemble.member_cache.cache, prefix, examples, model_hash
+    prefix = trained_ensemble.engine.prefix
+    if prefix is None or not reading_work or not keeps_prefix(trained_ensemble, examples):
+        return []
+    counts = count_pass(examples, trained_ensemble.batches.forward_tokens(trained_ensemble.device))
+    is_on_device = keeps_on_device(prefix, examples, trained_ensemble.device, trained_ensemble.batches)
+    model_hash = trained_ensemble.member_cache.ensemble_key["base_model"]
+    is_cached = not is_on_device and has_prefix_states(
+        trained_ensemble.member_cache.cache, prefix, examples, model_hash
+    )
+    due_stages = [piece.stage for piece in reading_work if piece.operations]
+    if not due_stages and not is_cached:
+        return []
+    kept_bytes = count_prefix_bytes(prefix, examples)
+    return [
+        PlannedWork(
+            stage=due_stages[0] if due_stages else reading_work[0].stage,
+            description=f"frozen layers {prefix.layer_range} of {row_description}, once",
+            counts=counts,
+            all_operations=frozen_operations(shape, counts),
+            kind="losses",
+            reused=is_cached,
+            is_per_row=is_per_row,
+            stored_bytes=0 if is_on_device else kept_bytes,
+            device_bytes=kept_bytes if is_on_device else 0,
         )
-        kept_bytes = count_prefix_bytes(prefix, examples)
-        operations = frozen_operations(shape, counts)
-        description = f"frozen layers {prefix.layer_range} of {description}, once"
-        planned_work.append(
-            PlannedWork(
-                stage=stage_name,
-                description=description,
-                counts=counts,
-                all_operations=operations,
-                kind="losses",
-                reused=is_cached or not is_due,
-                is_per_row=set_index == 0,
-                stored_bytes=0 if is_on_device else kept_bytes,
-                device_bytes=kept_bytes if is_on_device else 0,
-            )
-        )
-    return planned_work
+    ]
 
 
 def keeps_prefix(trained_ensemble: TrainedEnsemble, examples: Examples) -> bool:

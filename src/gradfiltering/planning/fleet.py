@@ -103,11 +103,16 @@ def _computing_seconds(piece: PlannedWork, fleet: Fleet, gpus: int, time_work: W
         if timed is None:
             return None
         shared_seconds, each_seconds = timed
-    return shared_seconds / _count_shares(piece, gpus) + each_seconds
+    return shared_seconds / count_shares(piece, gpus) + each_seconds
 
 
-def _count_shares(piece: PlannedWork, gpus: int) -> float:
-    """Return E, the number of GPUs that would take as long if they shared the work evenly."""
+def count_shares(piece: PlannedWork, gpus: int) -> float:
+    """Return E, the number of GPUs (or processes) that would take as long if they shared the work evenly.
+
+    Args:
+        piece: the work.
+        gpus: that share it out.
+    """
     if piece.kind == ANSWERS:
         return 1.0
     divided_count = piece.step_rows or max(1, piece.counts.steps)

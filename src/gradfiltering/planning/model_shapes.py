@@ -10,6 +10,8 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from gradfiltering.models.adapted_layers import ALL_LAYERS, LayerChoice, choose_layers
+
 # Projections that read what enters their layer: where that has no gradient, they need none with respect to it.
 _READS_LAYER_INPUT = re.compile(r"(?:^|\.)(?:q|k|v|qkv|query|key|value|c_attn|query_key_value|in_proj|Wqkv)(?:_proj)?$")
 _LAYER_INDEX = re.compile(r"\.(\d+)\.")
@@ -109,11 +111,21 @@ class ModelShape:
         """Numbers that one token becomes on its way, over all matrices; what activations take grows with it."""
         return sum(linear.inputs + linear.outputs for layer in self.layers for linear in layer.linears)
 
-    def with_adapters(self, rank: int) -> "ModelShape":
-        """Return the same model with an adapter of a rank at every matrix of its layers."""
+    def with_adapters(self, rank: int, layer_choice: LayerChoice = ALL_LAYERS) -> "ModelShape":
+        """Return the same model with an adapter of a rank at every matrix of the chosen layers, and none elsewhere.
+
+        Args:
+            rank: of the adapters.
+            layer_choice: as `choose_layers` has it.
+
+        Raises:
+            ValueError: the model has fewer layers.
+        """
+        adapted_layers = choose_layers(layer_choice, len(self.layers))
+        ranks = [rank if index in adapted_layers else 0 for index in range(len(self.layers))]
         layers = tuple(
-            replace(layer, linears=tuple(replace(linear, rank=rank) for linear in layer.linears))
-            for layer in self.layers
+            replace(layer, linears=tuple(replace(linear, rank=layer_rank) for linear in layer.linears))
+            for layer, layer_rank in zip(self.layers, ranks, strict=True)
         )
         return replace(self, layers=layers)
 

@@ -16,7 +16,7 @@ from gradfiltering.planning import memory_estimates
 from gradfiltering.planning.adapter_plan import AdapterPlan, plan_adapters
 from gradfiltering.planning.base_model_work import list_uncounted, plan_base_model_passes, plan_reference
 from gradfiltering.planning.calibration import Speed
-from gradfiltering.planning.fleet import estimate_fleet_cost
+from gradfiltering.planning.fleet import count_shares, estimate_fleet_cost
 from gradfiltering.planning.model_shapes import ModelShape, read_shape
 from gradfiltering.planning.operations import TokenCounts
 from gradfiltering.planning.plan_request import PlanRequest
@@ -39,6 +39,8 @@ PLANNED_STAGES = (
     REFERENCE_STAGE, BASE_MODEL_STAGE, ENSEMBLE_STAGE, TASK_GRADIENT_STAGE, HELDOUT_MEMBER_STAGE, TARGET_STAGE,
     JUDGE_STAGE,
 )  # fmt: skip
+
+ADAPTER_STAGES = (ENSEMBLE_STAGE, TASK_GRADIENT_STAGE, HELDOUT_MEMBER_STAGE)
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +151,7 @@ def _combine_speed(
 def _plan_fixed_work(planned_work: Sequence[PlannedWork], speed: Speed) -> list[PlannedWork]:
     """Plan what a stage with members takes whatever its size: checking its engine, storing what was trained."""
     fixed_work = []
-    for stage_name in (ENSEMBLE_STAGE, TASK_GRADIENT_STAGE, HELDOUT_MEMBER_STAGE):
+    for stage_name in ADAPTER_STAGES:
         due_work = [piece for piece in planned_work if piece.stage == stage_name and piece.operations]
         if due_work:
             stored_members = sum(piece.stored_members for piece in due_work)
@@ -166,9 +168,11 @@ def _estimate(piece: PlannedWork, speed: Speed | None) -> PlannedWork:
         return piece
     if piece.reused or not piece.operations:
         return replace(piece, seconds=0.0)
-    if speed is None:
+    timed = _time_on_one_device(piece, speed)
+    if timed is None:
         return piece
-    return replace(piece, seconds=speed.estimate(piece.kind, piece.operations, piece.counts.steps) / world_size())
+    shared_seconds, each_seconds = timed
+    return replace(piece, seconds=shared_seconds / count_shares(piece, world_size()) + each_seconds)
 
 
 def _time_on_one_device(piece: PlannedWork, speed: Speed | None) -> tuple[float, float] | None:
@@ -242,7 +246,7 @@ class BatchMemory:
             shape, context, self.adapter_plan.memory, self.adapter_plan.chunk_tokens
         )
         stage_bytes = dict.fromkeys((REFERENCE_STAGE, BASE_MODEL_STAGE), (base_bytes, 0))
-        stage_bytes |= dict.fromkeys((ENSEMBLE_STAGE, TASK_GRADIENT_STAGE, HELDOUT_MEMBER_STAGE), ensemble_bytes)
+        stage_bytes |= dict.fromkeys(ADAPTER_STAGES, ensemble_bytes)
         if target is not None:
             # Another model than the proxy is estimated by its shapes.
             tuning, answering = (self.memories.get("tuning"), losses) if target.is_proxy else (None, None)
@@ -262,14 +266,15 @@ def _build_stages(
     """Put the work into stages, with the memory and the disk that each takes."""
     stage_bytes = batch_memory.estimate_stages(request, context)
     stage_requests = sort_requests(request.requests)
-    stages = []
+    stages, device_bytes = [], 0  # of states that a GPU keeps until all rows are measured
     for stage_name in PLANNED_STAGES:
         stage_work = [piece for piece in planned_work if piece.stage == stage_name]
         notes = [*request.notes.get(stage_name, ()), *list_uncounted(stage_requests.get(stage_name, []), context)]
         if not stage_work and not notes:
             continue
         is_due = any(piece.operations for piece in stage_work)
-        peak_bytes = stage_bytes[stage_name] + sum(0 if piece.reused else piece.device_bytes for piece in stage_work)
+        device_bytes += sum(0 if piece.reused else piece.device_bytes for piece in stage_work)
+        peak_bytes = stage_bytes[stage_name] + (device_bytes if stage_name in ADAPTER_STAGES else 0)
         stages.append(
             PlannedStage(
                 name=stage_name,

@@ -9,6 +9,7 @@ import numpy as np
 from gradfiltering.distributed.process_group import gather_from_ranks
 from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.gradients.memory import ChunkMemory
+from gradfiltering.models.adapted_layers import ALL_LAYERS
 from gradfiltering.planning.calibration import MeasuredWork, Speed, measure_losses, measure_tuning, time_answers
 from gradfiltering.planning.model_shapes import ModelShape
 from gradfiltering.planning.plan_request import PlanRequest
@@ -53,8 +54,10 @@ def measure_work_outside_ensemble(
     target, kinds = request.target, {piece.kind for piece in planned_work if piece.operations}
     if target is not None and "tuning" in kinds:
         tuning = target.settings
+        if not target.is_proxy:  # the proxy may lack the layers that are named of the target
+            tuning = replace(tuning, lora=replace(tuning.lora, layers=ALL_LAYERS))
         tuning_settings = {
-            "adapted": hash_shape(target.adapted_shape if target.is_proxy else shape.with_adapters(tuning.lora.rank)),
+            "adapted": hash_shape(shape.with_adapters(tuning.lora.rank, tuning.lora.layers)),
             "tuning": [tuning.micro_batch_tokens, repr(tuning.lora.target_modules), repr(tuning.lora.layers)],
             "recomputes_layers": tuning.gradient_checkpointing,
         }

@@ -67,8 +67,7 @@ def plan_cheaper_work(
             CheaperWork("upper_layers", {"layers": layer_count}, plan_work(upper_ensemble, upper_shape, snapshots))
         )
     timeline = trained_ensemble.member_cache.timeline
-    # Norms of training steps come from whole epochs, so the passes that they spare would come back.
-    may_count_updates = by_epoch and settings.collect != ONLINE and not needs_epochs
+    may_count_updates = by_epoch and not settings.update_obstacle and not needs_epochs
     if may_count_updates and timeline.count_updates(snapshots.late) > FEW_UPDATES.late:
         few_timeline = FEW_UPDATES.timeline(timeline.steps_per_epoch)
         shorter_ensemble = replace(trained_ensemble, member_cache=trained_ensemble.member_cache.along(few_timeline))

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from gradfiltering.data.examples import Examples
+from gradfiltering.errors import UserError
 from gradfiltering.finetuning.settings import FineTuningSettings
 from gradfiltering.finetuning.training_sets import CANDIDATE, TrainingSet, build_baseline_sets
 from gradfiltering.judging.generation import GenerationSettings
@@ -67,8 +68,16 @@ class PlannedTarget:
 
     @property
     def adapted_shape(self) -> ModelShape:
-        """Shape with the adapters that are trained."""
-        return self.shape.with_adapters(self.settings.lora.rank)
+        """Shape with the adapters that are trained.
+
+        Raises:
+            UserError: the target has fewer layers than the settings name.
+        """
+        lora = self.settings.lora
+        try:
+            return self.shape.with_adapters(lora.rank, lora.layers)
+        except ValueError as error:
+            raise UserError(f"layers is {lora.layers}: it {error} (the target)", lora, ("layers",)) from error
 
     @property
     def estimated_from(self) -> str:
