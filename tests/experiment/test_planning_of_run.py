@@ -128,6 +128,8 @@ def test_rows_are_cut_to_the_time_given_and_never_in_silence(cache, tmp_path, st
         (["method=lead"], False, False),
         (["until=proxy"], False, False),
         (["selector=random"], False, False),
+        (["ensemble.m=auto"], False, False),  # found by the scores of gradients
+        (["epochs=loss_fall"], False, False),
     ],
 )
 def test_ifd_is_proposed_where_it_can_take_the_scorers_place(overrides, is_paired, is_proposed, tmp_path):

@@ -13,6 +13,8 @@ from torch import nn
 from gradfiltering.data.examples import Examples
 from gradfiltering.data.templates import tokenize_prompts
 from gradfiltering.distributed.process_group import run_on_rank_zero
+from gradfiltering.ensembles.lora_ensemble import AUTO
+from gradfiltering.ensembles.snapshots import SnapshotPair
 from gradfiltering.evidence.context import MeasurementContext
 from gradfiltering.evidence.measurers import BASE_MODEL_STAGE, sort_requests
 from gradfiltering.experiment.open_run import OpenRun
@@ -131,9 +133,11 @@ def list_requests_under_ifd(experiment: Experiment, examples: Examples) -> froze
     Returns:
         The requests; None where IFD is no substitute: for a scorer that looks at the rows of a task, for a selector
         that reads gradients itself, for preference rows, of which it would see one answer, for other kinds of methods,
-        and for a run that scores nothing.
+        for a run that scores nothing, and for members or snapshots that are found by the scores.
     """
-    method = experiment.method
+    method, proxy = experiment.method, experiment.proxy
+    if proxy.ensemble.m == AUTO or not isinstance(proxy.snapshots, SnapshotPair):
+        return None
     if not isinstance(method, ScoreAndSelect) or examples.is_paired or not experiment.reaches("score"):
         return None
     if any(isinstance(request, TaskGradients) for request in method.requests):
