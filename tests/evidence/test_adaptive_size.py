@@ -68,7 +68,7 @@ def settle(monkeypatch):
 def context_of(ensemble):
     """A context that holds the ensemble and nothing that the search does not read."""
     nothing = {field.name: None for field in fields(MeasurementContext) if field.name != "reports"}
-    return MeasurementContext(**{**nothing, "ensemble": ensemble, "seed": 0})
+    return MeasurementContext(**{**nothing, "examples": range(ROWS), "ensemble": ensemble, "seed": 0})
 
 
 def mean_late_norm(evidence):

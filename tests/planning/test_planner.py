@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from gradfiltering.ensembles import lora_ensemble, trained_ensemble
+from gradfiltering.ensembles import trained_ensemble
 from gradfiltering.ensembles.bootstrap_ensemble import BootstrapEnsemble
 from gradfiltering.ensembles.dropout_ensemble import DropoutEnsemble
 from gradfiltering.ensembles.heldout_member import HeldoutMember
@@ -228,9 +228,8 @@ def test_target_and_answers_are_planned(context, steady_speed):
     assert {item.estimated_from for item in other.stages[0].work} == {"the proxy's speed, by shapes"}
 
 
-def test_snapshots_by_the_fall_of_the_loss_have_passes_of_their_own(context, monkeypatch):
-    monkeypatch.setattr(lora_ensemble, "ONLINE_ROWS", 100)
-    changed = replace(context, snapshots=LossFallSnapshots().first_pair, ensemble=small_ensemble(collect="auto"))
+def test_snapshots_by_the_fall_of_the_loss_are_counted_in_updates(context):
+    changed = replace(context, snapshots=LossFallSnapshots().first_pair)
     plan = plan_run(plan_request(changed, GradientLog()), NO_PLAN)
     late_update = 2 * changed.ensemble.steps_per_epoch(len(changed.examples))
     descriptions = {piece.description for stage in plan.stages for piece in stage.work}
