@@ -14,7 +14,7 @@ from gradfiltering.judging.prompts import Prompt
 from gradfiltering.models.causal_model import SplitModel
 from gradfiltering.models.lora import load_adapter
 from gradfiltering.models.objectives import ResponseNLL
-from gradfiltering.models.weights import count_matmul_weights, hash_weights
+from gradfiltering.models.weights import count_matmul_weights, hash_model
 from gradfiltering.runs.cache import Cache
 from tests.support.model_losses import response_losses
 from tests.support.small_targets import load_small_target, make_training, tuning_settings
@@ -51,10 +51,10 @@ def dequantized(weight):
 
 def test_training_lowers_the_loss_and_adapters_fit_both_base_models(models, rows, tmp_path):
     quantized, plain = models
-    weights_before = hash_weights(quantized.model)
+    weights_before = hash_model(quantized.model)
     training = make_training(quantized, rows, tmp_path / "run", tmp_path / "cache", tuning_settings(epochs=4))
     fine_tune("candidate", rows.examples, training, tmp_path)
-    assert hash_weights(quantized.model) == weights_before, "training left other weights behind"
+    assert hash_model(quantized.model) == weights_before, "training left other weights behind"
     with (tmp_path / "curve.csv").open(newline="") as file:
         curve = [float(point["heldout_loss"]) for point in csv.DictReader(file)]
     untrained_loss = heldout_loss(plain.model, rows, plain.pad_id)

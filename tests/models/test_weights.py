@@ -4,7 +4,7 @@ from copy import deepcopy
 
 import pytest
 
-from gradfiltering.models.weights import hash_weights
+from gradfiltering.models.weights import hash_model
 
 
 @pytest.mark.parametrize(("architecture", "option", "value"), [("gpt2", "n_head", 4), ("llama", "rms_norm_eps", 0.1)])
@@ -13,21 +13,21 @@ def test_equal_weights_under_another_configuration_are_another_model(make_model,
     same, other = deepcopy(model), deepcopy(model)
     assert getattr(model.config, option) != value
     setattr(other.config, option, value)
-    assert hash_weights(same) == hash_weights(model) != hash_weights(other)
+    assert hash_model(same) == hash_model(model) != hash_model(other)
 
 
 def test_where_a_model_lies_and_how_it_attends_do_not_name_it(make_model):
     model = make_model("llama")
-    digest = hash_weights(model)
+    digest = hash_model(model)
     model.config._name_or_path = "elsewhere"
     model.config.transformers_version = "0"
     model.config.use_cache = not model.config.use_cache
     model.set_attn_implementation("eager")
-    assert hash_weights(model) == digest
+    assert hash_model(model) == digest
 
 
 def test_other_weights_are_another_model(make_model):
     model, other = make_model("gpt2"), make_model("gpt2")
-    assert hash_weights(model) == hash_weights(other)
+    assert hash_model(model) == hash_model(other)
     next(other.parameters()).data[0] += 1
-    assert hash_weights(model) != hash_weights(other)
+    assert hash_model(model) != hash_model(other)

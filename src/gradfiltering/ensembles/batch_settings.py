@@ -80,7 +80,7 @@ class BatchSettings:
             adapters: a stack of as many members as are computed at once.
             row_width: tokens of the longest row.
             device: computes.
-            model_hash: digest of the base model's weights.
+            model_hash: digest of the base model.
         """
         if self.tokens != "auto":
             return self.tokens

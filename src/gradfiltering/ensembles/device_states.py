@@ -28,7 +28,7 @@ from gradfiltering.runs.sizes import format_bytes
 FREE_MEMORY_SHARE = 0.2  # of a GPU's free memory for one set of rows; a chunk of the work may take half of it
 
 StateKind = tuple[str, int, str]
-"""Digest of the base model's weights, first adapted layer, and type: what the states of a row depend on."""
+"""Digest of the base model, first adapted layer, and type: what the states of a row depend on."""
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ class LoraEnsemble:
         clip_norm: each member's mean gradient is scaled down to this L2 norm; None for no clipping.
         collect: `snapshot` measures all rows with the parameters frozen after the epoch (the definition);
             `online` keeps the norms of the epoch's own training steps, which halves the work and ranks the rows
-            otherwise (docs/findings.md, norms from training steps).
+            differently (docs/findings.md, norms from training steps).
         bucket_batches: batches in a length bucket.
         trajectory_steps: a sketch of the adapters is recorded every so many steps, and at most `MAX_SKETCHES` times in
             an epoch.

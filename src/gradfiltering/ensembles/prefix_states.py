@@ -121,7 +121,7 @@ def keep_prefix_states(
         cache: of this run and others.
         engine: on the device that computes, with a frozen prefix.
         examples: the rows; each sequence of a preference row has states of its own (`Examples.sequences`).
-        model_hash: digest of the base model's weights.
+        model_hash: digest of the base model.
         pad_id: token id for padding.
         batches: division of work, and the most that is kept.
 

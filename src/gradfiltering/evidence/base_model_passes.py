@@ -13,7 +13,7 @@ from gradfiltering.data.examples import Examples
 from gradfiltering.distributed.row_measurements import share_of_this_rank
 from gradfiltering.ensembles.batch_settings import BatchSettings
 from gradfiltering.models.language_model import LanguageModel
-from gradfiltering.models.weights import hash_weights
+from gradfiltering.models.weights import hash_model
 from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.memory import limit_freed_memory
 from gradfiltering.runs.progress import track
@@ -40,7 +40,7 @@ class BaseModelWork(Protocol):
 
     @property
     def model_hash(self) -> str:
-        """Digest of the base model's weights."""
+        """Digest of the base model: its weights and its configuration."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class TargetWork:
 
     @cached_property
     def model_hash(self) -> str:
-        """Digest of the base model's weights."""
-        return hash_weights(self.base_model.model)
+        """Digest of the base model: its weights and its configuration."""
+        return hash_model(self.base_model.model)
 
 
 def prepare_base_model(context: BaseModelWork) -> nn.Module:

@@ -19,7 +19,7 @@ from gradfiltering.ensembles.trained_ensemble import BuildEngine, EnsembleCosts,
 from gradfiltering.gradients.projection import Projection
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.objectives import Objective
-from gradfiltering.models.weights import count_frozen_weights, hash_weights
+from gradfiltering.models.weights import count_frozen_weights, hash_model
 from gradfiltering.options import PositiveInt, options
 from gradfiltering.runs.cache import Cache
 from gradfiltering.runs.run_folder import RunFolder
@@ -226,8 +226,8 @@ class MeasurementContext:
 
     @cached_property
     def model_hash(self) -> str:
-        """Digest of the base model's weights."""
-        return hash_weights(self.base_model.model)
+        """Digest of the base model: its weights and its configuration."""
+        return hash_model(self.base_model.model)
 
     def settle_snapshots(self) -> "MeasurementContext":
         """Return the context with the pair of snapshots that so many rows have, where it depends on their updates.

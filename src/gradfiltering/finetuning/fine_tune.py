@@ -20,7 +20,7 @@ from gradfiltering.finetuning.update_schedule import EpochSchedule, UpdateSchedu
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.models.lora import initial_adapters
 from gradfiltering.models.objectives import Objective
-from gradfiltering.models.weights import count_matmul_weights, hash_weights
+from gradfiltering.models.weights import count_matmul_weights, hash_model
 from gradfiltering.runs.cache import Cache, CachedResult, ResumePoint
 from gradfiltering.runs.progress import progress_bar
 from gradfiltering.runs.run_folder import (
@@ -133,7 +133,7 @@ class FineTuningContext:
         settings = {**asdict(self.settings), "lora": self.settings.lora.cache_key()}
         return {
             "code": TRAINING_VERSION,
-            "base_model": hash_weights(self.base_model.model),
+            "base_model": hash_model(self.base_model.model),
             "objective": repr(self.objective),
             "tuning": {name: settings[name] for name in settings if name not in SETTINGS_WITHOUT_EFFECT},
             "heldout": hash_examples(self.heldout) if self.heldout is not None else None,

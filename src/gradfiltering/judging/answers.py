@@ -16,7 +16,7 @@ from gradfiltering.judging.responses import Response, read_responses, write_resp
 from gradfiltering.judging.vllm_answers import VllmGenerator
 from gradfiltering.models.language_model import LanguageModel, find_context_length
 from gradfiltering.models.lora import load_adapter, read_rank
-from gradfiltering.models.weights import hash_adapter, hash_weights
+from gradfiltering.models.weights import hash_adapter, hash_model
 from gradfiltering.runs.cache import Cache, CachedResult
 from gradfiltering.runs.files import hash_key
 
@@ -62,7 +62,7 @@ def generate_answers(
         device: device to generate on.
     """
     prompt_texts = render_prompts(prompts, template_name, language_model.tokenizer)
-    shared_key = share_answers_key(language_model, hash_weights(language_model.model), prompts, prompt_texts, settings)
+    shared_key = share_answers_key(language_model, hash_model(language_model.model), prompts, prompt_texts, settings)
     responses, reused_seconds = {}, 0.0
 
     @call_once
@@ -102,7 +102,7 @@ def share_answers_key(
 
     Args:
         language_model: the base model with its tokenizer.
-        model_hash: digest of the base model's weights.
+        model_hash: digest of the base model.
         prompts: prompts to answer.
         prompt_texts: their rendered texts.
         settings: length and batch size.

@@ -20,7 +20,7 @@ from gradfiltering.judging.judge_prompt import Message
 from gradfiltering.judging.prompts import Prompt
 from gradfiltering.judging.reply_store import ReplyKey, ReplyStore, StoredReply
 from gradfiltering.models.language_model import LanguageModel, PretrainedModel
-from gradfiltering.models.weights import hash_weights
+from gradfiltering.models.weights import hash_model
 from gradfiltering.options import PositiveInt, options
 from gradfiltering.runs.logs import announce
 from gradfiltering.runs.progress import progress_bar
@@ -86,8 +86,8 @@ class LocalJudge(Judge):
         conversations: Sequence[Conversation],
         reply_store: ReplyStore,
     ) -> None:
-        weights_hash = hash_weights(language_model.model)
-        identity = [LOCAL_VERSION, weights_hash, hash_tokenizer(language_model.tokenizer)]
+        model_hash = hash_model(language_model.model)
+        identity = [LOCAL_VERSION, model_hash, hash_tokenizer(language_model.tokenizer)]
         device_model: Any = language_model.model.to(device)
         description = f"judging by {self.base_model.model}"
         with plain_decoding(device_model), progress_bar(description, len(conversations), "comparisons") as bar:

@@ -1,4 +1,4 @@
-"""Facts about a model's weights: digests that name them, and the size of its matrix products."""
+"""Facts about a model: digests that name it, or an adapter, and the size of its matrix products."""
 
 import hashlib
 import json
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 BASE_MODEL_LOCATION = ("base_model_name_or_path", "revision")  # in an adapter's configuration
 
 
-# Of a configuration: where the model lies, what wrote it, and what changes no result. Types are those of the weights.
+# Options of a configuration that change no result, or are known from the weights; like all that begin with _.
 UNUSED_IN_FORWARD = {"transformers_version", "torch_dtype", "dtype", "use_cache"}
 
 
-def hash_weights(model: nn.Module) -> str:
+def hash_model(model: nn.Module) -> str:
     """Digest of a model: its parameters and buffers, by name, type, shape and bytes, and its configuration.
 
     Equal weights compute something else with other numbers of heads, rotary bases or scales.

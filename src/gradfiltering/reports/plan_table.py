@@ -108,7 +108,7 @@ def describe_saving(saving: Mapping[str, Any], run_seconds: float) -> str:
     elif saving["change"] == "online":
         change_text = "ensemble.collect=online"
         effect_text = (
-            "norms of the training steps instead of passes of their own, which ranked the rows otherwise on SmolLM2 "
+            "norms of the training steps instead of passes of their own, which ranked the rows differently on SmolLM2 "
             "(docs/findings.md)"
         )
     elif saving["change"] == "upper_layers":

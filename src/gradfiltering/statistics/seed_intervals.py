@@ -18,7 +18,7 @@ import scipy
 from gradfiltering.statistics.intervals import single_outcome_interval
 
 MIN_SEEDS = 3  # below, nothing is known of the spread between seeds
-COINCIDENCE = 1e-12  # seeds' means that differ by no more are the same but for rounding
+ROUNDING = 1e-12  # seeds' means that differ by no more are the same
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,9 @@ def two_way_interval(cells: np.ndarray, confidence: float) -> tuple[np.ndarray, 
     prompt_variance = np.square(weighted_errors.sum(-2)).sum(-1)
     cell_variance = np.square(weighted_errors).sum((-1, -2))
     variance = seed_variance + np.maximum(prompt_variance - cell_variance, 0)
-    # Counts of a few seeds may coincide by chance, which shows no spread of 0. The prompts' own then counts.
-    coincide = np.ptp(seed_means[..., 0], axis=-1) <= COINCIDENCE
+    # Counts of a few seeds may coincide by chance, which does not show that seeds never differ. What the prompts show
+    # is counted then.
+    coincide = np.ptp(seed_means[..., 0], axis=-1) <= ROUNDING
     variance = np.where(coincide, np.maximum(variance, cell_variance), variance)
     standard_error = np.sqrt(variance)
     reach = scipy.stats.t.ppf((1 + confidence) / 2, seed_count - 1) * standard_error
