@@ -30,6 +30,7 @@ STAGES = {
 READ_BY = {
     "frozen_prefix": ["gradient_log", "ensemble_losses", "projections"]
 }  # results without which a run reads a stage again
+MADE_AGAIN_BY_DEFAULT = {"rows", "targets", "gradient_log", "frozen_prefix", "answers"}
 UPPER_LAYER = ["proxy.base_model.layers=2", "ensemble.lora.layers=last_1"]
 WHOLE = [*TINY_RUN, *UPPER_LAYER, "ensemble.m=2", "scorer=direction_gsnr", "projection.width=8"]
 
@@ -98,7 +99,12 @@ def test_verify_names_every_file_with_a_byte_flipped(place, capsys):
     verify_entries(place / "cache", console)
 
 
-@pytest.mark.parametrize("stage", sorted(STAGES))
+# In the default tests a result of each sort: rows, a model that was trained, a table of measurements, arrays that are
+# mapped, answers. What notices the damage is the same for all, and is tested for all above.
+@pytest.mark.parametrize(
+    "stage",
+    [pytest.param(stage, marks=() if stage in MADE_AGAIN_BY_DEFAULT else pytest.mark.slow) for stage in sorted(STAGES)],
+)
 def test_a_run_makes_a_damaged_result_again(stage, place, capsys):
     file = next(file for file in files_of(place, stage) if file.name != "artifact.json")
     before = file.read_bytes()

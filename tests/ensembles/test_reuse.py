@@ -22,6 +22,12 @@ def collect(request):
     return request.param
 
 
+@pytest.fixture(scope="module")
+def whole_cache(tmp_path_factory):
+    """Results of runs that were not interrupted, which the tests of killed runs share."""
+    return tmp_path_factory.mktemp("whole")
+
+
 def test_a_larger_ensemble_trains_only_missing_members(train, tmp_path, collect):
     cache, steps = tmp_path / "shared", Steps()
     train("m2", small_ensemble(m=2, collect=collect), cache=cache)
@@ -96,14 +102,14 @@ def test_another_seed_trains_again(train, tmp_path):
 
 
 @pytest.mark.parametrize("killed_at", [STEPS + 3, STEPS, 2], ids=["within epoch 2", "between", "within epoch 1"])
-def test_a_killed_run_resumes_and_ends_the_same(train, tmp_path, collect, killed_at):
+def test_a_killed_run_resumes_and_ends_the_same(train, tmp_path, whole_cache, collect, killed_at):
     cache, how = tmp_path / "shared", small_ensemble(collect=collect, checkpoint_minutes=1e-9)
     with pytest.raises(KilledHere):
         train("killed", how, cache=cache, trainer=counting(Steps(killed_at)))
     steps = Steps()
     resumed = train("resumed", how, cache=cache, trainer=counting(steps))
     assert steps.taken == 2 * STEPS - killed_at, "steps that had been taken were taken again"
-    whole = train("whole", replace(how, checkpoint_minutes=10))
+    whole = train("whole", replace(how, checkpoint_minutes=10), cache=whole_cache)
     assert_identical_logs(resumed, whole, (1, 2))
     paths = [pq.read_table(tmp_path / run / "trajectory.parquet").to_pylist() for run in ("resumed", "whole")]
     assert paths[0] == paths[1]
@@ -111,7 +117,7 @@ def test_a_killed_run_resumes_and_ends_the_same(train, tmp_path, collect, killed
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2])
-def test_a_run_killed_while_storing_trains_no_member_again(train, tmp_path, collect, kept, monkeypatch):
+def test_a_run_killed_while_storing_trains_no_member_again(train, tmp_path, whole_cache, collect, kept, monkeypatch):
     cache, how, keep, done = tmp_path / "shared", small_ensemble(collect=collect), MemberCache.commit_member, []
 
     def keeping(*arguments, **keywords):
@@ -125,7 +131,7 @@ def test_a_run_killed_while_storing_trains_no_member_again(train, tmp_path, coll
     steps = Steps()
     resumed = train("resumed", how, cache=cache, trainer=counting(steps))
     assert steps.taken == STEPS, "only epoch 2 is left, for all members in one stack"
-    assert_identical_logs(resumed, train("whole", how), (1, 2))
+    assert_identical_logs(resumed, train("whole", how, cache=whole_cache), (1, 2))
     assert not any((cache / "interrupted").iterdir())
 
 

@@ -16,6 +16,7 @@ from gradfiltering.errors import UserError
 from gradfiltering.finetuning.fine_tune import (
     attach_untrained_adapter,
     average_losses_by_source,
+    average_losses_by_token,
     fine_tune,
     fine_tune_all,
 )
@@ -264,6 +265,11 @@ def test_losses_of_held_out_rows_are_averaged_by_source(rows, base_model, tmp_pa
     averages = average_losses_by_source(model, sources)
     assert averages == pytest.approx({"first": losses[0], "others": np.mean(list(losses.values())[1:])})
     assert average_losses_by_source(model, None) == {}
+    tokens = rows.heldout.response_tokens.tolist()
+    assert len(set(tokens)) > 1
+    by_token = sum(loss * count for loss, count in zip(losses.values(), tokens, strict=True)) / sum(tokens)
+    assert average_losses_by_token(model, rows.heldout) == pytest.approx(by_token)
+    assert average_losses_by_token(model, None) is None
 
 
 def test_the_loss_before_training_is_measured_once_for_all_models(rows, base_model, tmp_path, monkeypatch):

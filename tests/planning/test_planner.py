@@ -57,14 +57,20 @@ TUNING = FineTuningSettings(
         ([GradientLog()], {"build_engine": partial(VmapEngine, objective=ResponseNLL())}),
         ([GradientLog()], {"ensemble": small_ensemble(collect="online")}),
         ([GradientLog()], {"ensemble": small_ensemble(lora=replace(LORA, layers="last_1"))}),
-        ([GradientLog()], {"ensemble": small_ensemble(lora=replace(LORA, layers="last_1")), "batches": "nothing kept"}),
+        pytest.param(
+            [GradientLog()],
+            {"ensemble": small_ensemble(lora=replace(LORA, layers="last_1")), "batches": "nothing kept"},
+            marks=pytest.mark.slow,
+        ),
         ([GradientLog()], {"ensemble": BootstrapEnsemble(**vars(small_ensemble()))}),
         ([GradientLog()], {"ensemble": DropoutEnsemble(**vars(small_ensemble()), dropout=0.1, train_dropout=0.0)}),
         ([Projections()], {}),
-        ([Projections(members=1)], {}),
-        ([Projections(members=2), GradientLog()], {}),
+        pytest.param([Projections(members=1)], {}, marks=pytest.mark.slow),
+        pytest.param([Projections(members=2), GradientLog()], {}, marks=pytest.mark.slow),
         ([BaseModelLosses(), ErrorNorms(), Embeddings()], {}),
-        ([TaskGradients(checkpoints=(1, 2), members=2, validation=None, task=None)], {}),
+        pytest.param(
+            [TaskGradients(checkpoints=(1, 2), members=2, validation=None, task=None)], {}, marks=pytest.mark.slow
+        ),
         ([GradientLog(), TaskGradients((1, 2), members=2, validation=None, task=None)], {"snapshots": UPDATES}),
     ],
     ids=[

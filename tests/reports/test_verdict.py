@@ -211,6 +211,29 @@ def test_a_sweep_has_a_verdict_on_each_setting(sweep):
     assert (sweep / "tables" / "verdicts.csv").read_text().startswith("setting,verdict,seeds,why,time to settle it")
 
 
+@pytest.mark.parametrize(
+    ("loss", "token_loss", "answers"),
+    [
+        (1.5, 1.9, "better on short answers and worse on long ones"),
+        (1.9, 1.5, "better on long answers and worse on short ones"),
+    ],
+)
+def test_a_loss_that_goes_with_the_length_of_answers_does_not_count(tmp_path, loss, token_loss, answers):
+    # Random rows have 1.7 in both means.
+    for seed in range(3):
+        seed_job(tmp_path, seed, "gsnr", seed, 0.95, loss + 0.01 * seed)
+        folder = tmp_path / str(seed)
+        target = json.loads((folder / "summary.json").read_text("utf-8"))["target"]
+        for name, result in target.items():
+            result["heldout_token_loss"] = token_loss + 0.01 * seed if name == "candidate" else result["heldout_loss"]
+        change_summary(folder, target=target)
+    (verdict,) = judge_settings(read_jobs(tmp_path), set()).values()
+    assert verdict["verdict"] == "no difference shown" and verdict["command"] is None
+    assert f"the loss is {answers}, so it does not count" in verdict["reasons"]
+    assert verdict["reasons"][1].startswith("the same by tokens ")
+    assert verdict["token_loss_difference"]["value"] == pytest.approx(token_loss + 0.01 - 1.7)
+
+
 def test_a_sweep_of_one_setting_prints_its_verdict_and_command(tmp_path):
     for seed in range(2):
         seed_job(tmp_path, seed, "gsnr", seed, 0.9, 1.5)

@@ -57,6 +57,29 @@ def test_both_measures_must_be_better_and_neither_worse(loss, score, word):
     assert reach_verdict(evidence(loss, score)) == word
 
 
+@pytest.mark.parametrize(
+    ("loss", "token_loss", "word"),
+    [
+        (BETTER_LOSS, BETTER_LOSS, "use it"),
+        (BETTER_LOSS, EVEN_LOSS, "use it"),
+        (BETTER_LOSS, None, "use it"),
+        (BETTER_LOSS, WORSE_LOSS, "no difference shown"),
+        (EVEN_LOSS, BETTER_LOSS, "no difference shown"),
+        (EVEN_LOSS, WORSE_LOSS, "no difference shown"),
+        (WORSE_LOSS, BETTER_LOSS, "no difference shown"),
+        (WORSE_LOSS, EVEN_LOSS, "do not use it"),
+        (WORSE_LOSS, WORSE_LOSS, "do not use it"),
+    ],
+)
+def test_a_loss_that_the_mean_over_tokens_contradicts_counts_for_nothing(loss, token_loss, word):
+    assert reach_verdict(evidence(loss, BETTER_SCORE, token_loss_difference=token_loss)) == word
+
+
+def test_a_contradicted_loss_leaves_a_worse_score_its_say():
+    contradicted = evidence(BETTER_LOSS, WORSE_SCORE, token_loss_difference=WORSE_LOSS)
+    assert reach_verdict(contradicted) == "do not use it"
+
+
 @pytest.mark.parametrize(("middle", "word"), [(-REACH - 1e-4, "use it"), (-REACH + 1e-4, "no difference shown")])
 def test_the_upper_limit_of_the_loss_decides(middle, word):
     loss = estimate_mean_value([middle - 0.01, middle, middle + 0.01], 0.95)

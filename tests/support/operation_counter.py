@@ -1,9 +1,10 @@
-"""PyTorch's counter of operations, with the products that it leaves out."""
+"""A counter of the operations of matrix products: as PyTorch's own, with the products that it leaves out."""
 
-from contextlib import nullcontext
+from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
 
 
 def count_baddbmm(_, left, right, *__, out_shape=None, **___):
@@ -18,20 +19,48 @@ def count_attention_backward(gradient, query, key, value, *_, out_shape=None, **
     return sdpa_backward_flop_count(gradient, query, key, value)
 
 
-def operation_counter() -> FlopCounterMode:
-    """In-place batched products and a CPU's attention are counted, too."""
-    operations = torch.ops.aten
-    mapping = {
-        operations.baddbmm_: count_baddbmm,
-        operations._scaled_dot_product_flash_attention_for_cpu: count_attention,
-        operations._scaled_dot_product_flash_attention_for_cpu_backward: count_attention_backward,
-    }
-    counter = FlopCounterMode(display=False, custom_mapping=mapping)
-    counter.mod_tracker = _AllInOne()  # type: ignore[assignment]  # it needs no more than this
-    return counter
+ATEN = torch.ops.aten
+FORMULAS = {
+    **flop_registry,
+    ATEN.baddbmm_: shape_wrapper(count_baddbmm),
+    ATEN._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(count_attention),
+    ATEN._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(count_attention_backward),
+}
 
 
-class _AllInOne(nullcontext):
-    """Counts all operations together; to follow which module each belongs to takes most of the counter's time."""
+class OperationCounter(TorchDispatchMode):
+    """Counts all operations together, with the formulas of `torch.utils.flop_counter`.
 
-    parents = frozenset({"Global"})
+    PyTorch's own counter spends several times as long on operations that it does not count: it tries to take each of
+    them apart. Here only those are that consist of others.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.operations = 0
+        self._is_composite: dict[Any, bool] = {}
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        formula = FORMULAS.get(operation._overloadpacket)
+        if formula is None and self._consists_of_others(operation):
+            with self:
+                return operation.decompose(*args, **kwargs)
+        result = operation(*args, **kwargs)
+        if formula is not None:
+            self.operations += formula(*args, **kwargs, out_val=result)
+        return result
+
+    def _consists_of_others(self, operation) -> bool:
+        if operation not in self._is_composite:
+            self._is_composite[operation] = operation._can_decompose()
+        return self._is_composite[operation]
+
+    def get_total_flops(self) -> int:
+        """Operations so far, two for a multiplication and an addition."""
+        return self.operations
+
+
+def operation_counter() -> OperationCounter:
+    """Return a counter; it counts within a `with` block."""
+    return OperationCounter()

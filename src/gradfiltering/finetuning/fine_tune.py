@@ -357,11 +357,38 @@ def average_losses_by_source(trained_model: TrainedModel, heldout_sources: Seque
     Returns:
         Source -> mean loss of its rows at the end of training; empty where nothing is held out or no source is named.
     """
-    losses_file = trained_model.folder / HELDOUT_LOSSES_FILE
-    if heldout_sources is None or not losses_file.is_file():
+    if heldout_sources is None:
         return {}
     losses_by_source: dict[str, list[float]] = {}
-    with losses_file.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            losses_by_source.setdefault(heldout_sources[int(row["example_id"])], []).append(float(row["loss"]))
+    for example_id, loss in read_heldout_losses(trained_model).items():
+        losses_by_source.setdefault(heldout_sources[example_id], []).append(loss)
     return {source: sum(losses) / len(losses) for source, losses in sorted(losses_by_source.items())}
+
+
+def average_losses_by_token(trained_model: TrainedModel, heldout: Examples | None) -> float | None:
+    """Average the losses of held-out rows with each response token weighing the same, nats per token.
+
+    `heldout_loss` is the mean over rows, in which an answer of two tokens weighs as much as one of two hundred.
+
+    Args:
+        trained_model: of the run.
+        heldout: the held-out rows that the model was measured on; None where nothing is held out.
+
+    Returns:
+        Mean at the end of training; None where nothing is held out, and for preference rows, whose loss is that of a
+        pair of answers.
+    """
+    if heldout is None or heldout.is_paired:
+        return None
+    row_losses = read_heldout_losses(trained_model)
+    losses = np.array([row_losses[example_id] for example_id in heldout.example_ids.tolist()])
+    return float(np.average(losses, weights=heldout.response_tokens))
+
+
+def read_heldout_losses(trained_model: TrainedModel) -> dict[int, float]:
+    """Read the final loss of each held-out row, nats per response token, by its id; empty where nothing is held out."""
+    losses_file = trained_model.folder / HELDOUT_LOSSES_FILE
+    if not losses_file.is_file():
+        return {}
+    with losses_file.open(encoding="utf-8", newline="") as file:
+        return {int(row["example_id"]): float(row["loss"]) for row in csv.DictReader(file)}

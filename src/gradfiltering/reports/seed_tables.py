@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,13 @@ from gradfiltering.statistics.seed_intervals import (
 SEED_TABLE = "seeds"
 CONFIDENCE = 0.95
 CHANCE_AUC = 0.5
+
+# Name in a target's results. In the first each held-out row weighs the same, in the second each of their tokens.
+LossWeighting = Literal["heldout_loss", "heldout_token_loss"]
+LOSS_NAMES: dict[LossWeighting, str] = {
+    "heldout_loss": "held-out loss",
+    "heldout_token_loss": "held-out loss by tokens",
+}
 
 
 @dataclass(frozen=True)
@@ -140,9 +148,10 @@ def measure_setting(setting: str, jobs_by_seed: Mapping[int, SweepJob]) -> Itera
     """
     sweep_jobs = [jobs_by_seed[seed] for seed in sorted(jobs_by_seed)]
     for family, baselines in group_draws(sweep_jobs).items():
-        loss_difference = estimate_loss_difference(sweep_jobs, baselines)
-        if loss_difference is not None:
-            yield SeedRow(setting, f"held-out loss − that of {family}", loss_difference, 0.0)
+        for weighting, name in LOSS_NAMES.items():
+            loss_difference = estimate_loss_difference(sweep_jobs, baselines, weighting)
+            if loss_difference is not None:
+                yield SeedRow(setting, f"{name} − that of {family}", loss_difference, 0.0)
     for family, baselines in group_draws(sweep_jobs).items():
         winning_score = estimate_winning_score(sweep_jobs, baselines)
         if winning_score is not None:
@@ -156,17 +165,20 @@ def measure_setting(setting: str, jobs_by_seed: Mapping[int, SweepJob]) -> Itera
         yield SeedRow(setting, "AUC, clean over planted", estimate_mean_value(aucs, CONFIDENCE, CHANCE_AUC), CHANCE_AUC)
 
 
-def estimate_loss_difference(sweep_jobs: Sequence[SweepJob], baselines: Sequence[str]) -> SeedEstimate | None:
+def estimate_loss_difference(
+    sweep_jobs: Sequence[SweepJob], baselines: Sequence[str], weighting: LossWeighting
+) -> SeedEstimate | None:
     """Estimate the candidate's held-out loss minus the baseline's over runs that differ in their seed alone.
 
     Args:
         sweep_jobs: a job for each seed; those that did not measure it do not count.
         baselines: names of the baseline's draws.
+        weighting: whether each held-out row weighs the same, or each of their tokens.
 
     Returns:
         Nats per response token; None where no job measured it.
     """
-    differences = [_subtract_heldout_losses(sweep_job, baselines) for sweep_job in sweep_jobs]
+    differences = [_subtract_heldout_losses(sweep_job, baselines, weighting) for sweep_job in sweep_jobs]
     known_differences = [difference for difference in differences if difference is not None]
     return estimate_mean_value(known_differences, CONFIDENCE) if known_differences else None
 
@@ -201,11 +213,11 @@ def group_draws(sweep_jobs: Sequence[SweepJob]) -> dict[str, list[str]]:
     return families
 
 
-def _subtract_heldout_losses(sweep_job: SweepJob, baselines: Sequence[str]) -> float | None:
+def _subtract_heldout_losses(sweep_job: SweepJob, baselines: Sequence[str], weighting: LossWeighting) -> float | None:
     """Subtract the baseline's held-out loss, the mean over its draws, from the candidate's."""
-    candidate_loss: float | None = sweep_job.candidate_result.get("heldout_loss")
+    candidate_loss: float | None = sweep_job.candidate_result.get(weighting)
     results = [sweep_job.target_results[name] for name in baselines if name in sweep_job.target_results]
-    baseline_losses = [result["heldout_loss"] for result in results if result.get("heldout_loss") is not None]
+    baseline_losses = [result[weighting] for result in results if result.get(weighting) is not None]
     if candidate_loss is None or not baseline_losses:
         return None
     return float(candidate_loss - sum(baseline_losses) / len(baseline_losses))

@@ -87,7 +87,8 @@ def collect_evidence(jobs: Sequence[SweepJob]) -> VerdictEvidence:
     failed_counts = Counter(failure for job in jobs for failure in _read_failures(job.diagnostics))
     return VerdictEvidence(
         seeds=len(jobs),
-        loss_difference=estimate_loss_difference(jobs, arm),
+        loss_difference=estimate_loss_difference(jobs, arm, "heldout_loss"),
+        token_loss_difference=estimate_loss_difference(jobs, arm, "heldout_token_loss"),
         winning_score=estimate_winning_score(jobs, arm),
         failed=[DiagnosticCount(name, forbids_use, seeds) for (name, forbids_use), seeds in failed_counts.items()],
     )
@@ -115,6 +116,7 @@ def describe_verdict(evidence: VerdictEvidence, jobs: Sequence[SweepJob]) -> dic
         "reasons": reasons,
         "seeds": evidence.seeds,
         "loss_difference": _to_json(evidence.loss_difference),
+        "token_loss_difference": _to_json(evidence.token_loss_difference),
         "winning_score": _to_json(evidence.winning_score),
         "failed": [asdict(count) for count in evidence.failed],
         "settings": evidence.settings,
@@ -182,7 +184,7 @@ def _seeds_to_run(word: VerdictWord, evidence: VerdictEvidence, jobs: Sequence[S
     """Return the seeds that would settle a verdict; none where it stands, or where more seeds would change nothing."""
     if word == "not tested" and "selection" in jobs[0].summary and all(job.has_usable_verdicts for job in jobs):
         seed_count = max(MIN_SEEDS, len(jobs))
-    elif word == "no difference shown" and not evidence.is_better:
+    elif word == "no difference shown" and not evidence.is_better and not evidence.is_loss_contradicted:
         seed_count = max(len(jobs) + 1, count_needed_seeds(evidence, CONFIDENCE) or MOST_SEEDS)
     else:
         return []
@@ -247,7 +249,9 @@ def _list_gaps(evidence: VerdictEvidence, jobs: Sequence[SweepJob]) -> list[str]
 
 def _reasons_for_doubt(evidence: VerdictEvidence, jobs: Sequence[SweepJob]) -> list[str]:
     reasons = _describe_measures(evidence)
-    if not evidence.is_better and count_needed_seeds(evidence, CONFIDENCE) is None:
+    if evidence.is_loss_contradicted:
+        reasons.append(f"the loss is {_describe_contradiction(evidence)}, so it does not count")
+    elif not evidence.is_better and count_needed_seeds(evidence, CONFIDENCE) is None:
         reasons.append(f"up to {MOST_SEEDS} seeds are not expected to show differences such as these")
     if evidence.is_better:
         reasons = [f"{', '.join(reasons)}, which does not count"]
@@ -259,10 +263,18 @@ def _reasons_for_doubt(evidence: VerdictEvidence, jobs: Sequence[SweepJob]) -> l
     return reasons
 
 
+def _describe_contradiction(evidence: VerdictEvidence) -> str:
+    """Say which answers have the better loss, where the means over rows and over tokens contradict each other."""
+    assert evidence.loss_difference is not None
+    better, worse = ("short", "long") if evidence.loss_difference.value < EVEN_LOSS else ("long", "short")
+    return f"better on {better} answers and worse on {worse} ones"
+
+
 def _describe_measures(evidence: VerdictEvidence) -> list[str]:
     """Write both measures with their intervals."""
     return [
         *_describe_measure("held-out loss minus that of random rows", evidence.loss_difference, EVEN_LOSS, "+"),
+        *_describe_measure("the same by tokens", evidence.token_loss_difference, EVEN_LOSS, "+"),
         *_describe_measure("PWS against random rows", evidence.winning_score, EVEN_SCORE, ""),
     ]
 

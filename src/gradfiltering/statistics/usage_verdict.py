@@ -1,7 +1,9 @@
 """The verdict on a subset: use it, do not use it, no difference shown, or not tested.
 
 The subset is compared with as many random rows, in two measures: the held-out loss of the model that was trained on it,
-and the pairwise winning score (PWS) of that model's answers. docs/verdict.md states the rule in words.
+and the pairwise winning score (PWS) of that model's answers. The loss is a mean over rows. Where the mean over tokens
+shows the reverse, the difference is one between short and long answers, and counts neither for nor against the subset.
+docs/verdict.md states the rule in words.
 """
 
 from collections.abc import Sequence
@@ -46,6 +48,8 @@ class VerdictEvidence:
         settings: number of settings that were tested side by side, this one included.
         is_left_by_holm: False where the advantage in both measures is not left of as many settings after Holm's
             correction.
+        token_loss_difference: the loss difference with each held-out token weighing the same instead of each row; None
+            where it was not measured, as by earlier versions.
     """
 
     seeds: int
@@ -54,6 +58,7 @@ class VerdictEvidence:
     failed: Sequence[DiagnosticCount] = ()
     settings: int = 1
     is_left_by_holm: bool = True
+    token_loss_difference: SeedEstimate | None = None
 
     @property
     def forbidding(self) -> list[DiagnosticCount]:
@@ -71,19 +76,33 @@ class VerdictEvidence:
     @property
     def is_worse(self) -> bool:
         """True where one of the measures is worse than that of random rows by its whole interval."""
-        return _lies_above(self.loss_difference, EVEN_LOSS) or _lies_below(self.winning_score, EVEN_SCORE)
+        is_loss_worse = _lies_above(self.loss_difference, EVEN_LOSS) and not self.is_loss_contradicted
+        return is_loss_worse or _lies_below(self.winning_score, EVEN_SCORE)
 
     @property
     def is_better(self) -> bool:
         """True where both measures are better than those of random rows by their whole intervals."""
-        return _lies_below(self.loss_difference, EVEN_LOSS) and _lies_above(self.winning_score, EVEN_SCORE)
+        is_loss_better = _lies_below(self.loss_difference, EVEN_LOSS) and not self.is_loss_contradicted
+        return is_loss_better and _lies_above(self.winning_score, EVEN_SCORE)
+
+    @property
+    def is_loss_contradicted(self) -> bool:
+        """True where the loss by rows and the loss by tokens differ from random rows' in opposite directions.
+
+        Both by their whole intervals.
+        """
+        rows, tokens = self.loss_difference, self.token_loss_difference
+        return (_lies_above(rows, EVEN_LOSS) and _lies_below(tokens, EVEN_LOSS)) or (
+            _lies_below(rows, EVEN_LOSS) and _lies_above(tokens, EVEN_LOSS)
+        )
 
 
 def reach_verdict(evidence: VerdictEvidence) -> VerdictWord:
     """Reach the verdict, by the first of these rules that applies.
 
     1. A diagnostic that forbids it failed in more than half of the seeds, or one of the two measures is worse than that
-       of random rows by its whole interval: do not use it.
+       of random rows by its whole interval: do not use it. Here and below, a loss that the mean over tokens contradicts
+       is neither worse nor better.
     2. One of the measures was taken with fewer than three seeds, or not at all: not tested.
     3. Both measures are better by their whole intervals, no diagnostic failed in any seed, and the advantage is left
        after Holm's correction over the settings tested beside this one: use it.

@@ -13,7 +13,12 @@ from gradfiltering.experiment.open_run import OpenRun
 from gradfiltering.experiment.parts import Experiment
 from gradfiltering.experiment.stages.measurement import MeasuredRows
 from gradfiltering.experiment.stages.selection import write_selection
-from gradfiltering.finetuning.fine_tune import TrainedModel, average_losses_by_source, fine_tune_all
+from gradfiltering.finetuning.fine_tune import (
+    TrainedModel,
+    average_losses_by_source,
+    average_losses_by_token,
+    fine_tune_all,
+)
 from gradfiltering.finetuning.training_sets import CANDIDATE, build_baseline_sets
 from gradfiltering.models.language_model import LanguageModel
 from gradfiltering.selectors.base import Selection
@@ -26,10 +31,12 @@ class TunedTarget:
     Attributes:
         base_model: the frozen target and its tokenizer.
         models: the candidate and its baselines, by name.
+        heldout: the rows that their held-out losses are of; None where nothing is held out.
     """
 
     base_model: LanguageModel
     models: Mapping[str, TrainedModel]
+    heldout: Examples | None
 
     @property
     def flops(self) -> int:
@@ -43,7 +50,11 @@ class TunedTarget:
             heldout_sources: source of each held-out row; None where rows have none.
         """
         return {
-            name: {**asdict(model.result), "heldout_by_source": average_losses_by_source(model, heldout_sources)}
+            name: {
+                **asdict(model.result),
+                "heldout_token_loss": average_losses_by_token(model, self.heldout),
+                "heldout_by_source": average_losses_by_source(model, heldout_sources),
+            }
             for name, model in self.models.items()
         }
 
@@ -70,7 +81,8 @@ def train_models(
         rows.total_rows,
         experiment.seed,
     )
-    return TunedTarget(target, {CANDIDATE: candidate, **fine_tune_all(baseline_sets, context)})
+    models = {CANDIDATE: candidate, **fine_tune_all(baseline_sets, context)}
+    return TunedTarget(target, models, context.heldout)
 
 
 def load_target(experiment: Experiment, run: OpenRun, proxy: LanguageModel) -> LanguageModel:

@@ -16,6 +16,7 @@ from gradfiltering.reports.verdict_lines import VERDICT_CLASSES, format_verdict
 VERDICT_ORDER = ("use it", "no difference shown", "not tested", "do not use it")
 MEASURE_WORDS = {
     "loss_difference": "held-out loss minus that of random rows",
+    "token_loss_difference": "the same with each token weighing the same",
     "winning_score": "PWS against random rows",
 }
 LEAST_JOBS_OF_FACTOR = 3
