@@ -23,6 +23,7 @@ seeds, from three seeds on; a star marks what is left after Holm's correction ov
 import argparse
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -32,7 +33,7 @@ import numpy as np
 import pandas as pd
 
 from gradfiltering.judging.prompts import is_heldout_set
-from gradfiltering.reports.seed_tables import CONFIDENCE, SeedRow, measure_setting
+from gradfiltering.reports.seed_tables import CONFIDENCE, LOSS_NAMES, LossWeighting, SeedRow, measure_setting
 from gradfiltering.reports.sweep_jobs import INDIFFERENT_OPTIONS, SweepJob, option_name, read_jobs
 from gradfiltering.runs.gradient_log import partition_folder
 from gradfiltering.runs.run_folder import PROJECTION_FILE, PROJECTIONS
@@ -48,7 +49,7 @@ from gradfiltering.statistics.variance_shares import share_variance
 from gradfiltering.synthetic.planted_defects import DEFECT_KINDS
 
 TOP_SHARE = 0.1
-LOSS, AREA = "held-out loss", "AUC, clean over planted"
+AREA = "AUC, clean over planted"
 
 JobsBySetting = dict[str, dict[int, SweepJob]]
 
@@ -155,7 +156,7 @@ def write_methods(sweep_jobs: Sequence[SweepJob], arguments: argparse.Namespace)
 
 def average_heldout_loss(jobs: Iterable[SweepJob]) -> float:
     """Average the candidate's held-out loss over the jobs that have it; infinite where none has."""
-    losses = [loss for job in jobs if (loss := read_heldout_loss(job)) is not None]
+    losses = [loss for job in jobs if (loss := read_heldout_loss("heldout_loss", job)) is not None]
     return fmean(losses) if losses else float("inf")
 
 
@@ -178,7 +179,10 @@ def compare_settings(settings: JobsBySetting, first: str, second: str) -> list[S
     """Compare two settings on the seeds that both have: first minus second."""
     seeds = sorted(settings[first].keys() & settings[second].keys())
     rows = []
-    for measure, read_value in ((LOSS, read_heldout_loss), (AREA, read_area)):
+    readers: dict[str, Callable[[SweepJob], float | None]] = {
+        name: partial(read_heldout_loss, weighting) for weighting, name in LOSS_NAMES.items()
+    }
+    for measure, read_value in {**readers, AREA: read_area}.items():
         values = [(read_value(settings[first][seed]), read_value(settings[second][seed])) for seed in seeds]
         differences = [
             first_value - second_value
@@ -190,9 +194,9 @@ def compare_settings(settings: JobsBySetting, first: str, second: str) -> list[S
     return rows
 
 
-def read_heldout_loss(job: SweepJob) -> float | None:
+def read_heldout_loss(weighting: LossWeighting, job: SweepJob) -> float | None:
     """Read the candidate's held-out loss, nats per response token."""
-    loss: float | None = job.summary.get("target", {}).get("candidate", {}).get("heldout_loss")
+    loss: float | None = job.summary.get("target", {}).get("candidate", {}).get(weighting)
     return loss
 
 

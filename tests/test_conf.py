@@ -383,3 +383,6 @@ def test_the_quick_experiment_needs_no_gradients_and_one_baseline():
     assert (cfg.plan.minutes, cfg.data.heldout.share, cfg.selector.fraction) == (10, 0.1, 0.1)
     named = composed("experiment=quick", "data=file", "data.path=my.jsonl", "scorer=gsnr", "plan.minutes=30")
     assert named.scorer["_target_"].endswith(".GSNR") and named.plan.minutes == 30, "what the user names wins"
+    quick = composed("experiment=quick", "method=filtered_random", "data=file", "data.path=my.jsonl")
+    alone = composed("method=filtered_random")
+    assert (quick.scorer, quick.selector) == (alone.scorer, alone.selector)

@@ -1,9 +1,11 @@
 """Building from a configuration: which option an error names."""
 
+import logging
+
 import pytest
 from omegaconf import OmegaConf
 
-from gradfiltering.config.build import build
+from gradfiltering.config.build import build, build_trainer_builder
 from gradfiltering.config.option_names import find_option_paths, options_named
 from gradfiltering.errors import UserError
 from gradfiltering.options import PositiveInt, ShareBelowOne, model_validator, options
@@ -65,3 +67,18 @@ def test_error_during_a_run_names_the_option_of_its_owner():
         raise UserError("the rank is too high", part.adapter, ["rank"])
     with pytest.raises(UserError, match=r"^nobody is to blame$"), options_named(cfg):
         raise UserError("nobody is to blame")
+
+
+def test_trainers_are_built_without_notes_on_devices_and_advice(caplog):
+    settings = {"_target_": "lightning.Trainer", "_partial_": True, "accelerator": "cpu", "devices": 1}
+    build_trainer = build_trainer_builder(OmegaConf.create({"trainer": settings}))
+    for name in ("lightning.pytorch", "lightning.fabric"):  # as Lightning leaves them when it is imported
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.addHandler(caplog.handler)
+    try:
+        build_trainer(logger=False)
+    finally:
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).removeHandler(caplog.handler)
+    assert caplog.messages == []

@@ -1,6 +1,7 @@
 """lm-evaluation-harness on a small fine-tuned model, over tasks and data on this machine."""
 
 import json
+import shutil
 import socket
 
 import pytest
@@ -10,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gradfiltering.errors import UserError
+from gradfiltering.judging import lm_harness
 from gradfiltering.judging.lm_harness import load_tuned_model, run_harness
 from tests.support.command import run_command
 from tests.support.pipeline import tiny_gpt2
@@ -135,6 +137,24 @@ def test_a_misspelt_task_gets_a_hint(run, include):
     """Slow: the library reads all of its task files to know that it has none of this name."""
     with pytest.raises(UserError, match=r"knows no task 'hellaswgg'; of like spelling: .*hellaswag"):
         run_harness(run, "candidate", ["hellaswgg"], include, device_name="cpu")
+
+
+def test_an_adapter_is_evaluated_on_weights_quantized_as_those_it_was_trained_on(run, tmp_path, monkeypatch):
+    copy = shutil.copytree(run, tmp_path / "run")
+    config = yaml.safe_load((copy / "config.yaml").read_text("utf-8"))
+    config["target"]["base_model"]["quantization"] = "4bit"
+    (copy / "config.yaml").write_text(yaml.safe_dump(config), "utf-8")
+    asked = []
+
+    def load(base_model, device_name):
+        asked.append(base_model.quantization)
+        raise InterruptedError
+
+    monkeypatch.setattr(lm_harness, "load_on_device", load)
+    for folder in (copy, run):
+        with pytest.raises(InterruptedError):
+            load_tuned_model(folder, "candidate", "cpu")
+    assert asked == ["4bit", None]
 
 
 def test_the_tuned_model_answers_not_its_backbone(run):

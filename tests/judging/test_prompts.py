@@ -137,7 +137,7 @@ def test_own_file(tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_text(
         '{"instruction": "Add.", "input": "1 2", "output": "3"}\n\n{"prompt": "Hello?", "id": 7}\n'
-        '{"prompt": "Bye?", "reference": ""}\n'
+        '{"prompt": "Bye?", "reference": "", "id": null}\n'
     )
     prompts = FilePrompts(str(path), None).load(None)
     assert [(p.prompt_id, p.instruction, p.input, p.reference) for p in prompts] == [

@@ -412,6 +412,14 @@ def test_the_best_setting_has_the_best_verdict_and_names_its_equals():
     assert find_best_setting({"a": {"verdict": "not tested", "reasons": []}}) is None
 
 
+def test_a_loss_that_the_mean_over_tokens_contradicts_puts_no_setting_first():
+    contradicted = measured("no difference shown", -0.3, -0.4, -0.2) | {"loss_is_contradicted": True}
+    other = measured("no difference shown", -0.1, -0.2, 0.1) | {"loss_is_contradicted": False}
+    assert find_best_setting({"a": contradicted, "b": other}).setting == "b"
+    alone = find_best_setting({"a": contradicted})
+    assert alone.setting == "a" and alone.caution.startswith("Its held-out loss does not count")
+
+
 @pytest.mark.slow
 def test_a_sweep_of_200_jobs_stays_small_and_keeps_other_maps_folded(tmp_path):
     for number, (lr, members, seed) in enumerate(product(range(10), MEMBERS, range(5))):

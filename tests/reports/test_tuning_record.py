@@ -210,6 +210,17 @@ def test_a_setting_is_all_options_but_seed_data_and_budget(tmp_path):
     assert digest_setting({**config, "ensemble": {"m": 3, "lr": 0.2, "seed": 0}}) != digest
 
 
+@pytest.mark.parametrize("inside", ["second", "inner"])
+def test_the_budget_of_a_selector_inside_another_is_none_either(tmp_path, inside):
+    digests = set()
+    for budget in (0.05, 0.1):
+        selector = {"fraction": budget, "first": {"fraction": 0.7}, inside: {"fraction": budget, "count": None}}
+        digests.add(digest_setting({**config_of(tmp_path), "selector": selector}))
+    assert len(digests) == 1
+    selector["first"] = {"fraction": 0.5}
+    assert digest_setting({**config_of(tmp_path), "selector": selector}) not in digests, "how much a filter keeps is"
+
+
 def test_the_command_line_refuses_a_seed_of_the_tuning(tmp_path, tuning, capsys):
     with pytest.raises(SystemExit):
         run_train(*TINY_RUN, f"report.tuning=[{tuning}]", "seed=1", f"run_dir={tmp_path / 'run'}")

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -5,6 +7,7 @@ from gradfiltering.errors import UserError
 from gradfiltering.requests import Embeddings
 from gradfiltering.selectors.facility_location import FacilityLocationSelector
 from gradfiltering.selectors.random import RandomSelector
+from gradfiltering.selectors.stratified import StratifiedSelector
 from gradfiltering.selectors.top import TopSelector
 from gradfiltering.selectors.two_stage import TwoStageSelector
 
@@ -18,11 +21,28 @@ def make(fraction=0.2, first=0.5, second=None):
 def test_the_second_chooses_among_what_the_first_chose(ids, scores, evidence):
     points = np.random.default_rng(0).normal(size=(len(ids), 3))
     found = make().select(evidence(ids, embeddings=points), 25, scores)
-    wide = TopSelector(0.5, None).select(evidence(ids), 25, scores).example_ids
+    wide = TopSelector(0.5, None).select(evidence(ids), len(ids), scores).example_ids
     rows = np.searchsorted(ids, wide)
     narrow = FacilityLocationSelector(0.2, None, "euclidean").select(evidence(wide, embeddings=points[rows]), 25, None)
     assert found.example_ids == narrow.example_ids and set(found.example_ids) <= set(wide)
-    assert found.facts["first_selected"] == 13 and len(found.example_ids) == 5
+    assert found.facts["first_selected"] == len(wide) == 11 and len(found.example_ids) == 5
+
+
+@pytest.mark.parametrize("others", [0, 5, 50])
+def test_the_first_cut_is_a_share_of_the_rows_that_can_be_selected(ids, scores, evidence, others):
+    filtered = TwoStageSelector(None, 4, TopSelector(0.6, None), RandomSelector(None, 4))
+    found = filtered.select(evidence(ids), len(ids) + others, scores)
+    best = TopSelector(0.6, None).select(evidence(ids), len(ids), scores).example_ids
+    assert found.facts["first_selected"] == len(best) == 13
+    assert set(found.example_ids) <= set(best) and len(found.example_ids) == 4
+
+
+def test_facts_of_both_cuts_are_kept(ids, scores, evidence):
+    selector = make(second=TopSelector(0.2, None))
+    selector = replace(selector, first=StratifiedSelector(0.5, None, "length", 2, "equal"))
+    lengths = np.arange(len(ids))
+    found = selector.select(evidence(ids, response_tokens=lengths), 25, scores)
+    assert "first_strata" in found.facts
 
 
 def test_needs_are_those_of_both():

@@ -20,6 +20,7 @@ from gradfiltering.config.plain_options import (
     refuse_non_finite,
     runs_on_one_cpu,
 )
+from gradfiltering.distributed.process_group import silence_lightning
 from gradfiltering.errors import UserError
 from gradfiltering.experiment.parts import STAGES, Experiment, JudgingParts, ProxyParts, Stage, TargetParts
 
@@ -153,6 +154,7 @@ def build_trainer_builder(cfg: DictConfig) -> "Callable[..., L.Trainer]":
     check_trainer_options(cfg)
 
     def build_trainer(**trainer_options: Any) -> "L.Trainer":
+        silence_lightning()
         trainer_builder: Callable[..., L.Trainer] = build(cfg.trainer)
         return trainer_builder(**trainer_options)
 

@@ -132,6 +132,18 @@ def _counting_as_one_process() -> Iterator[None]:
         _working_alone = False
 
 
+def silence_lightning() -> None:
+    """Keep Lightning from printing devices and advice; errors and warnings stay.
+
+    It is imported first, as it sets the level of its loggers then.
+    """
+    import lightning.fabric
+    import lightning.pytorch
+
+    for library in (lightning.pytorch, lightning.fabric):
+        logging.getLogger(library.__name__).setLevel(logging.WARNING)
+
+
 def try_trainer(build_trainer: TrainerBuilder) -> "L.Trainer":
     """Build a trainer without a logger, to see its device and strategy; Lightning prints less from then on.
 
@@ -140,8 +152,7 @@ def try_trainer(build_trainer: TrainerBuilder) -> "L.Trainer":
     """
     import lightning
 
-    for library_name in ("lightning.pytorch", "lightning.fabric"):  # they print devices and advice
-        logging.getLogger(library_name).setLevel(logging.WARNING)
+    silence_lightning()
     try:
         return build_trainer(logger=False)
     except (ValueError, TypeError, RuntimeError, ImportError) as trainer_error:  # Lightning's own errors are of these

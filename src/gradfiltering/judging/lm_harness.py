@@ -119,6 +119,7 @@ def load_tuned_model(run_folder: Path, model_name: str, device_name: str) -> Lan
         precision=model_options["precision"],
         attention=model_options["attention"],
         trust_remote_code=model_options.get("trust_remote_code", False),
+        quantization=model_options.get("quantization"),  # the weights that the adapter was trained on
     )
     language_model, device = load_on_device(base_model, device_name)
     tuned_model: Any = load_adapter(language_model.model, adapter_folder)

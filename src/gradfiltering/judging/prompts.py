@@ -274,7 +274,7 @@ def _read_own_prompt(row_location: str, row_index: int, prompt_row: Mapping[str,
         raise UserError(f"{row_location}: has both output and reference; give the reference answer under one of them")
     return Prompt(
         prompt_set="file",
-        prompt_id=str(prompt_row.get("id", row_index)),
+        prompt_id=str(row_index if prompt_row.get("id") in (None, "") else prompt_row["id"]),
         instruction=_read_question(row_location, prompt_row, question_fields[0]),
         input=_read_text(row_location, prompt_row, "input") if prompt_row.get("input") is not None else "",
         reference=_read_text(row_location, prompt_row, reference_fields[0]) if reference_fields else None,

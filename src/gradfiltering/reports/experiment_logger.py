@@ -115,8 +115,6 @@ def silence_libraries() -> None:
     import transformers
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for library_name in ("lightning.pytorch", "lightning.fabric"):  # they print devices and advice
-        logging.getLogger(library_name).setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()

@@ -12,6 +12,7 @@ from gradfiltering.errors import UserError
 from gradfiltering.reports.paper_tables import PaperTable
 from gradfiltering.reports.seed_tables import (
     CONFIDENCE,
+    LOSS_NAMES,
     describe_correction,
     group_by_setting,
     group_draws,
@@ -107,19 +108,19 @@ def compare_settings(
         first_jobs, second_jobs: their jobs by seed.
     """
     pairs = [(first_jobs[seed], second_jobs[seed]) for seed in sorted(first_jobs.keys() & second_jobs.keys())]
-    losses = [
-        (_read_heldout_loss(first_job), _read_heldout_loss(second_job))
+    results = [
+        (first_job.candidate_result, second_job.candidate_result)
         for first_job, second_job in pairs
         if _share_rows(first_job, second_job)
     ]
-    differences = [
-        first_loss - second_loss
-        for first_loss, second_loss in losses
-        if first_loss is not None and second_loss is not None
-    ]
-    if len(differences) >= LEAST_SEEDS:
-        estimate = estimate_mean_value(differences, CONFIDENCE)
-        yield MethodComparison(first, second, "held-out loss", estimate)
+    for weighting, name in LOSS_NAMES.items():
+        differences = [
+            first_result[weighting] - second_result[weighting]
+            for first_result, second_result in results
+            if first_result.get(weighting) is not None and second_result.get(weighting) is not None
+        ]
+        if len(differences) >= LEAST_SEEDS:
+            yield MethodComparison(first, second, name, estimate_mean_value(differences, CONFIDENCE))
     for family, baselines in group_draws([job for pair in pairs for job in pair]).items():
         outcomes = [_subtract_outcomes(first_job, second_job, baselines) for first_job, second_job in pairs]
         known_outcomes = [draws for draws in outcomes if draws]
@@ -135,10 +136,6 @@ def _share_rows(first_job: SweepJob, second_job: SweepJob) -> bool:
         and first_job.options("target").get("base_model") == second_job.options("target").get("base_model")
         and first_job.target_model == second_job.target_model
     )
-
-
-def _read_heldout_loss(sweep_job: SweepJob) -> float | None:
-    return sweep_job.candidate_result.get("heldout_loss")
 
 
 def _subtract_outcomes(

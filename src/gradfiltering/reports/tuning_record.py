@@ -7,6 +7,7 @@ makes a comparison unfair: unequal numbers of settings tried, a setting that was
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ from gradfiltering.runs.files import hash_key, write_json
 TUNING_FILE = "tuning.json"
 # Parts of the configuration that make up a method's setting, and options in them that do not count as tuned.
 SETTING_PARTS = ("scorer", "selector", "ensemble", "epochs", "adaptive", "projection", "embeddings", "proxy", "target")
-OPTIONS_NOT_TUNED = ("selector.fraction", "selector.count", "target.max_new_tokens")
+OPTIONS_NOT_TUNED = ("target.max_new_tokens",)
+BUDGET_PATTERN = re.compile(r"selector\.((second|inner)\.)*(fraction|count)")  # a first cut's share is a setting
 DATASET_OPTIONS = ("name", "config", "split")  # that say which rows of the hub a data source reads
 GENERATED_ROWS = ("TaskSource", "CurriculumSource")  # rows that each seed generates anew
 METHODS_WITHOUT_SETTINGS = ("random", "selector random", "selector full")
@@ -243,7 +245,8 @@ def digest_setting(config: Mapping[str, Any]) -> str:
 
 
 def _is_not_tuned(name: str) -> bool:
-    return name in OPTIONS_NOT_TUNED or name.rpartition(".")[2] == "seed"
+    is_budget = BUDGET_PATTERN.fullmatch(name) is not None
+    return is_budget or name in OPTIONS_NOT_TUNED or name.rpartition(".")[2] == "seed"
 
 
 def _flatten(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:

@@ -117,6 +117,7 @@ def describe_verdict(evidence: VerdictEvidence, jobs: Sequence[SweepJob]) -> dic
         "seeds": evidence.seeds,
         "loss_difference": _to_json(evidence.loss_difference),
         "token_loss_difference": _to_json(evidence.token_loss_difference),
+        "loss_is_contradicted": evidence.is_loss_contradicted,
         "winning_score": _to_json(evidence.winning_score),
         "failed": [asdict(count) for count in evidence.failed],
         "settings": evidence.settings,

@@ -13,7 +13,10 @@ from gradfiltering.selectors.top import TopSelector
 
 @options
 class TwoStageSelector(Budget):
-    """Select by `second` among the rows that `first` selected; both budgets count all rows.
+    """Select by `second` among the rows that `first` selected.
+
+    The budget of the whole counts all rows. That of `first` counts the rows that can be selected, so that 0.7 of them
+    are left after the first cut, however many others are held out, dropped or without a score.
 
     With `scorer=ifd`, the top fifth and then facility location this is Superfiltering.D (Li et al.,
     ACL 2024, sec. 5).
@@ -38,7 +41,7 @@ class TwoStageSelector(Budget):
         return self.first.uses_scores or self.second.uses_scores
 
     def budget_rows(self, total_rows: int) -> int:
-        """Return the budget, which must lie within the first cut.
+        """Return the budget, which must lie within the first cut of as many rows.
 
         Raises:
             UserError: it does not, or the second selector has another budget.
@@ -54,14 +57,19 @@ class TwoStageSelector(Budget):
         return check_inner_budget("second", self.second, row_count, total_rows)
 
     def select(self, evidence: Evidence, total_rows: int, scores: Scores | None) -> Selection:
-        """Select twice; facts about both selections are kept."""
-        wide_cut = self.first.select(evidence, total_rows, scores)
+        """Select twice; facts about the first cut are named `first_…`."""
+        selectable_rows = len(evidence.example_ids if scores is None else scores.example_ids)
+        wide_cut = self.first.select(evidence, selectable_rows, scores)
         wide_scores = None if scores is None else scores.select_rows(wide_cut.example_ids)
         wide_evidence = evidence.select_rows(wide_cut.example_ids)
         narrow_cut = self.second.select(wide_evidence, total_rows, wide_scores)
         return Selection(
             narrow_cut.example_ids,
-            {**wide_cut.facts, **narrow_cut.facts, "first_selected": len(wide_cut.example_ids)},
+            {
+                **{f"first_{name}": fact for name, fact in wide_cut.facts.items()},
+                **narrow_cut.facts,
+                "first_selected": len(wide_cut.example_ids),
+            },
             narrow_cut.trace,
             narrow_cut.stopped or wide_cut.stopped,
         )

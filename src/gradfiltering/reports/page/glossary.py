@@ -9,7 +9,7 @@ TERMS = {
     "PWS": "Pairwise winning score: 1 is on a par, above 1 the model trained on the selected rows gives the better "
     "answers more often, 2 would be always.",
     "held-out loss": "How badly the trained model predicts answers of rows that it never saw, in nats per token. "
-    "Lower is better.",
+    "Lower is better. A mean over rows; by tokens, each of their tokens counts the same instead.",
     "random rows": "As many rows, drawn by chance. A selection is worth something only if it beats them.",
     "proxy": "The small model that the rows are scored with. The model you train in the end may be another one.",
     "ensemble": "Several small adapters trained on the same rows, each from a start of its own.",

@@ -63,7 +63,8 @@ class Factor:
 def find_best_setting(verdicts: Mapping[str, Mapping[str, Any]]) -> BestSetting | None:
     """Find the setting with the best verdict and, of those, the best measures; None where none was measured.
 
-    The held-out loss against random rows decides among equal verdicts, where it was not measured the winning score.
+    The held-out loss against random rows decides among equal verdicts, where it was not measured the winning score. A
+    loss that the mean over tokens contradicts counts as not measured.
     """
     measured = {
         setting: verdict
@@ -72,15 +73,14 @@ def find_best_setting(verdicts: Mapping[str, Mapping[str, Any]]) -> BestSetting 
     }
     if not measured:
         return None
-    has_losses = any(verdict.get("loss_difference") for verdict in measured.values())
+    has_losses = any(_counted_loss(verdict) for verdict in measured.values())
 
     def order(setting: str) -> tuple[int, float]:
         verdict = measured[setting]
-        loss, score = verdict.get("loss_difference"), verdict.get("winning_score")
+        loss, score = _counted_loss(verdict), verdict.get("winning_score")
         if has_losses:
             return VERDICT_ORDER.index(verdict["verdict"]), loss["value"] if loss else np.inf
-        assert score is not None
-        return VERDICT_ORDER.index(verdict["verdict"]), -score["value"]
+        return VERDICT_ORDER.index(verdict["verdict"]), -score["value"] if score else np.inf
 
     best_setting = min(measured, key=order)
     verdict = measured[best_setting]
@@ -99,8 +99,15 @@ def find_best_setting(verdicts: Mapping[str, Mapping[str, Any]]) -> BestSetting 
     )
 
 
+def _counted_loss(verdict: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return a verdict's loss difference; None where there is none, or the mean over tokens contradicts it."""
+    return None if verdict.get("loss_is_contradicted") else verdict.get("loss_difference")
+
+
 def _caution_against(best_setting: str, measured: Mapping[str, Mapping[str, Any]], measure: str) -> str:
     """Say which other settings the interval of the best one cannot be told from."""
+    if measured[best_setting].get("loss_is_contradicted"):
+        return "Its held-out loss does not count: the means over rows and over tokens contradict each other"
     best = measured[best_setting][measure]
     others = [verdict[measure] for name, verdict in measured.items() if name != best_setting and verdict.get(measure)]
     if not others:
