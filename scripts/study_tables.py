@@ -33,6 +33,7 @@ import numpy as np
 import pandas as pd
 
 from gradfiltering.judging.prompts import is_heldout_set
+from gradfiltering.reports.screen import HELD_OUT
 from gradfiltering.reports.seed_tables import CONFIDENCE, LOSS_NAMES, LossWeighting, SeedRow, measure_setting
 from gradfiltering.reports.sweep_jobs import INDIFFERENT_OPTIONS, SweepJob, option_name, read_jobs
 from gradfiltering.runs.gradient_log import partition_folder
@@ -275,7 +276,10 @@ def is_random_draw(model_name: str) -> bool:
 def read_recalls(job: SweepJob) -> dict[str, float]:
     """Read the share of each task's rows that was chosen, less that of all rows."""
     shares = job.diagnostics.get("sources", {}).get("share", {})
-    chosen_share = (0 if job.selected_ids is None else len(job.selected_ids)) / max(job.row_count, 1)
+    reasons = job.summary.get("data", {}).get("unscored_reasons", {})
+    heldout_rows = sum(count for reason, count in reasons.items() if reason.startswith(HELD_OUT))
+    pool_rows = min(job.counted_rows, job.row_count - heldout_rows)
+    chosen_share = (0 if job.selected_ids is None else len(job.selected_ids)) / max(pool_rows, 1)
     return {task: chosen_share * (share["selected"] / share["pool"] - 1) for task, share in shares.items()}
 
 

@@ -63,6 +63,15 @@ def test_the_command_takes_another_scorer_and_selector(run_folder, tmp_path, cap
     assert "6 of 24 rows selected by raw_drop" in capsys.readouterr().out
 
 
+def test_fewer_rows_than_the_budget_has_are_warned_of(run_folder, tmp_path):
+    source = shutil.copytree(run_folder, tmp_path / "run")
+    with_others = summary(source) | {"counted_rows": 30}  # six rows more, which the log lacks
+    (source / "summary.json").write_text(json.dumps(with_others), "utf-8")
+    select_from_log(source, tmp_path / "all", ["selector=top", "selector.fraction=1", "report.page=false"])
+    (warning,) = [text for text in summary(tmp_path / "all")["diagnostics"]["warnings"] if "budget" in text]
+    assert warning.startswith("the budget is 30 rows and 24 were selected: no more rows can be scored")
+
+
 def test_single_options_leave_the_rest_as_in_the_run(run_folder, tmp_path):
     select_from_log(run_folder, tmp_path / "drop", ["scorer=raw_drop", "selector.fraction=0.5", "report.page=false"])
     select_from_log(tmp_path / "drop", tmp_path / "again", ["scorer.epsilon=7", "report.page=false"])

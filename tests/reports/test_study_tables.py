@@ -144,6 +144,13 @@ def test_tasks_are_held_against_the_mean_of_the_random_draws(tmp_path, read):
     assert recalls["all jobs"]["maths: share of its rows chosen − that of all rows"] == "-0.250"
     cosines, _ = read("tasks", 2)
     assert cosines["all jobs"]["code, maths"] == "0.500"  # 0 in one member, 1 in the other
+    summary = json.loads((path / "summary.json").read_text("utf-8"))
+    summary["data"] |= {"unscored_reasons": {"held out: to measure the loss": 2, "no question": 1}}
+    (path / "summary.json").write_text(json.dumps(summary), "utf-8")
+    recalls, _ = read("tasks", 1)
+    assert (
+        recalls["all jobs"]["code: share of its rows chosen − that of all rows"] == "0.500"
+    )  # of 2 that can be chosen
 
 
 def test_kinds_are_counted_against_their_share_of_the_pool(tmp_path, read):

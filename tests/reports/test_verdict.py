@@ -234,6 +234,17 @@ def test_a_loss_that_goes_with_the_length_of_answers_does_not_count(tmp_path, lo
     assert verdict["token_loss_difference"]["value"] == pytest.approx(token_loss + 0.01 - 1.7)
 
 
+def test_a_mean_over_tokens_that_some_seeds_lack_is_not_asked(tmp_path):
+    for seed in range(4):
+        seed_job(tmp_path, seed, "gsnr", seed, 0.95, 1.5 + 0.01 * seed)
+        target = json.loads((tmp_path / str(seed) / "summary.json").read_text("utf-8"))["target"]
+        for name, result in target.items() if seed else ():
+            result["heldout_token_loss"] = 2.0 + 0.01 * seed if name == "candidate" else 1.7
+        change_summary(tmp_path / str(seed), target=target)
+    (verdict,) = judge_settings(read_jobs(tmp_path), set()).values()
+    assert verdict["verdict"] == "use it" and verdict["token_loss_difference"] is None
+
+
 def test_a_sweep_of_one_setting_prints_its_verdict_and_command(tmp_path):
     for seed in range(2):
         seed_job(tmp_path, seed, "gsnr", seed, 0.9, 1.5)

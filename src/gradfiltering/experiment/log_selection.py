@@ -32,7 +32,7 @@ from gradfiltering.runs.run_folder import (
 from gradfiltering.runs.run_lock import hold_run_folder
 from gradfiltering.runs.stages import StageRunner
 from gradfiltering.scorers.base import Scorer
-from gradfiltering.selectors.base import Selector
+from gradfiltering.selectors.base import Selector, shortfall_warnings
 from gradfiltering.shards.database import StoredColumns, open_database, read_file
 from gradfiltering.shards.scoring import ComparedLog, ScoredLog, check_requests, score_log, write_ranked_scores
 from gradfiltering.shards.selection import (
@@ -202,6 +202,8 @@ def _run_stages(opened: _OpenSelection, stages: StageRunner, source_summary: Map
     counts = {"unscored": len(unscored), "unscored_reasons": reasons} if source_summary else {}
     stages.add_to_summary(data={**stages.summary["data"], **counts})
     selection = stages.run("select", _select, opened, scored_log)
+    budget_rows = job.selector.budget_rows(opened.total_rows)
+    stages.add_warnings(shortfall_warnings(budget_rows, selection.row_count, selection.stopped))
     stages.add_to_summary(
         selection={
             "scorer": job.choices["scorer"],
@@ -256,7 +258,7 @@ def _select(opened: _OpenSelection, scored_log: ScoredLog) -> StoredSelection:
     assert scores is not None, "the rows were scored before"
     selected_ids = np.asarray(in_memory.example_ids, dtype=np.int64)
     opened.folder.write_subset(selected_ids, scores.set_index("example_id")["score"].reindex(selected_ids).to_numpy())
-    return StoredSelection(opened.folder.path / SUBSET_FILE, len(selected_ids), in_memory.facts)
+    return StoredSelection(opened.folder.path / SUBSET_FILE, len(selected_ids), in_memory.facts, in_memory.stopped)
 
 
 def _diagnose(

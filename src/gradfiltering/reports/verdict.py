@@ -84,11 +84,15 @@ def judge_settings(sweep_jobs: Sequence[SweepJob], varying_options: set[str]) ->
 def collect_evidence(jobs: Sequence[SweepJob]) -> VerdictEvidence:
     """Collect what a verdict rests on, from runs that differ in nothing but their seed."""
     arm = find_random_arm(jobs)
+    loss_difference = estimate_loss_difference(jobs, arm, "heldout_loss")
+    token_loss_difference = estimate_loss_difference(jobs, arm, "heldout_token_loss")
+    if loss_difference and token_loss_difference and loss_difference.seeds != token_loss_difference.seeds:
+        token_loss_difference = None  # some of the runs are of versions that did not measure it
     failed_counts = Counter(failure for job in jobs for failure in _read_failures(job.diagnostics))
     return VerdictEvidence(
         seeds=len(jobs),
-        loss_difference=estimate_loss_difference(jobs, arm, "heldout_loss"),
-        token_loss_difference=estimate_loss_difference(jobs, arm, "heldout_token_loss"),
+        loss_difference=loss_difference,
+        token_loss_difference=token_loss_difference,
         winning_score=estimate_winning_score(jobs, arm),
         failed=[DiagnosticCount(name, forbids_use, seeds) for (name, forbids_use), seeds in failed_counts.items()],
     )

@@ -18,7 +18,8 @@ class PromptedLikelihood(Scorer):
 
     L is the loss of the response given its prompt, in the template that the run trains with, A that of the response
     alone, both under the base model. Noise and wrong answers are unlikely (a high L); an answer to another question is
-    likely by itself, and no likelier for the question (a low (A − L)/A). It trains nothing: two forward passes.
+    likely by itself, and no likelier for the question (a low (A − L)/A). It trains nothing: two forward passes. Of a
+    conversation L is the loss of all answers and A that of the first alone.
 
     Attributes:
         agreement: w, the weight of how much the prompt helps, in [0, 1].

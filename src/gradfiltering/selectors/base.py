@@ -150,14 +150,11 @@ class Budget:
         return min(self.budget_rows(total_rows), available_rows)
 
 
-def shortfall_warnings(budget_rows: int, selection: Selection) -> list[str]:
-    """Warn where fewer rows were selected than the budget has."""
-    selected_rows = len(selection.example_ids)
+def shortfall_warnings(budget_rows: int, selected_rows: int, stopped: str | None) -> list[str]:
+    """Warn where fewer rows were selected than the budget has, with the selector's own reason if it has one."""
     if selected_rows >= budget_rows:
         return []
-    reason = selection.stopped or (
-        "no more rows can be scored (unscored.parquet says why); mend those rows, or ask for fewer"
-    )
+    reason = stopped or ("no more rows can be scored (unscored.parquet says why); mend those rows, or ask for fewer")
     return [f"the budget is {budget_rows} rows and {selected_rows} were selected: {reason}"]
 
 

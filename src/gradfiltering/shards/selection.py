@@ -28,11 +28,13 @@ class StoredSelection:
         subset_file: `example_id`, ascending, and `score`.
         row_count: how many they are.
         facts: numbers about the selection by name.
+        stopped: why fewer rows than asked for were selected, in words; None where the selector says nothing of it.
     """
 
     subset_file: Path
     row_count: int
     facts: dict[str, Any]
+    stopped: str | None = None
 
 
 def find_strata(selector: Selector) -> Strata | None:

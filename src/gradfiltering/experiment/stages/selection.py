@@ -31,7 +31,8 @@ def write_selection(
     write_subset(run.folder, rows.dataset, selection.example_ids, scores, selection.trace, experiment.export)
     run.stages.add_warnings(warn_of_export(rows.dataset, selection.example_ids, experiment.export))
     run.stages.add_to_summary(selection=selection.summary(experiment.choices, total_rows, scores))
-    run.stages.add_warnings(shortfall_warnings(experiment.method.budget_rows(total_rows), selection))
+    budget_rows = experiment.method.budget_rows(total_rows)
+    run.stages.add_warnings(shortfall_warnings(budget_rows, len(selection.example_ids), selection.stopped))
     selected_ids, limits = selection.example_ids, experiment.limits
     base_losses = rows.evidence.results.get(BaseModelLosses())
     for findings in (
