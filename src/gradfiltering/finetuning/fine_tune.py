@@ -375,12 +375,12 @@ def average_losses_by_token(trained_model: TrainedModel, heldout: Examples | Non
         heldout: the held-out rows that the model was measured on; None where nothing is held out.
 
     Returns:
-        Mean at the end of training; None where nothing is held out, and for preference rows, whose loss is that of a
-        pair of answers.
+        Mean at the end of training; None where nothing is held out or no losses of rows were kept, and for preference
+        rows, whose loss is that of a pair of answers.
     """
-    if heldout is None or heldout.is_paired:
-        return None
     row_losses = read_heldout_losses(trained_model)
+    if heldout is None or heldout.is_paired or not row_losses:
+        return None
     losses = np.array([row_losses[example_id] for example_id in heldout.example_ids.tolist()])
     return float(np.average(losses, weights=heldout.response_tokens))
 
