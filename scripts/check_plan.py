@@ -54,15 +54,15 @@ def run_child(overrides: list[str], counts_operations: bool) -> None:
     """Run one experiment in this process; with the counter, each stage's operations replace its own estimate."""
     from gradfiltering import run_experiment
     from gradfiltering.runs.stages import StageRunner
-    from tests.support.operation_counter import operation_counter
+    from tests.support.operation_counter import OperationCounter
 
     run_stage = StageRunner.run
 
     def run_counted(runner: Any, stage_name: str, function: Any, *arguments: Any, **keywords: Any) -> Any:
-        counter = operation_counter()
+        counter = OperationCounter()
         with counter:
             result = run_stage(runner, stage_name, function, *arguments, **keywords)
-        runner.summary["cost"][stage_name]["counted"] = counter.get_total_flops()
+        runner.summary["cost"][stage_name]["counted"] = counter.operations
         return result
 
     with patch.object(StageRunner, "run", run_counted if counts_operations else run_stage):

@@ -18,7 +18,7 @@ from gradfiltering.models.causal_model import head_token_losses, split_model, to
 from gradfiltering.models.lora import LoraSettings
 from gradfiltering.models.objectives import ResponseNLL
 from tests.reference.gradients import loop_gradients, norm
-from tests.support.operation_counter import operation_counter
+from tests.support.operation_counter import OperationCounter
 from tests.support.small_models import FixedLogits
 
 RTOL = 1e-9
@@ -165,12 +165,12 @@ def test_losses_that_go_nowhere_make_no_gradient_of_the_head(mode):
     torch.manual_seed(0)
     hidden, weight, labels = torch.randn(3, 7, 5), torch.randn(11, 5), torch.randint(0, 11, (3, 7))
     product = 2 * 3 * 6 * 5 * 11
-    with operation_counter() as counter:
+    with OperationCounter() as counter:
         learned = head_token_losses(hidden.clone().requires_grad_(), labels, weight, None)
-    assert counter.get_total_flops() == 2 * product
-    with mode(), operation_counter() as counter:
+    assert counter.operations == 2 * product
+    with mode(), OperationCounter() as counter:
         losses = head_token_losses(hidden, labels, weight, None)
-    assert counter.get_total_flops() == product
+    assert counter.operations == product
     torch.testing.assert_close(losses, learned.detach(), rtol=0, atol=0)
 
 

@@ -18,7 +18,7 @@ from gradfiltering.planning.operations import (
     gradient_operations,
     loss_operations,
 )
-from tests.support.operation_counter import operation_counter
+from tests.support.operation_counter import OperationCounter
 
 MEMBERS, ROWS, TOKENS, RESPONSE = 3, 4, 40, 13
 COUNTS = TokenCounts(ROWS, ROWS * TOKENS, ROWS * TOKENS, ROWS * TOKENS**2, ROWS * RESPONSE, 1)
@@ -51,8 +51,8 @@ def random_batch(members=None):
 
 
 def assert_close(planned, counter, tolerance=0.01):
-    assert counter.get_total_flops() > 1e6
-    assert planned == pytest.approx(counter.get_total_flops(), rel=tolerance)
+    assert counter.operations > 1e6
+    assert planned == pytest.approx(counter.operations, rel=tolerance)
 
 
 def attach(base_model, **changes):
@@ -66,7 +66,7 @@ def test_gradients_of_members(base_model, with_mean_gradient):
     model, adapters = attach(base_model)
     engine = FusedEngine(model, ResponseNLL(), 10**6)
     engine.to(CPU)
-    with operation_counter() as counter:
+    with OperationCounter() as counter:
         engine.measure(adapters, random_batch(MEMBERS), with_mean_gradient)
     assert_close(gradient_operations(read_shape(model), COUNTS.times(MEMBERS)), counter)
 
@@ -76,7 +76,7 @@ def test_gradients_with_chunks_of_one_row(base_model):
     engine = FusedEngine(model, ResponseNLL(), TOKENS)
     engine.to(CPU)
     engine.measure(adapters, random_batch(MEMBERS), True)
-    with operation_counter() as counter:
+    with OperationCounter() as counter:
         engine.measure(adapters, random_batch(MEMBERS), True)
     assert_close(gradient_operations(read_shape(model), COUNTS.times(MEMBERS)), counter)
 
@@ -88,7 +88,7 @@ def test_gradients_of_the_upper_layers_alone(base_model):
     engine.to(CPU)
     assert engine.prefix is not None and read_shape(model).first_adapted_layer == 2
     shape, counts = read_shape(model), COUNTS.times(MEMBERS)
-    with operation_counter() as counter:
+    with OperationCounter() as counter:
         engine.measure(adapters, random_batch(), True)
     frozen = frozen_operations(shape, counts)
     assert_close(gradient_operations(shape, counts) - frozen + frozen // MEMBERS, counter)
@@ -99,7 +99,7 @@ def test_gradients_of_some_matrices(base_model):
     model, adapters = attach(base_model, target_modules=names)
     engine = FusedEngine(model, ResponseNLL(), 10**6)
     engine.to(CPU)
-    with operation_counter() as counter:
+    with OperationCounter() as counter:
         engine.measure(adapters, random_batch(MEMBERS), True)
     # In the first layer keys and values need no gradient, which is not looked at.
     assert_close(gradient_operations(read_shape(model), COUNTS.times(MEMBERS)), counter, tolerance=0.02)
@@ -107,7 +107,7 @@ def test_gradients_of_some_matrices(base_model):
 
 def test_losses_of_the_base_model(base_model):
     causal_model = split_model(base_model)
-    with torch.inference_mode(), operation_counter() as counter:
+    with torch.inference_mode(), OperationCounter() as counter:
         ResponseNLL()(causal_model, random_batch())
     assert_close(loss_operations(read_shape(base_model), COUNTS), counter)
 
@@ -115,7 +115,7 @@ def test_losses_of_the_base_model(base_model):
 def test_a_step_of_the_target(base_model):
     model, _ = attach(base_model)
     causal_model = split_model(model)
-    with operation_counter() as counter:
+    with OperationCounter() as counter:
         ResponseNLL()(causal_model, random_batch()).sum().backward()
     # The fused attention of a CPU computes the scores once more in its backward.
     assert_close(gradient_operations(read_shape(model), COUNTS), counter, tolerance=0.03)
@@ -133,7 +133,7 @@ def test_answers(base_model, new_tokens):
     model, _ = attach(base_model)
     prompts = random_batch().input_ids
     options = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0}
-    with torch.no_grad(), operation_counter() as counter:
+    with torch.no_grad(), OperationCounter() as counter:
         model.generate(input_ids=prompts, attention_mask=torch.ones_like(prompts), **options)
     assert_close(generation_operations(read_shape(model), COUNTS, ROWS, new_tokens), counter)
 
@@ -142,7 +142,7 @@ def test_all_logits_of_the_vmap_engine(base_model):
     model, adapters = attach(base_model)
     engine = VmapEngine(model, ResponseNLL(), 10**6)
     engine.to(CPU)
-    with operation_counter() as counter:
+    with OperationCounter() as counter:
         engine.measure(adapters, random_batch(MEMBERS), True)
     assert_close(gradient_operations(read_shape(model), COUNTS.times(MEMBERS), responses_only=False), counter, 0.05)
 

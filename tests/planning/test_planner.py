@@ -37,7 +37,7 @@ from gradfiltering.requests import (
     ResponseLosses,
     TaskGradients,
 )
-from tests.support.operation_counter import operation_counter
+from tests.support.operation_counter import OperationCounter
 from tests.support.plans import LORA, RATES, WANTED, plan_request, steady_machine
 from tests.support.small_ensembles import small_ensemble
 
@@ -99,9 +99,9 @@ def test_operations_are_those_of_the_work(context, requests, changes):
         context = replace(context, examples=few_rows)
     plan = plan_run(plan_request(context, *requests), NO_PLAN)
     assert plan.seconds is None and plan.calibration_seconds == 0, "such short work is not timed"
-    with operation_counter() as counter:
+    with OperationCounter() as counter:
         measure_evidence(requests, context)
-    assert plan.operations == pytest.approx(counter.get_total_flops(), rel=0.05)
+    assert plan.operations == pytest.approx(counter.operations, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -182,10 +182,10 @@ def test_the_extra_member_of_the_heldout_loss_is_planned(context):
     request = replace(plan_request(context, GradientLog()), heldout_member=HeldoutMember())
     plan = plan_run(request, NO_PLAN)
     measure_evidence([GradientLog()], context)
-    with operation_counter() as counter:
+    with OperationCounter() as counter:
         measure_heldout_member(context, HeldoutMember().split(context.examples, False, context.seed))
     planned = {stage.name: stage.operations for stage in plan.stages}
-    assert planned["heldout_member"] == pytest.approx(counter.get_total_flops(), rel=0.05)
+    assert planned["heldout_member"] == pytest.approx(counter.operations, rel=0.05)
 
 
 def test_one_member_more_is_all_that_is_planned(context):
@@ -195,9 +195,9 @@ def test_one_member_more_is_all_that_is_planned(context):
     descriptions = {item.description: item.reused for stage in plan.stages for item in stage.work}
     assert descriptions["training of 3 members, epochs 1 to 2"] is True
     assert descriptions["training of 1 member, epochs 1 to 2"] is False
-    with operation_counter() as counter:
+    with OperationCounter() as counter:
         measure_evidence([GradientLog()], larger)
-    assert plan.operations == pytest.approx(counter.get_total_flops(), rel=0.05)
+    assert plan.operations == pytest.approx(counter.operations, rel=0.05)
 
 
 def test_a_wanted_plan_is_timed_and_names_memory_and_disk(context):
@@ -393,10 +393,10 @@ def test_frozen_layers_are_due_for_the_extra_member_of_a_cached_ensemble(context
     plan = plan_run(request, NO_PLAN)
     frozen = [piece for stage in plan.stages for piece in stage.work if piece.description.startswith("frozen layers")]
     assert [(piece.stage, piece.reused) for piece in frozen] == [("heldout_member", False)]
-    with operation_counter() as counter:
+    with OperationCounter() as counter:
         measure_heldout_member(changed, HeldoutMember().split(changed.examples, False, changed.seed))
     planned = {stage.name: stage.operations for stage in plan.stages}
-    assert planned["heldout_member"] == pytest.approx(counter.get_total_flops(), rel=0.05)
+    assert planned["heldout_member"] == pytest.approx(counter.operations, rel=0.05)
 
 
 def test_a_gpu_keeps_frozen_layers_for_the_later_stages(context, monkeypatch):

@@ -38,11 +38,21 @@ def test_the_first_cut_is_a_share_of_the_rows_that_can_be_selected(ids, scores, 
 
 
 def test_facts_of_both_cuts_are_kept(ids, scores, evidence):
-    selector = make(second=TopSelector(0.2, None))
-    selector = replace(selector, first=StratifiedSelector(0.5, None, "length", 2, "equal"))
-    lengths = np.arange(len(ids))
-    found = selector.select(evidence(ids, response_tokens=lengths), 25, scores)
-    assert "first_strata" in found.facts
+    by_length = StratifiedSelector(0.5, None, "length", 2, "equal")
+    selector = replace(make(second=replace(by_length, fraction=0.2)), first=by_length)
+    found = selector.select(evidence(ids, response_tokens=np.arange(len(ids))), 25, scores)
+    selected = [
+        sum(stratum["selected"] for stratum in found.facts[name].values()) for name in ("first_strata", "strata")
+    ]
+    assert selected == [found.facts["first_selected"], len(found.example_ids)] == [11, 5]
+
+
+def test_a_first_cut_that_leaves_fewer_rows_than_the_budget_says_so(ids, scores, evidence):
+    selector = TwoStageSelector(0.5, None, TopSelector(0.5, None), RandomSelector(0.5, None))
+    found = selector.select(evidence(ids), 25, scores)
+    assert len(found.example_ids) == 11 and selector.budget_rows(25) == 13
+    assert found.stopped == "the first cut leaves 11 rows; raise its budget"
+    assert selector.select(evidence(ids), len(ids), scores).stopped is None
 
 
 def test_needs_are_those_of_both():

@@ -29,13 +29,13 @@ FORMULAS = {
 
 
 class OperationCounter(TorchDispatchMode):
-    """Counts all operations together, with the formulas of `torch.utils.flop_counter`.
+    """Counts operations within a `with` block, two for a multiplication and an addition.
 
-    PyTorch's own counter spends several times as long on operations that it does not count: it tries to take each of
-    them apart. Here only those are that consist of others.
+    The formulas are those of `torch.utils.flop_counter`, whose own counter is slower: it tries to take apart every
+    operation that it has no formula for. This one takes apart only those that PyTorch defines by others.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.operations = 0
         self._is_composite: dict[Any, bool] = {}
@@ -55,12 +55,3 @@ class OperationCounter(TorchDispatchMode):
         if operation not in self._is_composite:
             self._is_composite[operation] = operation._can_decompose()
         return self._is_composite[operation]
-
-    def get_total_flops(self) -> int:
-        """Operations so far, two for a multiplication and an addition."""
-        return self.operations
-
-
-def operation_counter() -> OperationCounter:
-    """Return a counter; it counts within a `with` block."""
-    return OperationCounter()

@@ -63,6 +63,9 @@ class TwoStageSelector(Budget):
         wide_scores = None if scores is None else scores.select_rows(wide_cut.example_ids)
         wide_evidence = evidence.select_rows(wide_cut.example_ids)
         narrow_cut = self.second.select(wide_evidence, total_rows, wide_scores)
+        stopped = narrow_cut.stopped or wide_cut.stopped
+        if len(wide_cut.example_ids) < super().budget_rows(total_rows):
+            stopped = stopped or f"the first cut leaves {len(wide_cut.example_ids)} rows; raise its budget"
         return Selection(
             narrow_cut.example_ids,
             {
@@ -71,5 +74,5 @@ class TwoStageSelector(Budget):
                 "first_selected": len(wide_cut.example_ids),
             },
             narrow_cut.trace,
-            narrow_cut.stopped or wide_cut.stopped,
+            stopped,
         )
