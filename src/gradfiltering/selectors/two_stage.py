@@ -41,7 +41,7 @@ class TwoStageSelector(Budget):
         return self.first.uses_scores or self.second.uses_scores
 
     def budget_rows(self, total_rows: int) -> int:
-        """Return the budget, which must lie within the first cut of as many rows.
+        """Return the budget, which must be no more than the first cut would leave of all rows.
 
         Raises:
             UserError: it does not, or the second selector has another budget.
